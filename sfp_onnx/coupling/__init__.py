@@ -1,0 +1,17 @@
+"""Who can only leave with whom, what cannot leave, and why. No operator names here: rules state facts, this reads them."""
+
+from ..graph import Prepared
+from ..records import Coupling
+from .resolve import resolve
+from .state import state
+
+__all__ = ["couple"]
+
+
+def couple(prepared: Prepared) -> Coupling:
+    """Label every tensor, resolve the labels to units, and form groups.
+
+    Raises:
+        ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
+    """
+    return resolve(state(prepared), prepared)

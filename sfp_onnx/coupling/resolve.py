@@ -1,0 +1,229 @@
+"""From facts to numbered units and groups.
+
+Ties are united, exclusive choices are resolved in favour of the most units, tensors are made rectangular (whole rows or whole
+columns of labels leave), and the classes that remain removable are numbered group by group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..graph import Prepared
+from ..labels import FIXED, Labels, compact, components, varying
+from ..records import Affine, AxisUnits, Channels, Coupling, Follow, Group, IntArray, Layer, Node, Pinned, Weight
+from ..rules import Facts
+from ..rules.context import Choice, LayerFact, PinFact, TiePair
+
+TOGETHER = "all channels of this axis can only leave together"
+TIED = "it can only leave together with channels that cannot be removed"
+
+
+def resolve(facts: Facts, prepared: Prepared) -> Coupling:
+    """Number the units and rewrite all facts in terms of them."""
+    parent = components(facts.labels, *_edges(facts.ties))
+    parent = _choose(facts, parent, prepared.nodes)
+    constants = _constants(facts, prepared.nodes)
+    members = _members(facts, parent, set(prepared.trace.values))
+    unit_of, widths = _number(facts, parent, members)
+    units = unit_of[parent]
+    tensors = {name: _channels(labels, units) for name, labels in facts.tensors.items()}
+    layers = tuple(_layer(fact, units, tensors) for fact in facts.layers)
+    return Coupling(
+        units=sum(widths),
+        groups=_groups(widths, layers, tensors),
+        tensors={name: channels for name, channels in tensors.items() if channels},
+        constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
+        layers=layers,
+        affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels]) for f in facts.affines),
+        follows=tuple(Follow(fact.node.index, fact.edits) for fact in facts.follows),
+        pinned=_reasons(facts, parent, unit_of),
+        channels_total=sum(len(fact.writes) for fact in facts.layers),
+        channels_prunable=sum(int((layer.writes >= 0).sum()) for layer in layers),
+    )
+
+
+# ---- ties and choices ------------------------------------------------------------------------------------------------
+
+
+def _edges(ties: Sequence[TiePair]) -> TiePair:
+    if not ties:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate([left.reshape(-1) for left, _ in ties]), np.concatenate([right.reshape(-1) for _, right in ties])
+
+
+def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
+    """A choice for every tensor whose labels vary along several axes: which axis they leave along."""
+    seen = set()
+    for node in nodes:
+        arrays = [array for name in node.outputs for array in facts.tensors.get(name, ())]
+        arrays += [array for position in range(len(node.inputs)) for array in facts.constants.get((node.index, position), ())]
+        for array in arrays:
+            axes = varying(array)
+            if len(axes) < 2 or (array.shape, array.tobytes()) in seen:
+                continue
+            seen.add((array.shape, array.tobytes()))
+            options = []
+            for axis in axes:
+                first = array[tuple(slice(None) if own == axis else slice(0, 1) for own in range(array.ndim))]
+                options.append(((array, np.broadcast_to(first, array.shape)),))
+            yield Choice(node, tuple(options))
+
+
+def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
+    """Resolve choices in the order of their nodes; of equally good options the first is taken."""
+    pinned = np.zeros(facts.labels, bool)
+    for pin in facts.pins:
+        pinned[pin.labels] = True
+    for choice in sorted([*facts.choices, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index):
+        held = np.zeros(facts.labels, bool)
+        held[parent[pinned]] = held[FIXED] = True
+        edges = [_edges(option) for option in choice.options]
+        roots = np.unique(parent[np.concatenate([side for pair in edges for side in pair])])
+        results = []
+        for left, right in edges:
+            merged = components(len(roots), *(np.searchsorted(roots, parent[side]) for side in (left, right)))
+            results.append((len(np.setdiff1d(merged, merged[held[roots]])), merged))
+        best = max(range(len(results)), key=lambda index: results[index][0])
+        to_fixed = (edges[best][0] == FIXED) != (edges[best][1] == FIXED)
+        if to_fixed.any():
+            labels = np.unique(np.maximum(*edges[best])[to_fixed])
+            facts.pins.append(PinFact(labels, choice.node.name, TIED))
+            pinned[labels] = True
+        remap = np.arange(facts.labels)
+        remap[roots] = roots[results[best][1]]
+        remap[parent[FIXED]] = FIXED
+        parent = remap[parent]
+    return parent
+
+
+# ---- units -----------------------------------------------------------------------------------------------------------
+
+
+def _constants(facts: Facts, nodes: Sequence[Node]) -> dict[tuple[int, int], Labels]:
+    """Labels of every constant operand, those of shared weights at each of their uses."""
+    found = dict(facts.constants)
+    for node in nodes:
+        for position, name in enumerate(node.inputs):
+            if name in facts.shared and facts.shared[name] in facts.constants:
+                found[node.index, position] = facts.constants[facts.shared[name]]
+    return found
+
+
+def _members(facts: Facts, parent: IntArray, data_free: set[str]) -> list[IntArray]:
+    """Class arrays of all distinct label arrays of tensors that depend on the data."""
+    distinct = {id(array): array for name, labels in facts.tensors.items() if name not in data_free for array in labels}
+    return [parent[array] for array in distinct.values()]
+
+
+def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[IntArray, list[int]]:
+    """Unit of every class root (-1: cannot leave), and the widths of the groups in the order of their units.
+
+    Classes are grouped by a hash of the set of tensor axes they occur on; a class that fills an axis, or is alone in its
+    group, cannot leave.
+    """
+    held = np.zeros(facts.labels, bool)
+    held[FIXED] = True
+    for pin in facts.pins:
+        held[parent[pin.labels]] = True
+    signature = np.zeros(facts.labels, np.uint64)
+    generator = np.random.default_rng(0)
+    for classes in members:
+        present = np.unique(classes)
+        if len(present) == 1:
+            held[present] = True
+        signature[present] += generator.integers(1, 2**63, dtype=np.uint64)
+    unit_of = np.full(facts.labels, -1, np.int64)
+    roots = np.flatnonzero((signature > 0) & ~held)
+    _, first, group = np.unique(signature[roots], return_index=True, return_inverse=True)
+    widths: list[int] = []
+    for index in np.argsort(first):
+        units = roots[group == index]
+        if len(units) > 1:
+            start = sum(widths)
+            unit_of[units] = np.arange(start, start + len(units))
+            widths.append(len(units))
+    return unit_of, widths
+
+
+def _channels(labels: Labels, units: IntArray) -> Channels:
+    """Axes of a tensor along which units vary. After resolution no label array varies along two axes."""
+    found: dict[int, IntArray] = {}
+    for array in labels:
+        own = compact(units[array])
+        for axis in varying(own):
+            values = own.reshape(-1)
+            assert len(values) == own.shape[axis], "units vary along two axes of one tensor"
+            known = found.get(axis)
+            found[axis] = values if known is None else np.where(known < 0, values, known)
+    return tuple(AxisUnits(axis, values) for axis, values in sorted(found.items()))
+
+
+def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) -> Layer:
+    data = tensors.get(fact.node.inputs[0], ())
+    source = next((own.units for own in data if own.axis == fact.data_axis), np.zeros(0, np.int64))
+    return Layer(
+        node=fact.node,
+        macs=fact.macs,
+        extents=tuple(units[array].reshape(-1) for array in fact.extents),
+        weight=None if fact.weight is None else Weight(fact.weight, fact.out_axis, fact.in_axis),
+        reads=units[fact.reads],
+        writes=units[fact.writes],
+        data_axis=fact.data_axis,
+        source=source,
+    )
+
+
+def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels]) -> tuple[Group, ...]:
+    """Groups with the names of their producers and consumers; a group is called after its first producer."""
+    group_of = np.repeat(np.arange(len(widths)), widths)
+    producers = _touching(group_of, len(widths), ((layer.node.name, layer.writes) for layer in layers))
+    consumers = _touching(group_of, len(widths), ((layer.node.name, layer.reads) for layer in layers))
+    carriers = _touching(group_of, len(widths), ((name, own.units) for name, channels in tensors.items() for own in channels))
+    groups, taken, start = [], dict[str, int](), 0
+    for index, width in enumerate(widths):
+        base = (producers[index] or carriers[index])[0]
+        taken[base] = taken.get(base, 0) + 1
+        name = base if taken[base] == 1 else f"{base}#{taken[base]}"
+        units = np.arange(start, start + width)
+        groups.append(Group(name, units, tuple(producers[index]), tuple(consumers[index])))
+        start += width
+    return tuple(groups)
+
+
+def _touching(group_of: IntArray, count: int, named: Iterator[tuple[str, IntArray]]) -> list[list[str]]:
+    found: list[list[str]] = [[] for _ in range(count)]
+    for name, units in named:
+        for index in np.unique(group_of[units[units >= 0]]):
+            found[index].append(name)
+    return found
+
+
+# ---- reasons ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Count:
+    channels: int
+    layers: list[str]
+
+
+def _reasons(facts: Facts, parent: IntArray, unit_of: IntArray) -> tuple[Pinned, ...]:
+    """Why written channels cannot leave, with counts; the first stated reason of a class is given."""
+    reason_of = np.full(facts.labels, -1, np.int64)
+    for index in range(len(facts.pins) - 1, -1, -1):
+        reason_of[parent[facts.pins[index].labels]] = index
+    counts: dict[tuple[str, str], _Count] = {}
+    for layer in facts.layers:
+        roots = parent[layer.writes]
+        for root in roots[unit_of[roots] < 0]:
+            pin = facts.pins[reason_of[root]] if reason_of[root] >= 0 else None
+            key = (pin.reason, pin.node) if pin else (TOGETHER, layer.node.name)
+            count = counts.setdefault(key, _Count(0, []))
+            count.channels += 1
+            if layer.node.name not in count.layers:
+                count.layers.append(layer.node.name)
+    return tuple(Pinned(reason, node, count.channels, tuple(count.layers)) for (reason, node), count in counts.items())
+

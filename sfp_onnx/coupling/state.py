@@ -1,0 +1,100 @@
+"""Run the rules over the graph in topological order and collect their facts."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import replace
+from typing import cast
+
+from .. import graph
+from ..errors import ModelError
+from ..graph import Prepared
+from ..labels import Labels
+from ..records import Array, Node, Trace
+from ..rules import RULES, Context, Facts
+
+
+class _Constants(Mapping[str, Array]):
+    """Values of initializers, read when asked for."""
+
+    def __init__(self, model: graph.Model) -> None:
+        self.weights = model.weights
+        self.small = graph.small_constants(model)
+
+    def __getitem__(self, name: str) -> Array:
+        return self.small[name] if name in self.small else self.weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.small
+        yield from self.weights
+
+    def __len__(self) -> int:
+        return len(self.small) + len(self.weights)
+
+
+def state(prepared: Prepared) -> Facts:
+    """Facts of every node, and labels of every tensor."""
+    constants = _Constants(prepared.model)
+    maps = [dict(prepared.trace.values), constants]
+    trace = replace(prepared.trace, values=ChainMap(*cast("list[MutableMapping[str, Array]]", maps)))
+    facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
+    for node in prepared.nodes:
+        if all(_is_index(prepared.trace, name) for name in node.outputs if name):
+            continue
+        ctx = Context(node, prepared.model.opset, trace, facts, names, shared)
+        for labels, name in zip(_apply(ctx), node.outputs, strict=False):
+            if name:
+                facts.tensors[name] = _checked(labels, trace.shapes.get(name), node)
+        for name in node.captures:
+            for array in facts.tensors.get(name, ()):
+                ctx.pin(array, f"a sub-graph of {node.operator} reads it")
+    _pin_outputs(prepared, facts, trace)
+    return facts
+
+
+def _shared(prepared: Prepared) -> frozenset[str]:
+    """Weights (more than one axis over size 1) that several nodes read: their uses are kept equal."""
+    uses: dict[str, int] = {}
+    for node in prepared.nodes:
+        for name in node.inputs:
+            uses[name] = uses.get(name, 0) + 1
+    shapes = graph.initializers(prepared.model)
+    return frozenset(name for name, (shape, _) in shapes.items() if uses.get(name, 0) > 1 and sum(size > 1 for size in shape) > 1)
+
+
+def _is_index(trace: Trace, name: str) -> bool:
+    """Integers that do not depend on data: shapes and indices, which carry no channels."""
+    value = trace.values.get(name)
+    return value is not None and value.dtype.kind in "iub"
+
+
+def _apply(ctx: Context) -> list[Labels]:
+    node = ctx.node
+    known = all(name in ctx.trace.shapes for name in (*node.inputs, *node.outputs) if name)
+    rule = RULES.get(node.operator)
+    if rule is not None and known and not node.captures:
+        return rule(ctx)
+    reason = f"operator {node.operator} has no rule" if rule is None else f"the shapes around {node.operator} are unknown"
+    for position in range(len(node.inputs)):
+        ctx.pin_input(position, reason)
+    return [() for _ in node.outputs]
+
+
+def _checked(labels: Labels, shape: tuple[int, ...] | None, node: Node) -> Labels:
+    for array in labels:
+        sizes = () if shape is None else shape
+        if array.ndim != len(sizes) or any(own not in (1, size) for own, size in zip(array.shape, sizes, strict=True)):
+            raise ModelError(
+                f"internal error: the rule for {node.operator} gave labels of shape {array.shape} to a tensor of shape {shape} at "
+                f"'{node.name}'. Please report it."
+            )
+    return labels
+
+
+def _pin_outputs(prepared: Prepared, facts: Facts, trace: Trace) -> None:
+    for port in graph.outputs(prepared.model):
+        node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
+        ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
+        for array in facts.tensors.get(port.name, ()):
+            ctx.pin(array, "graph output")

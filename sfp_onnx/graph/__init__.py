@@ -1,0 +1,30 @@
+"""The only door to onnx and onnx-graphsurgeon: load, look at, edit and save models."""
+
+from .edit import Editor
+from .load import load
+from .model import Model, Prepared, check, make_initializer
+from .save import atomic, check_output, full_size, save, to_proto, write_text
+from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
+
+__all__ = [
+    "Editor",
+    "Model",
+    "Prepared",
+    "atomic",
+    "check",
+    "check_output",
+    "constant",
+    "full_size",
+    "initializers",
+    "inputs",
+    "load",
+    "make_initializer",
+    "nodes",
+    "outputs",
+    "save",
+    "serialized",
+    "small_constants",
+    "tensor_types",
+    "to_proto",
+    "write_text",
+]

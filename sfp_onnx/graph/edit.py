@@ -1,0 +1,200 @@
+"""Editing models through onnx-graphsurgeon, keeping what its round trip would drop.
+
+onnx-graphsurgeon holds the graph while it is edited (nodes, consumers, dead-node removal). Its export loses doc strings,
+metadata, model version and domain, initializers that are also inputs, and quantisation annotations; `Editor.finish` carries
+them over from the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from ..records import Array
+from .model import ONNX_DOMAINS, Model, make_initializer
+
+G_LOGGER.severity = G_LOGGER.ERROR
+
+
+class Editor:
+    """A copy of a model that can be changed; nodes are addressed by their index in the original."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        self.graph = gs.import_onnx(proto)
+        self.nodes = list(self.graph.nodes)
+        self.tensors = self.graph.tensors()
+        self.weights = dict(model.weights)
+        self._after: dict[int, list[gs.Node]] = {}
+        self._last: list[gs.Node] = []
+        self._names = set(self.tensors)
+
+    # ---- building ------------------------------------------------------------------------------------------------
+
+    def _unique(self, name: str) -> str:
+        candidate, number = name, 1
+        while candidate in self._names:
+            number += 1
+            candidate = f"{name}_{number}"
+        self._names.add(candidate)
+        return candidate
+
+    def constant(self, name: str, array: Array) -> Any:
+        """A new constant tensor; the name gets a number if it is taken."""
+        name = self._unique(name)
+        tensor = make_initializer(name, np.asarray(array), self.weights)
+        return gs.Constant(name, values=gs.ir.tensor.LazyValues(tensor), data_location=_location(tensor))
+
+    def tensor(self, name: str) -> Any:
+        """An existing tensor by name."""
+        return self.tensors[name]
+
+    def append(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, name: str = "tap") -> Any:
+        """Add a node at the end of the graph; returns its output tensor."""
+        output = gs.Variable(self._unique(name))
+        self._last.append(gs.Node(op, name=f"{output.name}/{op}", attrs=dict(attributes or {}), inputs=list(inputs), outputs=[output]))
+        return output
+
+    def add_output(self, tensor: Any) -> str:
+        """Make a tensor an output of the graph (once)."""
+        if all(tensor is not other for other in self.graph.outputs):
+            self.graph.outputs.append(tensor)
+        return str(tensor.name)
+
+    def insert_after(self, tensor: Any, op: str, operands: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> None:
+        """Put a node between a tensor and all that read it: readers see ``op(tensor, *operands)``."""
+        readers = list(dict.fromkeys(map(_ById, tensor.outputs)))
+        output = gs.Variable(self._unique(f"{tensor.name}/{op}"))
+        for reader in readers:
+            reader.node.inputs = [output if item is tensor else item for item in reader.node.inputs]
+        node = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=[tensor, *operands], outputs=[output])
+        producer = tensor.inputs[0] if tensor.inputs else None
+        index = next((index for index, own in enumerate(self.nodes) if own is producer), -1)
+        self._after.setdefault(index, []).append(node)
+
+    # ---- changing ------------------------------------------------------------------------------------------------
+
+    def set_input(self, node: int, position: int, tensor: Any | None) -> None:
+        """Replace an input of a node, or leave it out."""
+        inputs = list(self.nodes[node].inputs)
+        while len(inputs) <= position:
+            inputs.append(gs.Variable.empty())
+        inputs[position] = gs.Variable.empty() if tensor is None else tensor
+        while inputs and inputs[-1].name == "":
+            inputs.pop()
+        self.nodes[node].inputs = inputs
+
+    def set_attribute(self, node: int, name: str, value: Any) -> None:
+        """Replace an attribute of a node (None removes it)."""
+        if value is None:
+            self.nodes[node].attrs.pop(name, None)
+        else:
+            self.nodes[node].attrs[name] = value
+
+    def replace_tensor(self, name: str, array: Array) -> None:
+        """Replace a computed tensor by a constant for all its readers."""
+        tensor = self.tensors[name]
+        fresh = self.constant(name + "/folded", array)
+        for reader in dict.fromkeys(map(_ById, tensor.outputs)):
+            reader.node.inputs = [fresh if item is tensor else item for item in reader.node.inputs]
+
+    # ---- done ----------------------------------------------------------------------------------------------------
+
+    def finish(self, sizes: Mapping[str, Mapping[int, int]] | None = None) -> Model:
+        """The edited model without dead nodes. ``sizes`` gives new sizes per tensor and axis, for the recorded shapes."""
+        ordered = list(self._after.get(-1, []))
+        for index, node in enumerate(self.nodes):
+            ordered += [node, *self._after.get(index, [])]
+        self.graph.nodes[:] = ordered + self._last
+        self.graph.cleanup(remove_unused_node_outputs=False, recurse_subgraphs=False, remove_unused_graph_inputs=False)
+        proto = gs.export_onnx(self.graph, do_type_check=False)
+        proto = _carry_over(self.model.proto, proto, sizes or {})
+        held = {tensor.name for tensor in proto.graph.initializer}
+        weights = {name: array for name, array in self.weights.items() if name in held}
+        return replace(self.model, proto=proto, weights=weights)
+
+
+class _ById:
+    """onnx-graphsurgeon compares nodes by content; readers must be told apart by identity."""
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+
+    def __hash__(self) -> int:
+        return id(self.node)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.node is other.node
+
+
+def _location(tensor: onnx.TensorProto) -> int | None:
+    return int(tensor.data_location) if tensor.HasField("data_location") else None
+
+
+def _carry_over(old: onnx.ModelProto, new: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
+    """Restore from ``old`` whatever the round trip lost or changed beyond the edit."""
+    result = onnx.ModelProto()
+    result.CopyFrom(old)
+    graph = result.graph
+    for field in ("node", "initializer", "sparse_initializer", "input", "output", "value_info", "quantization_annotation"):
+        graph.ClearField(field)
+    domains = {item.domain for item in result.opset_import}
+    result.opset_import.extend(item for item in new.opset_import if item.domain not in domains and item.domain not in ONNX_DOMAINS)
+    _carry_nodes(old.graph, new.graph)
+    graph.node.extend(new.graph.node)
+    graph.initializer.extend(new.graph.initializer)
+    graph.sparse_initializer.extend(new.graph.sparse_initializer)
+    graph.input.extend(_inputs(old, new))
+    originals = {item.name: item for item in old.graph.output}
+    graph.output.extend(originals.get(item.name, item) for item in new.graph.output)
+    present = {name for node in graph.node for name in [*node.input, *node.output]}
+    for item in old.graph.value_info:
+        if item.name in present:
+            graph.value_info.append(_resized(item, sizes.get(item.name, {})))
+    graph.quantization_annotation.extend(item for item in old.graph.quantization_annotation if item.tensor_name in present)
+    return result
+
+
+def _carry_nodes(old: onnx.GraphProto, new: onnx.GraphProto) -> None:
+    originals = {next(iter(filter(None, node.output)), ""): node for node in old.node}
+    for node in new.node:
+        original = originals.get(next(iter(filter(None, node.output)), ""))
+        if original is not None:
+            node.doc_string = original.doc_string
+            node.metadata_props.extend(original.metadata_props)
+            if original.HasField("overload"):
+                node.overload = original.overload
+
+
+def _inputs(old: onnx.ModelProto, new: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Inputs in their old order; initializers that were inputs too stay so (IR versions under 4 demand it of all)."""
+    initializers = {tensor.name: tensor for tensor in new.graph.initializer}
+    found = []
+    for item in old.graph.input:
+        tensor = initializers.pop(item.name, None)
+        if tensor is not None:
+            found.append(_resized(item, dict(enumerate(tensor.dims))))
+        elif item.name in {port.name for port in new.graph.input}:
+            found.append(item)
+    if old.ir_version < 4:
+        found += [onnx.helper.make_tensor_value_info(name, item.data_type, item.dims) for name, item in initializers.items()]
+    return found
+
+
+def _resized(item: onnx.ValueInfoProto, sizes: Mapping[int, int]) -> onnx.ValueInfoProto:
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(item)
+    dims = copy.type.tensor_type.shape.dim
+    for axis, size in sizes.items():
+        if axis < len(dims):
+            dims[axis].dim_value = size
+    return copy

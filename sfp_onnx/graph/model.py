@@ -1,0 +1,100 @@
+"""The loaded model: a protobuf with stubs, and the large weights beside it.
+
+So every copy and every edit of the graph is cheap, whatever the size of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.helper
+import onnx.numpy_helper
+
+from ..errors import ModelError
+from ..records import Array, Node, Trace
+
+# Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
+INLINE_BYTES = 1024
+STUB_LOCATION = "weights-held-in-memory"
+ONNX_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
+    ``source`` is the file, ``sha256`` the hash of the file (and of its external data)."""
+
+    proto: onnx.ModelProto
+    weights: Mapping[str, Array]
+    sha256: str
+    source: Path | None = None
+    external: bool = False
+
+    @property
+    def opset(self) -> int:
+        """Version of ONNX's own operator set."""
+        return next((item.version for item in self.proto.opset_import if item.domain in ONNX_DOMAINS), 1)
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return str(self.source) if self.source else "the model"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with constants folded, its nodes, the trace, and the sample inputs it was traced on."""
+
+    model: Model
+    nodes: tuple[Node, ...]
+    trace: Trace
+    feeds: Mapping[str, Array]
+
+
+def make_stub(name: str, array: Array, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
+    stub = onnx.TensorProto()
+    if like is not None:
+        stub.doc_string = like.doc_string
+    stub.name = name
+    stub.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    stub.dims.extend(array.shape)
+    stub.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", STUB_LOCATION), ("offset", "0"), ("length", str(array.nbytes))):
+        stub.external_data.add(key=key, value=value)
+    return stub
+
+
+def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
+    """A TensorProto for ``array``: inline if small, else a stub with the array in ``weights``."""
+    if array.nbytes <= INLINE_BYTES:
+        return onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+    weights[name] = array
+    return make_stub(name, array)
+
+
+def check(model: Model) -> None:
+    """Run onnx.checker on the graph (weights stand in as inputs).
+
+    Raises:
+        ModelError: with the checker's words.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    inputs = {item.name for item in proto.graph.input}
+    inline = [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights]
+    for name, array in model.weights.items():
+        if name not in inputs:
+            dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, array.shape))
+    initializers = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in inline]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(initializers)
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{model.name}: onnx.checker rejects the model: {str(error).strip().splitlines()[0]}") from error

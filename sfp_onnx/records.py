@@ -1,0 +1,329 @@
+"""The frozen records that pass between the stages. No behaviour beyond small derived values.
+
+Words: a *channel* is one index of an axis that carries labels; a *unit* is a set of channels (over many tensors) that can
+only leave together; a *group* is a set of units that touch the same tensors and axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of the graph. ``name`` is never empty (unnamed nodes get ``Conv_12``); ``captures`` are the outer
+    tensors that its sub-graphs read."""
+
+    index: int
+    name: str
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    captures: tuple[str, ...] = ()
+
+    @property
+    def operator(self) -> str:
+        """Operator with its domain, e.g. ``Conv`` or ``com.microsoft.FusedConv``."""
+        return f"{self.domain}.{self.op}" if self.domain else self.op
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the model. ``shape`` holds ints, names of dynamic dimensions, or None (unknown);
+    it is None as a whole if the file does not even give a rank."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one real run on a sample input showed: shape of every tensor, and the values of tensors that do not depend
+    on the input data. ``dynamic`` marks values and sizes that changed when the dynamic dimensions were changed."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, Array]
+    dynamic_values: Mapping[str, BoolArray]
+    dynamic_axes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class AxisUnits:
+    """Which unit each index of one axis belongs to; -1 where the index cannot be removed."""
+
+    axis: int
+    units: IntArray
+
+
+Channels = tuple[AxisUnits, ...]
+"""All axes of one tensor that carry units."""
+
+
+class After(Protocol):
+    """What a follow fact may ask about its node in the pruned graph, on the sample input."""
+
+    def input_shape(self, position: int) -> tuple[int, ...]:
+        """Shape of an input after the cut."""
+
+    def output_shape(self, position: int) -> tuple[int, ...]:
+        """Shape of an output after the cut."""
+
+    def input_keep(self, position: int, axis: int) -> BoolArray:
+        """Which indices of an axis of an input stay, in the original numbering."""
+
+    def output_keep(self, position: int, axis: int) -> BoolArray:
+        """Which indices of an axis of an output stay, in the original numbering."""
+
+
+@dataclass(frozen=True)
+class SetInput:
+    """Replace input ``position`` of a node by a constant (None: remove the input)."""
+
+    position: int
+    value: Array | None
+
+
+@dataclass(frozen=True)
+class SetAttribute:
+    """Replace an attribute of a node (None: remove it)."""
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class ScaleOutput:
+    """Multiply output 0 of the node by a constant."""
+
+    factor: float
+
+
+Edit = SetInput | SetAttribute | ScaleOutput
+
+
+@dataclass(frozen=True)
+class Follow:
+    """A node whose shape constants or attributes are recomputed from the new sizes."""
+
+    node: int
+    edits: Callable[[After], list[Edit]]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Labels that cannot be removed, and the sentence that tells the user why."""
+
+    labels: IntArray
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The constant operand of a mixing layer: which of its axes carries output and input channels."""
+
+    position: int
+    out_axis: int
+    in_axis: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A mixing layer (Conv, ConvTranspose, Gemm, MatMul, ...): it reads channels and makes new ones.
+
+    ``extents`` are unit arrays of all axes that the multiply-accumulate count is proportional to; ``macs`` is the count
+    for one sample of the traced shape. ``reads``/``writes`` give the unit of each index of the weight's input and output
+    axis, ``source`` the unit of each channel of the data input along ``data_axis``.
+    """
+
+    node: Node
+    macs: float
+    extents: tuple[IntArray, ...]
+    weight: Weight | None
+    reads: IntArray
+    writes: IntArray
+    data_axis: int
+    source: IntArray
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A per-channel scale applied to ``tensor`` (BatchNormalization): scale[c] = gamma / sqrt(var + eps)."""
+
+    node: Node
+    tensor: str
+    gamma: FloatArray
+    scale: FloatArray
+    units: IntArray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``."""
+
+    name: str
+    units: IntArray
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Why some channels cannot leave: one entry per reason and node."""
+
+    reason: str
+    node: str
+    channels: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Everything that later stages need to know about who leaves with whom.
+
+    ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
+    unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
+    """
+
+    units: int
+    groups: tuple[Group, ...]
+    tensors: Mapping[str, Channels]
+    constants: Mapping[tuple[int, int], Channels]
+    layers: tuple[Layer, ...]
+    affines: tuple[Affine, ...]
+    follows: tuple[Follow, ...]
+    pinned: tuple[Pinned, ...]
+    channels_total: int
+    channels_prunable: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a model. ``macs`` are multiply-accumulates for one sample; ``bytes`` is the size of the saved model."""
+
+    macs: float
+    params: int
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What leaves one group: ``remove`` are positions 0 .. width - 1 in the group."""
+
+    group: str
+    producers: tuple[str, ...]
+    width: int
+    remove: tuple[int, ...]
+    macs_before: float
+    macs_after: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units leave, decided before anything is cut."""
+
+    model_sha256: str
+    groups: tuple[GroupPlan, ...]
+    options: Mapping[str, Any]
+    before: Size
+    after: Size
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One axis of an activation tensor of the original graph that lost channels."""
+
+    tensor: str
+    axis: int
+    size: int
+    rank: int
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest relative difference between the pruned model and the masked original, per kind of input."""
+
+    errors: Mapping[str, float]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Sums over all samples and positions of one tensor, per channel of one axis (float64)."""
+
+    count: int
+    sums: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WeightSlices:
+    """Weights that make or read the units of one group in one layer.
+
+    ``values`` is (k, m) float32: one row per channel of the layer that belongs to the group; ``unit`` (k,) is the position in
+    the group; ``role`` is "out" (the row makes the channel) or "in" (the row reads it); ``mean_norm`` is the mean L2 norm
+    over *all* rows of that axis of the layer, to normalise per layer. ``rms`` and ``zeros`` are the root mean square and
+    the share of zeros of the activation that each row reads (role "in", if calibrated).
+    """
+
+    layer: str
+    role: str
+    unit: IntArray
+    values: NDArray[np.float32]
+    rms: FloatArray | None = None
+    zeros: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """All that a score may look at for one group."""
+
+    name: str
+    width: int
+    weights: tuple[WeightSlices, ...]
+    gammas: tuple[tuple[IntArray, FloatArray], ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Importance per unit (larger = keep), for one model."""
+
+    name: str
+    values: FloatArray
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one model on data; None where it does not apply."""
+
+    model: str
+    samples: int
+    top1: float | None
+    agreement: float | None
+    kl: float | None
+    relative_error: float | None
+    size: Size
+    latency_min_ms: float | None
+    latency_median_ms: float | None
+    latency_ratio: float | None

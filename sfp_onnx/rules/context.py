@@ -1,0 +1,366 @@
+"""What a rule sees of one node, and the facts that it can state.
+
+A rule is ``rule(ctx) -> list of Labels``, one entry per output of the node. It states facts of four kinds: *tie* (these
+labels leave together), *layer* (this operator mixes channels with this weight), *follow* (this attribute or constant is
+recomputed from the new sizes), *pin* (these labels stay, because ...). It never looks at other nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..labels import FIXED, Labels, align, keep_varying, varying, vector
+from ..records import After, Array, BoolArray, Edit, FloatArray, IntArray, Node, Trace
+
+TiePair = tuple[IntArray, IntArray]
+
+
+@dataclass(frozen=True)
+class PinFact:
+    labels: IntArray
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Exclusive ways to satisfy one constraint; the one that leaves the most units is taken."""
+
+    node: Node
+    options: tuple[tuple[TiePair, ...], ...]
+
+
+@dataclass(frozen=True)
+class LayerFact:
+    """A mixing layer, with label arrays where `records.Layer` has units."""
+
+    node: Node
+    macs: float
+    extents: tuple[IntArray, ...]
+    weight: int | None
+    out_axis: int
+    in_axis: int
+    reads: IntArray
+    writes: IntArray
+    data_axis: int
+
+
+@dataclass(frozen=True)
+class AffineFact:
+    node: Node
+    gamma: FloatArray
+    scale: FloatArray
+    labels: IntArray
+
+
+@dataclass(frozen=True)
+class FollowFact:
+    node: Node
+    edits: Callable[[After], list[Edit]]
+
+
+@dataclass
+class Facts:
+    """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key."""
+
+    labels: int = 1
+    ties: list[TiePair] = field(default_factory=list)
+    pins: list[PinFact] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    layers: list[LayerFact] = field(default_factory=list)
+    affines: list[AffineFact] = field(default_factory=list)
+    follows: list[FollowFact] = field(default_factory=list)
+    tensors: dict[str, Labels] = field(default_factory=dict)
+    constants: dict[tuple[int, int], Labels] = field(default_factory=dict)
+    shared: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One node, its operands and their labels; the methods state facts.
+
+    ``shared_constants`` are weights used by several nodes whose uses must stay equal (rank 2 or more); 1-d constants are
+    un-shared, since exporters merge equal vectors that have nothing to do with each other.
+    """
+
+    node: Node
+    opset: int
+    trace: Trace
+    facts: Facts
+    constants: frozenset[str]
+    shared_constants: frozenset[str] = frozenset()
+
+    # ---- what the node looks like -------------------------------------------------------------------------------
+
+    def has(self, position: int) -> bool:
+        """Whether an (optional) input is given."""
+        return position < len(self.node.inputs) and bool(self.node.inputs[position])
+
+    def shape(self, position: int) -> tuple[int, ...]:
+        """Concrete shape of an input on the sample."""
+        return self.trace.shapes[self.node.inputs[position]]
+
+    def out_shape(self, position: int = 0) -> tuple[int, ...]:
+        """Concrete shape of an output on the sample."""
+        return self.trace.shapes[self.node.outputs[position]]
+
+    def rank(self, position: int) -> int:
+        return len(self.shape(position))
+
+    def is_constant(self, position: int) -> bool:
+        return self.node.inputs[position] in self.constants
+
+    def value(self, position: int) -> Array | None:
+        """Value of an input that does not depend on the data, as seen on the sample; None if absent or unknown."""
+        return self.trace.values.get(self.node.inputs[position]) if self.has(position) else None
+
+    def dynamic(self, position: int) -> BoolArray:
+        """Which elements of a known value change with the dynamic dimensions."""
+        name = self.node.inputs[position]
+        return self.trace.dynamic_values.get(name, np.zeros(np.shape(self.trace.values[name]), bool))
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        return self.node.attributes.get(name, default)
+
+    # ---- labels of operands -------------------------------------------------------------------------------------
+
+    def key(self, position: int) -> tuple[int, int]:
+        """Where the labels of a constant operand are kept: per use, or once for a weight with several uses."""
+        key = (self.node.index, position)
+        name = self.node.inputs[position]
+        if name in self.shared_constants:
+            return self.facts.shared.setdefault(name, key)
+        return key
+
+    def mint(self, count: int) -> IntArray:
+        """``count`` fresh labels."""
+        start = self.facts.labels
+        self.facts.labels += count
+        return np.arange(start, start + count, dtype=np.int64)
+
+    def labels(self, position: int) -> Labels:
+        """Label arrays of an input; a constant gets fresh labels along every axis."""
+        if not self.has(position):
+            return ()
+        if not self.is_constant(position):
+            return self.facts.tensors.get(self.node.inputs[position], ())
+        for axis in range(self.rank(position)):
+            self.axis(position, axis)
+        return self.facts.constants.get(self.key(position), ())
+
+    def adopt(self, position: int, labels: Labels) -> None:
+        """Give a constant operand the labels of what it meets (aligned at the last axis, where its size is not 1)."""
+        if not self.has(position) or not self.is_constant(position):
+            return
+        rank, shape = self.rank(position), self.shape(position)
+        adopted = []
+        for array in labels:
+            index = tuple([0] * (array.ndim - rank))
+            array = align(array, rank)[index] if array.ndim > rank else align(array, rank)
+            for axis in range(rank):
+                if shape[axis] == 1:
+                    array = array.take([0], axis)
+            adopted.append(array)
+        key = self.key(position)
+        known = self.facts.constants.get(key, ())
+        for array in keep_varying(adopted):
+            twin = next((other for other in known if other.shape == array.shape), None)
+            if twin is None:
+                known += (array,)
+            else:
+                self.tie(twin, array)
+        self.facts.constants[key] = known
+
+    def axis(self, position: int, axis: int) -> IntArray | None:
+        """Labels of an input along one axis, as a vector; None if the axis cannot shrink. Labels that vary along other
+        axes as well are tied there first; a constant is given fresh labels."""
+        rank = self.rank(position)
+        axis %= rank
+        if self.is_constant(position):
+            key = self.key(position)
+            known = self.facts.constants.get(key, ())
+            found = [array for array in known if axis in varying(array)]
+            if not found:
+                if self.shape(position)[axis] < 2:
+                    return None
+                found = [vector(self.mint(self.shape(position)[axis]), axis, rank)]
+                self.facts.constants[key] = known + tuple(found)
+        else:
+            found = [array for array in self.labels(position) if axis in varying(array)]
+        return self.along(found, axis)
+
+    def along(self, arrays: Sequence[IntArray], axis: int) -> IntArray | None:
+        """The labels that vary along ``axis`` as one vector, tied along all other axes."""
+        vectors = []
+        for array in arrays:
+            if array.shape[axis] == 1:
+                continue
+            for other in varying(array):
+                if other != axis:
+                    array = self.fix(array, other, "its channels also vary along another axis")
+            vectors.append(array.reshape(-1))
+        for another in vectors[1:]:
+            self.tie(vectors[0], another)
+        return vectors[0] if vectors else None
+
+    def match(self, position: int, axis: int, labels: IntArray | None, reason: str = "") -> None:
+        """State that an input carries ``labels`` along ``axis`` (None: that axis cannot shrink)."""
+        if not self.has(position):
+            return
+        rank = self.rank(position)
+        axis %= rank
+        if labels is None:
+            self.fix_input(position, (axis,), reason or "it meets an axis that cannot shrink")
+        elif self.shape(position)[axis] > 1:
+            if self.is_constant(position):
+                key = self.key(position)
+                known = self.facts.constants.get(key, ())
+                twin = self.along([array for array in known if axis in varying(array)], axis)
+                if twin is None:
+                    self.facts.constants[key] = known + (vector(labels, axis, rank),)
+                else:
+                    self.tie(twin, labels)
+                return
+            own = self.axis(position, axis)
+            if own is None:
+                self.pin(labels, reason or "it meets an axis that cannot shrink")
+            else:
+                self.tie(own, labels)
+
+    # ---- facts ---------------------------------------------------------------------------------------------------
+
+    def tie(self, left: IntArray, right: IntArray) -> None:
+        """These labels leave together, element by element (broadcast)."""
+        left, right = np.broadcast_arrays(left, right)
+        differ = left != right
+        if not differ.any():
+            return
+        left, right = left[differ], right[differ]
+        fixed = (left == FIXED) | (right == FIXED)
+        if fixed.any():
+            self.pin(np.maximum(left, right)[fixed], "it is tied to channels that cannot be removed")
+        if not fixed.all():
+            self.facts.ties.append((left[~fixed], right[~fixed]))
+
+    def pin(self, labels: IntArray, reason: str) -> None:
+        """These labels cannot be removed."""
+        labels = np.unique(labels)
+        labels = labels[labels != FIXED]
+        if len(labels):
+            self.facts.pins.append(PinFact(labels, self.node.name, reason))
+
+    def fix(self, array: IntArray, axis: int, reason: str) -> IntArray:
+        """State that ``axis`` keeps its size: labels become equal along it; those that vary along nothing else are pinned."""
+        if array.shape[axis] == 1:
+            return array
+        first = array.take([0], axis)
+        if first.size == 1:
+            self.pin(array, reason)
+            return array
+        self.tie(array, first)
+        return first
+
+    def fix_axes(self, labels: Labels, axes: Sequence[int], reason: str) -> Labels:
+        """`fix` for every label array and axis."""
+        fixed = []
+        for array in labels:
+            for axis in axes:
+                array = self.fix(array, axis % array.ndim, reason)
+            fixed.append(array)
+        return tuple(fixed)
+
+    def fix_input(self, position: int, axes: Sequence[int], reason: str) -> Labels:
+        """State that some axes of an input keep their size."""
+        if not self.has(position):
+            return ()
+        if self.is_constant(position):
+            known = self.facts.constants.get(self.key(position), ())
+            return self.fix_axes(known, axes, reason)
+        return self.fix_axes(self.labels(position), axes, reason)
+
+    def pin_input(self, position: int, reason: str) -> None:
+        """State that nothing of an input can shrink."""
+        if self.has(position) and not self.is_constant(position):
+            for array in self.labels(position):
+                self.pin(array, reason)
+
+    def choose(self, *options: Sequence[TiePair]) -> None:
+        """One of these sets of ties must hold."""
+        self.facts.choices.append(Choice(self.node, tuple(tuple(option) for option in options)))
+
+    def layer(
+        self,
+        macs: float,
+        extents: Sequence[IntArray | None],
+        reads: tuple[int, int, IntArray | None],
+        writes: tuple[int, IntArray | None],
+    ) -> None:
+        """State a mixing layer with its weight at input 1.
+
+        ``reads`` is (axis of the weight, axis of the data input, labels), ``writes`` (axis of the weight, labels);
+        ``macs`` for one traced run, proportional to the sizes of the label arrays in ``extents``.
+        """
+        none = np.zeros(0, np.int64)
+        self.facts.layers.append(
+            LayerFact(
+                node=self.node,
+                macs=macs,
+                extents=tuple(array for array in extents if array is not None),
+                weight=1 if self.has(1) and self.is_constant(1) else None,
+                out_axis=writes[0],
+                in_axis=reads[0],
+                reads=none if reads[2] is None else reads[2],
+                writes=none if writes[1] is None else writes[1],
+                data_axis=reads[1],
+            )
+        )
+
+    def follow(self, edits: Callable[[After], list[Edit]]) -> None:
+        """State that constants or attributes of this node are recomputed after the cut."""
+        self.facts.follows.append(FollowFact(self.node, edits))
+
+    # ---- meeting element by element ------------------------------------------------------------------------------
+
+    def merge(self, operands: Sequence[tuple[Labels, Sequence[int]]]) -> Labels:
+        """Labels of a broadcasting element-wise meeting of operands, given as (labels, shape) of one common rank.
+
+        Label arrays that share an axis are tied element by element. An operand that has the full size of such an axis but no
+        labels there keeps the axis from shrinking; one of size 1 is broadcast and asks for nothing.
+        """
+        pool = [(array, which) for which, (labels, _) in enumerate(operands) for array in labels]
+        merged = []
+        while pool:
+            axes = set(varying(pool[0][0]))
+            cluster: list[tuple[IntArray, int]] = []
+            while True:
+                joined = [item for item in pool if axes & set(varying(item[0]))]
+                if len(joined) == len(cluster):
+                    break
+                cluster = joined
+                axes = {axis for array, _ in cluster for axis in varying(array)}
+            members = {id(array) for array, _ in cluster}
+            pool = [item for item in pool if id(item[0]) not in members]
+            merged.append(self._meet(cluster, sorted(axes), operands))
+        return keep_varying(merged)
+
+    def _meet(
+        self, cluster: list[tuple[IntArray, int]], axes: list[int], operands: Sequence[tuple[Labels, Sequence[int]]]
+    ) -> IntArray:
+        present = [which for _, which in cluster]
+        arrays = [array for array, _ in cluster]
+        for which, (_, shape) in enumerate(operands):
+            if which not in present:
+                stiff = [axis for axis in axes if shape[axis] > 1]
+                arrays = list(self.fix_axes(tuple(arrays), stiff, "it meets a tensor that cannot shrink along this axis"))
+        if len(present) != len(set(present)):
+            for array in arrays:
+                self.pin(array, "two independent channel axes of one operand meet here")
+            return arrays[0]
+        result = min(arrays, key=lambda array: array.size)
+        for array in arrays:
+            self.tie(result, array)
+        return result

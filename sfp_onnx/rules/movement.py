@@ -1,0 +1,336 @@
+"""Operators that move data: labels move the same way, and sizes that stand in constants follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..labels import LARGE, Labels, align, compact, keep_varying, reshape, reshaped_size, varying, vector
+from ..records import After, Array, BoolArray, Edit, IntArray, SetAttribute, SetInput
+from .context import Context
+from .registry import rule
+
+UNKNOWN = "the indices along this axis depend on the input data"
+
+
+def _ints(ctx: Context, name: str, position: int) -> list[int] | None:
+    """A list that older opsets keep in an attribute and newer ones in an input."""
+    if ctx.attribute(name) is not None:
+        return [int(item) for item in np.atleast_1d(ctx.attribute(name))]
+    value = ctx.value(position)
+    return None if value is None else [int(item) for item in value.reshape(-1)]
+
+
+def _set(ctx: Context, name: str, position: int, value: Sequence[int] | Array) -> Edit:
+    """Write such a list back to where it was."""
+    if ctx.attribute(name) is not None:
+        return SetAttribute(name, [int(item) for item in value])
+    old = ctx.value(position)
+    return SetInput(position, np.asarray(value, np.int64 if old is None else old.dtype))
+
+
+def _reshaped(ctx: Context) -> list[Labels]:
+    old, new = ctx.shape(0), ctx.out_shape()
+    if 0 in old:
+        ctx.pin_input(0, "it is empty on the sample input")
+        return [()]
+    arrays = []
+    for array in ctx.labels(0):
+        if reshaped_size(array, old, new) > LARGE and len(varying(array)) > 1:
+            inner = max(varying(array), key=lambda axis: (array.shape[axis] * -1, axis))
+            array = ctx.fix(array, inner, "it is interleaved with a long axis")
+        arrays.append(reshape(array, old, new))
+    return [keep_varying(arrays)]
+
+
+@rule("Reshape", does="moves labels; the target shape follows")
+def reshaping(ctx: Context) -> list[Labels]:
+    """A -1 stays, a 0 (copied from the input) stays, and a single dynamic element becomes -1."""
+    target = ctx.value(1)
+    if target is not None:
+        dynamic = ctx.dynamic(1)
+
+        def edits(after: After) -> list[Edit]:
+            new = after.output_shape(0)
+            inferred = bool((target == -1).any())
+            sizes = [int(size) if size < 1 else new[axis] for axis, size in enumerate(target)]
+            if dynamic.sum() == 1 and not inferred:
+                sizes[int(np.argmax(dynamic))] = -1
+            return [SetInput(1, np.asarray(sizes, np.int64))]
+
+        ctx.follow(edits)
+    elif ctx.attribute("shape") is None:
+        ctx.pin_input(0, "its target shape depends on the input data")
+        return [()]
+    return _reshaped(ctx)
+
+
+@rule("Flatten", "Squeeze", "Unsqueeze", does="moves labels")
+def flattening(ctx: Context) -> list[Labels]:
+    """Same elements in the same order."""
+    return _reshaped(ctx)
+
+
+@rule("Transpose", does="moves labels")
+def transpose(ctx: Context) -> list[Labels]:
+    """Default: reversed axes."""
+    perm = ctx.attribute("perm") or list(range(ctx.rank(0)))[::-1]
+    return [tuple(array.transpose(perm) for array in ctx.labels(0))]
+
+
+@rule("Expand", does="moves labels; the target shape follows")
+def expand(ctx: Context) -> list[Labels]:
+    """Axes of size 1 are repeated; repeated axes carry no labels of their own."""
+    target = ctx.value(1)
+    if target is None:
+        ctx.pin_input(0, "its target shape depends on the input data")
+        return [()]
+
+    def edits(after: After) -> list[Edit]:
+        new = after.output_shape(0)[len(ctx.out_shape()) - len(target) :]
+        return [SetInput(1, np.asarray([1 if size == 1 else new[axis] for axis, size in enumerate(target)], np.int64))]
+
+    ctx.follow(edits)
+    return [tuple(align(array, len(ctx.out_shape())) for array in ctx.labels(0))]
+
+
+@rule("Tile", does="moves labels")
+def tile(ctx: Context) -> list[Labels]:
+    """Labels repeat where they vary."""
+    repeats = ctx.value(1)
+    if repeats is None:
+        ctx.pin_input(0, "its repeats depend on the input data")
+        return [()]
+    moved = []
+    for array in ctx.labels(0):
+        moved.append(np.tile(array, [int(n) if array.shape[axis] > 1 else 1 for axis, n in enumerate(repeats)]))
+    return [tuple(moved)]
+
+
+@rule("Concat", does="joins labels; parts without labels stay")
+def concat(ctx: Context) -> list[Labels]:
+    """Along the joined axis labels are concatenated; along all others the parts meet element by element."""
+    rank = len(ctx.out_shape())
+    axis = ctx.attribute("axis", 1) % rank
+    parts = [position for position in range(len(ctx.node.inputs)) if ctx.has(position)]
+    labels = [ctx.labels(position) for position in parts]
+    shapes = [ctx.shape(position) for position in parts]
+    along = [tuple(array for array in own if array.shape[axis] > 1) for own in labels]
+    across = [tuple(array for array in own if array.shape[axis] == 1) for own in labels]
+    if not any(along):
+        return [ctx.merge([(own, shape) for own, shape in zip(across, shapes, strict=True)])]
+    joined, rest = _join(ctx, along, across, shapes, axis)
+    return [keep_varying([joined]) + rest]
+
+
+def _join(
+    ctx: Context, along: list[Labels], across: list[Labels], shapes: list[tuple[int, ...]], axis: int
+) -> tuple[IntArray, Labels]:
+    """One label array along the joined axis, and the arrays that only vary across it."""
+    common = {other for own in along for array in own for other in varying(array)} - {axis}
+    columns, rest = [], []
+    for own, others, shape in zip(along, across, shapes, strict=True):
+        together = [array for array in others if set(varying(array)) & common]
+        rest.append((tuple(array for array in others if not set(varying(array)) & common), tuple(shape)))
+        pieces = [*own, *together]
+        if len(pieces) > 1:
+            for array in pieces:
+                ctx.pin(array, "two independent channel axes are concatenated")
+        piece = pieces[0] if pieces else np.zeros((1,) * len(shape), np.int64)
+        full = [shape[other] if other == axis or other in common else 1 for other in range(len(shape))]
+        columns.append(np.broadcast_to(piece, full))
+    return compact(np.concatenate(columns, axis)), ctx.merge(rest) if any(own for own, _ in rest) else ()
+
+
+@rule("Split", does="moves labels; the part sizes follow")
+def split(ctx: Context) -> list[Labels]:
+    """Part sizes in an attribute, an input, or implied (equal parts, which become explicit if they are no longer equal)."""
+    rank = ctx.rank(0)
+    axis = ctx.attribute("axis", 0) % rank
+    count = len(ctx.node.outputs)
+    sizes = [ctx.out_shape(part)[axis] for part in range(count) if ctx.node.outputs[part]]
+    if len(sizes) != count:
+        sizes = _ints(ctx, "split", 1) or [-(-ctx.shape(0)[axis] // count)] * count
+    bounds = np.cumsum([0, *sizes])
+    outputs = []
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        parts = []
+        for array in ctx.labels(0):
+            parts.append(array.take(range(start, stop), axis) if array.shape[axis] > 1 else array)
+        outputs.append(keep_varying(parts))
+
+    def edits(after: After) -> list[Edit]:
+        keep = after.input_keep(0, axis)
+        new = [int(keep[start:stop].sum()) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        if new == sizes:
+            return []
+        if ctx.opset < 13:
+            return [SetAttribute("split", new)]
+        return [SetInput(1, np.asarray(new, np.int64)), SetAttribute("num_outputs", None)]
+
+    ctx.follow(edits)
+    return outputs
+
+
+def _slices(ctx: Context) -> list[tuple[int, int, int, int]] | None:
+    """(axis, start, stop, step) of a Slice as Python's slice would clip them; None if they depend on the data."""
+    starts, ends = _ints(ctx, "starts", 1), _ints(ctx, "ends", 2)
+    if starts is None or ends is None:
+        return None
+    axes = _ints(ctx, "axes", 3) or list(range(len(starts)))
+    steps = _ints(ctx, "steps", 4) or [1] * len(starts)
+    found = []
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        size = ctx.shape(0)[axis]
+        found.append((axis % ctx.rank(0), *slice(start, None if step < 0 and end < -size else end, step).indices(size)))
+    return found
+
+
+@rule("Slice", does="moves labels; starts and ends follow")
+def slicing(ctx: Context) -> list[Labels]:
+    """Along an axis with labels only steps of 1 stay a slice after the cut; other steps keep the axis."""
+    slices = _slices(ctx)
+    if slices is None:
+        ctx.pin_input(0, "its bounds depend on the input data")
+        return [()]
+    strided = [axis for axis, _, _, step in slices if step != 1]
+    labels = ctx.fix_input(0, strided, "a slice with a step reads this axis")
+    moved = []
+    for array in labels:
+        for axis, start, stop, step in slices:
+            if array.shape[axis] > 1 and step == 1:
+                array = array.take(range(start, max(start, stop)), axis)
+        moved.append(array)
+
+    def edits(after: After) -> list[Edit]:
+        starts, ends = _ints(ctx, "starts", 1) or [], _ints(ctx, "ends", 2) or []
+        changed = False
+        for index, (axis, start, stop, _) in enumerate(slices):
+            keep = after.input_keep(0, axis)
+            if not keep.all():
+                starts[index], ends[index] = int(keep[:start].sum()), int(keep[:stop].sum())
+                changed = True
+        return [_set(ctx, "starts", 1, starts), _set(ctx, "ends", 2, ends)] if changed else []
+
+    ctx.follow(edits)
+    return [keep_varying(moved)]
+
+
+@rule("Gather", does="moves labels; constant indices follow")
+def gather(ctx: Context) -> list[Labels]:
+    """Indices that depend on the data (embeddings) keep their axis; the others shrink."""
+    rank, axis = ctx.rank(0), ctx.attribute("axis", 0) % ctx.rank(0)
+    index = ctx.value(1)
+    if index is None or index.ndim == 0 or ctx.is_constant(0):
+        return [_gather_whole(ctx, axis, None if index is None else index)]
+    inner = np.where(index < 0, index + ctx.shape(0)[axis], index)
+    labels = ctx.labels(0) if index.ndim == 1 else ctx.fix_input(0, (axis,), "it is gathered into several axes")
+    moved = []
+    for array in labels:
+        if index.ndim == 1:
+            moved.append(array.take(inner, axis) if array.shape[axis] > 1 else array)
+        else:
+            moved.append(array.reshape(array.shape[:axis] + (1,) * index.ndim + array.shape[axis + 1 :]))
+
+    def edits(after: After) -> list[Edit]:
+        keep = after.input_keep(0, axis)
+        if keep.all():
+            return []
+        return [SetInput(1, (np.cumsum(keep) - 1)[inner[keep[inner]]].astype(index.dtype))]
+
+    ctx.follow(edits)
+    del rank
+    return [keep_varying(moved)]
+
+
+def _gather_whole(ctx: Context, axis: int, index: Array | None) -> Labels:
+    """Gather by data or by one scalar: the axis itself keeps its size, the others pass."""
+    rank = ctx.rank(0)
+    if ctx.is_constant(0):
+        for other in range(rank):
+            if other != axis:
+                ctx.axis(0, other)
+        labels: Labels = ctx.facts.constants.get(ctx.key(0), ())
+    else:
+        labels = ctx.fix_input(0, (axis,), UNKNOWN if index is None else "one index of it is read by number")
+    depth = ctx.rank(1)
+    moved = []
+    for array in labels:
+        if array.shape[axis] == 1:
+            moved.append(array.reshape(array.shape[:axis] + (1,) * depth + array.shape[axis + 1 :]))
+    ctx.pin_input(1, "it is used as an index")
+    return keep_varying(moved)
+
+
+@rule("Pad", does="moves labels; padding channels are channels too (constant), pads follow")
+def pad(ctx: Context) -> list[Labels]:
+    """Constant padding of an axis with labels mints labels for the padding; other modes keep the axis."""
+    pads, rank = _ints(ctx, "pads", 1), ctx.rank(0)
+    if pads is None:
+        ctx.pin_input(0, "its padding depends on the input data")
+        return [()]
+    axes = [axis % rank for axis in (_ints(ctx, "axes", 3) or range(rank))]
+    before = dict(zip(axes, pads[: len(axes)], strict=True))
+    behind = dict(zip(axes, pads[len(axes) :], strict=True))
+    padded = [axis for axis in axes if before[axis] or behind[axis]]
+    stiff = padded if ctx.attribute("mode", "constant") != "constant" else [a for a in padded if min(before[a], behind[a]) < 0]
+    moved = []
+    for array in ctx.fix_input(0, stiff, "this axis is padded with its own values, or cropped"):
+        for axis in padded:
+            if array.shape[axis] > 1 and axis not in stiff:
+                array = ctx.along([array], axis)
+                assert array is not None
+                minted = [ctx.mint(before[axis]), array, ctx.mint(behind[axis])]
+                array = vector(np.concatenate(minted), axis, rank)
+        moved.append(array)
+
+    def edits(after: After) -> list[Edit]:
+        new = list(pads)
+        for index, axis in enumerate(axes):
+            keep: BoolArray = after.output_keep(0, axis)
+            if not keep.all():
+                new[index] = int(keep[: before[axis]].sum())
+                new[len(axes) + index] = int(keep[len(keep) - behind[axis] :].sum())
+        return [] if new == pads else [_set(ctx, "pads", 1, new)]
+
+    ctx.follow(edits)
+    return [keep_varying(moved)]
+
+
+@rule("DepthToSpace", does="moves labels; the positions of one block leave together")
+def depth_to_space(ctx: Context) -> list[Labels]:
+    """N x (b b C) x H x W -> N x C x bH x bW (mode CRD: C b b)."""
+    block = ctx.attribute("blocksize")
+    channels = ctx.axis(0, 1)
+    ctx.fix_input(0, (0, 2, 3), "it is interleaved with channels")
+    if channels is None:
+        return [()]
+    by_row = ctx.attribute("mode", "DCR") == "DCR"
+    grid = channels.reshape(block * block, -1) if by_row else channels.reshape(-1, block * block).T
+    ctx.tie(grid, grid[:1])
+    return [keep_varying([vector(grid[0], 1, 4)])]
+
+
+@rule("SpaceToDepth", does="moves labels (every block position repeats them)")
+def space_to_depth(ctx: Context) -> list[Labels]:
+    """N x C x bH x bW -> N x (b b C) x H x W."""
+    channels = ctx.axis(0, 1)
+    ctx.fix_input(0, (0, 2, 3), "it is interleaved with channels")
+    return [() if channels is None else (vector(np.tile(channels, ctx.attribute("blocksize") ** 2), 1, 4),)]
+
+
+@rule("Resize", "Upsample", does="moves labels; target sizes follow")
+def resize(ctx: Context) -> list[Labels]:
+    """Axes that change their size keep it."""
+    rank = ctx.rank(0)
+    changed = [axis for axis in range(rank) if ctx.shape(0)[axis] != ctx.out_shape()[axis]]
+    sizes = ctx.value(3)
+    if sizes is not None and sizes.size:
+        axes = [axis % rank for axis in ctx.attribute("axes", range(rank))]
+
+        def edits(after: After) -> list[Edit]:
+            return [SetInput(3, np.asarray([after.output_shape(0)[axis] for axis in axes], np.int64))]
+
+        ctx.follow(edits)
+    return [ctx.fix_input(0, changed, "it is resized along this axis")]

@@ -1,0 +1,88 @@
+"""The only door to onnxruntime: open sessions, run them, time them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from .errors import ModelError
+from .records import Array
+
+ort.set_default_logger_severity(4)
+PROVIDERS = ("CPUExecutionProvider",)
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open onnxruntime session. ``name`` is what messages call the model."""
+
+    handle: Any
+    name: str
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Run once.
+
+        Raises:
+            ModelError: onnxruntime's words.
+        """
+        try:
+            result: list[Any] = self.handle.run(None if outputs is None else list(outputs), dict(feeds))
+        except Exception as error:  # onnxruntime's exception classes share no base but Exception
+            raise ModelError(f"{self.name}: onnxruntime cannot run the model: {_words(error)}") from error
+        return result
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs in their order."""
+        return [item.name for item in self.handle.get_outputs()]
+
+
+def _words(error: Exception) -> str:
+    """onnxruntime's message without its prefix of codes and source paths, on one line."""
+    text = " ".join(str(error).split())
+    return text[:600]
+
+
+def open_session(serialized: bytes, weights: Mapping[str, Array], name: str, optimize: bool = True, threads: int = 0) -> Session:
+    """Open a session on a protobuf whose large weights are handed over from memory.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model (unknown operator, no kernel for a type, ...).
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    options.inter_op_num_threads = 1
+    try:
+        if weights:
+            values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
+        return Session(ort.InferenceSession(serialized, options, providers=list(PROVIDERS)), name)
+    except Exception as error:  # onnxruntime's exception classes share no base but Exception
+        raise ModelError(f"{name}: onnxruntime cannot load the model: {_words(error)}") from error
+
+
+def latencies(sessions: Sequence[Session], feeds: Mapping[str, Array], repeats: int) -> list[list[float]]:
+    """Seconds of ``repeats`` runs of each session, interleaved so that all see the same state of the machine."""
+    times: list[list[float]] = [[] for _ in sessions]
+    for session in sessions:
+        session.run(feeds)
+    for _ in range(repeats):
+        for own, session in zip(times, sessions, strict=True):
+            start = time.perf_counter()
+            session.run(feeds)
+            own.append(time.perf_counter() - start)
+    return times
+
+
+def version() -> str:
+    """onnxruntime's version."""
+    return str(ort.__version__)

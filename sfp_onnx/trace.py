@@ -1,0 +1,250 @@
+"""Concrete shapes and constants from real runs on sample inputs.
+
+Symbolic shape inference gives up on many exports; one run of onnxruntime does not. A second run with other sizes of the
+dynamic dimensions tells which sizes and shape constants depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from . import graph, runtime
+from .errors import DataError, ModelError
+from .graph import Model, Prepared
+from .records import Array, BoolArray, Node, Port, Trace
+
+BATCHES = (2, 1)
+SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
+LENGTHS = (16, 64, 128, 8)
+FOLD_BYTES = 1 << 16
+
+# These nodes read only the shape of their input, so their result is known without data.
+SHAPE_QUERIES = ("Shape", "Size")
+# Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
+NEVER_FOLD = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike")
+NEVER_FOLD += ("RandomUniformLike", "Multinomial", "Bernoulli", "Dropout", "If", "Loop", "Scan", "Optional", "SequenceEmpty")
+
+
+def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, data: Mapping[str, Array] | None = None) -> Prepared:
+    """Trace a model, fold what does not depend on data or dynamic dimensions, and trace the result.
+
+    ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model on any sample shape that was tried.
+        DataError: an override names no input or has the wrong rank.
+    """
+    trace, feeds = _trace(model, shapes or {}, data)
+    model = _fold(model, trace)
+    nodes = graph.nodes(model)
+    produced = {name for node in nodes for name in node.outputs}
+    held = {*produced, *graph.initializers(model), *(port.name for port in graph.inputs(model))}
+    known = {name: (tuple(shape)) for name, (shape, _) in graph.initializers(model).items()}
+    shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
+    values = {name: value for name, value in trace.values.items() if name in produced}
+    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes), feeds)
+
+
+# ---- sample inputs ---------------------------------------------------------------------------------------------------
+
+
+def _dimension(port: Port, axis: int, sizes: Mapping[str, int]) -> int:
+    dim = port.shape[axis] if port.shape is not None else None
+    if isinstance(dim, int):
+        return dim
+    rank = len(port.shape or ())
+    return sizes["batch"] if axis == 0 else sizes["side"] if rank >= 4 and axis >= rank - 2 else sizes["length"]
+
+
+def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Array]:
+    """Random normal numbers for floats, zeros for integers, true for booleans."""
+    generator = np.random.default_rng(seed)
+    feeds = {}
+    for port in ports:
+        shape = shapes.get(port.name) or [_dimension(port, axis, sizes) for axis in range(len(port.shape or ()))]
+        dtype = np.dtype(port.dtype if port.dtype is not None else np.float32)
+        if dtype.kind == "f":
+            feeds[port.name] = generator.standard_normal(shape).astype(dtype)
+        else:
+            feeds[port.name] = np.ones(shape, dtype) if dtype.kind == "b" else np.zeros(shape, dtype)
+    return feeds
+
+
+def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) -> dict[str, Array]:
+    """Other random inputs of the same shapes; integer inputs are kept as they are."""
+    random = _feed(ports, {}, {name: array.shape for name, array in like.items()}, seed)
+    return {name: random[name] if like[name].dtype.kind == "f" else like[name] for name in like}
+
+
+def _has_dynamic(ports: Sequence[Port]) -> bool:
+    return any(not isinstance(dim, int) for port in ports for dim in port.shape or ())
+
+
+def _candidates(
+    ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
+) -> Iterable[tuple[dict[str, Array], list[dict[str, Array]]]]:
+    """Sample inputs to try in turn, each with variants that change all dynamic dimensions, or at least the batch."""
+    if data is not None:
+        first = {name: array[:2] if array.ndim else array for name, array in data.items()}
+        yield first, [{name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in first.items()}]
+        return
+    for name, shape in shapes.items():
+        port = next((port for port in ports if port.name == name), None)
+        if port is None or (port.shape is not None and len(port.shape) != len(shape)):
+            known = ", ".join(f"{port.name} {list(port.shape or ())}" for port in ports)
+            raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
+    for batch, side, length in product(BATCHES, SIDES, LENGTHS):
+        sizes = {"batch": batch, "side": side, "length": length}
+        variants = [{"batch": batch + 1, "side": side + 32, "length": length + 1}]
+        variants += [{"batch": batch + 1, "side": side * 2, "length": length * 2}, {**sizes, "batch": batch + 1}]
+        yield _feed(ports, sizes, shapes, 0), [_feed(ports, variant, {}, 0) for variant in variants]
+        if not _has_dynamic(ports):
+            return
+
+
+def _trace(model: Model, shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None) -> tuple[Trace, dict[str, Array]]:
+    ports = graph.inputs(model)
+    probe, names, fetched = _probe(model)
+    session = runtime.open_session(graph.serialized(probe), probe.weights, model.name, optimize=False)
+    pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
+    tried: set[tuple[tuple[int, ...], ...]] = set()
+    failure: ModelError | None = None
+    for feeds, variants in _candidates(ports, shapes, data):
+        key = tuple(array.shape for array in feeds.values())
+        if key in tried:
+            continue
+        tried.add(key)
+        try:
+            first = _observe(session, feeds, names, fetched)
+        except ModelError as error:
+            failure = failure or error
+            continue
+        second, complete = _vary(session, feeds, variants, names, fetched, ports)
+        return _compare(first, second, pure if complete is False else set(first[1])), feeds
+    raise ModelError(f"{failure} Tried sample inputs of shapes {sorted(tried)[:4]}; give the right one with --input-shape.")
+
+
+def _vary(
+    session: runtime.Session, feeds: Mapping[str, Array], variants: Sequence[dict[str, Array]],
+    names: Mapping[str, str], fetched: Sequence[str], ports: Sequence[Port],
+) -> tuple[tuple[dict[str, tuple[int, ...]], dict[str, Array]] | None, bool]:  # fmt: skip
+    """A second observation with other dynamic sizes, and whether all dynamic dimensions were changed in it."""
+    if not _has_dynamic(ports):
+        return None, True
+    for variant in variants:
+        if any(variant[name].shape == feeds[name].shape for name in feeds) and len(feeds) == 1:
+            continue
+        try:
+            second = _observe(session, variant, names, fetched)
+        except ModelError:
+            continue
+        changed = all(
+            isinstance(dim, int) or feeds[port.name].shape[axis] != variant[port.name].shape[axis]
+            for port in ports
+            for axis, dim in enumerate(port.shape or ())
+        )
+        return second, changed
+    return None, False
+
+
+# ---- observing -------------------------------------------------------------------------------------------------------
+
+
+def data_free(nodes: Sequence[Node], constants: Iterable[str], shapes_too: bool = True) -> set[str]:
+    """Tensors that do not depend on the values of the inputs (``shapes_too``: though they may depend on their shapes)."""
+    free = set(constants)
+    for node in nodes:
+        if node.op in NEVER_FOLD or node.captures:
+            continue
+        if (shapes_too and node.op in SHAPE_QUERIES) or (all(name in free for name in node.inputs if name) and not node.domain):
+            free.update(name for name in node.outputs if name)
+    return free
+
+
+def _probe(model: Model) -> tuple[Model, dict[str, str], list[str]]:
+    """The model with a Shape node on every tensor, and values of data-free tensors as outputs."""
+    nodes, types = graph.nodes(model), graph.tensor_types(model)
+    constants = graph.initializers(model)
+    free = data_free(nodes, constants)
+    needed = {name for node in nodes if not set(node.outputs) & free for name in (*node.inputs, *node.captures)}
+    editor = graph.Editor(model)
+    names, fetched = {}, []
+    for node in nodes:
+        for name in node.outputs:
+            if not name or types.get(name, np.float32) is None:
+                continue
+            tensor = editor.tensor(name)
+            names[name] = editor.add_output(editor.append("Shape", [tensor], name=f"{name}/shape"))
+            if name in free and (name in needed or np.dtype(types.get(name, np.int64)).kind in "iub"):
+                editor.add_output(tensor)
+                fetched.append(name)
+    return editor.finish(), names, fetched
+
+
+def _observe(
+    session: runtime.Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
+    results = session.run(feeds, [*names.values(), *fetched])
+    shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(names, results[: len(names)], strict=True)}
+    shapes.update({name: array.shape for name, array in feeds.items()})
+    return shapes, dict(zip(fetched, results[len(names) :], strict=True))
+
+
+def _compare(
+    first: tuple[dict[str, tuple[int, ...]], dict[str, Array]],
+    second: tuple[dict[str, tuple[int, ...]], dict[str, Array]] | None,
+    trusted: set[str],
+) -> Trace:
+    """Mark what differs between two observations; values that are not ``trusted`` count as dynamic in any case."""
+    shapes, values = first
+    dynamic_values: dict[str, BoolArray] = {}
+    dynamic_axes: dict[str, tuple[int, ...]] = {}
+    for name, value in values.items():
+        other = second[1][name] if second else value
+        if other.shape != value.shape:
+            dynamic_values[name] = np.ones(value.shape, bool)
+        else:
+            differ = ~((other == value) | (np.isnan(value) & np.isnan(other))) if value.dtype.kind == "f" else other != value
+            dynamic_values[name] = np.asarray(differ) | (name not in trusted)
+    if second:
+        for name, shape in shapes.items():
+            dynamic_axes[name] = tuple(axis for axis, size in enumerate(shape) if second[0][name][axis] != size)
+    return Trace(shapes, values, dynamic_values, dynamic_axes)
+
+
+# ---- folding ---------------------------------------------------------------------------------------------------------
+
+
+def _fold(model: Model, trace: Trace) -> Model:
+    """Replace static data-free tensors that other nodes read by constants (unless that would grow the file)."""
+    nodes, held = graph.nodes(model), graph.initializers(model)
+    free = data_free(nodes, held)
+    outputs = {port.name for port in graph.outputs(model)}
+    captured = {name for node in nodes for name in node.captures}
+    roots: dict[str, int] = {name: _size(shape, dtype) for name, (shape, dtype) in held.items()}
+    wanted: dict[str, Any] = {}
+    for node in nodes:
+        for name in node.outputs:
+            roots[name] = sum(roots.get(item, 0) for item in set(node.inputs))
+        if set(node.outputs) & free:
+            continue
+        for name in node.inputs:
+            value = trace.values.get(name)
+            if value is None or name in held or name in outputs or name in captured or trace.dynamic_values[name].any():
+                continue
+            if value.nbytes <= max(FOLD_BYTES, roots[name]):
+                wanted[name] = value
+    if not wanted:
+        return model
+    editor = graph.Editor(model)
+    for name, value in wanted.items():
+        editor.replace_tensor(name, value)
+    return editor.finish()
+
+
+def _size(shape: Sequence[int], dtype: Any) -> int:
+    return int(np.prod(shape, dtype=np.float64)) * np.dtype(dtype).itemsize
