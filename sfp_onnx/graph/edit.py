@@ -81,7 +81,22 @@ class Editor:
         index = next((index for index, own in enumerate(self.nodes) if own is producer), -1)
         self._after.setdefault(index, []).append(node)
 
+    def insert_before(self, node: int, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> Any:
+        """Put a new node right before a node of the original; returns its output tensor."""
+        output = gs.Variable(self._unique(f"{self.nodes[node].outputs[0].name}/{op}"))
+        fresh = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=list(inputs), outputs=[output])
+        self._after.setdefault(node - 1, []).append(fresh)
+        return output
+
     # ---- changing ------------------------------------------------------------------------------------------------
+
+    def set_constant(self, name: str, array: Array) -> None:
+        """Give an existing constant another value, for all that read it."""
+        tensor = make_initializer(name, np.asarray(array), self.weights)
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            self.weights.pop(name, None)
+        self.tensors[name].values = gs.ir.tensor.LazyValues(tensor)
+        self.tensors[name].data_location = _location(tensor)
 
     def set_input(self, node: int, position: int, tensor: Any | None) -> None:
         """Replace an input of a node, or leave it out."""

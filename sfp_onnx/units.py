@@ -1,0 +1,41 @@
+"""Small arithmetic on units: which indices of an axis stay when some units leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .records import BoolArray, Coupling, Cut, IntArray, Trace
+
+
+def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
+    """Which indices of an axis stay; index i belongs to unit ``units[i]`` (-1: stays)."""
+    if not len(removed):
+        return np.ones(len(units), bool)
+    gone: BoolArray = (units >= 0) & removed[np.maximum(units, 0)]
+    return ~gone
+
+
+def removal(coupling: Coupling, chosen: Mapping[str, Sequence[int]]) -> BoolArray:
+    """Flags per unit from positions per group."""
+    removed = np.zeros(coupling.units, bool)
+    for group in coupling.groups:
+        removed[group.units[list(chosen.get(group.name, ()))]] = True
+    return removed
+
+
+def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = False) -> list[Cut]:
+    """One entry for every axis of an activation tensor that loses channels.
+
+    Axes that are merged with a dynamic dimension (batch x heads) have no fixed size; they are listed only if ``dynamic``.
+    """
+    found = []
+    for name, channels in coupling.tensors.items():
+        if name in trace.values:
+            continue
+        for own in channels:
+            gone = np.flatnonzero(~keep_mask(own.units, removed))
+            if len(gone) and (dynamic or own.axis not in trace.dynamic_axes.get(name, ())):
+                found.append(Cut(name, own.axis, len(own.units), len(trace.shapes[name]), tuple(gone.tolist())))
+    return found

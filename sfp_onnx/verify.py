@@ -1,0 +1,81 @@
+"""Proof that the cut did what the plan says: pruned(x) == original(x) with the planned channels masked to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import graph, runtime
+from .errors import VerificationError
+from .graph import Model
+from .records import Array, Cut, Verification
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
+
+
+def masked(model: Model, cuts: Iterable[Cut]) -> Model:
+    """The original model with a Mul (And for booleans) by a 0/1 mask after every tensor that loses channels."""
+    editor, types = graph.Editor(model), graph.tensor_types(model)
+    for cut in cuts:
+        dtype = np.dtype(types.get(cut.tensor) or np.float32)
+        shape = [1] * cut.rank
+        shape[cut.axis] = cut.size
+        mask = np.ones(cut.size, dtype)
+        mask[list(cut.removed)] = 0
+        constant = editor.constant(f"{cut.tensor}/mask", mask.reshape(shape))
+        editor.insert_after(editor.tensor(cut.tensor), "And" if dtype.kind == "b" else "Mul", [constant])
+    return editor.finish()
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """max |found - expected| / max |expected| (equal non-finite values agree; integers and strings must be equal).
+
+    Infinity for other shapes or types.
+    """
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    if expected.dtype.kind != "f":
+        return 0.0 if (found == expected).all() else float("inf")
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if not np.isfinite(a[~same]).all() or not np.isfinite(b[~same]).all():
+        return float("inf")
+    scale = np.abs(b[np.isfinite(b)]).max(initial=0.0)
+    difference = np.abs(a[~same] - b[~same]).max(initial=0.0)
+    return float(difference / scale) if scale else float(difference)
+
+
+def compare(original: Model, pruned: Model, cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]) -> Verification:
+    """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs).
+
+    Raises:
+        VerificationError: an output differs by more than the tolerance of its type (1e-4 for float32).
+    """
+    reference = masked(original, cuts)
+    sessions = [runtime.open_session(graph.serialized(model), model.weights, model.name) for model in (pruned, reference)]
+    names = [port.name for port in graph.outputs(original)]
+    errors: dict[str, float] = {}
+    limit = 0.0
+    for kind, inputs in feeds.items():
+        found, expected = (session.run(inputs, names) for session in sessions)
+        for name, own, other in zip(names, found, expected, strict=True):
+            error, tolerance = _judge(own, other)
+            errors[kind] = max(errors.get(kind, 0.0), error)
+            limit = max(limit, tolerance)
+            if not error <= tolerance:
+                raise VerificationError(
+                    f"{original.name}: output '{name}' of the pruned model differs from the masked original by {error:.3g} "
+                    f"(relative, {kind} input; allowed {tolerance:g}). Nothing was written. Please report this model; "
+                    f"--keep on the layers near '{cuts[0].tensor if cuts else name}' may work around it."
+                )
+    return Verification(errors, limit)
+
+
+def _judge(found: Any, expected: Any) -> tuple[float, float]:
+    if isinstance(expected, np.ndarray):
+        return relative_error(found, expected), TOLERANCE.get(str(expected.dtype), 0.0)
+    return (0.0 if str(found) == str(expected) else float("inf")), 0.0
