@@ -7,7 +7,7 @@ only leave together; a *group* is a set of units that touch the same tensors and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -268,54 +268,77 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class ChannelStatistics:
-    """Sums over all samples and positions of one tensor, per channel of one axis (float64)."""
+class Moments:
+    """Per-channel sums of one tensor over all samples and positions (float64), mergeable by addition.
 
-    count: int
-    sums: Mapping[str, FloatArray] = field(default_factory=dict)
+    ``squares`` and ``zeros`` are (channels,); ``count`` is the number of positions that each sum runs over.
+    """
+
+    squares: FloatArray
+    zeros: FloatArray
+    count: float
 
 
 @dataclass(frozen=True)
 class WeightSlices:
-    """Weights that make or read the units of one group in one layer.
+    """The weight of one layer, seen along the axis that makes or reads the units of a group.
 
-    ``values`` is (k, m) float32: one row per channel of the layer that belongs to the group; ``unit`` (k,) is the position in
-    the group; ``role`` is "out" (the row makes the channel) or "in" (the row reads it); ``mean_norm`` is the mean L2 norm
-    over *all* rows of that axis of the layer, to normalise per layer. ``rms`` and ``zeros`` are the root mean square and
-    the share of zeros of the activation that each row reads (role "in", if calibrated).
+    ``values`` is (k, m), one row per channel of that axis of the layer; ``unit`` (k,) is the position in the group or -1;
+    ``role`` is "out" (rows make channels), "in" (rows read them) or "through" (depthwise: both). ``rms`` and ``zeros`` (k,)
+    are root mean square and share of zeros of the activation that each row reads, where it was calibrated.
     """
 
     layer: str
     role: str
     unit: IntArray
-    values: NDArray[np.float32]
+    values: NDArray[np.floating[Any]]
     rms: FloatArray | None = None
     zeros: FloatArray | None = None
 
 
 @dataclass(frozen=True)
 class GroupView:
-    """All that a score may look at for one group."""
+    """All that a score may look at for one group of ``width`` units. ``gammas`` are (unit, |gamma|) of every
+    BatchNormalization on the group; ``index`` is the position of the group in the model."""
 
     name: str
+    index: int
     width: int
     weights: tuple[WeightSlices, ...]
     gammas: tuple[tuple[IntArray, FloatArray], ...]
-    seed: int
 
 
 @dataclass(frozen=True)
-class ModelScores:
-    """Importance per unit (larger = keep), for one model."""
+class ScoreOptions:
+    """What the user may set for scores: the norm ``p`` of `magnitude` and the ``seed`` of `random`."""
 
-    name: str
-    values: FloatArray
-    notes: tuple[str, ...] = ()
+    p: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How to choose what leaves.
+
+    Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "params=1.2M") is given.
+    ``allocation`` is "uniform" (the same share of every group) or "global" (one ranking over all groups). ``keep`` and ``only``
+    are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with ``only``,
+    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it.
+    """
+
+    ratio: float | None = None
+    targets: tuple[str, ...] = ()
+    allocation: str = "uniform"
+    keep: str | None = None
+    only: str | None = None
+    min_channels: int = 1
+    align: int | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of one model on data; None where it does not apply."""
+    """What was measured of one model on data; None where it does not apply. ``latency_ratio`` is to the first model, from
+    the minima of interleaved runs."""
 
     model: str
     samples: int
@@ -324,6 +347,6 @@ class Evaluation:
     kl: float | None
     relative_error: float | None
     size: Size
-    latency_min_ms: float | None
-    latency_median_ms: float | None
-    latency_ratio: float | None
+    latency_min_ms: float | None = None
+    latency_median_ms: float | None = None
+    latency_ratio: float | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ FOLD_BYTES = 1 << 16
 # These nodes read only the shape of their input, so their result is known without data.
 SHAPE_QUERIES = ("Shape", "Size")
 # Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
-NEVER_FOLD = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike")
-NEVER_FOLD += ("RandomUniformLike", "Multinomial", "Bernoulli", "Dropout", "If", "Loop", "Scan", "Optional", "SequenceEmpty")
+NEVER_FOLD = frozenset(
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike "
+    "Multinomial Bernoulli Dropout If Loop Scan Optional SequenceEmpty".split()
+)
 
 
 def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, data: Mapping[str, Array] | None = None) -> Prepared:
@@ -247,4 +250,4 @@ def _fold(model: Model, trace: Trace) -> Model:
 
 
 def _size(shape: Sequence[int], dtype: Any) -> int:
-    return int(np.prod(shape, dtype=np.float64)) * np.dtype(dtype).itemsize
+    return prod(shape) * int(np.dtype(dtype).itemsize)

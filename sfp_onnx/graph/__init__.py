@@ -1,7 +1,7 @@
 """The only door to onnx and onnx-graphsurgeon: load, look at, edit and save models."""
 
 from .edit import Editor
-from .load import load
+from .load import load, load_tensor
 from .model import Model, Prepared, check, make_initializer
 from .save import atomic, check_output, full_size, save, to_proto, write_text
 from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
@@ -18,6 +18,7 @@ __all__ = [
     "initializers",
     "inputs",
     "load",
+    "load_tensor",
     "make_initializer",
     "nodes",
     "outputs",

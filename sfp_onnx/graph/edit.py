@@ -64,6 +64,15 @@ class Editor:
         self._last.append(gs.Node(op, name=f"{output.name}/{op}", attrs=dict(attributes or {}), inputs=list(inputs), outputs=[output]))
         return output
 
+    def reduce(self, op: str, tensor: Any, axes: Sequence[int], name: str) -> Any:
+        """Append ReduceSum or ReduceSumSquare without keeping the axes, in the form that the model's opset has."""
+        if not axes:
+            return self.append("Mul", [tensor, tensor], name=name) if op == "ReduceSumSquare" else self.append("Identity", [tensor], name=name)
+        if self.model.opset >= (13 if op == "ReduceSum" else 18):
+            wanted = self.constant(f"{name}/axes", np.asarray(axes, np.int64))
+            return self.append(op, [tensor, wanted], {"keepdims": 0}, name)
+        return self.append(op, [tensor], {"keepdims": 0, "axes": list(axes)}, name)
+
     def add_output(self, tensor: Any) -> str:
         """Make a tensor an output of the graph (once)."""
         if all(tensor is not other for other in self.graph.outputs):

@@ -13,7 +13,7 @@ import onnx.inliner
 import onnx.numpy_helper
 from google.protobuf.message import DecodeError
 
-from ..errors import ModelError
+from ..errors import DataError, ModelError
 from ..records import Array
 from .model import INLINE_BYTES, ONNX_DOMAINS, Model, check, make_stub
 
@@ -161,3 +161,17 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
         return None
     tensor.name = node.output[0]
     return tensor
+
+
+def load_tensor(path: Path) -> tuple[str, Array]:
+    """Name and value of a serialized TensorProto (``input_0.pb``).
+
+    Raises:
+        DataError: not a tensor.
+    """
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        return tensor.name, onnx.numpy_helper.to_array(tensor)
+    except (DecodeError, ValueError, TypeError, OSError) as error:
+        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error

@@ -279,9 +279,8 @@ def pad(ctx: Context) -> list[Labels]:
     for array in ctx.fix_input(0, stiff, "this axis is padded with its own values, or cropped"):
         for axis in padded:
             if array.shape[axis] > 1 and axis not in stiff:
-                array = ctx.along([array], axis)
-                assert array is not None
-                minted = [ctx.mint(before[axis]), array, ctx.mint(behind[axis])]
+                own = ctx.along([array], axis)
+                minted = [ctx.mint(before[axis]), own if own is not None else array.reshape(-1), ctx.mint(behind[axis])]
                 array = vector(np.concatenate(minted), axis, rank)
         moved.append(array)
 

@@ -1,0 +1,5 @@
+"""``python -m sfp_onnx``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,288 @@
+"""Decide which units leave, before anything is cut."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from .cost import Parameter, layer_macs, size
+from .errors import OptionError, PlanError, TargetError
+from .records import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, PlanOptions, Size
+from .units import removal
+
+UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+
+
+@dataclass(frozen=True)
+class Target:
+    """An upper bound on a figure of the result, as a share of the original or an absolute number."""
+
+    what: str
+    value: float
+    relative: bool
+
+    def bound(self, before: Size) -> float:
+        """The bound as an absolute number."""
+        return self.value * _figure(before, self.what) if self.relative else self.value
+
+
+def _figure(of: Size, what: str) -> float:
+    return float(of.macs if what == "macs" else of.params)
+
+
+def parse_target(text: str) -> Target:
+    """Read ``macs=50%``, ``params=50%``, ``macs=40M``, ``params=120k``.
+
+    Raises:
+        OptionError: not of that form, or out of range.
+    """
+    match = re.fullmatch(r"\s*(macs|params)\s*=\s*([0-9.]+)\s*(%|[kmgbt]?)\s*", text, re.IGNORECASE)
+    try:
+        value = float(match[2]) if match else math.nan
+    except ValueError:
+        value = math.nan
+    if match is None or not value > 0 or (match[3] == "%" and value > 100):
+        raise OptionError(f"target '{text}': expected macs=50%, params=50%, or an absolute number such as macs=40M or params=120k")
+    relative = match[3] == "%"
+    return Target(match[1].lower(), value / 100 if relative else value * UNITS[match[3].lower()], relative)
+
+
+# ---- which groups may shrink -----------------------------------------------------------------------------------------
+
+
+def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, str]) -> list[Group]:
+    """Groups that ``--keep`` and ``--only`` leave to choose from. ``weights_of`` gives the weight's name of each layer.
+
+    Raises:
+        OptionError: a regular expression is invalid.
+        TargetError: nothing is left.
+    """
+    keep, only = (_compiled(text) for text in (options.keep, options.only))
+
+    def hits(pattern: re.Pattern[str], layer: str) -> bool:
+        return bool(pattern.search(layer) or pattern.search(weights_of.get(layer, "")))
+
+    chosen = []
+    for group in coupling.groups:
+        names = group.producers or (group.name,)
+        if keep and any(hits(keep, name) for name in names):
+            continue
+        if only and not all(hits(only, name) for name in names):
+            continue
+        chosen.append(group)
+    if coupling.groups and not chosen:
+        raise TargetError("--keep and --only leave no group to prune. `sfp-onnx inspect` lists the names of all groups.")
+    return chosen
+
+
+def _compiled(text: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(text) if text else None
+    except re.error as error:
+        raise OptionError(f"'{text}' is not a regular expression: {error}") from error
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Turns a single number (how much) into a removal; monotone in it."""
+
+    coupling: Coupling
+    groups: Sequence[Group]
+    scores: FloatArray
+    options: PlanOptions
+
+    def _step(self, group: Group) -> int:
+        """Kept units come in multiples of this, so that every weight axis that the group fills is a multiple of ``align``."""
+        if not self.options.align:
+            return 1
+        step = 1
+        for layer in self.coupling.layers:
+            own = int((layer.writes == group.units[0]).sum())
+            if own:
+                step = math.lcm(step, self.options.align // math.gcd(self.options.align, own))
+        return step
+
+    def most(self, group: Group) -> int:
+        """How many units may leave at most."""
+        return group.width - self._kept(group, min(group.width, self.options.min_channels))
+
+    def _kept(self, group: Group, wanted: int) -> int:
+        step = self._step(group)
+        return min(group.width, -(-max(wanted, self.options.min_channels, 1) // step) * step)
+
+    def orders(self) -> list[IntArray]:
+        """Positions of each group from least to most important; ties leave in the order of the channels."""
+        return [np.argsort(self.scores[group.units], kind="stable") for group in self.groups]
+
+    def uniform(self, ratio: float) -> BoolArray:
+        """The same share of every group."""
+        counts = [group.width - self._kept(group, group.width - int(ratio * group.width + 1e-9)) for group in self.groups]
+        return self._remove(counts)
+
+    def ranked(self, count: int) -> BoolArray:
+        """The ``count`` least important units of all groups, as far as minima and alignment let them go."""
+        flat = np.concatenate([self.scores[group.units] for group in self.groups])
+        owner = np.repeat(np.arange(len(self.groups)), [group.width for group in self.groups])
+        first = np.argsort(flat, kind="stable")[:count]
+        wanted = np.bincount(owner[first], minlength=len(self.groups))
+        counts = [group.width - self._kept(group, group.width - int(want)) for group, want in zip(self.groups, wanted, strict=True)]
+        return self._remove(counts)
+
+    def _remove(self, counts: Sequence[int]) -> BoolArray:
+        removed = np.zeros(self.coupling.units, bool)
+        for group, order, count in zip(self.groups, self.orders(), counts, strict=True):
+            removed[group.units[order[: max(0, count)]]] = True
+        return removed
+
+
+def _smallest(candidates: Sequence[float], holds: Callable[[float], bool]) -> float | None:
+    """Smallest of ascending candidates for which a monotone condition holds (bisection)."""
+    low, high = 0, len(candidates)
+    while low < high:
+        middle = (low + high) // 2
+        if holds(candidates[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return candidates[low] if low < len(candidates) else None
+
+
+def choose(
+    coupling: Coupling, groups: Sequence[Group], scores: FloatArray, options: PlanOptions, measure: Callable[[BoolArray], Size]
+) -> BoolArray:
+    """Which units leave. ``scores`` has one value per unit; ``measure`` tells the size after a removal.
+
+    Raises:
+        OptionError: neither or both of ratio and targets, or values out of range.
+        TargetError: the targets cannot be met; the message gives the best reachable figures.
+    """
+    chooser = _Chooser(coupling, groups, scores, options)
+    total = sum(group.width for group in groups)
+    if (options.ratio is None) == (not options.targets):
+        raise OptionError("give either --ratio or --target")
+    if options.ratio is not None:
+        if not 0 <= options.ratio < 1:
+            raise OptionError(f"ratio {options.ratio}: expected a number from 0 up to, but not including, 1")
+        if options.allocation == "uniform":
+            return chooser.uniform(options.ratio)
+        return chooser.ranked(int(options.ratio * total + 1e-9))
+    targets = [parse_target(text) for text in options.targets]
+    before = measure(np.zeros(coupling.units, bool))
+
+    def holds(removed: BoolArray) -> bool:
+        after = measure(removed)
+        return all(_figure(after, target.what) <= target.bound(before) * (1 + 1e-12) for target in targets)
+
+    if options.allocation == "uniform":
+        shares = sorted({0.0, *(count / group.width for group in groups for count in range(1, group.width + 1))})
+        found = _smallest(shares, lambda share: holds(chooser.uniform(share)))
+        removed = None if found is None else chooser.uniform(found)
+        best = chooser.uniform(1.0)
+    else:
+        found = _smallest(list(range(total + 1)), lambda count: holds(chooser.ranked(int(count))))
+        removed = None if found is None else chooser.ranked(int(found))
+        best = chooser.ranked(total)
+    if removed is None:
+        raise TargetError(_unreachable(targets, before, measure(best)))
+    return removed
+
+
+def _unreachable(targets: Sequence[Target], before: Size, best: Size) -> str:
+    parts = []
+    for target in targets:
+        figure, whole = _figure(best, target.what), _figure(before, target.what)
+        parts.append(
+            f"{target.what} of at most {target.bound(before):,.0f} asked, best reachable is {figure:,.0f} ({figure / whole:.1%} of the original)"
+        )
+    return "the target cannot be met: " + "; ".join(parts) + ". Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
+
+
+# ---- plans as records ------------------------------------------------------------------------------------------------
+
+
+def make_plan(
+    coupling: Coupling, removed: BoolArray, sha256: str, weights: Sequence[Parameter], samples: int, options: Mapping[str, object]
+) -> Plan:
+    """The plan for a removal; every group is listed, also those that keep all units."""
+    none = np.zeros(coupling.units, bool)
+    layers = {layer.node.name: layer for layer in coupling.layers}
+    plans = []
+    for group in coupling.groups:
+        own = [layers[name] for name in group.producers]
+        before, after = (sum(layer_macs(layer, flags) for layer in own) / samples for flags in (none, removed))
+        gone = tuple(int(index) for index in np.flatnonzero(removed[group.units]))
+        plans.append(GroupPlan(group.name, group.producers, group.width, gone, before, after))
+    return Plan(sha256, tuple(plans), options, size(coupling, weights, none, samples), size(coupling, weights, removed, samples))
+
+
+def to_json(plan: Plan) -> dict[str, object]:
+    """A plan as plain data, for ``json.dump``."""
+    return {"format": "sfp_onnx plan", "version": 1, **asdict(plan)}
+
+
+def from_json(data: object) -> Plan:
+    """Read a plan from plain data.
+
+    Raises:
+        PlanError: fields are missing or of the wrong type.
+    """
+    if not isinstance(data, dict) or data.get("format") != "sfp_onnx plan":
+        raise PlanError("this JSON file is not an sfp_onnx plan (no \"format\": \"sfp_onnx plan\"). Make one with `sfp-onnx plan`.")
+    try:
+        groups = tuple(
+            GroupPlan(
+                str(item["group"]), tuple(map(str, item.get("producers", ()))), int(item["width"]), tuple(_position(at) for at in item["remove"]),
+                float(item.get("macs_before", 0)), float(item.get("macs_after", 0)),
+            )
+            for item in data["groups"]
+        )  # fmt: skip
+        before, after = (Size(float(data[key]["macs"]), int(data[key]["params"])) for key in ("before", "after"))
+        return Plan(str(data["model_sha256"]), groups, dict(data.get("options", {})), before, after)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}. Make it again with `sfp-onnx plan`.") from error
+
+
+def _position(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"channel {value!r} is not an integer")
+    return value
+
+
+def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
+    """Flags per unit of a plan, checked against the model.
+
+    Raises:
+        PlanError: made for another model, unknown group, duplicate or out-of-range channel, or a whole group.
+    """
+    if plan.model_sha256 != sha256:
+        raise PlanError(
+            f"the plan was made for another model: its SHA-256 is {plan.model_sha256[:12]}..., the model's is {sha256[:12]}.... "
+            "Make the plan again for this model."
+        )
+    groups = {group.name: group for group in coupling.groups}
+    seen: set[str] = set()
+    for item in plan.groups:
+        group = groups.get(item.group)
+        if group is None:
+            raise PlanError(f"the plan names group '{item.group}', which the model does not have. `sfp-onnx inspect` lists them.")
+        if item.group in seen:
+            raise PlanError(f"the plan lists group '{item.group}' twice.")
+        seen.add(item.group)
+        outside = [at for at in item.remove if not 0 <= at < group.width]
+        if outside:
+            raise PlanError(f"group '{item.group}': channel {outside[0]} is out of range; expected 0 to {group.width - 1}.")
+        if len(set(item.remove)) != len(item.remove):
+            twice = next(at for at in item.remove if item.remove.count(at) > 1)
+            raise PlanError(f"group '{item.group}': channel {twice} is listed twice.")
+        if len(item.remove) >= group.width:
+            raise PlanError(f"group '{item.group}': the plan removes all {group.width} channels; at least one must stay.")
+    return removal(coupling, {item.group: item.remove for item in plan.groups})
+
+

@@ -1,0 +1,114 @@
+"""What scores may look at: weights, BatchNormalization scales and activation statistics, sorted by group.
+
+Weights are seen as onnxruntime will run them: a BatchNormalization right behind a layer scales the layer's rows, so that a
+file with BatchNormalization nodes and one with folded ones give the same scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from . import graph
+from .graph import Model
+from .records import Array, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, WeightSlices
+
+Site = tuple[str, int]
+
+
+def views(model: Model, coupling: Coupling, moments: Mapping[Site, Moments]) -> Iterator[GroupView]:
+    """One view per group, in order. Only the weights of one group are in memory at a time."""
+    scales = _scales(model, coupling)
+    position = np.full(coupling.units, -1, np.int64)
+    touching = _layers_by_group(coupling)
+    for index, group in enumerate(coupling.groups):
+        position[:] = -1
+        position[group.units] = np.arange(group.width)
+        slices = [found for layer in touching[index] for found in _slices(model, layer, position, scales, moments)]
+        gammas = [
+            (own, np.abs(affine.gamma))
+            for affine in coupling.affines
+            if ((own := _positions(affine.units, position)) >= 0).any()
+        ]
+        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
+
+
+def _positions(units: IntArray, position: IntArray) -> IntArray:
+    """Position in the group of each index of an axis; -1 outside."""
+    if not len(position):
+        return np.full(len(units), -1, np.int64)
+    return np.where(units >= 0, position[np.maximum(units, 0)], -1)
+
+
+def _layers_by_group(coupling: Coupling) -> list[list[Layer]]:
+    group_of = np.full(coupling.units, -1, np.int64)
+    for index, group in enumerate(coupling.groups):
+        group_of[group.units] = index
+    found: list[list[Layer]] = [[] for _ in coupling.groups]
+    for layer in coupling.layers:
+        units = np.concatenate([layer.reads, layer.writes, layer.source])
+        for index in np.unique(group_of[units[units >= 0]]):
+            found[index].append(layer)
+    return found
+
+
+def _scales(model: Model, coupling: Coupling) -> dict[str, FloatArray]:
+    """Scale of a BatchNormalization that is the only reader of a tensor."""
+    readers: dict[str, int] = {}
+    for node in graph.nodes(model):
+        for name in (*node.inputs, *node.captures):
+            readers[name] = readers.get(name, 0) + 1
+    return {affine.tensor: np.abs(affine.scale) for affine in coupling.affines if readers.get(affine.tensor) == 1}
+
+
+def _slices(
+    model: Model, layer: Layer, position: IntArray, scales: Mapping[str, FloatArray], moments: Mapping[Site, Moments]
+) -> Iterator[WeightSlices]:
+    writes, reads = _positions(layer.writes, position), _positions(layer.reads, position)
+    weight = None if layer.weight is None else graph.constant(model, layer.node.inputs[layer.weight.position])
+    through = layer.weight is not None and layer.weight.in_axis == layer.weight.out_axis
+    if weight is not None and layer.weight is not None and (writes >= 0).any() and not through:
+        rows = _rows(weight, layer.weight.out_axis)
+        scale = scales.get(layer.node.outputs[0])
+        if scale is not None and len(scale) == len(rows):
+            rows = rows * scale[:, None]
+        yield WeightSlices(layer.node.name, "out", writes, rows)
+    if (reads >= 0).any() or (_positions(layer.source, position) >= 0).any():
+        rms, zeros = _activation(layer, moments)
+        if weight is None or layer.weight is None:
+            own = _positions(layer.source, position)
+            yield WeightSlices(layer.node.name, "in", own, np.zeros((len(own), 0), np.float32), rms, zeros)
+        elif (reads >= 0).any():
+            rows = _rows(weight, layer.weight.in_axis)
+            yield WeightSlices(
+                layer.node.name, "through" if through else "in", reads, rows, _per_row(rms, layer), _per_row(zeros, layer)
+            )
+
+
+def _rows(weight: Array, axis: int) -> Array:
+    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+
+
+def _activation(layer: Layer, moments: Mapping[Site, Moments]) -> tuple[FloatArray | None, FloatArray | None]:
+    """RMS and share of zeros per channel of the data input."""
+    own = moments.get((layer.node.inputs[0], layer.data_axis))
+    if own is None:
+        return None, None
+    count = max(own.count, 1)
+    return np.sqrt(own.squares / count), own.zeros / count
+
+
+def _per_row(values: FloatArray | None, layer: Layer) -> FloatArray | None:
+    """Channel values for each row of the weight; if the weight has fewer rows than the data has channels (grouped
+    convolution), the mean over the channels of the same unit."""
+    if values is None or len(values) == len(layer.reads):
+        return values
+    own = layer.source >= 0
+    size = int(max(layer.source.max(initial=0), layer.reads.max(initial=0))) + 1
+    total = np.bincount(layer.source[own], values[own], minlength=size)
+    count = np.bincount(layer.source[own], minlength=size)
+    mean = total / np.maximum(count, 1)
+    return np.where(layer.reads >= 0, mean[np.maximum(layer.reads, 0)], 0.0)
+
+
