@@ -66,24 +66,28 @@ def _slices(
     model: Model, layer: Layer, position: IntArray, scales: Mapping[str, FloatArray], moments: Mapping[Site, Moments]
 ) -> Iterator[WeightSlices]:
     writes, reads = _positions(layer.writes, position), _positions(layer.reads, position)
-    weight = None if layer.weight is None else graph.constant(model, layer.node.inputs[layer.weight.position])
-    through = layer.weight is not None and layer.weight.in_axis == layer.weight.out_axis
-    if weight is not None and layer.weight is not None and (writes >= 0).any() and not through:
-        rows = _rows(weight, layer.weight.out_axis)
-        scale = scales.get(layer.node.outputs[0])
-        if scale is not None and len(scale) == len(rows):
-            rows = rows * scale[:, None]
-        yield WeightSlices(layer.node.name, "out", writes, rows)
-    if (reads >= 0).any() or (_positions(layer.source, position) >= 0).any():
-        rms, zeros = _activation(layer, moments)
-        if weight is None or layer.weight is None:
-            own = _positions(layer.source, position)
-            yield WeightSlices(layer.node.name, "in", own, np.zeros((len(own), 0), np.float32), rms, zeros)
-        elif (reads >= 0).any():
-            rows = _rows(weight, layer.weight.in_axis)
-            yield WeightSlices(
-                layer.node.name, "through" if through else "in", reads, rows, _per_row(rms, layer), _per_row(zeros, layer)
-            )
+    rms, zeros = _activation(layer, moments)
+    if layer.weight is None:
+        own = _positions(layer.source, position)
+        yield WeightSlices(layer.node.name, "in", own, np.zeros((len(own), 0), np.float32), rms, zeros)
+        return
+    weight = _effective(graph.constant(model, layer.node.inputs[layer.weight.position]), layer, scales)
+    through = layer.weight.in_axis == layer.weight.out_axis
+    if (writes >= 0).any() and not through:
+        yield WeightSlices(layer.node.name, "out", writes, _rows(weight, layer.weight.out_axis))
+    if (reads >= 0).any():
+        rows = _rows(weight, layer.weight.in_axis)
+        yield WeightSlices(layer.node.name, "through" if through else "in", reads, rows, _per_row(rms, layer), _per_row(zeros, layer))
+
+
+def _effective(weight: Array, layer: Layer, scales: Mapping[str, FloatArray]) -> Array:
+    """The weight times the scale of a BatchNormalization right behind the layer, per output channel."""
+    scale = scales.get(layer.node.outputs[0])
+    if scale is None or layer.weight is None or len(scale) != weight.shape[layer.weight.out_axis]:
+        return weight
+    shape = [1] * weight.ndim
+    shape[layer.weight.out_axis] = -1
+    return weight * scale.astype(weight.dtype).reshape(shape)
 
 
 def _rows(weight: Array, axis: int) -> Array:
