@@ -21,7 +21,7 @@ def sites(coupling: Coupling) -> list[Site]:
     found: dict[Site, None] = {}
     for layer in coupling.layers:
         if (layer.source >= 0).any():
-            found[layer.node.inputs[0], layer.data_axis] = None
+            found[layer.data_name, layer.data_axis] = None
     return list(found)
 
 
@@ -69,47 +69,50 @@ def calibrate(
     statistics = Statistics({})
     for feeds, samples in batches:
         results = dict(zip(names, session.run(feeds, names), strict=True))
-        share = samples / len(next(iter(feeds.values())))
+        batch = len(next(iter(feeds.values())))
         for site, outputs in taps.items():
-            statistics.merge(_moments(site, {kind: results[name] for kind, name in outputs.items()}, samples, share))
+            statistics.merge(_moments(site, {kind: results[name] for kind, name in outputs.items()}, samples, batch))
         progress(samples)
     return statistics
 
 
-def _moments(site: Site, outputs: Mapping[str, Array], samples: int, share: float) -> Statistics:
-    """Statistics of one batch; ``share`` of its rows are samples, the rest is padding."""
+def _moments(site: Site, outputs: Mapping[str, Array], samples: int, batch: int) -> Statistics:
+    """Statistics of one batch, of which the first ``samples`` rows are real and the rest padding.
+
+    Padding is told apart where the first axis is the batch, or the batch times something; other tensors count as a whole.
+    """
     shape = outputs["shape"]
-    channels = int(shape[site[1]])
-    count = float(np.prod(shape)) / channels * share
-    sums = {kind: _sum_rows(outputs[kind], samples, share) for kind in outputs if kind != "shape"}
+    channels, rows = int(shape[site[1]]), int(shape[0])
+    used = rows // batch * samples if site[1] != 0 and rows % batch == 0 else rows
+    positions = float(np.prod(shape)) / channels * used / rows
+    sums = {kind: _sums(outputs[kind], channels, positions, used) for kind in outputs if kind != "shape"}
     if not all(np.isfinite(value).all() for value in sums.values()):
         raise DataError(f"tensor '{site[0]}' is not finite on the data. Check --scale, --mean and --std, or the model.")
     nothing = np.zeros(channels)
-    return Statistics({site: Moments(sums.get("squares", nothing), sums.get("zeros", nothing), count)})
+    return Statistics({site: Moments(sums.get("squares", nothing), sums.get("zeros", nothing), positions)})
 
 
-def _sum_rows(result: Array, samples: int, share: float) -> FloatArray:
-    """Sum over the first axis in float64, without rows of padding."""
-    if result.ndim == 1:
-        return result.astype(np.float64)
-    rows = result[:samples] if len(result) * share == samples else result
-    total: FloatArray = rows.astype(np.float64).sum(0)
+def _sums(means: Array, channels: int, positions: float, used: int) -> FloatArray:
+    """Sums per channel over ``positions`` in float64, from means within each of the first ``used`` rows."""
+    rows = means.reshape(-1, channels)[:used].astype(np.float64)
+    total: FloatArray = rows.sum(0) * (positions / len(rows))
     return total
 
 
 def _tap(editor: graph.Editor, site: Site, rank: int, needs: frozenset[str]) -> dict[str, str]:
-    """Add sums over all axes but the first and the channels'; returns the output name per statistic.
+    """Add means over all axes but the first and the channels'; returns the output name per statistic.
 
-    Sums within a sample are float32 (in the graph), those over samples float64 (in numpy).
+    Means within a sample are float32 (in the graph), sums over samples float64 (in numpy).
     """
     name, axis = site
     tensor = editor.append("Cast", [editor.tensor(name)], {"to": 1}, name=f"{name}/float")
     axes = [other for other in range(rank) if other not in (0, axis)]
     found = {"shape": editor.add_output(editor.append("Shape", [tensor], name=f"{name}/{axis}/shape"))}
     if "squares" in needs:
-        found["squares"] = editor.add_output(editor.reduce("ReduceSumSquare", tensor, axes, f"{name}/{axis}/squares"))
+        square = editor.append("Mul", [tensor, tensor], name=f"{name}/square")
+        found["squares"] = editor.add_output(editor.mean(square, rank, axes, f"{name}/{axis}/squares"))
     if "zeros" in needs:
-        zero = editor.constant(f"{name}/zero", np.asarray(0, np.float32))
-        is_zero = editor.append("Cast", [editor.append("Equal", [tensor, zero], name=f"{name}/equal")], {"to": 1}, name=f"{name}/is_zero")
-        found["zeros"] = editor.add_output(editor.reduce("ReduceSum", is_zero, axes, f"{name}/{axis}/zeros"))
+        nonzero = editor.append("Cast", [tensor], {"to": 9}, name=f"{name}/nonzero")  # Equal takes no floats before opset 11
+        is_zero = editor.append("Cast", [editor.append("Not", [nonzero], name=f"{name}/zero")], {"to": 1}, name=f"{name}/is_zero")
+        found["zeros"] = editor.add_output(editor.mean(is_zero, rank, axes, f"{name}/{axis}/zeros"))
     return found

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from .scores import SCORES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
 EPILOG = "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path."
 
 
@@ -111,25 +112,27 @@ def _stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-model_argument = click.argument("model", type=click.Path(path_type=Path))
+model_argument = click.argument("model", type=FILE)
 shape_option = click.option(
     "--input-shape", "input_shapes", multiple=True, callback=_shapes, metavar="NAME=1,3,224,224",
     help="Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.",
 )  # fmt: skip
 preprocessing_options = _stack(
-    click.option("--labels", type=click.Path(path_type=Path), help="Labels (.npy or .npz), if they are not in the data."),
+    click.option("--labels", type=FILE, help="Labels (.npy or .npz), if they are not in the data."),
     click.option("--mean", callback=_floats, metavar="M1,M2,..", help="Subtracted per channel, after --scale."),
     click.option("--std", callback=_floats, metavar="S1,S2,..", help="Divided by per channel, after --mean."),
     click.option("--scale", type=click.FloatRange(min=0, min_open=True), help="Value range of the raw data: 255 for 8-bit images."),
     click.option("--layout", type=click.Choice(["nchw", "nhwc"]), default="nchw", show_default=True, help="Layout of the data."),
     click.option("--samples", type=click.IntRange(min=1), help="Use only so many samples, drawn with --seed."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."),
 )
 plan_options = _stack(
-    click.option("--score", type=click.Choice(sorted(SCORES)), help="Importance of a channel.  [default: contribution with data, else magnitude]"),
+    click.option("--score", type=click.Choice(sorted(SCORES)),
+                 help="Importance of a channel.  [default: contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
     click.option("--ratio", type=click.FloatRange(0, 1, max_open=True), help="Remove this fraction of every prunable group."),
-    click.option("--target", "targets", multiple=True, metavar="macs=50%", help="Upper bound on the result: macs=50%, params=50%, macs=40M. Repeatable."),
+    click.option("--target", "targets", multiple=True, metavar="macs=50%",
+                 help="Upper bound on the result: macs=50%, params=50%, macs=40M. Repeatable."),
     click.option("--allocation", type=click.Choice(["uniform", "global"]), default="uniform", show_default=True,
                  help="The same share of every group, or one ranking over all groups."),
     click.option("--keep", metavar="REGEX", help="Layers (node or weight names) that keep all their output channels."),
@@ -200,8 +203,8 @@ def inspect_command(model: Path, input_shapes: dict[str, list[int]], as_json: bo
 
 @main.command("plan", epilog=EPILOG)
 @model_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the plan (JSON) goes.")
-@click.option("--data", type=click.Path(path_type=Path), help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where the plan (JSON) goes.")
+@click.option("--data", type=FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
 @plan_options
 @preprocessing_options
 @shape_option
@@ -213,25 +216,30 @@ def plan_command(model: Path, output: Path, data: Path | None, input_shapes: dic
     """
     _options(options)
     loaded = pipeline.load(model)
-    graph.check_output(output, loaded.source)
+    inputs = [*loaded.paths, data, options["labels"]]
+    _check_outputs(inputs, output)
     dataset = _dataset(loaded, data, options)
     made = _scored(pipeline.inspect(loaded, input_shapes, dataset), dataset, options)
-    pipeline.write_json(output, to_json(made), loaded.source)
+    pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(report.plan_text(made))
     say(f"Next: sfp-onnx apply {model} {output} -o {model.stem}-pruned.onnx")
 
 
-verify_option = click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with the masked original before writing.")
+verify_option = click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Compare with the masked original before writing."
+)
 external_option = click.option(
     "--external-data/--single-file", "external", default=None, help="Weights in OUT.data, or in one file.  [default: one file up to 2 GB]"
 )
-output_option = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the pruned model goes.")
-manifest_option = click.option("--manifest", type=click.Path(path_type=Path), help="Write versions, hashes, options, plan and cuts as JSON.")
+output_option = click.option("-o", "--output", type=FILE, required=True, help="Where the pruned model goes.")
+manifest_option = click.option(
+    "--manifest", type=FILE, help="Write versions, hashes, options, plan and cuts as JSON."
+)
 
 
 @main.command("apply", epilog=EPILOG)
 @model_argument
-@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("plan", type=FILE)
 @output_option
 @manifest_option
 @verify_option
@@ -243,7 +251,7 @@ def apply_command(model: Path, plan: Path, output: Path, manifest: Path | None, 
     Example: sfp-onnx apply model.onnx plan.json -o smaller.onnx
     """
     loaded = pipeline.load(model)
-    _check_outputs(loaded, output, manifest)
+    _check_outputs([*loaded.paths, plan], output, manifest)
     result = pipeline.apply(loaded, pipeline.read_plan(plan), verify=verify, progress=_bar)
     _write(result, output, manifest, external)
 
@@ -251,8 +259,8 @@ def apply_command(model: Path, plan: Path, output: Path, manifest: Path | None, 
 @main.command("prune", epilog=EPILOG)
 @model_argument
 @output_option
-@click.option("--data", type=click.Path(path_type=Path), help="Calibration data: .npz, .npy or test_data_set_* folders.")
-@click.option("--test-data", type=click.Path(path_type=Path), help="Held-out data: report accuracy and latency before and after.")
+@click.option("--data", type=FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--test-data", type=FILE, help="Held-out data: report accuracy and latency before and after.")
 @plan_options
 @preprocessing_options
 @shape_option
@@ -270,30 +278,35 @@ def prune_command(
     """
     _options(options)
     loaded = pipeline.load(model)
-    _check_outputs(loaded, output, manifest)
-    dataset = _dataset(loaded, data, options)
+    _check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)
     held_out = _dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
+    shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
+    dataset = _dataset(loaded, data, {**options, **shared})
     analysis = pipeline.inspect(loaded, input_shapes, dataset)
     made = _scored(analysis, dataset, options)
     say(report.plan_text(made), 1)
     result = pipeline.apply(analysis, made, dataset, verify, _bar)
+    measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=_bar)
     _write(result, output, manifest, external)
-    if held_out is not None:
-        results = pipeline.evaluate([loaded, output], held_out, progress=_bar)
-        _accuracy(results)
-        say(report.evaluation_text(results))
+    if measured:
+        measured[1] = replace(measured[1], model=str(output))
+        _accuracy(measured)
+        say(report.evaluation_text(measured))
 
 
-def _check_outputs(loaded: graph.Model, output: Path, manifest: Path | None) -> None:
-    graph.check_output(output, loaded.source)
-    if manifest is not None:
-        graph.check_output(manifest, loaded.source)
+def _check_outputs(inputs: Sequence[Path | None], *outputs: Path | None) -> None:
+    """Refuse outputs that cannot be written, or are inputs or each other, before any work."""
+    taken = [path for path in inputs if path is not None]
+    for output in outputs:
+        if output is not None:
+            graph.check_output(output, taken)
+            taken.append(output)
 
 
 def _write(result: pipeline.Pruned, output: Path, manifest: Path | None, external: bool | None) -> None:
     result.save(output, external)
     if manifest is not None:
-        pipeline.write_json(manifest, pipeline.manifest(result, output), result.original.source)
+        pipeline.write_json(manifest, pipeline.manifest(result, output), [*result.original.paths, output])
     for note in result.notes:
         say(f"Note: {note}")
     check = result.verification
@@ -317,12 +330,13 @@ def _accuracy(results: list[Evaluation]) -> None:
     elif after.relative_error is not None:
         click.echo(f"relative error to the original on {after.samples} held-out samples: {after.relative_error:.4f}")
     if after.latency_ratio is not None:
-        click.echo(f"latency {before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms per batch ({after.latency_ratio:.2f} of the original)")
+        times = f"{before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms"
+        click.echo(f"latency {times} per batch ({after.latency_ratio:.2f} of the original)")
 
 
 @main.command("evaluate", epilog=EPILOG)
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Test data: .npz, .npy or test_data_set_* folders.")
+@click.argument("models", nargs=-1, required=True, type=FILE)
+@click.option("--data", type=FILE, required=True, help="Test data: .npz, .npy or test_data_set_* folders.")
 @preprocessing_options
 @click.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).")

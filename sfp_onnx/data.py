@@ -6,7 +6,9 @@ Nothing is held but one batch: arrays inside .npz files are read row by row, .np
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,12 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from . import graph
-from .errors import DataError
+from .errors import DataError, OptionError
 from .records import Array, IntArray, Port
 
 LABEL_NAMES = ("labels", "label", "y", "targets")
 BATCH = 64
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class Preprocessing:
     def given(self) -> bool:
         """Whether values are changed at all."""
         return self.mean is not None or self.std is not None or self.scale is not None
+
+
+    def check(self) -> None:
+        """Check the numbers themselves.
+
+        Raises:
+            OptionError: not finite, or division by zero.
+        """
+        scale = () if self.scale is None else (self.scale,)
+        for name, values, low in (("mean", self.mean or (), -math.inf), ("std", self.std or (), 0), ("scale", scale, 0)):
+            if not all(low < value < math.inf for value in values):
+                raise OptionError(f"--{name} {','.join(map(str, values))}: expected {'positive' if low == 0 else 'finite'} numbers")
 
 
 class Reader(Protocol):
@@ -107,7 +122,7 @@ class _Zipped:
 def _exactly(stream: IO[bytes], count: int, path: Path, member: str) -> bytes:
     try:
         data = stream.read(count)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: array '{member.removesuffix('.npy')}' is damaged: {error}") from error
     if len(data) != count:
         raise DataError(f"{path}: array '{member.removesuffix('.npy')}' is truncated")
@@ -115,9 +130,8 @@ def _exactly(stream: IO[bytes], count: int, path: Path, member: str) -> bytes:
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
+    first = np.lib.format.read_magic(stream) == (1, 0)
+    return np.lib.format.read_array_header_1_0(stream) if first else np.lib.format.read_array_header_2_0(stream)
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -141,11 +155,10 @@ def _open_npz(path: Path) -> dict[str, Reader]:
 
 def _open_folder(path: Path, ports: Sequence[Port]) -> dict[str, Reader]:
     """``test_data_set_*`` folders of ``input_*.pb`` tensors: their samples one after the other."""
-    folders = [path] if path.name.startswith("test_data_set") else sorted(path.glob("test_data_set_*"))
+    folders = [path] if any(path.glob("input_*.pb")) else sorted(path.glob("test_data_set_*"), key=_number)
     columns: dict[str, list[Array]] = {}
     for folder in folders:
-        files = sorted(folder.glob("input_*.pb"), key=lambda file: int("0" + "".join(filter(str.isdigit, file.stem))))
-        for position, file in enumerate(files):
+        for position, file in enumerate(sorted(folder.glob("input_*.pb"), key=_number)):
             name, array = graph.load_tensor(file)
             known = [port.name for port in ports]
             name = name if name in known else known[position] if position < len(known) else name
@@ -156,6 +169,10 @@ def _open_folder(path: Path, ports: Sequence[Port]) -> dict[str, Reader]:
         return {name: _Memory(np.concatenate(arrays)) for name, arrays in columns.items()}
     except ValueError as error:
         raise DataError(f"{path}: the tensors of the data sets do not join along the first axis: {error}") from error
+
+
+def _number(path: Path) -> int:
+    return int("0" + "".join(filter(str.isdigit, path.stem)))
 
 
 def _open(source: str | Path | Mapping[str, Array] | Array, ports: Sequence[Port]) -> tuple[dict[str, Reader], str, str]:
@@ -176,7 +193,7 @@ def _open(source: str | Path | Mapping[str, Array] | Array, ports: Sequence[Port
         if path.suffix == ".npy":
             return {"data": _Memory(np.load(path, mmap_mode="r"))}, str(path), _digest([path])
         return _open_npz(path), str(path), _digest([path])
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: not a readable .npz or .npy file: {error}") from error
 
 
@@ -232,26 +249,25 @@ class Dataset:
 
     def _prepared(self, port: Port, array: Array, start: int) -> Array:
         steps = self.preprocessing
-        rank = array.ndim
-        if rank >= 3 and steps.layout == "nhwc":
+        if array.ndim >= 3 and steps.layout == "nhwc":
             array = np.moveaxis(array, -1, 1)
         dtype = np.dtype(port.dtype)
         if dtype.kind == "f":
-            values = array.astype(np.float32 if dtype.itemsize < 8 else np.float64)
-            shape = [1] * rank
-            if rank > 1:
-                shape[1] = -1
+            with np.errstate(over="ignore"):
+                values = array.astype(np.float32 if dtype.itemsize < 8 else np.float64)
+            shape = [1, -1, *[1] * (array.ndim - 2)] if array.ndim > 1 else [1]
             if steps.scale is not None:
                 values = values / values.dtype.type(steps.scale)
             if steps.mean is not None:
                 values = values - np.asarray(steps.mean, values.dtype).reshape(shape)
             if steps.std is not None:
                 values = values / np.asarray(steps.std, values.dtype).reshape(shape)
-            array = values
+            with np.errstate(over="ignore"):
+                array = values.astype(dtype, copy=False)
             bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
             if bad.any():
                 row = int(self.indices[start + int(np.argmax(bad))])
-                raise DataError(f"{self.name}: sample {row} of '{port.name}' holds NaN or infinity. Remove or repair it.")
+                raise DataError(f"{self.name}: sample {row} of '{port.name}' holds NaN, infinity or what {dtype} cannot hold. Repair it.")
         return np.ascontiguousarray(array.astype(dtype, copy=False))
 
 
@@ -269,6 +285,7 @@ def open_data(
         DataError: wrong names, shapes, types, labels, or no samples.
     """
     preprocessing = preprocessing or Preprocessing()
+    preprocessing.check()
     readers, name, digest = _open(source, ports)
     readers, own_labels = _assign(readers, ports, name)
     count = _count(readers, name)
@@ -293,9 +310,10 @@ def _assign(readers: dict[str, Reader], ports: Sequence[Port], name: str) -> tup
     """Which array feeds which input; the labels apart."""
     wanted = [port.name for port in ports]
     label_name = next((key for key in LABEL_NAMES if key in readers and key not in wanted), None)
-    labels = next(readers[label_name].rows(np.arange(readers[label_name].shape[0]), 1 << 30), None) if label_name else None
-    if label_name and labels is None:
-        labels = np.zeros(0, np.int64)
+    labels = None
+    if label_name:
+        count = next(iter(readers[label_name].shape), 0)
+        labels = next(readers[label_name].rows(np.arange(count), count), None) if count else np.zeros(0, np.int64)
     others = {key: reader for key, reader in readers.items() if key != label_name}
     if all(key in others for key in wanted):
         return {key: others[key] for key in wanted}, labels
@@ -319,14 +337,12 @@ def _count(readers: Mapping[str, Reader], name: str) -> int:
 
 def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str) -> None:
     found = tuple(reader.shape)
-    moved = (found[0], found[-1], *found[1:-1]) if steps.layout == "nhwc" and len(found) >= 3 else found
-    if port.shape is not None:
-        if not _fits(port.shape, moved):
-            hint = ""
-            if len(found) >= 3 and steps.layout == "nchw" and _fits(port.shape, (found[0], found[-1], *found[1:-1])):
-                hint = " The data look like channels-last: pass --layout nhwc."
-            expected = ["N" if axis == 0 else dim if dim is not None else "?" for axis, dim in enumerate(port.shape)]
-            raise DataError(f"{name}: input '{port.name}' expects shape {expected}, the data have {list(moved)}.{hint}")
+    first = (found[0], found[-1], *found[1:-1]) if len(found) >= 3 else found
+    moved = first if steps.layout == "nhwc" else found
+    if port.shape is not None and not _fits(port.shape, moved):
+        hint = " The data look like channels-last: pass --layout nhwc." if moved != first and _fits(port.shape, first) else ""
+        expected = ["N" if axis == 0 else dim if dim is not None else "?" for axis, dim in enumerate(port.shape)]
+        raise DataError(f"{name}: input '{port.name}' expects shape {expected}, the data have {list(moved)}.{hint}")
     kind, wanted = np.dtype(reader.dtype).kind, np.dtype(port.dtype).kind
     if kind not in "fiub" or (wanted in "iub" and kind == "f"):
         raise DataError(f"{name}: input '{port.name}' expects {np.dtype(port.dtype)}, the data are {np.dtype(reader.dtype)}.")
@@ -341,9 +357,8 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str) -> 
 
 
 def _fits(expected: Sequence[int | str | None], found: Sequence[int]) -> bool:
-    if len(expected) != len(found):
-        return False
-    return all(not isinstance(dim, int) or dim == size for dim, size in list(zip(expected, found, strict=True))[1:])
+    sizes = zip(expected[1:], found[1:], strict=False)
+    return len(expected) == len(found) and all(not isinstance(dim, int) or dim == size for dim, size in sizes)
 
 
 def _load_labels(source: str | Path | Array) -> Array:
@@ -357,9 +372,8 @@ def _load_labels(source: str | Path | Array) -> Array:
         names = [key for key in LABEL_NAMES if key in loaded.files] or loaded.files
         if len(names) != 1:
             raise DataError(f"{path}: which of the arrays {loaded.files} holds the labels? Name it 'labels'.")
-        found: Array = loaded[names[0]]
-        return found
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        return np.asarray(loaded[names[0]])
+    except DAMAGED as error:
         raise DataError(f"{path}: cannot read labels (.npy or .npz expected): {error}") from error
 
 

@@ -42,13 +42,22 @@ def is_classifier(output: Array, samples: int) -> bool:
     return output.dtype.kind == "f" and output.ndim == 2 and output.shape[0] == samples and output.shape[1] > 1
 
 
-def add(answers: Answers, found: Sequence[Array], reference: Sequence[Array], labels: IntArray | None, count: int) -> None:
-    """Add one batch. Classification figures use the first output; the relative error runs over all floating outputs."""
+def add(answers: Answers, found: Sequence[Array], reference: Sequence[Array], labels: IntArray | None, count: int, batch: int) -> None:
+    """Add one batch, of which the first ``count`` rows are samples.
+
+    Classification figures use the first output; the relative error runs over all floating outputs.
+
+    Raises:
+        DataError: an output has another shape than that of the reference.
+    """
     first, other = found[0][:count], reference[0][:count]
     answers.samples += count
     for own, original in zip(found, reference, strict=True):
         if own.dtype.kind == "f":
-            a, b = own.astype(np.float64), original.astype(np.float64)
+            rows = slice(count if len(own.shape) and len(own) == batch else None)  # without padding
+            if own.shape != original.shape:
+                raise DataError(f"outputs of shape {list(own.shape)} cannot be compared with {list(original.shape)} of the first model")
+            a, b = own[rows].astype(np.float64), original[rows].astype(np.float64)
             answers.squared_error += float(((a - b) ** 2).sum())
             answers.squared_reference += float((b**2).sum())
     if not is_classifier(first, count):
@@ -87,7 +96,7 @@ def measure(
             classifier = is_classifier(results[0][0][:count], count)
         own_labels = None if labels is None else labels[start : start + count]
         for own, result in zip(answers, results, strict=True):
-            add(own, result, results[0], own_labels, count)
+            add(own, result, results[0], own_labels, count, len(next(iter(feeds.values()))))
         start += count
         progress(count)
     return answers, classifier, first_feeds

@@ -84,7 +84,7 @@ class Pruned:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path, external: bool | None = None) -> Path:
-        """Write the model atomically; ``external`` keeps weights in ``<path>.data`` (default: as the original, or over 2 GB)."""
+        """Write the model atomically; ``external`` keeps weights in ``<path>.data`` (default: only over 2 GB)."""
         return graph.save(self.model, path, external)
 
     def to_proto(self) -> onnx.ModelProto:
@@ -132,14 +132,22 @@ def inspect(source: ModelSource, input_shapes: Mapping[str, Sequence[int]] | Non
     floating = {name: shape for name, (shape, dtype) in graph.initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
     parameters = cost.parameters(floating, uses, coupling)
     first = next(iter(prepared.feeds.values()), None)
-    samples = int(first.shape[0]) if first is not None and first.ndim and 0 in _batch_axes(prepared, model) else 1
-    return Analysis(model, prepared, coupling, tuple(parameters), max(1, samples))
+    samples = int(first.shape[0]) if first is not None and first.ndim > 1 else 1
+    analysis = Analysis(model, prepared, coupling, tuple(parameters), max(1, samples))
+    _check_labels(analysis, data)
+    return analysis
 
 
-def _batch_axes(prepared: Prepared, model: Model) -> tuple[int, ...]:
-    """Axes of the first input that are dynamic, or the first axis of a fixed batch."""
-    port = graph.inputs(model)[0]
-    return (0,) if port.shape and len(port.shape) > 1 else ()
+def _check_labels(analysis: Analysis, data: Dataset | None) -> None:
+    """Check that labels are classes of the model, if its first output is one row of scores per sample.
+
+    Raises:
+        DataError: a label is out of range.
+    """
+    name = graph.outputs(analysis.model)[0].name
+    shape = analysis.prepared.trace.shapes.get(name, ())
+    if data is not None and len(shape) == 2 and shape[0] == analysis.samples and shape[1] > 1:
+        check_classes(data, shape[1])
 
 
 # ---- scoring and planning --------------------------------------------------------------------------------------------
@@ -240,7 +248,7 @@ def apply(
         analysis = source
     else:
         model = load(source)
-        analysis = inspect(model, _sample_shapes(plan))
+        analysis = inspect(model, planning.sample_shapes(plan))
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
     graph.check(pruned)
@@ -255,15 +263,6 @@ def apply(
     )
     listed = tuple(cuts(analysis.coupling, analysis.prepared.trace, removed))
     return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
-
-
-def _sample_shapes(plan: Plan) -> dict[str, list[int]] | None:
-    shapes = plan.options.get("sample_shapes")
-    if shapes is None:
-        return None
-    if not isinstance(shapes, dict) or not all(isinstance(item, list) for item in shapes.values()):
-        raise PlanError("the plan is damaged: options.sample_shapes is no table of shapes")
-    return shapes
 
 
 def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset | None) -> Verification:
@@ -307,9 +306,6 @@ def evaluate(
     """
     loaded = [load(model) for model in models]
     analyses = [inspect(model, data=data) for model in loaded]
-    output = graph.outputs(loaded[0])[0]
-    if data.labels is not None and output.shape and len(output.shape) == 2 and isinstance(output.shape[1], int):
-        check_classes(data, output.shape[1])
     with progress("evaluating", data.samples) as advance:
         answers, classifier, feeds = measure(loaded, data.batches(), data.labels, threads, advance)
     times = time_models(loaded, feeds, threads) if latency else None
@@ -336,9 +332,9 @@ def evaluate(
 
 def file_bytes(model: Model) -> int:
     """Bytes of the file (and its external data), or of what would be saved."""
-    if model.source is None or not model.source.exists():
+    if model.edited or model.source is None or not model.source.exists():
         return graph.full_size(model)
-    return model.source.stat().st_size + (sum(array.nbytes for array in model.weights.values()) if model.external else 0)
+    return model.source.stat().st_size + sum(file.stat().st_size for file in model.files)
 
 
 # ---- manifest --------------------------------------------------------------------------------------------------------
@@ -383,16 +379,17 @@ def read_plan(path: str | Path) -> Plan:
         PlanError: no such file, not JSON, or not a plan.
     """
     try:
-        data = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        return planning.from_json(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"{path}: cannot read the plan: {error}") from error
-    return planning.from_json(data)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
 
 
-def write_json(path: str | Path, data: Mapping[str, Any], source: Path | None = None) -> None:
+def write_json(path: str | Path, data: Mapping[str, Any], inputs: Iterable[Path] = ()) -> None:
     """Write JSON atomically.
 
     Raises:
         OutputError: the path cannot be written.
     """
-    graph.write_text(path, json.dumps(data, indent=1) + "\n", source)
+    graph.write_text(path, json.dumps(data, indent=1) + "\n", inputs)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,49 +111,48 @@ class _Chooser:
                 step = math.lcm(step, self.options.align // math.gcd(self.options.align, own))
         return step
 
-    def most(self, group: Group) -> int:
-        """How many units may leave at most."""
-        return group.width - self._kept(group, min(group.width, self.options.min_channels))
-
     def _kept(self, group: Group, wanted: int) -> int:
         step = self._step(group)
         return min(group.width, -(-max(wanted, self.options.min_channels, 1) // step) * step)
 
-    def orders(self) -> list[IntArray]:
+    def _orders(self) -> list[IntArray]:
         """Positions of each group from least to most important; ties leave in the order of the channels."""
         return [np.argsort(self.scores[group.units], kind="stable") for group in self.groups]
 
-    def uniform(self, ratio: float) -> BoolArray:
-        """The same share of every group."""
-        counts = [group.width - self._kept(group, group.width - int(ratio * group.width + 1e-9)) for group in self.groups]
-        return self._remove(counts)
+    def _keys(self) -> FloatArray:
+        """What all units are ranked by: their score (global), or their rank within the group as a share of it (uniform)."""
+        if self.options.allocation == "global":
+            return np.concatenate([self.scores[group.units] for group in self.groups])
+        keys = []
+        for group, order in zip(self.groups, self._orders(), strict=True):
+            shares = np.empty(group.width)
+            shares[order] = np.arange(1, group.width + 1) / group.width
+            keys.append(shares)
+        return np.concatenate(keys)
+
+    def share(self, ratio: float) -> BoolArray:
+        """A fraction of every group (uniform) or of all units (global)."""
+        if self.options.allocation == "global":
+            return self.ranked(int(ratio * self.total + 1e-9))
+        return self._remove([int(ratio * group.width + 1e-9) for group in self.groups])
+
+    @property
+    def total(self) -> int:
+        """Number of units to choose from."""
+        return sum(group.width for group in self.groups)
 
     def ranked(self, count: int) -> BoolArray:
-        """The ``count`` least important units of all groups, as far as minima and alignment let them go."""
-        flat = np.concatenate([self.scores[group.units] for group in self.groups])
+        """The first ``count`` units of the ranking, as far as minima and alignment let them go."""
         owner = np.repeat(np.arange(len(self.groups)), [group.width for group in self.groups])
-        first = np.argsort(flat, kind="stable")[:count]
-        wanted = np.bincount(owner[first], minlength=len(self.groups))
-        counts = [group.width - self._kept(group, group.width - int(want)) for group, want in zip(self.groups, wanted, strict=True)]
-        return self._remove(counts)
+        first = np.argsort(self._keys(), kind="stable")[:count]
+        return self._remove(np.bincount(owner[first], minlength=len(self.groups)).tolist())
 
     def _remove(self, counts: Sequence[int]) -> BoolArray:
+        """The least important units of every group, ``counts`` of them or as many as may leave."""
         removed = np.zeros(self.coupling.units, bool)
-        for group, order, count in zip(self.groups, self.orders(), counts, strict=True):
-            removed[group.units[order[: max(0, count)]]] = True
+        for group, order, count in zip(self.groups, self._orders(), counts, strict=True):
+            removed[group.units[order[: group.width - self._kept(group, group.width - count)]]] = True
         return removed
-
-
-def _smallest(candidates: Sequence[float], holds: Callable[[float], bool]) -> float | None:
-    """Smallest of ascending candidates for which a monotone condition holds (bisection)."""
-    low, high = 0, len(candidates)
-    while low < high:
-        middle = (low + high) // 2
-        if holds(candidates[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return candidates[low] if low < len(candidates) else None
 
 
 def choose(
@@ -164,34 +165,23 @@ def choose(
         TargetError: the targets cannot be met; the message gives the best reachable figures.
     """
     chooser = _Chooser(coupling, groups, scores, options)
-    total = sum(group.width for group in groups)
     if (options.ratio is None) == (not options.targets):
         raise OptionError("give either --ratio or --target")
     if options.ratio is not None:
         if not 0 <= options.ratio < 1:
             raise OptionError(f"ratio {options.ratio}: expected a number from 0 up to, but not including, 1")
-        if options.allocation == "uniform":
-            return chooser.uniform(options.ratio)
-        return chooser.ranked(int(options.ratio * total + 1e-9))
+        return chooser.share(options.ratio)
     targets = [parse_target(text) for text in options.targets]
     before = measure(np.zeros(coupling.units, bool))
 
-    def holds(removed: BoolArray) -> bool:
-        after = measure(removed)
+    def holds(count: int) -> bool:
+        after = measure(chooser.ranked(count))
         return all(_figure(after, target.what) <= target.bound(before) * (1 + 1e-12) for target in targets)
 
-    if options.allocation == "uniform":
-        shares = sorted({0.0, *(count / group.width for group in groups for count in range(1, group.width + 1))})
-        found = _smallest(shares, lambda share: holds(chooser.uniform(share)))
-        removed = None if found is None else chooser.uniform(found)
-        best = chooser.uniform(1.0)
-    else:
-        found = _smallest(list(range(total + 1)), lambda count: holds(chooser.ranked(int(count))))
-        removed = None if found is None else chooser.ranked(int(found))
-        best = chooser.ranked(total)
-    if removed is None:
-        raise TargetError(_unreachable(targets, before, measure(best)))
-    return removed
+    fewest = bisect_left(range(chooser.total + 1), True, key=holds)
+    if fewest > chooser.total:
+        raise TargetError(_unreachable(targets, before, measure(chooser.ranked(chooser.total))))
+    return chooser.ranked(fewest)
 
 
 def _unreachable(targets: Sequence[Target], before: Size, best: Size) -> str:
@@ -199,9 +189,11 @@ def _unreachable(targets: Sequence[Target], before: Size, best: Size) -> str:
     for target in targets:
         figure, whole = _figure(best, target.what), _figure(before, target.what)
         parts.append(
-            f"{target.what} of at most {target.bound(before):,.0f} asked, best reachable is {figure:,.0f} ({figure / whole:.1%} of the original)"
+            f"{target.what} of at most {target.bound(before):,.0f} asked, "
+            f"best reachable is {figure:,.0f} ({figure / whole:.1%} of the original)"
         )
-    return "the target cannot be met: " + "; ".join(parts) + ". Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
+    advice = "Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
+    return f"the target cannot be met: {'; '.join(parts)}. {advice}"
 
 
 # ---- plans as records ------------------------------------------------------------------------------------------------
@@ -235,24 +227,55 @@ def from_json(data: object) -> Plan:
     """
     if not isinstance(data, dict) or data.get("format") != "sfp_onnx plan":
         raise PlanError("this JSON file is not an sfp_onnx plan (no \"format\": \"sfp_onnx plan\"). Make one with `sfp-onnx plan`.")
-    try:
-        groups = tuple(
-            GroupPlan(
-                str(item["group"]), tuple(map(str, item.get("producers", ()))), int(item["width"]), tuple(_position(at) for at in item["remove"]),
-                float(item.get("macs_before", 0)), float(item.get("macs_after", 0)),
-            )
-            for item in data["groups"]
-        )  # fmt: skip
-        before, after = (Size(float(data[key]["macs"]), int(data[key]["params"])) for key in ("before", "after"))
-        return Plan(str(data["model_sha256"]), groups, dict(data.get("options", {})), before, after)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}. Make it again with `sfp-onnx plan`.") from error
+    if data.get("version") != 1:
+        raise PlanError(f"the plan has version {data.get('version')}; this program reads version 1. Make it again with `sfp-onnx plan`.")
+    groups = tuple(_group(item) for item in _field(data, "groups", list))
+    before, after = (_size(_field(data, key, dict)) for key in ("before", "after"))
+    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after)
 
 
-def _position(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"channel {value!r} is not an integer")
+KINDS: Mapping[Any, str] = {str: "a text", int: "an integer", list: "a list", dict: "an object", (int, float): "a number"}
+
+
+def _field(data: object, name: str, kind: Any) -> Any:
+    """A field of a JSON object, of the wanted kind."""
+    if not isinstance(data, dict) or name not in data:
+        raise PlanError(f"the plan is damaged: field '{name}' is missing. Make it again with `sfp-onnx plan`.")
+    return _of_kind(data[name], f"field '{name}'", kind)
+
+
+def _of_kind(value: object, what: str, kind: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PlanError(f"the plan is damaged: {what} must be {KINDS[kind]}, found {value!r:.60}. Make it again with `sfp-onnx plan`.")
     return value
+
+
+def _size(data: object) -> Size:
+    return Size(float(_field(data, "macs", (int, float))), _field(data, "params", int))
+
+
+def _group(data: object) -> GroupPlan:
+    name = _field(data, "group", str)
+    remove = tuple(_of_kind(at, f"a channel of group '{name}'", int) for at in _field(data, "remove", list))
+    producers = tuple(_of_kind(item, f"a producer of group '{name}'", str) for item in _field(data, "producers", list))
+    before, after = (float(_field(data, key, (int, float))) for key in ("macs_before", "macs_after"))
+    return GroupPlan(name, producers, _field(data, "width", int), remove, before, after)
+
+
+def sample_shapes(plan: Plan) -> dict[str, list[int]] | None:
+    """Input shapes that the plan was made on, by name.
+
+    Raises:
+        PlanError: they are no such table.
+    """
+    shapes = plan.options.get("sample_shapes")
+    if shapes is None:
+        return None
+    for name, shape in _of_kind(shapes, "options.sample_shapes", dict).items():
+        for length in _of_kind(shape, f"options.sample_shapes of '{name}'", list):
+            if _of_kind(length, f"a size in options.sample_shapes of '{name}'", int) < 1:
+                raise PlanError(f"the plan is damaged: options.sample_shapes of '{name}' holds {length}; sizes start at 1.")
+    return dict(shapes)
 
 
 def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
@@ -272,6 +295,8 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
         group = groups.get(item.group)
         if group is None:
             raise PlanError(f"the plan names group '{item.group}', which the model does not have. `sfp-onnx inspect` lists them.")
+        if item.width != group.width:
+            raise PlanError(f"the plan gives group '{item.group}' {item.width} channels, the model has {group.width}.")
         if item.group in seen:
             raise PlanError(f"the plan lists group '{item.group}' twice.")
         seen.add(item.group)

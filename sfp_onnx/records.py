@@ -146,7 +146,7 @@ class Layer:
 
     ``extents`` are unit arrays of all axes that the multiply-accumulate count is proportional to; ``macs`` is the count
     for one sample of the traced shape. ``reads``/``writes`` give the unit of each index of the weight's input and output
-    axis, ``source`` the unit of each channel of the data input along ``data_axis``.
+    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``.
     """
 
     node: Node
@@ -155,8 +155,14 @@ class Layer:
     weight: Weight | None
     reads: IntArray
     writes: IntArray
+    data: int
     data_axis: int
     source: IntArray
+
+    @property
+    def data_name(self) -> str:
+        """The tensor that the layer reads."""
+        return self.node.inputs[self.data]
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,7 @@ class Pinned:
 class Coupling:
     """Everything that later stages need to know about who leaves with whom.
 
+    ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -211,6 +218,7 @@ class Coupling:
     affines: tuple[Affine, ...]
     follows: tuple[Follow, ...]
     pinned: tuple[Pinned, ...]
+    masked_inputs: Mapping[str, Channels]
     channels_total: int
     channels_prunable: int
 
@@ -250,7 +258,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cut:
-    """One axis of an activation tensor of the original graph that lost channels."""
+    """One axis of an activation tensor of the original graph that lost channels (or of a recurrence weight, whose input axis
+    is where the removed hidden units are read again)."""
 
     tensor: str
     axis: int

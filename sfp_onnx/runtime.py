@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +45,10 @@ class Session:
 
 
 def _words(error: Exception) -> str:
-    """onnxruntime's message without its prefix of codes and source paths, on one line."""
+    """onnxruntime's message without its prefix of codes and source locations, on one line."""
     text = " ".join(str(error).split())
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/\S*onnxruntime\S*\.(cc|h):\d+ .*?\) (?=[A-Z])", "", text)
     return text[:600]
 
 
@@ -61,6 +64,9 @@ def open_session(serialized: bytes, weights: Mapping[str, Array], name: str, opt
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # planning memory makes the first two runs slow, and most sessions here live for a few runs
+    if not optimize:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         if weights:
             values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]

@@ -31,7 +31,7 @@ def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = F
     Axes that are merged with a dynamic dimension (batch x heads) have no fixed size; they are listed only if ``dynamic``.
     """
     found = []
-    for name, channels in coupling.tensors.items():
+    for name, channels in [*coupling.tensors.items(), *coupling.masked_inputs.items()]:
         if name in trace.values:
             continue
         for own in channels:

@@ -87,7 +87,8 @@ def _effective(weight: Array, layer: Layer, scales: Mapping[str, FloatArray]) ->
         return weight
     shape = [1] * weight.ndim
     shape[layer.weight.out_axis] = -1
-    return weight * scale.astype(weight.dtype).reshape(shape)
+    scaled: Array = weight * scale.astype(weight.dtype).reshape(shape)
+    return scaled
 
 
 def _rows(weight: Array, axis: int) -> Array:
@@ -96,7 +97,7 @@ def _rows(weight: Array, axis: int) -> Array:
 
 def _activation(layer: Layer, moments: Mapping[Site, Moments]) -> tuple[FloatArray | None, FloatArray | None]:
     """RMS and share of zeros per channel of the data input."""
-    own = moments.get((layer.node.inputs[0], layer.data_axis))
+    own = moments.get((layer.data_name, layer.data_axis))
     if own is None:
         return None, None
     count = max(own.count, 1)

@@ -40,7 +40,10 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels]) for f in facts.affines),
         follows=tuple(Follow(fact.node.index, fact.edits) for fact in facts.follows),
         pinned=_reasons(facts, parent, unit_of),
-        channels_total=sum(len(fact.writes) for fact in facts.layers),
+        masked_inputs={
+            prepared.nodes[node].inputs[at]: _channels(constants.get((node, at), ()), units) for node, at in facts.masked_inputs
+        },
+        channels_total=sum(len(layer.writes) for layer in layers),
         channels_prunable=sum(int((layer.writes >= 0).sum()) for layer in layers),
     )
 
@@ -162,17 +165,18 @@ def _channels(labels: Labels, units: IntArray) -> Channels:
 
 
 def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) -> Layer:
-    data = tensors.get(fact.node.inputs[0], ())
-    source = next((own.units for own in data if own.axis == fact.data_axis), np.zeros(0, np.int64))
+    reads, writes, none = fact.reads, fact.writes, np.zeros(0, np.int64)
+    data = tensors.get(fact.node.inputs[reads.data], ())
     return Layer(
         node=fact.node,
         macs=fact.macs,
         extents=tuple(units[array].reshape(-1) for array in fact.extents),
-        weight=None if fact.weight is None else Weight(fact.weight, fact.out_axis, fact.in_axis),
-        reads=units[fact.reads],
-        writes=units[fact.writes],
-        data_axis=fact.data_axis,
-        source=source,
+        weight=Weight(writes.weight, writes.weight_axis, reads.weight_axis) if fact.constant else None,
+        reads=none if reads.labels is None else units[reads.labels],
+        writes=none if writes.labels is None else units[writes.labels],
+        data=reads.data,
+        data_axis=reads.data_axis,
+        source=next((own.units for own in data if own.axis == reads.data_axis), none),
     )
 
 
@@ -217,7 +221,9 @@ def _reasons(facts: Facts, parent: IntArray, unit_of: IntArray) -> tuple[Pinned,
         reason_of[parent[facts.pins[index].labels]] = index
     counts: dict[tuple[str, str], _Count] = {}
     for layer in facts.layers:
-        roots = parent[layer.writes]
+        if layer.writes.labels is None:
+            continue
+        roots = parent[layer.writes.labels]
         for root in roots[unit_of[roots] < 0]:
             pin = facts.pins[reason_of[root]] if reason_of[root] >= 0 else None
             key = (pin.reason, pin.node) if pin else (TOGETHER, layer.node.name)

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..records import Array
-from .model import ONNX_DOMAINS, Model, make_initializer
+from .model import ONNX_DOMAINS, Model, annotate, make_initializer
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -64,14 +64,18 @@ class Editor:
         self._last.append(gs.Node(op, name=f"{output.name}/{op}", attrs=dict(attributes or {}), inputs=list(inputs), outputs=[output]))
         return output
 
-    def reduce(self, op: str, tensor: Any, axes: Sequence[int], name: str) -> Any:
-        """Append ReduceSum or ReduceSumSquare without keeping the axes, in the form that the model's opset has."""
+    def mean(self, tensor: Any, rank: int, axes: Sequence[int], name: str) -> Any:
+        """Append the mean over ``axes``, which are not kept unless they are all the spatial ones of N x C x ... .
+
+        Those go through GlobalAveragePool, which onnxruntime runs in its blocked layout without converting the tensor back.
+        """
         if not axes:
-            return self.append("Mul", [tensor, tensor], name=name) if op == "ReduceSumSquare" else self.append("Identity", [tensor], name=name)
-        if self.model.opset >= (13 if op == "ReduceSum" else 18):
-            wanted = self.constant(f"{name}/axes", np.asarray(axes, np.int64))
-            return self.append(op, [tensor, wanted], {"keepdims": 0}, name)
-        return self.append(op, [tensor], {"keepdims": 0, "axes": list(axes)}, name)
+            return tensor
+        if rank > 2 and list(axes) == list(range(2, rank)):
+            return self.append("GlobalAveragePool", [tensor], name=name)
+        if self.model.opset >= 18:
+            return self.append("ReduceMean", [tensor, self.constant(f"{name}/axes", np.asarray(axes, np.int64))], {"keepdims": 0}, name)
+        return self.append("ReduceMean", [tensor], {"keepdims": 0, "axes": list(axes)}, name)
 
     def add_output(self, tensor: Any) -> str:
         """Make a tensor an output of the graph (once)."""
@@ -125,9 +129,11 @@ class Editor:
             self.nodes[node].attrs[name] = value
 
     def replace_tensor(self, name: str, array: Array) -> None:
-        """Replace a computed tensor by a constant for all its readers."""
+        """Replace a computed tensor by a constant of the same name, for all its readers."""
         tensor = self.tensors[name]
-        fresh = self.constant(name + "/folded", array)
+        tensor.name = self._unique(f"{name}/computed")
+        self._names.discard(name)
+        fresh = self.constant(name, array)
         for reader in dict.fromkeys(map(_ById, tensor.outputs)):
             reader.node.inputs = [fresh if item is tensor else item for item in reader.node.inputs]
 
@@ -144,7 +150,7 @@ class Editor:
         proto = _carry_over(self.model.proto, proto, sizes or {})
         held = {tensor.name for tensor in proto.graph.initializer}
         weights = {name: array for name, array in self.weights.items() if name in held}
-        return replace(self.model, proto=proto, weights=weights)
+        return replace(self.model, proto=proto, weights=weights, edited=True)
 
 
 class _ById:
@@ -176,6 +182,10 @@ def _carry_over(old: onnx.ModelProto, new: onnx.ModelProto, sizes: Mapping[str, 
     _carry_nodes(old.graph, new.graph)
     graph.node.extend(new.graph.node)
     graph.initializer.extend(new.graph.initializer)
+    tensors = {tensor.name: tensor for tensor in old.graph.initializer}
+    for tensor in graph.initializer:
+        if tensor.name in tensors:
+            annotate(tensor, tensors[tensor.name])
     graph.sparse_initializer.extend(new.graph.sparse_initializer)
     graph.input.extend(_inputs(old, new))
     originals = {item.name: item for item in old.graph.output}

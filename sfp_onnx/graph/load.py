@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,21 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         path = Path(source)
         proto, digest = _parse(path)
     name = str(path) if path else "the model"
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    _constants_to_initializers(proto)
+    _name_apart(proto.graph)
     files = _external_files(proto, path, name)
     for file in files:
         _hash_file(file, digest)
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
     weights: dict[str, Array] = {}
-    _constants_to_initializers(proto.graph)
     for tensor in proto.graph.initializer:
         _detach(tensor, weights, path, name)
-    model = Model(proto, weights, digest.hexdigest(), path, bool(files))
+    for tensor in _inner_tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _attach(tensor, _map_external(tensor, path, name))
+    proto = onnx.ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
+    model = Model(proto, weights, digest.hexdigest(), path, tuple(files))
     check(model)
     return model
 
@@ -73,10 +79,20 @@ def _hash_file(path: Path, digest: Any) -> None:
 def _external_files(proto: onnx.ModelProto, path: Path | None, name: str) -> list[Path]:
     """Files with external data, checked to exist inside the model's folder."""
     files: dict[Path, None] = {}
-    for tensor in proto.graph.initializer:
+    for tensor in (*proto.graph.initializer, *_inner_tensors(proto.graph)):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             files[_external_path(tensor, path, name)] = None
     return list(files)
+
+
+def _inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Tensors in attributes, and all in sub-graphs."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from inner.initializer
+                yield from _inner_tensors(inner)
 
 
 def _external_path(tensor: onnx.TensorProto, path: Path | None, name: str) -> Path:
@@ -93,9 +109,13 @@ def _external_path(tensor: onnx.TensorProto, path: Path | None, name: str) -> Pa
 
 
 def _detach(tensor: onnx.TensorProto, weights: dict[str, Array], path: Path | None, name: str) -> None:
-    """Move a large or external tensor out of the protobuf; a stub with its type and shape stays."""
+    """Move a large tensor out of the protobuf, where a stub with its type and shape stays; move a small external one in."""
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         array = _map_external(tensor, path, name)
+        if not _plain(tensor) or array.nbytes <= INLINE_BYTES:
+            _attach(tensor, array)
+            return
+        array = array.view(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
     elif not _plain(tensor) or _bytes(tensor) <= INLINE_BYTES:
         return
     else:
@@ -118,23 +138,48 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.float64)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
+def _attach(tensor: onnx.TensorProto, raw: Array) -> None:
+    tensor.raw_data = raw.tobytes()
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")
+
+
 def _map_external(tensor: onnx.TensorProto, path: Path | None, name: str) -> Array:
+    """The bytes of an external tensor, memory-mapped."""
     file = _external_path(tensor, path, name)
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape, offset = tuple(tensor.dims), int(entries.get("offset", 0))
-    if _bytes(tensor) + offset > file.stat().st_size or offset < 0:
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", _bytes(tensor)))
+    except ValueError as error:
+        raise ModelError(f"{name}: external data of tensor '{tensor.name}' have no valid offset and length: {error}") from error
+    if offset < 0 or length < 0 or offset + length > file.stat().st_size:
         raise ModelError(
-            f"{name}: external data file '{file.name}' is truncated: tensor '{tensor.name}' needs {_bytes(tensor)} bytes at {offset}, "
+            f"{name}: external data file '{file.name}' is truncated: tensor '{tensor.name}' needs {length} bytes at {offset}, "
             f"the file has {file.stat().st_size}"
         )
-    if not _bytes(tensor):
-        return np.zeros(shape, dtype)
-    return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape)
+    if _plain(tensor) and length != _bytes(tensor):
+        raise ModelError(
+            f"{name}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {_bytes(tensor)} bytes of external data, "
+            f"its entry says {length}"
+        )
+    return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=(length,)) if length else np.zeros(0, np.uint8)
 
 
-def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """Turn Constant nodes of the main graph into initializers."""
+def _name_apart(graph: onnx.GraphProto) -> None:
+    """Number the nodes that share a name: onnxruntime refuses them, onnx does not."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for node in graph.node:
+        base, number = node.name, 1
+        while node.name and node.name in seen:
+            number += 1
+            node.name = f"{base}_{number}" if f"{base}_{number}" not in taken else node.name
+        seen.add(node.name)
+
+
+def _constants_to_initializers(proto: onnx.ModelProto) -> None:
+    """Turn Constant nodes of the main graph into initializers (IR versions under 4 list them as inputs, too)."""
+    graph = proto.graph
     kept = []
     for node in graph.node:
         tensor = _constant_tensor(node) if node.op_type == "Constant" and node.domain in ONNX_DOMAINS else None
@@ -142,6 +187,8 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
             kept.append(node)
         else:
             graph.initializer.append(tensor)
+            if proto.ir_version < 4:
+                graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     if len(kept) != len(graph.node):
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
         del graph.node[:]
@@ -149,6 +196,8 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    if not node.attribute:
+        return None
     attribute = node.attribute[0]
     tensor = onnx.TensorProto()
     if attribute.name == "value":

@@ -27,18 +27,25 @@ ONNX_DOMAINS = ("", "ai.onnx")
 @dataclass(frozen=True)
 class Model:
     """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
-    ``source`` is the file, ``sha256`` the hash of the file (and of its external data)."""
+    ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
+    ``edited`` says that the model is no longer what these files hold."""
 
     proto: onnx.ModelProto
     weights: Mapping[str, Array]
     sha256: str
     source: Path | None = None
-    external: bool = False
+    files: tuple[Path, ...] = ()
+    edited: bool = False
 
     @property
     def opset(self) -> int:
         """Version of ONNX's own operator set."""
         return next((item.version for item in self.proto.opset_import if item.domain in ONNX_DOMAINS), 1)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that the model was read from."""
+        return (self.source, *self.files) if self.source else ()
 
     @property
     def name(self) -> str:
@@ -56,10 +63,18 @@ class Prepared:
     feeds: Mapping[str, Array]
 
 
+def annotate(tensor: onnx.TensorProto, like: onnx.TensorProto) -> None:
+    """Give a tensor the doc string and metadata of another."""
+    if like.doc_string:
+        tensor.doc_string = like.doc_string
+    del tensor.metadata_props[:]
+    tensor.metadata_props.extend(like.metadata_props)
+
+
 def make_stub(name: str, array: Array, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
     stub = onnx.TensorProto()
     if like is not None:
-        stub.doc_string = like.doc_string
+        annotate(stub, like)
     stub.name = name
     stub.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     stub.dims.extend(array.shape)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
 
 from ..errors import ModelError, OutputError
-from .model import Model
+from .model import Model, annotate
 from .view import serialized
 
 PROTOBUF_LIMIT = 2**31 - 2**20
@@ -35,10 +37,9 @@ def to_proto(model: Model) -> onnx.ModelProto:
     proto.CopyFrom(model.proto)
     for tensor in proto.graph.initializer:
         if tensor.name in model.weights:
-            doc = tensor.doc_string
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name))
-            if doc:
-                tensor.doc_string = doc
+            whole = onnx.numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name)
+            annotate(whole, tensor)
+            tensor.CopyFrom(whole)
     return proto
 
 
@@ -51,20 +52,21 @@ def save(model: Model, path: str | Path, external: bool | None = None) -> Path:
         OutputError: missing folder, no permission, path equal to the input.
     """
     path = Path(path)
-    check_output(path, model.source)
+    check_output(path, model.paths)
     external = full_size(model) > PROTOBUF_LIMIT if external is None else external
     try:
         if external:
             proto = onnx.ModelProto()
             proto.CopyFrom(model.proto)
             data = path.with_name(path.name + ".data")
-            check_output(data, None)
-            with atomic(data) as stream:
-                _write_external(model, proto, data.name, stream)
+            check_output(data, model.paths)
+            with atomic(data, path) as (weights, stream):
+                _write_external(model, proto, data.name, weights)
+                stream.write(proto.SerializeToString(deterministic=True))
         else:
             proto = to_proto(model)
-        with atomic(path) as stream:
-            stream.write(proto.SerializeToString(deterministic=True))
+            with atomic(path) as (stream,):
+                stream.write(proto.SerializeToString(deterministic=True))
     except OSError as error:
         raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
     return path
@@ -82,55 +84,66 @@ def _write_external(model: Model, proto: onnx.ModelProto, name: str, stream: Any
             tensor.external_data.add(key=key, value=value)
 
 
-def check_output(path: Path, source: Path | None) -> None:
-    """Refuse an output path that cannot or must not be written."""
-    if source is not None and path.resolve() == source.resolve():
-        raise OutputError(f"{path}: the output is the input file, which is never touched. Choose another name.")
-    if path.is_dir():
-        raise OutputError(f"{path}: the output is a folder. Expected a file name.")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder '{path.parent}' does not exist. Make it first.")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OutputError(f"{path}: no permission to write there.")
+def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output path that cannot or must not be written.
+
+    Raises:
+        OutputError: one of the ``inputs``, a folder or device, a missing folder, no permission.
+    """
+    try:
+        if any(path.resolve() == source.resolve() for source in inputs):
+            raise OutputError(f"{path}: the output is an input file (or another output), which is never touched. Choose another name.")
+        if path.is_dir():
+            raise OutputError(f"{path}: the output is a folder. Expected a file name.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: the output is no regular file, and would be replaced. Expected a file name.")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the folder '{path.parent}' does not exist. Make it first.")
+        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+            raise OutputError(f"{path}: no permission to write there.")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
-class atomic:
-    """Write to a temporary file in the same folder, then rename: ``with atomic(path) as stream``."""
+@contextmanager
+def atomic(*paths: Path) -> Iterator[list[IO[bytes]]]:
+    """Write to temporary files in the same folders, then rename all of them: ``with atomic(path) as (stream,)``."""
+    temporaries: list[str] = []
+    streams: list[IO[bytes]] = []
+    try:
+        for path in paths:
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            temporaries.append(temporary)
+            streams.append(os.fdopen(handle, "wb"))
+        yield streams
+        umask = os.umask(0)
+        os.umask(umask)
+        for stream, temporary in zip(streams, temporaries, strict=True):
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+            os.chmod(temporary, 0o666 & ~umask)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
+    finally:
+        for stream in streams:
+            with suppress(OSError):
+                stream.close()
+        for temporary in temporaries:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __enter__(self) -> Any:
-        handle, self.temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
-        self.stream = os.fdopen(handle, "wb")
-        return self.stream
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        try:
-            if kind is None:
-                self.stream.flush()
-                os.fsync(self.stream.fileno())
-            self.stream.close()
-            if kind is None:
-                umask = os.umask(0)
-                os.umask(umask)
-                os.chmod(self.temporary, 0o666 & ~umask)
-                os.replace(self.temporary, self.path)
-        finally:
-            if os.path.exists(self.temporary):
-                os.unlink(self.temporary)
-
-
-def write_text(path: str | Path, text: str, source: Path | None = None) -> None:
+def write_text(path: str | Path, text: str, inputs: Iterable[Path] = ()) -> None:
     """Write a text file atomically.
 
     Raises:
         OutputError: as `save`.
     """
     path = Path(path)
-    check_output(path, source)
+    check_output(path, inputs)
     try:
-        with atomic(path) as stream:
+        with atomic(path) as (stream,):
             stream.write(text.encode())
     except OSError as error:
         raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error

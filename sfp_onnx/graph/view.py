@@ -39,11 +39,14 @@ def small_constants(model: Model) -> dict[str, Array]:
 def nodes(model: Model) -> list[Node]:
     """The nodes in their (topological) order."""
     found = []
+    taken = {node.name for node in model.proto.graph.node}
     for index, node in enumerate(model.proto.graph.node):
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
         attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
         captures = tuple(dict.fromkeys(name for attribute in node.attribute for name in _captured(attribute)))
         name = node.name or f"{node.op_type}_{index}"
+        while not node.name and name in taken:
+            name += "_"
         found.append(Node(index, name, node.op_type, domain, tuple(node.input), tuple(node.output), attributes, captures))
     return found
 

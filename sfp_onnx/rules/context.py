@@ -35,18 +35,34 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What a mixing layer reads: input ``data`` along ``data_axis``, through ``weight_axis`` of its weight."""
+
+    data: int
+    data_axis: int
+    weight_axis: int
+    labels: IntArray | None
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What a mixing layer makes: the weight is input ``weight``, its ``weight_axis`` carries the new labels."""
+
+    weight: int
+    weight_axis: int
+    labels: IntArray | None
+
+
+@dataclass(frozen=True)
 class LayerFact:
     """A mixing layer, with label arrays where `records.Layer` has units."""
 
     node: Node
     macs: float
     extents: tuple[IntArray, ...]
-    weight: int | None
-    out_axis: int
-    in_axis: int
-    reads: IntArray
-    writes: IntArray
-    data_axis: int
+    constant: bool
+    reads: Reads
+    writes: Writes
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,7 @@ class Facts:
     tensors: dict[str, Labels] = field(default_factory=dict)
     constants: dict[tuple[int, int], Labels] = field(default_factory=dict)
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)
+    masked_inputs: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -264,6 +281,15 @@ class Context:
         self.tie(array, first)
         return first
 
+    def take(self, array: IntArray, indices: Sequence[int] | IntArray | range, axis: int) -> IntArray:
+        """Labels of some indices of an axis. An index that is read all alone must stay: its tensor cannot become empty."""
+        if array.shape[axis] == 1:
+            return array
+        taken = array.take(indices, axis)
+        if taken.size == 1:
+            self.pin(taken, "one channel of it is read alone")
+        return taken
+
     def fix_axes(self, labels: Labels, axes: Sequence[int], reason: str) -> Labels:
         """`fix` for every label array and axis."""
         fixed = []
@@ -292,32 +318,15 @@ class Context:
         """One of these sets of ties must hold."""
         self.facts.choices.append(Choice(self.node, tuple(tuple(option) for option in options)))
 
-    def layer(
-        self,
-        macs: float,
-        extents: Sequence[IntArray | None],
-        reads: tuple[int, int, IntArray | None],
-        writes: tuple[int, IntArray | None],
-    ) -> None:
-        """State a mixing layer with its weight at input 1.
+    def layer(self, macs: float, extents: Sequence[IntArray | None], reads: Reads, writes: Writes) -> None:
+        """State a mixing layer; ``macs`` for the traced run, proportional to the sizes of the label arrays in ``extents``."""
+        present = tuple(array for array in extents if array is not None)
+        self.facts.layers.append(LayerFact(self.node, macs, present, self.is_constant(writes.weight), reads, writes))
 
-        ``reads`` is (axis of the weight, axis of the data input, labels), ``writes`` (axis of the weight, labels);
-        ``macs`` for one traced run, proportional to the sizes of the label arrays in ``extents``.
-        """
-        none = np.zeros(0, np.int64)
-        self.facts.layers.append(
-            LayerFact(
-                node=self.node,
-                macs=macs,
-                extents=tuple(array for array in extents if array is not None),
-                weight=1 if self.has(1) and self.is_constant(1) else None,
-                out_axis=writes[0],
-                in_axis=reads[0],
-                reads=none if reads[2] is None else reads[2],
-                writes=none if writes[1] is None else writes[1],
-                data_axis=reads[1],
-            )
-        )
+    def mask_input(self, position: int) -> None:
+        """State that the node itself reads a removed channel again through this constant (the recurrence of an LSTM), so that
+        masking its outputs is not enough: the constant is masked too."""
+        self.facts.masked_inputs.append((self.node.index, position))
 
     def follow(self, edits: Callable[[After], list[Edit]]) -> None:
         """State that constants or attributes of this node are recomputed after the cut."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from ..labels import Labels, align, keep_varying, varying, vector
 from ..records import After, Edit, IntArray, SetAttribute
-from .context import Context, TiePair
+from .context import Context, Reads, TiePair, Writes
 from .registry import rule
 
 SLIDES = "a convolution slides along this axis"
-STIFF = "it is contracted with an axis that cannot shrink"
 
 
 def _columns(matrix: IntArray) -> TiePair:
@@ -52,26 +53,28 @@ def _convolved(ctx: Context) -> tuple[int, IntArray | None]:
     return rank, ctx.axis(0, 1)
 
 
-@rule("Conv", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
+@rule("Conv", "ConvInteger", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
 def conv(ctx: Context) -> list[Labels]:
-    """Weight: O x I/g x kernel."""
+    """Weight: O x I/g x kernel. The bias (ConvInteger: the weight's zero points) has one value per output channel."""
     rank, data = _convolved(ctx)
     written = ctx.axis(1, 0)
+    reads = Reads(0, 1, 1, data)
     if ctx.attribute("group", 1) == 1:
         ctx.match(1, 1, data)
-        reads = (1, 1, data)
     else:
         inner = ctx.axis(1, 1)
         _grouped(ctx, data, written, (0, inner))
-        reads = (1, 1, inner) if inner is not None else (0, 1, written)
+        reads = Reads(0, 1, 1, inner) if inner is not None else Reads(0, 1, 0, written)
 
         def edits(after: After) -> list[Edit]:
             return [SetAttribute("group", after.input_shape(0)[1] // after.input_shape(1)[1])]
 
         ctx.follow(edits)
-    ctx.match(2, 0, written)
+    vectors = 3 if ctx.node.op == "ConvInteger" else 2
+    if ctx.has(vectors) and ctx.shape(vectors) == ctx.shape(1)[:1]:
+        ctx.match(vectors, 0, written)
     macs = prod(ctx.out_shape()) * prod(ctx.shape(1)[1:])
-    ctx.layer(macs, [written, reads[2] if reads[0] == 1 else None], reads, (0, written))
+    ctx.layer(float(macs), [written, reads.labels if reads.weight_axis == 1 else None], reads, Writes(1, 0, written))
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -91,79 +94,133 @@ def conv_transpose(ctx: Context) -> list[Labels]:
         ctx.follow(edits)
     ctx.match(2, 0, written)
     macs = prod(ctx.shape(0)) * prod(ctx.shape(1)[1:])
-    ctx.layer(macs, [data, inner], (0, 1, data), (1, inner) if inner is not None else (0, data))
+    ctx.layer(float(macs), [data, inner], Reads(0, 1, 0, data), Writes(1, 0 if inner is None else 1, data if inner is None else inner))
     return [() if written is None else (vector(written, 1, rank),)]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operand of a product: its input position, and for each of its axes the index that runs along it."""
+
+    position: int
+    indices: tuple[int, ...]
+
+
+def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: int) -> Labels:
+    """sum over all indices not in ``output`` of the product of the terms, in the space of ``rank`` indices.
+
+    Activations meet element by element, constants take the labels of what they meet and bring fresh ones along indices of
+    their own. A summed index adds nothing where it is removed; labels that vary along a summed index *and* another
+    (dimension x heads) leave along the other, whole.
+    """
+    shapes = {term: _spread_shape(term, ctx.shape(term.position), rank) for term in terms}
+    data = [term for term in terms if not ctx.is_constant(term.position)] or list(terms[:1])
+    arrays = ctx.merge([(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data])
+    weights = [term for term in terms if term not in data]
+    for term in weights:
+        for axis, index in enumerate(term.indices):
+            if sum(index in other.indices for other in terms) == 1 and (labels := ctx.axis(term.position, axis)) is not None:
+                arrays += (vector(labels, index, rank),)
+    summed = [index for index in range(rank) if index not in output]
+    reads: dict[int, IntArray] = {}
+    passed = []
+    for array in arrays:
+        for index in summed:
+            if varying(array) == (index,):
+                reads[index] = array.reshape(-1)
+            else:
+                array = ctx.fix(array, index, "it is summed over")
+        passed.append(array)
+    for term in weights:
+        ctx.adopt(term.position, tuple(_gather_axes(array, term.indices) for array in passed))
+    _state_layer(ctx, terms, (arrays, reads), [max(shape[index] for shape in shapes.values()) for index in range(rank)])
+    return keep_varying([_gather_axes(array, output) for array in passed if not set(varying(array)) & set(summed)])
+
+
+def _spread_shape(term: Term, shape: Sequence[int], rank: int) -> tuple[int, ...]:
+    full = [1] * rank
+    for size, index in zip(shape, term.indices, strict=True):
+        full[index] = size
+    return tuple(full)
+
+
+def _spread(term: Term, array: IntArray, rank: int) -> IntArray:
+    """Labels of an operand in the space of all indices."""
+    moved: IntArray = array.transpose(np.argsort(term.indices)).reshape(_spread_shape(term, array.shape, rank))
+    return moved
+
+
+def _gather_axes(array: IntArray, indices: Sequence[int]) -> IntArray:
+    """Labels along some of the indices, in their order (the first label along all others)."""
+    others = tuple(slice(None) if index in indices else slice(0, 1) for index in range(array.ndim))
+    kept = sorted(indices)
+    moved: IntArray = array[others].reshape([array.shape[index] for index in kept]).transpose([kept.index(index) for index in indices])
+    return moved
+
+
+def _state_layer(ctx: Context, terms: Sequence[Term], labels: tuple[Sequence[IntArray], dict[int, IntArray]], sizes: Sequence[int]) -> None:
+    """The mixing layer that a product is: its weight is the first constant term, if there is one."""
+    arrays, reads = labels
+    summed = next((index for index in reads), -1)
+    weight = next((term for term in terms if ctx.is_constant(term.position)), terms[-1])
+    own = [axis for axis, index in enumerate(weight.indices) if sum(index in term.indices for term in terms) == 1]
+    writes = ctx.axis(weight.position, own[-1]) if own and ctx.is_constant(weight.position) else None
+    source = next((term for term in terms if term is not weight), weight)
+    ctx.layer(
+        float(prod(sizes)),
+        arrays,
+        Reads(source.position, _axis_of(source, summed), _axis_of(weight, summed), reads.get(summed)),
+        Writes(weight.position, own[-1] if own else 0, writes),
+    )
+
+
+def _axis_of(term: Term, index: int) -> int:
+    return term.indices.index(index) if index in term.indices else 0
 
 
 @rule("Gemm", does="reads input features, makes output features")
 def gemm(ctx: Context) -> list[Labels]:
-    """Y = alpha A' B' + beta C."""
-    k_a, m = (0, 1) if ctx.attribute("transA", 0) else (1, 0)
-    k_b, n = (1, 0) if ctx.attribute("transB", 0) else (0, 1)
-    read = _contract(ctx, k_a, k_b)
-    rows, columns = ctx.axis(0, m), ctx.axis(1, n)
-    output = tuple(vector(labels, axis, 2) for axis, labels in ((0, rows), (1, columns)) if labels is not None)
+    """Y = alpha A' B' + beta C, with indices m, k, n."""
+    first = (1, 0) if ctx.attribute("transA", 0) else (0, 1)
+    second = (2, 1) if ctx.attribute("transB", 0) else (1, 2)
+    output = product(ctx, [Term(0, first), Term(1, second)], (0, 2), 3)
     if ctx.has(2) and not ctx.is_constant(2):
         added = tuple(align(array, 2) for array in ctx.labels(2))
         output = ctx.merge([(output, ctx.out_shape()), (added, (1,) * (2 - ctx.rank(2)) + ctx.shape(2))])
     ctx.adopt(2, output)
-    macs = prod(ctx.out_shape()) * ctx.shape(0)[k_a]
-    ctx.layer(macs, [rows, columns, read], (k_b, k_a, read), (n, columns))
     return [output]
 
 
-@rule("MatMul", does="reads the contracted axis, makes the others; heads of an attention leave whole")
+@rule("MatMul", "MatMulInteger", does="reads the contracted axis, makes the others; heads of an attention leave whole")
 def matmul(ctx: Context) -> list[Labels]:
-    """Numpy's matmul: ties the contracted axes, then meets like an element-wise product over batch x M x N."""
+    """Numpy's matmul: indices are the batch axes, then m, k, n; a vector has no m or n.
+
+    A removed index of integers stands at the zero point and adds nothing; zero points per column shrink along.
+    """
     rank_a, rank_b = ctx.rank(0), ctx.rank(1)
-    k_a, k_b = rank_a - 1, max(0, rank_b - 2)
-    read = _contract(ctx, k_a, k_b)
-    rank = max(rank_a, rank_b, 2)
-    left = _without(ctx, 0, k_a, rank)
-    right = _without(ctx, 1, k_b, rank)
-    merged = ctx.merge([left, right])
-    vectors = tuple(axis for axis, one in ((rank - 2, rank_a == 1), (rank - 1, rank_b == 1)) if one)
-    output = keep_varying([np.squeeze(array, vectors) for array in merged])
-    written = ctx.axis(1, rank_b - 1) if rank_b > 1 and ctx.is_constant(1) else None
-    macs = prod(ctx.out_shape()) * ctx.shape(0)[-1]
-    ctx.layer(macs, [*merged, read], (k_b, k_a, read), (rank_b - 1, written))
+    batch = max(rank_a, rank_b, 2) - 2
+    m, k, n = batch, batch + 1, batch + 2
+    first = (*range(batch - max(0, rank_a - 2), batch), m, k) if rank_a > 1 else (k,)
+    second = (*range(batch - max(0, rank_b - 2), batch), k, n) if rank_b > 1 else (k,)
+    kept = (*range(batch), *((m,) if rank_a > 1 else ()), *((n,) if rank_b > 1 else ()))
+    output = product(ctx, [Term(0, first), Term(1, second)], kept, batch + 3)
+    if ctx.has(3) and rank_b > 1 and ctx.shape(3) == ctx.shape(1)[-1:]:
+        ctx.match(3, 0, ctx.axis(1, rank_b - 1))
     return [output]
 
 
-def _contract(ctx: Context, left: int, right: int) -> IntArray | None:
-    """Tie axis ``left`` of input 0 with axis ``right`` of input 1; returns the labels of the contraction.
-
-    Labels that also vary along another axis (heads x dimension) leave along that axis, whole.
-    """
-    for position, axis in ((0, left), (1, right)):
-        if not ctx.is_constant(position):
-            for array in ctx.labels(position):
-                if len(varying(array)) > 1:
-                    ctx.fix(array, axis, STIFF)
-    first, second = (1, 0) if ctx.is_constant(0) else (0, 1)
-    axes = (left, right)
-    labels = _alone(ctx, first, axes[first])
-    ctx.match(second, axes[second], labels, STIFF)
-    return labels
-
-
-def _alone(ctx: Context, position: int, axis: int) -> IntArray | None:
-    """Labels that vary along ``axis`` and nothing else; fresh ones for a constant."""
-    if ctx.is_constant(position):
-        return ctx.axis(position, axis)
-    return ctx.along([array for array in ctx.labels(position) if varying(array) == (axis,)], axis)
-
-
-def _without(ctx: Context, position: int, contracted: int, rank: int) -> tuple[Labels, tuple[int, ...]]:
-    """Labels and shape of a MatMul operand with the contracted axis reduced to size 1, in a common rank."""
-    shape = list(ctx.shape(position))
-    shape[contracted] = 1
-    if ctx.is_constant(position):
-        for axis in range(len(shape)):
-            if axis != contracted:
-                ctx.axis(position, axis)
-        arrays: Labels = ctx.facts.constants.get(ctx.key(position), ())
-    else:
-        arrays = ctx.labels(position)
-    labels = keep_varying([align(array.take([0], contracted), rank) for array in arrays])
-    return labels, (1,) * (rank - len(shape)) + tuple(shape)
+@rule("Einsum", does="as MatMul, for any equation without repeated indices or ellipsis")
+def einsum(ctx: Context) -> list[Labels]:
+    """``bhqd,bhkd->bhqk``: every letter is an index."""
+    equation = ctx.attribute("equation").replace(" ", "")
+    left, _, right = equation.partition("->")
+    words = left.split(",")
+    letters = sorted(set("".join(words)))
+    if "->" not in equation:
+        right = "".join(letter for letter in letters if left.count(letter) == 1)
+    if "." in equation or any(len(set(word)) != len(word) for word in words):
+        for position in range(len(words)):
+            ctx.pin_input(position, f"Einsum with the equation {equation}")
+        return [()]
+    terms = [Term(position, tuple(letters.index(letter) for letter in word)) for position, word in enumerate(words)]
+    return [product(ctx, terms, [letters.index(letter) for letter in right], len(letters))]

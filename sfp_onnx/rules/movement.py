@@ -157,7 +157,7 @@ def split(ctx: Context) -> list[Labels]:
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         parts = []
         for array in ctx.labels(0):
-            parts.append(array.take(range(start, stop), axis) if array.shape[axis] > 1 else array)
+            parts.append(ctx.take(array, range(start, stop), axis))
         outputs.append(keep_varying(parts))
 
     def edits(after: After) -> list[Edit]:
@@ -199,8 +199,8 @@ def slicing(ctx: Context) -> list[Labels]:
     moved = []
     for array in labels:
         for axis, start, stop, step in slices:
-            if array.shape[axis] > 1 and step == 1:
-                array = array.take(range(start, max(start, stop)), axis)
+            if step == 1:
+                array = ctx.take(array, range(start, max(start, stop)), axis)
         moved.append(array)
 
     def edits(after: After) -> list[Edit]:
@@ -229,7 +229,7 @@ def gather(ctx: Context) -> list[Labels]:
     moved = []
     for array in labels:
         if index.ndim == 1:
-            moved.append(array.take(inner, axis) if array.shape[axis] > 1 else array)
+            moved.append(ctx.take(array, inner, axis))
         else:
             moved.append(array.reshape(array.shape[:axis] + (1,) * index.ndim + array.shape[axis + 1 :]))
 

@@ -36,7 +36,7 @@ def magnitude(view: GroupView, options: ScoreOptions) -> FloatArray:
     return (total / max(1, len(view.weights))) ** (1 / options.p)
 
 
-@score("bn-scale", "|gamma| of the BatchNormalizations on the unit (1 where there is none)", "Liu et al., ICCV 2017")
+@score("bn-scale", "absolute gamma of the BatchNormalizations on the unit (1 where there is none)", "Liu et al., ICCV 2017")
 def bn_scale(view: GroupView, options: ScoreOptions) -> FloatArray:
     """mean over BatchNormalizations of |gamma| / mean |gamma|."""
     if not view.gammas:
@@ -44,20 +44,20 @@ def bn_scale(view: GroupView, options: ScoreOptions) -> FloatArray:
     return sum((per_unit(unit, relative(gamma), view.width) for unit, gamma in view.gammas), np.zeros(view.width)) / len(view.gammas)
 
 
-@score("fpgm", "summed distance to all other filters of the layer (far from the geometric median = keep)", "He et al., CVPR 2019")
+@score("fpgm", "summed distance to the other channels' weights (far from the geometric median = keep)", "He et al., CVPR 2019")
 def fpgm(view: GroupView, options: ScoreOptions) -> FloatArray:
-    """mean over producing layers of sum_j ||w_i - w_j||_2, relative to the layer's mean. With
-    ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b the distances need one matrix product."""
-    total, layers = np.zeros(view.width), 0
+    """mean over layers of sum_j ||w_i - w_j||_2, relative to the layer's mean. With
+    ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b the distances need one matrix product.
+
+    The paper looks at the filters that make a channel; here the weights that read it count as well.
+    """
+    total = np.zeros(view.width)
     for weights in view.weights:
-        if weights.role == "in":
-            continue
         rows = weights.values.astype(np.float64)
         squares = (rows**2).sum(1)
         distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * rows @ rows.T, 0)).sum(1)
         total += per_unit(weights.unit, relative(distances), view.width)
-        layers += 1
-    return total / layers if layers else magnitude(view, options)
+    return total / max(1, len(view.weights))
 
 
 @score("random", "uniform random numbers (the control)", "Mittal et al., WACV 2018")

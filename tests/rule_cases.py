@@ -1,0 +1,1125 @@
+"""Minimal models around every operator that has a rule: a convolution in front, the operator, a mixing layer behind.
+
+A case is a function ``(builder, y, operator) -> name of the tensor to read``; ``y`` is the output of the convolution, N x 8 x 8 x 8. The
+harness runs it on every opset generation of the operator (where onnx.defs lists a change of the schema).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.defs
+import onnx.helper as oh
+from building import FLOAT, Builder, feeds_for, run
+
+CHANNELS, SIDE = 8, 8
+OLDEST, NEWEST = 7, 25
+INT32, INT64, BOOL, UINT8, DOUBLE = (getattr(onnx.TensorProto, name) for name in ("INT32", "INT64", "BOOL", "UINT8", "DOUBLE"))
+Build = Callable[[Builder, str, str], str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """``pinned``: part of the sentence why the first convolution cannot shrink ("" if it can). ``select``: the operator is infinite
+    on a masked zero, so the reference selects instead of multiplying. ``since``/``until``: opsets that have the form."""
+
+    operator: str
+    build: Build
+    pinned: str = ""
+    select: bool = False
+    since: int = OLDEST
+    until: int = NEWEST
+
+    def opsets(self) -> list[int]:
+        """The lowest opset of every generation of the operator within the range of the case."""
+        schemas = onnx.defs.get_all_schemas_with_history()
+        changes = sorted({schema.since_version for schema in schemas if schema.name == self.operator and schema.domain == ""})
+        if not changes:
+            return [max(self.since, 17)]
+        ends = [*(change - 1 for change in changes[1:]), NEWEST]
+        spans = [(max(a, self.since), min(b, self.until)) for a, b in zip(changes, ends, strict=True)]
+        return [a for a, b in spans if a <= b]
+
+
+CASES: dict[str, list[Case]] = {}
+
+
+def case(operators: str, pinned: str = "", select: bool = False, since: int = OLDEST, until: int = NEWEST) -> Callable[[Build], Build]:
+    def register(build: Build) -> Build:
+        for operator in operators.split():
+            CASES.setdefault(operator, []).append(Case(operator, build, pinned, select, since, until))
+        return build
+
+    return register
+
+
+def model_of(own: Case, opset: int) -> onnx.ModelProto:
+    """conv -> operator -> conv or gemm over whatever shape comes out."""
+    b = Builder(opset, seed=1)
+    x = b.input(["N", 3, SIDE, SIDE])
+    tail(b, own.build(b, b.conv(x, 3, CHANNELS, name="first"), own.operator))
+    return b.model("out")
+
+
+def tail(b: Builder, name: str) -> None:
+    """A layer named ``last`` with output ``out`` that reads axis 1 of a tensor (all of a tensor of rank 1 or 2)."""
+    kind = next(item.type.tensor_type.elem_type for item in b.model(name).graph.output)
+    if kind != FLOAT:
+        name = b.op("Cast", name, to=FLOAT)
+    probe = b.model(name)
+    shape = np.shape(run(probe, feeds_for(probe))[0])
+    if len(shape) < 3:
+        if len(shape) != 2:
+            name, shape = b.op("Reshape", name, b.const([-1, 1], np.int64)), (0, 1)
+        b.op("Gemm", name, b.weight(shape[1], 5), b.weight(5), name="last", outputs=["out"])
+    else:
+        weight = b.weight(5, shape[1], *[1] * (len(shape) - 2))
+        b.op("Conv", name, weight, name="last", outputs=["out"])
+
+
+def branch(b: Builder, channels: int = CHANNELS, name: str = "second") -> str:
+    """Another tensor like ``y``."""
+    return b.conv("x", 3, channels, name=name)
+
+
+def tokens(b: Builder, y: str) -> str:
+    """N x 64 x C."""
+    return b.op("Transpose", b.op("Reshape", y, b.const([0, CHANNELS, -1], np.int64)), perm=[0, 2, 1])
+
+
+def swap(b: Builder, t: str) -> str:
+    """Channels of tokens to axis 1 again."""
+    return b.op("Transpose", t, perm=[0, 2, 1])
+
+
+# ---- one operand -----------------------------------------------------------------------------------------------------
+
+
+@case(
+    "Abs Asinh Atan Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Mish Neg Relu "
+    "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Swish Tan Tanh ThresholdedRelu Clip Sum Mean Max Min"
+)
+def unary(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y)
+
+
+@case("Acos Asin Atanh")
+def inside_one(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Mul", b.op("Tanh", y), b.const(0.9)))
+
+
+@case("Sqrt")
+def not_negative(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Relu", y))
+
+
+@case("Acosh Log Reciprocal", select=True, since=9)
+def over_one(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Add", b.op("Abs", y), b.const(1.0)))
+
+
+@case("Cast")
+def cast(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, to=INT32)
+
+
+@case("Not")
+def logical_not(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Greater", y, b.const(np.zeros((CHANNELS, 1, 1), np.float32))))
+
+
+@case("BitwiseNot")
+def bitwise_not(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Cast", b.op("Mul", y, b.const(9.0)), to=INT32))
+
+
+# ---- several operands ------------------------------------------------------------------------------------------------
+
+
+def attributes_of(op: str) -> dict[str, int | str]:
+    return {"Mod": {"fmod": 1}, "BitShift": {"direction": "RIGHT"}}.get(op, {})
+
+
+# The old forms of Sum, Mean, Max and Min do not broadcast, and the old Equal compares no floats.
+FLOATS = "Add Sub Mul Div Pow Mod PRelu Greater GreaterOrEqual Less LessOrEqual"
+
+
+def prepared(b: Builder, y: str, op: str) -> str:
+    """A first operand on which the operator is defined."""
+    return b.op("Abs", y) if op == "Pow" else y
+
+
+@case(FLOATS)
+@case("Max Min Mean Sum", since=8)
+@case("Equal", since=11)
+def with_channel_constant(b: Builder, y: str, op: str) -> str:
+    return b.op(op, prepared(b, y, op), b.uniform(CHANNELS, 1, 1), **attributes_of(op))
+
+
+@case(FLOATS)
+@case("Max Min Mean Sum", since=8)
+@case("Equal", since=11)
+def with_scalar(b: Builder, y: str, op: str) -> str:
+    return b.op(op, prepared(b, y, op), b.const(np.float32(0.7)), **attributes_of(op))
+
+
+@case(FLOATS)
+@case("Max Min Mean Sum", since=8)
+@case("Equal", since=11)
+def with_spatial_constant(b: Builder, y: str, op: str) -> str:
+    return b.op(op, prepared(b, y, op), b.uniform(1, 1, SIDE, SIDE) if op != "PRelu" else b.uniform(1, SIDE, SIDE), **attributes_of(op))
+
+
+@case("Add Sub Mul Max Min Mean Sum Greater Less")
+def with_branch(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, branch(b))
+
+
+@case("Div Pow Mod", select=True, since=10)
+def by_branch(b: Builder, y: str, op: str) -> str:
+    return b.op(op, prepared(b, y, op), b.op("Exp", branch(b)), **attributes_of(op))
+
+
+@case("Add Mul Sub")
+@case("Max", since=8)
+def with_gate(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Sigmoid", b.op("GlobalAveragePool", y)), branch(b))
+
+
+@case("Add Mul", pinned="cannot shrink")
+def with_input(b: Builder, y: str, op: str) -> str:
+    """The other operand is an input of the graph: the channels cannot leave."""
+    return b.op(op, y, b.input(["N", CHANNELS, SIDE, SIDE], "other"))
+
+
+@case("Add Mul")
+def with_broadcast_input(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.input(["N", 1, SIDE, SIDE], "other"))
+
+
+@case("Sum Mean Max Min", since=8)
+def of_three(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.uniform(1, CHANNELS, 1, 1), branch(b))
+
+
+@case("And Or Xor")
+def logical(b: Builder, y: str, op: str) -> str:
+    zero = b.const(np.zeros((CHANNELS, 1, 1), np.float32))
+    return b.op(op, b.op("Greater", y, zero), b.op("Greater", branch(b), zero))
+
+
+@case("BitwiseAnd BitwiseOr BitwiseXor")
+def bitwise(b: Builder, y: str, op: str) -> str:
+    left, right = (b.op("Cast", b.op("Mul", item, b.const(9.0)), to=INT32) for item in (y, branch(b)))
+    return b.op(op, left, right)
+
+
+@case("BitShift", select=True)
+def shift(b: Builder, y: str, op: str) -> str:
+    left = b.op("Cast", b.op("Abs", b.op("Mul", y, b.const(50.0))), to=UINT8)
+    return b.op(op, left, b.const(np.arange(CHANNELS).reshape(-1, 1, 1) % 3, np.uint8), direction="RIGHT")
+
+
+@case("CastLike")
+def cast_like(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const(np.zeros(1), np.int32))
+
+
+@case("Clip")
+def clip(b: Builder, y: str, op: str) -> str:
+    return b.clip(y, -0.5, 0.5)
+
+
+@case("Where")
+def where(b: Builder, y: str, op: str) -> str:
+    other = branch(b)
+    return b.op(op, b.op("Greater", y, other), y, b.uniform(CHANNELS, 1, 1))
+
+
+@case("Where")
+def where_mask(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.const(np.arange(SIDE) % 2 == 0), y, b.const(np.float32(-1)))
+
+
+@case("com.microsoft.Gelu com.microsoft.QuickGelu com.microsoft.FastGelu")
+def microsoft_unary(b: Builder, y: str, op: str) -> str:
+    return b.op(op.rpartition(".")[2], y, domain="com.microsoft")
+
+
+@case("com.microsoft.BiasGelu com.microsoft.FastGelu")
+def microsoft_bias(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op(op.rpartition(".")[2], tokens(b, y), b.weight(CHANNELS), domain="com.microsoft"))
+
+
+# ---- mixing ----------------------------------------------------------------------------------------------------------
+
+
+@case("Conv")
+def conv(b: Builder, y: str, op: str) -> str:
+    return b.conv(y, CHANNELS, 6, strides=[2, 2], dilations=[1, 1])
+
+
+@case("Conv")
+def conv_grouped(b: Builder, y: str, op: str) -> str:
+    return b.conv(y, CHANNELS, 12, group=4)
+
+
+@case("Conv")
+def conv_two_groups(b: Builder, y: str, op: str) -> str:
+    return b.conv(y, CHANNELS, 12, group=2, bias=False)
+
+
+@case("Conv")
+def conv_depthwise(b: Builder, y: str, op: str) -> str:
+    return b.conv(y, CHANNELS, CHANNELS, group=CHANNELS)
+
+
+@case("Conv")
+def conv_multiplier(b: Builder, y: str, op: str) -> str:
+    return b.conv(y, CHANNELS, 2 * CHANNELS, group=CHANNELS)
+
+
+@case("Conv")
+def conv_one_dimension(b: Builder, y: str, op: str) -> str:
+    return b.conv(b.op("Reshape", y, b.const([0, CHANNELS, -1], np.int64)), CHANNELS, 6, rank=1)
+
+
+@case("Conv")
+def conv_three_dimensions(b: Builder, y: str, op: str) -> str:
+    return b.conv(b.op("Reshape", y, b.const([0, CHANNELS, 2, 4, 8], np.int64)), CHANNELS, 6, rank=3)
+
+
+@case("Conv", pinned="")
+def conv_with_computed_weight(b: Builder, y: str, op: str) -> str:
+    """Weights that are a function of constants only are constants."""
+    return b.op("Conv", y, b.op("Mul", b.weight(6, CHANNELS, 1, 1), b.const(2.0)))
+
+
+@case("ConvTranspose")
+def conv_transpose(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.weight(CHANNELS, 6, 2, 2), b.weight(6), strides=[2, 2])
+
+
+@case("ConvTranspose")
+def conv_transpose_grouped(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.weight(CHANNELS, 3, 2, 2), b.weight(6), group=2)
+
+
+@case("ConvTranspose")
+def conv_transpose_depthwise(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.weight(CHANNELS, 1, 2, 2), group=CHANNELS)
+
+
+@case("ConvTranspose")
+def conv_transpose_one_dimension(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Reshape", y, b.const([0, CHANNELS, -1], np.int64)), b.weight(CHANNELS, 6, 3))
+
+
+def pooled(b: Builder, y: str) -> str:
+    return b.op("Flatten", b.op("GlobalAveragePool", y))
+
+
+@case("Gemm")
+def gemm(b: Builder, y: str, op: str) -> str:
+    return b.gemm(pooled(b, y), CHANNELS, 6)
+
+
+@case("Gemm")
+def gemm_flattened(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Flatten", y), b.weight(6, CHANNELS * SIDE * SIDE), b.weight(1, 6), transB=1, alpha=0.5, beta=2.0)
+
+
+@case("Gemm")
+def gemm_scalar_bias(b: Builder, y: str, op: str) -> str:
+    return b.op(op, pooled(b, y), b.weight(CHANNELS, 6), b.const(np.float32([0.5])))
+
+
+@case("Gemm")
+def gemm_transposed(b: Builder, y: str, op: str) -> str:
+    turned = b.op("Transpose", pooled(b, y))
+    return b.op(op, turned, b.weight(CHANNELS, 6), b.weight(6), transA=1)
+
+
+@case("Gemm")
+def gemm_added(b: Builder, y: str, op: str) -> str:
+    """The third operand is an activation: its channels are tied to the outputs."""
+    return b.op(op, pooled(b, y), b.weight(CHANNELS, 6), pooled(b, branch(b, 6)))
+
+
+@case("MatMul")
+def matmul(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op("Add", b.op(op, tokens(b, y), b.weight(CHANNELS, 6)), b.weight(6)))
+
+
+@case("MatMul")
+def matmul_left(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.weight(6, CHANNELS), b.op("Reshape", y, b.const([0, CHANNELS, -1], np.int64)))
+
+
+@case("MatMul")
+def matmul_two_activations(b: Builder, y: str, op: str) -> str:
+    """Contraction over the channels of both."""
+    return b.op(op, tokens(b, y), b.op("Reshape", branch(b), b.const([0, CHANNELS, -1], np.int64)))
+
+
+@case("MatMul")
+def matmul_other_axis(b: Builder, y: str, op: str) -> str:
+    """Contraction over positions: channels of both operands stay apart."""
+    return b.op(op, b.op("Reshape", y, b.const([0, CHANNELS, -1], np.int64)), tokens(b, branch(b)))
+
+
+@case("MatMul")
+def matmul_vector(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Relu", tokens(b, y)), b.weight(CHANNELS))
+
+
+@case("MatMul")
+def matmul_batched_weight(b: Builder, y: str, op: str) -> str:
+    """One matrix per channel: C x 8 x 6."""
+    return b.op(op, y, b.weight(CHANNELS, SIDE, 6))
+
+
+# ---- movement --------------------------------------------------------------------------------------------------------
+
+
+@case("Reshape")
+def reshape_flat(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([-1, CHANNELS * SIDE * SIDE], np.int64))
+
+
+@case("Reshape")
+def reshape_split(b: Builder, y: str, op: str) -> str:
+    wide = b.op(op, y, b.const([0, 2, CHANNELS // 2, SIDE, SIDE], np.int64))
+    return b.op(op, b.op("Transpose", wide, perm=[0, 2, 1, 3, 4]), b.const([-1, CHANNELS, SIDE, SIDE], np.int64))
+
+
+@case("Reshape")
+def reshape_computed(b: Builder, y: str, op: str) -> str:
+    """[batch from Shape, channels as a constant, -1]."""
+    size = b.op("Gather", b.op("Shape", y), b.const([0], np.int64), axis=0)
+    return b.op(op, y, b.op("Concat", size, b.const([CHANNELS, -1], np.int64), axis=0))
+
+
+@case("Reshape", since=14)
+def reshape_allow_zero(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([-1, CHANNELS, SIDE * SIDE], np.int64), allowzero=1)
+
+
+@case("Flatten")
+def flatten(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y)
+
+
+@case("Flatten")
+def flatten_two(b: Builder, y: str, op: str) -> str:
+    """Channels are merged with the batch, and come out again."""
+    rows = b.op("MatMul", b.op(op, y, axis=2), b.weight(SIDE * SIDE, 3))
+    return b.op("Reshape", rows, b.const([-1, CHANNELS, 3], np.int64))
+
+
+@case("Flatten", since=11)
+def flatten_negative(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, axis=-3)
+
+
+@case("Squeeze")
+def squeeze(b: Builder, y: str, op: str) -> str:
+    return b.axes_op(op, b.op("GlobalAveragePool", y), [2, 3])
+
+
+@case("Squeeze")
+def squeeze_last(b: Builder, y: str, op: str) -> str:
+    return b.axes_op(op, b.op("GlobalAveragePool", y), [3] if b.opset < 11 else [-1])
+
+
+@case("Unsqueeze")
+def unsqueeze(b: Builder, y: str, op: str) -> str:
+    return b.axes_op(op, y, [2])
+
+
+@case("Unsqueeze")
+def unsqueeze_front(b: Builder, y: str, op: str) -> str:
+    return b.axes_op("Squeeze", b.op("Mul", b.axes_op(op, y, [0, 3]), b.uniform(CHANNELS, 1, 1, 1)), [0, 3])
+
+
+@case("Transpose")
+def transpose(b: Builder, y: str, op: str) -> str:
+    last = b.op(op, y, perm=[0, 2, 3, 1])
+    return b.op(op, b.op("Mul", last, b.uniform(CHANNELS)), perm=[0, 3, 1, 2])
+
+
+@case("Transpose")
+def transpose_default(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Relu", b.op(op, y)))
+
+
+@case("Expand", since=8)
+def expand(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("GlobalAveragePool", y), b.const([1, CHANNELS, 4, 4], np.int64))
+
+
+@case("Expand", since=8)
+def expand_rank(b: Builder, y: str, op: str) -> str:
+    return b.op("Mul", b.op(op, b.op("GlobalAveragePool", y), b.op("Shape", y)), y)
+
+
+@case("Expand", since=8)
+def expand_short(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("GlobalAveragePool", y), b.const([4, 4], np.int64))
+
+
+@case("Expand", since=8)
+def expand_over_channels(b: Builder, y: str, op: str) -> str:
+    """One map repeated over the channels of another (the repeated channels can leave too)."""
+    mean = b.reduce("ReduceMean", y, [1], keepdims=1)
+    return b.op("Mul", y, b.op(op, mean, b.const([1, CHANNELS, 1, 1], np.int64)))
+
+
+@case("Tile")
+def tile(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([1, 1, 2, 1], np.int64))
+
+
+@case("Tile")
+def tile_channels(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([1, 2, 1, 1], np.int64))
+
+
+@case("Concat")
+def concat(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, branch(b, 4), y, axis=1)
+
+
+@case("Concat", since=11)
+def concat_negative(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, branch(b, 4), axis=-3)
+
+
+@case("Concat")
+def concat_space(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, branch(b), axis=2)
+
+
+@case("Concat")
+def concat_input(b: Builder, y: str, op: str) -> str:
+    return b.op(op, "x", y, axis=1)
+
+
+@case("Concat")
+def concat_constant(b: Builder, y: str, op: str) -> str:
+    """Constant channels (coordinates) beside real ones; the batch is 1."""
+    one = b.reduce("ReduceMean", y, [0], keepdims=1)
+    return b.op(op, one, b.weight(1, 2, SIDE, SIDE), axis=1)
+
+
+@case("Concat")
+def concat_constant_space(b: Builder, y: str, op: str) -> str:
+    """A constant (class token) with the same channels, along another axis."""
+    one = tokens(b, b.reduce("ReduceMean", y, [0], keepdims=1))
+    return swap(b, b.op(op, b.weight(1, 1, CHANNELS), one, axis=1))
+
+
+@case("Split")
+def split(b: Builder, y: str, op: str) -> str:
+    left, right = b.split(y, [3, 5])
+    return b.op("Concat", right, left, axis=1)
+
+
+@case("Split", until=17)
+def split_implied(b: Builder, y: str, op: str) -> str:
+    left, right = b.op(op, y, outputs=2, axis=1)
+    return b.op("Concat", b.op("Relu", left), right, left, axis=1)
+
+
+@case("Split", since=18)
+def split_count(b: Builder, y: str, op: str) -> str:
+    parts = b.op(op, y, outputs=3, axis=1, num_outputs=3)
+    return b.op("Concat", *parts[::-1], axis=1)
+
+
+@case("Split")
+def split_tied(b: Builder, y: str, op: str) -> str:
+    return b.op("Mul", *b.split(y, [4, 4]))
+
+
+@case("Split")
+def split_one(b: Builder, y: str, op: str) -> str:
+    """A part of one channel cannot lose it."""
+    left, right = b.split(y, [1, 7])
+    return b.op("Concat", right, left, axis=1)
+
+
+@case("Split")
+def split_space(b: Builder, y: str, op: str) -> str:
+    return b.op("Add", *b.split(y, [4, 4], axis=2))
+
+
+@case("Slice")
+def slice_channels(b: Builder, y: str, op: str) -> str:
+    return b.slice(y, [1], [6], [1])
+
+
+@case("Slice")
+def slice_negative(b: Builder, y: str, op: str) -> str:
+    return b.slice(y, [-5, 0], [2**31 - 1, -1], [1, 2])
+
+
+@case("Slice")
+def slice_one(b: Builder, y: str, op: str) -> str:
+    return b.op("Mul", b.slice(y, [2], [3], [1]), b.slice(y, [4], [8], [1]))
+
+
+@case("Slice")
+def slice_halves(b: Builder, y: str, op: str) -> str:
+    return b.op("Mul", b.slice(y, [0], [4], [1]), b.slice(y, [4], [9999], [1]))
+
+
+@case("Slice", since=10)
+def slice_steps(b: Builder, y: str, op: str) -> str:
+    return b.slice(y, [0, 7], [SIDE, -100], [2, 3], [2, -1])
+
+
+@case("Slice", since=10, pinned="step")
+def slice_channel_steps(b: Builder, y: str, op: str) -> str:
+    return b.slice(y, [0], [SIDE], [1], [2])
+
+
+@case("Slice", since=10)
+def slice_default_axes(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([0, 2], np.int64), b.const([1, 7], np.int64))
+
+
+@case("Gather")
+def gather(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([5, 0, 7, 2, 2, 1], np.int64), axis=1)
+
+
+@case("Gather", since=11)
+def gather_negative(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([-1, 3, -4, 0], np.int32), axis=-3)
+
+
+@case("Gather")
+def gather_space(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([3, 1], np.int64), axis=2)
+
+
+@case("Gather")
+def gather_position(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const(3, np.int64), axis=2)
+
+
+@case("Gather")
+def gather_computed_position(b: Builder, y: str, op: str) -> str:
+    """A scalar index that is computed from constants stays a scalar."""
+    index = b.op("Cast", b.op("Add", b.const(np.float32(1)), b.const(np.float32(2))), to=INT64)
+    return b.op(op, y, index, axis=2)
+
+
+@case("Gather", pinned="by number")
+def gather_one_channel(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const(3, np.int64), axis=1)
+
+
+@case("Gather", pinned="several axes")
+def gather_grid(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([[0, 1], [2, 3]], np.int64), axis=1)
+
+
+@case("Gather")
+def gather_embedding(b: Builder, y: str, op: str) -> str:
+    """Rows of a constant table by data: the table's columns are channels."""
+    index = b.input(["N", 4], "index", INT64)
+    rows = b.op(op, b.weight(10, CHANNELS), index, axis=0)
+    return b.op("MatMul", rows, b.op("Reshape", y, b.const([0, CHANNELS, -1], np.int64)))
+
+
+@case("Pad")
+def pad_channels(b: Builder, y: str, op: str) -> str:
+    return b.pad(y, [0, 2, 0, 0, 0, 3, 0, 0])
+
+
+@case("Pad")
+def pad_value(b: Builder, y: str, op: str) -> str:
+    return b.pad(y, [0, 1, 1, 0, 0, 0, 1, 0], value=0.5)
+
+
+@case("Pad")
+def pad_space(b: Builder, y: str, op: str) -> str:
+    return b.pad(y, [0, 0, 1, 1, 0, 0, 2, 2], mode="reflect")
+
+
+@case("Pad")
+def pad_crop_space(b: Builder, y: str, op: str) -> str:
+    return b.pad(y, [0, 0, -1, 1, 0, 0, -2, 0], mode="edge")
+
+
+@case("Pad", pinned="padded with its own values")
+def pad_reflect_channels(b: Builder, y: str, op: str) -> str:
+    return b.pad(y, [0, 1, 0, 0, 0, 1, 0, 0], mode="reflect")
+
+
+@case("Pad", pinned="cropped")
+def pad_crop_channels(b: Builder, y: str, op: str) -> str:
+    return b.pad(y, [0, -1, 0, 0, 0, -1, 0, 0])
+
+
+@case("Pad", since=18)
+def pad_axes(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const([2, 1], np.int64), b.const(0.0, np.float32), b.const([-3], np.int64))
+
+
+@case("DepthToSpace")
+def depth_to_space(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, blocksize=2)
+
+
+@case("DepthToSpace", since=11)
+def depth_to_space_rows(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, blocksize=2, mode="CRD")
+
+
+@case("SpaceToDepth")
+def space_to_depth(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, blocksize=2)
+
+
+@case("Upsample Resize", until=10)
+def upsample(b: Builder, y: str, op: str) -> str:
+    return b.resize(y, scales=[1, 1, 2, 2])
+
+
+@case("Resize", since=11)
+def resize_scales(b: Builder, y: str, op: str) -> str:
+    return b.resize(y, scales=[1, 1, 2, 0.5], mode="linear")
+
+
+@case("Resize", since=11)
+def resize_sizes(b: Builder, y: str, op: str) -> str:
+    """As exporters write it: batch and channels from Shape, or channels as a constant."""
+    size = b.slice(b.op("Shape", y), [0], [1], [0])
+    sizes = b.op("Concat", size, b.const([CHANNELS, 12, 12], np.int64), axis=0)
+    empty = b.const([], np.float32) if b.opset < 13 else None
+    return b.op(op, y, empty, empty, sizes, mode="nearest")
+
+
+@case("Resize", since=11)
+def resize_like(b: Builder, y: str, op: str) -> str:
+    whole = b.op("Shape", y)
+    sizes = b.op("Concat", b.slice(whole, [0], [2], [0]), b.op("Mul", b.slice(whole, [2], [4], [0]), b.const([2], np.int64)), axis=0)
+    empty = b.const([], np.float32) if b.opset < 13 else None
+    return b.op(op, y, empty, empty, sizes, mode="nearest")
+
+
+@case("Resize", since=18)
+def resize_axes(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, None, None, b.const([12, 16], np.int64), axes=[-2, -1], mode="nearest")
+
+
+@case("Resize", since=18)
+def resize_policy(b: Builder, y: str, op: str) -> str:
+    sizes = b.const([16, 12], np.int64)
+    return b.op(op, y, None, None, sizes, axes=[2, 3], keep_aspect_ratio_policy="not_larger", mode="nearest")
+
+
+# ---- normalisation ---------------------------------------------------------------------------------------------------
+
+
+@case("BatchNormalization")
+def batch_norm(b: Builder, y: str, op: str) -> str:
+    return b.batch_norm(y, CHANNELS)
+
+
+@case("BatchNormalization")
+def batch_norm_features(b: Builder, y: str, op: str) -> str:
+    return b.batch_norm(pooled(b, y), CHANNELS)
+
+
+@case("InstanceNormalization")
+def instance_norm(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.uniform(CHANNELS), b.weight(CHANNELS))
+
+
+@case("InstanceNormalization")
+def instance_norm_of_groups(b: Builder, y: str, op: str) -> str:
+    inner = b.op("Reshape", y, b.const([0, 2, -1], np.int64))
+    inner = b.op(op, inner, b.const(np.ones(2, np.float32)), b.const(np.zeros(2, np.float32)))
+    return b.op("Mul", b.op("Reshape", inner, b.op("Shape", y)), b.uniform(CHANNELS, 1, 1))
+
+
+@case("GroupNormalization", until=20)
+def group_norm_old(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.uniform(4), b.weight(4), num_groups=4)
+
+
+@case("GroupNormalization", since=21)
+def group_norm(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.uniform(CHANNELS), b.weight(CHANNELS), num_groups=4)
+
+
+@case("GroupNormalization", since=21)
+def group_norm_each(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.uniform(CHANNELS), b.weight(CHANNELS), num_groups=CHANNELS)
+
+
+@case("GroupNormalization", since=21, pinned="only leave together")
+def group_norm_one(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.uniform(CHANNELS), b.weight(CHANNELS), num_groups=1)
+
+
+@case("LayerNormalization", pinned="LayerNormalization normalises")
+def layer_norm(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op(op, tokens(b, y), b.uniform(CHANNELS), b.weight(CHANNELS)))
+
+
+@case("RMSNormalization", pinned="RMSNormalization normalises")
+def rms_norm(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op(op, tokens(b, y), b.uniform(CHANNELS)))
+
+
+@case("SimplifiedLayerNormalization", pinned="SimplifiedLayerNormalization normalises")
+def simplified_layer_norm(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op(op, tokens(b, y), b.uniform(CHANNELS), axis=-1))
+
+
+@case("LayerNormalization RMSNormalization SimplifiedLayerNormalization")
+def layer_norm_space(b: Builder, y: str, op: str) -> str:
+    """Over positions: channels are free."""
+    return b.op(op, y, b.uniform(SIDE), axis=3)
+
+
+@case("MeanVarianceNormalization", select=True)
+def mean_variance(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y)
+
+
+@case("MeanVarianceNormalization", pinned="normalises")
+def mean_variance_channels(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, axes=[1])
+
+
+@case("LpNormalization")
+def lp_norm(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, axis=1, p=2)
+
+
+@case("LpNormalization")
+def lp_norm_space(b: Builder, y: str, op: str) -> str:
+    return b.op(op, b.op("Add", y, b.const(3.0)), axis=2, p=1)
+
+
+@case("LRN", pinned="neighbouring")
+def lrn(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, size=3)
+
+
+# ---- pooling and reductions --------------------------------------------------------------------------------------------
+
+
+@case("AveragePool MaxPool LpPool")
+def pool(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, kernel_shape=[2, 2], strides=[2, 2], pads=[1, 0, 1, 0])
+
+
+@case("MaxPool", since=8, pinned="indices count")
+def pool_indices(b: Builder, y: str, op: str) -> str:
+    values, indices = b.op(op, y, outputs=2, kernel_shape=[2, 2])
+    return b.op("Add", values, b.op("Mul", b.op("Cast", indices, to=FLOAT), b.const(1e-2)))
+
+
+@case("GlobalAveragePool GlobalMaxPool")
+@case("GlobalLpPool", until=21)  # onnxruntime has no kernel for the newest form
+def global_pool(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y)
+
+
+REDUCTIONS = "ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceMean ReduceMax ReduceMin ReduceProd"
+
+
+@case(REDUCTIONS)
+def reduce_space(b: Builder, y: str, op: str) -> str:
+    return b.reduce(op, y, [2, 3] if b.opset < 11 else [-2, -1], keepdims=0)
+
+
+@case("ReduceLogSumExp")
+def reduce_exp_space(b: Builder, y: str, op: str) -> str:
+    return b.reduce(op, y, [2, 3])
+
+
+@case("ReduceLogSum", select=True, since=9)
+def reduce_log_space(b: Builder, y: str, op: str) -> str:
+    return b.reduce(op, b.op("Exp", y), [2, 3])
+
+
+def positive(b: Builder, y: str) -> str:
+    return b.op("Abs", y)
+
+
+@case("ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceMean")
+def reduce_channels(b: Builder, y: str, op: str) -> str:
+    return b.op("Mul", branch(b), b.reduce(op, y, [1], keepdims=1))
+
+
+@case("ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceMean")
+def reduce_all_but_first(b: Builder, y: str, op: str) -> str:
+    return b.reduce(op, y, [1, 2], keepdims=0)
+
+
+@case("ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceMean")
+def reduce_everything(b: Builder, y: str, op: str) -> str:
+    return b.op("Mul", branch(b, 3, "third"), b.op(op, y, keepdims=1))
+
+
+@case("ReduceSum ReduceMean")
+def reduce_nothing(b: Builder, y: str, op: str) -> str:
+    if b.opset < (13 if op == "ReduceSum" else 18):
+        return b.reduce(op, y, [2])
+    return b.op(op, y, b.const([], np.int64), noop_with_empty_axes=1)
+
+
+@case("ReduceMax ReduceMin ReduceProd ReduceLogSumExp", pinned="compares all channels")
+def extreme_channels(b: Builder, y: str, op: str) -> str:
+    return b.op("Mul", branch(b), b.reduce(op, y, [1], keepdims=1))
+
+
+@case("ReduceLogSum", pinned="compares all channels")
+def log_sum_channels(b: Builder, y: str, op: str) -> str:
+    return b.op("Mul", branch(b), b.reduce(op, b.op("Exp", y), [1], keepdims=1))
+
+
+@case("ArgMax ArgMin")
+def arg_space(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, axis=2, keepdims=0)
+
+
+@case("ArgMax ArgMin", pinned="compares all channels")
+def arg_channels(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, axis=1, keepdims=1)
+
+
+def top(b: Builder, y: str, axis: int) -> list[str]:
+    if b.opset < 10:
+        return b.op("TopK", y, outputs=2, k=3, axis=axis)
+    return b.op("TopK", y, b.const([3], np.int64), outputs=2, axis=axis)
+
+
+@case("TopK")
+def top_space(b: Builder, y: str, op: str) -> str:
+    return b.op("Concat", top(b, y, 3)[0], b.op("Cast", top(b, y, 3)[1], to=FLOAT), axis=2)
+
+
+@case("TopK", pinned="TopK compares")
+def top_channels(b: Builder, y: str, op: str) -> str:
+    return top(b, y, 1)[0]
+
+
+@case("CumSum")
+def cumulative_space(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const(2, np.int64), exclusive=1)
+
+
+@case("CumSum")
+def cumulative_channels(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.const(1, np.int64), reverse=1)
+
+
+@case("Shape Size")
+def sizes(b: Builder, y: str, op: str) -> str:
+    """The size as a number: it must stay what it was."""
+    size = b.op(op, b.op("Relu", y))
+    size = b.op("Gather", size, b.const(1, np.int64)) if op == "Shape" else size
+    return b.op("Div", y, b.op("Cast", size, to=FLOAT))
+
+
+@case("Softmax LogSoftmax Hardmax", since=13)
+def softmax_space(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, axis=2)
+
+
+@case("Softmax LogSoftmax Hardmax", until=12)
+def softmax_space_old(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, axis=3)
+
+
+@case("Softmax LogSoftmax Hardmax", pinned="normalises over this axis")
+def softmax_channels(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, axis=1)
+
+
+@case("Softmax LogSoftmax Hardmax", until=12, pinned="normalises over this axis")
+def softmax_default_old(b: Builder, y: str, op: str) -> str:
+    return b.op(op, pooled(b, y))
+
+
+@case("Softmax LogSoftmax Hardmax", since=13)
+def softmax_default(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y)
+
+
+# ---- recurrent -------------------------------------------------------------------------------------------------------
+
+
+def sequence(b: Builder, y: str) -> str:
+    """T x N x C."""
+    return b.op("Transpose", b.reduce("ReduceMean", y, [3], keepdims=0), perm=[2, 0, 1])
+
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+def recurrent(b: Builder, op: str, x: str, c_in: int, hidden: int, directions: int = 1, outputs: int = 1, **attributes: object) -> list[str]:
+    """Y as T x N x (D H), and the other outputs."""
+    gates = GATES[op] * hidden
+    weight, again = b.weight(directions, gates, c_in, fan_in=c_in), b.weight(directions, gates, hidden, fan_in=hidden)
+    operands = [weight, again, b.weight(directions, 2 * gates, fan_in=4), *attributes.pop("more", [])]  # type: ignore[misc]
+    direction = attributes.pop("direction", "bidirectional" if directions == 2 else "forward")
+    made = b.op(op, x, *operands, outputs=outputs, hidden_size=hidden, direction=direction, **attributes)
+    first, *rest = [made] if outputs == 1 else made
+    turned = b.op("Transpose", first, perm=[0, 2, 1, 3])
+    return [b.op("Reshape", turned, b.const([0, 0, directions * hidden], np.int64)), *rest]
+
+
+@case("LSTM GRU RNN")
+def recurrent_two_layers(b: Builder, y: str, op: str) -> str:
+    first = recurrent(b, op, sequence(b, y), CHANNELS, 6)[0]
+    return b.op("Transpose", recurrent(b, op, first, 6, 5)[0], perm=[1, 2, 0])
+
+
+@case("LSTM GRU RNN")
+def recurrent_bidirectional(b: Builder, y: str, op: str) -> str:
+    return b.op("Transpose", recurrent(b, op, sequence(b, y), CHANNELS, 6, 2)[0], perm=[1, 2, 0])
+
+
+@case("LSTM GRU RNN")
+def recurrent_last_state(b: Builder, y: str, op: str) -> str:
+    states = recurrent(b, op, sequence(b, y), CHANNELS, 6, 2, outputs=3 if op == "LSTM" else 2, direction="bidirectional")[1:]
+    joined = states[0] if len(states) == 1 else b.op("Add", *states)
+    return b.op("Transpose", joined, perm=[1, 2, 0])
+
+
+@case("LSTM GRU RNN", since=9)
+def recurrent_zero_state(b: Builder, y: str, op: str) -> str:
+    """Initial states as exporters write them: zeros of a computed shape."""
+    x = sequence(b, y)
+    size = b.slice(b.op("Shape", x), [1], [2], [0])
+    zero = b.op("ConstantOfShape", b.op("Concat", b.const([1], np.int64), size, b.const([6], np.int64), axis=0))
+    more = [None, zero, zero] if op == "LSTM" else [None, zero]
+    return b.op("Transpose", recurrent(b, op, x, CHANNELS, 6, more=more, direction="reverse")[0], perm=[1, 2, 0])
+
+
+@case("LSTM")
+def lstm_peepholes(b: Builder, y: str, op: str) -> str:
+    more = [None, None, None, b.weight(1, 18, fan_in=4)]
+    return b.op("Transpose", recurrent(b, op, sequence(b, y), CHANNELS, 6, more=more)[0], perm=[1, 2, 0])
+
+
+@case("GRU")
+def gru_linear(b: Builder, y: str, op: str) -> str:
+    return b.op("Transpose", recurrent(b, op, sequence(b, y), CHANNELS, 6, linear_before_reset=1)[0], perm=[1, 2, 0])
+
+
+@case("ConstantOfShape", since=9)
+def constant_of_shape(b: Builder, y: str, op: str) -> str:
+    """Zero channels of a computed shape beside real ones (an old way to pad)."""
+    size = b.op("Shape", y)
+    target = b.op("Concat", b.slice(size, [0], [1], [0]), b.const([4], np.int64), b.slice(size, [2], [4], [0]), axis=0)
+    return b.op("Concat", y, b.op(op, target), axis=1)
+
+
+@case("ConstantOfShape", since=9)
+def constant_of_shape_added(b: Builder, y: str, op: str) -> str:
+    ones = b.op(op, b.op("Shape", y), value=oh.make_tensor("value", FLOAT, [1], [0.5]))
+    return b.op("Add", y, ones)
+
+
+# ---- quantised -------------------------------------------------------------------------------------------------------
+
+
+@case("QuantizeLinear DequantizeLinear", select=True)
+def quantized_activation(b: Builder, y: str, op: str) -> str:
+    pair = [b.const(np.float32(0.05)), b.const(120, np.uint8)]
+    return b.op("DequantizeLinear", b.op("QuantizeLinear", y, *pair), *pair)
+
+
+@case("QuantizeLinear DequantizeLinear", select=True, since=13)
+def quantized_activation_per_channel(b: Builder, y: str, op: str) -> str:
+    pair = [b.uniform(CHANNELS, low=0.02, high=0.06), b.const(np.arange(CHANNELS), np.int8)]
+    return b.op("DequantizeLinear", b.op("QuantizeLinear", y, *pair, axis=1), *pair, axis=1)
+
+
+@case("DequantizeLinear", since=13)
+def quantized_weight(b: Builder, y: str, op: str) -> str:
+    """A weight with a scale per output channel."""
+    weight = b.const(b.random.integers(-127, 127, (6, CHANNELS, 3, 3)), np.int8)
+    return b.op("Conv", y, b.op(op, weight, b.uniform(6, low=0.001, high=0.002), b.const(np.zeros(6), np.int8), axis=0), pads=[1] * 4)
+
+
+@case("DequantizeLinear")
+def quantized_weight_per_tensor(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (CHANNELS, 6)), np.int8)
+    return b.op("MatMul", pooled(b, y), b.op(op, weight, b.const(np.float32(0.01)), b.const(0, np.int8)))
+
+
+@case("DequantizeLinear", since=13)
+def quantized_bias(b: Builder, y: str, op: str) -> str:
+    bias = b.op(op, b.const(b.random.integers(-900, 900, 6), np.int32), b.uniform(6, low=0.001, high=0.002), axis=0)
+    return b.op("Conv", y, b.weight(6, CHANNELS, 1, 1), bias)
+
+
+@case("DynamicQuantizeLinear", select=True, since=11)
+def dynamically_quantized(b: Builder, y: str, op: str) -> str:
+    return b.op("DequantizeLinear", *b.op(op, y, outputs=3))
+
+
+def integers(b: Builder, y: str, zero: int) -> str:
+    return b.op("QuantizeLinear", y, b.const(np.float32(0.05)), b.const(zero, np.uint8))
+
+
+@case("ConvInteger", select=True, since=10)
+def conv_integer(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (6, CHANNELS, 3, 3)), np.int8)
+    made = b.op(op, integers(b, b.op("Relu", y), 0), weight, pads=[1] * 4)
+    return b.op("Mul", b.op("Cast", made, to=FLOAT), b.const(1e-3))
+
+
+@case("ConvInteger", select=True, since=10)
+def conv_integer_zero_points(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (6, CHANNELS, 1, 1)), np.int8)
+    made = b.op(op, integers(b, y, 120), weight, b.const(120, np.uint8), b.const(3, np.int8))
+    return b.op("Mul", b.op("Cast", made, to=FLOAT), b.const(1e-3))
+
+
+@case("MatMulInteger", select=True, since=10)
+def matmul_integer(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (CHANNELS, 6)), np.int8)
+    made = b.op(op, integers(b, b.op("Relu", pooled(b, y)), 0), weight)
+    return b.op("Mul", b.op("Cast", made, to=FLOAT), b.const(1e-3))
+
+
+@case("MatMulInteger", select=True, since=10)
+def matmul_integer_zero_points(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (CHANNELS, 6)), np.int8)
+    made = b.op(op, integers(b, pooled(b, y), 120), weight, b.const(120, np.uint8), b.const(np.arange(6), np.int8))
+    return b.op("Mul", b.op("Cast", made, to=FLOAT), b.const(1e-3))
+
+
+def schema_model(schema: onnx.defs.OpSchema, opset: int) -> onnx.ModelProto:
+    """An attempt at a model around any operator: every input is the same activation, attributes are guessed by type."""
+    b = Builder(opset, seed=1)
+    y = b.conv(b.input(["N", 3, SIDE, SIDE]), 3, CHANNELS, name="first")
+    count = max(1, schema.min_input)
+    guesses = {"INT": 1, "FLOAT": 1.0, "STRING": "a", "INTS": [1], "FLOATS": [1.0], "STRINGS": ["a"]}
+    attributes = {}
+    for name, attribute in schema.attributes.items():
+        if attribute.required and attribute.type.name in guesses:
+            attributes[name] = guesses[attribute.type.name]
+        elif attribute.required and attribute.type.name == "GRAPH":
+            inner = oh.make_node("Relu", [y], [f"{name}.inner"])
+            attributes[name] = oh.make_graph([inner], name, [], [oh.make_tensor_value_info(f"{name}.inner", FLOAT, None)])
+    made = b.op(schema.name, *[y] * count, outputs=max(1, schema.min_output), name="unknown", **attributes)
+    first = made if isinstance(made, str) else made[0]
+    second = b.conv(b.op("Relu", b.conv(y, CHANNELS, 4, name="beside")), 4, 5, name="last")
+    return b.model(second, first, infer=False)
