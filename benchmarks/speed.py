@@ -59,7 +59,8 @@ def prune_benchmark(folder: Path) -> None:
         runs = [child(PRUNE, str(path), str(folder / "out.onnx"), verify) for _ in range(3)]
         seconds, memory = min(run[0] for run in runs), max(run[1] for run in runs)
         label = "with verification" if verify == "1" else "without verification"
-        print(f"prune ResNet-50 ({size:.0f} MiB), data-free, {label}: {seconds:.2f} s, {memory:.0f} MiB extra = {memory / size:.2f} x the model")
+        extra = f"{memory:.0f} MiB extra = {memory / size:.2f} x the model"
+        print(f"prune ResNet-50 ({size:.0f} MiB), data-free, {label}: {seconds:.2f} s, {extra}")
 
 
 def statistics_benchmark(folder: Path) -> None:
@@ -85,7 +86,8 @@ def statistics_benchmark(folder: Path) -> None:
             calibrate(analysis.prepared.model, ranks, sites(analysis.coupling), needs, batches)
             passes.append(time.perf_counter() - start)
         ratio = min(passes) / min(plain)
-        print(f"statistics pass ({name}) over 32 images, session included: {min(passes):.2f} s, plain forward {min(plain):.2f} s, ratio {ratio:.2f}")
+        times = f"{min(passes):.2f} s, plain forward {min(plain):.2f} s, ratio {ratio:.2f}"
+        print(f"statistics pass ({name}) over 32 images, session included: {times}")
 
 
 def memory_benchmark(folder: Path) -> None:

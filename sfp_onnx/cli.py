@@ -117,6 +117,9 @@ shape_option = click.option(
     "--input-shape", "input_shapes", multiple=True, callback=_shapes, metavar="NAME=1,3,224,224",
     help="Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.",
 )  # fmt: skip
+layernorm_option = click.option(
+    "--cut-layernorm", is_flag=True, help="Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower."
+)
 preprocessing_options = _stack(
     click.option("--labels", type=FILE, help="Labels (.npy or .npz), if they are not in the data."),
     click.option("--mean", callback=_floats, metavar="M1,M2,..", help="Subtracted per channel, after --scale."),
@@ -163,6 +166,10 @@ def _options(options: dict[str, Any]) -> PlanOptions:
     return PlanOptions(**{name: options[name] for name in names})
 
 
+def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any]) -> pipeline.Analysis:
+    return pipeline.inspect(model, options["input_shapes"], data, options["cut_layernorm"])
+
+
 def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
     name = options["score"] or pipeline.default_score(data)
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
@@ -187,14 +194,15 @@ def main(verbose: int, quiet: int) -> None:
 @main.command("inspect", epilog=EPILOG)
 @model_argument
 @shape_option
+@layernorm_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @guarded
-def inspect_command(model: Path, input_shapes: dict[str, list[int]], as_json: bool) -> None:
+def inspect_command(model: Path, input_shapes: dict[str, list[int]], cut_layernorm: bool, as_json: bool) -> None:
     """Show what can be pruned, and why the rest cannot.
 
     Example: sfp-onnx inspect model.onnx
     """
-    analysis = pipeline.inspect(model, input_shapes)
+    analysis = pipeline.inspect(model, input_shapes, cut_layernorm=cut_layernorm)
     found = report.inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
     click.echo(json.dumps(found, indent=1) if as_json else report.inspection_text(found))
     if not as_json and found["groups"]:
@@ -208,8 +216,9 @@ def inspect_command(model: Path, input_shapes: dict[str, list[int]], as_json: bo
 @plan_options
 @preprocessing_options
 @shape_option
+@layernorm_option
 @guarded
-def plan_command(model: Path, output: Path, data: Path | None, input_shapes: dict[str, list[int]], **options: Any) -> None:
+def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -> None:
     """Decide which channels leave; cut nothing.
 
     Example: sfp-onnx plan model.onnx -o plan.json --target macs=50%
@@ -219,7 +228,7 @@ def plan_command(model: Path, output: Path, data: Path | None, input_shapes: dic
     inputs = [*loaded.paths, data, options["labels"]]
     _check_outputs(inputs, output)
     dataset = _dataset(loaded, data, options)
-    made = _scored(pipeline.inspect(loaded, input_shapes, dataset), dataset, options)
+    made = _scored(_analysed(loaded, dataset, options), dataset, options)
     pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(report.plan_text(made))
     say(f"Next: sfp-onnx apply {model} {output} -o {model.stem}-pruned.onnx")
@@ -264,13 +273,14 @@ def apply_command(model: Path, plan: Path, output: Path, manifest: Path | None, 
 @plan_options
 @preprocessing_options
 @shape_option
+@layernorm_option
 @manifest_option
 @verify_option
 @external_option
 @guarded
 def prune_command(
-    model: Path, output: Path, data: Path | None, test_data: Path | None, input_shapes: dict[str, list[int]],
-    manifest: Path | None, verify: bool, external: bool | None, **options: Any,
+    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, verify: bool,
+    external: bool | None, **options: Any,
 ) -> None:  # fmt: skip
     """Plan, cut, verify and write in one.
 
@@ -282,7 +292,7 @@ def prune_command(
     held_out = _dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
     dataset = _dataset(loaded, data, {**options, **shared})
-    analysis = pipeline.inspect(loaded, input_shapes, dataset)
+    analysis = _analysed(loaded, dataset, options)
     made = _scored(analysis, dataset, options)
     say(report.plan_text(made), 1)
     result = pipeline.apply(analysis, made, dataset, verify, _bar)
@@ -311,7 +321,7 @@ def _write(result: pipeline.Pruned, output: Path, manifest: Path | None, externa
         say(f"Note: {note}")
     check = result.verification
     click.echo(report.sizes_text(result.plan.before, result.plan.after))
-    before, after = pipeline.file_bytes(result.original), pipeline.file_bytes(pipeline.load(output))
+    before, after = graph.file_bytes(result.original), graph.file_bytes(pipeline.load(output))
     click.echo(f"file {report.number(before)}B -> {report.number(after)}B ({after / before:.1%})")
     if check is None:
         click.echo("not verified (--no-verify)")

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import graph
 from .graph import Model, Prepared
-from .records import AxisUnits, BoolArray, Channels, Coupling, Edit, Node, ScaleOutput, SetAttribute, SetInput
+from .records import AxisUnits, BoolArray, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
 from .units import keep_mask
 
 
@@ -128,12 +128,17 @@ def _loses(own: AxisUnits, removed: BoolArray) -> bool:
 def _apply(editor: graph.Editor, prepared: Prepared, node: Node, edit: Edit) -> None:
     if isinstance(edit, SetAttribute):
         editor.set_attribute(node.index, edit.name, edit.value)
-    elif isinstance(edit, ScaleOutput):
-        output = node.outputs[0]
-        factor = np.asarray(edit.factor, graph.tensor_types(prepared.model).get(output, np.float32))
-        editor.insert_after(editor.tensor(output), "Mul", [editor.constant(f"{output}/share", factor)])
     elif isinstance(edit, SetInput):
         _set_input(editor, prepared, node, edit)
+    elif isinstance(edit, InsertBefore):
+        name = node.inputs[edit.position]
+        operands = [editor.input(node.index, edit.position), *(editor.constant(f"{name}/{edit.op}", array) for array in edit.constants)]
+        editor.set_input(node.index, edit.position, editor.insert_before(node.index, edit.op, operands))
+    else:
+        name = node.outputs[0]
+        dtype = graph.tensor_types(prepared.model).get(name) or np.float32
+        arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in edit.constants]
+        editor.insert_after(editor.tensor(name), edit.op, [editor.constant(f"{name}/{edit.op}", array) for array in arrays])
 
 
 def _set_input(editor: graph.Editor, prepared: Prepared, node: Node, edit: SetInput) -> None:

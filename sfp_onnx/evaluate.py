@@ -10,7 +10,7 @@ import numpy as np
 from . import graph, runtime
 from .errors import DataError
 from .graph import Model
-from .records import Array, FloatArray, IntArray
+from .records import Array, Evaluation, FloatArray, IntArray, Size
 
 LATENCY_REPEATS = 50
 
@@ -114,3 +114,23 @@ def _same_interface(models: Sequence[Model]) -> None:
         own = ([port.name for port in graph.inputs(model)], [port.name for port in graph.outputs(model)])
         if own != first:
             raise DataError(f"{model.name}: inputs and outputs {own} differ from those of {models[0].name}: {first}")
+
+
+def summarize(
+    name: str, answers: Answers, size: Size, times: tuple[Sequence[float], Sequence[float]] | None, known: tuple[bool, bool]
+) -> Evaluation:
+    """Figures of one model. ``times`` are its seconds and those of the reference; ``known`` is (classifier, labels given)."""
+    classifier, labels = known
+    samples = answers.samples
+    return Evaluation(
+        model=name,
+        samples=samples,
+        top1=answers.right / samples if classifier and labels else None,
+        agreement=answers.agree / samples if classifier else None,
+        kl=answers.divergence / samples if classifier else None,
+        relative_error=float(np.sqrt(answers.squared_error / answers.squared_reference)) if answers.squared_reference else None,
+        size=size,
+        latency_min_ms=None if times is None else min(times[0]) * 1e3,
+        latency_median_ms=None if times is None else float(np.median(times[0])) * 1e3,
+        latency_ratio=None if times is None else min(times[0]) / min(times[1]),
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .coupling import couple
 from .cut import cut
 from .data import Dataset, check_classes, open_data
 from .errors import DataError, OptionError, PlanError, TargetError
-from .evaluate import measure, time_models
+from .evaluate import measure, summarize, time_models
 from .graph import Model, Prepared
 from .records import (
     Array,
@@ -38,7 +39,7 @@ from .records import (
 )
 from .scores import SCORES
 from .trace import prepare, random_feeds
-from .units import cuts
+from .units import cuts, keep_mask
 from .verify import compare
 from .views import views
 
@@ -47,6 +48,8 @@ DataSource = str | Path | Mapping[str, Array] | Array | Dataset
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """``with progress(title, total) as advance: advance(steps)``."""
 
+ACTIVATION_BYTES = 512 * 2**20
+SLOW_WIDTHS = 4  # onnxruntime uses its blocked convolutions only for multiples of 4 channels
 PACKAGES = ("sfp_onnx", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "click")
 
 
@@ -64,6 +67,7 @@ class Analysis:
     coupling: Coupling
     parameters: tuple[cost.Parameter, ...]
     samples: int
+    cut_layernorm: bool = False
 
     def size(self, removed: BoolArray | None = None) -> Size:
         """MACs for one sample and parameters after a removal (default: none)."""
@@ -108,12 +112,18 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
     return open_data(source, graph.inputs(model), **options)
 
 
-def inspect(source: ModelSource, input_shapes: Mapping[str, Sequence[int]] | None = None, data: Dataset | None = None) -> Analysis:
+def inspect(
+    source: ModelSource,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    data: Dataset | None = None,
+    cut_layernorm: bool = False,
+) -> Analysis:
     """Find out what can be pruned, and why the rest cannot.
 
     Args:
         input_shapes: concrete shapes by input name, where dynamic dimensions cannot be guessed.
         data: real inputs to trace on (default: random ones).
+        cut_layernorm: let axes that LayerNormalization normalises over shrink; it is rewritten exactly, at some cost in time.
 
     Raises:
         ModelError, DataError: the model cannot be loaded or run.
@@ -124,7 +134,7 @@ def inspect(source: ModelSource, input_shapes: Mapping[str, Sequence[int]] | Non
         real = next(({name: array[:count] for name, array in feeds.items()} for feeds, count in data.batches()), None)
         real = None if data.fixed else real
     prepared = prepare(model, input_shapes, real)
-    coupling = couple(prepared)
+    coupling = couple(prepared, cut_layernorm)
     uses: dict[str, list[tuple[int, int]]] = {}
     for node in prepared.nodes:
         for position, name in enumerate(node.inputs):
@@ -133,7 +143,7 @@ def inspect(source: ModelSource, input_shapes: Mapping[str, Sequence[int]] | Non
     parameters = cost.parameters(floating, uses, coupling)
     first = next(iter(prepared.feeds.values()), None)
     samples = int(first.shape[0]) if first is not None and first.ndim > 1 else 1
-    analysis = Analysis(model, prepared, coupling, tuple(parameters), max(1, samples))
+    analysis = Analysis(model, prepared, coupling, tuple(parameters), max(1, samples), cut_layernorm)
     _check_labels(analysis, data)
     return analysis
 
@@ -173,11 +183,20 @@ def score(
         ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
         with progress("calibrating", data.samples) as advance:
             model, wanted = analysis.prepared.model, sites(analysis.coupling)
-            moments = calibrate(model, ranks, wanted, chosen.needs, data.batches(), advance).moments
+            batches = replace(data, batch=_batch(analysis, data)).batches()
+            moments = calibrate(model, ranks, wanted, chosen.needs, batches, advance).moments
     values = np.zeros(analysis.coupling.units)
     for group, view in zip(analysis.coupling.groups, views(analysis.prepared.model, analysis.coupling, moments), strict=True):
         values[group.units] = chosen.function(view, options or ScoreOptions())
     return values
+
+
+def _batch(analysis: Analysis, data: Dataset) -> int:
+    """The data's batch size, less if all activations of one batch would take more than `ACTIVATION_BYTES`."""
+    if data.fixed:
+        return data.batch
+    total = sum(prod(shape) for shape in analysis.prepared.trace.shapes.values()) * 4 / analysis.samples
+    return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
 
 
 def default_score(data: Dataset | None) -> str:
@@ -210,6 +229,7 @@ def plan(
     scores = score(analysis, name, data, score_options, progress)
     removed = planning.choose(coupling, groups, scores, options, analysis.size)
     recorded: dict[str, Any] = {**asdict(options), "targets": list(options.targets), "score": name, **asdict(score_options)}
+    recorded["cut_layernorm"] = analysis.cut_layernorm
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
@@ -248,7 +268,7 @@ def apply(
         analysis = source
     else:
         model = load(source)
-        analysis = inspect(model, planning.sample_shapes(plan))
+        analysis = inspect(model, planning.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
     graph.check(pruned)
@@ -257,12 +277,26 @@ def apply(
         with progress("verifying", 1) as advance:
             verification = _verify(analysis, pruned, removed, data)
             advance(1)
-    notes = () if removed.any() else ("the plan removes nothing; the model is written unchanged",)
+    notes = _notes(analysis.coupling, removed)
     final = planning.make_plan(
         analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
     )
     listed = tuple(cuts(analysis.coupling, analysis.prepared.trace, removed))
     return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
+
+
+def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
+    """What the user should know about a removal."""
+    if not removed.any():
+        return ("the plan removes nothing; the model is written unchanged",)
+    widths = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
+    odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 for kept in widths if not kept.all())
+    if not odd:
+        return ()
+    return (
+        f"{odd} of {len(widths)} prunable layers end with a width that is no multiple of {SLOW_WIDTHS}; onnxruntime may run them slower "
+        "than the original. --align 8 (or 16) keeps widths on the block.",
+    )
 
 
 def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset | None) -> Verification:
@@ -278,17 +312,20 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
 
 
 def prune(
-    source: ModelSource,
+    source: ModelSource | Analysis,
     options: PlanOptions,
     score_name: str | None = None,
     data: Dataset | None = None,
     score_options: ScoreOptions | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
     verify: bool = True,
     progress: Progress = silent,
 ) -> Pruned:
-    """Plan and apply in one."""
-    analysis = inspect(source, input_shapes, data)
+    """Plan and apply in one. For other shapes or options of the analysis, `inspect` first and pass its result to both.
+
+    Raises:
+        the errors of `inspect`, `plan` and `apply`.
+    """
+    analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     made = plan(analysis, options, score_name, data, score_options, progress)
     return apply(analysis, made, data, verify, progress)
 
@@ -311,30 +348,10 @@ def evaluate(
     times = time_models(loaded, feeds, threads) if latency else None
     found = []
     for index, (model, analysis, own) in enumerate(zip(loaded, analyses, answers, strict=True)):
-        scale = own.squared_reference
-        size = analysis.size()
-        found.append(
-            Evaluation(
-                model=model.name,
-                samples=own.samples,
-                top1=own.right / own.samples if classifier and data.labels is not None else None,
-                agreement=own.agree / own.samples if classifier else None,
-                kl=own.divergence / own.samples if classifier else None,
-                relative_error=float(np.sqrt(own.squared_error / scale)) if scale else None,
-                size=Size(size.macs, size.params, file_bytes(model)),
-                latency_min_ms=None if times is None else min(times[index]) * 1e3,
-                latency_median_ms=None if times is None else float(np.median(times[index])) * 1e3,
-                latency_ratio=None if times is None else min(times[index]) / min(times[0]),
-            )
-        )
+        size = replace(analysis.size(), bytes=graph.file_bytes(model))
+        timing = None if times is None else (times[index], times[0])
+        found.append(summarize(model.name, own, size, timing, (classifier, data.labels is not None)))
     return found
-
-
-def file_bytes(model: Model) -> int:
-    """Bytes of the file (and its external data), or of what would be saved."""
-    if model.edited or model.source is None or not model.source.exists():
-        return graph.full_size(model)
-    return model.source.stat().st_size + sum(file.stat().st_size for file in model.files)
 
 
 # ---- manifest --------------------------------------------------------------------------------------------------------
@@ -359,7 +376,7 @@ def manifest(result: Pruned, output: Path | None = None) -> dict[str, Any]:
         "format": "sfp_onnx manifest",
         "version": 1,
         "versions": versions(),
-        "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": file_bytes(result.original)},
+        "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": graph.file_bytes(result.original)},
         "output": {"path": str(output) if output else None, "sha256": digest, "bytes": graph.full_size(result.model)},
         "options": dict(result.plan.options),
         "data": dict(result.data) or None,

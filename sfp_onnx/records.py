@@ -105,13 +105,23 @@ class SetAttribute:
 
 
 @dataclass(frozen=True)
-class ScaleOutput:
-    """Multiply output 0 of the node by a constant."""
+class InsertBefore:
+    """Feed input ``position`` of the node through ``op(input, *constants)``."""
 
-    factor: float
+    position: int
+    op: str
+    constants: tuple[Array, ...]
 
 
-Edit = SetInput | SetAttribute | ScaleOutput
+@dataclass(frozen=True)
+class InsertAfter:
+    """Put ``op(output 0, *constants)`` behind the node; floating constants take the type of the output."""
+
+    op: str
+    constants: tuple[Array, ...]
+
+
+Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
 
 
 @dataclass(frozen=True)

@@ -148,10 +148,7 @@ def group_norm(b: Maker, m: Map) -> Map:
         return b.on(m, b.op("GroupNormalization", m.name, scale, shift, num_groups=groups))
     ones, zeros = b.const(np.ones(groups, np.float32)), b.const(np.zeros(groups, np.float32))
     inner = b.op("InstanceNormalization", b.reshape(m.name, [groups, -1]), ones, zeros)
-    if b.pick([True, False]):
-        outer = b.op("Reshape", inner, b.op("Shape", m.name))
-    else:
-        outer = b.reshape(inner, [m.channels, m.height, m.width])
+    outer = b.op("Reshape", inner, b.op("Shape", m.name)) if b.pick([True, False]) else b.reshape(inner, [m.channels, m.height, m.width])
     scaled = b.op("Mul", outer, b.uniform(m.channels, 1, 1))
     return b.on(m, b.op("Add", scaled, b.const(b.random.standard_normal((m.channels, 1, 1)))))
 
@@ -165,10 +162,7 @@ def residual(b: Maker, m: Map) -> Map:
 
 
 def excite(b: Maker, m: Map) -> Map:
-    if b.pick([True, False]):
-        pooled = b.op("GlobalAveragePool", m.name)
-    else:
-        pooled = b.reduce("ReduceMean", m.name, [2, 3], keepdims=1)
+    pooled = b.op("GlobalAveragePool", m.name) if b.pick([True, False]) else b.reduce("ReduceMean", m.name, [2, 3], keepdims=1)
     hidden = b.pick([2, 4])
     inner = b.op("Relu", b.conv(pooled, m.channels, hidden, 1))
     gate = b.op("Sigmoid", b.conv(inner, hidden, m.channels, 1))

@@ -382,6 +382,24 @@ def matmul_batched_weight(b: Builder, y: str, op: str) -> str:
     return b.op(op, y, b.weight(CHANNELS, SIDE, 6))
 
 
+@case("Einsum", since=12)
+def einsum_linear(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, b.weight(6, CHANNELS), equation="nchw,oc->nohw")
+
+
+@case("Einsum", since=12)
+def einsum_attention(b: Builder, y: str, op: str) -> str:
+    """Scores of all pairs of positions, contracted over channels of both."""
+    other = b.op("Reshape", branch(b), b.const([0, CHANNELS, -1], np.int64))
+    return b.op(op, b.op("Reshape", y, b.const([0, CHANNELS, -1], np.int64)), other, equation="bci,bcj->bij")
+
+
+@case("Einsum", since=12)
+def einsum_outer(b: Builder, y: str, op: str) -> str:
+    """Nothing contracted but the positions: the channels of both operands stay apart."""
+    return b.op(op, y, branch(b, 4), equation="nchw,ndhw->ncd")
+
+
 # ---- movement --------------------------------------------------------------------------------------------------------
 
 
@@ -970,7 +988,9 @@ def sequence(b: Builder, y: str) -> str:
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
-def recurrent(b: Builder, op: str, x: str, c_in: int, hidden: int, directions: int = 1, outputs: int = 1, **attributes: object) -> list[str]:
+def recurrent(
+    b: Builder, op: str, x: str, c_in: int, hidden: int, directions: int = 1, outputs: int = 1, **attributes: object
+) -> list[str]:
     """Y as T x N x (D H), and the other outputs."""
     gates = GATES[op] * hidden
     weight, again = b.weight(directions, gates, c_in, fan_in=c_in), b.weight(directions, gates, hidden, fan_in=hidden)

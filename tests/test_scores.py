@@ -18,7 +18,9 @@ DATA = np.random.default_rng(3).standard_normal((24, 3, 8, 8)).astype(np.float32
 WIDTH = 8
 
 
-def chain(fold: bool = False, order: np.ndarray | None = None, dead: int | None = None, scale: float = 1.0, seed: int = 4) -> onnx.ModelProto:
+def chain(
+    fold: bool = False, order: np.ndarray | None = None, dead: int | None = None, scale: float = 1.0, seed: int = 4
+) -> onnx.ModelProto:
     """stem-bn-relu-second-relu-pool-gemm; ``fold`` folds the BatchNormalization, ``order`` permutes the stem's channels, ``dead`` is
     a channel with zero weights in and out, ``scale`` multiplies the weights of the second layer."""
     generator = np.random.default_rng(seed)

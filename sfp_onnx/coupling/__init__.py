@@ -8,10 +8,13 @@ from .state import state
 __all__ = ["couple"]
 
 
-def couple(prepared: Prepared) -> Coupling:
+def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
     """Label every tensor, resolve the labels to units, and form groups.
+
+    Args:
+        cut_layernorm: allow axes that LayerNormalization normalises over to shrink (it is rewritten, exactly, and slower).
 
     Raises:
         ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
     """
-    return resolve(state(prepared), prepared)
+    return resolve(state(prepared, cut_layernorm), prepared)

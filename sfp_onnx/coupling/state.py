@@ -33,7 +33,7 @@ class _Constants(Mapping[str, Array]):
         return len(self.small) + len(self.weights)
 
 
-def state(prepared: Prepared) -> Facts:
+def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""
     constants = _Constants(prepared.model)
     maps = [dict(prepared.trace.values), constants]
@@ -42,7 +42,7 @@ def state(prepared: Prepared) -> Facts:
     for node in prepared.nodes:
         if all(_is_index(prepared.trace, name) for name in node.outputs if name):
             continue
-        ctx = Context(node, prepared.model.opset, trace, facts, names, shared)
+        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, cut_layernorm)
         for labels, name in zip(_apply(ctx), node.outputs, strict=False):
             if name:
                 facts.tensors[name] = _checked(labels, trace.shapes.get(name), node)

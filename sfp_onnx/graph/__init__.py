@@ -3,7 +3,7 @@
 from .edit import Editor
 from .load import load, load_tensor
 from .model import Model, Prepared, check, make_initializer
-from .save import atomic, check_output, full_size, save, to_proto, write_text
+from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
 from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "check",
     "check_output",
     "constant",
+    "file_bytes",
     "full_size",
     "initializers",
     "inputs",

@@ -111,6 +111,10 @@ class Editor:
         self.tensors[name].values = gs.ir.tensor.LazyValues(tensor)
         self.tensors[name].data_location = _location(tensor)
 
+    def input(self, node: int, position: int) -> Any:
+        """What an input of a node is now."""
+        return self.nodes[node].inputs[position]
+
     def set_input(self, node: int, position: int, tensor: Any | None) -> None:
         """Replace an input of a node, or leave it out."""
         inputs = list(self.nodes[node].inputs)

@@ -25,6 +25,13 @@ def full_size(model: Model) -> int:
     return len(serialized(model)) + sum(array.nbytes for array in model.weights.values())
 
 
+def file_bytes(model: Model) -> int:
+    """Bytes of the file (and its external data), or of what would be saved."""
+    if model.edited or model.source is None or not model.source.exists():
+        return full_size(model)
+    return model.source.stat().st_size + sum(file.stat().st_size for file in model.files)
+
+
 def to_proto(model: Model) -> onnx.ModelProto:
     """A self-contained ModelProto.
 

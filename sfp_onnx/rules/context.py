@@ -101,7 +101,8 @@ class Context:
     """One node, its operands and their labels; the methods state facts.
 
     ``shared_constants`` are weights used by several nodes whose uses must stay equal (rank 2 or more); 1-d constants are
-    un-shared, since exporters merge equal vectors that have nothing to do with each other.
+    un-shared, since exporters merge equal vectors that have nothing to do with each other. ``cut_layernorm``: the user allows
+    LayerNormalization over a cut axis to be rewritten.
     """
 
     node: Node
@@ -110,6 +111,7 @@ class Context:
     facts: Facts
     constants: frozenset[str]
     shared_constants: frozenset[str] = frozenset()
+    cut_layernorm: bool = False
 
     # ---- what the node looks like -------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..labels import Labels, vector
-from ..records import After, Edit, SetAttribute
+from ..records import After, Edit, InsertAfter, InsertBefore, SetAttribute, SetInput
 from .context import AffineFact, Context
 from .registry import rule
 
@@ -54,18 +54,53 @@ def group_normalization(ctx: Context) -> list[Labels]:
     return [() if channels is None else (vector(channels, 1, rank),)]
 
 
-@rule(
-    "LayerNormalization",
-    "RMSNormalization",
-    "SimplifiedLayerNormalization",
-    does="passes the other axes; the normalised axes are pinned",
-)
+@rule("LayerNormalization", does="passes the other axes; the normalised axes are pinned (freed by --cut-layernorm)")
 def layer_normalization(ctx: Context) -> list[Labels]:
-    """Mean and variance over the axes from ``axis`` on."""
+    """Mean and variance over the axes from ``axis`` on.
+
+    Over a cut axis they stay exact if the removed channels still count as zeros: with ``cut_layernorm`` the input is padded
+    with them to its old width, normalised, and sliced.
+    """
     rank = ctx.rank(0)
-    axes = range(ctx.attribute("axis", -1) % rank, rank)
-    labels = ctx.fix_input(0, axes, f"{ctx.node.op} normalises over this axis")
-    return [labels] + [()] * (len(ctx.node.outputs) - 1)
+    axis = ctx.attribute("axis", -1) % rank
+    scale, bias = ctx.value(1), ctx.value(2)
+    if not ctx.cut_layernorm or axis != rank - 1 or scale is None or (ctx.has(2) and bias is None):
+        labels = ctx.fix_input(0, range(axis, rank), "LayerNormalization normalises over this axis")
+        return [labels] + [()] * (len(ctx.node.outputs) - 1)
+
+    def edits(after: After) -> list[Edit]:
+        keep = after.input_keep(0, axis)
+        if keep.all():
+            return []
+        width, order = int(keep.sum()), np.argsort(~keep, kind="stable")
+        pads = np.zeros(2 * rank, np.int64)
+        pads[-1] = len(keep) - width
+        vectors: list[Edit] = [SetInput(at, value[order]) for at, value in ((1, scale), (2, bias)) if value is not None]
+        bounds = tuple(np.asarray([value], np.int64) for value in (0, width, axis))
+        return [*vectors, InsertBefore(0, "Pad", (pads,)), InsertAfter("Slice", bounds)]
+
+    ctx.follow(edits)
+    return [ctx.labels(0)] + [()] * (len(ctx.node.outputs) - 1)
+
+
+@rule("RMSNormalization", "SimplifiedLayerNormalization", does="passes channels; the mean square keeps its original divisor")
+def rms_normalization(ctx: Context) -> list[Labels]:
+    """y = scale x / sqrt(mean(x^2) + eps). With k of C channels left and s = k / C,
+    mean_C(x^2) + eps = s (mean_k(x^2) + eps / s), so scale and eps are divided by sqrt(s) and s."""
+    rank = ctx.rank(0)
+    axis = ctx.attribute("axis", -1) % rank
+    scale = ctx.value(1)
+    if axis != rank - 1 or scale is None or len(ctx.node.outputs) > 1:
+        return [ctx.fix_input(0, range(axis, rank), f"{ctx.node.op} normalises over this axis")] + [()] * (len(ctx.node.outputs) - 1)
+
+    def edits(after: After) -> list[Edit]:
+        keep = after.input_keep(0, axis)
+        share = float(keep.mean())
+        epsilon = float(ctx.attribute("epsilon", 1e-5))
+        return [SetInput(1, (scale[keep] / np.sqrt(share)).astype(scale.dtype)), SetAttribute("epsilon", epsilon / share)]
+
+    ctx.follow(edits)
+    return [ctx.labels(0)]
 
 
 @rule("MeanVarianceNormalization", does="passes the other axes; the normalised axes are pinned")

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from ..labels import Labels, keep_varying
-from ..records import After, Edit, ScaleOutput
+from ..records import After, Edit, InsertAfter
 from .context import Context
 from .registry import rule
 
@@ -71,7 +71,7 @@ def reduce_mean(ctx: Context) -> list[Labels]:
 
     def edits(after: After) -> list[Edit]:
         share = prod(float(after.input_keep(0, axis).mean()) for axis in axes)
-        return [] if share == 1 else [ScaleOutput(share)]
+        return [] if share == 1 else [InsertAfter("Mul", (np.asarray(share),))]
 
     ctx.follow(edits)
     return [_reduced(ctx, ctx.labels(0), axes)]
