@@ -6,7 +6,7 @@ only leave together; a *group* is a set of units that touch the same tensors and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -129,7 +129,7 @@ class Follow:
     """A node whose shape constants or attributes are recomputed from the new sizes."""
 
     node: int
-    edits: Callable[[After], list[Edit]]
+    edits: Callable[[After], Sequence[Edit]]
 
 
 @dataclass(frozen=True)

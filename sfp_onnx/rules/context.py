@@ -76,7 +76,7 @@ class AffineFact:
 @dataclass(frozen=True)
 class FollowFact:
     node: Node
-    edits: Callable[[After], list[Edit]]
+    edits: Callable[[After], Sequence[Edit]]
 
 
 @dataclass
@@ -330,7 +330,7 @@ class Context:
         masking its outputs is not enough: the constant is masked too."""
         self.facts.masked_inputs.append((self.node.index, position))
 
-    def follow(self, edits: Callable[[After], list[Edit]]) -> None:
+    def follow(self, edits: Callable[[After], Sequence[Edit]]) -> None:
         """State that constants or attributes of this node are recomputed after the cut."""
         self.facts.follows.append(FollowFact(self.node, edits))
 

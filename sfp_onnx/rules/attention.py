@@ -1,0 +1,133 @@
+"""Fused attention operators: heads leave whole, key/value heads with all the query heads that share them."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from ..labels import Labels, vector
+from ..records import After, Edit, IntArray, SetAttribute
+from .context import Context, Reads, Writes
+from .registry import rule
+
+
+def _heads(ctx: Context, position: int, heads: int) -> tuple[IntArray | None, IntArray | None]:
+    """Labels of an operand's head axis, one per head, and of its channels (batch x length x channels, or batch x heads x
+    length x dimension); the other axes keep their size."""
+    rank = ctx.rank(position)
+    axis = 1 if rank == 4 else 2
+    ctx.fix_input(position, [other for other in range(rank) if other != axis], "attention keeps this axis")
+    channels = ctx.axis(position, axis)
+    if channels is None:
+        return None, None
+    grid = channels.reshape(heads, -1)
+    ctx.tie(grid, grid[:, :1])
+    return grid[:, 0], channels
+
+
+def _share(ctx: Context, query: IntArray | None, others: list[IntArray | None]) -> None:
+    """Query heads i*g .. i*g+g-1 read key/value head i; they leave together, or not at all."""
+    present = [labels for labels in (query, *others) if labels is not None]
+    if len(present) < 1 + len(others) or query is None:
+        for labels in present:
+            ctx.pin(labels, "an operand of this attention cannot shrink")
+        return
+    for labels in others:
+        assert labels is not None
+        grid = query.reshape(len(labels), -1)
+        ctx.tie(grid, labels[:, None])
+
+
+def _attend(ctx: Context, query_heads: int, shared_heads: int) -> tuple[IntArray | None, IntArray | None]:
+    """Tie the heads of query, key and value (inputs 0 to 2)."""
+    query, channels = _heads(ctx, 0, query_heads)
+    others = [_heads(ctx, position, shared_heads) for position in (1, 2)]
+    _share(ctx, query, [labels for labels, _ in others])
+    length = ctx.shape(1)[-2]
+    scores = float(prod(ctx.shape(0)) * length)
+    for position in (1, 2):
+        ctx.layer(scores, [query], Reads(position, 1 if ctx.rank(position) == 4 else 2, 0, None), Writes(position, 0, None))
+    return query, channels
+
+
+@rule("Attention", does="heads leave whole (query heads that share a key/value head with it)")
+def attention(ctx: Context) -> list[Labels]:
+    """ONNX Attention: 4-d operands carry heads on axis 1, 3-d ones in the attributes q_num_heads and kv_num_heads."""
+    flat = ctx.rank(0) == 3
+    extra = [position for position in range(3, len(ctx.node.inputs)) if ctx.has(position)]
+    stiff_mask = 3 in extra and ctx.rank(3) == 4 and ctx.shape(3)[1] > 1
+    if any(position > 3 for position in extra) or stiff_mask or len([name for name in ctx.node.outputs if name]) > 1:
+        for position in range(len(ctx.node.inputs)):
+            ctx.pin_input(position, "Attention with a cache, a mask per head, or further outputs")
+        return [() for _ in ctx.node.outputs]
+    query_heads = ctx.attribute("q_num_heads") if flat else ctx.shape(0)[1]
+    shared_heads = ctx.attribute("kv_num_heads") if flat else ctx.shape(1)[1]
+    query, _ = _attend(ctx, query_heads, shared_heads)
+    if flat:
+        sizes = (ctx.shape(0)[2] // query_heads, ctx.shape(1)[2] // shared_heads)
+
+        def edits(after: After) -> list[Edit]:
+            names = ("q_num_heads", "kv_num_heads")
+            return [SetAttribute(name, after.input_shape(at)[2] // size) for at, (name, size) in enumerate(zip(names, sizes, strict=True))]
+
+        ctx.follow(edits)
+    if query is None:
+        return [()]
+    width = ctx.out_shape()[2] // query_heads if flat else 1
+    return [(vector(np.repeat(query, width), 2 if flat else 1, ctx.rank(0)),)]
+
+
+@rule("com.microsoft.MultiHeadAttention", does="heads leave whole")
+def multi_head_attention(ctx: Context) -> list[Labels]:
+    """Separate query, key and value (3-d); bias = concatenation of their biases."""
+    heads = ctx.attribute("num_heads")
+    extra = [position for position in range(3, len(ctx.node.inputs)) if ctx.has(position) and position != 3]
+    separate = ctx.has(1) and ctx.has(2) and all(ctx.rank(position) == 3 for position in (0, 1, 2))
+    if extra or not separate or len([name for name in ctx.node.outputs if name]) > 1:
+        for position in range(len(ctx.node.inputs)):
+            ctx.pin_input(position, "MultiHeadAttention with packed operands, masks or a cache")
+        return [() for _ in ctx.node.outputs]
+    query, _ = _attend(ctx, heads, heads)
+    size = ctx.shape(0)[2] // heads
+
+    def edits(after: After) -> list[Edit]:
+        return [SetAttribute("num_heads", after.input_shape(0)[2] // size)]
+
+    ctx.follow(edits)
+    if query is None:
+        ctx.match(3, 0, None)
+        return [()]
+    widths = [ctx.shape(position)[2] // heads for position in (0, 1, 2)]
+    ctx.match(3, 0, np.concatenate([np.repeat(query, width) for width in widths]))
+    return [(vector(np.repeat(query, widths[2]), 2, 3),)]
+
+
+@rule("com.microsoft.Attention", does="heads leave whole; its packed projection shrinks along")
+def packed_attention(ctx: Context) -> list[Labels]:
+    """Input B x S x I, weights I x (Q + K + V), bias of the same width."""
+    heads = ctx.attribute("num_heads")
+    extra = [position for position in range(4, len(ctx.node.inputs)) if ctx.has(position)]
+    if extra or not ctx.is_constant(1) or not ctx.has(2) or len([name for name in ctx.node.outputs if name]) > 1:
+        ctx.pin_input(0, "com.microsoft.Attention with masks per head, a cache, or computed weights")
+        return [() for _ in ctx.node.outputs]
+    ctx.fix_input(0, (0, 1), "attention keeps this axis")
+    features = ctx.axis(0, 2)
+    ctx.match(1, 0, features)
+    hidden = ctx.attribute("qkv_hidden_sizes") or [ctx.shape(1)[1] // 3] * 3
+    query = ctx.mint(heads)
+    written = np.concatenate([np.repeat(query, size // heads) for size in hidden])
+    ctx.match(1, 1, written)
+    ctx.match(2, 0, written)
+
+    def edits(after: After) -> list[Edit]:
+        kept = after.input_shape(1)[1] * heads // sum(hidden)
+        sizes = [size * kept // heads for size in hidden]
+        packed = [SetAttribute("qkv_hidden_sizes", sizes)] if ctx.attribute("qkv_hidden_sizes") else []
+        return [SetAttribute("num_heads", kept), *packed]
+
+    ctx.follow(edits)
+    tokens = prod(ctx.shape(0)[:2])
+    ctx.layer(float(tokens * prod(ctx.shape(1))), [written, features], Reads(0, 2, 0, features), Writes(1, 1, written))
+    ctx.layer(float(2 * tokens * ctx.shape(0)[1] * hidden[2]), [query], Reads(0, 2, 0, None), Writes(1, 1, None))
+    return [(vector(np.repeat(query, hidden[2] // heads), 2, 3),)]
