@@ -33,10 +33,8 @@ def _share(ctx: Context, query: IntArray | None, others: list[IntArray | None]) 
         for labels in present:
             ctx.pin(labels, "an operand of this attention cannot shrink")
         return
-    for labels in others:
-        assert labels is not None
-        grid = query.reshape(len(labels), -1)
-        ctx.tie(grid, labels[:, None])
+    for shared in present[1:]:
+        ctx.tie(query.reshape(len(shared), -1), shared[:, None])
 
 
 def _attend(ctx: Context, query_heads: int, shared_heads: int) -> tuple[IntArray | None, IntArray | None]:
