@@ -65,7 +65,7 @@ def guarded(function: F) -> F:
         except SfpError as error:
             click.echo(f"Error: {error}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if _verbosity() > 0:

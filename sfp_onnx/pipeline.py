@@ -40,7 +40,7 @@ from .records import (
 from .scores import SCORES
 from .trace import prepare, random_feeds
 from .units import cuts, keep_mask
-from .verify import compare
+from .verify import compare, maskable
 from .views import views
 
 ModelSource = str | Path | onnx.ModelProto | Model
@@ -281,7 +281,7 @@ def apply(
     final = planning.make_plan(
         analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
     )
-    listed = tuple(cuts(analysis.coupling, analysis.prepared.trace, removed))
+    listed = tuple(maskable(analysis.model, cuts(analysis.coupling, analysis.prepared.trace, removed)))
     return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
 
 
@@ -307,7 +307,7 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
         batch = next(({name: array[:size] for name, array in own.items()} for own, count in data.batches() if count >= size), None)
         if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
             inputs["calibration"] = batch
-    every = cuts(analysis.coupling, analysis.prepared.trace, removed, dynamic=True)
+    every = maskable(analysis.model, cuts(analysis.coupling, analysis.prepared.trace, removed, dynamic=True))
     return compare(analysis.model, pruned, every, inputs)
 
 

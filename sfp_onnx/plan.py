@@ -14,7 +14,7 @@ import numpy as np
 from .cost import Parameter, layer_macs, size
 from .errors import OptionError, PlanError, TargetError
 from .records import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, PlanOptions, Size
-from .units import removal
+from .units import emptied, removal
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 
@@ -152,6 +152,9 @@ class _Chooser:
         removed = np.zeros(self.coupling.units, bool)
         for group, order, count in zip(self.groups, self._orders(), counts, strict=True):
             removed[group.units[order[: group.width - self._kept(group, group.width - count)]]] = True
+        for _, units in emptied(self.coupling, removed):
+            if removed[units].all():
+                removed[units[np.argmax(self.scores[units])]] = False
         return removed
 
 
@@ -308,6 +311,10 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
             raise PlanError(f"group '{item.group}': channel {twice} is listed twice.")
         if len(item.remove) >= group.width:
             raise PlanError(f"group '{item.group}': the plan removes all {group.width} channels; at least one must stay.")
-    return removal(coupling, {item.group: item.remove for item in plan.groups})
+    removed = removal(coupling, {item.group: item.remove for item in plan.groups})
+    empty = emptied(coupling, removed)
+    if empty:
+        raise PlanError(f"the plan removes all {len(empty[0][1])} channels of tensor '{empty[0][0]}'; at least one must stay.")
+    return removed
 
 

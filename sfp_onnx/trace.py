@@ -23,8 +23,6 @@ SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8)
 FOLD_BYTES = 1 << 16
 
-# These nodes read only the shape of their input, so their result is known without data.
-SHAPE_QUERIES = ("Shape", "Size")
 # Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
 NEVER_FOLD = frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike "
@@ -163,7 +161,7 @@ def data_free(nodes: Sequence[Node], constants: Iterable[str], shapes_too: bool 
     for node in nodes:
         if node.op in NEVER_FOLD or node.captures:
             continue
-        if (shapes_too and node.op in SHAPE_QUERIES) or (all(name in free for name in node.inputs if name) and not node.domain):
+        if (shapes_too and node.op in graph.SHAPE_QUERIES) or (all(name in free for name in node.inputs if name) and not node.domain):
             free.update(name for name in node.outputs if name)
     return free
 

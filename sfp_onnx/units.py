@@ -25,6 +25,14 @@ def removal(coupling: Coupling, chosen: Mapping[str, Sequence[int]]) -> BoolArra
     return removed
 
 
+def emptied(coupling: Coupling, removed: BoolArray) -> list[tuple[str, IntArray]]:
+    """Tensors that a removal would leave without any channel, with the units of the emptied axis."""
+    found = []
+    for name, channels in coupling.tensors.items():
+        found += [(name, own.units) for own in channels if not keep_mask(own.units, removed).any()]
+    return found
+
+
 def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = False) -> list[Cut]:
     """One entry for every axis of an activation tensor that loses channels.
 

@@ -12,21 +12,34 @@ from .errors import VerificationError
 from .graph import Model
 from .records import Array, Cut, Verification
 
+FIRST_WHERE = 9  # opset
+QUANTIZED = ("int4", "uint4", "int8", "uint8", "int16", "uint16")
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
 
 
 def masked(model: Model, cuts: Iterable[Cut]) -> Model:
-    """The original model with a Mul (And for booleans) by a 0/1 mask after every tensor that loses channels."""
+    """The original model with the removed channels of every listed tensor set to zero (also where they are infinite)."""
     editor, types = graph.Editor(model), graph.tensor_types(model)
     for cut in cuts:
         dtype = np.dtype(types.get(cut.tensor) or np.float32)
         shape = [1] * cut.rank
         shape[cut.axis] = cut.size
-        mask = np.ones(cut.size, dtype)
-        mask[list(cut.removed)] = 0
-        constant = editor.constant(f"{cut.tensor}/mask", mask.reshape(shape))
-        editor.insert_after(editor.tensor(cut.tensor), "And" if dtype.kind == "b" else "Mul", [constant])
+        mask = np.ones(cut.size, bool)
+        mask[list(cut.removed)] = False
+        tensor, name = editor.tensor(cut.tensor), f"{cut.tensor}/mask"
+        if model.opset < FIRST_WHERE:
+            editor.insert_after(tensor, "Mul", [editor.constant(name, mask.reshape(shape).astype(dtype))])
+        else:
+            zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype))
+            editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), zero], first=1)
     return editor.finish()
+
+
+def maskable(model: Model, cuts: Iterable[Cut]) -> list[Cut]:
+    """Cuts of tensors in which a removed channel is a zero. Quantised integers are left out: there it is the zero point, and the
+    tensors before quantisation and after it are listed themselves."""
+    types = graph.tensor_types(model)
+    return [cut for cut in cuts if np.dtype(types.get(cut.tensor) or np.float32).name not in QUANTIZED]
 
 
 def relative_error(found: Array, expected: Array) -> float:
@@ -50,13 +63,13 @@ def relative_error(found: Array, expected: Array) -> float:
 
 
 def compare(original: Model, pruned: Model, cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]) -> Verification:
-    """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs).
+    """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs), without onnxruntime's optimisations.
 
     Raises:
         VerificationError: an output differs by more than the tolerance of its type (1e-4 for float32).
     """
     reference = masked(original, cuts)
-    sessions = [runtime.open_session(graph.serialized(model), model.weights, model.name) for model in (pruned, reference)]
+    sessions = [runtime.open_session(graph.serialized(model), model.weights, model.name, optimize=False) for model in (pruned, reference)]
     names = [port.name for port in graph.outputs(original)]
     errors: dict[str, float] = {}
     limit = 0.0

@@ -124,23 +124,28 @@ def _members(facts: Facts, parent: IntArray, data_free: set[str]) -> list[IntArr
 def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[IntArray, list[int]]:
     """Unit of every class root (-1: cannot leave), and the widths of the groups in the order of their units.
 
-    Classes are grouped by a hash of the set of tensor axes they occur on; a class that fills an axis, or is alone in its
-    group, cannot leave.
+    Classes are grouped by a hash of the set of tensor axes they occur on. Classes with a set of their own (channels that a
+    chain of shuffles scatters over ever new branches) are grouped by the tensor they first occur on. A class that fills an
+    axis, or is alone in its group even so, cannot leave.
     """
     held = np.zeros(facts.labels, bool)
     held[FIXED] = True
     for pin in facts.pins:
         held[parent[pin.labels]] = True
-    signature = np.zeros(facts.labels, np.uint64)
+    signature, birth = np.zeros(facts.labels, np.uint64), np.zeros(facts.labels, np.uint64)
     generator = np.random.default_rng(0)
     for classes in members:
         present = np.unique(classes)
         if len(present) == 1:
             held[present] = True
-        signature[present] += generator.integers(1, 2**63, dtype=np.uint64)
+        site = generator.integers(1, 2**63, dtype=np.uint64)
+        signature[present] += site
+        birth[present[birth[present] == 0]] = site
     unit_of = np.full(facts.labels, -1, np.int64)
     roots = np.flatnonzero((signature > 0) & ~held)
-    _, first, group = np.unique(signature[roots], return_index=True, return_inverse=True)
+    _, group, counts = np.unique(signature[roots], return_inverse=True, return_counts=True)
+    keys = np.where(counts[group] > 1, signature[roots], birth[roots])
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     widths: list[int] = []
     for index in np.argsort(first):
         units = roots[group == index]

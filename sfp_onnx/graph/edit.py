@@ -83,13 +83,13 @@ class Editor:
             self.graph.outputs.append(tensor)
         return str(tensor.name)
 
-    def insert_after(self, tensor: Any, op: str, operands: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> None:
-        """Put a node between a tensor and all that read it: readers see ``op(tensor, *operands)``."""
+    def insert_after(self, tensor: Any, op: str, operands: Sequence[Any], first: int = 0) -> None:
+        """Put a node between a tensor and all that read it: readers see ``op(*operands)`` with the tensor at place ``first``."""
         readers = list(dict.fromkeys(map(_ById, tensor.outputs)))
         output = gs.Variable(self._unique(f"{tensor.name}/{op}"))
         for reader in readers:
             reader.node.inputs = [output if item is tensor else item for item in reader.node.inputs]
-        node = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=[tensor, *operands], outputs=[output])
+        node = gs.Node(op, name=output.name, inputs=[*operands[:first], tensor, *operands[first:]], outputs=[output])
         producer = tensor.inputs[0] if tensor.inputs else None
         index = next((index for index, own in enumerate(self.nodes) if own is producer), -1)
         self._after.setdefault(index, []).append(node)
@@ -194,10 +194,11 @@ def _carry_over(old: onnx.ModelProto, new: onnx.ModelProto, sizes: Mapping[str, 
     graph.input.extend(_inputs(old, new))
     originals = {item.name: item for item in old.graph.output}
     graph.output.extend(originals.get(item.name, item) for item in new.graph.output)
+    held = {tensor.name: dict(enumerate(tensor.dims)) for tensor in graph.initializer}
     present = {name for node in graph.node for name in [*node.input, *node.output]}
     for item in old.graph.value_info:
         if item.name in present:
-            graph.value_info.append(_resized(item, sizes.get(item.name, {})))
+            graph.value_info.append(_resized(item, held.get(item.name, sizes.get(item.name, {}))))
     graph.quantization_annotation.extend(item for item in old.graph.quantization_annotation if item.tensor_name in present)
     return result
 

@@ -87,7 +87,7 @@ def make_stub(name: str, array: Array, like: onnx.TensorProto | None = None) -> 
 def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
     """A TensorProto for ``array``: inline if small, else a stub with the array in ``weights``."""
     if array.nbytes <= INLINE_BYTES:
-        return onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
     weights[name] = array
     return make_stub(name, array)
 

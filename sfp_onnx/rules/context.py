@@ -273,14 +273,15 @@ class Context:
             self.facts.pins.append(PinFact(labels, self.node.name, reason))
 
     def fix(self, array: IntArray, axis: int, reason: str) -> IntArray:
-        """State that ``axis`` keeps its size: labels become equal along it; those that vary along nothing else are pinned."""
+        """State that ``axis`` keeps its size: labels become equal along it; those that vary along nothing else are pinned.
+        Returns the labels that still vary (an array of one element, if none does)."""
         if array.shape[axis] == 1:
             return array
         first = array.take([0], axis)
         if first.size == 1:
             self.pin(array, reason)
-            return array
-        self.tie(array, first)
+        else:
+            self.tie(array, first)
         return first
 
     def take(self, array: IntArray, indices: Sequence[int] | IntArray | range, axis: int) -> IntArray:
@@ -299,7 +300,7 @@ class Context:
             for axis in axes:
                 array = self.fix(array, axis % array.ndim, reason)
             fixed.append(array)
-        return tuple(fixed)
+        return keep_varying(fixed)
 
     def fix_input(self, position: int, axes: Sequence[int], reason: str) -> Labels:
         """State that some axes of an input keep their size."""
@@ -355,23 +356,26 @@ class Context:
                 axes = {axis for array, _ in cluster for axis in varying(array)}
             members = {id(array) for array, _ in cluster}
             pool = [item for item in pool if id(item[0]) not in members]
-            merged.append(self._meet(cluster, sorted(axes), operands))
+            merged += self._meet(cluster, sorted(axes), operands)
         return keep_varying(merged)
 
     def _meet(
         self, cluster: list[tuple[IntArray, int]], axes: list[int], operands: Sequence[tuple[Labels, Sequence[int]]]
-    ) -> IntArray:
+    ) -> list[IntArray]:
+        """Tie arrays that share axes; returns one of them, or none if an operand keeps all these axes."""
         present = [which for _, which in cluster]
-        arrays = [array for array, _ in cluster]
-        for which, (_, shape) in enumerate(operands):
-            if which not in present:
-                stiff = [axis for axis in axes if shape[axis] > 1]
-                arrays = list(self.fix_axes(tuple(arrays), stiff, "it meets a tensor that cannot shrink along this axis"))
+        arrays: Labels = tuple(array for array, _ in cluster)
         if len(present) != len(set(present)):
             for array in arrays:
                 self.pin(array, "two independent channel axes of one operand meet here")
-            return arrays[0]
+            return []
+        for which, (_, shape) in enumerate(operands):
+            if which not in present:
+                stiff = [axis for axis in axes if shape[axis] > 1]
+                arrays = self.fix_axes(arrays, stiff, "it meets a tensor that cannot shrink along this axis")
+        if not arrays:
+            return []
         result = min(arrays, key=lambda array: array.size)
         for array in arrays:
             self.tie(result, array)
-        return result
+        return [result]

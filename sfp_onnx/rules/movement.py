@@ -81,7 +81,7 @@ def transpose(ctx: Context) -> list[Labels]:
 
 @rule("Expand", does="moves labels; the target shape follows")
 def expand(ctx: Context) -> list[Labels]:
-    """Axes of size 1 are repeated; repeated axes carry no labels of their own."""
+    """Axes of size 1 are repeated; a repeated axis of fixed size gets labels of its own, and shrinks with what it meets."""
     target = ctx.value(1)
     if target is None:
         ctx.pin_input(0, "its target shape depends on the input data")
@@ -92,7 +92,12 @@ def expand(ctx: Context) -> list[Labels]:
         return [SetInput(1, np.asarray([1 if size == 1 else new[axis] for axis, size in enumerate(target)], np.int64))]
 
     ctx.follow(edits)
-    return [tuple(align(array, len(ctx.out_shape())) for array in ctx.labels(0))]
+    rank = len(ctx.out_shape())
+    before = (1,) * (rank - ctx.rank(0)) + ctx.shape(0)
+    fixed = np.concatenate([np.zeros(rank - len(target), bool), ~ctx.dynamic(1)])
+    repeated = [axis for axis, size in enumerate(ctx.out_shape()) if size > before[axis] and fixed[axis]]
+    minted = tuple(vector(ctx.mint(ctx.out_shape()[axis]), axis, rank) for axis in repeated)
+    return [tuple(align(array, rank) for array in ctx.labels(0)) + minted]
 
 
 @rule("Tile", does="moves labels")

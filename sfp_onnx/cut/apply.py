@@ -1,15 +1,17 @@
-"""Physical removal: slice every constant, let sizes follow, drop what is dead."""
+"""Slice every constant per use, and let attributes, shape constants and computed sizes follow."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from . import graph
-from .graph import Model, Prepared
-from .records import AxisUnits, BoolArray, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
-from .units import keep_mask
+from .. import graph
+from ..graph import Model, Prepared
+from ..records import Array, AxisUnits, BoolArray, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
+from ..units import keep_mask
+from .sizes import computed_operands, correction, run_alone
 
 
 def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
@@ -20,13 +22,47 @@ def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
     """
     editor = graph.Editor(prepared.model)
     _slice_constants(editor, prepared, coupling, removed)
+    operands: dict[tuple[int, int], Array] = {}
     for follow in coupling.follows:
         node = prepared.nodes[follow.node]
         after = _After(node, prepared, coupling, removed)
         if after.changed():
             for edit in follow.edits(after):
-                _apply(editor, prepared, node, edit)
+                if isinstance(edit, SetInput) and edit.value is not None and _is_computed(prepared, node, edit.position):
+                    operands[node.index, edit.position] = edit.value
+                else:
+                    _apply(editor, prepared, node, edit)
+    _correct_computed(editor, prepared, coupling, removed, operands)
     return editor.finish(_sizes(coupling, removed))
+
+
+def _is_computed(prepared: Prepared, node: Node, position: int) -> bool:
+    return position < len(node.inputs) and node.inputs[position] in prepared.trace.values
+
+
+def _correct_computed(
+    editor: graph.Editor, prepared: Prepared, coupling: Coupling, removed: BoolArray, wanted: Mapping[tuple[int, int], Array]
+) -> None:
+    """Give every operand that is computed from shapes its wanted value, or the one that it had."""
+    shapes = dict(prepared.trace.shapes)
+    for name, axes in _sizes(coupling, removed).items():
+        shapes[name] = tuple(axes.get(axis, size) for axis, size in enumerate(shapes[name]))
+    operands = computed_operands(prepared, coupling)
+    found = run_alone(prepared, (node.inputs[position] for node, position in operands), shapes)
+    for node, position in operands:
+        name = node.inputs[position]
+        value = np.asarray(wanted.get((node.index, position), prepared.trace.values[name])).astype(found[name].dtype)
+        fix = correction(value, found[name], prepared.trace.dynamic_values[name])
+        if fix is None:
+            continue
+        if isinstance(fix, tuple):
+            tensor = editor.tensor(name)
+            for op, factor in zip(("Mul", "Div"), fix, strict=True):
+                if (factor != 1).any():
+                    tensor = editor.insert_before(node.index, op, [tensor, editor.constant(f"{name}/{op}", factor)])
+        else:
+            tensor = editor.constant(name, fix)
+        editor.set_input(node.index, position, tensor)
 
 
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
@@ -129,7 +165,8 @@ def _apply(editor: graph.Editor, prepared: Prepared, node: Node, edit: Edit) -> 
     if isinstance(edit, SetAttribute):
         editor.set_attribute(node.index, edit.name, edit.value)
     elif isinstance(edit, SetInput):
-        _set_input(editor, prepared, node, edit)
+        name = node.inputs[edit.position] if edit.position < len(node.inputs) else f"{node.name}/input{edit.position}"
+        editor.set_input(node.index, edit.position, None if edit.value is None else editor.constant(name, edit.value))
     elif isinstance(edit, InsertBefore):
         name = node.inputs[edit.position]
         operands = [editor.input(node.index, edit.position), *(editor.constant(f"{name}/{edit.op}", array) for array in edit.constants)]
@@ -139,20 +176,3 @@ def _apply(editor: graph.Editor, prepared: Prepared, node: Node, edit: Edit) -> 
         dtype = graph.tensor_types(prepared.model).get(name) or np.float32
         arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in edit.constants]
         editor.insert_after(editor.tensor(name), edit.op, [editor.constant(f"{name}/{edit.op}", array) for array in arrays])
-
-
-def _set_input(editor: graph.Editor, prepared: Prepared, node: Node, edit: SetInput) -> None:
-    """Replace a shape operand. Elements that depend on dynamic dimensions and need no change are kept as they are computed."""
-    name = node.inputs[edit.position] if edit.position < len(node.inputs) else ""
-    if edit.value is None:
-        editor.set_input(node.index, edit.position, None)
-        return
-    old = prepared.trace.values.get(name)
-    dynamic = prepared.trace.dynamic_values.get(name)
-    constant = editor.constant(name or f"{node.name}/input{edit.position}", edit.value)
-    if old is None or dynamic is None or old.shape != edit.value.shape or not (dynamic & (old == edit.value)).any():
-        editor.set_input(node.index, edit.position, constant)
-        return
-    computed = dynamic & (old == edit.value)
-    mask = editor.constant(f"{name}/computed", computed)
-    editor.set_input(node.index, edit.position, editor.insert_before(node.index, "Where", [mask, editor.tensor(name), constant]))

@@ -1,0 +1,48 @@
+"""The part of a graph that computes sizes, cut out so that it can be run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import onnx
+import onnx.helper
+
+from ..records import Array
+from .model import Model, Prepared
+
+SHAPE_QUERIES = ("Shape", "Size")
+"""Operators that read only the shape of their input, so that their result is known without data."""
+
+
+def shape_program(prepared: Prepared, wanted: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Model, dict[str, Array]]:
+    """A model that computes ``wanted`` from the results of all shape queries, and those results for ``shapes``."""
+    source = prepared.model.proto
+    needed, nodes, feeds = set(wanted), [], dict[str, Array]()
+    for node, view in zip(reversed(source.graph.node), reversed(prepared.nodes), strict=True):
+        if not needed & set(node.output):
+            continue
+        if view.op in SHAPE_QUERIES:
+            feeds[node.output[0]] = _answer(view.op, view.attributes, shapes[node.input[0]])
+        else:
+            nodes.append(node)
+            needed.update(node.input)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source)
+    for field in ("node", "input", "output", "initializer", "value_info", "sparse_initializer", "quantization_annotation"):
+        proto.graph.ClearField(field)
+    proto.graph.node.extend(reversed(nodes))
+    proto.graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in needed)
+    for name, array in feeds.items():
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, array.shape))
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    weights = {name: array for name, array in prepared.model.weights.items() if name in needed}
+    return replace(prepared.model, proto=proto, weights=weights), feeds
+
+
+def _answer(op: str, attributes: Mapping[str, int], shape: Sequence[int]) -> Array:
+    if op == "Size":
+        return np.asarray(prod(shape), np.int64)
+    return np.asarray(list(shape)[slice(attributes.get("start", 0), attributes.get("end"))], np.int64)
