@@ -278,6 +278,8 @@ def apply(
             verification = _verify(analysis, pruned, removed, data)
             advance(1)
     notes = _notes(analysis.coupling, removed)
+    if analysis.model.complaint:
+        notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(
         analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
     )

@@ -39,7 +39,12 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
         DataError: an override names no input or has the wrong rank.
     """
-    trace, feeds = _trace(model, shapes or {}, data)
+    try:
+        trace, feeds = _trace(model, shapes or {}, data)
+    except ModelError as error:
+        if model.complaint:
+            raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
+        raise
     model = _fold(model, trace)
     nodes = graph.nodes(model)
     produced = {name for node in nodes for name in node.outputs}

@@ -793,12 +793,12 @@ def layer_norm(b: Builder, y: str, op: str) -> str:
     return swap(b, b.op(op, tokens(b, y), b.uniform(CHANNELS), b.weight(CHANNELS)))
 
 
-@case("RMSNormalization", pinned="RMSNormalization normalises")
+@case("RMSNormalization")
 def rms_norm(b: Builder, y: str, op: str) -> str:
     return swap(b, b.op(op, tokens(b, y), b.uniform(CHANNELS)))
 
 
-@case("SimplifiedLayerNormalization", pinned="SimplifiedLayerNormalization normalises")
+@case("SimplifiedLayerNormalization")
 def simplified_layer_norm(b: Builder, y: str, op: str) -> str:
     return swap(b, b.op(op, tokens(b, y), b.uniform(CHANNELS), axis=-1))
 
@@ -975,6 +975,52 @@ def softmax_default_old(b: Builder, y: str, op: str) -> str:
 @case("Softmax LogSoftmax Hardmax", since=13)
 def softmax_default(b: Builder, y: str, op: str) -> str:
     return b.op(op, y)
+
+
+# ---- fused attention -------------------------------------------------------------------------------------------------
+
+
+def threefold(b: Builder, y: str, width: int = CHANNELS) -> list[str]:
+    """Query, key and value as N x 64 x C; keys and values of another width where heads are shared."""
+    others = []
+    for name in ("second", "third"):
+        flat = b.op("Reshape", branch(b, width, name), b.const([0, width, -1], np.int64))
+        others.append(b.op("Transpose", flat, perm=[0, 2, 1]))
+    return [tokens(b, y), *others]
+
+
+@case("Attention", since=23)
+def attention(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op(op, *threefold(b, y), q_num_heads=4, kv_num_heads=4))
+
+
+@case("Attention", since=23)
+def attention_shared_heads(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op(op, *threefold(b, y, 4), q_num_heads=4, kv_num_heads=2))
+
+
+@case("Attention", since=23)
+def attention_four_axes(b: Builder, y: str, op: str) -> str:
+    """Heads on an axis of their own: N x H x S x D."""
+    return b.op(op, y, branch(b), branch(b, name="third"))
+
+
+@case("com.microsoft.MultiHeadAttention")
+def multi_head(b: Builder, y: str, op: str) -> str:
+    operands = [*threefold(b, y), b.weight(3 * CHANNELS, fan_in=4)]
+    return swap(b, b.op("MultiHeadAttention", *operands, domain="com.microsoft", num_heads=4))
+
+
+@case("com.microsoft.Attention")
+def packed(b: Builder, y: str, op: str) -> str:
+    operands = [tokens(b, y), b.weight(CHANNELS, 36, fan_in=CHANNELS), b.weight(36, fan_in=4)]
+    return swap(b, b.op("Attention", *operands, domain="com.microsoft", num_heads=3))
+
+
+@case("com.microsoft.Attention")
+def packed_sizes(b: Builder, y: str, op: str) -> str:
+    operands = [tokens(b, y), b.weight(CHANNELS, 30, fan_in=CHANNELS), b.weight(30, fan_in=4)]
+    return swap(b, b.op("Attention", *operands, domain="com.microsoft", num_heads=3, qkv_hidden_sizes=[12, 12, 6]))
 
 
 # ---- recurrent -------------------------------------------------------------------------------------------------------

@@ -32,14 +32,7 @@ def halved(path: Path, score: str) -> Pruned:
     return sfp_onnx.apply(analysis, sfp_onnx.plan(analysis, PlanOptions(ratio=0.5), score))
 
 
-STALE = pytest.mark.xfail(strict=True, reason="value_info of initializers (dynamo exports have it) keeps the old shape")
-
-
-def marked(path: Path) -> object:
-    return pytest.param(path, id=path.stem, marks=[STALE] if path.stem.endswith("dynamo") else [])
-
-
-@pytest.mark.parametrize("path", [marked(path) for path in FILES])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_half_of_the_channels_leave_exactly(path: Path, shared: Path) -> None:
     original = onnx.load(path)
     result = halved(path, "random")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from ..errors import DataError, ModelError
 from ..records import Array
-from .model import INLINE_BYTES, ONNX_DOMAINS, Model, check, make_stub
+from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, make_stub
 
 
 def load(source: str | Path | onnx.ModelProto) -> Model:
@@ -50,8 +51,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
             _attach(tensor, _map_external(tensor, path, name))
     proto = onnx.ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
     model = Model(proto, weights, digest.hexdigest(), path, tuple(files))
-    check(model)
-    return model
+    return replace(model, complaint=complaint(model))
 
 
 def _parse(path: Path) -> tuple[onnx.ModelProto, Any]:
