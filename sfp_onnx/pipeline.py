@@ -283,7 +283,8 @@ def apply(
     final = planning.make_plan(
         analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
     )
-    listed = tuple(maskable(analysis.model, cuts(analysis.coupling, analysis.prepared.trace, removed)))
+    every = cuts(analysis.coupling, analysis.prepared.trace, removed)
+    listed = tuple(maskable(analysis.model, every, analysis.coupling.zero_points, quantized=False))
     return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
 
 
@@ -309,8 +310,9 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
         batch = next(({name: array[:size] for name, array in own.items()} for own, count in data.batches() if count >= size), None)
         if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
             inputs["calibration"] = batch
-    every = maskable(analysis.model, cuts(analysis.coupling, analysis.prepared.trace, removed, dynamic=True))
-    return compare(analysis.model, pruned, every, inputs)
+    zero_points = analysis.coupling.zero_points
+    every = maskable(analysis.model, cuts(analysis.coupling, analysis.prepared.trace, removed, dynamic=True), zero_points, quantized=True)
+    return compare(analysis.model, pruned, every, inputs, zero_points)
 
 
 def prune(

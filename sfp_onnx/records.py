@@ -215,6 +215,7 @@ class Pinned:
 class Coupling:
     """Everything that later stages need to know about who leaves with whom.
 
+    ``zero_points`` maps quantised tensors to the tensor that holds their zero point.
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
@@ -229,6 +230,7 @@ class Coupling:
     follows: tuple[Follow, ...]
     pinned: tuple[Pinned, ...]
     masked_inputs: Mapping[str, Channels]
+    zero_points: Mapping[str, str]
     channels_total: int
     channels_prunable: int
 

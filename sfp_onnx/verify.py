@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,17 @@ from .records import Array, Cut, Verification
 
 FIRST_WHERE = 9  # opset
 QUANTIZED = ("int4", "uint4", "int8", "uint8", "int16", "uint16")
+ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
 
 
-def masked(model: Model, cuts: Iterable[Cut]) -> Model:
-    """The original model with the removed channels of every listed tensor set to zero (also where they are infinite)."""
-    editor, types = graph.Editor(model), graph.tensor_types(model)
+def masked(model: Model, cuts: Iterable[Cut], zero_points: Mapping[str, str] | None = None) -> Model:
+    """The original model with the removed channels of every listed tensor set to zero, or to its zero point if it is one of
+    ``zero_points`` (quantised tensor -> tensor with its zero point)."""
+    editor, points = graph.Editor(model), zero_points or {}
+    types = _types(model, points)
     for cut in cuts:
-        dtype = np.dtype(types.get(cut.tensor) or np.float32)
+        dtype = types(cut.tensor)
         shape = [1] * cut.rank
         shape[cut.axis] = cut.size
         mask = np.ones(cut.size, bool)
@@ -30,16 +33,22 @@ def masked(model: Model, cuts: Iterable[Cut]) -> Model:
         if model.opset < FIRST_WHERE:
             editor.insert_after(tensor, "Mul", [editor.constant(name, mask.reshape(shape).astype(dtype))])
         else:
-            zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype))
+            point = points.get(cut.tensor) if dtype.name in QUANTIZED else None
+            zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype)) if point is None else editor.tensor(point)
             editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), zero], first=1)
     return editor.finish()
 
 
-def maskable(model: Model, cuts: Iterable[Cut]) -> list[Cut]:
-    """Cuts of tensors in which a removed channel is a zero. Quantised integers are left out: there it is the zero point, and the
-    tensors before quantisation and after it are listed themselves."""
+def _types(model: Model, zero_points: Mapping[str, str]) -> Callable[[str], np.dtype[Any]]:
+    """Dtype of a tensor: inferred, else that of its zero point, else float32."""
     types = graph.tensor_types(model)
-    return [cut for cut in cuts if np.dtype(types.get(cut.tensor) or np.float32).name not in QUANTIZED]
+    return lambda name: np.dtype(types.get(name) or types.get(zero_points.get(name, "")) or np.float32)
+
+
+def maskable(model: Model, cuts: Iterable[Cut], zero_points: Mapping[str, str], quantized: bool) -> list[Cut]:
+    """Cuts of tensors in which a removed channel is a zero; with ``quantized`` also of those whose zero point is known."""
+    types = _types(model, zero_points)
+    return [cut for cut in cuts if types(cut.tensor).name not in QUANTIZED or (quantized and cut.tensor in zero_points)]
 
 
 def relative_error(found: Array, expected: Array) -> float:
@@ -62,13 +71,19 @@ def relative_error(found: Array, expected: Array) -> float:
     return float(difference / scale) if scale else float(difference)
 
 
-def compare(original: Model, pruned: Model, cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]) -> Verification:
+def compare(
+    original: Model,
+    pruned: Model,
+    cuts: Sequence[Cut],
+    feeds: Mapping[str, Mapping[str, Array]],
+    zero_points: Mapping[str, str] | None = None,
+) -> Verification:
     """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs), without onnxruntime's optimisations.
 
     Raises:
         VerificationError: an output differs by more than the tolerance of its type (1e-4 for float32).
     """
-    reference = masked(original, cuts)
+    reference = masked(original, cuts, zero_points)
     sessions = [runtime.open_session(graph.serialized(model), model.weights, model.name, optimize=False) for model in (pruned, reference)]
     names = [port.name for port in graph.outputs(original)]
     errors: dict[str, float] = {}
@@ -77,6 +92,7 @@ def compare(original: Model, pruned: Model, cuts: Sequence[Cut], feeds: Mapping[
         found, expected = (session.run(inputs, names) for session in sessions)
         for name, own, other in zip(names, found, expected, strict=True):
             error, tolerance = _judge(own, other)
+            tolerance = max(tolerance, ROUNDING_STEP) if zero_points else tolerance
             errors[kind] = max(errors.get(kind, 0.0), error)
             limit = max(limit, tolerance)
             if not error <= tolerance:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import onnx
@@ -19,6 +20,16 @@ CHANNELS, SIDE = 8, 8
 OLDEST, NEWEST = 7, 25
 INT32, INT64, BOOL, UINT8, DOUBLE = (getattr(onnx.TensorProto, name) for name in ("INT32", "INT64", "BOOL", "UINT8", "DOUBLE"))
 Build = Callable[[Builder, str, str], str]
+
+
+@cache
+def generations() -> dict[str, list[int]]:
+    """Opsets at which each operator's schema changed."""
+    found: dict[str, set[int]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            found.setdefault(schema.name, set()).add(schema.since_version)
+    return {name: sorted(versions) for name, versions in found.items()}
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,8 @@ class Case:
 
     def opsets(self) -> list[int]:
         """The lowest opset of every generation of the operator within the range of the case."""
-        schemas = onnx.defs.get_all_schemas_with_history()
-        changes = sorted({schema.since_version for schema in schemas if schema.name == self.operator and schema.domain == ""})
-        if not changes:
+        changes = generations().get(self.operator)
+        if changes is None:
             return [max(self.since, 17)]
         ends = [*(change - 1 for change in changes[1:]), NEWEST]
         spans = [(max(a, self.since), min(b, self.until)) for a, b in zip(changes, ends, strict=True)]

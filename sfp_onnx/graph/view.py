@@ -100,7 +100,7 @@ def tensor_types(model: Model) -> dict[str, Any]:
         inferred = onnx.shape_inference.infer_shapes(model.proto)
     except Exception:  # inference is advice; onnxruntime has the last word on whether the model is valid
         inferred = model.proto
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {name: dtype for name, (_, dtype) in initializers(model).items()}
     for item in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         if item.type.HasField("tensor_type"):
             if item.type.tensor_type.elem_type:

@@ -94,6 +94,7 @@ class Facts:
     constants: dict[tuple[int, int], Labels] = field(default_factory=dict)
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)
     masked_inputs: list[tuple[int, int]] = field(default_factory=list)
+    zero_points: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,11 @@ class Context:
         """State a mixing layer; ``macs`` for the traced run, proportional to the sizes of the label arrays in ``extents``."""
         present = tuple(array for array in extents if array is not None)
         self.facts.layers.append(LayerFact(self.node, macs, present, self.is_constant(writes.weight), reads, writes))
+
+    def zero_point(self, tensor: str) -> None:
+        """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers)."""
+        if tensor:
+            self.facts.zero_points[self.node.outputs[0]] = tensor
 
     def mask_input(self, position: int) -> None:
         """State that the node itself reads a removed channel again through this constant (the recurrence of an LSTM), so that

@@ -45,37 +45,44 @@ def _grouped(ctx: Context, data: IntArray | None, written: IntArray | None, inne
         ctx.choose([_rows(left), _rows(right), (left[:, 0], right[:, 0])], each)
 
 
-def _convolved(ctx: Context) -> tuple[int, IntArray | None]:
+def _convolved(ctx: Context, weight: int = 1) -> tuple[int, IntArray | None]:
     """Rank and input channels of a convolution; every other axis keeps its size."""
     rank = ctx.rank(0)
     ctx.fix_input(0, [axis for axis in range(rank) if axis != 1], SLIDES)
-    ctx.fix_input(1, range(2, rank), SLIDES)
+    ctx.fix_input(weight, range(2, rank), SLIDES)
     return rank, ctx.axis(0, 1)
 
 
-@rule("Conv", "ConvInteger", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
-def conv(ctx: Context) -> list[Labels]:
-    """Weight: O x I/g x kernel. The bias (ConvInteger: the weight's zero points) has one value per output channel."""
-    rank, data = _convolved(ctx)
-    written = ctx.axis(1, 0)
+def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Labels]:
+    """A convolution with its weight (O x I/g x kernel) at input ``weight``; ``vectors`` are inputs that may hold one value per
+    output channel (bias, scales, zero points)."""
+    rank, data = _convolved(ctx, weight)
+    written = ctx.axis(weight, 0)
     reads = Reads(0, 1, 1, data)
     if ctx.attribute("group", 1) == 1:
-        ctx.match(1, 1, data)
+        ctx.match(weight, 1, data)
     else:
-        inner = ctx.axis(1, 1)
+        inner = ctx.axis(weight, 1)
         _grouped(ctx, data, written, (0, inner))
         reads = Reads(0, 1, 1, inner) if inner is not None else Reads(0, 1, 0, written)
 
         def edits(after: After) -> list[Edit]:
-            return [SetAttribute("group", after.input_shape(0)[1] // after.input_shape(1)[1])]
+            return [SetAttribute("group", after.input_shape(0)[1] // after.input_shape(weight)[1])]
 
         ctx.follow(edits)
-    vectors = 3 if ctx.node.op == "ConvInteger" else 2
-    if ctx.has(vectors) and ctx.shape(vectors) == ctx.shape(1)[:1]:
-        ctx.match(vectors, 0, written)
-    macs = prod(ctx.out_shape()) * prod(ctx.shape(1)[1:])
-    ctx.layer(float(macs), [written, reads.labels if reads.weight_axis == 1 else None], reads, Writes(1, 0, written))
+    for position in vectors:
+        if ctx.has(position) and ctx.shape(position) == ctx.shape(weight)[:1]:
+            ctx.match(position, 0, written)
+    macs = prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:])
+    extents = [written, reads.labels if reads.weight_axis == 1 else None]
+    ctx.layer(float(macs), extents, reads, Writes(weight, 0, written))
     return [() if written is None else (vector(written, 1, rank),)]
+
+
+@rule("Conv", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
+def conv(ctx: Context) -> list[Labels]:
+    """Input 1 is the weight, 2 the bias."""
+    return convolution(ctx, 1, [2])
 
 
 @rule("ConvTranspose", does="reads input channels, makes output channels (grouped too)")
@@ -191,22 +198,21 @@ def gemm(ctx: Context) -> list[Labels]:
     return [output]
 
 
-@rule("MatMul", "MatMulInteger", does="reads the contracted axis, makes the others; heads of an attention leave whole")
-def matmul(ctx: Context) -> list[Labels]:
-    """Numpy's matmul: indices are the batch axes, then m, k, n; a vector has no m or n.
-
-    A removed index of integers stands at the zero point and adds nothing; zero points per column shrink along.
-    """
-    rank_a, rank_b = ctx.rank(0), ctx.rank(1)
+def matrix_product(ctx: Context, left: int, right: int) -> Labels:
+    """Numpy's matmul of two inputs: indices are the batch axes, then m, k, n; a vector has no m or n."""
+    rank_a, rank_b = ctx.rank(left), ctx.rank(right)
     batch = max(rank_a, rank_b, 2) - 2
     m, k, n = batch, batch + 1, batch + 2
     first = (*range(batch - max(0, rank_a - 2), batch), m, k) if rank_a > 1 else (k,)
     second = (*range(batch - max(0, rank_b - 2), batch), k, n) if rank_b > 1 else (k,)
     kept = (*range(batch), *((m,) if rank_a > 1 else ()), *((n,) if rank_b > 1 else ()))
-    output = product(ctx, [Term(0, first), Term(1, second)], kept, batch + 3)
-    if ctx.has(3) and rank_b > 1 and ctx.shape(3) == ctx.shape(1)[-1:]:
-        ctx.match(3, 0, ctx.axis(1, rank_b - 1))
-    return [output]
+    return product(ctx, [Term(left, first), Term(right, second)], kept, batch + 3)
+
+
+@rule("MatMul", does="reads the contracted axis, makes the others; heads of an attention leave whole")
+def matmul(ctx: Context) -> list[Labels]:
+    """Inputs 0 and 1."""
+    return [matrix_product(ctx, 0, 1)]
 
 
 @rule("Einsum", does="as MatMul, for any equation without repeated indices or ellipsis")

@@ -1,10 +1,25 @@
-"""Quantised models: scales and zero points shrink with the channels that they belong to."""
+"""Quantised models: scales and zero points shrink with the channels that they belong to.
+
+A removed channel of a quantised tensor stands at the zero point, which means zero; rules name it, so that the masked reference
+can be built.
+"""
 
 from __future__ import annotations
 
-from ..labels import Labels
+from collections.abc import Sequence
+
+from ..labels import Labels, align
 from .context import Context
+from .mixing import Term, convolution, matrix_product, product
 from .registry import rule
+
+
+def _per_channel(ctx: Context, labels: Labels, axis: int, vectors: Sequence[int]) -> None:
+    """Scales and zero points with one value per index of an axis of the output shrink along."""
+    size = ctx.out_shape()[axis]
+    for position in vectors:
+        if ctx.has(position) and size > 1 and ctx.shape(position) == (size,):
+            ctx.match(position, 0, ctx.along(labels, axis % len(ctx.out_shape())))
 
 
 @rule("QuantizeLinear", "DequantizeLinear", does="passes labels; scales and zero points per channel shrink along")
@@ -12,16 +27,94 @@ def quantize_linear(ctx: Context) -> list[Labels]:
     """Per tensor (scalar scale) or per channel (a vector along ``axis``); blocked scales keep their axis."""
     labels = ctx.labels(0)
     if ctx.rank(1) == 1 and ctx.shape(1)[0] > 1:
-        axis = ctx.attribute("axis", 1) % ctx.rank(0)
-        channels = ctx.axis(0, axis)
+        channels = ctx.axis(0, ctx.attribute("axis", 1) % ctx.rank(0))
         for position in (1, 2):
             ctx.match(position, 0, channels)
     elif ctx.rank(1) > 1:
         labels = ctx.fix_input(0, [ctx.attribute("axis", 1) % ctx.rank(0)], "it is quantised in blocks along this axis")
+    if ctx.node.op == "QuantizeLinear" and ctx.has(2):
+        ctx.zero_point(ctx.node.inputs[2])
     return [labels]
 
 
 @rule("DynamicQuantizeLinear", does="passes labels (its range always includes zero, so a removed channel does not change it)")
 def dynamic_quantize_linear(ctx: Context) -> list[Labels]:
     """Values, scale, zero point."""
+    ctx.zero_point(ctx.node.outputs[2])
     return [ctx.labels(0), (), ()]
+
+
+@rule("ConvInteger", does="as Conv, on integers")
+def conv_integer(ctx: Context) -> list[Labels]:
+    """x, w, zero points of both; the result is int32, where a removed channel is 0."""
+    return convolution(ctx, 1, [3])
+
+
+@rule("QLinearConv", does="as Conv, on integers")
+def qlinear_conv(ctx: Context) -> list[Labels]:
+    """x, w and y, each with scale and zero point, and the bias."""
+    ctx.zero_point(ctx.node.inputs[7])
+    return convolution(ctx, 3, [4, 5, 8])
+
+
+@rule("MatMulInteger", does="as MatMul, on integers")
+def matmul_integer(ctx: Context) -> list[Labels]:
+    """a, b, zero points of both; the result is int32, where a removed column is 0."""
+    output = matrix_product(ctx, 0, 1)
+    _per_channel(ctx, output, -1, [3])
+    return [output]
+
+
+@rule("QLinearMatMul", does="as MatMul, on integers")
+def qlinear_matmul(ctx: Context) -> list[Labels]:
+    """a, b and y, each with scale and zero point."""
+    ctx.zero_point(ctx.node.inputs[7])
+    output = matrix_product(ctx, 0, 3)
+    _per_channel(ctx, output, -1, [4, 5])
+    return [output]
+
+
+@rule("com.microsoft.QGemm", does="as Gemm, on integers")
+def qgemm(ctx: Context) -> list[Labels]:
+    """a, b with scale and zero point, c, and y's scale and zero point (without them the result is float)."""
+    first = (1, 0) if ctx.attribute("transA", 0) else (0, 1)
+    second = (2, 1) if ctx.attribute("transB", 0) else (1, 2)
+    output = product(ctx, [Term(0, first), Term(3, second)], (0, 2), 3)
+    ctx.adopt(6, output)
+    _per_channel(ctx, output, 1, [4, 5])
+    if ctx.has(8):
+        ctx.zero_point(ctx.node.inputs[8])
+    return [output]
+
+
+@rule("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul", does="ties its operands element by element, on integers")
+def qlinear_binary(ctx: Context) -> list[Labels]:
+    """a, b and c, each with scale and zero point."""
+    rank = len(ctx.out_shape())
+    ctx.zero_point(ctx.node.inputs[7])
+    data = [position for position in (0, 3) if not ctx.is_constant(position)]
+    shapes = {position: (1,) * (rank - ctx.rank(position)) + ctx.shape(position) for position in data}
+    merged = ctx.merge([(tuple(align(array, rank) for array in ctx.labels(position)), shapes[position]) for position in data])
+    for position in (0, 3):
+        ctx.adopt(position, merged)
+    return [merged]
+
+
+@rule("com.microsoft.QLinearSigmoid", "com.microsoft.QLinearLeakyRelu", does="passes labels, on integers")
+def qlinear_unary(ctx: Context) -> list[Labels]:
+    """x and y, each with scale and zero point."""
+    ctx.zero_point(ctx.node.inputs[4])
+    return [ctx.labels(0)]
+
+
+@rule(
+    "com.microsoft.QLinearGlobalAveragePool",
+    "com.microsoft.QLinearAveragePool",
+    does="passes channels, on integers (spatial axes keep their size)",
+)
+def qlinear_pool(ctx: Context) -> list[Labels]:
+    """x and y, each with scale and zero point; channels first."""
+    ctx.zero_point(ctx.node.inputs[4])
+    last = ctx.attribute("channels_last", 0)
+    spatial = range(1, ctx.rank(0) - 1) if last else range(2, ctx.rank(0))
+    return [ctx.fix_input(0, spatial, "it is pooled along this axis")]
