@@ -13,6 +13,7 @@ from .graph import Model
 from .records import Array, Cut, Verification
 
 FIRST_WHERE = 9  # opset
+WITH_WHERE = ("float32", "float64", "int32", "int64")  # other types have no Where in onnxruntime
 QUANTIZED = ("int4", "uint4", "int8", "uint8", "int16", "uint16")
 ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
@@ -30,8 +31,8 @@ def masked(model: Model, cuts: Iterable[Cut], zero_points: Mapping[str, str] | N
         mask = np.ones(cut.size, bool)
         mask[list(cut.removed)] = False
         tensor, name = editor.tensor(cut.tensor), f"{cut.tensor}/mask"
-        if model.opset < FIRST_WHERE:
-            editor.insert_after(tensor, "Mul", [editor.constant(name, mask.reshape(shape).astype(dtype))])
+        if model.opset < FIRST_WHERE or dtype.name not in (*WITH_WHERE, *QUANTIZED):
+            editor.insert_after(tensor, "And" if dtype.kind == "b" else "Mul", [editor.constant(name, mask.reshape(shape).astype(dtype))])
         else:
             point = points.get(cut.tensor) if dtype.name in QUANTIZED else None
             zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype)) if point is None else editor.tensor(point)

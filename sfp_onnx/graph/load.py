@@ -19,6 +19,9 @@ from ..errors import DataError, ModelError
 from ..records import Array
 from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, make_stub
 
+# What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
+RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema")
+
 
 def load(source: str | Path | onnx.ModelProto) -> Model:
     """Read a model from a file or a ModelProto (which is copied, not touched).
@@ -51,7 +54,10 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
             _attach(tensor, _map_external(tensor, path, name))
     proto = onnx.ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
     model = Model(proto, weights, digest.hexdigest(), path, tuple(files))
-    return replace(model, complaint=complaint(model))
+    found = complaint(model)
+    if found and not any(words in found for words in RUNTIME_DECIDES):
+        raise ModelError(f"{name}: onnx.checker rejects the model: {found}")
+    return replace(model, complaint=found)
 
 
 def _parse(path: Path) -> tuple[onnx.ModelProto, Any]:

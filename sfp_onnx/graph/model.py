@@ -29,7 +29,7 @@ class Model:
     """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
     ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
     ``edited`` says that the model is no longer what these files hold; ``complaint`` is what onnx.checker said of the original,
-    if it rejects it (onnxruntime runs operators that the checker does not know)."""
+    if it does not know or no longer allows an operator (onnxruntime may run it all the same)."""
 
     proto: onnx.ModelProto
     weights: Mapping[str, Array]
