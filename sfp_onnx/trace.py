@@ -30,6 +30,10 @@ NEVER_FOLD = frozenset(
 )
 
 
+Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
+"""Shapes of all tensors, values of those that do not depend on data."""
+
+
 def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, data: Mapping[str, Array] | None = None) -> Prepared:
     """Trace a model, fold what does not depend on data or dynamic dimensions, and trace the result.
 
@@ -40,7 +44,7 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
         DataError: an override names no input or has the wrong rank.
     """
     try:
-        trace, feeds = _trace(model, shapes or {}, data)
+        trace, feeds, variant = _trace(model, shapes or {}, data)
     except ModelError as error:
         if model.complaint:
             raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
@@ -52,7 +56,7 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
     known = {name: (tuple(shape)) for name, (shape, _) in graph.initializers(model).items()}
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
     values = {name: value for name, value in trace.values.items() if name in produced}
-    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes), feeds)
+    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes), feeds, variant)
 
 
 # ---- sample inputs ---------------------------------------------------------------------------------------------------
@@ -92,11 +96,10 @@ def _has_dynamic(ports: Sequence[Port]) -> bool:
 
 def _candidates(
     ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
-) -> Iterable[tuple[dict[str, Array], list[dict[str, Array]]]]:
-    """Sample inputs to try in turn, each with variants that change all dynamic dimensions, or at least the batch."""
+) -> Iterable[dict[str, Array]]:
+    """Sample inputs to try in turn."""
     if data is not None:
-        first = {name: array[:2] if array.ndim else array for name, array in data.items()}
-        yield first, [{name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in first.items()}]
+        yield {name: array[:2] if array.ndim else array for name, array in data.items()}
         return
     for name, shape in shapes.items():
         port = next((port for port in ports if port.name == name), None)
@@ -104,22 +107,39 @@ def _candidates(
             known = ", ".join(f"{port.name} {list(port.shape or ())}" for port in ports)
             raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
     for batch, side, length in product(BATCHES, SIDES, LENGTHS):
-        sizes = {"batch": batch, "side": side, "length": length}
-        variants = [{"batch": batch + 1, "side": side + 32, "length": length + 1}]
-        variants += [{"batch": batch + 1, "side": side * 2, "length": length * 2}, {**sizes, "batch": batch + 1}]
-        yield _feed(ports, sizes, shapes, 0), [_feed(ports, variant, {}, 0) for variant in variants]
+        yield _feed(ports, {"batch": batch, "side": side, "length": length}, shapes, 0)
         if not _has_dynamic(ports):
             return
 
 
-def _trace(model: Model, shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None) -> tuple[Trace, dict[str, Array]]:
+def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dict[str, Array]]:
+    """The same inputs with other sizes of the dynamic dimensions: all changed in two ways, and the batch alone.
+
+    The changes are large: behind strides, a small one leaves inner sizes as they are.
+    """
+    for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0)):
+        shapes = {}
+        for port in ports:
+            shape = list(feeds[port.name].shape)
+            for axis, dim in enumerate(port.shape or ()):
+                if not isinstance(dim, int):
+                    step = grow[0] if axis == 0 else grow[1] if len(shape) >= 4 and axis >= len(shape) - 2 else grow[2]
+                    shape[axis] += round(step * shape[axis]) if isinstance(step, float) else step
+            shapes[port.name] = shape
+        yield _feed(ports, {}, shapes, 0)
+    yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
+
+
+def _trace(
+    model: Model, shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
+) -> tuple[Trace, dict[str, Array], dict[str, Array] | None]:
     ports = graph.inputs(model)
     probe, names, fetched = _probe(model)
     session = runtime.open_session(graph.serialized(probe), probe.weights, model.name, optimize=False)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
     tried: set[tuple[tuple[int, ...], ...]] = set()
     failure: ModelError | None = None
-    for feeds, variants in _candidates(ports, shapes, data):
+    for feeds in _candidates(ports, shapes, data):
         key = tuple(array.shape for array in feeds.values())
         if key in tried:
             continue
@@ -129,32 +149,30 @@ def _trace(model: Model, shapes: Mapping[str, Sequence[int]], data: Mapping[str,
         except ModelError as error:
             failure = failure or error
             continue
-        second, complete = _vary(session, feeds, variants, names, fetched, ports)
-        return _compare(first, second, pure if complete is False else set(first[1])), feeds
+        others, used, complete = _vary(session, feeds, names, fetched, ports)
+        return _compare(first, others, set(first[1]) if complete else pure), feeds, used
     raise ModelError(f"{failure} Tried sample inputs of shapes {sorted(tried)[:4]}; give the right one with --input-shape.")
 
 
 def _vary(
-    session: runtime.Session, feeds: Mapping[str, Array], variants: Sequence[dict[str, Array]],
-    names: Mapping[str, str], fetched: Sequence[str], ports: Sequence[Port],
-) -> tuple[tuple[dict[str, tuple[int, ...]], dict[str, Array]] | None, bool]:  # fmt: skip
-    """A second observation with other dynamic sizes, and whether all dynamic dimensions were changed in it."""
+    session: runtime.Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str], ports: Sequence[Port]
+) -> tuple[list[Observation], dict[str, Array] | None, bool]:
+    """Observations with other dynamic sizes, inputs of one of them, and whether all dynamic dimensions were changed in some."""
     if not _has_dynamic(ports):
-        return None, True
-    for variant in variants:
-        if any(variant[name].shape == feeds[name].shape for name in feeds) and len(feeds) == 1:
+        return [], None, True
+    open_axes = {(port.name, axis) for port in ports for axis, dim in enumerate(port.shape or ()) if not isinstance(dim, int)}
+    unchanged, used, found = set(open_axes), None, []
+    for variant in _variants(ports, feeds):
+        changed = {(name, axis) for name, axis in open_axes if variant[name].shape[axis] != feeds[name].shape[axis]}
+        if not changed or (found and not changed & unchanged and len(changed) < len(open_axes)):
             continue
         try:
-            second = _observe(session, variant, names, fetched)
+            found.append(_observe(session, variant, names, fetched))
         except ModelError:
             continue
-        changed = all(
-            isinstance(dim, int) or feeds[port.name].shape[axis] != variant[port.name].shape[axis]
-            for port in ports
-            for axis, dim in enumerate(port.shape or ())
-        )
-        return second, changed
-    return None, False
+        unchanged -= changed
+        used = used or variant
+    return found, used, not unchanged
 
 
 # ---- observing -------------------------------------------------------------------------------------------------------
@@ -193,33 +211,33 @@ def _probe(model: Model) -> tuple[Model, dict[str, str], list[str]]:
 
 def _observe(
     session: runtime.Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
+) -> Observation:
     results = session.run(feeds, [*names.values(), *fetched])
     shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(names, results[: len(names)], strict=True)}
     shapes.update({name: array.shape for name, array in feeds.items()})
     return shapes, dict(zip(fetched, results[len(names) :], strict=True))
 
 
-def _compare(
-    first: tuple[dict[str, tuple[int, ...]], dict[str, Array]],
-    second: tuple[dict[str, tuple[int, ...]], dict[str, Array]] | None,
-    trusted: set[str],
-) -> Trace:
-    """Mark what differs between two observations; values that are not ``trusted`` count as dynamic in any case."""
+def _compare(first: Observation, others: Sequence[Observation], trusted: set[str]) -> Trace:
+    """Mark what differs from any other observation; values that are not ``trusted`` count as dynamic in any case."""
     shapes, values = first
     dynamic_values: dict[str, BoolArray] = {}
     dynamic_axes: dict[str, tuple[int, ...]] = {}
     for name, value in values.items():
-        other = second[1][name] if second else value
-        if other.shape != value.shape:
-            dynamic_values[name] = np.ones(value.shape, bool)
-        else:
-            differ = ~((other == value) | (np.isnan(value) & np.isnan(other))) if value.dtype.kind == "f" else other != value
-            dynamic_values[name] = np.asarray(differ) | (name not in trusted)
-    if second:
-        for name, shape in shapes.items():
-            dynamic_axes[name] = tuple(axis for axis, size in enumerate(shape) if second[0][name][axis] != size)
+        dynamic = np.full(value.shape, name not in trusted)
+        for _, other in others:
+            dynamic |= _differs(value, other[name])
+        dynamic_values[name] = dynamic
+    for name, shape in shapes.items():
+        dynamic_axes[name] = tuple(axis for axis, size in enumerate(shape) if any(other[name][axis] != size for other, _ in others))
     return Trace(shapes, values, dynamic_values, dynamic_axes)
+
+
+def _differs(value: Array, other: Array) -> BoolArray:
+    if other.shape != value.shape:
+        return np.ones(value.shape, bool)
+    same = other == value
+    return ~np.asarray(same | (np.isnan(value) & np.isnan(other)) if value.dtype.kind == "f" else same)
 
 
 # ---- folding ---------------------------------------------------------------------------------------------------------

@@ -206,13 +206,30 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     return {item.name: item.type.tensor_type.elem_type for item in [*graph.input, *graph.value_info, *graph.output]}
 
 
+# Which input of a quantising operator is the zero point of its result.
+ZERO_POINTS = {"QuantizeLinear": 2, "QLinearConv": 7, "QLinearMatMul": 7, "QGemm": 8, "QLinearAdd": 7, "QLinearMul": 7}
+ZERO_POINTS |= dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu", "QLinearAveragePool", "QLinearGlobalAveragePool"), 4)
+
+
+def zero_points(model: onnx.ModelProto) -> dict[str, str]:
+    """Tensor with the zero point of every quantised tensor."""
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "DynamicQuantizeLinear":
+            found[node.output[0]] = node.output[2]
+        elif len(node.input) > ZERO_POINTS.get(node.op_type, len(node.input)):
+            found[node.output[0]] = node.input[ZERO_POINTS[node.op_type]]
+    return found
+
+
 def masked(model: onnx.ModelProto, cuts: Iterable[Cut], select: bool = False) -> onnx.ModelProto:
     """The model with a Mul by a 0/1 mask after every listed tensor (And for booleans). Recurrence weights, which carry a
-    recurrent layer's hidden units from step to step inside of one node, are listed too.
+    recurrent layer's hidden units from step to step inside of one node, are listed too. In a quantised tensor the zero point is
+    the zero, and Where takes the place of Mul.
 
     ``select``: Where instead of Mul, for tensors that are infinite where they are masked (log of a masked zero).
     """
-    result, types = onnx.ModelProto(), types_of(model)
+    result, types, points = onnx.ModelProto(), types_of(model), zero_points(model)
     result.CopyFrom(model)
     nodes, readers = {}, {}
     for number, cut in enumerate(cuts):
@@ -222,7 +239,9 @@ def masked(model: onnx.ModelProto, cuts: Iterable[Cut], select: bool = False) ->
         kind = types.get(cut.tensor) or FLOAT
         dtype = oh.tensor_dtype_to_np_dtype(kind)
         mask, source, target = f"mask{number}", readers.get(cut.tensor, cut.tensor), f"{cut.tensor}/masked{number}"
-        if select:
+        if cut.tensor in points:
+            node = oh.make_node("Where", [mask, source, points[cut.tensor]], [target])
+        elif select:
             result.graph.initializer.append(nh.from_array(np.zeros((), dtype), f"zero{number}"))
             node = oh.make_node("Where", [mask, source, f"zero{number}"], [target])
         else:
@@ -251,7 +270,9 @@ def with_all_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(model)
     present = {item.name for item in result.graph.output}
     names = [name for node in model.graph.node for name in node.output if name and name not in present]
-    result.graph.output.extend(oh.make_tensor_value_info(name, types.get(name) or FLOAT, None) for name in names)
+    for name in names:
+        known = types.get(name)
+        result.graph.output.append(oh.make_tensor_value_info(name, known, None) if known else onnx.ValueInfoProto(name=name))
     return result
 
 
@@ -286,15 +307,19 @@ def plan_of(analysis: Analysis, chosen: Mapping[str, Sequence[int]]) -> Plan:
 
 
 def random_plan(analysis: Analysis, seed: int) -> Plan:
-    """Random units of random groups; every group keeps at least one, at least one unit leaves."""
-    generator = np.random.default_rng(seed)
-    sure = generator.integers(len(analysis.coupling.groups))
-    chosen = {}
-    for index, group in enumerate(analysis.coupling.groups):
+    """Random units of random groups; every group and every tensor keeps at least one, at least one unit leaves."""
+    generator, coupling = np.random.default_rng(seed), analysis.coupling
+    removed, sure = np.zeros(coupling.units, bool), int(generator.integers(len(coupling.groups)))
+    for index, group in enumerate(coupling.groups):
         if index == sure or generator.random() < 0.7:
-            count = int(generator.integers(1, group.width))
-            chosen[group.name] = sorted(int(unit) for unit in generator.permutation(group.width)[:count])
-    return plan_of(analysis, chosen)
+            removed[generator.permutation(group.units)[: int(generator.integers(1, group.width))]] = True
+    for channels in coupling.tensors.values():
+        for own in channels:
+            if (own.units >= 0).all() and removed[own.units].all():
+                removed[own.units[0]] = False
+    if not removed.any():
+        removed[coupling.groups[sure].units[0]] = True
+    return plan_of(analysis, {group.name: np.flatnonzero(removed[group.units]).tolist() for group in coupling.groups})
 
 
 def assert_valid(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
@@ -331,7 +356,7 @@ def assert_listed(model: onnx.ModelProto, result: Pruned, feeds: Mapping[str, np
         if name in after:
             assert after[name][axis] == cut.size - len(cut.removed), f"{name} axis {axis}"
     quantised = {name for name, kind in types_of(model).items() if kind in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)}
-    for name in (set(before) & set(after)) - data_free(model) - quantised:
+    for name in (set(before) & set(after)) - data_free(model) - quantised - set(zero_points(model)):
         for axis, (old, new) in enumerate(zip(before[name], after[name], strict=True)):
             if old != new and (name, axis) not in listed:
                 other = shapes_of(model, feeds_for(model, batch=5))

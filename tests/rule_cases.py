@@ -1182,6 +1182,76 @@ def matmul_integer_zero_points(b: Builder, y: str, op: str) -> str:
     return b.op("Mul", b.op("Cast", made, to=FLOAT), b.const(1e-3))
 
 
+# ---- integers throughout ---------------------------------------------------------------------------------------------
+
+
+def scaled(b: Builder, scale: float = 0.05, zero: int = 120) -> list[str]:
+    return [b.const(np.float32(scale)), b.const(zero, np.uint8)]
+
+
+def back(b: Builder, x: str, scale: float = 0.05, zero: int = 120) -> str:
+    return b.op("DequantizeLinear", x, *scaled(b, scale, zero))
+
+
+def qlinear_conv(b: Builder, x: str, c_in: int, c_out: int, name: str = "", **attributes: int) -> str:
+    """Weight with a scale per output channel, int32 bias."""
+    weight = b.const(b.random.integers(-127, 127, (c_out, c_in // attributes.get("group", 1), 3, 3)), np.int8)
+    scales, zeros = b.uniform(c_out, low=0.002, high=0.004), b.const(np.zeros(c_out), np.int8)
+    bias = b.const(b.random.integers(-900, 900, c_out), np.int32)
+    return b.op("QLinearConv", x, *scaled(b), weight, scales, zeros, *scaled(b), bias, pads=[1] * 4, name=name, **attributes)
+
+
+@case("QLinearConv", select=True, since=10)
+def qlinear(b: Builder, y: str, op: str) -> str:
+    return back(b, qlinear_conv(b, integers(b, y, 120), CHANNELS, 6))
+
+
+@case("QLinearConv", select=True, since=10)
+def qlinear_two(b: Builder, y: str, op: str) -> str:
+    """The channels between the two are integers only."""
+    return back(b, qlinear_conv(b, qlinear_conv(b, integers(b, y, 120), CHANNELS, 6, "middle"), 6, 5))
+
+
+@case("QLinearConv", select=True, since=10)
+def qlinear_depthwise(b: Builder, y: str, op: str) -> str:
+    return back(b, qlinear_conv(b, integers(b, y, 120), CHANNELS, CHANNELS, group=CHANNELS))
+
+
+@case("QLinearMatMul", select=True, since=10)
+def qlinear_matmul(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (CHANNELS, 6)), np.int8)
+    scales, zeros = b.uniform(6, low=0.002, high=0.004), b.const(np.zeros(6), np.int8)
+    return swap(b, back(b, b.op(op, integers(b, tokens(b, y), 120), *scaled(b), weight, scales, zeros, *scaled(b))))
+
+
+@case("com.microsoft.QGemm", select=True)
+def qgemm(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (6, CHANNELS)), np.int8)
+    scales, zeros = b.uniform(6, low=0.002, high=0.004), b.const(np.zeros(6), np.int8)
+    bias = b.const(b.random.integers(-900, 900, 6), np.int32)
+    operands = [integers(b, pooled(b, y), 120), *scaled(b), weight, scales, zeros, bias, *scaled(b)]
+    return back(b, b.op("QGemm", *operands, domain="com.microsoft", transB=1))
+
+
+@case("com.microsoft.QLinearAdd com.microsoft.QLinearMul", select=True)
+def qlinear_pair(b: Builder, y: str, op: str) -> str:
+    left, right = integers(b, y, 120), b.op("QuantizeLinear", branch(b), *scaled(b, 0.03, 100))
+    return back(b, b.op(op.rpartition(".")[2], left, *scaled(b), right, *scaled(b, 0.03, 100), *scaled(b), domain="com.microsoft"))
+
+
+@case("com.microsoft.QLinearSigmoid com.microsoft.QLinearLeakyRelu", select=True)
+def qlinear_unary(b: Builder, y: str, op: str) -> str:
+    made = b.op(op.rpartition(".")[2], integers(b, y, 120), *scaled(b), *scaled(b, 0.01, 20), domain="com.microsoft")
+    return back(b, made, 0.01, 20)
+
+
+@case("com.microsoft.QLinearAveragePool com.microsoft.QLinearGlobalAveragePool", select=True)
+def qlinear_pool(b: Builder, y: str, op: str) -> str:
+    own = {"kernel_shape": [2, 2], "strides": [2, 2]} if op.endswith("QLinearAveragePool") else {}
+    made = b.op(op.rpartition(".")[2], integers(b, y, 120), *scaled(b), *scaled(b, 0.02, 110), domain="com.microsoft", **own)
+    return back(b, made, 0.02, 110)
+
+
 def schema_model(schema: onnx.defs.OpSchema, opset: int) -> onnx.ModelProto:
     """An attempt at a model around any operator: every input is the same activation, attributes are guessed by type."""
     b = Builder(opset, seed=1)

@@ -40,9 +40,11 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     trace = replace(prepared.trace, values=ChainMap(*cast("list[MutableMapping[str, Array]]", maps)))
     facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
     for node in prepared.nodes:
-        if all(_is_index(prepared.trace, name) for name in node.outputs if name):
-            continue
         ctx = Context(node, prepared.model.opset, trace, facts, names, shared, cut_layernorm)
+        if all(_is_index(prepared.trace, name) for name in node.outputs if name):
+            for position in range(len(node.inputs)):
+                ctx.pin_input(position, f"{node.operator} computes sizes or indices from it")
+            continue
         for labels, name in zip(_apply(ctx), node.outputs, strict=False):
             if name:
                 facts.tensors[name] = _checked(labels, trace.shapes.get(name), node)

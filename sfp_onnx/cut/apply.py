@@ -33,7 +33,7 @@ def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
                 else:
                     _apply(editor, prepared, node, edit)
     _correct_computed(editor, prepared, coupling, removed, operands)
-    return editor.finish(_sizes(coupling, removed))
+    return editor.finish(_recorded_sizes(prepared, coupling, removed))
 
 
 def _is_computed(prepared: Prepared, node: Node, position: int) -> bool:
@@ -63,6 +63,15 @@ def _correct_computed(
         else:
             tensor = editor.constant(name, fix)
         editor.set_input(node.index, position, tensor)
+
+
+def _recorded_sizes(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int | None]]:
+    """New sizes for the shapes that the file records; None for an axis merged with a dynamic dimension."""
+    dynamic = prepared.trace.dynamic_axes
+    return {
+        name: {axis: None if axis in dynamic.get(name, ()) else size for axis, size in axes.items()}
+        for name, axes in _sizes(coupling, removed).items()
+    }
 
 
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:

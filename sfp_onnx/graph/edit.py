@@ -37,6 +37,7 @@ class Editor:
         self._after: dict[int, list[gs.Node]] = {}
         self._last: list[gs.Node] = []
         self._names = set(self.tensors)
+        self._outputs = {id(tensor) for tensor in self.graph.outputs}
 
     # ---- building ------------------------------------------------------------------------------------------------
 
@@ -79,7 +80,8 @@ class Editor:
 
     def add_output(self, tensor: Any) -> str:
         """Make a tensor an output of the graph (once)."""
-        if all(tensor is not other for other in self.graph.outputs):
+        if id(tensor) not in self._outputs:
+            self._outputs.add(id(tensor))
             self.graph.outputs.append(tensor)
         return str(tensor.name)
 
@@ -143,7 +145,7 @@ class Editor:
 
     # ---- done ----------------------------------------------------------------------------------------------------
 
-    def finish(self, sizes: Mapping[str, Mapping[int, int]] | None = None) -> Model:
+    def finish(self, sizes: Mapping[str, Mapping[int, int | None]] | None = None) -> Model:
         """The edited model without dead nodes. ``sizes`` gives new sizes per tensor and axis, for the recorded shapes."""
         ordered = list(self._after.get(-1, []))
         for index, node in enumerate(self.nodes):
@@ -174,7 +176,7 @@ def _location(tensor: onnx.TensorProto) -> int | None:
     return int(tensor.data_location) if tensor.HasField("data_location") else None
 
 
-def _carry_over(old: onnx.ModelProto, new: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
+def _carry_over(old: onnx.ModelProto, new: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int | None]]) -> onnx.ModelProto:
     """Restore from ``old`` whatever the round trip lost or changed beyond the edit."""
     result = onnx.ModelProto()
     result.CopyFrom(old)
@@ -229,11 +231,13 @@ def _inputs(old: onnx.ModelProto, new: onnx.ModelProto) -> list[onnx.ValueInfoPr
     return found
 
 
-def _resized(item: onnx.ValueInfoProto, sizes: Mapping[int, int]) -> onnx.ValueInfoProto:
+def _resized(item: onnx.ValueInfoProto, sizes: Mapping[int, int | None]) -> onnx.ValueInfoProto:
     copy = onnx.ValueInfoProto()
     copy.CopyFrom(item)
     dims = copy.type.tensor_type.shape.dim
     for axis, size in sizes.items():
-        if axis < len(dims):
+        if axis < len(dims) and size is None:
+            dims[axis].Clear()
+        elif axis < len(dims):
             dims[axis].dim_value = size
     return copy

@@ -20,7 +20,7 @@ from ..records import Array
 from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, make_stub
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
-RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema")
+RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
 
 
 def load(source: str | Path | onnx.ModelProto) -> Model:

@@ -57,12 +57,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model with constants folded, its nodes, the trace, and the sample inputs it was traced on."""
+    """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, and other
+    inputs with which the dynamic dimensions differ (None: there are none, or no other sizes run)."""
 
     model: Model
     nodes: tuple[Node, ...]
     trace: Trace
     feeds: Mapping[str, Array]
+    variant: Mapping[str, Array] | None = None
 
 
 def annotate(tensor: onnx.TensorProto, like: onnx.TensorProto) -> None:

@@ -308,6 +308,9 @@ class Context:
         if not self.has(position):
             return ()
         if self.is_constant(position):
+            if self.node.inputs[position] in self.shared_constants:
+                for axis in axes:  # other uses must not shrink it either
+                    self.axis(position, axis)
             known = self.facts.constants.get(self.key(position), ())
             return self.fix_axes(known, axes, reason)
         return self.fix_axes(self.labels(position), axes, reason)

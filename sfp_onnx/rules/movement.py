@@ -81,7 +81,8 @@ def transpose(ctx: Context) -> list[Labels]:
 
 @rule("Expand", does="moves labels; the target shape follows")
 def expand(ctx: Context) -> list[Labels]:
-    """Axes of size 1 are repeated; a repeated axis of fixed size gets labels of its own, and shrinks with what it meets."""
+    """Axes of size 1 are repeated. If nothing else of the tensor can shrink (a mask, a gate), a repeated axis of fixed size gets
+    labels of its own, and shrinks with what it meets."""
     target = ctx.value(1)
     if target is None:
         ctx.pin_input(0, "its target shape depends on the input data")
@@ -96,8 +97,10 @@ def expand(ctx: Context) -> list[Labels]:
     before = (1,) * (rank - ctx.rank(0)) + ctx.shape(0)
     fixed = np.concatenate([np.zeros(rank - len(target), bool), ~ctx.dynamic(1)])
     repeated = [axis for axis, size in enumerate(ctx.out_shape()) if size > before[axis] and fixed[axis]]
-    minted = tuple(vector(ctx.mint(ctx.out_shape()[axis]), axis, rank) for axis in repeated)
-    return [tuple(align(array, rank) for array in ctx.labels(0)) + minted]
+    labels = tuple(align(array, rank) for array in ctx.labels(0))
+    if labels or len(repeated) != 1:
+        return [labels]
+    return [(vector(ctx.mint(ctx.out_shape()[repeated[0]]), repeated[0], rank),)]
 
 
 @rule("Tile", does="moves labels")

@@ -33,6 +33,7 @@ def recurrent(ctx: Context) -> list[Labels]:
     ctx.mask_input(2)
     ctx.match(3, 1, np.tile(hidden, 2 * gates))
     for position in (5, 6):
+        ctx.fix_input(position, (0, 1), "it is the direction or batch axis of a recurrent state")
         ctx.match(position, 2, hidden)
     ctx.match(7, 1, np.tile(hidden, 3))
 
