@@ -40,7 +40,7 @@ from .records import (
 from .scores import SCORES
 from .trace import prepare, random_feeds
 from .units import cuts, keep_mask
-from .verify import compare, maskable
+from .verify import compare, maskable, runs_at
 from .views import views
 
 ModelSource = str | Path | onnx.ModelProto | Model
@@ -283,8 +283,8 @@ def apply(
     final = planning.make_plan(
         analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
     )
-    every = cuts(analysis.coupling, analysis.prepared.trace, removed)
-    listed = tuple(maskable(analysis.model, every, analysis.coupling.zero_points, quantized=False))
+    trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
+    listed = tuple(maskable(analysis.model, cuts(analysis.coupling, trace, removed), zero_points))
     return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
 
 
@@ -304,15 +304,20 @@ def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
 
 def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset | None) -> Verification:
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
-    inputs = {"random": random_feeds(ports, feeds, seed=1)}
+    inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
         size = analysis.samples
         batch = next(({name: array[:size] for name, array in own.items()} for own, count in data.batches() if count >= size), None)
         if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
             inputs["calibration"] = batch
-    zero_points = analysis.coupling.zero_points
-    every = maskable(analysis.model, cuts(analysis.coupling, analysis.prepared.trace, removed, dynamic=True), zero_points, quantized=True)
-    return compare(analysis.model, pruned, every, inputs, zero_points)
+    trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
+    every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))
+    variant = analysis.prepared.variant
+    if variant is not None:
+        runs_at(analysis.model, pruned, variant)
+        if len(every) == len(fixed):  # masks of axes merged with a dynamic one fit the traced sizes only
+            inputs["other sizes"] = variant
+    return compare(analysis.model, pruned, maskable(analysis.model, every, zero_points), inputs)
 
 
 def prune(

@@ -271,13 +271,15 @@ class Plan:
 @dataclass(frozen=True)
 class Cut:
     """One axis of an activation tensor of the original graph that lost channels (or of a recurrence weight, whose input axis
-    is where the removed hidden units are read again)."""
+    is where the removed hidden units are read again). In a quantised tensor a removed channel stands at the value of the tensor
+    ``zero_point``, otherwise at 0."""
 
     tensor: str
     axis: int
     size: int
     rank: int
     removed: tuple[int, ...]
+    zero_point: str | None = None
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ def _vary(
     if not _has_dynamic(ports):
         return [], None, True
     open_axes = {(port.name, axis) for port in ports for axis, dim in enumerate(port.shape or ()) if not isinstance(dim, int)}
-    unchanged, used, found = set(open_axes), None, []
+    unchanged, used = set(open_axes), None
+    found: list[Observation] = []
     for variant in _variants(ports, feeds):
         changed = {(name, axis) for name, axis in open_axes if variant[name].shape[axis] != feeds[name].shape[axis]}
         if not changed or (found and not changed & unchanged and len(changed) < len(open_axes)):
@@ -184,7 +185,7 @@ def data_free(nodes: Sequence[Node], constants: Iterable[str], shapes_too: bool 
     for node in nodes:
         if node.op in NEVER_FOLD or node.captures:
             continue
-        if (shapes_too and node.op in graph.SHAPE_QUERIES) or (all(name in free for name in node.inputs if name) and not node.domain):
+        if (shapes_too and graph.asks_shape(node)) or (all(name in free for name in node.inputs if name) and not node.domain):
             free.update(name for name in node.outputs if name)
     return free
 

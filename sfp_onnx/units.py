@@ -40,8 +40,6 @@ def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = F
     """
     found = []
     for name, channels in [*coupling.tensors.items(), *coupling.masked_inputs.items()]:
-        if name in trace.values:
-            continue
         for own in channels:
             gone = np.flatnonzero(~keep_mask(own.units, removed))
             if len(gone) and (dynamic or own.axis not in trace.dynamic_axes.get(name, ())):

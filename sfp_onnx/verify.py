@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from . import graph, runtime
-from .errors import VerificationError
+from .errors import ModelError, VerificationError
 from .graph import Model
 from .records import Array, Cut, Verification
 
@@ -19,37 +20,36 @@ ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip o
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
 
 
-def masked(model: Model, cuts: Iterable[Cut], zero_points: Mapping[str, str] | None = None) -> Model:
-    """The original model with the removed channels of every listed tensor set to zero, or to its zero point if it is one of
-    ``zero_points`` (quantised tensor -> tensor with its zero point)."""
-    editor, points = graph.Editor(model), zero_points or {}
-    types = _types(model, points)
+def masked(model: Model, cuts: Iterable[Cut]) -> Model:
+    """The original model with the removed channels of every listed tensor set to zero (also where they are infinite)."""
+    editor, types = graph.Editor(model), graph.tensor_types(model)
     for cut in cuts:
-        dtype = types(cut.tensor)
+        dtype = np.dtype(types.get(cut.tensor) or types.get(cut.zero_point or "") or np.float32)
         shape = [1] * cut.rank
         shape[cut.axis] = cut.size
         mask = np.ones(cut.size, bool)
         mask[list(cut.removed)] = False
         tensor, name = editor.tensor(cut.tensor), f"{cut.tensor}/mask"
-        if model.opset < FIRST_WHERE or dtype.name not in (*WITH_WHERE, *QUANTIZED):
+        if cut.zero_point is None and (model.opset < FIRST_WHERE or dtype.name not in WITH_WHERE):
             editor.insert_after(tensor, "And" if dtype.kind == "b" else "Mul", [editor.constant(name, mask.reshape(shape).astype(dtype))])
         else:
-            point = points.get(cut.tensor) if dtype.name in QUANTIZED else None
-            zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype)) if point is None else editor.tensor(point)
+            zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype)) if cut.zero_point is None else editor.tensor(cut.zero_point)
             editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), zero], first=1)
     return editor.finish()
 
 
-def _types(model: Model, zero_points: Mapping[str, str]) -> Callable[[str], np.dtype[Any]]:
-    """Dtype of a tensor: inferred, else that of its zero point, else float32."""
+def maskable(model: Model, cuts: Iterable[Cut], zero_points: Mapping[str, str]) -> list[Cut]:
+    """Cuts with the zero point of quantised tensors; those whose zero point is unknown are left out."""
     types = graph.tensor_types(model)
-    return lambda name: np.dtype(types.get(name) or types.get(zero_points.get(name, "")) or np.float32)
-
-
-def maskable(model: Model, cuts: Iterable[Cut], zero_points: Mapping[str, str], quantized: bool) -> list[Cut]:
-    """Cuts of tensors in which a removed channel is a zero; with ``quantized`` also of those whose zero point is known."""
-    types = _types(model, zero_points)
-    return [cut for cut in cuts if types(cut.tensor).name not in QUANTIZED or (quantized and cut.tensor in zero_points)]
+    found = []
+    for cut in cuts:
+        point = zero_points.get(cut.tensor)
+        dtype = np.dtype(types.get(cut.tensor) or types.get(point or "") or np.float32)
+        if dtype.name not in QUANTIZED:
+            found.append(cut)
+        elif point is not None:
+            found.append(replace(cut, zero_point=point))
+    return found
 
 
 def relative_error(found: Array, expected: Array) -> float:
@@ -72,28 +72,23 @@ def relative_error(found: Array, expected: Array) -> float:
     return float(difference / scale) if scale else float(difference)
 
 
-def compare(
-    original: Model,
-    pruned: Model,
-    cuts: Sequence[Cut],
-    feeds: Mapping[str, Mapping[str, Array]],
-    zero_points: Mapping[str, str] | None = None,
-) -> Verification:
+def compare(original: Model, pruned: Model, cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]) -> Verification:
     """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs), without onnxruntime's optimisations.
 
     Raises:
         VerificationError: an output differs by more than the tolerance of its type (1e-4 for float32).
     """
-    reference = masked(original, cuts, zero_points)
+    reference = masked(original, cuts)
     sessions = [runtime.open_session(graph.serialized(model), model.weights, model.name, optimize=False) for model in (pruned, reference)]
     names = [port.name for port in graph.outputs(original)]
+    floor = _coarsest(original, cuts)
     errors: dict[str, float] = {}
     limit = 0.0
     for kind, inputs in feeds.items():
         found, expected = (session.run(inputs, names) for session in sessions)
         for name, own, other in zip(names, found, expected, strict=True):
             error, tolerance = _judge(own, other)
-            tolerance = max(tolerance, ROUNDING_STEP) if zero_points else tolerance
+            tolerance = max(tolerance, floor)
             errors[kind] = max(errors.get(kind, 0.0), error)
             limit = max(limit, tolerance)
             if not error <= tolerance:
@@ -103,6 +98,34 @@ def compare(
                     f"--keep on the layers near '{cuts[0].tensor if cuts else name}' may work around it."
                 )
     return Verification(errors, limit)
+
+
+def _coarsest(model: Model, cuts: Sequence[Cut]) -> float:
+    """Tolerance of the coarsest arithmetic inside: half precision, or the rounding of quantised tensors."""
+    half = any(dtype == np.float16 for dtype in graph.tensor_types(model).values() if dtype is not None)
+    steps = any(cut.zero_point is not None for cut in cuts)
+    return max(TOLERANCE["float16"] if half else 0.0, ROUNDING_STEP if steps else 0.0)
+
+
+def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array]) -> None:
+    """Run both models with onnxruntime's optimisations on inputs of other dynamic sizes, and compare the output shapes.
+
+    Raises:
+        VerificationError: the pruned model does not run there, or gives other shapes.
+    """
+    sessions = [runtime.open_session(graph.serialized(model), model.weights, model.name) for model in (original, pruned)]
+    names = [port.name for port in graph.outputs(original)]
+    expected = [np.shape(value) for value in sessions[0].run(inputs, names)]
+    sizes = {name: list(array.shape) for name, array in inputs.items()}
+    try:
+        found = [np.shape(value) for value in sessions[1].run(inputs, names)]
+    except ModelError as error:
+        raise VerificationError(f"{original.name}: the pruned model fails on inputs of shape {sizes}: {error}") from error
+    if found != expected:
+        raise VerificationError(
+            f"{original.name}: on inputs of shape {sizes} the pruned model gives outputs of shape {found}, the original {expected}. "
+            "Nothing was written. Please report this model."
+        )
 
 
 def _judge(found: Any, expected: Any) -> tuple[float, float]:

@@ -908,7 +908,8 @@ def reduce_nothing(b: Builder, y: str, op: str) -> str:
     return b.op(op, y, b.const([], np.int64), noop_with_empty_axes=1)
 
 
-@case("ReduceMax ReduceMin ReduceProd ReduceLogSumExp", pinned="compares all channels")
+@case("ReduceMax ReduceMin", since=8)
+@case("ReduceProd ReduceLogSumExp", pinned="compares all channels")
 def extreme_channels(b: Builder, y: str, op: str) -> str:
     return b.op("Mul", branch(b), b.reduce(op, y, [1], keepdims=1))
 

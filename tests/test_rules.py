@@ -19,7 +19,6 @@ from sfp_onnx.rules import RULES, SUMMARY
 
 # Known faults: (operator, case), where "" stands for any -> (lowest and highest opset concerned, what is wrong).
 FAULTS: dict[tuple[str, str], tuple[int, int, str]] = {
-    ("QLinearConv", "qlinear_two"): (7, 99, "the listed cuts leave out channels that exist as integers only"),
 }
 
 

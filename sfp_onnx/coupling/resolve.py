@@ -6,7 +6,7 @@ columns of labels leave), and the classes that remain removable are numbered gro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
     parent = components(facts.labels, *_edges(facts.ties))
     parent = _choose(facts, parent, prepared.nodes)
     constants = _constants(facts, prepared.nodes)
-    members = _members(facts, parent, set(prepared.trace.values))
+    members = _members(facts, parent, prepared.trace.values)
     unit_of, widths = _number(facts, parent, members)
     units = unit_of[parent]
     tensors = {name: _channels(labels, units) for name, labels in facts.tensors.items()}
@@ -77,11 +77,24 @@ def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
 
 
 def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
-    """Resolve choices in the order of their nodes; of equally good options the first is taken."""
+    """Resolve choices in the order of their nodes, and against it, and keep the outcome with more free classes.
+
+    What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early.
+    """
+    choices = sorted([*facts.choices, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
+    outcomes = [_resolve_in_order(facts, parent, order) for order in (choices, choices[::-1])]
+    _, best, pins = max(outcomes, key=lambda outcome: outcome[0])
+    facts.pins.extend(pins)
+    return best
+
+
+def _resolve_in_order(facts: Facts, parent: IntArray, choices: Sequence[Choice]) -> tuple[int, IntArray, list[PinFact]]:
+    """Number of free classes, class of every label, and new pins. Of equally good options the first is taken."""
+    pins: list[PinFact] = []
     pinned = np.zeros(facts.labels, bool)
     for pin in facts.pins:
         pinned[pin.labels] = True
-    for choice in sorted([*facts.choices, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index):
+    for choice in choices:
         held = np.zeros(facts.labels, bool)
         held[parent[pinned]] = held[FIXED] = True
         edges = [_edges(option) for option in choice.options]
@@ -94,13 +107,15 @@ def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
         to_fixed = (edges[best][0] == FIXED) != (edges[best][1] == FIXED)
         if to_fixed.any():
             labels = np.unique(np.maximum(*edges[best])[to_fixed])
-            facts.pins.append(PinFact(labels, choice.node.name, TIED))
+            pins.append(PinFact(labels, choice.node.name, TIED))
             pinned[labels] = True
         remap = np.arange(facts.labels)
         remap[roots] = roots[results[best][1]]
         remap[parent[FIXED]] = FIXED
         parent = remap[parent]
-    return parent
+    held = np.zeros(facts.labels, bool)
+    held[parent[pinned]] = held[FIXED] = True
+    return len(np.setdiff1d(parent, parent[held[parent]])), parent, pins
 
 
 # ---- units -----------------------------------------------------------------------------------------------------------
@@ -116,13 +131,13 @@ def _constants(facts: Facts, nodes: Sequence[Node]) -> dict[tuple[int, int], Lab
     return found
 
 
-def _members(facts: Facts, parent: IntArray, data_free: set[str]) -> list[IntArray]:
-    """Class arrays of all distinct label arrays of tensors that depend on the data."""
-    distinct = {id(array): array for name, labels in facts.tensors.items() if name not in data_free for array in labels}
-    return [parent[array] for array in distinct.values()]
+def _members(facts: Facts, parent: IntArray, data_free: Container[str]) -> list[tuple[IntArray, bool]]:
+    """Class arrays of all distinct label arrays of tensors, and whether the tensor depends on the data."""
+    distinct = {(id(array), name not in data_free): array for name, labels in facts.tensors.items() for array in labels}
+    return [(parent[array], live) for (_, live), array in distinct.items()]
 
 
-def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[IntArray, list[int]]:
+def _number(facts: Facts, parent: IntArray, members: list[tuple[IntArray, bool]]) -> tuple[IntArray, list[int]]:
     """Unit of every class root (-1: cannot leave), and the widths of the groups in the order of their units.
 
     Classes are grouped by a hash of the set of tensor axes they occur on. Classes with a set of their own (channels that a
@@ -135,10 +150,12 @@ def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[In
         held[parent[pin.labels]] = True
     signature, birth = np.zeros(facts.labels, np.uint64), np.zeros(facts.labels, np.uint64)
     generator = np.random.default_rng(0)
-    for classes in members:
+    for classes, live in members:
         present = np.unique(classes)
         if len(present) == 1:
             held[present] = True
+        if not live:
+            continue
         site = generator.integers(1, 2**63, dtype=np.uint64)
         signature[present] += site
         birth[present[birth[present] == 0]] = site

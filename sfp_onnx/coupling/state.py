@@ -42,7 +42,7 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     for node in prepared.nodes:
         ctx = Context(node, prepared.model.opset, trace, facts, names, shared, cut_layernorm)
         if all(_is_index(prepared.trace, name) for name in node.outputs if name):
-            for position in range(len(node.inputs)):
+            for position in range(len(node.inputs)) if not graph.asks_shape(node) else ():
                 ctx.pin_input(position, f"{node.operator} computes sizes or indices from it")
             continue
         for labels, name in zip(_apply(ctx), node.outputs, strict=False):

@@ -3,15 +3,15 @@
 from .edit import Editor
 from .load import load, load_tensor
 from .model import Model, Prepared, check, make_initializer
-from .program import SHAPE_QUERIES, shape_program
+from .program import asks_shape, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
 from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
 
 __all__ = [
-    "SHAPE_QUERIES",
     "Editor",
     "Model",
     "Prepared",
+    "asks_shape",
     "atomic",
     "check",
     "check_output",

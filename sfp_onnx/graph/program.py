@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 import onnx.helper
 
-from ..records import Array
+from ..records import Array, Node
 from .model import Model, Prepared
 
-SHAPE_QUERIES = ("Shape", "Size")
-"""Operators that read only the shape of their input, so that their result is known without data."""
+
+def asks_shape(node: Node) -> bool:
+    """Whether an operator reads only the shape of its input, so that its result is known without data."""
+    return node.op in ("Shape", "Size") and not node.domain
 
 
 def shape_program(prepared: Prepared, wanted: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Model, dict[str, Array]]:
@@ -24,7 +26,7 @@ def shape_program(prepared: Prepared, wanted: Sequence[str], shapes: Mapping[str
     for node, view in zip(reversed(source.graph.node), reversed(prepared.nodes), strict=True):
         if not needed & set(node.output):
             continue
-        if view.op in SHAPE_QUERIES:
+        if asks_shape(view):
             feeds[node.output[0]] = _answer(view.op, view.attributes, shapes[node.input[0]])
         else:
             nodes.append(node)

@@ -275,14 +275,14 @@ class Context:
 
     def fix(self, array: IntArray, axis: int, reason: str) -> IntArray:
         """State that ``axis`` keeps its size: labels become equal along it; those that vary along nothing else are pinned.
-        Returns the labels that still vary (an array of one element, if none does)."""
+        Pinned labels are returned as they are, so that later meetings know the first cause."""
         if array.shape[axis] == 1:
             return array
         first = array.take([0], axis)
         if first.size == 1:
             self.pin(array, reason)
-        else:
-            self.tie(array, first)
+            return array
+        self.tie(array, first)
         return first
 
     def take(self, array: IntArray, indices: Sequence[int] | IntArray | range, axis: int) -> IntArray:
@@ -302,6 +302,11 @@ class Context:
                 array = self.fix(array, axis % array.ndim, reason)
             fixed.append(array)
         return keep_varying(fixed)
+
+    def settle(self, position: int, axes: Sequence[int], reason: str) -> Labels:
+        """`fix_input`, without the labels that still vary along ``axes``: for operators that change these axes otherwise."""
+        fixed = self.fix_input(position, axes, reason)
+        return tuple(array for array in fixed if all(array.shape[axis] == 1 for axis in axes))
 
     def fix_input(self, position: int, axes: Sequence[int], reason: str) -> Labels:
         """State that some axes of an input keep their size."""

@@ -203,7 +203,7 @@ def slicing(ctx: Context) -> list[Labels]:
         ctx.pin_input(0, "its bounds depend on the input data")
         return [()]
     strided = [axis for axis, _, _, step in slices if step != 1]
-    labels = ctx.fix_input(0, strided, "a slice with a step reads this axis")
+    labels = ctx.settle(0, strided, "a slice with a step reads this axis")
     moved = []
     for array in labels:
         for axis, start, stop, step in slices:
@@ -233,7 +233,7 @@ def gather(ctx: Context) -> list[Labels]:
     if index is None or index.ndim == 0 or ctx.is_constant(0):
         return [_gather_whole(ctx, axis, None if index is None else index)]
     inner = np.where(index < 0, index + ctx.shape(0)[axis], index)
-    labels = ctx.labels(0) if index.ndim == 1 else ctx.fix_input(0, (axis,), "it is gathered into several axes")
+    labels = ctx.labels(0) if index.ndim == 1 else ctx.settle(0, (axis,), "it is gathered into several axes")
     moved = []
     for array in labels:
         if index.ndim == 1:
@@ -284,7 +284,7 @@ def pad(ctx: Context) -> list[Labels]:
     padded = [axis for axis in axes if before[axis] or behind[axis]]
     stiff = padded if ctx.attribute("mode", "constant") != "constant" else [a for a in padded if min(before[a], behind[a]) < 0]
     moved = []
-    for array in ctx.fix_input(0, stiff, "this axis is padded with its own values, or cropped"):
+    for array in ctx.settle(0, stiff, "this axis is padded with its own values, or cropped"):
         for axis in padded:
             if array.shape[axis] > 1 and axis not in stiff:
                 own = ctx.along([array], axis)
@@ -340,4 +340,4 @@ def resize(ctx: Context) -> list[Labels]:
             return [SetInput(3, np.asarray([after.output_shape(0)[axis] for axis in axes], np.int64))]
 
         ctx.follow(edits)
-    return [ctx.fix_input(0, changed, "it is resized along this axis")]
+    return [ctx.settle(0, changed, "it is resized along this axis")]

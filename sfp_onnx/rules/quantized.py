@@ -117,4 +117,4 @@ def qlinear_pool(ctx: Context) -> list[Labels]:
     ctx.zero_point(ctx.node.inputs[4])
     last = ctx.attribute("channels_last", 0)
     spatial = range(1, ctx.rank(0) - 1) if last else range(2, ctx.rank(0))
-    return [ctx.fix_input(0, spatial, "it is pooled along this axis")]
+    return [ctx.settle(0, list(spatial), "it is pooled along this axis")]

@@ -13,7 +13,8 @@ from .registry import rule
 
 POOLING = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
 SUMS = "ReduceSum ReduceL1 ReduceL2 ReduceSumSquare".split()
-EXTREMES = "ReduceMax ReduceMin ReduceProd ReduceLogSum ReduceLogSumExp".split()
+COMPARED = "ReduceProd ReduceLogSum ReduceLogSumExp ArgMax ArgMin".split()
+FIRST_BROADCAST = 8  # opset from which Max and Min broadcast
 
 
 @rule(*POOLING, does="passes channels (spatial axes keep their size)")
@@ -22,7 +23,7 @@ def pooling(ctx: Context) -> list[Labels]:
     stiff = list(range(2, ctx.rank(0)))
     if len(ctx.node.outputs) > 1 and ctx.node.outputs[1]:
         stiff.append(1)
-    labels = ctx.fix_input(0, stiff, "it is pooled along this axis, or pooling indices count over it")
+    labels = ctx.settle(0, stiff, "it is pooled along this axis, or pooling indices count over it")
     return [labels, ()][: len(ctx.node.outputs)]
 
 
@@ -77,14 +78,31 @@ def reduce_mean(ctx: Context) -> list[Labels]:
     return [_reduced(ctx, ctx.labels(0), axes)]
 
 
-@rule(*EXTREMES, "ArgMax", "ArgMin", does="passes the other axes; the reduced axis keeps its size")
+@rule("ReduceMax", "ReduceMin", does="passes the other axes; over a cut axis the removed zeros still take part")
 def reduce_extreme(ctx: Context) -> list[Labels]:
+    """max over the masked tensor = max(max over the kept channels, 0), and the same for the minimum."""
+    axes = _axes(ctx)
+    if axes is None or ctx.opset < FIRST_BROADCAST:
+        return reduce_compared(ctx)
+
+    def edits(after: After) -> list[Edit]:
+        if all(after.input_keep(0, axis).all() for axis in axes):
+            return []
+        return [InsertAfter(ctx.node.op.removeprefix("Reduce"), (np.asarray(0.0),))]
+
+    ctx.follow(edits)
+    return [_reduced(ctx, ctx.labels(0), axes)]
+
+
+@rule(*COMPARED, does="passes the other axes; the reduced axis keeps its size")
+def reduce_compared(ctx: Context) -> list[Labels]:
     """A zero in place of a removed channel would take part in the result."""
     axes = [ctx.attribute("axis", 0) % ctx.rank(0)] if ctx.node.op.startswith("Arg") else _axes(ctx)
     if axes is None:
         ctx.pin_input(0, "its axes depend on the input data")
         return [()]
-    return [_reduced(ctx, ctx.fix_input(0, axes, f"{ctx.node.op} compares all channels of this axis"), axes)]
+    ctx.settle(0, axes, f"{ctx.node.op} compares all channels of this axis")
+    return [_reduced(ctx, ctx.labels(0), axes)]
 
 
 @rule("TopK", does="keeps the ranked axis")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..records import FloatArray, GroupView, IntArray, ScoreOptions
+from ..records import Array, FloatArray, GroupView, IntArray, ScoreOptions
 from .registry import score
+
+BLOCK = 1024
 
 
 def per_unit(unit: IntArray, values: FloatArray, width: int) -> FloatArray:
@@ -53,11 +55,19 @@ def fpgm(view: GroupView, options: ScoreOptions) -> FloatArray:
     """
     total = np.zeros(view.width)
     for weights in view.weights:
-        rows = weights.values.astype(np.float64)
-        squares = (rows**2).sum(1)
-        distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * rows @ rows.T, 0)).sum(1)
-        total += per_unit(weights.unit, relative(distances), view.width)
+        total += per_unit(weights.unit, relative(_distances(weights.values)), view.width)
     return total / max(1, len(view.weights))
+
+
+def _distances(values: Array) -> FloatArray:
+    """Summed distance of every row to all others, a block of rows at a time (a flattened layer has tens of thousands)."""
+    rows = values.astype(np.float64)
+    squares = (rows**2).sum(1)
+    found = np.empty(len(rows))
+    for start in range(0, len(rows), BLOCK):
+        part = slice(start, start + BLOCK)
+        found[part] = np.sqrt(np.maximum(squares[part, None] + squares[None, :] - 2 * rows[part] @ rows.T, 0)).sum(1)
+    return found
 
 
 @score("random", "uniform random numbers (the control)", "Mittal et al., WACV 2018")
