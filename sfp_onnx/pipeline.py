@@ -314,8 +314,9 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
     every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))
     variant = analysis.prepared.variant
     if variant is not None:
-        runs_at(analysis.model, pruned, variant)
-        if len(every) == len(fixed):  # masks of axes merged with a dynamic one fit the traced sizes only
+        maskable_there = len(every) == len(fixed)  # masks of axes merged with a dynamic one fit the traced sizes only
+        runs_at(analysis.model, pruned, variant, shapes=not maskable_there)
+        if maskable_there:
             inputs["other sizes"] = variant
     return compare(analysis.model, pruned, maskable(analysis.model, every, zero_points), inputs)
 

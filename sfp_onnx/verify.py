@@ -107,8 +107,10 @@ def _coarsest(model: Model, cuts: Sequence[Cut]) -> float:
     return max(TOLERANCE["float16"] if half else 0.0, ROUNDING_STEP if steps else 0.0)
 
 
-def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array]) -> None:
-    """Run both models with onnxruntime's optimisations on inputs of other dynamic sizes, and compare the output shapes.
+def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes: bool) -> None:
+    """Run both models with onnxruntime's optimisations on inputs of other dynamic sizes.
+
+    ``shapes``: compare the shapes of the outputs too (some depend on values, so this is for want of a comparison of those).
 
     Raises:
         VerificationError: the pruned model does not run there, or gives other shapes.
@@ -121,7 +123,7 @@ def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array]) -> None
         found = [np.shape(value) for value in sessions[1].run(inputs, names)]
     except ModelError as error:
         raise VerificationError(f"{original.name}: the pruned model fails on inputs of shape {sizes}: {error}") from error
-    if found != expected:
+    if shapes and found != expected:
         raise VerificationError(
             f"{original.name}: on inputs of shape {sizes} the pruned model gives outputs of shape {found}, the original {expected}. "
             "Nothing was written. Please report this model."

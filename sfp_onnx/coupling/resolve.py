@@ -6,7 +6,7 @@ columns of labels leave), and the classes that remain removable are numbered gro
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +26,12 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
     parent = components(facts.labels, *_edges(facts.ties))
     parent = _choose(facts, parent, prepared.nodes)
     constants = _constants(facts, prepared.nodes)
-    members = _members(facts, parent, prepared.trace.values)
+    read = {name for node in prepared.nodes for name in (*node.inputs, *node.captures)}
+    labelled = {name: labels for name, labels in facts.tensors.items() if name in read}
+    members = _members(labelled, parent)
     unit_of, widths = _number(facts, parent, members)
     units = unit_of[parent]
-    tensors = {name: _channels(labels, units) for name, labels in facts.tensors.items()}
+    tensors = {name: _channels(labels, units) for name, labels in labelled.items()}
     layers = tuple(_layer(fact, units, tensors) for fact in facts.layers)
     return Coupling(
         units=sum(widths),
@@ -131,13 +133,13 @@ def _constants(facts: Facts, nodes: Sequence[Node]) -> dict[tuple[int, int], Lab
     return found
 
 
-def _members(facts: Facts, parent: IntArray, data_free: Container[str]) -> list[tuple[IntArray, bool]]:
-    """Class arrays of all distinct label arrays of tensors, and whether the tensor depends on the data."""
-    distinct = {(id(array), name not in data_free): array for name, labels in facts.tensors.items() for array in labels}
-    return [(parent[array], live) for (_, live), array in distinct.items()]
+def _members(tensors: Mapping[str, Labels], parent: IntArray) -> list[IntArray]:
+    """Class arrays of all distinct label arrays of tensors."""
+    distinct = {id(array): array for labels in tensors.values() for array in labels}
+    return [parent[array] for array in distinct.values()]
 
 
-def _number(facts: Facts, parent: IntArray, members: list[tuple[IntArray, bool]]) -> tuple[IntArray, list[int]]:
+def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[IntArray, list[int]]:
     """Unit of every class root (-1: cannot leave), and the widths of the groups in the order of their units.
 
     Classes are grouped by a hash of the set of tensor axes they occur on. Classes with a set of their own (channels that a
@@ -150,12 +152,10 @@ def _number(facts: Facts, parent: IntArray, members: list[tuple[IntArray, bool]]
         held[parent[pin.labels]] = True
     signature, birth = np.zeros(facts.labels, np.uint64), np.zeros(facts.labels, np.uint64)
     generator = np.random.default_rng(0)
-    for classes, live in members:
+    for classes in members:
         present = np.unique(classes)
         if len(present) == 1:
             held[present] = True
-        if not live:
-            continue
         site = generator.integers(1, 2**63, dtype=np.uint64)
         signature[present] += site
         birth[present[birth[present] == 0]] = site

@@ -47,6 +47,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     for file in files:
         _hash_file(file, digest)
     weights: dict[str, Array] = {}
+    _sort_nodes(proto.graph)
     for tensor in proto.graph.initializer:
         _detach(tensor, weights, path, name)
     for tensor in _inner_tensors(proto.graph):
@@ -181,6 +182,36 @@ def _name_apart(graph: onnx.GraphProto) -> None:
             number += 1
             node.name = f"{base}_{number}" if f"{base}_{number}" not in taken else node.name
         seen.add(node.name)
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put nodes behind those that they read, if they are not (some converters append casts at the end); else leave the order."""
+    made = {name for node in graph.node for name in node.output if name}
+    seen: set[str] = set()
+    waiting = list(graph.node)
+    ordered: list[onnx.NodeProto] = []
+    while waiting:
+        blocked = []
+        for node in waiting:
+            if all(name not in made or name in seen for name in _read_names(node)):
+                ordered.append(node)
+                seen.update(node.output)
+            else:
+                blocked.append(node)
+        if not ordered or len(blocked) == len(waiting):
+            return  # a cycle: onnx.checker says so
+        if len(ordered) == len(graph.node) and not any(a is not b for a, b in zip(ordered, graph.node, strict=True)):
+            return
+        waiting = blocked
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _read_names(node: onnx.NodeProto) -> list[str]:
+    """Inputs of a node and of the nodes in its sub-graphs."""
+    inner = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
+    return [name for name in node.input if name] + [name for graph in inner for own in graph.node for name in _read_names(own)]
 
 
 def _constants_to_initializers(proto: onnx.ModelProto) -> None:
