@@ -27,11 +27,10 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
     parent = _choose(facts, parent, prepared.nodes)
     constants = _constants(facts, prepared.nodes)
     read = {name for node in prepared.nodes for name in (*node.inputs, *node.captures)}
-    labelled = {name: labels for name, labels in facts.tensors.items() if name in read}
-    members = _members(labelled, parent)
+    members = _members({name: labels for name, labels in facts.tensors.items() if name in read}, parent)
     unit_of, widths = _number(facts, parent, members)
     units = unit_of[parent]
-    tensors = {name: _channels(labels, units) for name, labels in labelled.items()}
+    tensors = {name: _channels(labels, units) for name, labels in facts.tensors.items()}
     layers = tuple(_layer(fact, units, tensors) for fact in facts.layers)
     return Coupling(
         units=sum(widths),

@@ -197,7 +197,7 @@ def _carry_over(old: onnx.ModelProto, new: onnx.ModelProto, sizes: Mapping[str, 
     originals = {item.name: item for item in old.graph.output}
     graph.output.extend(originals.get(item.name, item) for item in new.graph.output)
     held = {tensor.name: dict(enumerate(tensor.dims)) for tensor in graph.initializer}
-    present = {name for node in graph.node for name in node.input}  # the shape of an output that nobody reads may have changed
+    present = {name for node in graph.node for name in [*node.input, *node.output]}
     for item in old.graph.value_info:
         if item.name in present:
             graph.value_info.append(_resized(item, held.get(item.name, sizes.get(item.name, {}))))
