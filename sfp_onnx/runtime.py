@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,17 @@ def _words(error: Exception) -> str:
     return text[:600]
 
 
-def open_session(serialized: bytes, weights: Mapping[str, Array], name: str, optimize: bool = True, threads: int = 0) -> Session:
+class Optimize(Enum):
+    """How much onnxruntime rewrites the graph: nothing (its plain meaning), constant folding and the like, or all."""
+
+    NONE = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    BASIC = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    ALL = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+
+def open_session(
+    serialized: bytes, weights: Mapping[str, Array], name: str, optimize: Optimize = Optimize.ALL, threads: int = 0
+) -> Session:
     """Open a session on a protobuf whose large weights are handed over from memory.
 
     Raises:
@@ -60,12 +71,11 @@ def open_session(serialized: bytes, weights: Mapping[str, Array], name: str, opt
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.graph_optimization_level = optimize.value
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # planning memory makes the first two runs slow, and most sessions here live for a few runs
-    if not optimize:
+    if optimize is Optimize.NONE:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         if weights:

@@ -135,7 +135,7 @@ def _trace(
 ) -> tuple[Trace, dict[str, Array], dict[str, Array] | None]:
     ports = graph.inputs(model)
     probe, names, fetched = _probe(model)
-    session = runtime.open_session(graph.serialized(probe), probe.weights, model.name, optimize=False)
+    session = runtime.open_session(graph.serialized(probe), probe.weights, model.name, optimize=runtime.Optimize.NONE)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
     tried: set[tuple[tuple[int, ...], ...]] = set()
     failure: ModelError | None = None

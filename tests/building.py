@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.checker
+import onnx.defs
 import onnx.helper as oh
 import onnx.numpy_helper as nh
 import onnx.shape_inference
@@ -23,6 +24,27 @@ from sfp_onnx import Analysis, Cut, Plan, PlanOptions, Pruned
 
 FLOAT = onnx.TensorProto.FLOAT
 IR_VERSIONS = {7: 3, 8: 3, 9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+
+
+def _newest_opset() -> int:
+    """The newest opset that the installed onnx and onnxruntime both know (25 at most: what the cases were written for)."""
+    for opset in range(min(25, onnx.defs.onnx_opset_version()), 17, -1):
+        graph = oh.make_graph(
+            [oh.make_node("Conv", ["x", "w"], ["y"])],
+            "probe",
+            [oh.make_tensor_value_info(name, FLOAT, [1, 1, 1, 1]) for name in ("x", "w")],
+            [oh.make_tensor_value_info("y", FLOAT, None)],
+        )
+        model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", opset)], ir_version=10)
+        try:
+            ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        except Exception:
+            continue
+        return opset
+    return 17
+
+
+NEWEST = _newest_opset()
 
 
 class Builder:

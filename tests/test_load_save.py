@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from building import NEWEST
 from conftest import (
     CLASSES,
     IMAGE,
@@ -36,17 +37,6 @@ from sfp_onnx import ModelError, OutputError, PlanOptions, Pruned
 
 saving = importlib.import_module("sfp_onnx.graph.save")
 HALF = PlanOptions(ratio=0.5)
-
-
-def newest_opset() -> int:
-    """The newest opset that the installed onnx and onnxruntime both know."""
-    for opset in range(onnx.defs.onnx_opset_version(), 16, -1):
-        try:
-            run_model(classifier(opset=opset, ir=10), {"x": images(1)})
-        except Exception:
-            continue
-        return opset
-    return 17
 
 
 def cuts_of(result: Pruned) -> list[dict[str, Any]]:
@@ -172,7 +162,7 @@ def test_functions_are_inlined() -> None:
     proven(inlined, result, {"x": images(2)})
 
 
-@pytest.mark.parametrize("opset", sorted({*range(7, 23), newest_opset()}))
+@pytest.mark.parametrize("opset", sorted({*range(7, 23), NEWEST}))
 def test_opsets(opset: int) -> None:
     model = classifier(opset=opset, ir=3 if opset < 9 else 8)
     if opset < 9:

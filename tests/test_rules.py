@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnx.defs
 import pytest
-from building import assert_exact, assert_listed, random_plan
-from rule_cases import CASES, CHANNELS, NEWEST, Case, model_of, schema_model
+from building import NEWEST, assert_exact, assert_listed, random_plan
+from rule_cases import CASES, CHANNELS, Case, model_of, schema_model
 
 import sfp_onnx
 from sfp_onnx.coupling import couple
@@ -62,7 +62,7 @@ def test_every_generation_of_every_operator_has_a_case() -> None:
             covered = {opset for own in CASES[schema.name] for opset in own.opsets()}
             if not any(opset >= schema.since_version for opset in covered):
                 missing.append((schema.name, schema.since_version))
-    assert missing == [("GlobalLpPool", 22)]  # onnxruntime has no kernel for it
+    assert set(missing) <= {("GlobalLpPool", 22)}  # onnxruntime has no kernel for it
 
 
 @pytest.mark.parametrize("operator", sorted(RULES))

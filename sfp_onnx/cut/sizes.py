@@ -38,7 +38,7 @@ def run_alone(prepared: Prepared, names: Iterable[str], shapes: Mapping[str, tup
     if not wanted:
         return {}
     program, feeds = graph.shape_program(prepared, wanted, shapes)
-    session = runtime.open_session(graph.serialized(program), program.weights, prepared.model.name, optimize=False)
+    session = runtime.open_session(graph.serialized(program), program.weights, prepared.model.name, optimize=runtime.Optimize.NONE)
     return dict(zip(wanted, session.run(feeds, wanted), strict=True))
 
 
