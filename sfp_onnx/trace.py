@@ -21,6 +21,7 @@ from .records import Array, BoolArray, Node, Port, Trace
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8)
+INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
 
 # Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
@@ -70,8 +71,8 @@ def _dimension(port: Port, axis: int, sizes: Mapping[str, int]) -> int:
     return sizes["batch"] if axis == 0 else sizes["side"] if rank >= 4 and axis >= rank - 2 else sizes["length"]
 
 
-def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Array]:
-    """Random normal numbers for floats, zeros for integers, true for booleans."""
+def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]], seed: int, whole: int) -> dict[str, Array]:
+    """Random normal numbers for floats, ``whole`` for integers, true for booleans."""
     generator = np.random.default_rng(seed)
     feeds = {}
     for port in ports:
@@ -80,13 +81,13 @@ def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, 
         if dtype.kind == "f":
             feeds[port.name] = generator.standard_normal(shape).astype(dtype)
         else:
-            feeds[port.name] = np.ones(shape, dtype) if dtype.kind == "b" else np.zeros(shape, dtype)
+            feeds[port.name] = np.full(shape, True if dtype.kind == "b" else whole, dtype)
     return feeds
 
 
 def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) -> dict[str, Array]:
     """Other random inputs of the same shapes; integer inputs are kept as they are."""
-    random = _feed(ports, {}, {name: array.shape for name, array in like.items()}, seed)
+    random = _feed(ports, {}, {name: array.shape for name, array in like.items()}, seed, 1)
     return {name: random[name] if like[name].dtype.kind == "f" else like[name] for name in like}
 
 
@@ -106,9 +107,9 @@ def _candidates(
         if port is None or (port.shape is not None and len(port.shape) != len(shape)):
             known = ", ".join(f"{port.name} {list(port.shape or ())}" for port in ports)
             raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
-    for batch, side, length in product(BATCHES, SIDES, LENGTHS):
-        yield _feed(ports, {"batch": batch, "side": side, "length": length}, shapes, 0)
-        if not _has_dynamic(ports):
+    for batch, side, length, whole in product(BATCHES, SIDES, LENGTHS, INTEGERS):
+        yield _feed(ports, {"batch": batch, "side": side, "length": length}, shapes, 0, whole)
+        if not _has_dynamic(ports) and whole == INTEGERS[-1]:
             return
 
 
@@ -117,6 +118,7 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
 
     The changes are large: behind strides, a small one leaves inner sizes as they are.
     """
+    whole = next((int(array.flat[0]) for array in feeds.values() if array.dtype.kind in "iu" and array.size), INTEGERS[0])
     for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0)):
         shapes = {}
         for port in ports:
@@ -126,7 +128,7 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
                     step = grow[0] if axis == 0 else grow[1] if len(shape) >= 4 and axis >= len(shape) - 2 else grow[2]
                     shape[axis] += round(step * shape[axis]) if isinstance(step, float) else step
             shapes[port.name] = shape
-        yield _feed(ports, {}, shapes, 0)
+        yield _feed(ports, {}, shapes, 0, whole)
     yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
 
 
@@ -137,13 +139,13 @@ def _trace(
     probe, names, fetched = _probe(model)
     session = runtime.open_session(graph.serialized(probe), probe.weights, model.name, optimize=runtime.Optimize.NONE)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
-    tried: set[tuple[tuple[int, ...], ...]] = set()
+    tried: dict[object, list[list[int]]] = {}
     failure: ModelError | None = None
     for feeds in _candidates(ports, shapes, data):
-        key = tuple(array.shape for array in feeds.values())
+        key = tuple((array.shape, array.tobytes() if array.dtype.kind in "iu" else b"") for array in feeds.values())
         if key in tried:
             continue
-        tried.add(key)
+        tried[key] = [list(array.shape) for array in feeds.values()]
         try:
             first = _observe(session, feeds, names, fetched)
         except ModelError as error:
@@ -151,7 +153,7 @@ def _trace(
             continue
         others, used, complete = _vary(session, feeds, names, fetched, ports)
         return _compare(first, others, set(first[1]) if complete else pure), feeds, used
-    raise ModelError(f"{failure} Tried sample inputs of shapes {sorted(tried)[:4]}; give the right one with --input-shape.")
+    raise ModelError(f"{failure} Tried sample inputs of shapes {list(tried.values())[:4]}; give the right one with --input-shape.")
 
 
 def _vary(
