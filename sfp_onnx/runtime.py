@@ -33,6 +33,8 @@ class Session:
         Raises:
             ModelError: onnxruntime's words.
         """
+        if outputs is not None and not outputs:
+            return []  # onnxruntime takes an empty list for all outputs
         try:
             result: list[Any] = self.handle.run(None if outputs is None else list(outputs), dict(feeds))
         except Exception as error:  # onnxruntime's exception classes share no base but Exception

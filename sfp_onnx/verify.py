@@ -22,7 +22,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
 
 def masked(model: Model, cuts: Iterable[Cut]) -> Model:
     """The original model with the removed channels of every listed tensor set to zero (also where they are infinite)."""
-    editor, types = graph.Editor(model), graph.tensor_types(model)
+    editor, types, constants = graph.Editor(model), graph.tensor_types(model), graph.initializers(model)
     for cut in cuts:
         dtype = np.dtype(types.get(cut.tensor) or types.get(cut.zero_point or "") or np.float32)
         shape = [1] * cut.rank
@@ -30,10 +30,17 @@ def masked(model: Model, cuts: Iterable[Cut]) -> Model:
         mask = np.ones(cut.size, bool)
         mask[list(cut.removed)] = False
         tensor, name = editor.tensor(cut.tensor), f"{cut.tensor}/mask"
-        if cut.zero_point is None and (model.opset < FIRST_WHERE or dtype.name not in WITH_WHERE):
+        if cut.zero_point in constants:  # through int32: not every onnxruntime has a Where for int8
+            zero = editor.constant(f"{cut.tensor}/zero", graph.constant(model, str(cut.zero_point)).astype(np.int32))
+            editor.insert_after(tensor, "Cast", attributes={"to": dtype.type})
+            editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), zero], first=1)
+            editor.insert_after(tensor, "Cast", attributes={"to": np.int32})
+        elif cut.zero_point is not None:
+            editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), editor.tensor(cut.zero_point)], first=1)
+        elif model.opset < FIRST_WHERE or dtype.name not in WITH_WHERE:
             editor.insert_after(tensor, "And" if dtype.kind == "b" else "Mul", [editor.constant(name, mask.reshape(shape).astype(dtype))])
         else:
-            zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype)) if cut.zero_point is None else editor.tensor(cut.zero_point)
+            zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype))
             editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), zero], first=1)
     return editor.finish()
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import onnx.defs
+import onnxruntime as ort
 import pytest
-from building import NEWEST, assert_exact, assert_listed, random_plan
+from building import NEWEST, assert_exact, assert_listed, feeds_for, random_plan, run
 from rule_cases import CASES, CHANNELS, Case, model_of, schema_model
 
 import sfp_onnx
@@ -18,6 +19,7 @@ from sfp_onnx.records import Trace
 from sfp_onnx.rules import RULES, SUMMARY
 
 # Known faults: (operator, case), where "" stands for any -> (lowest and highest opset concerned, what is wrong).
+OLD_RUNTIME = tuple(int(part) for part in ort.__version__.split(".")[:2]) < (1, 25)
 FAULTS: dict[tuple[str, str], tuple[int, int, str]] = {
 }
 
@@ -34,6 +36,8 @@ def every() -> Iterator[object]:
 @pytest.mark.parametrize(("own", "opset"), list(every()))
 def test_rule_is_exact(own: Case, opset: int) -> None:
     model = model_of(own, opset)
+    if OLD_RUNTIME and not runs(model):
+        pytest.skip("this onnxruntime has no kernel for it")
     analysis = sfp_onnx.inspect(model)
     writers = {name for group in analysis.coupling.groups for name in group.producers}
     if own.pinned:
@@ -44,9 +48,24 @@ def test_rule_is_exact(own: Case, opset: int) -> None:
     if not analysis.coupling.groups:
         return
     for seed in range(3):
-        result = sfp_onnx.apply(analysis, random_plan(analysis, seed), verify=True)
+        plan = random_plan(analysis, seed)
+        if OLD_RUNTIME and own.operator.endswith(("RMSNormalization", "SimplifiedLayerNormalization")) and _one_left(plan):
+            continue  # old versions refuse to normalise over one channel
+        result = sfp_onnx.apply(analysis, plan, verify=True)
         assert_exact(model, result, select=own.select)
         assert_listed(model, result)
+
+
+def _one_left(plan: sfp_onnx.Plan) -> bool:
+    return any(group.width - len(group.remove) == 1 for group in plan.groups)
+
+
+def runs(model: onnx.ModelProto) -> bool:
+    try:
+        run(model, feeds_for(model))
+    except Exception:
+        return False
+    return True
 
 
 def test_every_rule_has_a_case() -> None:

@@ -21,6 +21,7 @@ from ..records import Array
 from .model import ONNX_DOMAINS, Model, annotate, make_initializer
 
 G_LOGGER.severity = G_LOGGER.ERROR
+EXPORTED_TYPES = ("tensor_type", "sequence_type", "sparse_tensor_type")
 
 
 class Editor:
@@ -33,6 +34,9 @@ class Editor:
         self.graph = gs.import_onnx(proto)
         self.nodes = list(self.graph.nodes)
         self.tensors = self.graph.tensors()
+        for tensor in self.tensors.values():
+            if isinstance(tensor, gs.Variable) and tensor.type not in EXPORTED_TYPES:
+                tensor.dtype = None  # it cannot be exported; `finish` carries the original over
         self.weights = dict(model.weights)
         self._after: dict[int, list[gs.Node]] = {}
         self._last: list[gs.Node] = []
@@ -85,16 +89,19 @@ class Editor:
             self.graph.outputs.append(tensor)
         return str(tensor.name)
 
-    def insert_after(self, tensor: Any, op: str, operands: Sequence[Any], first: int = 0) -> None:
+    def insert_after(
+        self, tensor: Any, op: str, operands: Sequence[Any] = (), first: int = 0, attributes: Mapping[str, Any] | None = None
+    ) -> None:
         """Put a node between a tensor and all that read it: readers see ``op(*operands)`` with the tensor at place ``first``."""
         readers = list(dict.fromkeys(map(_ById, tensor.outputs)))
         output = gs.Variable(self._unique(f"{tensor.name}/{op}"))
         for reader in readers:
             reader.node.inputs = [output if item is tensor else item for item in reader.node.inputs]
-        node = gs.Node(op, name=output.name, inputs=[*operands[:first], tensor, *operands[first:]], outputs=[output])
+        inputs = [*operands[:first], tensor, *operands[first:]]
+        node = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=inputs, outputs=[output])
         producer = tensor.inputs[0] if tensor.inputs else None
         index = next((index for index, own in enumerate(self.nodes) if own is producer), -1)
-        self._after.setdefault(index, []).append(node)
+        self._after.setdefault(index, []).insert(0, node)
 
     def insert_before(self, node: int, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> Any:
         """Put a new node right before a node of the original; returns its output tensor."""
