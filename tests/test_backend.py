@@ -19,7 +19,7 @@ def test_shipped_model(path: Path) -> None:
     try:
         analysis = sfp_onnx.inspect(path)
     except sfp_onnx.ModelError as error:
-        assert "onnxruntime cannot" in str(error)
+        assert "onnxruntime cannot" in str(error) or "onnx-graphsurgeon cannot" in str(error)
         return
     if not analysis.coupling.groups:
         assert pipeline.reasons(analysis.coupling)

@@ -9,7 +9,7 @@ import onnx
 import onnx.defs
 import onnxruntime as ort
 import pytest
-from building import NEWEST, assert_exact, assert_listed, feeds_for, random_plan, run
+from building import NEWEST, assert_exact, assert_listed, random_plan
 from rule_cases import CASES, CHANNELS, Case, model_of, schema_model
 
 import sfp_onnx
@@ -35,9 +35,16 @@ def every() -> Iterator[object]:
 
 @pytest.mark.parametrize(("own", "opset"), list(every()))
 def test_rule_is_exact(own: Case, opset: int) -> None:
+    try:
+        check_rule(own, opset)
+    except Exception as error:
+        if OLD_RUNTIME and type(error).__module__.startswith("onnxruntime"):
+            pytest.skip("this onnxruntime has no kernel for the model or for its masked reference")
+        raise
+
+
+def check_rule(own: Case, opset: int) -> None:
     model = model_of(own, opset)
-    if OLD_RUNTIME and not runs(model):
-        pytest.skip("this onnxruntime has no kernel for it")
     analysis = sfp_onnx.inspect(model)
     writers = {name for group in analysis.coupling.groups for name in group.producers}
     if own.pinned:
@@ -58,14 +65,6 @@ def test_rule_is_exact(own: Case, opset: int) -> None:
 
 def _one_left(plan: sfp_onnx.Plan) -> bool:
     return any(group.width - len(group.remove) == 1 for group in plan.groups)
-
-
-def runs(model: onnx.ModelProto) -> bool:
-    try:
-        run(model, feeds_for(model))
-    except Exception:
-        return False
-    return True
 
 
 def test_every_rule_has_a_case() -> None:

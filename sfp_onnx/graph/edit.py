@@ -17,6 +17,7 @@ import onnx.helper
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from ..errors import ModelError
 from ..records import Array
 from .model import ONNX_DOMAINS, Model, annotate, make_initializer
 
@@ -159,7 +160,10 @@ class Editor:
             ordered += [node, *self._after.get(index, [])]
         self.graph.nodes[:] = ordered + self._last
         self.graph.cleanup(remove_unused_node_outputs=False, recurse_subgraphs=False, remove_unused_graph_inputs=False)
-        proto = gs.export_onnx(self.graph, do_type_check=False)
+        try:
+            proto = gs.export_onnx(self.graph, do_type_check=False)
+        except Exception as error:  # sub-graphs with optional outputs, for one
+            raise ModelError(f"{self.model.name}: onnx-graphsurgeon cannot write this graph: {type(error).__name__}: {error}") from error
         proto = _carry_over(self.model.proto, proto, sizes or {})
         held = {tensor.name for tensor in proto.graph.initializer}
         weights = {name: array for name, array in self.weights.items() if name in held}
