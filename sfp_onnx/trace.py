@@ -167,7 +167,8 @@ def _vary(
     found: list[Observation] = []
     for variant in _variants(ports, feeds):
         changed = {(name, axis) for name, axis in open_axes if variant[name].shape[axis] != feeds[name].shape[axis]}
-        if not changed or (found and not changed & unchanged and len(changed) < len(open_axes)):
+        only_batch = all(axis == 0 for _, axis in changed)
+        if not changed or (found and only_batch and not changed & unchanged):
             continue
         try:
             found.append(_observe(session, variant, names, fetched))
