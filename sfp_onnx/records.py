@@ -133,15 +133,6 @@ class Follow:
 
 
 @dataclass(frozen=True)
-class Pin:
-    """Labels that cannot be removed, and the sentence that tells the user why."""
-
-    labels: IntArray
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Weight:
     """The constant operand of a mixing layer: which of its axes carries output and input channels."""
 

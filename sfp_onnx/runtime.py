@@ -41,11 +41,6 @@ class Session:
             raise ModelError(f"{self.name}: onnxruntime cannot run the model: {_words(error)}") from error
         return result
 
-    @property
-    def output_names(self) -> list[str]:
-        """Names of the outputs in their order."""
-        return [item.name for item in self.handle.get_outputs()]
-
 
 def _words(error: Exception) -> str:
     """onnxruntime's message without its prefix of codes and source locations, on one line."""

@@ -228,10 +228,10 @@ def slicing(ctx: Context) -> list[Labels]:
 @rule("Gather", does="moves labels; constant indices follow")
 def gather(ctx: Context) -> list[Labels]:
     """Indices that depend on the data (embeddings) keep their axis; the others shrink."""
-    rank, axis = ctx.rank(0), ctx.attribute("axis", 0) % ctx.rank(0)
+    axis = ctx.attribute("axis", 0) % ctx.rank(0)
     index = ctx.value(1)
     if index is None or index.ndim == 0 or ctx.is_constant(0):
-        return [_gather_whole(ctx, axis, None if index is None else index)]
+        return [_gather_whole(ctx, axis, index)]
     inner = np.where(index < 0, index + ctx.shape(0)[axis], index)
     labels = ctx.labels(0) if index.ndim == 1 else ctx.settle(0, (axis,), "it is gathered into several axes")
     moved = []
@@ -248,7 +248,6 @@ def gather(ctx: Context) -> list[Labels]:
         return [SetInput(1, (np.cumsum(keep) - 1)[inner[keep[inner]]].astype(index.dtype))]
 
     ctx.follow(edits)
-    del rank
     return [keep_varying(moved)]
 
 
