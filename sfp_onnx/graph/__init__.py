@@ -5,6 +5,7 @@ from .load import load, load_tensor
 from .model import Model, Prepared, check, make_initializer
 from .program import asks_shape, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
+from .segment import between, segment
 from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Prepared",
     "asks_shape",
     "atomic",
+    "between",
     "check",
     "check_output",
     "constant",
@@ -26,6 +28,7 @@ __all__ = [
     "nodes",
     "outputs",
     "save",
+    "segment",
     "serialized",
     "shape_program",
     "small_constants",

@@ -1,0 +1,31 @@
+"""The command line: a thin layer over `sfp_onnx.pipeline`, one file per family of commands.
+
+Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path.
+Results go to standard output, messages and progress to standard error.
+"""
+
+from __future__ import annotations
+
+import click
+
+from .common import EPILOG
+from .evaluate import evaluate_command
+from .inspect import inspect_command
+from .prune import apply_command, plan_command, prune_command
+
+COMMANDS = (inspect_command, plan_command, apply_command, prune_command, evaluate_command)
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("-v", "--verbose", count=True, help="Say more.")
+@click.option("-q", "--quiet", count=True, help="Say only errors.")
+@click.version_option(package_name="sfp_onnx")
+def main(verbose: int, quiet: int) -> None:
+    """Make ONNX models smaller and faster by removing channels, and prove the result.
+
+    Example: sfp-onnx prune model.onnx -o smaller.onnx --ratio 0.5
+    """
+
+
+for command in COMMANDS:
+    main.add_command(command)

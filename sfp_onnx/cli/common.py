@@ -1,0 +1,86 @@
+"""What all commands share: messages, progress, errors with exit codes, data and checks of paths."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from .. import graph, pipeline
+from ..data import Dataset, Preprocessing
+from ..errors import OptionError, SfpError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EPILOG = "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path."
+
+
+def _verbosity() -> int:
+    context = click.get_current_context()
+    return int(context.find_root().params.get("verbose", 0)) - int(context.find_root().params.get("quiet", 0))
+
+
+def say(text: str, level: int = 0) -> None:
+    """A message for people on standard error (level 1: only with -v)."""
+    if _verbosity() >= level:
+        click.echo(text, err=True)
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, if that is a terminal."""
+    if not sys.stderr.isatty() or _verbosity() < 0:
+        yield lambda steps: None
+        return
+    with click.progressbar(length=total, label=title, file=sys.stderr) as shown:
+        yield shown.update
+
+
+def guarded(function: F) -> F:
+    """Turn errors into a message and an exit code; a traceback only for internal errors with -v."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except SfpError as error:
+            click.echo(f"Error: {error}", err=True)
+            raise click.exceptions.Exit(error.exit_code) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if _verbosity() > 0:
+                raise
+            click.echo(f"Internal error: {type(error).__name__}: {error}. Run again with -v for the traceback, and report it.", err=True)
+            raise click.exceptions.Exit(1) from error
+
+    return wrapper  # type: ignore[return-value]
+
+
+def dataset(model: graph.Model, path: Path | None, options: dict[str, Any]) -> Dataset | None:
+    """The data that the options describe; None without a path."""
+    steps = Preprocessing(options["mean"], options["std"], options["scale"], options["layout"])
+    if path is None:
+        if steps.given or options["labels"] is not None or options["samples"] is not None:
+            raise OptionError("--labels, --mean, --std, --scale and --samples need --data")
+        return None
+    data = pipeline.data_for(
+        model, path, preprocessing=steps, labels=options["labels"], samples=options["samples"], seed=options["seed"]
+    )
+    assert data is not None
+    say(f"{data.name}: {data.samples} samples, labels {'given' if data.labels is not None else 'none'}", 1)
+    return data
+
+
+def check_outputs(inputs: Sequence[Path | None], *outputs: Path | None) -> None:
+    """Refuse outputs that cannot be written, or are inputs or each other, before any work."""
+    taken = [path for path in inputs if path is not None]
+    for output in outputs:
+        if output is not None:
+            graph.check_output(output, taken)
+            taken.append(output)

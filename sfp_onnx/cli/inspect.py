@@ -1,0 +1,30 @@
+"""inspect: what can be pruned, and why the rest cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .. import pipeline, report
+from . import options as take
+from .common import EPILOG, guarded, say
+
+
+@click.command("inspect", epilog=EPILOG)
+@take.model_argument
+@take.shape_option
+@take.layernorm_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@guarded
+def inspect_command(model: Path, input_shapes: dict[str, list[int]], cut_layernorm: bool, as_json: bool) -> None:
+    """Show what can be pruned, and why the rest cannot.
+
+    Example: sfp-onnx inspect model.onnx
+    """
+    analysis = pipeline.inspect(model, input_shapes, cut_layernorm=cut_layernorm)
+    found = report.inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
+    click.echo(json.dumps(found, indent=1) if as_json else report.inspection_text(found))
+    if not as_json and found["groups"]:
+        say(f"Next: sfp-onnx prune {model} -o {model.stem}-pruned.onnx --ratio 0.5 --data calibration.npz")

@@ -1,0 +1,141 @@
+"""The commands that make a plan or a pruned model: plan, apply, prune."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import graph, pipeline, report
+from ..data import Dataset
+from ..plan import to_json
+from ..records import Evaluation, Plan, ScoreOptions
+from . import options as take
+from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+
+
+def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any]) -> pipeline.Analysis:
+    return pipeline.inspect(model, options["input_shapes"], data, options["cut_layernorm"])
+
+
+def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
+    name = options["score"] or pipeline.default_score(data)
+    say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
+    chosen = ScoreOptions(options["p"], options["seed"])
+    return pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
+
+
+@click.command("plan", epilog=EPILOG)
+@take.model_argument
+@click.option("-o", "--output", type=take.FILE, required=True, help="Where the plan (JSON) goes.")
+@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@take.plan_options
+@take.preprocessing_options
+@take.shape_option
+@take.layernorm_option
+@guarded
+def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -> None:
+    """Decide which channels leave; cut nothing.
+
+    Example: sfp-onnx plan model.onnx -o plan.json --target macs=50%
+    """
+    take.chosen_plan(options)
+    loaded = pipeline.load(model)
+    inputs = [*loaded.paths, data, options["labels"]]
+    check_outputs(inputs, output)
+    data_set = dataset(loaded, data, options)
+    made = _scored(_analysed(loaded, data_set, options), data_set, options)
+    pipeline.write_json(output, to_json(made), filter(None, inputs))
+    click.echo(report.plan_text(made))
+    say(f"Next: sfp-onnx apply {model} {output} -o {model.stem}-pruned.onnx")
+
+
+@click.command("apply", epilog=EPILOG)
+@take.model_argument
+@click.argument("plan", type=take.FILE)
+@take.output_option
+@take.manifest_option
+@take.verify_option
+@take.external_option
+@guarded
+def apply_command(model: Path, plan: Path, output: Path, manifest: Path | None, verify: bool, external: bool | None) -> None:
+    """Cut a model as a plan says.
+
+    Example: sfp-onnx apply model.onnx plan.json -o smaller.onnx
+    """
+    loaded = pipeline.load(model)
+    check_outputs([*loaded.paths, plan], output, manifest)
+    result = pipeline.apply(loaded, pipeline.read_plan(plan), verify=verify, progress=bar)
+    _write(result, output, manifest, external)
+
+
+@click.command("prune", epilog=EPILOG)
+@take.model_argument
+@take.output_option
+@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy and latency before and after.")
+@take.plan_options
+@take.preprocessing_options
+@take.shape_option
+@take.layernorm_option
+@take.manifest_option
+@take.verify_option
+@take.external_option
+@guarded
+def prune_command(
+    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, verify: bool,
+    external: bool | None, **options: Any,
+) -> None:  # fmt: skip
+    """Plan, cut, verify and write in one.
+
+    Example: sfp-onnx prune model.onnx -o smaller.onnx --data calibration.npz --target macs=50%
+    """
+    take.chosen_plan(options)
+    loaded = pipeline.load(model)
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)
+    held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
+    shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
+    data_set = dataset(loaded, data, {**options, **shared})
+    analysis = _analysed(loaded, data_set, options)
+    made = _scored(analysis, data_set, options)
+    say(report.plan_text(made), 1)
+    result = pipeline.apply(analysis, made, data_set, verify, bar)
+    measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
+    _write(result, output, manifest, external)
+    if measured:
+        measured[1] = replace(measured[1], model=str(output))
+        _accuracy(measured)
+        say(report.evaluation_text(measured))
+
+
+def _write(result: pipeline.Pruned, output: Path, manifest: Path | None, external: bool | None) -> None:
+    result.save(output, external)
+    if manifest is not None:
+        pipeline.write_json(manifest, pipeline.manifest(result, output), [*result.original.paths, output])
+    for note in result.notes:
+        say(f"Note: {note}")
+    check = result.verification
+    click.echo(report.sizes_text(result.plan.before, result.plan.after))
+    before, after = graph.file_bytes(result.original), graph.file_bytes(pipeline.load(output))
+    click.echo(f"file {report.number(before)}B -> {report.number(after)}B ({after / before:.1%})")
+    if check is None:
+        click.echo("not verified (--no-verify)")
+    else:
+        parts = ", ".join(f"{kind} input {error:.1e}" for kind, error in check.errors.items())
+        click.echo(f"verified: equal to the masked original (relative difference on {parts}; allowed {check.tolerance:g})")
+    click.echo(f"wrote {output}")
+
+
+def _accuracy(results: list[Evaluation]) -> None:
+    before, after = results
+    if before.top1 is not None and after.top1 is not None:
+        click.echo(f"top-1 on {before.samples} held-out samples: {before.top1:.2%} -> {after.top1:.2%}")
+    elif after.agreement is not None:
+        click.echo(f"agreement with the original on {after.samples} held-out samples: {after.agreement:.2%}")
+    elif after.relative_error is not None:
+        click.echo(f"relative error to the original on {after.samples} held-out samples: {after.relative_error:.4f}")
+    if after.latency_ratio is not None:
+        times = f"{before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms"
+        click.echo(f"latency {times} per batch ({after.latency_ratio:.2f} of the original)")

@@ -1,0 +1,130 @@
+"""Cut a model as planned, prove it, and list what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from .. import graph
+from .. import plan as plans
+from ..cut import cut
+from ..data import Dataset
+from ..graph import Model
+from ..records import Array, BoolArray, Coupling, Cut, Plan, PlanOptions, ScoreOptions, Verification
+from ..trace import random_feeds
+from ..units import cuts, keep_mask
+from ..verify import compare, maskable, runs_at
+from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
+from .planning import plan as make_plan
+
+SLOW_WIDTHS = 4  # onnxruntime uses its blocked convolutions only for multiples of 4 channels
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The result of `apply` and `prune`."""
+
+    model: Model
+    original: Model
+    plan: Plan
+    cuts: tuple[Cut, ...]
+    verification: Verification | None
+    notes: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path, external: bool | None = None) -> Path:
+        """Write the model atomically; ``external`` keeps weights in ``<path>.data`` (default: only over 2 GB)."""
+        return graph.save(self.model, path, external)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as a self-contained ModelProto."""
+        return graph.to_proto(self.model)
+
+
+def apply(
+    source: ModelSource | Analysis, plan: Plan, data: Dataset | None = None, verify: bool = True, progress: Progress = silent
+) -> Pruned:
+    """Cut a model as planned, and prove it.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        VerificationError: the pruned model differs from the masked original.
+    """
+    if isinstance(source, Analysis):
+        analysis = source
+    else:
+        model = load(source)
+        analysis = inspect(model, plans.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
+    removed = plans.removal_of(plan, analysis.coupling, analysis.model.sha256)
+    pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+    graph.check(pruned)
+    verification = None
+    if verify:
+        with progress("verifying", 1) as advance:
+            verification = _verify(analysis, pruned, removed, data)
+            advance(1)
+    notes = _notes(analysis.coupling, removed)
+    if analysis.model.complaint:
+        notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
+    final = plans.make_plan(
+        analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
+    )
+    trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
+    listed = tuple(maskable(analysis.model, cuts(analysis.coupling, trace, removed), zero_points))
+    return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
+
+
+def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
+    """What the user should know about a removal."""
+    if not removed.any():
+        return ("the plan removes nothing; the model is written unchanged",)
+    widths = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
+    odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 for kept in widths if not kept.all())
+    if not odd:
+        return ()
+    return (
+        f"{odd} of {len(widths)} prunable layers end with a width that is no multiple of {SLOW_WIDTHS}; onnxruntime may run them slower "
+        "than the original. --align 8 (or 16) keeps widths on the block.",
+    )
+
+
+def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset | None) -> Verification:
+    ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
+    inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
+    if data is not None:
+        size = analysis.samples
+        batch = next(({name: array[:size] for name, array in own.items()} for own, count in data.batches() if count >= size), None)
+        if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
+            inputs["calibration"] = batch
+    trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
+    every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))
+    variant = analysis.prepared.variant
+    if variant is not None:
+        maskable_there = len(every) == len(fixed)  # masks of axes merged with a dynamic one fit the traced sizes only
+        runs_at(analysis.model, pruned, variant, shapes=not maskable_there)
+        if maskable_there:
+            inputs["other sizes"] = variant
+    return compare(analysis.model, pruned, maskable(analysis.model, every, zero_points), inputs)
+
+
+def prune(
+    source: ModelSource | Analysis,
+    options: PlanOptions,
+    score_name: str | None = None,
+    data: Dataset | None = None,
+    score_options: ScoreOptions | None = None,
+    verify: bool = True,
+    progress: Progress = silent,
+) -> Pruned:
+    """Plan and apply in one. For other shapes or options of the analysis, `inspect` first and pass its result to both.
+
+    Raises:
+        the errors of `inspect`, `plan` and `apply`.
+    """
+    analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
+    made = make_plan(analysis, options, score_name, data, score_options, progress)
+    return apply(analysis, made, data, verify, progress)
