@@ -5,7 +5,7 @@ from .load import load, load_tensor
 from .model import Model, Prepared, check, make_initializer
 from .program import asks_shape, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
-from .segment import between, segment
+from .segment import between, segment, with_constants
 from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "small_constants",
     "tensor_types",
     "to_proto",
+    "with_constants",
     "write_text",
 ]

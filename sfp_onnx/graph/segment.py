@@ -6,10 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.helper
+import onnx.numpy_helper
 
-from .model import Model
+from ..records import Array
+from .model import Model, annotate
 from .view import nodes
 
 Shape = Sequence[int | str | None] | None
@@ -63,3 +66,23 @@ def _reads(model: Model, index: int) -> Sequence[str]:
 
 def _port(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
+
+
+def with_constants(model: Model, values: Mapping[str, Array]) -> Model:
+    """The model with other values for some of its initializers (of the same shape and type; names it does not have are ignored)."""
+    present = {tensor.name: index for index, tensor in enumerate(model.proto.graph.initializer)}
+    changed = {name: array for name, array in values.items() if name in present}
+    if not changed:
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    weights = dict(model.weights)
+    for name, array in changed.items():
+        tensor = proto.graph.initializer[present[name]]
+        if name in weights:
+            weights[name] = array
+        else:
+            fresh = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+            annotate(fresh, tensor)
+            tensor.CopyFrom(fresh)
+    return replace(model, proto=proto, weights=weights, edited=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..labels import FIXED, Labels, align, keep_varying, varying, vector
-from ..records import After, Array, BoolArray, Edit, FloatArray, IntArray, Node, Trace
+from ..records import Additive, After, Array, BoolArray, Edit, FloatArray, IntArray, Linear, Node, Trace
 
 TiePair = tuple[IntArray, IntArray]
 
@@ -63,6 +63,7 @@ class LayerFact:
     constant: bool
     reads: Reads
     writes: Writes
+    linear: Linear | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class AffineFact:
     gamma: FloatArray
     scale: FloatArray
     labels: IntArray
+    moments: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Facts:
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)
     masked_inputs: list[tuple[int, int]] = field(default_factory=list)
     zero_points: dict[str, str] = field(default_factory=dict)
+    additive: dict[int, Additive] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -330,10 +333,18 @@ class Context:
         """One of these sets of ties must hold."""
         self.facts.choices.append(Choice(self.node, tuple(tuple(option) for option in options)))
 
-    def layer(self, macs: float, extents: Sequence[IntArray | None], reads: Reads, writes: Writes) -> None:
-        """State a mixing layer; ``macs`` for the traced run, proportional to the sizes of the label arrays in ``extents``."""
+    def layer(
+        self, macs: float, extents: Sequence[IntArray | None], reads: Reads, writes: Writes, linear: Linear | None = None
+    ) -> None:
+        """State a mixing layer; ``macs`` for the traced run, proportional to the sizes of the label arrays in ``extents``;
+        ``linear`` if its constant weight can be re-fitted."""
         present = tuple(array for array in extents if array is not None)
-        self.facts.layers.append(LayerFact(self.node, macs, present, self.is_constant(writes.weight), reads, writes))
+        self.facts.layers.append(LayerFact(self.node, macs, present, self.is_constant(writes.weight), reads, writes, linear))
+
+    def additive(self, *positions: int, shift: int | None = None) -> None:
+        """State that output 0 is affine in each of these inputs, element by element, whatever the others are; input ``shift`` is
+        a constant that is simply added."""
+        self.facts.additive[self.node.index] = Additive(positions, shift)
 
     def zero_point(self, tensor: str) -> None:
         """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers)."""

@@ -8,8 +8,9 @@ from math import prod
 
 import numpy as np
 
+from ..forms import Dense, Window
 from ..labels import Labels, align, keep_varying, varying, vector
-from ..records import After, Edit, IntArray, SetAttribute
+from ..records import After, Edit, IntArray, Linear, SetAttribute
 from .context import Context, Reads, TiePair, Writes
 from .registry import rule
 
@@ -78,8 +79,22 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
             ctx.match(position, 0, written)
     macs = prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:])
     extents = [written, reads.labels if reads.weight_axis == 1 else None]
-    ctx.layer(float(macs), extents, reads, Writes(weight, 0, written))
+    ctx.layer(float(macs), extents, reads, Writes(weight, 0, written), _window(ctx, False) if vectors == [2] else None)
     return [() if written is None else (vector(written, 1, rank),)]
+
+
+def _window(ctx: Context, transposed: bool) -> Linear | None:
+    """How the weight of a convolution acts; None where its padding follows from the output's size."""
+    kernel = ctx.shape(1)[2:]
+    auto_pad = ctx.attribute("auto_pad", "NOTSET")
+    if transposed and (auto_pad not in ("NOTSET", "VALID") or ctx.attribute("output_shape")):
+        return None
+    ones = [1] * len(kernel)
+    given = ctx.attribute("pads") if auto_pad == "NOTSET" else None
+    pads = tuple(given or [0, 0] * len(kernel))[: len(kernel)]
+    same = auto_pad if auto_pad.startswith("SAME") else ""
+    strides, dilations = tuple(ctx.attribute("strides", ones)), tuple(ctx.attribute("dilations", ones))
+    return Linear(Window(tuple(kernel), strides, dilations, pads, same, transposed), 2)
 
 
 @rule("Conv", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
@@ -104,7 +119,8 @@ def conv_transpose(ctx: Context) -> list[Labels]:
         ctx.follow(edits)
     ctx.match(2, 0, written)
     macs = prod(ctx.shape(0)) * prod(ctx.shape(1)[1:])
-    ctx.layer(float(macs), [data, inner], Reads(0, 1, 0, data), Writes(1, 0 if inner is None else 1, data if inner is None else inner))
+    writes = Writes(1, 0 if inner is None else 1, data if inner is None else inner)
+    ctx.layer(float(macs), [data, inner], Reads(0, 1, 0, data), writes, _window(ctx, True))
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -116,8 +132,18 @@ class Term:
     indices: tuple[int, ...]
 
 
-def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: int) -> Labels:
-    """sum over all indices not in ``output`` of the product of the terms, in the space of ``rank`` indices.
+@dataclass(frozen=True)
+class Scales:
+    """y = product * (the product) + bias * (input ``position``, None: there is no bias)."""
+
+    product: float = 1.0
+    bias: float = 1.0
+    position: int | None = None
+
+
+def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: int, scales: Scales | None = None) -> Labels:
+    """sum over all indices not in ``output`` of the product of the terms, in the space of ``rank`` indices. With ``scales``, a
+    constant operand is a floating-point weight that can be re-fitted.
 
     Activations meet element by element, constants take the labels of what they meet and bring fresh ones along indices of
     their own. A summed index adds nothing where it is removed; labels that vary along a summed index *and* another
@@ -143,7 +169,8 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
         passed.append(array)
     for term in weights:
         ctx.adopt(term.position, tuple(_gather_axes(array, term.indices) for array in passed))
-    _state_layer(ctx, terms, (arrays, reads), [max(shape[index] for shape in shapes.values()) for index in range(rank)])
+    linear = _dense(ctx, terms, output, scales) if scales else None
+    _state_layer(ctx, terms, (arrays, reads), [max(shape[index] for shape in shapes.values()) for index in range(rank)], linear)
     return keep_varying([_gather_axes(array, output) for array in passed if not set(varying(array)) & set(summed)])
 
 
@@ -168,7 +195,29 @@ def _gather_axes(array: IntArray, indices: Sequence[int]) -> IntArray:
     return moved
 
 
-def _state_layer(ctx: Context, terms: Sequence[Term], labels: tuple[Sequence[IntArray], dict[int, IntArray]], sizes: Sequence[int]) -> None:
+def _dense(ctx: Context, terms: Sequence[Term], output: Sequence[int], scales: Scales) -> Linear | None:
+    """How a 2-d weight acts: one of its indices is summed with the data's, the other is the output's; the data's other indices
+    keep their order."""
+    weight = next((term for term in terms if ctx.is_constant(term.position)), None)
+    data = next((term for term in terms if term is not weight), None)
+    if weight is None or data is None or len(terms) != 2 or len(weight.indices) != 2:
+        return None
+    summed = [index for index in weight.indices if index in data.indices and index not in output]
+    made = [index for index in weight.indices if index in output and index not in data.indices]
+    others = [index for index in data.indices if index not in summed]
+    if len(summed) != 1 or len(made) != 1 or others != [index for index in output if index not in made]:
+        return None
+    form = Dense(data.indices.index(summed[0]), list(output).index(made[0]), weight.indices.index(summed[0]), scales.product)
+    return Linear(form, scales.position, scales.bias)
+
+
+def _state_layer(
+    ctx: Context,
+    terms: Sequence[Term],
+    labels: tuple[Sequence[IntArray], dict[int, IntArray]],
+    sizes: Sequence[int],
+    linear: Linear | None,
+) -> None:
     """The mixing layer that a product is: its weight is the first constant term, if there is one."""
     arrays, reads = labels
     summed = next((index for index in reads), -1)
@@ -181,6 +230,7 @@ def _state_layer(ctx: Context, terms: Sequence[Term], labels: tuple[Sequence[Int
         arrays,
         Reads(source.position, _axis_of(source, summed), _axis_of(weight, summed), reads.get(summed)),
         Writes(weight.position, own[-1] if own else 0, writes),
+        linear,
     )
 
 
@@ -193,7 +243,8 @@ def gemm(ctx: Context) -> list[Labels]:
     """Y = alpha A' B' + beta C, with indices m, k, n."""
     first = (1, 0) if ctx.attribute("transA", 0) else (0, 1)
     second = (2, 1) if ctx.attribute("transB", 0) else (1, 2)
-    output = product(ctx, [Term(0, first), Term(1, second)], (0, 2), 3)
+    scales = Scales(ctx.attribute("alpha", 1.0), ctx.attribute("beta", 1.0), 2)
+    output = product(ctx, [Term(0, first), Term(1, second)], (0, 2), 3, scales)
     if ctx.has(2) and not ctx.is_constant(2):
         added = tuple(align(array, 2) for array in ctx.labels(2))
         output = ctx.merge([(output, ctx.out_shape()), (added, (1,) * (2 - ctx.rank(2)) + ctx.shape(2))])
@@ -201,7 +252,7 @@ def gemm(ctx: Context) -> list[Labels]:
     return [output]
 
 
-def matrix_product(ctx: Context, left: int, right: int) -> Labels:
+def matrix_product(ctx: Context, left: int, right: int, scales: Scales | None = None) -> Labels:
     """Numpy's matmul of two inputs: indices are the batch axes, then m, k, n; a vector has no m or n."""
     rank_a, rank_b = ctx.rank(left), ctx.rank(right)
     batch = max(rank_a, rank_b, 2) - 2
@@ -209,13 +260,13 @@ def matrix_product(ctx: Context, left: int, right: int) -> Labels:
     first = (*range(batch - max(0, rank_a - 2), batch), m, k) if rank_a > 1 else (k,)
     second = (*range(batch - max(0, rank_b - 2), batch), k, n) if rank_b > 1 else (k,)
     kept = (*range(batch), *((m,) if rank_a > 1 else ()), *((n,) if rank_b > 1 else ()))
-    return product(ctx, [Term(left, first), Term(right, second)], kept, batch + 3)
+    return product(ctx, [Term(left, first), Term(right, second)], kept, batch + 3, scales)
 
 
 @rule("MatMul", does="reads the contracted axis, makes the others; heads of an attention leave whole")
 def matmul(ctx: Context) -> list[Labels]:
     """Inputs 0 and 1."""
-    return [matrix_product(ctx, 0, 1)]
+    return [matrix_product(ctx, 0, 1, Scales())]
 
 
 @rule("Einsum", does="as MatMul, for any equation without repeated indices or ellipsis")
@@ -232,4 +283,4 @@ def einsum(ctx: Context) -> list[Labels]:
             ctx.pin_input(position, f"Einsum with the equation {equation}")
         return [()]
     terms = [Term(position, tuple(letters.index(letter) for letter in word)) for position, word in enumerate(words)]
-    return [product(ctx, terms, [letters.index(letter) for letter in right], len(letters))]
+    return [product(ctx, terms, [letters.index(letter) for letter in right], len(letters), Scales())]
