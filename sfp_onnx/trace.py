@@ -57,7 +57,8 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
     known = {name: (tuple(shape)) for name, (shape, _) in graph.initializers(model).items()}
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
     values = {name: value for name, value in trace.values.items() if name in produced}
-    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes), feeds, variant)
+    free = frozenset(data_free(nodes, known))
+    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free), feeds, variant)
 
 
 # ---- sample inputs ---------------------------------------------------------------------------------------------------
