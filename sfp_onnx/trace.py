@@ -25,10 +25,7 @@ INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, 
 FOLD_BYTES = 1 << 16
 
 # Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
-NEVER_FOLD = frozenset(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike "
-    "Multinomial Bernoulli Dropout If Loop Scan Optional SequenceEmpty".split()
-)
+NEVER_FOLD = graph.UNSTEADY | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
 Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]

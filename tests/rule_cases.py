@@ -308,6 +308,15 @@ def conv_with_computed_weight(b: Builder, y: str, op: str) -> str:
     return b.op("Conv", y, b.op("Mul", b.weight(6, CHANNELS, 1, 1), b.const(2.0)))
 
 
+@case("Conv ConvTranspose", pinned="is computed at run time")
+def conv_with_weight_from_data(b: Builder, y: str, op: str) -> str:
+    """A dynamic convolution."""
+    mean = b.op("Flatten", b.op("GlobalAveragePool", b.reduce("ReduceMean", y, [0], keepdims=1)))
+    kernel = b.op("Reshape", b.gemm(mean, CHANNELS, 6 * CHANNELS), b.const([6, CHANNELS, 1, 1], np.int64))
+    turned = b.op("Transpose", kernel, perm=[1, 0, 2, 3]) if op == "ConvTranspose" else kernel
+    return b.op("Concat", b.op(op, y, turned), branch(b), axis=1)
+
+
 @case("ConvTranspose")
 def conv_transpose(b: Builder, y: str, op: str) -> str:
     return b.op(op, y, b.weight(CHANNELS, 6, 2, 2), b.weight(6), strides=[2, 2])

@@ -39,8 +39,9 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     maps = [dict(prepared.trace.values), constants]
     trace = replace(prepared.trace, values=ChainMap(*cast("list[MutableMapping[str, Array]]", maps)))
     facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
+    computed = frozenset(graph.from_constants(prepared.nodes, names) - names)
     for node in prepared.nodes:
-        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, cut_layernorm)
+        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, cut_layernorm)
         if all(_is_index(prepared.trace, name) for name in node.outputs if name):
             for position in range(len(node.inputs)) if not graph.asks_shape(node) else ():
                 ctx.pin_input(position, f"{node.operator} computes sizes or indices from it")

@@ -3,7 +3,7 @@
 from .edit import Editor
 from .load import load, load_tensor
 from .model import Model, Prepared, check, make_initializer
-from .program import asks_shape, shape_program
+from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
 from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
 
@@ -11,12 +11,15 @@ __all__ = [
     "Editor",
     "Model",
     "Prepared",
+    "UNSTEADY",
     "asks_shape",
     "atomic",
     "check",
     "check_output",
     "constant",
+    "constant_program",
     "file_bytes",
+    "from_constants",
     "full_size",
     "initializers",
     "inputs",

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..labels import Labels, align, keep_varying, varying, vector
 from ..records import After, Edit, IntArray, SetAttribute
-from .context import Context, Reads, TiePair, Writes
+from .context import STIFF, Context, Reads, TiePair, Writes
 from .registry import rule
 
 SLIDES = "a convolution slides along this axis"
@@ -56,9 +56,20 @@ def _convolved(ctx: Context, weight: int = 1) -> tuple[int, IntArray | None]:
     return rank, ctx.axis(0, 1)
 
 
+def _dynamic(ctx: Context, weight: int, macs: float) -> list[Labels]:
+    """A convolution whose weight is an activation: nothing around it can shrink."""
+    for position in (0, weight):
+        ctx.pin_input(position, f"the weight of {ctx.node.name} is computed at run time")
+    ctx.layer(macs, [], Reads(0, 1, 1, None), Writes(weight, 0, None))
+    return [()]
+
+
 def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Labels]:
     """A convolution with its weight (O x I/g x kernel) at input ``weight``; ``vectors`` are inputs that may hold one value per
     output channel (bias, scales, zero points)."""
+    macs = float(prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:]))
+    if not ctx.is_weight(weight):
+        return _dynamic(ctx, weight, macs)
     rank, data = _convolved(ctx, weight)
     written = ctx.axis(weight, 0)
     reads = Reads(0, 1, 1, data)
@@ -76,9 +87,8 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
     for position in vectors:
         if ctx.has(position) and ctx.shape(position) == ctx.shape(weight)[:1]:
             ctx.match(position, 0, written)
-    macs = prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:])
     extents = [written, reads.labels if reads.weight_axis == 1 else None]
-    ctx.layer(float(macs), extents, reads, Writes(weight, 0, written))
+    ctx.layer(macs, extents, reads, Writes(weight, 0, written))
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -91,6 +101,9 @@ def conv(ctx: Context) -> list[Labels]:
 @rule("ConvTranspose", does="reads input channels, makes output channels (grouped too)")
 def conv_transpose(ctx: Context) -> list[Labels]:
     """Weight: I x O/g x kernel."""
+    macs = float(prod(ctx.shape(0)) * prod(ctx.shape(1)[1:]))
+    if not ctx.is_weight(1):
+        return _dynamic(ctx, 1, macs)
     rank, data = _convolved(ctx)
     ctx.match(1, 0, data)
     inner = written = ctx.axis(1, 1)
@@ -103,8 +116,7 @@ def conv_transpose(ctx: Context) -> list[Labels]:
 
         ctx.follow(edits)
     ctx.match(2, 0, written)
-    macs = prod(ctx.shape(0)) * prod(ctx.shape(1)[1:])
-    ctx.layer(float(macs), [data, inner], Reads(0, 1, 0, data), Writes(1, 0 if inner is None else 1, data if inner is None else inner))
+    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), Writes(1, 0 if inner is None else 1, data if inner is None else inner))
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -125,7 +137,9 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
     """
     shapes = {term: _spread_shape(term, ctx.shape(term.position), rank) for term in terms}
     data = [term for term in terms if not ctx.is_constant(term.position)] or list(terms[:1])
-    arrays = ctx.merge([(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data])
+    operands = [(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data]
+    known = any(ctx.is_weight(term.position) for term in terms)
+    arrays = ctx.merge(operands, STIFF if known else f"the other operand of {ctx.node.name} is computed at run time and cannot shrink here")
     weights = [term for term in terms if term not in data]
     for term in weights:
         for axis, index in enumerate(term.indices):
@@ -169,12 +183,12 @@ def _gather_axes(array: IntArray, indices: Sequence[int]) -> IntArray:
 
 
 def _state_layer(ctx: Context, terms: Sequence[Term], labels: tuple[Sequence[IntArray], dict[int, IntArray]], sizes: Sequence[int]) -> None:
-    """The mixing layer that a product is: its weight is the first constant term, if there is one."""
+    """The mixing layer that a product is: its weight is the first term made of constants, if there is one."""
     arrays, reads = labels
     summed = next((index for index in reads), -1)
-    weight = next((term for term in terms if ctx.is_constant(term.position)), terms[-1])
+    weight = next((term for term in terms if ctx.is_weight(term.position)), terms[-1])
     own = [axis for axis, index in enumerate(weight.indices) if sum(index in term.indices for term in terms) == 1]
-    writes = ctx.axis(weight.position, own[-1]) if own and ctx.is_constant(weight.position) else None
+    writes = ctx.axis(weight.position, own[-1]) if own and ctx.is_weight(weight.position) else None
     source = next((term for term in terms if term is not weight), weight)
     ctx.layer(
         float(prod(sizes)),
