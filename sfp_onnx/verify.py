@@ -31,7 +31,9 @@ def masked(model: Model, cuts: Iterable[Cut]) -> Model:
         mask[list(cut.removed)] = False
         tensor, name = editor.tensor(cut.tensor), f"{cut.tensor}/mask"
         if cut.zero_point in constants:  # through int32: not every onnxruntime has a Where for int8
-            zero = editor.constant(f"{cut.tensor}/zero", graph.constant(model, str(cut.zero_point)).astype(np.int32))
+            value = graph.constant(model, str(cut.zero_point)).astype(np.int32)
+            value = value.reshape(shape) if value.size == cut.size else value.flat[0] if np.ptp(value) == 0 else value
+            zero = editor.constant(f"{cut.tensor}/zero", np.asarray(value))
             editor.insert_after(tensor, "Cast", attributes={"to": dtype.type})
             editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), zero], first=1)
             editor.insert_after(tensor, "Cast", attributes={"to": np.int32})

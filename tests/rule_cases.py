@@ -1391,6 +1391,35 @@ def quantized_activation_per_channel(b: Builder, y: str, op: str) -> str:
     return b.op("DequantizeLinear", b.op("QuantizeLinear", y, *pair, axis=1), *pair, axis=1)
 
 
+@case("QuantizeLinear DequantizeLinear", select=True, since=13)
+def quantized_activation_of_other_size(b: Builder, y: str, op: str) -> str:
+    """No spatial axis has as many indices as there are channels, and onnx infers no types behind."""
+    made = b.conv(y, CHANNELS, 6)
+    pair = [b.uniform(6, low=0.02, high=0.06), b.const(np.arange(6) * 9, np.int8)]
+    made = b.op("DequantizeLinear", b.op("QuantizeLinear", made, *pair, axis=1), *pair, axis=1)
+    return b.op("QuickGelu", b.conv(b.op("QuickGelu", made, domain="com.microsoft"), 6, 4, 1), domain="com.microsoft")
+
+
+@case("DequantizeLinear", since=10)
+def quantized_weight_grouped(b: Builder, y: str, op: str) -> str:
+    """Two groups of four inputs and three outputs."""
+    weight = b.const(b.random.integers(-127, 127, (6, CHANNELS // 2, 3, 3)), np.int8)
+    return b.op("Conv", y, b.op(op, weight, b.const(np.float32(0.002))), group=2, pads=[1] * 4)
+
+
+@case("DequantizeLinear", since=10)
+def quantized_weight_of_whole_groups(b: Builder, y: str, op: str) -> str:
+    """Four groups of two: they leave whole, and the axis that all share keeps its size."""
+    weight = b.const(b.random.integers(-127, 127, (8, CHANNELS // 4, 3, 3)), np.int8)
+    return b.op("Conv", y, b.op(op, weight, b.const(np.float32(0.004))), group=4, pads=[1] * 4)
+
+
+@case("DequantizeLinear", since=10)
+def quantized_weight_transposed(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (CHANNELS, 3, 3, 3)), np.int8)
+    return b.op("ConvTranspose", y, b.op(op, weight, b.const(np.float32(0.002))), group=2, pads=[1] * 4)
+
+
 @case("DequantizeLinear", since=13)
 def quantized_weight(b: Builder, y: str, op: str) -> str:
     """A weight with a scale per output channel."""

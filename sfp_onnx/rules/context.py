@@ -343,9 +343,8 @@ class Context:
         self.facts.layers.append(LayerFact(self.node, macs, present, self.is_weight(writes.weight), reads, writes))
 
     def zero_point(self, tensor: str) -> None:
-        """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers)."""
-        if tensor:
-            self.facts.zero_points[self.node.outputs[0]] = tensor
+        """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers), or as 0 (an empty name)."""
+        self.facts.zero_points[self.node.outputs[0]] = tensor
 
     def mask_input(self, position: int) -> None:
         """State that the node itself reads a removed channel again through this constant (the recurrence of an LSTM), so that

@@ -26,25 +26,31 @@ def _rows(matrix: IntArray) -> TiePair:
     return matrix, np.broadcast_to(matrix[:, :1], matrix.shape)
 
 
-def _grouped(ctx: Context, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]) -> None:
+def _grouped(
+    ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]
+) -> None:
     """Constraints of a convolution with g groups: whole groups leave, or one channel of every group.
 
     ``data`` are the g * i input channels, ``written`` the g * o output channels; ``inner`` is the axis of the weight that all
-    groups share: the side it belongs to (0: the i inputs, 1: the o outputs of a group), its size, and its labels.
+    groups share: the side it belongs to (0: the i inputs, 1: the o outputs of a group), its size, and its labels. That axis of a
+    ``weight`` which is computed stands on a tensor of its own: where it follows no side, it must not shrink alone.
     """
     groups = ctx.attribute("group", 1)
     sides = [None if labels is None else labels.reshape(groups, -1) for labels in (data, written)]
     side, size, labels = inner
     options = []
     left, right = sides
+    loose = [] if labels is None or ctx.is_constant(weight) else [(labels, np.zeros_like(labels))]
     if left is not None and right is not None:
-        options.append([_rows(left), _rows(right), (left[:, 0], right[:, 0])])
+        options.append([_rows(left), _rows(right), (left[:, 0], right[:, 0]), *loose])
     each = [_columns(matrix) for matrix in sides if matrix is not None]
     shared = sides[side]
     if shared is not None and labels is not None:
         each.append((shared[0], labels))
     elif shared is not None and size > 1:
         each.append((shared[0], np.zeros_like(shared[0])))
+    elif shared is None:
+        each += loose
     ctx.choose(*options, each)
 
 
@@ -77,7 +83,7 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
         ctx.match(weight, 1, data)
     else:
         inner = ctx.axis(weight, 1)
-        _grouped(ctx, data, written, (0, ctx.shape(weight)[1], inner))
+        _grouped(ctx, weight, data, written, (0, ctx.shape(weight)[1], inner))
         reads = Reads(0, 1, 1, inner) if inner is not None else Reads(0, 1, 0, written)
 
         def edits(after: After) -> list[Edit]:
@@ -109,7 +115,7 @@ def conv_transpose(ctx: Context) -> list[Labels]:
     inner = written = ctx.axis(1, 1)
     if ctx.attribute("group", 1) > 1:
         written = ctx.mint(ctx.out_shape()[1])
-        _grouped(ctx, data, written, (1, ctx.shape(1)[1], inner))
+        _grouped(ctx, 1, data, written, (1, ctx.shape(1)[1], inner))
 
         def edits(after: After) -> list[Edit]:
             return [SetAttribute("group", after.output_shape(0)[1] // after.input_shape(1)[1])]
