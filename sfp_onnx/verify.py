@@ -22,7 +22,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
 
 def masked(model: Model, cuts: Iterable[Cut]) -> Model:
     """The original model with the removed channels of every listed tensor set to zero (also where they are infinite)."""
-    editor, types, constants = graph.Editor(model), graph.tensor_types(model), graph.initializers(model)
+    editor, types, constants = graph.Editor(model), graph.tensor_types(model), graph.Constants(model)
     for cut in cuts:
         dtype = np.dtype(types.get(cut.tensor) or types.get(cut.zero_point or "") or np.float32)
         shape = [1] * cut.rank
@@ -30,8 +30,8 @@ def masked(model: Model, cuts: Iterable[Cut]) -> Model:
         mask = np.ones(cut.size, bool)
         mask[list(cut.removed)] = False
         tensor, name = editor.tensor(cut.tensor), f"{cut.tensor}/mask"
-        if cut.zero_point in constants:  # through int32: not every onnxruntime has a Where for int8
-            value = graph.constant(model, str(cut.zero_point)).astype(np.int32)
+        if cut.zero_point is not None and cut.zero_point in constants:  # through int32: not every onnxruntime has a Where for int8
+            value = constants[cut.zero_point].astype(np.int32)
             value = value.reshape(shape) if value.size == cut.size else value.flat[0] if np.ptp(value) == 0 else value
             zero = editor.constant(f"{cut.tensor}/zero", np.asarray(value))
             editor.insert_after(tensor, "Cast", attributes={"to": dtype.type})

@@ -5,9 +5,10 @@ from .load import load, load_tensor
 from .model import Model, Prepared, check, make_initializer
 from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
-from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
+from .view import Constants, initializers, inputs, nodes, outputs, serialized, tensor_types
 
 __all__ = [
+    "Constants",
     "Editor",
     "Model",
     "Prepared",
@@ -16,7 +17,6 @@ __all__ = [
     "atomic",
     "check",
     "check_output",
-    "constant",
     "constant_program",
     "file_bytes",
     "from_constants",
@@ -31,7 +31,6 @@ __all__ = [
     "save",
     "serialized",
     "shape_program",
-    "small_constants",
     "tensor_types",
     "to_proto",
     "write_text",
