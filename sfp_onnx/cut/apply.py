@@ -182,6 +182,6 @@ def _apply(editor: graph.Editor, prepared: Prepared, node: Node, edit: Edit) -> 
         editor.set_input(node.index, edit.position, editor.insert_before(node.index, edit.op, operands))
     else:
         name = node.outputs[0]
-        dtype = graph.tensor_types(prepared.model).get(name) or np.float32
+        dtype = prepared.types.get(name) or np.float32
         arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in edit.constants]
         editor.insert_after(editor.tensor(name), edit.op, [editor.constant(f"{name}/{edit.op}", array) for array in arrays])
