@@ -52,12 +52,14 @@ class Port:
 @dataclass(frozen=True)
 class Trace:
     """What one real run on a sample input showed: shape of every tensor, and the values of tensors that do not depend
-    on the input data. ``dynamic`` marks values and sizes that changed when the dynamic dimensions were changed."""
+    on the input data. ``dynamic`` marks values and sizes that changed when the dynamic dimensions were changed. ``data_free``
+    names all tensors that do not depend on the data, also those whose value nothing but other such tensors needs."""
 
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, Array]
     dynamic_values: Mapping[str, BoolArray]
     dynamic_axes: Mapping[str, tuple[int, ...]]
+    data_free: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

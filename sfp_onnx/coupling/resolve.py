@@ -41,7 +41,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
         follows=tuple(Follow(fact.node.index, fact.edits) for fact in facts.follows),
         pinned=_reasons(facts, parent, unit_of),
-        zero_points=facts.zero_points,
+        zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         additive=facts.additive,
         masked_inputs={
             prepared.nodes[node].inputs[at]: _channels(constants.get((node, at), ()), units) for node, at in facts.masked_inputs

@@ -11,16 +11,16 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
-from ..records import Array
+from ..records import Array, Node
 from .model import Model, annotate
 from .view import nodes
 
 Shape = Sequence[int | str | None] | None
 
 
-def between(model: Model, inputs: Collection[str], outputs: Sequence[str]) -> list[int]:
+def between(graph: Sequence[Node], inputs: Collection[str], outputs: Sequence[str]) -> list[int]:
     """Indices of the nodes that compute ``outputs`` from ``inputs`` (and from the model's own inputs, where those lead further)."""
-    made_by = {name: node for node in nodes(model) for name in node.outputs if name}
+    made_by = {name: node for node in graph for name in node.outputs if name}
     needed: set[int] = set()
     waiting = [name for name in outputs if name not in inputs]
     while waiting:
@@ -31,17 +31,21 @@ def between(model: Model, inputs: Collection[str], outputs: Sequence[str]) -> li
     return sorted(needed)
 
 
-def segment(model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any]) -> Model:
+def segment(
+    model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], every: Sequence[Node] | None = None
+) -> Model:
     """The part of a model that computes ``outputs`` from ``inputs``.
 
     Args:
         inputs: (dtype, shape) of tensors to be fed; a shape may hold names for dynamic dimensions, or be None. Inputs of the
             model itself that are still needed are added, as the model declares them.
         outputs: dtype of each tensor that is wanted.
+        every: the nodes of the model, if they are at hand.
     """
-    wanted = between(model, inputs, list(outputs))
+    known = nodes(model) if every is None else every
+    wanted = between(known, inputs, list(outputs))
     kept = [model.proto.graph.node[index] for index in wanted]
-    read = {name for index in wanted for name in _reads(model, index)} | set(outputs)
+    read = {name for index in wanted for name in (*known[index].inputs, *known[index].captures)} | set(outputs)
     proto = onnx.ModelProto(ir_version=model.proto.ir_version)
     proto.opset_import.extend(model.proto.opset_import)
     graph = proto.graph
@@ -57,11 +61,6 @@ def segment(model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapp
     graph.output.extend(_port(name, dtype, None) for name, dtype in outputs.items())
     weights = {name: array for name, array in model.weights.items() if name in held}
     return replace(model, proto=proto, weights=weights, edited=True)
-
-
-def _reads(model: Model, index: int) -> Sequence[str]:
-    node = nodes(model)[index] if any(own.HasField("g") or own.graphs for own in model.proto.graph.node[index].attribute) else None
-    return [*model.proto.graph.node[index].input, *(node.captures if node else ())]
 
 
 def _port(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:

@@ -103,7 +103,7 @@ class _Chain:
 def _refit(setting: Setting, step: Step, number: int) -> LayerFit:
     """One step: gather sums over all batches, solve, keep what held-out data confirm."""
     walk = setting.after
-    weight = graph.constant(walk.model, step.weight)
+    weight = walk.constant(step.weight)
     reference, segment = setting.before.advance([step.reference]), walk.advance([step.data, *_operands(walk, step)])
     sums: list[Normal] = []
     chain, energy = _Chain(None, (), np.ones(1)), 0.0
@@ -134,7 +134,7 @@ def _operands(walk: Walk, step: Step) -> list[str]:
     """What the nodes between output and target read beside it."""
     if step.target == step.output:
         return []
-    inside = graph.between(walk.model, {step.output}, [step.target])
+    inside = graph.between(walk.nodes, {step.output}, [step.target])
     behind = {step.output}
     chain = []
     for index in inside:

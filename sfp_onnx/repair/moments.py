@@ -24,13 +24,13 @@ def reestimate(
     """
     affected = tainted(prepared.nodes, coupling, removed, ())
     editor, nodes = graph.Editor(changed), {node.outputs[0]: node for node in graph.nodes(changed)}
-    wanted = []
+    values, wanted = graph.Constants(changed), []
     for affine in coupling.affines:
         node = nodes.get(affine.node.outputs[0])
         if node is not None and affine.node.outputs[0] in affected:
             for position in affine.moments:  # exporters may share equal vectors
                 name = node.inputs[position]
-                editor.set_input(node.index, position, editor.constant(name, graph.constant(changed, name)))
+                editor.set_input(node.index, position, editor.constant(name, values[name]))
             wanted.append((affine, node.outputs[0]))
     changed = editor.finish()
     nodes = {node.outputs[0]: node for node in graph.nodes(changed)}
@@ -43,7 +43,7 @@ def reestimate(
             node = nodes[output]
             names = [node.inputs[position] for position in affine.moments]
             for name, value in zip(names, _moments(walk, node.inputs[0]), strict=True):
-                walk.overrides[name] = value.astype(graph.constant(changed, name).dtype)
+                walk.overrides[name] = value.astype(walk.constant(name).dtype)
     finally:
         store.close()
     return graph.with_constants(changed, walk.overrides), [affine.node.name for affine, _ in wanted]

@@ -70,6 +70,7 @@ class Scene:
         object.__setattr__(self, "by_output", {node.outputs[0]: node for node in nodes})
         object.__setattr__(self, "readers", _readers(nodes))
         object.__setattr__(self, "constants", graph.initializers(self.model))
+        object.__setattr__(self, "values", graph.Constants(self.model))
         known = {self.original[index].outputs[0]: additive for index, additive in self.coupling.additive.items()}
         object.__setattr__(self, "additive", {**known, **self.added})
         object.__setattr__(self, "outputs", {port.name for port in graph.outputs(self.model)})
@@ -77,6 +78,7 @@ class Scene:
     by_output: Mapping[str, Node] = field(init=False)
     readers: Mapping[str, list[tuple[Node, int]]] = field(init=False)
     constants: Mapping[str, tuple[tuple[int, ...], Any]] = field(init=False)
+    values: Mapping[str, Array] = field(init=False)
     additive: Mapping[str, Additive] = field(init=False)
     outputs: set[str] = field(init=False)
 
@@ -116,7 +118,7 @@ def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
         name = "" if place is None or place.position >= len(place.node.inputs) else place.node.inputs[place.position]
         if place is not None and name:
             if name in scene.constants and len(scene.readers[name]) > 1:
-                editor.set_input(place.node.index, place.position, editor.constant(name, graph.constant(scene.model, name)))
+                editor.set_input(place.node.index, place.position, editor.constant(name, scene.values[name]))
             continue
         zeros = _zeros(scene, layer, node, len(scene.shapes[node.outputs[0]]) if place is None else 1)
         if place is not None:

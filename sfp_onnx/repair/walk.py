@@ -27,7 +27,8 @@ class Walk:
         self.nodes: Sequence[Node] = graph.nodes(self.model)
         self._types = graph.tensor_types(self.model)
         self._made_by = {name: node.index for node in self.nodes for name in node.outputs if name}
-        self._constants = set(graph.initializers(self.model))
+        self._values = graph.Constants(self.model)
+        self._constants = set(self._values)
         self._done: set[int] = set()
         self._live: set[str] = {port.name for port in graph.inputs(self.model)}
         self.batches = 0
@@ -46,7 +47,7 @@ class Walk:
 
     def constant(self, name: str) -> Array:
         """The present value of an initializer."""
-        return self.overrides[name] if name in self.overrides else graph.constant(self.model, name)
+        return self.overrides[name] if name in self.overrides else self._values[name]
 
     def is_tensor(self, name: str) -> bool:
         """Whether a name is an activation or input of the model."""
@@ -91,7 +92,7 @@ class Walk:
 
     def side(self, given: Collection[str], target: str) -> tuple[runtime.Session | None, list[str]]:
         """A session that computes ``target`` from live tensors and ``given`` ones, and the live tensors that it reads."""
-        indices = graph.between(self.model, {*given, *self._live}, [target])
+        indices = graph.between(self.nodes, {*given, *self._live}, [target])
         reads = {name for index in indices for name in self._reads(index)}
         made = {name for index in indices for name in self.nodes[index].outputs}
         inputs = sorted(reads - made)
@@ -104,7 +105,10 @@ class Walk:
         if unknown:
             raise ModelError(f"{self.model.name}: the type of tensor '{unknown[0]}' is unknown, so the model cannot be run in segments")
         part = graph.segment(
-            self.model, {name: (self._types[name], None) for name in inputs}, {name: self._types[name] for name in outputs}
+            self.model,
+            {name: (self._types[name], None) for name in inputs},
+            {name: self._types[name] for name in outputs},
+            self.nodes,
         )
         part = graph.with_constants(part, self.overrides)
         return runtime.open_session(graph.serialized(part), part.weights, self.model.name)

@@ -11,7 +11,7 @@ import numpy as np
 from ..forms import Dense, Window
 from ..labels import Labels, align, keep_varying, varying, vector
 from ..records import After, Edit, IntArray, Linear, SetAttribute
-from .context import Context, Reads, TiePair, Writes
+from .context import STIFF, Context, Reads, TiePair, Writes
 from .registry import rule
 
 SLIDES = "a convolution slides along this axis"
@@ -27,25 +27,31 @@ def _rows(matrix: IntArray) -> TiePair:
     return matrix, np.broadcast_to(matrix[:, :1], matrix.shape)
 
 
-def _grouped(ctx: Context, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]) -> None:
+def _grouped(
+    ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]
+) -> None:
     """Constraints of a convolution with g groups: whole groups leave, or one channel of every group.
 
     ``data`` are the g * i input channels, ``written`` the g * o output channels; ``inner`` is the axis of the weight that all
-    groups share: the side it belongs to (0: the i inputs, 1: the o outputs of a group), its size, and its labels.
+    groups share: the side it belongs to (0: the i inputs, 1: the o outputs of a group), its size, and its labels. That axis of a
+    ``weight`` which is computed stands on a tensor of its own: where it follows no side, it must not shrink alone.
     """
     groups = ctx.attribute("group", 1)
     sides = [None if labels is None else labels.reshape(groups, -1) for labels in (data, written)]
     side, size, labels = inner
     options = []
     left, right = sides
+    loose = [] if labels is None or ctx.is_constant(weight) else [(labels, np.zeros_like(labels))]
     if left is not None and right is not None:
-        options.append([_rows(left), _rows(right), (left[:, 0], right[:, 0])])
+        options.append([_rows(left), _rows(right), (left[:, 0], right[:, 0]), *loose])
     each = [_columns(matrix) for matrix in sides if matrix is not None]
     shared = sides[side]
     if shared is not None and labels is not None:
         each.append((shared[0], labels))
     elif shared is not None and size > 1:
         each.append((shared[0], np.zeros_like(shared[0])))
+    elif shared is None:
+        each += loose
     ctx.choose(*options, each)
 
 
@@ -57,9 +63,20 @@ def _convolved(ctx: Context, weight: int = 1) -> tuple[int, IntArray | None]:
     return rank, ctx.axis(0, 1)
 
 
+def _dynamic(ctx: Context, weight: int, macs: float) -> list[Labels]:
+    """A convolution whose weight is an activation: nothing around it can shrink."""
+    for position in (0, weight):
+        ctx.pin_input(position, f"the weight of {ctx.node.name} is computed at run time")
+    ctx.layer(macs, [], Reads(0, 1, 1, None), Writes(weight, 0, None))
+    return [()]
+
+
 def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Labels]:
     """A convolution with its weight (O x I/g x kernel) at input ``weight``; ``vectors`` are inputs that may hold one value per
     output channel (bias, scales, zero points)."""
+    macs = float(prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:]))
+    if not ctx.is_weight(weight):
+        return _dynamic(ctx, weight, macs)
     rank, data = _convolved(ctx, weight)
     written = ctx.axis(weight, 0)
     reads = Reads(0, 1, 1, data)
@@ -67,7 +84,7 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
         ctx.match(weight, 1, data)
     else:
         inner = ctx.axis(weight, 1)
-        _grouped(ctx, data, written, (0, ctx.shape(weight)[1], inner))
+        _grouped(ctx, weight, data, written, (0, ctx.shape(weight)[1], inner))
         reads = Reads(0, 1, 1, inner) if inner is not None else Reads(0, 1, 0, written)
 
         def edits(after: After) -> list[Edit]:
@@ -77,9 +94,8 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
     for position in vectors:
         if ctx.has(position) and ctx.shape(position) == ctx.shape(weight)[:1]:
             ctx.match(position, 0, written)
-    macs = prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:])
     extents = [written, reads.labels if reads.weight_axis == 1 else None]
-    ctx.layer(float(macs), extents, reads, Writes(weight, 0, written), _window(ctx, False) if vectors == [2] else None)
+    ctx.layer(macs, extents, reads, Writes(weight, 0, written), _window(ctx, False) if vectors == [2] else None)
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -106,21 +122,23 @@ def conv(ctx: Context) -> list[Labels]:
 @rule("ConvTranspose", does="reads input channels, makes output channels (grouped too)")
 def conv_transpose(ctx: Context) -> list[Labels]:
     """Weight: I x O/g x kernel."""
+    macs = float(prod(ctx.shape(0)) * prod(ctx.shape(1)[1:]))
+    if not ctx.is_weight(1):
+        return _dynamic(ctx, 1, macs)
     rank, data = _convolved(ctx)
     ctx.match(1, 0, data)
     inner = written = ctx.axis(1, 1)
     if ctx.attribute("group", 1) > 1:
         written = ctx.mint(ctx.out_shape()[1])
-        _grouped(ctx, data, written, (1, ctx.shape(1)[1], inner))
+        _grouped(ctx, 1, data, written, (1, ctx.shape(1)[1], inner))
 
         def edits(after: After) -> list[Edit]:
             return [SetAttribute("group", after.output_shape(0)[1] // after.input_shape(1)[1])]
 
         ctx.follow(edits)
     ctx.match(2, 0, written)
-    macs = prod(ctx.shape(0)) * prod(ctx.shape(1)[1:])
     writes = Writes(1, 0 if inner is None else 1, data if inner is None else inner)
-    ctx.layer(float(macs), [data, inner], Reads(0, 1, 0, data), writes, _window(ctx, True))
+    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, _window(ctx, True))
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -151,7 +169,9 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
     """
     shapes = {term: _spread_shape(term, ctx.shape(term.position), rank) for term in terms}
     data = [term for term in terms if not ctx.is_constant(term.position)] or list(terms[:1])
-    arrays = ctx.merge([(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data])
+    operands = [(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data]
+    known = any(ctx.is_weight(term.position) for term in terms)
+    arrays = ctx.merge(operands, STIFF if known else f"the other operand of {ctx.node.name} is computed at run time and cannot shrink here")
     weights = [term for term in terms if term not in data]
     for term in weights:
         for axis, index in enumerate(term.indices):
@@ -218,12 +238,12 @@ def _state_layer(
     sizes: Sequence[int],
     linear: Linear | None,
 ) -> None:
-    """The mixing layer that a product is: its weight is the first constant term, if there is one."""
+    """The mixing layer that a product is: its weight is the first term made of constants, if there is one."""
     arrays, reads = labels
     summed = next((index for index in reads), -1)
-    weight = next((term for term in terms if ctx.is_constant(term.position)), terms[-1])
+    weight = next((term for term in terms if ctx.is_weight(term.position)), terms[-1])
     own = [axis for axis, index in enumerate(weight.indices) if sum(index in term.indices for term in terms) == 1]
-    writes = ctx.axis(weight.position, own[-1]) if own and ctx.is_constant(weight.position) else None
+    writes = ctx.axis(weight.position, own[-1]) if own and ctx.is_weight(weight.position) else None
     source = next((term for term in terms if term is not weight), weight)
     ctx.layer(
         float(prod(sizes)),
