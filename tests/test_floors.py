@@ -16,7 +16,7 @@ ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
     "records errors",
     "graph runtime labels forms",
-    "rules scores cost units leastsquares",
+    "rules scores cost units leastsquares obs",
     "trace coupling data calibrate plan cut verify evaluate views report repair dilute",
     "pipeline",
     "cli __init__ __main__",
