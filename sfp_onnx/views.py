@@ -19,13 +19,13 @@ Site = tuple[str, int]
 
 def views(model: Model, coupling: Coupling, moments: Mapping[Site, Moments]) -> Iterator[GroupView]:
     """One view per group, in order. Only the weights of one group are in memory at a time."""
-    scales = _scales(model, coupling)
+    factors = scales(model, coupling)
     position = np.full(coupling.units, -1, np.int64)
     touching = _layers_by_group(coupling)
     for index, group in enumerate(coupling.groups):
         position[:] = -1
         position[group.units] = np.arange(group.width)
-        slices = [found for layer in touching[index] for found in _slices(model, layer, position, scales, moments)]
+        slices = [found for layer in touching[index] for found in _slices(model, layer, position, factors, moments)]
         gammas = [
             (own, np.abs(affine.gamma))
             for affine in coupling.affines
@@ -53,7 +53,7 @@ def _layers_by_group(coupling: Coupling) -> list[list[Layer]]:
     return found
 
 
-def _scales(model: Model, coupling: Coupling) -> dict[str, FloatArray]:
+def scales(model: Model, coupling: Coupling) -> dict[str, FloatArray]:
     """Scale of a BatchNormalization that is the only reader of a tensor."""
     readers: dict[str, int] = {}
     for node in graph.nodes(model):

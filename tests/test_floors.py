@@ -16,7 +16,7 @@ ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
     "records errors",
     "graph runtime labels",
-    "rules scores cost units",
+    "rules scores cost units masks sfp",
     "trace coupling data calibrate plan cut verify evaluate views report repair dilute",
     "pipeline",
     "cli __init__ __main__",

@@ -1,0 +1,367 @@
+"""Dilute a model: choose connections, zero them, re-fit the rest, remove what is dead, and prove each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from .. import dilute as stage
+from .. import graph, runtime
+from ..calibrate import calibrate
+from ..cut import cut
+from ..data import Dataset
+from ..dilute import DilutedLayer, Ends, KernelView, Method, MethodOptions, SkippedLayer, Target, as_weight
+from ..errors import DataError, ModelError, OptionError, TargetError, VerificationError
+from ..graph import Model
+from ..records import Array, BoolArray, FloatArray, Size
+from ..trace import random_feeds
+from ..verify import compare
+from ..views import scales
+from .analysis import Analysis, ModelSource, Progress, describe, inspect, silent
+from .manifest import versions
+from .planning import _batch
+from .profiling import ends_of
+
+SNR_FEATURES = 0.8
+"""Least signal-to-noise ratio of both ends of a connection between filters. Measured (VGG-11 / CIFAR-100, ResNet-20 / CIFAR-10): under it the
+AFCC mask was worse than random kernels of the same number; over it better (ResNet-20's last two layers), though never better than kernel L1."""
+SNR_LABELS = 0.3
+"""The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
+
+
+@dataclass(frozen=True)
+class DiluteOptions:
+    """How to dilute.
+
+    ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that set it. ``scope``: see `masks.keep_by_rank`.
+    ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with data. ``force``: dilute layers whose
+    labels carry too little signal, too.
+    """
+
+    method: str = "wanda"
+    rate: float | None = None
+    scope: str = "layer"
+    layers: str | None = None
+    refit: bool | None = None
+    regroup: bool = False
+    force: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Diluted:
+    """The result of `dilute`. ``cut`` units were physically removed; ``checks`` are the relative differences that each exact step
+    (removal of dead channels, regrouping) made."""
+
+    model: Model
+    original: Model
+    options: DiluteOptions
+    layers: tuple[DilutedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    notes: tuple[str, ...]
+    cut: int
+    checks: Mapping[str, float]
+    before: Size
+    after: Size
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path, external: bool | None = None, sparse: bool = False) -> Path:
+        """Write the model atomically; ``sparse``: with sparse initializers where they are smaller."""
+        return graph.save(self.model, path, external, sparse)
+
+    def to_proto(self, sparse: bool = False) -> onnx.ModelProto:
+        """The model as a self-contained ModelProto."""
+        return graph.to_proto(self.model, sparse)
+
+
+def dilute(
+    source: ModelSource | Analysis, options: DiluteOptions, data: Dataset | None = None, progress: Progress = silent
+) -> Diluted:
+    """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any.
+
+    Raises:
+        OptionError: unknown method, rate out of range or missing.
+        DataError: the method or the re-fit needs data, labels or a classifier.
+        TargetError: nothing was diluted.
+        VerificationError: a step changed what it must not change.
+    """
+    method, own = check_dilution(options, data is not None)
+    analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
+    original = analysis.prepared.model
+    found, skipped = stage.targets(analysis.prepared, analysis.coupling, options.layers)
+    if method.tile(own).whole:
+        skipped += [SkippedLayer(target.name, "depthwise: a kernel is a channel, which `prune` removes") for target in found if target.channelwise]
+        found = [target for target in found if not target.channelwise]
+    ends: Mapping[str, Ends | str] = {}
+    notes: list[str] = []
+    if "profiles" in method.needs and data is not None:
+        ends, said = ends_of(analysis, data, found, options.seed, progress)
+        notes += said
+        found, refused, warned = gated(found, ends, method, options.force)
+        skipped, notes = skipped + refused, notes + warned
+    if not found:
+        raise TargetError("nothing was diluted. " + " ".join(f"'{item.layer}': {item.reason}." for item in skipped[:5]))
+    rms = _rms(analysis, found, data, progress) if data is not None else {}
+    factors = scales(original, analysis.coupling)
+
+    def views() -> Iterator[KernelView]:
+        for view in stage.layer_views(original, found, factors, rms):
+            known = ends.get(view.layer)
+            yield replace(view, ends=known) if isinstance(known, Ends) else view
+
+    if method.fixed and options.rate is not None:
+        notes.append(f"--rate {options.rate:g} is ignored: with {options.method} the {'pattern' if not method.needs else 'labels'} sets the rate")
+    chosen = stage.choose(views, {target.name: target.weight for target in found}, (method, own), options.rate or 0.0, options.scope)
+    masks = _masks(original, found, [item.mask for item in chosen])
+    diluted = stage.zeroed(original, masks)
+    if options.refit or (options.refit is None and data is not None):
+        diluted, said = refitted(original, diluted, masks, data, progress)
+        notes += said
+    _check(diluted, masks, _batches(analysis, data))
+    result = Diluted(
+        diluted, analysis.model, options, tuple(item.figures for item in chosen), tuple(skipped), tuple(notes), 0, {},
+        analysis.size(), analysis.size(), describe(data) if data else {},
+    )  # fmt: skip
+    return _finished(result, data, progress)
+
+
+def default_method(with_data: bool) -> str:
+    """The method that is used if none is named."""
+    return "wanda" if with_data else "l1"
+
+
+def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, MethodOptions]:
+    """The method, after a check of the options that needs no model.
+
+    Raises:
+        OptionError, DataError: as `dilute`.
+    """
+    method, own = stage.find_method(options.method, options.seed)
+    if options.rate is None and not method.fixed:
+        raise OptionError(f"method {options.method} needs --rate, the share of {'weights' if not method.tile(own).whole else 'kernels'} to remove")
+    if options.rate is not None and not 0 <= options.rate < 1:
+        raise OptionError(f"--rate {options.rate:g}: expected a share from 0 up to, but not including, 1")
+    if options.scope not in ("layer", "global", "filter"):
+        raise OptionError(f"--scope '{options.scope}': expected layer, global or filter")
+    if method.needs and not with_data:
+        free = ", ".join(item.pattern or name for name, item in stage.METHODS.items() if not item.needs)
+        raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")
+    if options.refit and not with_data:
+        raise DataError("--refit needs calibration data: give --data")
+    return method, own
+
+
+def gated(
+    found: Sequence[Target], ends: Mapping[str, Ends | str], method: Method, force: bool
+) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+    """Targets with profiles at both ends and, for methods that stand on labels alone, enough signal in them; the others with
+    reasons; warnings for those that were forced."""
+    kept, refused, warned = [], list[SkippedLayer](), list[str]()
+    for target in found:
+        own = ends[target.name]
+        if isinstance(own, str):
+            refused.append(SkippedLayer(target.name, own))
+            continue
+        least = SNR_LABELS if own.to_labels else SNR_FEATURES
+        snr = min(own.reads.snr, own.writes.snr)
+        if method.gated and snr < least:
+            ends_text = f"{own.reads.snr:.2f}" + ("" if own.to_labels else f" and {own.writes.snr:.2f}")
+            reason = f"signal-to-noise of the labels {ends_text}, under {least:g}: {method.name} has no basis there"
+            if not force:
+                refused.append(SkippedLayer(target.name, f"{reason} (--force dilutes it all the same)"))
+                continue
+            warned.append(f"'{target.name}': {reason}; diluted because of --force")
+        kept.append(target)
+    return kept, refused, warned
+
+
+def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[tuple[str, int], FloatArray]:
+    """Root mean square of every channel that a target reads."""
+    ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
+    wanted = list(dict.fromkeys(target.site for target in found if target.data_axis != 0))
+    with progress("calibrating", data.samples) as advance:
+        batches = replace(data, batch=_batch(analysis, data)).batches()
+        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), batches, advance).moments
+    return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
+
+
+def _masks(model: Model, found: Sequence[Target], kernels: Sequence[BoolArray]) -> dict[str, BoolArray]:
+    """Masks by name of the weight, in its layout."""
+    held = graph.initializers(model)
+    return {target.weight: as_weight(mask, target.axes, held[target.weight][0]) for target, mask in zip(found, kernels, strict=True)}
+
+
+def refitted(
+    original: Model, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, progress: Progress
+) -> tuple[Model, list[str]]:
+    """The diluted model with what remains re-fitted; the one place that calls the repair."""
+    return diluted, ["the re-fit is not part of this build; weights are as they were"]
+
+
+# ---- proof -----------------------------------------------------------------------------------------------------------
+
+
+def _batches(analysis: Analysis, data: Dataset | None) -> dict[str, Mapping[str, Array]]:
+    """A few inputs to check on: random ones, and calibration data."""
+    feeds = analysis.prepared.feeds
+    found: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), feeds, seed=1)}
+    if data is not None:
+        first = next(iter(data.batches()), None)
+        if first is not None:
+            found["calibration"] = first[0]
+    return found
+
+
+def _check(model: Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
+    """Masked weights are zero, outputs are finite.
+
+    Raises:
+        VerificationError: else.
+    """
+    for name, mask in masks.items():
+        if np.any(graph.constant(model, name)[~mask]):
+            raise VerificationError(f"{model.name}: internal error: a masked weight of '{name}' is not zero. Please report it.")
+    session = runtime.open_session(graph.serialized(model), model.weights, model.name)
+    for kind, inputs in feeds.items():
+        for port, value in zip(graph.outputs(model), session.run(inputs), strict=True):
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise VerificationError(f"{model.name}: output '{port.name}' of the diluted model is not finite on {kind} input")
+
+
+def _finished(result: Diluted, data: Dataset | None, progress: Progress) -> Diluted:
+    """Remove dead channels and regroup."""
+    with progress("removing dead channels", 1) as advance:
+        result = _without_dead(result, data)
+        advance(1)
+    if result.options.regroup:
+        with progress("regrouping", 1) as advance:
+            result = _regrouped(result, data)
+            advance(1)
+    graph.check(result.model)
+    return replace(result, after=inspect(result.model, data=data).size())
+
+
+def _same(before: Model, after: Model, feeds: Mapping[str, Mapping[str, Array]]) -> float:
+    """Largest relative difference between two models that must be equal.
+
+    Raises:
+        VerificationError: they are not.
+    """
+    return max(compare(before, after, [], feeds).errors.values(), default=0.0)
+
+
+def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
+    """Fold constant channels, then cut what nobody reads, until nothing is left to do."""
+    model, notes, left, units = result.model, list(result.notes), 0, 0
+    zero = folded = 0
+    checks = dict(result.checks)
+    while True:
+        analysis = inspect(model, data=data)
+        feeds = _batches(analysis, data)
+        known = stage.fold_constants(analysis.prepared.model, analysis.prepared, analysis.coupling, list(feeds.values()))
+        dead = stage.unread(known.model, analysis.coupling)
+        if not dead.any():
+            left = known.left
+            break
+        try:
+            smaller = cut(replace(analysis.prepared, model=known.model), analysis.coupling, dead)
+            error = _same(model, smaller, feeds)
+        except (VerificationError, ModelError) as error_found:
+            notes.append(f"{int(dead.sum())} channels without connections were left in place: removing them is not exact here ({error_found})")
+            break
+        model, units = smaller, units + int(dead.sum())
+        zero, folded = zero + known.zero, folded + known.folded
+        checks["dead channels"] = max(checks.get("dead channels", 0.0), error)
+    if units:
+        notes.append(f"{units} channels without connections were removed ({zero} of them constant at zero, {folded} folded into biases)")
+    if left:
+        notes.append(f"{left} constant channels were left: a padded convolution, or a layer without a bias of its own, reads them")
+    return replace(result, model=model, cut=units, checks=checks, notes=tuple(notes))
+
+
+# ---- regrouping ------------------------------------------------------------------------------------------------------
+
+REPEATS = 30
+FASTER = 0.98
+"""A regrouped model is kept if the median of its interleaved time ratios is under this: less is not told from noise."""
+
+
+def _regrouped(result: Diluted, data: Dataset | None) -> Diluted:
+    names = [item.layer for item in result.layers]
+    model, notes, checks = result.model, list(result.notes), dict(result.checks)
+    connected = []
+    for name in names:
+        analysis = inspect(model, data=data)
+        current = analysis.prepared.model
+        layer = next((own for own in analysis.coupling.layers if own.node.name == name and own.weight is not None), None)
+        if layer is None or layer.weight is None:
+            continue
+        weight = graph.constant(current, layer.node.inputs[layer.weight.position])
+        if not stage.can_group(layer, weight.shape):
+            continue
+        options = stage.blocks(np.asarray(weight != 0).reshape(*weight.shape[:2], -1).any(2))
+        if not options:
+            connected.append(name)
+            continue
+        feeds = _batches(analysis, data)
+        tried = [_attempt(analysis, stage.Grouping(layer, own, stage.absorbable(layer)), feeds) for own in options[:3]]
+        best = min((own for own in tried if own), key=lambda own: own[1], default=None)
+        if best is None:
+            notes.append(f"'{name}' is block-diagonal, but no rewriting of it was exact")
+        elif best[1] >= FASTER:
+            notes.append(f"'{name}' as {best[3]} groups is not faster ({best[1]:.2f} of the time, measured): left as it is")
+        else:
+            model = best[0]
+            checks["regrouping"] = max(checks.get("regrouping", 0.0), best[2])
+            notes.append(f"'{name}' became a convolution with {best[3]} groups: {best[1]:.2f} of the model's time, measured")
+    if connected:
+        notes.append(f"no permutation makes {', '.join(connected)} block-diagonal: their kernels connect all channels")
+    return replace(result, model=model, notes=tuple(notes), checks=checks)
+
+
+def _attempt(
+    analysis: Analysis, grouping: stage.Grouping, feeds: Mapping[str, Mapping[str, Array]]
+) -> tuple[Model, float, float, int] | None:
+    """(model, share of the time, difference, groups) with the permutation absorbed where that is exact, else by Gather."""
+    current = analysis.prepared.model
+    left, right = grouping.absorb
+    for absorb in dict.fromkeys(((left, right), (left, False), (False, right), (False, False))):
+        try:
+            new = stage.regrouped(current, analysis.coupling, analysis.prepared.nodes, replace(grouping, absorb=absorb))
+            error = _same(current, new, feeds)
+        except (VerificationError, ModelError):
+            continue
+        sessions = [runtime.open_session(graph.serialized(own), own.weights, own.name) for own in (current, new)]
+        times = np.asarray(runtime.latencies(sessions, feeds.get("calibration", feeds["random"]), REPEATS))
+        return new, float(np.median(times[1] / times[0])), error, grouping.blocks.groups
+    return None
+
+
+def dilution_manifest(result: Diluted, output: Path | None = None) -> dict[str, Any]:
+    """Everything needed to check or repeat a dilution, as plain data for JSON."""
+    written = graph.load(output) if output is not None else None
+    return {
+        "format": "sfp_onnx dilution manifest",
+        "version": 1,
+        "versions": versions(),
+        "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": graph.file_bytes(result.original)},
+        "output": {
+            "path": str(output) if output else None,
+            "sha256": written.sha256 if written else None,
+            "bytes": graph.file_bytes(written) if written else graph.full_size(result.model),
+        },
+        "options": asdict(result.options),
+        "data": dict(result.data) or None,
+        "before": asdict(result.before),
+        "after": asdict(result.after),
+        "removed_channels": result.cut,
+        "checks": dict(result.checks),
+        "layers": [asdict(item) for item in result.layers],
+        "skipped": [asdict(item) for item in result.skipped],
+        "notes": list(result.notes),
+    }
