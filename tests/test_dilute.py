@@ -27,7 +27,7 @@ FIXED = [name for name in NAMES if stage.find_method(name)[0].fixed]
 
 def profile(name: str, filters: int, labels: int, seed: int) -> Profile:
     random = np.random.default_rng(seed)
-    return Profile(name, random.standard_normal((filters, labels)), random.random((filters, labels)) < 0.4, 2.0)
+    return Profile(name, random.standard_normal((filters, labels)), random.random((filters, labels)), random.random((filters, labels)) < 0.4, 2.0)
 
 
 def view(outputs: int = 12, inputs: int = 10, positions: int = 9, seed: int = 0) -> KernelView:

@@ -14,19 +14,21 @@ from ..records import Array, BoolArray, FloatArray, IntArray
 class Profile:
     """What one end of a connection stands for: F filters (or nodes) against L labels.
 
-    ``evidence`` (F, L) is the un-normalised class profile, ``labels`` (F, L) the labels in the clusters of each filter, ``snr`` the
-    signal-to-noise ratio of the layer (infinite where the end is the labels themselves). ``name`` is the tensor.
+    ``evidence`` (F, L) is the un-normalised class profile (how much more the probe's field of filter f speaks for label l than for the
+    others, on samples of l), ``activity`` (F, L) the mean activation per label, ``labels`` (F, L) the labels in the clusters of each
+    filter, ``snr`` the signal-to-noise ratio of the layer (infinite where the end is the labels themselves). ``name`` is the tensor.
     """
 
     name: str
     evidence: FloatArray
+    activity: FloatArray
     labels: BoolArray
     snr: float
 
 
 def label_profile(name: str, count: int) -> Profile:
     """The profile of the class scores themselves."""
-    return Profile(name, np.eye(count), np.eye(count, dtype=bool), float("inf"))
+    return Profile(name, np.eye(count), np.eye(count), np.eye(count, dtype=bool), float("inf"))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..views import scales
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, silent
 from .manifest import versions
 from .planning import _batch
-from .profiling import ends_of
+from .ends import ends_of
 
 SNR_FEATURES = 0.8
 """Least signal-to-noise ratio of both ends of a connection between filters. Measured (VGG-11 / CIFAR-100, ResNet-20 / CIFAR-10): under it the
