@@ -4,7 +4,8 @@ from .analysis import Analysis, DataSource, ModelSource, Progress, data_for, des
 from .cutting import Pruned, apply, prune
 from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
-from .planning import default_score, plan, score
+from .planning import default_score, plan
+from .scoring import Scored, profile, save_scores, score, scored
 
 __all__ = [
     "Analysis",
@@ -12,6 +13,7 @@ __all__ = [
     "ModelSource",
     "Progress",
     "Pruned",
+    "Scored",
     "apply",
     "data_for",
     "default_score",
@@ -21,10 +23,13 @@ __all__ = [
     "load",
     "manifest",
     "plan",
+    "profile",
     "prune",
     "read_plan",
     "reasons",
+    "save_scores",
     "score",
+    "scored",
     "silent",
     "versions",
     "write_json",
