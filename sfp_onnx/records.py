@@ -408,10 +408,13 @@ class GroupView:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What the user may set for scores: the norm ``p`` of `magnitude` and the ``seed`` of `random`."""
+    """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of everything random, and for class profiles the
+    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled."""
 
     p: int = 2
     seed: int = 0
+    probe: str = "sgd"
+    pool: int = 4
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,20 @@ file with BatchNormalization nodes and one with folded ones give the same scores
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from . import graph
 from .graph import Model
-from .records import Array, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, WeightSlices
+from .records import Array, Coupling, FloatArray, GroupView, IntArray, Layer, LayerProfile, Moments, WeightSlices
 
 Site = tuple[str, int]
 
 
-def views(model: Model, coupling: Coupling, moments: Mapping[Site, Moments]) -> Iterator[GroupView]:
+def views(
+    model: Model, coupling: Coupling, moments: Mapping[Site, Moments], profiles: Sequence[LayerProfile] = ()
+) -> Iterator[GroupView]:
     """One view per group, in order. Only the weights of one group are in memory at a time."""
     factors = scales(model, coupling)
     position = np.full(coupling.units, -1, np.int64)
@@ -31,7 +33,8 @@ def views(model: Model, coupling: Coupling, moments: Mapping[Site, Moments]) -> 
             for affine in coupling.affines
             if ((own := _positions(affine.units, position)) >= 0).any()
         ]
-        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
+        known = [(own, layer) for layer in profiles if ((own := _positions(layer.units, position)) >= 0).any()]
+        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas), tuple(known))
 
 
 def _positions(units: IntArray, position: IntArray) -> IntArray:

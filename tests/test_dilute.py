@@ -14,8 +14,8 @@ from conftest import classifier, images, invoke, labels_of, model_of, relative, 
 from onnx import helper, numpy_helper
 
 import sfp_onnx
-from sfp_onnx import graph, masks, pipeline
 from sfp_onnx import dilute as stage
+from sfp_onnx import graph, masks, pipeline
 from sfp_onnx.dilute import METHODS, Ends, KernelView, MethodOptions, Profile, label_profile
 from sfp_onnx.errors import DataError, OptionError, TargetError
 from sfp_onnx.pipeline import DiluteOptions
@@ -27,7 +27,8 @@ FIXED = [name for name in NAMES if stage.find_method(name)[0].fixed]
 
 def profile(name: str, filters: int, labels: int, seed: int) -> Profile:
     random = np.random.default_rng(seed)
-    return Profile(name, random.standard_normal((filters, labels)), random.random((filters, labels)), random.random((filters, labels)) < 0.4, 2.0)
+    evidence, activity = random.standard_normal((filters, labels)), random.random((filters, labels))
+    return Profile(name, evidence, activity, random.random((filters, labels)) < 0.4, 2.0)
 
 
 def view(outputs: int = 12, inputs: int = 10, positions: int = 9, seed: int = 0) -> KernelView:
@@ -118,7 +119,8 @@ def test_afcc_keeps_kernels_between_filters_with_a_common_label() -> None:
 def test_afcc_at_a_classifier_keeps_the_labels_of_each_filter() -> None:
     reads = profile("a", 10, 6, 3)
     rows, columns = np.arange(6)[:, None], np.arange(10)[None, :]
-    own = KernelView("layer", np.ones((6, 10, 1), np.float32), columns + 0 * rows, rows + 0 * columns, None, Ends(reads, label_profile("y", 6)))
+    ends = Ends(reads, label_profile("y", 6))
+    own = KernelView("layer", np.ones((6, 10, 1), np.float32), columns + 0 * rows, rows + 0 * columns, None, ends)
     assert (chosen(own, "afcc").mask[:, :, 0] == reads.labels.T).all()
 
 
@@ -273,7 +275,8 @@ def grouped_chain(size: int = 64, side: int = 16, groups: int = 4) -> onnx.Model
         helper.make_node("Relu", ["c2"], ["r2"]),
         helper.make_node("Conv", ["r2", "w3", "b3"], ["y"], "last", pads=[1] * 4),
     ]
-    constants = {"w1": normal(size, 3, 3, 3), "b1": normal(size), "w2": hidden, "b2": normal(size), "w3": normal(3, size, 3, 3), "b3": normal(3)}
+    constants = {"w1": normal(size, 3, 3, 3), "b1": normal(size), "w2": hidden, "b2": normal(size)}
+    constants |= {"w3": normal(3, size, 3, 3), "b3": normal(3)}
     return model_of(nodes, [("x", np.float32, ["N", 3, side, side])], [("y", np.float32, ["N", 3, side, side])], constants)
 
 
@@ -414,7 +417,8 @@ def test_errors_are_of_this_package() -> None:
         diluted(classifier(), method="afcc")
     with pytest.raises(TargetError):
         nodes = [helper.make_node("Conv", ["x", "wd"], ["y"], "deep", group=3)]
-        model = model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("y", np.float32, ["N", 3, 8, 8])], {"wd": np.ones((3, 1, 1, 1), np.float32)})
+        ports = [[(name, np.float32, ["N", 3, 8, 8])] for name in "xy"]
+        model = model_of(nodes, *ports, {"wd": np.ones((3, 1, 1, 1), np.float32)})
         diluted(model, method="l1", rate=0.5)
 
 

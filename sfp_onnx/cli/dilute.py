@@ -72,7 +72,8 @@ def _show(result: pipeline.Diluted, output: Path, store: str) -> None:
         say(f"Skipped '{item.layer}': {item.reason}")
     for note in result.notes:
         say(f"Note: {note}")
-    click.echo(f"{removed_share(result.layers):.1%} of the weights of {len(result.layers)} layers are zero; {len(result.skipped)} layers skipped")
+    share = removed_share(result.layers)
+    click.echo(f"{share:.1%} of the weights of {len(result.layers)} layers are zero; {len(result.skipped)} layers skipped")
     if result.cut:
         click.echo(report.sizes_text(result.before, result.after))
     before, after = graph.file_bytes(result.original), graph.file_bytes(pipeline.load(output))

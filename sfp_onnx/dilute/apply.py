@@ -111,7 +111,8 @@ def _target(prepared: Prepared, layer: Layer, weight: str, shape: tuple[int, ...
     groups = int(layer.node.attributes.get("group", 1)) if len(shape) > 2 else 1
     data = prepared.trace.shapes[layer.data_name]
     if len(shape) == 2 and (not layer.data_axis < len(data) or data[layer.data_axis] != inputs or not len(layer.source)):
-        data_axis = layer.data_axis if len(layer.source) else max((at for at, size in enumerate(data) if size == inputs), default=len(data) - 1)
+        fitting = [at for at, size in enumerate(data) if size == inputs]
+        data_axis = layer.data_axis if len(layer.source) else max(fitting, default=len(data) - 1)
     else:
         data_axis = layer.data_axis
     rows, columns = np.arange(outputs)[:, None], np.arange(inputs)[None, :]

@@ -50,15 +50,19 @@ def _shuffled(profile: Profile, seed: int) -> BoolArray:
 
 
 @method(
-    "soft-afcc", "kernels of the smallest norm times activation times overlap of the class profiles",
+    "soft-afcc", "kernels of the smallest norm times activation, weighted by the overlap of the class profiles",
     "ours, after Tzach et al. (2025) and Sun et al. (2024)", needs=("activations", "profiles"),
 )  # fmt: skip
 def soft_afcc(view: KernelView, options: MethodOptions) -> Array:
-    """s[o, i] = ||W[o, i]||_2 rms_i (1 + |rho[o, i]|) / 2, rho: `correlation` of the profiles."""
+    """s[o, i] = ||W[o, i]||_2 rms_i (1 + |rho| + sign(sum_k W[o, i, k]) rho / 2), rho[o, i]: `correlation` of the profiles' evidence.
+
+    Kernels between unrelated filters go first; of related ones those that inhibit a like-minded filter, or excite an opposed one.
+    """
     norms = np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL)) * view.read_rms[:, :, None]
     ends = _ends(view)
-    rho = correlation(ends.writes.evidence, ends.reads.evidence)
-    return np.asarray(norms * (1 + np.abs(_pairs(rho, view))) / 2)
+    rho = _pairs(correlation(ends.writes.evidence, ends.reads.evidence), view)
+    agreement = np.sign(tile_sums(view.values, KERNEL)) * rho
+    return np.asarray(norms * (1 + np.abs(rho) + agreement / 2))
 
 
 def correlation(writes: FloatArray, reads: FloatArray) -> FloatArray:

@@ -50,8 +50,9 @@ def whole_kernels(options: MethodOptions) -> Tile:
 
 
 def method(
-    name: str, summary: str, source: str, *, tile: TileFunction = whole_kernels, needs: tuple[str, ...] = (), kind: str = "", pattern: str = ""
-) -> Callable[[MethodFunction], MethodFunction]:
+    name: str, summary: str, source: str, *, tile: TileFunction = whole_kernels, needs: tuple[str, ...] = (), kind: str = "",
+    pattern: str = "",
+) -> Callable[[MethodFunction], MethodFunction]:  # fmt: skip
     """Register a method; ``kind`` may hold the words "fixed" (the method sets the rate) and "gated"."""
 
     def register(function: MethodFunction) -> MethodFunction:

@@ -73,7 +73,8 @@ def _pack(found: Sequence[tuple[IntArray, IntArray]], count: int, rows: int, col
 def can_group(layer: Layer, shape: Sequence[int]) -> bool:
     """A plain convolution: filters first, channels second, one group."""
     weight = layer.weight
-    return weight is not None and len(shape) > 2 and (weight.out_axis, weight.in_axis) == (0, 1) and layer.node.attributes.get("group", 1) == 1
+    plain = weight is not None and (weight.out_axis, weight.in_axis) == (0, 1)
+    return plain and len(shape) > 2 and layer.node.attributes.get("group", 1) == 1
 
 
 @dataclass(frozen=True)

@@ -39,16 +39,16 @@ def magnitude(view: KernelView, options: MethodOptions) -> Array:
 )  # fmt: skip
 def semi_structured(view: KernelView, options: MethodOptions) -> Array:
     """The N largest |W[o, i, k]| of i = cM .. cM + M - 1."""
-    return n_of_m(view.values, *options.numbers)
+    return n_of_m(view.values, options.numbers[0], options.numbers[1])
 
 
 @method(
     "block", "blocks of A filters x B input channels of the smallest L1 norm", "Narang et al., arXiv:1711.02782 (2017)",
-    tile=lambda options: Tile(*options.numbers), pattern="block:AxB",
+    tile=lambda options: Tile(options.numbers[0], options.numbers[1]), pattern="block:AxB",
 )  # fmt: skip
 def block(view: KernelView, options: MethodOptions) -> Array:
     """Sum of |W| over the block, at each kernel position; smaller blocks at the border count their mean as a whole block's."""
-    tile = Tile(*options.numbers)
+    tile = Tile(options.numbers[0], options.numbers[1])
     counts = tile_sums(np.ones(view.values.shape), tile)
     return np.asarray(tile_sums(np.abs(view.values), tile) / counts)
 

@@ -2,10 +2,11 @@
 
 from .analysis import Analysis, DataSource, ModelSource, Progress, data_for, describe, inspect, load, reasons, silent
 from .cutting import Pruned, apply, prune
-from .diluting import Diluted, DiluteOptions, check_dilution, default_method, dilute, dilution_manifest
+from .diluting import Diluted, DiluteOptions, Seen, check_dilution, default_method, dilute, dilution_manifest, look
 from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
-from .planning import default_score, plan, score
+from .planning import default_score, plan
+from .scoring import Scored, profile, save_scores, score, scored
 
 __all__ = [
     "Analysis",
@@ -15,6 +16,8 @@ __all__ = [
     "ModelSource",
     "Progress",
     "Pruned",
+    "Seen",
+    "Scored",
     "apply",
     "check_dilution",
     "data_for",
@@ -26,12 +29,16 @@ __all__ = [
     "evaluate",
     "inspect",
     "load",
+    "look",
     "manifest",
     "plan",
+    "profile",
     "prune",
     "read_plan",
     "reasons",
+    "save_scores",
     "score",
+    "scored",
     "silent",
     "versions",
     "write_json",

@@ -15,21 +15,22 @@ from .. import graph, runtime
 from ..calibrate import calibrate
 from ..cut import cut
 from ..data import Dataset
-from ..dilute import DilutedLayer, Ends, KernelView, Method, MethodOptions, SkippedLayer, Target, as_weight
+from ..dilute import DilutedLayer, Ends, KernelView, Method, MethodOptions, SkippedLayer, Target
 from ..errors import DataError, ModelError, OptionError, TargetError, VerificationError
 from ..graph import Model
+from ..profiles import ProfileOptions
 from ..records import Array, BoolArray, FloatArray, Size
 from ..trace import random_feeds
 from ..verify import compare
 from ..views import scales
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, silent
-from .manifest import versions
-from .planning import _batch
 from .ends import ends_of
+from .manifest import versions
+from .scoring import _batch
 
 SNR_FEATURES = 0.8
-"""Least signal-to-noise ratio of both ends of a connection between filters. Measured (VGG-11 / CIFAR-100, ResNet-20 / CIFAR-10): under it the
-AFCC mask was worse than random kernels of the same number; over it better (ResNet-20's last two layers), though never better than kernel L1."""
+"""Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
+mask was worse than random kernels, at 0.5 (ResNet-20) level with them, and over 0.8 (its last layer) better; never better than kernel L1."""
 SNR_LABELS = 0.3
 """The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
 
@@ -79,55 +80,117 @@ class Diluted:
         return graph.to_proto(self.model, sparse)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The layers to dilute, and what was measured of them: RMS per channel of what each reads, and the class profiles of both ends (or
+    why there are none), by layer."""
+
+    targets: tuple[Target, ...]
+    skipped: tuple[SkippedLayer, ...]
+    rms: Mapping[tuple[str, int], FloatArray]
+    ends: Mapping[str, Ends | str]
+    notes: tuple[str, ...] = ()
+
+
+def look(
+    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent
+) -> Seen:
+    """Find the layers and measure them; class profiles only with ``options`` for them. Several dilutions can share the result.
+
+    Raises:
+        OptionError: the expression ``layers`` is invalid or matches nothing.
+        ModelError, DataError: profiles are asked for, and the model is no classifier or the labels do not do.
+    """
+    found, skipped = stage.targets(analysis.prepared, analysis.coupling, layers)
+    rms = _rms(analysis, found, data, progress) if data is not None else {}
+    ends: Mapping[str, Ends | str] = {}
+    notes: list[str] = []
+    if options is not None and data is not None:
+        ends, notes = ends_of(analysis, data, found, options, progress)
+    return Seen(tuple(found), tuple(skipped), rms, ends, tuple(notes))
+
+
 def dilute(
-    source: ModelSource | Analysis, options: DiluteOptions, data: Dataset | None = None, progress: Progress = silent
+    source: ModelSource | Analysis,
+    options: DiluteOptions,
+    data: Dataset | None = None,
+    progress: Progress = silent,
+    seen: Seen | None = None,
 ) -> Diluted:
     """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any.
 
+    ``seen``: what `look` measured of the same analysis before.
+
     Raises:
         OptionError: unknown method, rate out of range or missing.
-        DataError: the method or the re-fit needs data, labels or a classifier.
+        DataError: the method or the re-fit needs data or labels.
+        ModelError: the method needs a classifier.
         TargetError: nothing was diluted.
         VerificationError: a step changed what it must not change.
     """
     method, own = check_dilution(options, data is not None)
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     original = analysis.prepared.model
-    found, skipped = stage.targets(analysis.prepared, analysis.coupling, options.layers)
-    if method.tile(own).whole:
-        skipped += [SkippedLayer(target.name, "depthwise: a kernel is a channel, which `prune` removes") for target in found if target.channelwise]
-        found = [target for target in found if not target.channelwise]
-    ends: Mapping[str, Ends | str] = {}
-    notes: list[str] = []
-    if "profiles" in method.needs and data is not None:
-        ends, said = ends_of(analysis, data, found, options.seed, progress)
-        notes += said
-        found, refused, warned = gated(found, ends, method, options.force)
-        skipped, notes = skipped + refused, notes + warned
-    if not found:
-        raise TargetError("nothing was diluted. " + " ".join(f"'{item.layer}': {item.reason}." for item in skipped[:5]))
-    rms = _rms(analysis, found, data, progress) if data is not None else {}
-    factors = scales(original, analysis.coupling)
-
-    def views() -> Iterator[KernelView]:
-        for view in stage.layer_views(original, found, factors, rms):
-            known = ends.get(view.layer)
-            yield replace(view, ends=known) if isinstance(known, Ends) else view
-
-    if method.fixed and options.rate is not None:
-        notes.append(f"--rate {options.rate:g} is ignored: with {options.method} the {'pattern' if not method.needs else 'labels'} sets the rate")
-    chosen = stage.choose(views, {target.name: target.weight for target in found}, (method, own), options.rate or 0.0, options.scope)
-    masks = _masks(original, found, [item.mask for item in chosen])
+    if seen is None:
+        wanted = ProfileOptions(seed=options.seed) if "profiles" in method.needs else None
+        seen = look(analysis, options.layers, data, wanted, progress)
+    found, skipped, notes = _suited(seen, method, own, options)
+    masks, figures = _chosen(analysis, found, seen, (method, own), options)
     diluted = stage.zeroed(original, masks)
     if options.refit or (options.refit is None and data is not None):
-        diluted, said = refitted(original, diluted, masks, data, progress)
+        diluted, said = refitted(analysis, diluted, masks, data, progress)
         notes += said
     _check(diluted, masks, _batches(analysis, data))
     result = Diluted(
-        diluted, analysis.model, options, tuple(item.figures for item in chosen), tuple(skipped), tuple(notes), 0, {},
-        analysis.size(), analysis.size(), describe(data) if data else {},
+        diluted, analysis.model, options, figures, tuple(skipped), tuple(notes), 0, {}, analysis.size(), analysis.size(),
+        describe(data) if data else {},
     )  # fmt: skip
     return _finished(result, data, progress)
+
+
+def _suited(
+    seen: Seen, method: Method, own: MethodOptions, options: DiluteOptions
+) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+    """The layers that the method suits, the others with reasons, and notes.
+
+    Raises:
+        TargetError: it suits none.
+    """
+    found, skipped, notes = list(seen.targets), list(seen.skipped), list[str]()
+    if method.tile(own).whole:
+        deep = "depthwise: a kernel is a channel there, which `prune` removes"
+        skipped += [SkippedLayer(target.name, deep) for target in found if target.channelwise]
+        found = [target for target in found if not target.channelwise]
+    if "profiles" in method.needs:
+        notes += seen.notes
+        found, refused, warned = gated(found, seen.ends, method, options.force)
+        skipped, notes = skipped + refused, notes + warned
+    if not found:
+        raise TargetError("nothing was diluted. " + " ".join(f"'{item.layer}': {item.reason}." for item in skipped[:5]))
+    if method.fixed and options.rate is not None:
+        sets = "the labels set" if "profiles" in method.needs else "the pattern sets"
+        notes.append(f"--rate {options.rate:g} is ignored: with {options.method} {sets} the rate")
+    return found, skipped, notes
+
+
+def _chosen(
+    analysis: Analysis, found: Sequence[Target], seen: Seen, method: tuple[Method, MethodOptions], options: DiluteOptions
+) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
+    """Masks by name of the weight, in its layout, and what they remove."""
+    model = analysis.prepared.model
+    factors = scales(model, analysis.coupling)
+
+    def views() -> Iterator[KernelView]:
+        for view in stage.layer_views(model, found, factors, seen.rms):
+            known = seen.ends.get(view.layer)
+            yield replace(view, ends=known) if isinstance(known, Ends) else view
+
+    chosen = stage.choose(views, {target.name: target.weight for target in found}, method, options.rate or 0.0, options.scope)
+    held = graph.initializers(model)
+    masks = {
+        target.weight: stage.as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(found, chosen, strict=True)
+    }
+    return masks, tuple(item.figures for item in chosen)
 
 
 def default_method(with_data: bool) -> str:
@@ -143,7 +206,7 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
     """
     method, own = stage.find_method(options.method, options.seed)
     if options.rate is None and not method.fixed:
-        raise OptionError(f"method {options.method} needs --rate, the share of {'weights' if not method.tile(own).whole else 'kernels'} to remove")
+        raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
     if options.rate is not None and not 0 <= options.rate < 1:
         raise OptionError(f"--rate {options.rate:g}: expected a share from 0 up to, but not including, 1")
     if options.scope not in ("layer", "global", "filter"):
@@ -190,14 +253,8 @@ def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: P
     return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
 
 
-def _masks(model: Model, found: Sequence[Target], kernels: Sequence[BoolArray]) -> dict[str, BoolArray]:
-    """Masks by name of the weight, in its layout."""
-    held = graph.initializers(model)
-    return {target.weight: as_weight(mask, target.axes, held[target.weight][0]) for target, mask in zip(found, kernels, strict=True)}
-
-
 def refitted(
-    original: Model, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, progress: Progress
+    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, progress: Progress
 ) -> tuple[Model, list[str]]:
     """The diluted model with what remains re-fitted; the one place that calls the repair."""
     return diluted, ["the re-fit is not part of this build; weights are as they were"]
@@ -272,7 +329,7 @@ def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
             smaller = cut(replace(analysis.prepared, model=known.model), analysis.coupling, dead)
             error = _same(model, smaller, feeds)
         except (VerificationError, ModelError) as error_found:
-            notes.append(f"{int(dead.sum())} channels without connections were left in place: removing them is not exact here ({error_found})")
+            notes.append(f"{int(dead.sum())} channels without connections were left: removing them is not exact here ({error_found})")
             break
         model, units = smaller, units + int(dead.sum())
         zero, folded = zero + known.zero, folded + known.folded
@@ -304,7 +361,8 @@ def _regrouped(result: Diluted, data: Dataset | None) -> Diluted:
         weight = graph.constant(current, layer.node.inputs[layer.weight.position])
         if not stage.can_group(layer, weight.shape):
             continue
-        options = stage.blocks(np.asarray(weight != 0).reshape(*weight.shape[:2], -1).any(2))
+        keep: BoolArray = (weight != 0).reshape(*weight.shape[:2], -1).any(2)
+        options = stage.blocks(keep)
         if not options:
             connected.append(name)
             continue

@@ -12,11 +12,11 @@ from ..data import Dataset
 from ..dilute import METHODS, Ends, Profile, Target, label_profile
 from ..records import FloatArray, IntArray, Layer, LayerProfile
 from .analysis import Analysis, Progress
-from .planning import _batch
+from .scoring import _batch
 
 
 def ends_of(
-    analysis: Analysis, data: Dataset, found: Sequence[Target], seed: int, progress: Progress
+    analysis: Analysis, data: Dataset, found: Sequence[Target], options: profiles.ProfileOptions, progress: Progress
 ) -> tuple[Mapping[str, Ends | str], list[str]]:
     """Class profiles of what each target reads and makes, or why there are none; and what to tell the user.
 
@@ -29,7 +29,7 @@ def ends_of(
     """
     free = ", ".join(own.pattern or name for name, own in METHODS.items() if "profiles" not in own.needs)
     output, classes = profiles.classes_of(analysis.prepared, analysis.samples, free)
-    options = profiles.ProfileOptions(seed=seed)
+    options.check()
     taps, skipped = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, options.pool)
     made = {target.name: _read_later(analysis, target.layer) for target in found}
     wanted = {target.layer.data_name for target in found} | {layer.data_name for layer in made.values() if layer}
