@@ -19,7 +19,8 @@ from ..dilute import DilutedLayer, Ends, KernelView, Method, MethodOptions, Skip
 from ..errors import DataError, ModelError, OptionError, TargetError, VerificationError
 from ..graph import Model
 from ..profiles import ProfileOptions
-from ..records import Array, BoolArray, FloatArray, Size
+from ..records import Array, BoolArray, FloatArray, RepairOptions, Size
+from ..repair import repair
 from ..trace import random_feeds
 from ..verify import compare
 from ..views import scales
@@ -30,7 +31,7 @@ from .scoring import _batch
 
 SNR_FEATURES = 0.8
 """Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
-mask was worse than random kernels, at 0.5 (ResNet-20) level with them, and over 0.8 (its last layer) better; never better than kernel L1."""
+mask was worse than random kernels, at 0.5 (ResNet-20) level with them, over 0.8 (its last layer) better; never better than kernel L1."""
 SNR_LABELS = 0.3
 """The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
 
@@ -138,7 +139,7 @@ def dilute(
     masks, figures = _chosen(analysis, found, seen, (method, own), options)
     diluted = stage.zeroed(original, masks)
     if options.refit or (options.refit is None and data is not None):
-        diluted, said = refitted(analysis, diluted, masks, data, progress)
+        diluted, said = refitted(analysis, diluted, masks, data, progress, RepairOptions(seed=options.seed))
         notes += said
     _check(diluted, masks, _batches(analysis, data))
     result = Diluted(
@@ -254,10 +255,24 @@ def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: P
 
 
 def refitted(
-    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, progress: Progress
-) -> tuple[Model, list[str]]:
-    """The diluted model with what remains re-fitted; the one place that calls the repair."""
-    return diluted, ["the re-fit is not part of this build; weights are as they were"]
+    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, progress: Progress = silent,
+    options: RepairOptions | None = None,
+) -> tuple[Model, list[str]]:  # fmt: skip
+    """The diluted model with what remains re-fitted, layer by layer, so that it answers like the original; and what was done.
+
+    The one place that calls the repair. Layers behind a diluted one are re-fitted, too: their input has changed.
+    """
+    assert data is not None
+    feeds = ({name: array if data.fixed else array[:count] for name, array in own.items()} for own, count in data.batches())
+    none = np.zeros(analysis.coupling.units, bool)
+    with progress("re-fitting", 0) as advance:
+        model, fits = repair(
+            analysis.prepared, analysis.coupling, none, diluted, feeds, options or RepairOptions(), masks, lambda done, total: advance(1)
+        )
+    weights, biases = (sum(own.kind == kind for own in fits) for kind in ("weights", "bias"))
+    return model, [
+        f"re-fit on {data.samples} samples: weights of {weights} layers, the bias alone of {biases}; {len(fits) - weights - biases} unchanged"
+    ]
 
 
 # ---- proof -----------------------------------------------------------------------------------------------------------
