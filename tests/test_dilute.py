@@ -352,7 +352,7 @@ def test_coordinates_are_read_too(tmp_path: Path) -> None:
     sparse.values.CopyFrom(numpy_helper.from_array(array[array != 0], "w3"))
     sparse.indices.CopyFrom(numpy_helper.from_array(np.argwhere(array).astype(np.int64)))
     model.graph.initializer.remove(held["w3"])
-    assert (graph.constant(graph.load(model), "w3") == array).all()
+    assert (graph.Constants(graph.load(model))["w3"] == array).all()
 
 
 def test_damaged_sparse_initializers_are_refused() -> None:

@@ -10,6 +10,7 @@ import click
 
 from .. import graph, pipeline, report
 from ..dilute import METHODS, removed_share
+from ..records import RepairOptions
 from . import options as take
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 from .prune import _accuracy
@@ -45,7 +46,7 @@ def dilute_command(
     """
     names = ("rate", "scope", "layers", "refit", "regroup", "force", "seed")
     method = options["method"] or pipeline.default_method(data is not None)
-    wanted = pipeline.DiluteOptions(method=method, **{name: options[name] for name in names})
+    wanted = pipeline.DiluteOptions(method=method, repair=RepairOptions(seed=options["seed"]), **{name: options[name] for name in names})
     pipeline.check_dilution(wanted, data is not None)
     loaded = pipeline.load(model)
     check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)

@@ -143,8 +143,9 @@ def layer_views(
 ) -> Iterator[KernelView]:
     """One view per target, without profiles. ``scales`` are those of BatchNormalizations by the tensor they scale, ``rms`` the root
     mean square per channel of each site."""
+    constants = graph.Constants(model)
     for target in found:
-        values = as_kernels(graph.constant(model, target.weight), target.axes).astype(np.float32)
+        values = as_kernels(constants[target.weight], target.axes).astype(np.float32)
         scale = scales.get(target.layer.node.outputs[0])
         if scale is not None and len(scale) == len(values) and target.axes[0] == 0:
             values = values * np.abs(scale).astype(np.float32)[:, None, None]
@@ -199,8 +200,6 @@ def _figures(view: KernelView, weight: str, mask: BoolArray, counts: tuple[str, 
 
 def zeroed(model: Model, masks: Mapping[str, BoolArray]) -> Model:
     """The model with weights set to zero where their mask (of the weight's shape, by name of the initializer) is False."""
-    editor = graph.Editor(model)
-    for name, mask in masks.items():
-        value = graph.constant(model, name)
-        editor.set_constant(name, np.where(mask, value, np.zeros((), value.dtype)))
-    return editor.finish()
+    constants = graph.Constants(model)
+    values = {name: np.where(mask, constants[name], np.zeros((), constants[name].dtype)) for name, mask in masks.items()}
+    return graph.with_constants(model, values)

@@ -44,15 +44,16 @@ def _mark(flags: BoolArray, units: IntArray, chosen: BoolArray | bool = True) ->
 def connections(model: Model, coupling: Coupling) -> Connections:
     """Which units still have connections."""
     read, made, readers, makers, odd_in, odd_out = (np.zeros(coupling.units, bool) for _ in range(6))
+    constants = graph.Constants(model)
     for layer in coupling.layers:
-        if layer.weight is None:
+        if layer.weight is None or layer.node.inputs[layer.weight.position] not in constants:
             for units in (layer.source, layer.reads, layer.writes):
                 _mark(odd_in, units)
                 _mark(odd_out, units)
             continue
         if _through(layer):
             continue
-        weight = np.asarray(graph.constant(model, layer.node.inputs[layer.weight.position])) != 0
+        weight = np.asarray(constants[layer.node.inputs[layer.weight.position]]) != 0
         for units, axis, used, seen in (
             (layer.reads, layer.weight.in_axis, read, readers), (layer.writes, layer.weight.out_axis, made, makers),
         ):  # fmt: skip
@@ -158,12 +159,12 @@ def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Ma
         assert layer.weight is not None
         name, in_axis = layer.node.inputs[layer.weight.position], layer.weight.in_axis
         columns = np.flatnonzero((layer.reads >= 0) & gone[np.maximum(layer.reads, 0)])
-        weight = np.moveaxis(graph.constant(model, name).copy(), in_axis, 0)
+        weight = np.moveaxis(graph.Constants(model)[name].copy(), in_axis, 0)
         level = levels[layer.data_name, layer.data_axis][columns]
         if level.any():
             out_axis = layer.weight.out_axis if layer.weight.out_axis > in_axis else layer.weight.out_axis + 1
             slices = np.moveaxis(weight[columns].astype(np.float64), out_axis, 1)
-            bias = graph.constant(model, layer.node.inputs[2])
+            bias = graph.Constants(model)[layer.node.inputs[2]]
             added = np.einsum("cok,c->o", slices.reshape(*slices.shape[:2], -1), level)
             editor.set_constant(layer.node.inputs[2], (bias + added).astype(bias.dtype))
         weight[columns] = 0

@@ -106,7 +106,7 @@ def regrouped(model: Model, coupling: Coupling, nodes: Sequence[Node], grouping:
             content[units] = units[order]
     changed = _permute(editor, model, coupling, nodes, content)
     name = layer.node.inputs[layer.weight.position]
-    weight = changed.get((layer.node.index, layer.weight.position), graph.constant(model, name))
+    weight = changed.get((layer.node.index, layer.weight.position), graph.Constants(model)[name])
     index = layer.node.index
     if not grouping.absorb[0]:
         weight = weight[:, found.inputs]
@@ -116,7 +116,7 @@ def regrouped(model: Model, coupling: Coupling, nodes: Sequence[Node], grouping:
     if not grouping.absorb[1]:
         weight = weight[found.outputs]
         if len(layer.node.inputs) > 2 and layer.node.inputs[2]:
-            bias = changed.get((index, 2), graph.constant(model, layer.node.inputs[2]))
+            bias = changed.get((index, 2), graph.Constants(model)[layer.node.inputs[2]])
             editor.set_input(index, 2, editor.constant(layer.node.inputs[2], bias[found.outputs]))
         back = editor.constant(f"{layer.node.name}/outputs", np.argsort(found.outputs))
         editor.insert_after(editor.tensor(layer.node.outputs[0]), "Gather", [back], attributes={"axis": 1})
@@ -137,7 +137,7 @@ def _permute(
         orders = [(axis, order) for axis, order in orders if (order != np.arange(len(order))).any()]
         if not orders:
             continue
-        array = graph.constant(model, nodes[index].inputs[position])
+        array = graph.Constants(model)[nodes[index].inputs[position]]
         for axis, order in orders:
             array = np.take(array, order, axis)
         changed[index, position] = array

@@ -42,7 +42,7 @@ class DiluteOptions:
 
     ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that set it. ``scope``: see `masks.keep_by_rank`.
     ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with data. ``force``: dilute layers whose
-    labels carry too little signal, too.
+    labels carry too little signal, too. ``repair``: how the rest is re-fitted.
     """
 
     method: str = "wanda"
@@ -53,6 +53,7 @@ class DiluteOptions:
     regroup: bool = False
     force: bool = False
     seed: int = 0
+    repair: RepairOptions = RepairOptions()
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def dilute(
     masks, figures = _chosen(analysis, found, seen, (method, own), options)
     diluted = stage.zeroed(original, masks)
     if options.refit or (options.refit is None and data is not None):
-        diluted, said = refitted(analysis, diluted, masks, data, progress, RepairOptions(seed=options.seed))
+        diluted, said = refitted(analysis, diluted, masks, data, options.repair, progress)
         notes += said
     _check(diluted, masks, _batches(analysis, data))
     result = Diluted(
@@ -255,9 +256,8 @@ def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: P
 
 
 def refitted(
-    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, progress: Progress = silent,
-    options: RepairOptions | None = None,
-) -> tuple[Model, list[str]]:  # fmt: skip
+    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, options: RepairOptions, progress: Progress
+) -> tuple[Model, list[str]]:
     """The diluted model with what remains re-fitted, layer by layer, so that it answers like the original; and what was done.
 
     The one place that calls the repair. Layers behind a diluted one are re-fitted, too: their input has changed.
@@ -267,7 +267,7 @@ def refitted(
     none = np.zeros(analysis.coupling.units, bool)
     with progress("re-fitting", 0) as advance:
         model, fits = repair(
-            analysis.prepared, analysis.coupling, none, diluted, feeds, options or RepairOptions(), masks, lambda done, total: advance(1)
+            analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1)
         )
     weights, biases = (sum(own.kind == kind for own in fits) for kind in ("weights", "bias"))
     return model, [
@@ -295,8 +295,9 @@ def _check(model: Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Map
     Raises:
         VerificationError: else.
     """
+    constants = graph.Constants(model)
     for name, mask in masks.items():
-        if np.any(graph.constant(model, name)[~mask]):
+        if np.any(constants[name][~mask]):
             raise VerificationError(f"{model.name}: internal error: a masked weight of '{name}' is not zero. Please report it.")
     session = runtime.open_session(graph.serialized(model), model.weights, model.name)
     for kind, inputs in feeds.items():
@@ -324,7 +325,7 @@ def _same(before: Model, after: Model, feeds: Mapping[str, Mapping[str, Array]])
     Raises:
         VerificationError: they are not.
     """
-    return max(compare(before, after, [], feeds).errors.values(), default=0.0)
+    return max(compare(before, after, graph.tensor_types(before), [], feeds).errors.values(), default=0.0)
 
 
 def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
@@ -373,7 +374,7 @@ def _regrouped(result: Diluted, data: Dataset | None) -> Diluted:
         layer = next((own for own in analysis.coupling.layers if own.node.name == name and own.weight is not None), None)
         if layer is None or layer.weight is None:
             continue
-        weight = graph.constant(current, layer.node.inputs[layer.weight.position])
+        weight = graph.Constants(current)[layer.node.inputs[layer.weight.position]]
         if not stage.can_group(layer, weight.shape):
             continue
         keep: BoolArray = (weight != 0).reshape(*weight.shape[:2], -1).any(2)
