@@ -1,4 +1,4 @@
-"""What dilution costs: ``python benchmarks/dilution.py [network ...] [--shared FOLDER] [--rates 0.5,0.66,0.8] [--methods l1,wanda] [--refit]``.
+"""What dilution costs: ``python benchmarks/dilution.py [network ...] [--shared DIR] [--rates 0.5,0.8] [--methods l1,wanda] [--refit]``.
 
 Prints Markdown rows: top-1 on the 2000 test images of every method at equal rates, and of those that set their rate. Calibration and
 re-fit see images of the training set only. Networks: vgg (convs 4-7), vgg-classifier, resnet20 and resnet56 (third stage),

@@ -364,6 +364,77 @@ def test_damaged_sparse_initializers_are_refused() -> None:
         graph.load(model)
 
 
+# ---- labels and the re-fit -------------------------------------------------------------------------------------------
+
+
+def labelled(rate: float | None = None, **options: Any) -> pipeline.Diluted:
+    return diluted(classifier(widths=(16, 24)), data=True, rate=rate, **options)
+
+
+def test_afcc_follows_the_label_sets_of_both_ends() -> None:
+    model = graph.load(classifier(widths=(16, 24)))
+    data = sfp_onnx.data_for(model, {"x": images(64), "labels": labels_of(64)})
+    analysis = sfp_onnx.inspect(model, data=data)
+    assert data is not None
+    known = {own.tensor: own for own in pipeline.profile(analysis, data).layers}
+    result = pipeline.dilute(analysis, DiluteOptions("afcc", refit=False, force=True), data)
+    assert [item.layer for item in result.layers] == ["conv2", "head"]
+    assert [item.layer for item in result.skipped] == ["conv1"] and "no layer made it" in result.skipped[0].reason
+    sets = [known[name].label_sets for name in ("r1", "f")]
+    common = (sets[1].astype(int) @ sets[0].T.astype(int)) > 0
+    removed = {item.layer: item.removed for item in result.layers}
+    assert removed == {"conv2": (~common).sum(), "head": (~sets[1]).sum()}
+
+
+def test_layers_with_too_little_signal_are_skipped_unless_forced() -> None:
+    with pytest.raises(TargetError, match="signal-to-noise"):  # random weights and labels
+        labelled(method="afcc", layers="conv2")
+    forced = labelled(method="afcc", layers="conv2", force=True)
+    assert any("because of --force" in note for note in forced.notes)
+    assert not any("force" in note for note in labelled(0.5, method="soft-afcc", layers="conv2").notes)
+
+
+def test_soft_afcc_against_a_loop() -> None:
+    own = view()
+    assert own.ends is not None and own.rms is not None
+    scores = np.zeros((12, 10))
+    for o in range(12):
+        for i in range(10):
+            rho = float(np.corrcoef(own.ends.writes.evidence[o], own.ends.reads.evidence[i])[0, 1])
+            kernel = own.values[o, i].astype(np.float64)
+            scores[o, i] = np.linalg.norm(kernel) * own.rms[i] * (1 + abs(rho) + np.sign(kernel.sum()) * rho / 2)
+    kept = chosen(own, "soft-afcc").mask[:, :, 0]
+    assert scores[kept].min() > scores[~kept].max()
+
+
+def test_models_that_are_no_classifiers_are_refused() -> None:
+    nodes = [helper.make_node("Conv", ["x", "w1"], ["a"], "one"), helper.make_node("Conv", ["a", "w2"], ["y"], "two")]
+    constants = {"w1": np.ones((4, 3, 1, 1), np.float32), "w2": np.ones((2, 4, 1, 1), np.float32)}
+    model = model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("y", np.float32, ["N", 2, 8, 8])], constants)
+    for method, rate in (("afcc", None), ("soft-afcc", 0.5)):
+        with pytest.raises(sfp_onnx.ModelError, match=r"need a classifier.*l1, wanda"):
+            diluted(model, data=True, method=method, rate=rate)
+
+
+def test_the_re_fit_keeps_zeros_and_comes_nearer() -> None:
+    model, x = classifier(widths=(16, 24)), images(64)
+    reference = run_model(model, {"x": x})[0]
+    errors = []
+    for refit in (False, True):
+        result = diluted(model, data=True, method="wanda", rate=0.6, refit=refit, layers="conv")
+        errors.append(float(np.square(run_model(result.to_proto(), {"x": x})[0] - reference).mean()))
+        zeros = [(own == 0).sum() for own in weights(result.to_proto()).values() if own.ndim == 4]
+        assert sum(zeros) >= sum(item.weights_removed for item in result.layers) - 9 * 16 * result.cut * 2
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["afcc", "random-afcc", "soft-afcc", "wanda"])
+def test_the_same_model_twice_with_labels(name: str) -> None:
+    rate = None if name in FIXED else 0.5
+    first, second = (labelled(rate, method=name, force=True, refit=True).to_proto().SerializeToString() for _ in range(2))
+    assert first == second
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 

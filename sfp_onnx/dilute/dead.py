@@ -154,19 +154,20 @@ def _foldable(layer: Layer, prepared: Prepared) -> bool:
 
 
 def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Mapping[tuple[str, int], Array]) -> Model:
-    editor = graph.Editor(model)
+    constants = graph.Constants(model)
+    changed: dict[str, Array] = {}
     for layer in readers:
         assert layer.weight is not None
         name, in_axis = layer.node.inputs[layer.weight.position], layer.weight.in_axis
         columns = np.flatnonzero((layer.reads >= 0) & gone[np.maximum(layer.reads, 0)])
-        weight = np.moveaxis(graph.Constants(model)[name].copy(), in_axis, 0)
+        weight = np.moveaxis(constants[name].copy(), in_axis, 0)
         level = levels[layer.data_name, layer.data_axis][columns]
         if level.any():
             out_axis = layer.weight.out_axis if layer.weight.out_axis > in_axis else layer.weight.out_axis + 1
             slices = np.moveaxis(weight[columns].astype(np.float64), out_axis, 1)
-            bias = graph.Constants(model)[layer.node.inputs[2]]
+            bias = constants[layer.node.inputs[2]]
             added = np.einsum("cok,c->o", slices.reshape(*slices.shape[:2], -1), level)
-            editor.set_constant(layer.node.inputs[2], (bias + added).astype(bias.dtype))
+            changed[layer.node.inputs[2]] = (bias + added).astype(bias.dtype)
         weight[columns] = 0
-        editor.set_constant(name, np.ascontiguousarray(np.moveaxis(weight, 0, in_axis)))
-    return editor.finish()
+        changed[name] = np.ascontiguousarray(np.moveaxis(weight, 0, in_axis))
+    return graph.with_constants(model, changed)

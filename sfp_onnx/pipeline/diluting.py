@@ -53,7 +53,7 @@ class DiluteOptions:
     regroup: bool = False
     force: bool = False
     seed: int = 0
-    repair: RepairOptions = RepairOptions()
+    repair: RepairOptions = field(default_factory=RepairOptions)
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,9 @@ def refitted(
         model, fits = repair(
             analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1)
         )
-    weights, biases = (sum(own.kind == kind for own in fits) for kind in ("weights", "bias"))
-    return model, [
-        f"re-fit on {data.samples} samples: weights of {weights} layers, the bias alone of {biases}; {len(fits) - weights - biases} unchanged"
-    ]
+    counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
+    said = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
+    return model, [said]
 
 
 # ---- proof -----------------------------------------------------------------------------------------------------------
