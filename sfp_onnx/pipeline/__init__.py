@@ -2,7 +2,8 @@
 
 from .analysis import Analysis, DataSource, ModelSource, Progress, data_for, describe, inspect, load, reasons, silent
 from .cutting import Pruned, apply, prune
-from .diluting import Diluted, DiluteOptions, Seen, check_dilution, default_method, dilute, dilution_manifest, look
+from .diluting import Seen, check_dilution, default_method, dilute, look
+from .dilution import Diluted, DiluteOptions, dilution_manifest
 from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
 from .planning import default_score, plan

@@ -3,83 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 
 from .. import dilute as stage
-from .. import graph, runtime
+from .. import graph
 from ..calibrate import calibrate
-from ..cut import cut
 from ..data import Dataset
 from ..dilute import DilutedLayer, Ends, KernelView, Method, MethodOptions, SkippedLayer, Target
-from ..errors import DataError, ModelError, OptionError, TargetError, VerificationError
+from ..errors import DataError, OptionError, TargetError
 from ..graph import Model
 from ..profiles import ProfileOptions
-from ..records import Array, BoolArray, FloatArray, RepairOptions, Size
+from ..records import BoolArray, FloatArray, RepairOptions
 from ..repair import repair
-from ..trace import random_feeds
-from ..verify import compare
 from ..views import scales
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, silent
+from .dilution import Diluted, DiluteOptions
 from .ends import ends_of
-from .manifest import versions
 from .scoring import _batch
+from .tidying import batches, check, finished
 
 SNR_FEATURES = 0.8
 """Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
 mask was worse than random kernels, at 0.5 (ResNet-20) level with them, over 0.8 (its last layer) better; never better than kernel L1."""
 SNR_LABELS = 0.3
 """The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
-
-
-@dataclass(frozen=True)
-class DiluteOptions:
-    """How to dilute.
-
-    ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that set it. ``scope``: see `masks.keep_by_rank`.
-    ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with data. ``force``: dilute layers whose
-    labels carry too little signal, too. ``repair``: how the rest is re-fitted.
-    """
-
-    method: str = "wanda"
-    rate: float | None = None
-    scope: str = "layer"
-    layers: str | None = None
-    refit: bool | None = None
-    regroup: bool = False
-    force: bool = False
-    seed: int = 0
-    repair: RepairOptions = field(default_factory=RepairOptions)
-
-
-@dataclass(frozen=True)
-class Diluted:
-    """The result of `dilute`. ``cut`` units were physically removed; ``checks`` are the relative differences that each exact step
-    (removal of dead channels, regrouping) made."""
-
-    model: Model
-    original: Model
-    options: DiluteOptions
-    layers: tuple[DilutedLayer, ...]
-    skipped: tuple[SkippedLayer, ...]
-    notes: tuple[str, ...]
-    cut: int
-    checks: Mapping[str, float]
-    before: Size
-    after: Size
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-    def save(self, path: str | Path, external: bool | None = None, sparse: bool = False) -> Path:
-        """Write the model atomically; ``sparse``: with sparse initializers where they are smaller."""
-        return graph.save(self.model, path, external, sparse)
-
-    def to_proto(self, sparse: bool = False) -> onnx.ModelProto:
-        """The model as a self-contained ModelProto."""
-        return graph.to_proto(self.model, sparse)
 
 
 @dataclass(frozen=True)
@@ -142,12 +91,12 @@ def dilute(
     if options.refit or (options.refit is None and data is not None):
         diluted, said = refitted(analysis, diluted, masks, data, options.repair, progress)
         notes += said
-    _check(diluted, masks, _batches(analysis, data))
+    check(diluted, masks, batches(analysis, data))
     result = Diluted(
         diluted, analysis.model, options, figures, tuple(skipped), tuple(notes), 0, {}, analysis.size(), analysis.size(),
         describe(data) if data else {},
     )  # fmt: skip
-    return _finished(result, data, progress)
+    return finished(result, data, progress)
 
 
 def _suited(
@@ -250,8 +199,8 @@ def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: P
     ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
     wanted = list(dict.fromkeys(target.site for target in found if target.data_axis != 0))
     with progress("calibrating", data.samples) as advance:
-        batches = replace(data, batch=_batch(analysis, data)).batches()
-        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), batches, advance).moments
+        parts = replace(data, batch=_batch(analysis, data)).batches()
+        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
     return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
 
 
@@ -272,169 +221,3 @@ def refitted(
     counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
     said = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
     return model, [said]
-
-
-# ---- proof -----------------------------------------------------------------------------------------------------------
-
-
-def _batches(analysis: Analysis, data: Dataset | None) -> dict[str, Mapping[str, Array]]:
-    """A few inputs to check on: random ones, and calibration data."""
-    feeds = analysis.prepared.feeds
-    found: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), feeds, seed=1)}
-    if data is not None:
-        first = next(iter(data.batches()), None)
-        if first is not None:
-            found["calibration"] = first[0]
-    return found
-
-
-def _check(model: Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
-    """Masked weights are zero, outputs are finite.
-
-    Raises:
-        VerificationError: else.
-    """
-    constants = graph.Constants(model)
-    for name, mask in masks.items():
-        if np.any(constants[name][~mask]):
-            raise VerificationError(f"{model.name}: internal error: a masked weight of '{name}' is not zero. Please report it.")
-    session = runtime.open_session(graph.serialized(model), model.weights, model.name)
-    for kind, inputs in feeds.items():
-        for port, value in zip(graph.outputs(model), session.run(inputs), strict=True):
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise VerificationError(f"{model.name}: output '{port.name}' of the diluted model is not finite on {kind} input")
-
-
-def _finished(result: Diluted, data: Dataset | None, progress: Progress) -> Diluted:
-    """Remove dead channels and regroup."""
-    with progress("removing dead channels", 1) as advance:
-        result = _without_dead(result, data)
-        advance(1)
-    if result.options.regroup:
-        with progress("regrouping", 1) as advance:
-            result = _regrouped(result, data)
-            advance(1)
-    graph.check(result.model)
-    return replace(result, after=inspect(result.model, data=data).size())
-
-
-def _same(before: Model, after: Model, feeds: Mapping[str, Mapping[str, Array]]) -> float:
-    """Largest relative difference between two models that must be equal.
-
-    Raises:
-        VerificationError: they are not.
-    """
-    return max(compare(before, after, graph.tensor_types(before), [], feeds).errors.values(), default=0.0)
-
-
-def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
-    """Fold constant channels, then cut what nobody reads, until nothing is left to do."""
-    model, notes, left, units = result.model, list(result.notes), 0, 0
-    zero = folded = 0
-    checks = dict(result.checks)
-    while True:
-        analysis = inspect(model, data=data)
-        feeds = _batches(analysis, data)
-        known = stage.fold_constants(analysis.prepared.model, analysis.prepared, analysis.coupling, list(feeds.values()))
-        dead = stage.unread(known.model, analysis.coupling)
-        if not dead.any():
-            left = known.left
-            break
-        try:
-            smaller = cut(replace(analysis.prepared, model=known.model), analysis.coupling, dead)
-            error = _same(model, smaller, feeds)
-        except (VerificationError, ModelError) as error_found:
-            notes.append(f"{int(dead.sum())} channels without connections were left: removing them is not exact here ({error_found})")
-            break
-        model, units = smaller, units + int(dead.sum())
-        zero, folded = zero + known.zero, folded + known.folded
-        checks["dead channels"] = max(checks.get("dead channels", 0.0), error)
-    if units:
-        notes.append(f"{units} channels without connections were removed ({zero} of them constant at zero, {folded} folded into biases)")
-    if left:
-        notes.append(f"{left} constant channels were left: a padded convolution, or a layer without a bias of its own, reads them")
-    return replace(result, model=model, cut=units, checks=checks, notes=tuple(notes))
-
-
-# ---- regrouping ------------------------------------------------------------------------------------------------------
-
-REPEATS = 30
-FASTER = 0.98
-"""A regrouped model is kept if the median of its interleaved time ratios is under this: less is not told from noise."""
-
-
-def _regrouped(result: Diluted, data: Dataset | None) -> Diluted:
-    names = [item.layer for item in result.layers]
-    model, notes, checks = result.model, list(result.notes), dict(result.checks)
-    connected = []
-    for name in names:
-        analysis = inspect(model, data=data)
-        current = analysis.prepared.model
-        layer = next((own for own in analysis.coupling.layers if own.node.name == name and own.weight is not None), None)
-        if layer is None or layer.weight is None:
-            continue
-        weight = graph.Constants(current)[layer.node.inputs[layer.weight.position]]
-        if not stage.can_group(layer, weight.shape):
-            continue
-        keep: BoolArray = (weight != 0).reshape(*weight.shape[:2], -1).any(2)
-        options = stage.blocks(keep)
-        if not options:
-            connected.append(name)
-            continue
-        feeds = _batches(analysis, data)
-        tried = [_attempt(analysis, stage.Grouping(layer, own, stage.absorbable(layer)), feeds) for own in options[:3]]
-        best = min((own for own in tried if own), key=lambda own: own[1], default=None)
-        if best is None:
-            notes.append(f"'{name}' is block-diagonal, but no rewriting of it was exact")
-        elif best[1] >= FASTER:
-            notes.append(f"'{name}' as {best[3]} groups is not faster ({best[1]:.2f} of the time, measured): left as it is")
-        else:
-            model = best[0]
-            checks["regrouping"] = max(checks.get("regrouping", 0.0), best[2])
-            notes.append(f"'{name}' became a convolution with {best[3]} groups: {best[1]:.2f} of the model's time, measured")
-    if connected:
-        notes.append(f"no permutation makes {', '.join(connected)} block-diagonal: their kernels connect all channels")
-    return replace(result, model=model, notes=tuple(notes), checks=checks)
-
-
-def _attempt(
-    analysis: Analysis, grouping: stage.Grouping, feeds: Mapping[str, Mapping[str, Array]]
-) -> tuple[Model, float, float, int] | None:
-    """(model, share of the time, difference, groups) with the permutation absorbed where that is exact, else by Gather."""
-    current = analysis.prepared.model
-    left, right = grouping.absorb
-    for absorb in dict.fromkeys(((left, right), (left, False), (False, right), (False, False))):
-        try:
-            new = stage.regrouped(current, analysis.coupling, analysis.prepared.nodes, replace(grouping, absorb=absorb))
-            error = _same(current, new, feeds)
-        except (VerificationError, ModelError):
-            continue
-        sessions = [runtime.open_session(graph.serialized(own), own.weights, own.name) for own in (current, new)]
-        times = np.asarray(runtime.latencies(sessions, feeds.get("calibration", feeds["random"]), REPEATS))
-        return new, float(np.median(times[1] / times[0])), error, grouping.blocks.groups
-    return None
-
-
-def dilution_manifest(result: Diluted, output: Path | None = None) -> dict[str, Any]:
-    """Everything needed to check or repeat a dilution, as plain data for JSON."""
-    written = graph.load(output) if output is not None else None
-    return {
-        "format": "sfp_onnx dilution manifest",
-        "version": 1,
-        "versions": versions(),
-        "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": graph.file_bytes(result.original)},
-        "output": {
-            "path": str(output) if output else None,
-            "sha256": written.sha256 if written else None,
-            "bytes": graph.file_bytes(written) if written else graph.full_size(result.model),
-        },
-        "options": asdict(result.options),
-        "data": dict(result.data) or None,
-        "before": asdict(result.before),
-        "after": asdict(result.after),
-        "removed_channels": result.cut,
-        "checks": dict(result.checks),
-        "layers": [asdict(item) for item in result.layers],
-        "skipped": [asdict(item) for item in result.skipped],
-        "notes": list(result.notes),
-    }
