@@ -20,6 +20,7 @@ from sfp_onnx.scores import SCORES
 CIFAR10 = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
 CIFAR100 = sfp_onnx.Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), scale=255, layout="nhwc")
 RATIO = 0.3
+SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,9 @@ def ranking_table(columns: dict[str, tuple[Ranking, float]]) -> str:
     return "\n".join(lines)
 
 
-def shared_folder() -> Path:
-    """The folder with models/ and data/: the first argument, or `shared` beside the repository."""
-    return Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent.parent / "shared"
-
-
 def main() -> None:
     """Measure and print."""
-    root = shared_folder()
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else SHARED
     columns = {}
     for case in (RESNET56, RESNET20):
         data = (case.analysis(root), case.images(root, "calib", 512), case.images(root, "test"))

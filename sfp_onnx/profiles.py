@@ -6,12 +6,12 @@ train the probes go to an unnamed temporary file of at most `FEATURE_BYTES`, whi
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil, prod
+from typing import IO
 from zlib import crc32
 
 import numpy as np
@@ -168,7 +168,7 @@ def classes_of(prepared: Prepared, samples: int, free: str) -> tuple[str, int]:
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Running sums of the pass: per tap (L, D) class sums; labels and hashes of all samples."""
 
     sums: list[FloatArray]
@@ -211,18 +211,18 @@ def profile(
     fitting = FEATURE_BYTES // max(1, 4 * sum(widths))
     if fitting < samples:
         stored = np.sort(np.random.default_rng(options.seed).choice(samples, max(1, fitting), replace=False))
-    with _room(len(stored), widths) as features:
+    with room(len(stored), widths) as store:
         with progress("profiling", samples) as advance:
-            sums = _collect(prepared.model, chosen, (output[0], classes), (batches, given), (stored, features), advance)
+            sums = collect(prepared.model, chosen, (output[0], classes), (batches, given), (stored, store), advance)
         labels = np.concatenate(sums.labels)
         _check_present(labels, classes, free)
         counts = np.bincount(labels, minlength=classes)
         train, test = _split(np.array(sums.keys, np.int64)[stored], FEW * classes)
         layers = []
         with progress("training probes", len(chosen)) as advance:
-            for tap, own_sums, own in zip(chosen, sums.sums, features, strict=True):
-                means = (own_sums / np.maximum(counts, 1)[:, None]).T
-                layers.append(_layer(tap, means, counts > 0, (own, labels[stored], train, test), options))
+            for index, (tap, own) in enumerate(zip(chosen, sums.sums, strict=True)):
+                means = (own / np.maximum(counts, 1)[:, None]).T
+                layers.append(_layer(tap, means, counts > 0, (store.get(index), labels[stored], train, test), options))
                 advance(1)
     missing = tuple(int(label) for label in np.flatnonzero(counts == 0))
     source = "given" if given is not None else "argmax"
@@ -240,45 +240,69 @@ def _check_present(labels: IntArray, classes: int, free: str) -> None:
         )
 
 
-@contextmanager
-def _room(rows: int, widths: Sequence[int]) -> Iterator[list[Array]]:
-    """Arrays (rows, width) in one unnamed temporary file, which the system removes when it is closed or the process ends."""
-    total = 4 * rows * sum(widths)
-    with tempfile.TemporaryFile(prefix="sfp_onnx-") as file:
+@dataclass(frozen=True)
+class Store:
+    """Features (rows, width) of every tap, one after the other in an unnamed temporary file that the system removes when it is
+    closed or the process ends. Written like a file, where a full disk is an error; a memory map would crash."""
+
+    file: IO[bytes]
+    rows: int
+    widths: tuple[int, ...]
+
+    def _start(self, index: int) -> int:
+        return 4 * self.rows * sum(self.widths[:index])
+
+    def put(self, index: int, first: int, features: Array) -> None:
+        """Write features of tap ``index`` from row ``first`` on.
+
+        Raises:
+            OutputError: no room.
+        """
         try:
-            if hasattr(os, "posix_fallocate") and total:
-                os.posix_fallocate(file.fileno(), 0, total)  # a full disk is an error here, and a crash in a memory map
-            whole: Array = np.memmap(file, np.float32, "r+", shape=(total // 4,)) if total else np.zeros(0, np.float32)
+            self.file.seek(self._start(index) + 4 * first * self.widths[index])
+            self.file.write(np.ascontiguousarray(features, np.float32).data)
+            self.file.flush()
         except OSError as error:
-            need = f"{total / 2**20:.0f} MiB of features ({error.strerror or error})"
+            need = f"{self._start(len(self.widths)) / 2**20:.0f} MiB of features ({error.strerror or error})"
             raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. Set TMPDIR, or lower --samples or --pool.") from error
-        ends = np.cumsum([rows * width for width in widths])
-        yield [whole[end - rows * width : end].reshape(rows, width) for end, width in zip(ends, widths, strict=True)]
+
+    def get(self, index: int) -> Array:
+        """The features of tap ``index``, (rows, width), as a memory map."""
+        return np.memmap(self.file, np.float32, "r", self._start(index), (self.rows, self.widths[index]))
 
 
-def _collect(
+@contextmanager
+def room(rows: int, widths: Sequence[int]) -> Iterator[Store]:
+    """A store for ``rows`` samples of features of these widths."""
+    with tempfile.TemporaryFile(prefix="sfp_onnx-") as file:
+        yield Store(file, rows, tuple(widths))
+
+
+def collect(
     model: Model, chosen: Sequence[Tap], output: tuple[str, int], data: tuple[Batches, IntArray | None],
-    kept: tuple[IntArray, Sequence[Array]], advance: Advance,
-) -> _Sums:  # fmt: skip
+    kept: tuple[IntArray, Store], advance: Advance,
+) -> Sums:  # fmt: skip
     """Run the data once through the tapped model. ``kept`` are the samples whose features are stored, and where."""
     batches, given = data
-    stored, features = kept
+    stored, store = kept
     editor = graph.Editor(model)
     names = [_tap(editor, tap) for tap in chosen]
     tapped = editor.finish()
     session = runtime.open_session(graph.serialized(tapped), tapped.weights, model.name)
-    total = _Sums([np.zeros((output[1], tap.width)) for tap in chosen])
+    total = Sums([np.zeros((output[1], tap.width)) for tap in chosen])
     start = 0
     for feeds, count in batches:
         results = session.run(feeds, names if given is not None else [*names, output[0]])
         labels = given[start : start + count] if given is not None else results[-1][:count].argmax(1).astype(np.int64)
-        order = np.argsort(labels, kind="stable")
-        present, first = np.unique(labels[order], return_index=True)
+        present = np.unique(labels)
+        belongs = (labels == present[:, None]).astype(np.float64)
         low, high = np.searchsorted(stored, (start, start + count))
-        for tap, result, sums, own in zip(chosen, results, total.sums, features, strict=False):
-            rows = _rows(tap, result, len(next(iter(feeds.values()))))[:count]
-            sums[present] += np.add.reduceat(rows[order], first, axis=0, dtype=np.float64)
-            own[low:high] = rows[stored[low:high] - start]
+        for index, (tap, sums) in enumerate(zip(chosen, total.sums, strict=True)):
+            rows = _rows(tap, results[index], len(next(iter(feeds.values()))))[:count]
+            with np.errstate(invalid="ignore", over="ignore"):
+                sums[present] += belongs @ rows.astype(np.float64)
+            if low < high:
+                store.put(index, int(low), rows[stored[low:high] - start] if high - low < count else rows)
         total.labels.append(labels)
         total.keys += [_key(feeds, row) for row in range(count)]
         start += count

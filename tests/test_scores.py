@@ -12,6 +12,7 @@ from building import Builder, run, with_all_tensors
 
 import sfp_onnx
 from sfp_onnx import Analysis, ScoreOptions
+from sfp_onnx.records import LayerProfile
 from sfp_onnx.scores import SCORES
 
 DATA = np.random.default_rng(3).standard_normal((24, 3, 8, 8)).astype(np.float32)
@@ -259,3 +260,40 @@ def test_a_grouped_convolution_is_read_by_group() -> None:
     mean_rms = np.sqrt(squares).reshape(2, 4).mean(0)
     values = mean_rms * np.sqrt((weight**2).sum((0, 2, 3)))
     np.testing.assert_allclose(stem_scores(model, "contribution"), values / values.mean(), rtol=1e-5)
+
+
+# ---- class profiles --------------------------------------------------------------------------------------------------
+
+
+def stem_profile(model: onnx.ModelProto) -> LayerProfile:
+    """That of the only tensor that reads the stem's channels."""
+    analysis = sfp_onnx.inspect(model)
+    data = sfp_onnx.data_for(analysis.model, {"x": DATA, "labels": LABELS})
+    assert data is not None
+    found = sfp_onnx.profile(analysis, data, sfp_onnx.ProfileOptions(loss=True))
+    return next(layer for layer in found.layers if layer.tensor == "read")
+
+
+@pytest.mark.parametrize("name", ["sfp", "sfp-rms", "sfp-clusters", "probe-drop"])
+def test_scores_of_class_profiles(name: str) -> None:
+    own = stem_profile(chain())
+    assert own.loss_ratio is not None and len(own.units) == WIDTH
+    if name == "probe-drop":
+        np.testing.assert_allclose(stem_scores(chain(), name), own.loss_ratio, rtol=1e-9)
+        return
+    values = []
+    for matrix, clusters in zip(own.matrices.astype(np.float64), own.clusters, strict=True):
+        inside = sum(matrix[a, b] for cluster in clusters for a in cluster for b in cluster)
+        values.append({"sfp": matrix.max(), "sfp-rms": np.sqrt((matrix**2).mean()), "sfp-clusters": inside}[name])
+    np.testing.assert_allclose(stem_scores(chain(), name), np.array(values) / np.mean(values), rtol=1e-5)
+
+
+def test_joined_scores_are_mean_ranks_within_each_group() -> None:
+    model = chain()
+    analysis = sfp_onnx.inspect(model)
+    data = sfp_onnx.data_for(analysis.model, {"x": DATA, "labels": LABELS})
+    joined = sfp_onnx.score(analysis, "sfp+contribution", data)
+    parts = [sfp_onnx.score(analysis, name, data) for name in ("sfp", "contribution")]
+    for group in analysis.coupling.groups:
+        ranks = [(np.argsort(np.argsort(own[group.units])) + 1) / group.width for own in parts]
+        np.testing.assert_allclose(joined[group.units], (ranks[0] + ranks[1]) / 2)
