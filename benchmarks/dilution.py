@@ -1,7 +1,7 @@
-"""What dilution costs: ``python benchmarks/dilution.py [network ...] [--shared DIR] [--rates 0.5,0.8] [--methods l1,wanda] [--refit]``.
+"""What dilution costs: ``python benchmarks/dilution.py [network ...] [--shared DIR] [--rates 0.5] [--methods l1] [--refit] [--masks]``.
 
 Prints Markdown rows: top-1 on the 2000 test images of every method at equal rates, and of those that set their rate. Calibration and
-re-fit see images of the training set only. Networks: vgg (convs 4-7), vgg-classifier, resnet20 and resnet56 (third stage),
+re-fit see images of the training set only. ``--masks``: accuracy of the masks alone, without files and removed channels. Networks: vgg (convs 4-7), vgg-classifier, resnet20 and resnet56 (third stage),
 resnet20-classifier.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import sfp_onnx
-from sfp_onnx import graph, pipeline
+from sfp_onnx import dilute, graph, pipeline, runtime
 from sfp_onnx.pipeline import DiluteOptions
 from sfp_onnx.profiles import ProfileOptions
 from sfp_onnx.records import RepairOptions
@@ -35,7 +35,7 @@ REFIT_SAMPLES = 1000
 REPAIR = RepairOptions(ridges=(1e-2,))  # one ridge instead of four: a wide layer takes a minute per solution on one core
 
 
-def rows(name: str, root: Path, rates: list[float], methods: list[str], refit: bool) -> None:
+def rows(name: str, root: Path, rates: list[float], methods: list[str], how: argparse.Namespace) -> None:
     """Measure one network and print a row per method and rate."""
     file, images, steps, layers = NETWORKS[name]
     analysis = sfp_onnx.inspect(root / "models" / file)
@@ -49,9 +49,18 @@ def rows(name: str, root: Path, rates: list[float], methods: list[str], refit: b
     profiles = ProfileOptions() if any("profiles" in own.needs for own in needs) else None
     seen = pipeline.look(analysis, layers, calibration, profiles)
     print(f"# {name}: looked at {len(seen.targets)} layers in {time.perf_counter() - start:.0f} s", flush=True)
+    if how.masks:
+        print(f"| {name} | - | 0.0% | original | {top1(analysis.model, test):.4f} |", flush=True)
+        for method in methods:
+            for rate in rates if method in RANKED else [None]:
+                masks, layers_done, _, _ = pipeline.masked(analysis, seen, DiluteOptions(method, rate, force=True))
+                share = np.mean([item.removed / item.total for item in layers_done])
+                found = top1(dilute.zeroed(analysis.prepared.model, masks), test)
+                print(f"| {name} | {method} | {share:.1%} | masked | {found:.4f} |", flush=True)
+        return
     for method in methods:
         for rate in rates if method in RANKED else [None]:
-            for again in (False, True) if refit else (False,):
+            for again in (False, True) if how.refit else (False,):
                 start = time.perf_counter()
                 options = DiluteOptions(method, rate, refit=again, force=True, repair=REPAIR)
                 result = pipeline.dilute(analysis, options, fitting, seen=seen)
@@ -63,6 +72,13 @@ def rows(name: str, root: Path, rates: list[float], methods: list[str], refit: b
                     f"{sizes(result)} | {result.cut} | {took:.0f} s |",
                     flush=True,
                 )
+
+
+def top1(model: graph.Model, test: sfp_onnx.Dataset) -> float:
+    """Share of right answers."""
+    session = runtime.open_session(graph.serialized(model), model.weights, model.name)
+    answers = [session.run(feeds)[0][:count].argmax(1) for feeds, count in test.batches()]
+    return float((np.concatenate(answers) == test.labels).mean())
 
 
 def sizes(result: pipeline.Diluted) -> str:
@@ -80,11 +96,12 @@ def main() -> None:
     take.add_argument("--rates", default="0.5,0.66,0.8")
     take.add_argument("--methods", default=",".join((*RANKED, *FIXED)))
     take.add_argument("--refit", action="store_true")
+    take.add_argument("--masks", action="store_true")
     given = take.parse_args()
     print("| network | method | removed | weights | top-1 before | top-1 after | bytes | bytes sparse | channels cut | time |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in given.networks:
-        rows(name, given.shared, [float(item) for item in given.rates.split(",")], given.methods.split(","), given.refit)
+        rows(name, given.shared, [float(item) for item in given.rates.split(",")], given.methods.split(","), given)
 
 
 if __name__ == "__main__":

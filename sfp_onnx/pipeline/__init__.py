@@ -2,7 +2,7 @@
 
 from .analysis import Analysis, DataSource, ModelSource, Progress, data_for, describe, inspect, load, reasons, silent
 from .cutting import Pruned, apply, prune
-from .diluting import Seen, check_dilution, default_method, dilute, look
+from .diluting import Seen, check_dilution, default_method, dilute, look, masked
 from .dilution import Diluted, DiluteOptions, dilution_manifest
 from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "look",
     "manifest",
+    "masked",
     "plan",
     "profile",
     "prune",

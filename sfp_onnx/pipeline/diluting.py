@@ -79,15 +79,13 @@ def dilute(
         TargetError: nothing was diluted.
         VerificationError: a step changed what it must not change.
     """
-    method, own = check_dilution(options, data is not None)
+    method, _ = check_dilution(options, data is not None)
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
-    original = analysis.prepared.model
     if seen is None:
         wanted = ProfileOptions(seed=options.seed) if "profiles" in method.needs else None
         seen = look(analysis, options.layers, data, wanted, progress)
-    found, skipped, notes = _suited(seen, method, own, options)
-    masks, figures = _chosen(analysis, found, seen, (method, own), options)
-    diluted = stage.zeroed(original, masks)
+    masks, figures, skipped, notes = masked(analysis, seen, options)
+    diluted = stage.zeroed(analysis.prepared.model, masks)
     if options.refit or (options.refit is None and data is not None):
         diluted, said = refitted(analysis, diluted, masks, data, options.repair, progress)
         notes += said
@@ -97,6 +95,21 @@ def dilute(
         describe(data) if data else {},
     )  # fmt: skip
     return finished(result, data, progress)
+
+
+def masked(
+    analysis: Analysis, seen: Seen, options: DiluteOptions
+) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...], list[SkippedLayer], list[str]]:
+    """Masks by name of the weight, in its layout (True: may be other than zero); what they remove; skipped layers; notes.
+
+    Raises:
+        OptionError: unknown method.
+        TargetError: the method suits no layer.
+    """
+    method, own = stage.find_method(options.method, options.seed)
+    found, skipped, notes = _suited(seen, method, own, options)
+    masks, figures = _chosen(analysis, found, seen, (method, own), options)
+    return masks, figures, skipped, notes
 
 
 def _suited(
