@@ -1,7 +1,8 @@
 """What dilution costs: ``python benchmarks/dilution.py [network ...] [--shared DIR] [--rates 0.5] [--methods l1] [--refit] [--masks]``.
 
 Prints Markdown rows: top-1 on the 2000 test images of every method at equal rates, and of those that set their rate. Calibration and
-re-fit see images of the training set only. ``--masks``: accuracy of the masks alone, without files and removed channels. Networks: vgg (convs 4-7), vgg-classifier, resnet20 and resnet56 (third stage),
+re-fit see images of the training set only. ``--masks``: accuracy of the masks alone, without files and removed channels. Networks:
+vgg (convs 4-7), vgg-classifier, resnet20 and resnet56 (third stage),
 resnet20-classifier.
 """
 

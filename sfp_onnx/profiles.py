@@ -87,7 +87,7 @@ def taps(prepared: Prepared, coupling: Coupling, samples: int, pool: int) -> tup
     are one filter; elsewhere every channel is one.
     """
     made_by = _makers(prepared, coupling)
-    types = graph.tensor_types(prepared.model)
+    types = prepared.types
     found: dict[tuple[str, int], Tap] = {}
     skipped: dict[str, str] = {}
     for layer in coupling.layers:
@@ -155,7 +155,7 @@ def classes_of(prepared: Prepared, samples: int, free: str) -> tuple[str, int]:
     """
     output = graph.outputs(prepared.model)[0].name
     shape = prepared.trace.shapes.get(output, ())
-    kind = np.dtype(graph.tensor_types(prepared.model).get(output) or np.float32).kind
+    kind = np.dtype(prepared.types.get(output) or np.float32).kind
     if len(shape) == 2 and shape[0] == samples and shape[1] > 1 and kind == FLOATS:
         return output, int(shape[1])
     raise ModelError(

@@ -233,7 +233,9 @@ def test_scores_see_dequantised_weights(name: str) -> None:
     assert all(layer.weight is not None for layer in first.coupling.layers)
     assert first.coupling.channels_total == second.coupling.channels_total == 8 + 6 + 7 + 5
     # onnxruntime may multiply by the integers themselves while it calibrates
-    np.testing.assert_allclose(own, other, rtol=1e-2 if SCORES[name].needs else 1e-5, atol=1e-3 if SCORES[name].needs else 0)
+    needs = SCORES[name].needs
+    tolerance = 3e-2 if "profile" in needs else 1e-2 if needs else 1e-5  # a probe sees the last layers' errors several times over
+    np.testing.assert_allclose(own, other, rtol=tolerance, atol=1e-3 if needs else 0)
 
 
 def test_a_score_reads_what_the_layer_reads() -> None:
