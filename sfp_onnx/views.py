@@ -31,15 +31,9 @@ def views(
     for index, group in enumerate(coupling.groups):
         position[:] = -1
         position[group.units] = np.arange(group.width)
-<<<<<<< HEAD
         slices = [found for layer in layers[index] for found in _slices(read, layer, position, factors, moments)]
         gammas = [(_positions(affine.units, position), np.abs(affine.gamma)) for affine in affines[index]]
-        known = [(own, layer) for layer in profiles if ((own := _positions(layer.units, position)) >= 0).any()]
-=======
-        slices = [found for layer in layers[index] for found in _slices(read, layer, position, scales, moments)]
-        gammas = [(_positions(affine.units, position), np.abs(affine.gamma)) for affine in affines[index]]
         known = [(_positions(own.units, position), own) for own in profiled[index]]
->>>>>>> sfp
         yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas), tuple(known))
 
 
