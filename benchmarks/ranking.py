@@ -73,9 +73,10 @@ def ranking(
     analysis, calibration, test = data
     found: dict[float, dict[str, float]] = {ratio: {} for ratio in ratios}
     shares: dict[float, float] = {}
+    known = sfp_onnx.profile(analysis, calibration, sfp_onnx.ProfileOptions(loss=True))
     for name in names:
         every = range(seeds) if name == "random" else range(1)
-        values = [sfp_onnx.score(analysis, name, calibration, sfp_onnx.ScoreOptions(seed=seed)) for seed in every]
+        values = [sfp_onnx.scored(analysis, name, calibration, sfp_onnx.ScoreOptions(seed=seed), known=known).values for seed in every]
         for ratio in ratios:
             options = sfp_onnx.PlanOptions(ratio=ratio, only=case.only)
             groups = eligible(analysis.coupling, options, {})

@@ -25,7 +25,7 @@ import sfp_onnx
 from sfp_onnx import graph, profiles, runtime, sfp
 from sfp_onnx.scores import SCORES
 
-REPEATS, TIMED = 5, 512
+REPEATS, TIMED, CALIBRATION = 5, 512, 2000
 STATISTICS = {
     "probe acc.": "probe_accuracy", "cluster size": "cluster_size", "clusters/filter": "clusters_per_filter",
     "labels/filter": "labels_per_filter", "one cluster": "one_cluster", "noise": "noise", "SNR": "snr", "no cluster": "no_cluster",
@@ -95,7 +95,7 @@ def channels(root: Path) -> None:
     names = [*SCORES, "sfp+contribution"]
     columns = {}
     for case, ratios in ((ranking.RESNET56, (0.2, 0.4)), (ranking.VGG11, (0.1, 0.2, 0.4))):
-        data = (case.analysis(root), case.images(root, "calib"), case.images(root, "test"))
+        data = (case.analysis(root), case.images(root, "calib", CALIBRATION), case.images(root, "test"))
         found = ranking.ranking(case, ratios, names, data, seeds=3)
         columns.update({f"{case.title} {ratio:.0%}": (found, ratio) for ratio in ratios})
     print(f"\n## As channel scores, no repair\n\n{ranking.ranking_table(columns)}", flush=True)

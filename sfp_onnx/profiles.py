@@ -364,7 +364,7 @@ def _layer(
     if options.loss:
         ratios = sfp.loss_ratios(sfp.Samples(features, labels, measured.rows[:LOSS_SAMPLES]), weights, tap.columns)
     accuracy = sfp.accuracy(measured, weights)
-    own_means = sfp.by_filter(means * present, tap.columns)
+    own_means = sfp.by_filter(means, tap.columns)
     own_weights = sfp.by_filter(weights * present, tap.columns)
     found = sfp.label_sets(own_means, own_weights)
     return LayerProfile(

@@ -68,14 +68,16 @@ def test_softmax_sgd_against_pytorch() -> None:
     assert_agree(layer.weight.detach().numpy().T, data)
 
 
-def test_one_step_is_pytorchs_step() -> None:
-    """From the same start on one batch of all samples: equal to rounding."""
+@pytest.mark.parametrize("decay", [1e-3, 0.5])
+def test_steps_are_pytorchs_steps(decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same start on one batch of all samples: equal to rounding. A large weight decay, because 12 steps hide a small one."""
+    monkeypatch.setattr(sfp, "WEIGHT_DECAY", decay)
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     whole = features()
     data = Samples(whole.features[:60], whole.labels[:60], np.arange(60))
     layer = torch.nn.Linear(data.features.shape[1], CLASSES, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.975, weight_decay=1e-3)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.975, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.975)
     for _ in range(12):
         optimiser.zero_grad()

@@ -56,9 +56,17 @@ def score(
 
 
 def scored(
-    analysis: Analysis, name: str, data: Dataset | None = None, options: ScoreOptions | None = None, progress: Progress = silent
+    analysis: Analysis,
+    name: str,
+    data: Dataset | None = None,
+    options: ScoreOptions | None = None,
+    progress: Progress = silent,
+    known: Profiles | None = None,
 ) -> Scored:
     """Importance per unit of the model. Names joined by ``+`` mean the average of the scores' ranks within each group.
+
+    Args:
+        known: class profiles of this model from `profile`, so that several scores share them (with ``loss`` for `probe-drop`).
 
     Raises:
         OptionError: unknown score or probe.
@@ -75,7 +83,7 @@ def scored(
             free = ", ".join(sorted(own.name for own in SCORES.values() if not own.needs))
             raise DataError(f"score '{name}' needs calibration data: give --data, or use a score that needs none: {free}")
         if needs & PROFILE:
-            found = profile(analysis, data, ProfileOptions(options.probe, options.pool, "loss" in needs, options.seed), progress)
+            found = known or profile(analysis, data, ProfileOptions(options.probe, options.pool, "loss" in needs, options.seed), progress)
         if needs - PROFILE:
             moments = _moments(analysis, needs - PROFILE, data, progress)
     values = np.zeros(analysis.coupling.units)
