@@ -19,6 +19,7 @@ from sfp_onnx import graph, masks, pipeline
 from sfp_onnx.dilute import METHODS, Ends, KernelView, MethodOptions, Profile, label_profile
 from sfp_onnx.errors import DataError, OptionError, TargetError
 from sfp_onnx.pipeline import DiluteOptions
+from sfp_onnx.profiles import ProfileOptions
 
 NAMES = [own.pattern.replace("N:M", "2:4").replace("AxB", "1x4") or own.name for own in METHODS.values()]
 RANKED = [name for name in NAMES if not stage.find_method(name)[0].fixed]
@@ -384,6 +385,9 @@ def test_afcc_follows_the_label_sets_of_both_ends() -> None:
     common = (sets[1].astype(int) @ sets[0].T.astype(int)) > 0
     removed = {item.layer: item.removed for item in result.layers}
     assert removed == {"conv2": (~common).sum(), "head": (~sets[1]).sum()}
+    seen = pipeline.look(analysis, None, data, ProfileOptions())
+    masks_of, *_ = pipeline.masked(analysis, seen, DiluteOptions("afcc", force=True))
+    assert (masks_of["w2"].any((2, 3)) == common).all() and (masks_of["w3"] == sets[1].T).all()
 
 
 def test_layers_with_too_little_signal_are_skipped_unless_forced() -> None:
