@@ -20,6 +20,7 @@ from .graph import Model, save
 from .pipeline import (
     Analysis,
     Pruned,
+    Scored,
     apply,
     data_for,
     evaluate,
@@ -27,11 +28,15 @@ from .pipeline import (
     load,
     manifest,
     plan,
+    profile,
     prune,
     read_plan,
+    save_scores,
     score,
+    scored,
 )
-from .records import Cut, Evaluation, Group, Plan, PlanOptions, ScoreOptions, Size, Verification
+from .profiles import ProfileOptions
+from .records import Cut, Evaluation, Group, LayerProfile, Plan, PlanOptions, Profiles, ScoreOptions, Size, Verification
 
 __all__ = [
     "Analysis",
@@ -40,6 +45,7 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "Group",
+    "LayerProfile",
     "Model",
     "ModelError",
     "OptionError",
@@ -48,8 +54,11 @@ __all__ = [
     "PlanError",
     "PlanOptions",
     "Preprocessing",
+    "ProfileOptions",
+    "Profiles",
     "Pruned",
     "ScoreOptions",
+    "Scored",
     "SfpError",
     "Size",
     "TargetError",
@@ -63,8 +72,11 @@ __all__ = [
     "manifest",
     "open_data",
     "plan",
+    "profile",
     "prune",
     "read_plan",
     "save",
+    "save_scores",
     "score",
+    "scored",
 ]

@@ -351,6 +351,88 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class LayerProfile:
+    """What the filters of one layer say about the labels: single filter performance (Tzach et al., Phys. Rev. E 111, 065307).
+
+    F filters, P pooled positions, L labels. The filters are the channels of ``tensor`` along ``axis``, which mixing layers read and
+    ``layer`` made (the last mixing layer before it); columns of a flattened map that hold one unit are one filter.
+
+    filters: (C,) the filter of each index of ``axis``. units: (F,) the unit of each filter, -1 if it cannot be removed.
+    means: (F, P, L) mean of the feature over the samples of each label (0 for labels without samples).
+    weights: (F, P, L) weights of the probe (0 for labels without samples).
+    clusters: per filter its clusters, each the labels in it. label_sets: (F, L) whether the label is in a cluster of the filter.
+    noise: (F,) ones of the thresholded matrix outside the clusters. accuracy: that of the probe.
+    loss_ratio: (F,) factor by which the probe's probability of the true label falls without the filter; None if not asked for.
+    """
+
+    layer: str
+    tensor: str
+    axis: int
+    filters: IntArray
+    units: IntArray
+    means: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    clusters: tuple[tuple[tuple[int, ...], ...], ...]
+    label_sets: BoolArray
+    noise: IntArray
+    accuracy: float
+    loss_ratio: FloatArray | None = None
+
+    def matrix(self, index: int) -> FloatArray:
+        """M_f[l, k] = sum_pos mean_l[f, pos] W[f, pos, k], (L, L) in float64: the field of output k on samples of label l."""
+        field: FloatArray = self.means[index].astype(np.float64).T @ self.weights[index].astype(np.float64)
+        return field
+
+    @property
+    def matrices(self) -> NDArray[np.float32]:
+        """(F, L, L): `matrix` of every filter."""
+        shape = (len(self.units), self.label_sets.shape[1], self.label_sets.shape[1])
+        return np.stack([self.matrix(index) for index in range(shape[0])]).astype(np.float32).reshape(shape)
+
+    @property
+    def signal(self) -> IntArray:
+        """(F,): ones inside the clusters."""
+        return np.array([sum(len(own) ** 2 for own in clusters) for clusters in self.clusters], np.int64)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Means over the filters (of size and noise: over clusters, and over filters that have one). ``snr`` is the number of ones
+        inside the clusters by the number outside, of all filters together; infinite without noise, 0 without clusters."""
+        sizes = [len(own) for clusters in self.clusters for own in clusters]
+        counts = np.array([len(clusters) for clusters in self.clusters])
+        inside, outside = int(self.signal.sum()), int(self.noise.sum())
+        return {
+            "probe_accuracy": self.accuracy,
+            "cluster_size": float(np.mean(sizes)) if sizes else 0.0,
+            "clusters_per_filter": float(counts.mean()),
+            "labels_per_filter": float(self.label_sets.sum(1).mean()),
+            "one_cluster": float((counts == 1).mean()),
+            "noise": float(self.noise[counts > 0].mean()) if sizes else 0.0,
+            "snr": inside / outside if outside else float("inf") if inside else 0.0,
+            "no_cluster": float((counts == 0).mean()),
+        }
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Class profiles of all layers of a classifier with ``classes`` labels, from ``samples`` samples.
+
+    ``labels`` says whose labels were used: "given" or the model's own "argmax"; ``missing`` are labels without any sample.
+    The probes saw ``trained`` samples, and their accuracy is that on ``held_out`` others (0: on the trained ones).
+    ``skipped`` are (tensor, reason) of what mixing layers read and has no profile.
+    """
+
+    layers: tuple[LayerProfile, ...]
+    classes: int
+    labels: str
+    missing: tuple[int, ...]
+    samples: int
+    trained: int
+    held_out: int
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class WeightSlices:
     """The weight of one layer, seen along the axis that makes or reads the units of a group.
 
@@ -370,21 +452,26 @@ class WeightSlices:
 @dataclass(frozen=True)
 class GroupView:
     """All that a score may look at for one group of ``width`` units. ``gammas`` are (unit, |gamma|) of every
-    BatchNormalization on the group; ``index`` is the position of the group in the model."""
+    BatchNormalization on the group; ``index`` is the position of the group in the model. ``profiles`` are (position in the group of
+    each filter or -1, class profiles) of every tensor with the group's units that was profiled."""
 
     name: str
     index: int
     width: int
     weights: tuple[WeightSlices, ...]
     gammas: tuple[tuple[IntArray, FloatArray], ...]
+    profiles: tuple[tuple[IntArray, LayerProfile], ...] = ()
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What the user may set for scores: the norm ``p`` of `magnitude` and the ``seed`` of `random`."""
+    """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of everything random, and for class profiles the
+    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled."""
 
     p: int = 2
     seed: int = 0
+    probe: str = "sgd"
+    pool: int = 4
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import click
 
 from .common import EPILOG
+from .dilute import dilute_command
 from .evaluate import evaluate_command
 from .inspect import inspect_command
 from .prune import apply_command, plan_command, prune_command
+from .score import score_command
 
-COMMANDS = (inspect_command, plan_command, apply_command, prune_command, evaluate_command)
+COMMANDS = (inspect_command, plan_command, apply_command, prune_command, dilute_command, evaluate_command, score_command)
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

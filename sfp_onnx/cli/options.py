@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from ..errors import OptionError
 from ..records import PlanOptions
-from ..scores import SCORES
+from ..scores import SCORES, parts
+from ..sfp import PROBES
 from .common import F
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
@@ -33,6 +35,13 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[st
             raise click.BadParameter(f"'{value}': expected NAME=1,3,224,224")
         shapes[match[1]] = [int(item) for item in re.split("[,x]", match[2])]
     return shapes
+
+
+def _score(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else "+".join(own.name for own in parts(value))
+    except OptionError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
@@ -69,10 +78,16 @@ preprocessing_options = _stack(
     click.option("--samples", type=click.IntRange(min=1), help="Use only so many samples, drawn with --seed."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."),
 )
-plan_options = _stack(
-    click.option("--score", type=click.Choice(sorted(SCORES)),
-                 help="Importance of a channel.  [default: contribution with data, else magnitude]"),
+score_options = _stack(
+    click.option("--score", callback=_score, metavar="NAME[+NAME..]",
+                 help="Importance of a channel: " + ", ".join(sorted(SCORES)) + "; joined by '+': their ranks, averaged.  "
+                 "[default: contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
+    click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
+    click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
+)  # fmt: skip
+plan_options = _stack(
+    score_options,
     click.option("--ratio", type=click.FloatRange(0, 1, max_open=True), help="Remove this fraction of every prunable group."),
     click.option("--target", "targets", multiple=True, metavar="macs=50%",
                  help="Upper bound on the result: macs=50%, params=50%, macs=40M. Repeatable."),

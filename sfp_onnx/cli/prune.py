@@ -23,8 +23,11 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
 def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
     name = options["score"] or pipeline.default_score(data)
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
-    chosen = ScoreOptions(options["p"], options["seed"])
-    return pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
+    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"])
+    made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
+    for note in made.notes:
+        say(f"Note: {note}")
+    return made
 
 
 @click.command("plan", epilog=EPILOG)

@@ -1,60 +1,16 @@
-"""Score units and decide which leave."""
+"""Decide which units leave."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from math import prod
 from typing import Any
 
-import numpy as np
-
 from .. import plan as plans
-from ..calibrate import calibrate, sites
 from ..data import Dataset
-from ..errors import DataError, OptionError, TargetError
-from ..records import FloatArray, Moments, Plan, PlanOptions, ScoreOptions
-from ..scores import SCORES
-from ..views import views
+from ..errors import TargetError
+from ..records import Plan, PlanOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
-
-ACTIVATION_BYTES = 512 * 2**20
-
-
-def score(
-    analysis: Analysis, name: str, data: Dataset | None = None, options: ScoreOptions | None = None, progress: Progress = silent
-) -> FloatArray:
-    """Importance per unit of the model (larger = keep).
-
-    Raises:
-        OptionError: unknown score.
-        DataError: the score needs data and there are none.
-    """
-    if name not in SCORES:
-        raise OptionError(f"unknown score '{name}'. Known: {', '.join(sorted(SCORES))}")
-    chosen = SCORES[name]
-    moments: Mapping[tuple[str, int], Moments] = {}
-    if chosen.needs:
-        if data is None:
-            free = ", ".join(sorted(own.name for own in SCORES.values() if not own.needs))
-            raise DataError(f"score '{name}' needs calibration data: give --data, or use a score that needs none: {free}")
-        ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
-        with progress("calibrating", data.samples) as advance:
-            model, wanted = analysis.prepared.model, sites(analysis.coupling)
-            batches = replace(data, batch=_batch(analysis, data)).batches()
-            moments = calibrate(model, ranks, wanted, chosen.needs, batches, advance).moments
-    values = np.zeros(analysis.coupling.units)
-    for group, view in zip(analysis.coupling.groups, views(analysis.prepared.model, analysis.coupling, moments), strict=True):
-        values[group.units] = chosen.function(view, options or ScoreOptions())
-    return values
-
-
-def _batch(analysis: Analysis, data: Dataset) -> int:
-    """The data's batch size, less if all activations of one batch would take more than `ACTIVATION_BYTES`."""
-    if data.fixed:
-        return data.batch
-    total = sum(prod(shape) for shape in analysis.prepared.trace.shapes.values()) * 4 / analysis.samples
-    return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
+from .scoring import scored
 
 
 def default_score(data: Dataset | None) -> str:
@@ -84,11 +40,12 @@ def plan(
     groups = plans.eligible(coupling, options, weights_of)
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
-    scores = score(analysis, name, data, score_options, progress)
-    removed = plans.choose(coupling, groups, scores, options, analysis.size)
+    found = scored(analysis, name, data, score_options, progress)
+    removed = plans.choose(coupling, groups, found.values, options, analysis.size)
     recorded: dict[str, Any] = {**asdict(options), "targets": list(options.targets), "score": name, **asdict(score_options)}
     recorded["cut_layernorm"] = analysis.cut_layernorm
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return plans.make_plan(coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    made = plans.make_plan(coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    return replace(made, notes=found.notes)
