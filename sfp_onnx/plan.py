@@ -91,6 +91,16 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 # ---- choosing --------------------------------------------------------------------------------------------------------
 
 
+def step_of(coupling: Coupling, group: Group, align: int | None) -> int:
+    """Kept units come in multiples of this, so that every weight axis that the group fills is a multiple of ``align``."""
+    step = 1
+    for layer in coupling.layers if align else ():
+        own = int((layer.writes == group.units[0]).sum())
+        if own and align:
+            step = math.lcm(step, align // math.gcd(align, own))
+    return step
+
+
 @dataclass(frozen=True)
 class _Chooser:
     """Turns a single number (how much) into a removal; monotone in it."""
@@ -100,19 +110,8 @@ class _Chooser:
     scores: FloatArray
     options: PlanOptions
 
-    def _step(self, group: Group) -> int:
-        """Kept units come in multiples of this, so that every weight axis that the group fills is a multiple of ``align``."""
-        if not self.options.align:
-            return 1
-        step = 1
-        for layer in self.coupling.layers:
-            own = int((layer.writes == group.units[0]).sum())
-            if own:
-                step = math.lcm(step, self.options.align // math.gcd(self.options.align, own))
-        return step
-
     def _kept(self, group: Group, wanted: int) -> int:
-        step = self._step(group)
+        step = step_of(self.coupling, group, self.options.align)
         return min(group.width, -(-max(wanted, self.options.min_channels, 1) // step) * step)
 
     def _orders(self) -> list[IntArray]:

@@ -16,14 +16,14 @@ ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
     "records errors",
     "graph runtime labels",
-    "rules scores cost units",
-    "trace coupling data calibrate plan cut verify evaluate views report repair dilute",
+    "rules scores cost units work device allocate",
+    "trace coupling data calibrate plan cut verify evaluate views report repair dilute latency",
     "pipeline",
     "cli __init__ __main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Neighbours on one floor that may be imported: (importer, imported).
-NEIGHBOURS = {("records", "errors"), ("cost", "units"), ("cli", "__init__"), ("__main__", "cli")}
+NEIGHBOURS = {("records", "errors"), ("cost", "units"), ("work", "cost"), ("device", "work"), ("allocate", "work"), ("cli", "__init__"), ("__main__", "cli")}
 # Who may import onnxruntime, and onnx or onnx_graphsurgeon. `pipeline` names ModelProto in the types of its doors.
 DOORS = {"onnxruntime": {"runtime"}, "onnx": {"graph", "pipeline"}, "onnx_graphsurgeon": {"graph"}}
 FIVE = {"onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "click", "google"}  # google.protobuf comes with onnx

@@ -69,6 +69,11 @@ preprocessing_options = _stack(
     click.option("--samples", type=click.IntRange(min=1), help="Use only so many samples, drawn with --seed."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."),
 )
+machine_options = _stack(
+    click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Threads of onnxruntime (0: all cores)."),
+    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size to time with."),
+    click.option("--provider", default="cpu", show_default=True, help="Execution provider of onnxruntime."),
+)
 plan_options = _stack(
     click.option("--score", type=click.Choice(sorted(SCORES)),
                  help="Importance of a channel.  [default: contribution with data, else magnitude]"),

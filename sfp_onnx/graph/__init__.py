@@ -3,6 +3,7 @@
 from .edit import Editor
 from .load import load, load_tensor
 from .model import Model, Prepared, check, make_initializer
+from .probe import conv_chain, named_by_output
 from .program import asks_shape, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
 from .segment import between, segment
@@ -18,6 +19,7 @@ __all__ = [
     "check",
     "check_output",
     "constant",
+    "conv_chain",
     "file_bytes",
     "full_size",
     "initializers",
@@ -25,6 +27,7 @@ __all__ = [
     "load",
     "load_tensor",
     "make_initializer",
+    "named_by_output",
     "nodes",
     "outputs",
     "save",

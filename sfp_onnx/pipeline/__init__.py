@@ -5,6 +5,7 @@ from .cutting import Pruned, apply, prune
 from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
 from .planning import default_score, plan, score
+from .profiling import clock_of, measure_profile, profile_rows, read_profile
 
 __all__ = [
     "Analysis",
@@ -13,6 +14,7 @@ __all__ = [
     "Progress",
     "Pruned",
     "apply",
+    "clock_of",
     "data_for",
     "default_score",
     "describe",
@@ -20,9 +22,12 @@ __all__ = [
     "inspect",
     "load",
     "manifest",
+    "measure_profile",
     "plan",
+    "profile_rows",
     "prune",
     "read_plan",
+    "read_profile",
     "reasons",
     "score",
     "silent",
