@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ProfileError
-from .records import FloatArray, IntArray
+from .records import FloatArray
 from .work import Kind, Terms
 
 FORMAT, VERSION = "sfp_onnx device profile", 1
@@ -78,9 +78,11 @@ def from_json(data: object, sha256: str | None = None) -> DeviceProfile:
             block=Block(width, float(block["slow"]), curve), nodes=nodes, checked=int(data["checked"]), **numbers,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProfileError(f"the device profile is damaged: {type(error).__name__} {error}. Make it again with `sfp-onnx profile`.") from error
+        what = f"{type(error).__name__} {error}"
+        raise ProfileError(f"the device profile is damaged: {what}. Make it again with `sfp-onnx profile`.") from error
     values = [*numbers.values(), found.block.slow, *curve.values(), *(item for row in nodes.values() for item in row)]
-    if width < 1 or batch < 1 or found.seconds <= 0 or not np.isfinite(values).all() or any(len(row) != len(Kind) for row in nodes.values()):
+    whole = all(len(row) == len(Kind) for row in nodes.values()) and np.isfinite(values).all()
+    if width < 1 or batch < 1 or found.seconds <= 0 or not whole:
         raise ProfileError("the device profile is damaged: numbers are missing or out of range. Make it again with `sfp-onnx profile`.")
     if sha256 is not None and found.model_sha256 != sha256:
         raise ProfileError(
@@ -92,16 +94,16 @@ def from_json(data: object, sha256: str | None = None) -> DeviceProfile:
 
 @dataclass(frozen=True)
 class Clock:
-    """Predicts seconds of candidates from a profile."""
+    """Predicts seconds from a profile."""
 
     terms: Terms
     costs: FloatArray
     constant: float
     block: Block
 
-    def __call__(self, kept: IntArray) -> FloatArray:
-        """Seconds (...) of candidates (..., groups)."""
-        found: FloatArray = self.constant + self.terms.values(kept, self.block.width, self.block.slow) @ self.costs
+    def __call__(self, lengths: FloatArray) -> FloatArray:
+        """Seconds (...) at lengths (..., axes)."""
+        found: FloatArray = self.constant + self.terms.values(lengths, self.block.width, self.block.slow) @ self.costs
         return found
 
 
@@ -113,7 +115,8 @@ def clock(profile: DeviceProfile, terms: Terms, names: Sequence[str]) -> Clock:
     """
     missing = [name for name in names if name not in profile.nodes]
     if len(missing) > len(names) / 2:
-        raise ProfileError(f"the device profile has no entry for {len(missing)} of {len(names)} nodes, such as '{missing[0]}'. Make it again.")
+        share = f"{len(missing)} of {len(names)} nodes, such as '{missing[0]}'"
+        raise ProfileError(f"the device profile has no entry for {share}. Make it again.")
     nothing = (0.0,) * len(Kind)
     table = np.asarray([profile.nodes.get(name, nothing) for name in names]).reshape(-1, len(Kind))
     return Clock(terms, table[terms.owner, terms.kind], profile.constant, profile.block)

@@ -50,15 +50,25 @@ def cpu_name() -> str:
     found = platform.processor() or platform.machine()
     try:
         if sys.platform.startswith("linux"):
-            fields = dict(map(str.strip, line.split(":", 1)) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+            fields = _cpu_fields(Path("/proc/cpuinfo").read_text())
+            flags = (fields.get("flags") or fields.get("Features", "")).split()
             known = [fields[key] for key in ("model name", "CPU implementer", "CPU part", "cpu family", "model") if key in fields]
-            widest = [flag for flag in ("avx512f", "avx2", "asimd", "sve") if flag in (fields.get("flags") or fields.get("Features", "")).split()]
-            found = " ".join([*known, *widest]) or found
+            found = " ".join([*known, *(flag for flag in ("avx512f", "avx2", "asimd", "sve") if flag in flags)]) or found
         elif sys.platform == "darwin":
-            found = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout.strip() or found
+            asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+            found = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or found
     except (OSError, ValueError):
         pass
     return f"{found} ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def _cpu_fields(text: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
 # ---- cache -----------------------------------------------------------------------------------------------------------
@@ -166,7 +176,8 @@ def time_variants(
     variants: Sequence[Variant], nodes: Sequence[Node], feeds: Mapping[str, Array], setup: Setup, seconds: float
 ) -> list[Timing]:
     """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds``."""
-    plain, recorded = [], []
+    plain: list[runtime.Session] = []
+    recorded: list[runtime.Session] = []
     for variant in variants:
         model = graph.named_by_output(variant.model)
         for sessions, events in ((plain, False), (recorded, True)):

@@ -7,7 +7,7 @@ only leave together; a *group* is a set of units that touch the same tensors and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -249,7 +249,8 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units leave, decided before anything is cut."""
+    """Which units leave, decided before anything is cut. ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
+    and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
@@ -257,6 +258,7 @@ class Plan:
     before: Size
     after: Size
     notes: tuple[str, ...] = ()
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -334,19 +336,27 @@ class ScoreOptions:
 class PlanOptions:
     """How to choose what leaves.
 
-    Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "params=1.2M") is given.
-    ``allocation`` is "uniform" (the same share of every group) or "global" (one ranking over all groups). ``keep`` and ``only``
+    Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "latency=5ms") is given.
+    ``allocation`` is "uniform" (the same share of every group), "global" (one ranking over all groups), "solve" (least estimated
+    error under all targets) or "default" (solve if a latency or memory is asked, else uniform). ``keep`` and ``only``
     are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with ``only``,
-    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it.
+    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "auto" is the block of
+    the device's convolutions, "default" is "auto" with a latency target and else None, so that plans for counted targets do not depend on
+    the machine they are made on. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is a file with a
+    profile measured elsewhere.
     """
 
     ratio: float | None = None
     targets: tuple[str, ...] = ()
-    allocation: str = "uniform"
+    allocation: str = "default"
     keep: str | None = None
     only: str | None = None
     min_channels: int = 1
-    align: int | None = None
+    align: int | str | None = "default"
+    threads: int = 0
+    batch: int = 1
+    provider: str = "cpu"
+    device_profile: str | None = None
 
 
 @dataclass(frozen=True)

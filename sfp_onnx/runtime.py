@@ -109,7 +109,7 @@ def full_provider(name: str) -> str:
         OptionError: there is none of that name.
     """
     ending = "executionprovider"
-    known = {own.lower().removesuffix(ending): own for own in ort.get_available_providers()}
+    known: dict[str, str] = {own.lower().removesuffix(ending): own for own in ort.get_available_providers()}
     found = known.get(name.lower().removesuffix(ending))
     if found is None:
         raise OptionError(f"provider '{name}' is not in this onnxruntime {version()}. Available: {', '.join(sorted(known))}")

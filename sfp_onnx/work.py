@@ -15,6 +15,7 @@ import numpy as np
 
 from .cost import Parameter
 from .records import BoolArray, Coupling, FloatArray, IntArray, Node, Trace
+from .units import keep_mask
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 3  # most unit-carrying axes that one product may have
@@ -35,6 +36,7 @@ class _Axes:
     group_of: IntArray
     groups: int
     known: dict[tuple[bytes, bool], int] = field(default_factory=dict)
+    units: list[IntArray] = field(default_factory=list)
     rows: list[FloatArray] = field(default_factory=list)
     full: list[float] = field(default_factory=list)
     blocked: list[bool] = field(default_factory=list)
@@ -45,6 +47,7 @@ class _Axes:
         if key not in self.known:
             counts = np.bincount(self.group_of[units[units >= 0]], minlength=self.groups).astype(float)
             self.known[key] = len(self.rows) + 1
+            self.units.append(units)
             self.rows.append(counts)
             self.full.append(float(len(units)))
             self.blocked.append(blocked)
@@ -63,6 +66,7 @@ class Terms:
         full, fixed: (axes,) length with all channels, and of what cannot leave.
         share: (axes, groups) indices of the axis that one unit of a group holds, on average.
         blocked: (axes,) whether convolutions run it in blocks of channels.
+        units: unit of each index of every axis (axis 0 has one that stays).
     """
 
     base: FloatArray
@@ -73,16 +77,20 @@ class Terms:
     fixed: FloatArray
     share: FloatArray
     blocked: BoolArray
+    units: tuple[IntArray, ...]
 
     def lengths(self, kept: IntArray) -> FloatArray:
         """Lengths (..., axes) of candidates (..., groups)."""
         found: FloatArray = np.asarray(kept, float) @ self.share.T + self.fixed
         return found
 
-    def values(self, kept: IntArray, block: int = 1, slow: float = 1.0) -> FloatArray:
-        """Values (..., terms) of candidates. Blocked axes count whole blocks; multiply-accumulates over a blocked axis that is no
+    def lengths_after(self, removed: BoolArray) -> FloatArray:
+        """Lengths (axes,) after a removal, exact where the units of a group hold different shares of an axis."""
+        return np.asarray([keep_mask(units, removed).sum() for units in self.units], float)
+
+    def values(self, lengths: FloatArray, block: int = 1, slow: float = 1.0) -> FloatArray:
+        """Values (..., terms) at lengths (..., axes). Blocked axes count whole blocks; multiply-accumulates over a blocked axis that is no
         multiple of 4 count ``slow`` times, since onnxruntime then leaves its blocked layout."""
-        lengths = self.lengths(kept)
         paid = np.where(self.blocked, np.ceil(lengths / block - 1e-9) * block, lengths) / self.full
         found: FloatArray = self.base * np.prod([paid[..., self.axes[:, at]] for at in range(AXES)], axis=0)
         if slow != 1.0:
@@ -92,16 +100,18 @@ class Terms:
         return found
 
     def total(self, kept: IntArray) -> FloatArray:
-        """Sum of all terms (...)."""
-        return self.values(kept).sum(-1)  # type: ignore[no-any-return]
+        """Sum of all terms (...) of candidates (..., groups)."""
+        found: FloatArray = self.values(self.lengths(kept)).sum(-1)
+        return found
 
-    def per_owner(self, kept: IntArray, owners: int, block: int = 1, slow: float = 1.0) -> FloatArray:
-        """Sums (..., owners, kinds)."""
-        values = self.values(kept, block, slow)
+    def per_owner(self, lengths: FloatArray, owners: int, block: int = 1, slow: float = 1.0) -> FloatArray:
+        """Sums (..., owners, kinds) at lengths (..., axes)."""
+        values = self.values(lengths, block, slow)
         flat = values.reshape(-1, values.shape[-1])
         slot = self.owner * len(Kind) + self.kind
-        summed = np.stack([np.bincount(slot, row, owners * len(Kind)) for row in flat])
-        return summed.reshape(*values.shape[:-1], owners, len(Kind))
+        summed: FloatArray = np.stack([np.bincount(slot, row, owners * len(Kind)) for row in flat])
+        found: FloatArray = summed.reshape(*values.shape[:-1], owners, len(Kind))
+        return found
 
 
 Product = tuple[float, Sequence[tuple[IntArray, bool]], int, int]
@@ -132,6 +142,7 @@ def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
         fixed=full - rows.sum(1),
         share=rows / np.maximum(widths, 1),
         blocked=np.asarray([False, *axes.blocked]),
+        units=(np.full(1, -1, np.int64), *axes.units),
     )
 
 
@@ -182,11 +193,11 @@ class Liveness:
     terms: Terms
     alive: FloatArray
 
-    def peak(self, kept: IntArray) -> FloatArray:
-        """Largest sum of bytes of tensors alive at once (...)."""
+    def peak(self, lengths: FloatArray) -> FloatArray:
+        """Largest sum of bytes of tensors alive at once (...) at lengths (..., axes)."""
         if not len(self.alive):
-            return np.zeros(np.shape(kept)[:-1])
-        found: FloatArray = (self.terms.values(kept) @ self.alive.T).max(-1)
+            return np.zeros(np.shape(lengths)[:-1])
+        found: FloatArray = (self.terms.values(lengths) @ self.alive.T).max(-1)
         return found
 
 

@@ -16,7 +16,7 @@ ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
     "records errors",
     "graph runtime labels",
-    "rules scores cost units work device allocate",
+    "rules scores cost units work device allocate targets",
     "trace coupling data calibrate plan cut verify evaluate views report repair dilute latency",
     "pipeline",
     "cli __init__ __main__",

@@ -11,6 +11,7 @@ import click
 
 from ..records import PlanOptions
 from ..scores import SCORES
+from ..targets import parse_target
 from .common import F
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
@@ -35,11 +36,11 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[st
     return shapes
 
 
-def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
-    if value == "none":
-        return None
+def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | str | None:
+    if value in ("none", "auto", "default"):
+        return None if value == "none" else value
     if not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"'{value}': expected a positive number or 'none'")
+        raise click.BadParameter(f"'{value}': expected a positive number, 'auto' or 'none'")
     return int(value)
 
 
@@ -80,13 +81,19 @@ plan_options = _stack(
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
     click.option("--ratio", type=click.FloatRange(0, 1, max_open=True), help="Remove this fraction of every prunable group."),
     click.option("--target", "targets", multiple=True, metavar="macs=50%",
-                 help="Upper bound on the result: macs=50%, params=50%, macs=40M. Repeatable."),
-    click.option("--allocation", type=click.Choice(["uniform", "global"]), default="uniform", show_default=True,
-                 help="The same share of every group, or one ranking over all groups."),
+                 help="Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. "
+                      "Repeatable; all are held at once."),
+    click.option("--allocation", type=click.Choice(["default", "uniform", "global", "solve"]), default="default",
+                 help="The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
+                      "[default: solve with a latency or memory target, else uniform]"),
     click.option("--keep", metavar="REGEX", help="Layers (node or weight names) that keep all their output channels."),
     click.option("--only", metavar="REGEX", help="Shrink only groups that are made by matching layers alone."),
     click.option("--min-channels", type=click.IntRange(min=1), default=1, show_default=True, help="Keep at least so many per group."),
-    click.option("--align", callback=_align, default="none", show_default=True, metavar="N|none", help="Kept widths are multiples of N."),
+    click.option("--align", callback=_align, default="default", metavar="auto|N|none",
+                 help="Kept widths are multiples of N; auto: of the measured channel block.  "
+                      "[default: auto with a latency target, else none]"),
+    machine_options,
+    click.option("--device-profile", type=FILE, help="Latency from a profile measured elsewhere (`sfp-onnx profile`)."),
 )  # fmt: skip
 
 
@@ -94,8 +101,11 @@ def chosen_plan(options: dict[str, Any]) -> PlanOptions:
     """The options of the plan, of which exactly one says how much leaves."""
     if (options["ratio"] is None) == (not options["targets"]):
         raise click.UsageError("Give either --ratio or --target, for example --ratio 0.5 or --target macs=50%.")
-    names = ("ratio", "targets", "allocation", "keep", "only", "min_channels", "align")
-    return PlanOptions(**{name: options[name] for name in names})
+    for text in options["targets"]:
+        parse_target(text)
+    names = ("ratio", "targets", "allocation", "keep", "only", "min_channels", "align", "threads", "batch", "provider")
+    profile = options["device_profile"]
+    return PlanOptions(**{name: options[name] for name in names}, device_profile=None if profile is None else str(profile))
 
 
 verify_option = click.option(

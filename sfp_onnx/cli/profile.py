@@ -37,7 +37,8 @@ def profile_command(
     profile = pipeline.measure_profile(analysis, Setup(threads, provider), batch, bar, fresh)
     pipeline.write_json(output, to_json(profile), loaded.paths)
     where = profile.device
-    click.echo(f"{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}, threads {where['threads'] or 'all'}, batch {batch}")
+    click.echo(f"{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}")
+    click.echo(f"threads {where['threads'] or 'all'}, batch {batch}")
     block = profile.block
     curve = ", ".join(f"{width}: {ratio:.2f}" for width, ratio in block.curve.items())
     click.echo(f"convolutions run in blocks of {block.width} channels (time by width: {curve})")

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx.helper
 
+from ..records import Array
 from .model import Model, make_initializer
 
 OPSET, IR = 13, 7
@@ -16,7 +17,8 @@ OPSET, IR = 13, 7
 def conv_chain(width: int, layers: int = 4, side: int = 14) -> Model:
     """``layers`` 3x3 convolutions, width -> width, on a 1 x width x side x side input ``x``, and a global mean as output ``y``."""
     random = np.random.default_rng(0)
-    nodes, tensors, weights = [], [], {}
+    nodes, tensors = [], []
+    weights: dict[str, Array] = {}
     for index in range(layers):
         kernel = (random.standard_normal((width, width, 3, 3)) / (3 * np.sqrt(width))).astype(np.float32)
         tensors.append(make_initializer(f"w{index}", kernel, weights))

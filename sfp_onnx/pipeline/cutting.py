@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def apply(
     final = plans.make_plan(
         analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
     )
+    final = replace(final, notes=plan.notes, figures=plan.figures)
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     listed = tuple(maskable(analysis.model, cuts(analysis.coupling, trace, removed), zero_points))
     return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import prod
 from typing import Any
@@ -13,10 +13,12 @@ from .. import plan as plans
 from ..calibrate import calibrate, sites
 from ..data import Dataset
 from ..errors import DataError, OptionError, TargetError
-from ..records import FloatArray, Moments, Plan, PlanOptions, ScoreOptions
+from ..records import FloatArray, Group, Moments, Plan, PlanOptions, ScoreOptions
 from ..scores import SCORES
+from ..targets import bounds, parse_target
 from ..views import views
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
+from .targeting import Reached, block_of, ranking, reach, ruler_for, solver
 
 ACTIVATION_BYTES = 512 * 2**20
 
@@ -85,10 +87,50 @@ def plan(
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
     scores = score(analysis, name, data, score_options, progress)
-    removed = plans.choose(coupling, groups, scores, options, analysis.size)
-    recorded: dict[str, Any] = {**asdict(options), "targets": list(options.targets), "score": name, **asdict(score_options)}
+    found, used = decide(analysis, groups, scores, options, progress)
+    recorded: dict[str, Any] = {**asdict(used), "targets": list(options.targets), "score": name, **asdict(score_options)}
     recorded["cut_layernorm"] = analysis.cut_layernorm
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return plans.make_plan(coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    made = plans.make_plan(coupling, found.removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    return replace(made, notes=found.notes, figures=_figures(found))
+
+
+def decide(
+    analysis: Analysis, groups: Sequence[Group], scores: FloatArray, options: PlanOptions, progress: Progress = silent,
+    errors: Mapping[str, FloatArray] | None = None,
+) -> tuple[Reached, PlanOptions]:  # fmt: skip
+    """Which units leave, and the options with their defaults filled in.
+
+    Args:
+        errors: error of a group by the number of units it keeps (0 .. width), for the allocation "solve"; default: from the scores.
+
+    Raises:
+        OptionError: neither or both of ratio and targets. TargetError: the targets cannot be held.
+    """
+    wanted = [parse_target(text) for text in options.targets]
+    ruler = ruler_for(analysis, options, progress)
+    asked = {target.what for target in wanted}
+    allocation = options.allocation
+    if allocation == "default":
+        allocation = "solve" if asked & {"latency", "memory"} else "uniform"
+    used = replace(options, allocation=allocation, align=block_of(options, ruler.profile))
+    if options.ratio is not None or not wanted:
+        used = replace(used, allocation="uniform" if allocation == "solve" else allocation)
+        removed = plans.choose(analysis.coupling, groups, scores, used, ruler.predicted)
+        assert removed is not None
+        return Reached(removed, {}, {}), used
+    choice = solver(ruler, groups, scores, used, errors) if allocation == "solve" else ranking(ruler, groups, scores, used)
+    narrowest = plans.least(analysis.coupling, groups, scores, used)
+    with progress("planning", 1) as advance:
+        found = reach(ruler, wanted, choice, narrowest)
+        advance(1)
+    return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
+
+
+def _figures(found: Reached) -> dict[str, dict[str, float]]:
+    return {
+        name: {"before": found.before[name], "bound": bound, "predicted": found.predicted[name], "actual": found.actual[name]}
+        for name, bound in found.bounds.items()
+    }

@@ -72,7 +72,7 @@ def measure_profile(
     """
     feeds = timing_feeds(analysis, batch)
     shapes = {name: list(array.shape) for name, array in feeds.items()}
-    key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, "layernorm": analysis.cut_layernorm, **latency.device(setup)}
+    key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, **latency.device(setup)}
     held = None if fresh else latency.read_cache("profile", key)
     if held is not None:
         try:
@@ -97,7 +97,7 @@ def _measure(analysis: Analysis, setup: Setup, batch: int, feeds: Mapping[str, A
             timings += latency.time_variants([Variant(model, np.zeros((0, 0))) for model, _ in own], nodes, feeds, setup, budget)
             kept += [row for _, row in own]
             advance(len(own))
-    work = terms.per_owner(np.stack(kept), len(nodes), block.width, block.slow)
+    work = terms.per_owner(terms.lengths(np.stack(kept)), len(nodes), block.width, block.slow)
     variants = [Variant(analysis.prepared.model, rows) for rows in work]
     return latency.fit(variants, timings, nodes, (analysis.model.sha256, batch), (setup, block))
 
@@ -149,7 +149,7 @@ def profile_rows(analysis: Analysis, profile: DeviceProfile) -> list[tuple[str, 
     """Predicted seconds of every mixing layer's node in the original, largest first. What is fused behind a layer counts with it."""
     terms = node_terms(analysis.coupling, analysis.prepared.nodes, analysis.prepared.trace)
     full = np.asarray([group.width for group in analysis.coupling.groups], np.int64)
-    work = terms.per_owner(full, len(analysis.prepared.nodes), profile.block.width, profile.block.slow)
+    work = terms.per_owner(terms.lengths(full), len(analysis.prepared.nodes), profile.block.width, profile.block.slow)
     names = names_of(analysis)
     rows = [(name, float(np.dot(own, profile.nodes.get(name, (0.0,) * own.size)))) for name, own in zip(names, work, strict=True)]
     return sorted(rows, key=lambda row: -row[1])
