@@ -28,14 +28,15 @@ BISECTIONS = 22
 SWEEPS = 6
 
 
-def choices(width: int, step: int, minimum: int, most: int = MOST_CHOICES) -> list[int]:
-    """Widths that a group may have, widest first: all of it, and multiples of ``step`` of at least ``minimum``; ``most`` of them."""
+def choices(width: int, step: int, minimum: int, vanish: bool = False, most: int = MOST_CHOICES) -> list[int]:
+    """Widths that a group may have, widest first: all of it, multiples of ``step`` of at least ``minimum`` (``most`` of them), and
+    none at all if its branch may ``vanish``."""
     steps = range(max(1, -(-max(minimum, 1) // step)), -(-width // step))
     found = [count * step for count in steps][::-1]
     if len(found) >= most:
         picked = np.unique(np.linspace(0, len(found) - 1, most - 1).round().astype(int))
         found = [found[index] for index in picked]
-    return [width, *found]
+    return [width, *found, *([0] if vanish else [])]
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def clock(profile: DeviceProfile, terms: Terms, names: Sequence[str]) -> Clock:
 
 
 def nonnegative_fit(matrix: FloatArray, values: FloatArray) -> FloatArray:
-    """min over x >= 0 of |matrix x - values|, by trying every set of columns (there are four or fewer).
+    """min over x >= 0 of |matrix x - values|, by trying every set of columns (there are five or fewer).
 
     Args:
         matrix: (observations, columns). values: (observations,).

@@ -25,7 +25,7 @@ from . import graph, runtime
 from .device import Block, DeviceProfile, nonnegative_fit
 from .errors import ModelError
 from .graph import Model
-from .records import Array, FloatArray, Node
+from .records import Array, BoolArray, FloatArray, Node
 from .runtime import Setup
 from .work import Kind
 
@@ -165,10 +165,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one variant took: seconds per node (0 for nodes without a kernel of their own), kernels per node, and the whole."""
+    """What one variant took: seconds per node (0 for nodes without a kernel of their own), kernels per node, which nodes of the original
+    are still ``there``, and the whole."""
 
     nodes: FloatArray
     kernels: FloatArray
+    there: BoolArray
     whole: float
 
 
@@ -189,7 +191,8 @@ def time_variants(
     runs = 3 + 1 + repeats  # interleaved() warms up once per call
     owners = {name: node.index for node in nodes for name in node.outputs if name}
     found = []
-    for index, session in enumerate(recorded):
+    for index, (session, variant) in enumerate(zip(recorded, variants, strict=True)):
+        made = {name for node in graph.nodes(variant.model) for name in node.outputs if name}
         own = runtime.kernel_times(session)
         seconds_of, kernels = np.zeros(len(nodes)), np.zeros(len(nodes))
         current = 0
@@ -198,7 +201,8 @@ def time_variants(
             count = max(1, round(len(every) / runs))
             seconds_of[current] += _typical(every) * count
             kernels[current] += count
-        found.append(Timing(seconds_of, kernels, min(times[index])))
+        there = np.asarray([bool(made & set(node.outputs)) for node in nodes])
+        found.append(Timing(seconds_of, kernels, there, min(times[index])))
     return found
 
 
@@ -233,7 +237,7 @@ def classes(nodes: Sequence[Node], timings: Sequence[Timing]) -> list[int]:
     for timing in timings:
         for node in nodes:
             next_node = next((reader[name] for name in node.outputs if name in reader), None)
-            if not timing.kernels[node.index] and next_node is not None:
+            if timing.there[node.index] and not timing.kernels[node.index] and next_node is not None:
                 one, other = sorted((root(node.index), root(next_node)))
                 parent[other] = one
     return [root(index) for index in range(len(nodes))]

@@ -159,10 +159,9 @@ def least(coupling: Coupling, groups: Sequence[Group], scores: FloatArray, optio
     return chooser.ranked(chooser.total)
 
 
-def of_widths(coupling: Coupling, groups: Sequence[Group], scores: FloatArray, kept: Sequence[int]) -> BoolArray:
-    """The removal of the least important units, so that each of ``groups`` keeps so many."""
-    options = PlanOptions()
-    return _Chooser(coupling, groups, scores, options).keeping(kept)
+def of_widths(coupling: Coupling, scores: FloatArray, kept: Sequence[int]) -> BoolArray:
+    """The removal of the least important units, so that each group of the model keeps so many."""
+    return _Chooser(coupling, coupling.groups, scores, PlanOptions()).keeping(kept)
 
 
 # ---- plans as records ------------------------------------------------------------------------------------------------
@@ -277,7 +276,7 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
         if len(set(item.remove)) != len(item.remove):
             twice = next(at for at in item.remove if item.remove.count(at) > 1)
             raise PlanError(f"group '{item.group}': channel {twice} is listed twice.")
-        if len(item.remove) >= group.width:
+        if len(item.remove) >= group.width and group.name not in coupling.branches:
             raise PlanError(f"group '{item.group}': the plan removes all {group.width} channels; at least one must stay.")
     removed = removal(coupling, {item.group: item.remove for item in plan.groups})
     empty = emptied(coupling, removed)

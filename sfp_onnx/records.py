@@ -203,11 +203,22 @@ class Pinned:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A part of the graph that vanishes if a whole group leaves: its ``dead`` tensors, those of them that mixing layers read
+    (``sources``), and the tensors that become constant and are read beside a residual (``ends``)."""
+
+    dead: tuple[str, ...]
+    sources: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Coupling:
     """Everything that later stages need to know about who leaves with whom.
 
     ``zero_points`` maps quantised tensors to the tensor that holds their zero point.
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
+    ``branches`` maps groups that may leave altogether to what vanishes with them.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -224,6 +235,7 @@ class Coupling:
     zero_points: Mapping[str, str]
     channels_total: int
     channels_prunable: int
+    branches: Mapping[str, Branch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ AXES = 3  # most unit-carrying axes that one product may have
 
 
 class Kind(IntEnum):
-    """What is counted of a node: elements read, elements written, multiply-accumulates."""
+    """What is counted of a node: elements read, elements written, multiply-accumulates, and runs (a layer that vanished has none)."""
 
     READ = 0
     WRITTEN = 1
     MACS = 2
+    RUNS = 3
 
 
 @dataclass
@@ -93,6 +94,10 @@ class Terms:
         multiple of 4 count ``slow`` times, since onnxruntime then leaves its blocked layout."""
         paid = np.where(self.blocked, np.ceil(lengths / block - 1e-9) * block, lengths) / self.full
         found: FloatArray = self.base * np.prod([paid[..., self.axes[:, at]] for at in range(AXES)], axis=0)
+        runs = self.kind == Kind.RUNS
+        if runs.any():
+            there = np.prod([(lengths > 0)[..., self.axes[runs, at]] for at in range(AXES)], axis=0)
+            found[..., runs] = self.base[runs] * there
         if slow != 1.0:
             odd = self.blocked & (np.abs(lengths / 4 - np.round(lengths / 4)) > 1e-6) & (self.full > 4)
             bad = np.any([odd[..., self.axes[:, at]] for at in range(AXES)], axis=0)
@@ -163,7 +168,8 @@ def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms
                     products.append((*_activation(name, coupling, trace), node.index, kind))
     for layer in coupling.layers:
         blocked = len(trace.shapes.get(layer.node.outputs[0], ())) == BLOCKED_RANK
-        products.append((layer.macs, [(units, blocked) for units in layer.extents], layer.node.index, Kind.MACS))
+        extents = [(units, blocked) for units in layer.extents]
+        products += [(layer.macs, extents, layer.node.index, Kind.MACS), (1.0, extents, layer.node.index, Kind.RUNS)]
     return terms(coupling, products)
 
 

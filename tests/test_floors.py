@@ -23,7 +23,7 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Neighbours on one floor that may be imported: (importer, imported).
-NEIGHBOURS = {("records", "errors"), ("cost", "units"), ("work", "cost"), ("device", "work"), ("allocate", "work"), ("cli", "__init__"), ("__main__", "cli")}
+NEIGHBOURS = {("records", "errors"), ("cost", "units"), ("work", "cost"), ("work", "units"), ("device", "work"), ("allocate", "work"), ("cli", "__init__"), ("__main__", "cli")}
 # Who may import onnxruntime, and onnx or onnx_graphsurgeon. `pipeline` names ModelProto in the types of its doors.
 DOORS = {"onnxruntime": {"runtime"}, "onnx": {"graph", "pipeline"}, "onnx_graphsurgeon": {"graph"}}
 FIVE = {"onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "click", "google"}  # google.protobuf comes with onnx

@@ -18,7 +18,7 @@ from ..scores import SCORES
 from ..targets import bounds, parse_target
 from ..views import views
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
-from .targeting import Reached, block_of, ranking, reach, ruler_for, solver
+from .targeting import Reached, block_of, narrowest, ranking, reach, ruler_for, solver
 
 ACTIVATION_BYTES = 512 * 2**20
 
@@ -122,9 +122,9 @@ def decide(
         assert removed is not None
         return Reached(removed, {}, {}), used
     choice = solver(ruler, groups, scores, used, errors) if allocation == "solve" else ranking(ruler, groups, scores, used)
-    narrowest = plans.least(analysis.coupling, groups, scores, used)
+    most = narrowest(analysis.coupling, groups, scores, used)
     with progress("planning", 1) as advance:
-        found = reach(ruler, wanted, choice, narrowest)
+        found = reach(ruler, wanted, choice, most)
         advance(1)
     return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
 

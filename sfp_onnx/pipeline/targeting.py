@@ -14,7 +14,7 @@ from ..allocate import Allocation, Cost, Problem
 from ..cut import cut
 from ..device import Clock, DeviceProfile
 from ..graph import Model
-from ..records import BoolArray, FloatArray, Group, PlanOptions
+from ..records import BoolArray, Coupling, FloatArray, Group, PlanOptions
 from ..runtime import Setup
 from ..targets import Target
 from ..work import Liveness, Terms, liveness, macs_terms, node_terms, weight_terms
@@ -199,16 +199,11 @@ def solver(
     """Widths by `allocate.solve`, from errors per group by kept units (default: from scores)."""
     coupling = ruler.analysis.coupling
     table = dict(zip((group.name for group in groups), errors_of_scores(groups, scores), strict=True)) | dict(errors or {})
-    chosen = {group.name for group in groups}
-    align = options.align if isinstance(options.align, int) else None
-    widths: list[list[int]] = []
-    losses: list[list[float]] = []
-    for group in coupling.groups:
-        own = [group.width]
-        if group.name in chosen:
-            own = allocate.choices(group.width, plans.step_of(coupling, group, align), options.min_channels)
-        widths.append(own)
-        losses.append(np.maximum.accumulate([table[group.name][width] for width in own]).tolist() if group.name in chosen else [0.0])
+    widths = offered(coupling, groups, options)
+    losses = [
+        np.maximum.accumulate([table[group.name][width] for width in own]).tolist() if len(own) > 1 else [0.0]
+        for group, own in zip(coupling.groups, widths, strict=True)
+    ]
     costs = {name: ruler.cost(name) for name in ruler.names}
 
     def choose(bounds: Mapping[str, float]) -> tuple[BoolArray, str] | None:
@@ -216,10 +211,28 @@ def solver(
         found = allocate.solve(problem)
         if found is None:
             return None
-        kept = [int(width) for group, width in zip(coupling.groups, found.kept, strict=True) if group.name in chosen]
-        return plans.of_widths(coupling, groups, scores, kept), compared(found)
+        return plans.of_widths(coupling, scores, found.kept.tolist()), compared(found)
 
     return choose
+
+
+def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
+    """Widths that every group of the model may have; only ``groups`` have a choice."""
+    align = options.align if isinstance(options.align, int) else None
+    chosen = {group.name for group in groups}
+    found = []
+    for group in coupling.groups:
+        vanish = group.name in coupling.branches and options.min_channels == 1
+        own = allocate.choices(group.width, plans.step_of(coupling, group, align), options.min_channels, vanish)
+        found.append(own if group.name in chosen else [group.width])
+    return found
+
+
+def narrowest(coupling: Coupling, groups: Sequence[Group], scores: FloatArray, options: PlanOptions) -> BoolArray:
+    """The largest removal that the options allow."""
+    if options.allocation == "solve":
+        return plans.of_widths(coupling, scores, [own[-1] for own in offered(coupling, groups, options)])
+    return plans.least(coupling, groups, scores, options)
 
 
 def compared(found: Allocation) -> str:
@@ -245,11 +258,11 @@ def ranking(ruler: Ruler, groups: Sequence[Group], scores: FloatArray, options: 
 # ---- the closed loop -------------------------------------------------------------------------------------------------
 
 
-def reach(ruler: Ruler, wanted: Sequence[Target], choose: Choice, narrowest: BoolArray) -> Reached:
+def reach(ruler: Ruler, wanted: Sequence[Target], choose: Choice, most: BoolArray) -> Reached:
     """Choose, build, measure and correct, at most four times; the result holds every target as built and measured.
 
     Args:
-        narrowest: the largest removal, for the message if the targets cannot be held.
+        most: the largest removal, for the message if the targets cannot be held.
 
     Raises:
         TargetError: the targets cannot be held; with the best reachable figures.
@@ -262,7 +275,7 @@ def reach(ruler: Ruler, wanted: Sequence[Target], choose: Choice, narrowest: Boo
         found = choose({name: bound / ratio[name] for name, bound in bounds.items()})
         if found is None and closest is not None:
             break
-        removed, note = found or (narrowest, "allocation: the narrowest widths")
+        removed, note = found or (most, "allocation: the narrowest widths")
         own = Reached(removed, ruler.predicted(removed), ruler.actual(removed), number, (note,))
         if closest is None or _excess(own, bounds) < _excess(closest, bounds):
             closest = own
@@ -275,7 +288,7 @@ def reach(ruler: Ruler, wanted: Sequence[Target], choose: Choice, narrowest: Boo
         if found is None and held is None:
             break
     if held is None:
-        best = ruler.actual(narrowest)
+        best = ruler.actual(most)
         raise targets.unreachable(bounds, ruler.before, best, _how(ruler, bounds))
     return held
 

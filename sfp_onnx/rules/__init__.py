@@ -4,4 +4,7 @@ from . import attention, elementwise, generate, mixing, movement, norm, quantize
 from .context import Context, Facts
 from .registry import RULES, SUMMARY
 
-__all__ = ["RULES", "SUMMARY", "Context", "Facts"]
+SPREADING = frozenset([*elementwise.UNARY, *elementwise.NARY, *elementwise.MICROSOFT, "BatchNormalization"])
+"""Operators that treat a value per channel, of size 1 along all other axes, as if it were spread over them."""
+
+__all__ = ["RULES", "SPREADING", "SUMMARY", "Context", "Facts"]
