@@ -8,7 +8,7 @@ where work counts elements read, elements written and multiply-accumulates in wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -90,6 +90,13 @@ def from_json(data: object, sha256: str | None = None) -> DeviceProfile:
             "Make it again for this model with `sfp-onnx profile`."
         )
     return found
+
+
+def scaled(profile: DeviceProfile, seconds: float) -> DeviceProfile:
+    """The profile of a machine that is in another mood: the original takes ``seconds`` now, and everything else in proportion."""
+    share = seconds / profile.seconds
+    nodes = {name: tuple(share * own for own in row) for name, row in profile.nodes.items()}
+    return replace(profile, seconds=seconds, constant=share * profile.constant, nodes=nodes)
 
 
 @dataclass(frozen=True)

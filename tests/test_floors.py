@@ -17,7 +17,7 @@ FLOORS = (
     "records errors",
     "graph runtime labels",
     "rules scores cost units work device allocate targets",
-    "trace coupling data calibrate plan cut verify evaluate views report repair dilute latency",
+    "trace coupling data calibrate plan cut verify evaluate views report repair dilute latency metrics",
     "pipeline",
     "cli __init__ __main__",
 )

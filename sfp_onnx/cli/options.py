@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..metrics import parse_drop
 from ..records import PlanOptions
 from ..scores import SCORES
 from ..targets import parse_target
@@ -83,27 +84,35 @@ plan_options = _stack(
     click.option("--target", "targets", multiple=True, metavar="macs=50%",
                  help="Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. "
                       "Repeatable; all are held at once."),
+    click.option("--max-drop", metavar="1%",
+                 help="Top-1 (without labels: agreement with the original) falls by no more, on a third of --data that is not scored with; "
+                      "alone: the smallest model that holds it."),
+    click.option("--metric", metavar="MODULE:FUNCTION", help="For --max-drop: function(outputs, labels) -> float, larger is better."),
     click.option("--allocation", type=click.Choice(["default", "uniform", "global", "solve"]), default="default",
                  help="The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
-                      "[default: solve with a latency or memory target, else uniform]"),
+                      "[default: solve with --max-drop or a latency or memory target, else uniform]"),
     click.option("--keep", metavar="REGEX", help="Layers (node or weight names) that keep all their output channels."),
     click.option("--only", metavar="REGEX", help="Shrink only groups that are made by matching layers alone."),
     click.option("--min-channels", type=click.IntRange(min=1), default=1, show_default=True, help="Keep at least so many per group."),
     click.option("--align", callback=_align, default="default", metavar="auto|N|none",
                  help="Kept widths are multiples of N; auto: of the measured channel block.  "
-                      "[default: auto with a latency target, else none]"),
+                      "[default: auto with a latency target or --max-drop, else none]"),
     machine_options,
     click.option("--device-profile", type=FILE, help="Latency from a profile measured elsewhere (`sfp-onnx profile`)."),
 )  # fmt: skip
 
 
 def chosen_plan(options: dict[str, Any]) -> PlanOptions:
-    """The options of the plan, of which exactly one says how much leaves."""
-    if (options["ratio"] is None) == (not options["targets"]):
-        raise click.UsageError("Give either --ratio or --target, for example --ratio 0.5 or --target macs=50%.")
+    """The options of the plan, which must say how much leaves."""
+    if (options["ratio"] is None) == (not options["targets"] and options["max_drop"] is None):
+        raise click.UsageError("Give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%.")
+    if options["metric"] is not None and options["max_drop"] is None:
+        raise click.UsageError("--metric needs --max-drop.")
+    if options["max_drop"] is not None:
+        parse_drop(options["max_drop"])
     for text in options["targets"]:
         parse_target(text)
-    names = ("ratio", "targets", "allocation", "keep", "only", "min_channels", "align", "threads", "batch", "provider")
+    names = "ratio targets allocation keep only min_channels align max_drop metric threads batch provider".split()
     profile = options["device_profile"]
     return PlanOptions(**{name: options[name] for name in names}, device_profile=None if profile is None else str(profile))
 

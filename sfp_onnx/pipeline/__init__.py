@@ -1,5 +1,6 @@
 """The one place that knows the order of the stages: load, prepare, couple, calibrate, score, plan, cut, verify, save."""
 
+from ..latency import device
 from .analysis import Analysis, DataSource, ModelSource, Progress, data_for, describe, inspect, load, reasons, silent
 from .cutting import Pruned, apply, prune
 from .evaluating import evaluate
@@ -18,6 +19,7 @@ __all__ = [
     "data_for",
     "default_score",
     "describe",
+    "device",
     "evaluate",
     "inspect",
     "load",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import prod
 from typing import Any
@@ -13,12 +13,12 @@ from .. import plan as plans
 from ..calibrate import calibrate, sites
 from ..data import Dataset
 from ..errors import DataError, OptionError, TargetError
-from ..records import FloatArray, Group, Moments, Plan, PlanOptions, ScoreOptions
+from ..records import FloatArray, Moments, Plan, PlanOptions, ScoreOptions
 from ..scores import SCORES
-from ..targets import bounds, parse_target
 from ..views import views
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
-from .targeting import Reached, block_of, narrowest, ranking, reach, ruler_for, solver
+from .deciding import Scored, plan_scored
+from .dropping import held_out, plan_with_drop
 
 ACTIVATION_BYTES = 512 * 2**20
 
@@ -79,6 +79,23 @@ def plan(
         OptionError, ModelError, DataError: bad options or input.
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
+    if options.max_drop is None:
+        return plan_scored(scored(analysis, options, score_name, data, score_options, progress), options, progress)
+    if options.ratio is not None:
+        raise OptionError("give either --ratio or --max-drop")
+    seen, judge = held_out(data, (score_options or ScoreOptions()).seed)
+    return plan_with_drop(scored(analysis, options, score_name, seen, score_options, progress), options, judge, progress=progress)
+
+
+def scored(
+    analysis: Analysis, options: PlanOptions, score_name: str | None = None, data: Dataset | None = None,
+    score_options: ScoreOptions | None = None, progress: Progress = silent,
+) -> Scored:  # fmt: skip
+    """Everything that plans need of a model and its data, once for any number of plans.
+
+    Raises:
+        TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
+    """
     coupling = analysis.coupling
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
@@ -86,51 +103,9 @@ def plan(
     groups = plans.eligible(coupling, options, weights_of)
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
-    scores = score(analysis, name, data, score_options, progress)
-    found, used = decide(analysis, groups, scores, options, progress)
-    recorded: dict[str, Any] = {**asdict(used), "targets": list(options.targets), "score": name, **asdict(score_options)}
-    recorded["cut_layernorm"] = analysis.cut_layernorm
+    values = score(analysis, name, data, score_options, progress)
+    recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    made = plans.make_plan(coupling, found.removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
-    return replace(made, notes=found.notes, figures=_figures(found))
-
-
-def decide(
-    analysis: Analysis, groups: Sequence[Group], scores: FloatArray, options: PlanOptions, progress: Progress = silent,
-    errors: Mapping[str, FloatArray] | None = None,
-) -> tuple[Reached, PlanOptions]:  # fmt: skip
-    """Which units leave, and the options with their defaults filled in.
-
-    Args:
-        errors: error of a group by the number of units it keeps (0 .. width), for the allocation "solve"; default: from the scores.
-
-    Raises:
-        OptionError: neither or both of ratio and targets. TargetError: the targets cannot be held.
-    """
-    wanted = [parse_target(text) for text in options.targets]
-    ruler = ruler_for(analysis, options, progress)
-    asked = {target.what for target in wanted}
-    allocation = options.allocation
-    if allocation == "default":
-        allocation = "solve" if asked & {"latency", "memory"} else "uniform"
-    used = replace(options, allocation=allocation, align=block_of(options, ruler.profile))
-    if options.ratio is not None or not wanted:
-        used = replace(used, allocation="uniform" if allocation == "solve" else allocation)
-        removed = plans.choose(analysis.coupling, groups, scores, used, ruler.predicted)
-        assert removed is not None
-        return Reached(removed, {}, {}), used
-    choice = solver(ruler, groups, scores, used, errors) if allocation == "solve" else ranking(ruler, groups, scores, used)
-    most = narrowest(analysis.coupling, groups, scores, used)
-    with progress("planning", 1) as advance:
-        found = reach(ruler, wanted, choice, most)
-        advance(1)
-    return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
-
-
-def _figures(found: Reached) -> dict[str, dict[str, float]]:
-    return {
-        name: {"before": found.before[name], "bound": bound, "predicted": found.predicted[name], "actual": found.actual[name]}
-        for name, bound in found.bounds.items()
-    }
+    return Scored(analysis, tuple(groups), values, recorded)

@@ -105,7 +105,8 @@ def _measure(analysis: Analysis, setup: Setup, batch: int, feeds: Mapping[str, A
 def _candidates(analysis: Analysis, block: int) -> list[IntArray]:
     """Kept units per group: all, the fewest, and random block-aligned widths (seeded)."""
     groups = analysis.coupling.groups
-    offered = [choices(group.width, step_of(analysis.coupling, group, block), 1, group.name in analysis.coupling.branches) for group in groups]
+    vanish = [group.name in analysis.coupling.branches for group in groups]
+    offered = [choices(group.width, step_of(analysis.coupling, group, block), 1, own) for group, own in zip(groups, vanish, strict=True)]
     full = np.asarray([group.width for group in groups], np.int64)
     random = np.random.default_rng(0)
     rows = [full, np.asarray([own[-1] for own in offered], np.int64)]

@@ -12,7 +12,7 @@ from .. import allocate, graph, latency, runtime, targets
 from .. import plan as plans
 from ..allocate import Allocation, Cost, Problem
 from ..cut import cut
-from ..device import Clock, DeviceProfile
+from ..device import Clock, DeviceProfile, scaled
 from ..graph import Model
 from ..records import BoolArray, Coupling, FloatArray, Group, PlanOptions
 from ..runtime import Setup
@@ -133,15 +133,18 @@ class Ruler:
         return found
 
 
-def latency_ratio(analysis: Analysis, model: Model, setup: Setup, batch: int) -> float:
-    """Latency of a model over that of the original, from the minima of interleaved runs (at least 50)."""
+def latencies_of(models: Sequence[Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
+    """Seconds of each model, as minima of interleaved runs (at least 50)."""
     feeds = timing_feeds(analysis, batch)
-    sessions = [
-        runtime.open_timed(graph.serialized(own), own.weights, own.name, setup) for own in (analysis.model, model)
-    ]  # fmt: skip
+    sessions = [runtime.open_timed(graph.serialized(own), own.weights, own.name, setup) for own in models]
     first = runtime.latencies(sessions, feeds, 3)
     repeats = int(np.clip(TIMING_SECONDS / max(sum(map(min, first)), 1e-6), REPEATS, MOST_REPEATS))
-    original, other = (min(own) for own in runtime.latencies(sessions, feeds, repeats))
+    return [min(own) for own in runtime.latencies(sessions, feeds, repeats)]
+
+
+def latency_ratio(analysis: Analysis, model: Model, setup: Setup, batch: int) -> float:
+    """Latency of a model over that of the original, measured together."""
+    original, other = latencies_of([analysis.model, model], analysis, setup, batch)
     return other / original
 
 
@@ -160,7 +163,8 @@ def ruler_for(analysis: Analysis, options: PlanOptions, progress: Progress = sil
     if options.device_profile is not None:
         profile = read_profile(options.device_profile, analysis.model.sha256)
         return replace(ruler, profile=profile, here=profile.device == latency.device(setup) and profile.batch == options.batch)
-    return replace(ruler, profile=measure_profile(analysis, setup, options.batch, progress))
+    profile = measure_profile(analysis, setup, options.batch, progress)
+    return replace(ruler, profile=scaled(profile, latencies_of([analysis.model], analysis, setup, options.batch)[0]))
 
 
 def block_of(options: PlanOptions, profile: DeviceProfile | None) -> int | None:
@@ -169,7 +173,7 @@ def block_of(options: PlanOptions, profile: DeviceProfile | None) -> int | None:
         return options.align
     if options.align is None or options.align == "none":
         return None
-    asked = any(targets.parse_target(text).what == "latency" for text in options.targets)
+    asked = any(targets.parse_target(text).what == "latency" for text in options.targets) or options.max_drop is not None
     if options.align == "default" and not asked:
         return None
     found = profile.block.width if profile else latency.block(Setup(options.threads, options.provider)).width
