@@ -1,8 +1,8 @@
 """Planned against measured latency: ``python benchmarks/latency.py [folder with models/ and zoo/] > benchmarks/latency.md``.
 
 For each model and target (80, 60, 40 % of the original's latency): plan with the latency model and the closed loop, then time the
-original and the three results again, interleaved in one run, one thread, batch 1, minimum of at least 100. The weights of the zoo are random, so only
-latency means anything here; scores are magnitudes.
+original and the three results again, interleaved in one run, one thread, batch 1, minimum of 100. The weights of the zoo are random,
+so only latency means anything here; scores are magnitudes.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ def main() -> None:
     """Measure and print."""
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent.parent / "shared"
     print("# Planned and measured latency\n")
-    print("`python benchmarks/latency.py`: per target, predicted by the last plan / measured by the loop / **measured again at the end**, all")
-    print("as shares of the original measured in the same interleaved run. One thread, batch 1, minimum of at least 50 (loop) and 100 (end).")
+    print("`python benchmarks/latency.py`: per target, predicted by the last plan / measured by the loop / **measured again at the end**,")
+    print("as shares of the original in the same interleaved run. One thread, batch 1, minimum of at least 50 (loop) and 100 (end).")
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print("The machine is shared and noisy; differences of one or two points between the last two numbers are noise.")
     print(f"{pipeline.device(SETUP)['cpu']}, onnxruntime {runtime.version()}, load {load} at the start.\n")
     heads = " | ".join(f"target {target} %" for target in TARGETS)
-    print(f"| model | original | profile: first, cached | error of predictions | {heads} | planning |\n|---|---|---|---|{'---|' * len(TARGETS)}---|")
+    print(f"| model | original | profile: first, cached | error of predictions | {heads} | planning |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in MODELS:
         print(row(root / f"{name}.onnx"), flush=True)
 

@@ -13,8 +13,9 @@ from .evaluate import evaluate_command
 from .inspect import inspect_command
 from .profile import profile_command
 from .prune import apply_command, plan_command, prune_command
+from .sweep import sweep_command
 
-COMMANDS = (inspect_command, plan_command, apply_command, prune_command, evaluate_command, profile_command)
+COMMANDS = (inspect_command, plan_command, apply_command, prune_command, evaluate_command, profile_command, sweep_command)
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
