@@ -1,7 +1,7 @@
 """Planned against measured latency: ``python benchmarks/latency.py [folder with models/ and zoo/] > benchmarks/latency.md``.
 
 For each model and target (80, 60, 40 % of the original's latency): plan with the latency model and the closed loop, then time the
-original and the three results again, interleaved in one run, one thread, batch 1, minimum of 100. The weights of the zoo are random,
+original and the three results again, interleaved in one run, one thread, batch 1, minimum of 400. The weights of the zoo are random,
 so only latency means anything here; scores are magnitudes.
 """
 
@@ -23,7 +23,7 @@ MODELS = (
 )  # fmt: skip
 TARGETS = (80, 60, 40)
 SETUP = Setup(threads=1)
-REPEATS = 100
+REPEATS = 400
 
 
 def row(path: Path) -> str:
@@ -51,7 +51,7 @@ def row(path: Path) -> str:
         cells.append([f"{figures[key] / figures['before']:.1%}" for key in ("predicted", "actual")])
     feeds = timing_feeds(analysis, 1)
     sessions = [runtime.open_timed(graph.serialized(own), own.weights, own.name, SETUP) for own in models]
-    times = [min(own) for own in runtime.latencies(sessions, feeds, REPEATS)]
+    times = [min(own) for own in runtime.interleaved(sessions, [feeds] * len(sessions), REPEATS, runtime.steady_clock(SETUP))]
     found = [f"{' / '.join(own[:2])} / **{other / times[0]:.1%}**" for own, other in zip(cells, times[1:], strict=True)]
     first = f"{path.stem} | {times[0] * 1e3:.3f} ms | {seconds:.1f} s, then {cached:.2f} s | {profile.error:.1%}"
     return f"| {first} | {' | '.join(found)} | {', '.join(spent)} s |"
@@ -62,8 +62,9 @@ def main() -> None:
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent.parent / "shared"
     print("# Planned and measured latency\n")
     print("`python benchmarks/latency.py`: per target, predicted by the last plan / measured by the loop / **measured again at the end**,")
-    print("as shares of the original in the same interleaved run. One thread, batch 1, minimum of at least 50 (loop) and 100 (end).")
+    print("as shares of the original in the same interleaved run. One thread, batch 1, minimum of at least 50 (loop) and 400 (end).")
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print("Times are processor time of the one thread, so that other programs do not count; they equal wall time on an idle machine.")
     print("The machine is shared and noisy; differences of one or two points between the last two numbers are noise.")
     print(f"{pipeline.device(SETUP)['cpu']}, onnxruntime {runtime.version()}, load {load} at the start.\n")
     heads = " | ".join(f"target {target} %" for target in TARGETS)

@@ -135,7 +135,7 @@ def _probe(setup: Setup) -> dict[int, float]:
     chains = [(width, graph.conv_chain(width)) for width in PROBES]
     sessions = [runtime.open_timed(graph.serialized(model), model.weights, "probe", setup) for _, model in chains]
     feeds = [{"x": np.ones((1, width, 14, 14), np.float32)} for width, _ in chains]
-    times = runtime.interleaved(sessions, feeds, 40)
+    times = runtime.interleaved(sessions, feeds, 40, runtime.steady_clock(setup))
     return {width: min(own) for (width, _), own in zip(chains, times, strict=True)}
 
 
@@ -185,9 +185,10 @@ def time_variants(
         for sessions, events in ((plain, False), (recorded, True)):
             sessions.append(runtime.open_timed(graph.serialized(model), model.weights, variant.model.name, setup, events))
     both = [*plain, *recorded]
-    warm = runtime.interleaved(both, [feeds] * len(both), 2)
+    clock = runtime.steady_clock(setup)
+    warm = runtime.interleaved(both, [feeds] * len(both), 2, clock)
     repeats = int(np.clip(seconds / max(sum(min(own) for own in warm), 1e-6), 10, 150))
-    times = runtime.interleaved(both, [feeds] * len(both), repeats)
+    times = runtime.interleaved(both, [feeds] * len(both), repeats, clock)
     runs = 3 + 1 + repeats  # interleaved() warms up once per call
     owners = {name: node.index for node in nodes for name in node.outputs if name}
     found = []
@@ -222,7 +223,11 @@ def _typical(times: Sequence[float]) -> float:
 
 
 def classes(nodes: Sequence[Node], timings: Sequence[Timing]) -> list[int]:
-    """Class of every node: nodes that share a kernel in any variant. A node without a kernel goes with the first that reads it."""
+    """Class of every node: nodes that share a kernel in any variant.
+
+    A node without a kernel goes with what it reads, if that has a kernel (a convolution named after itself, with what is fused behind
+    it), else with the first that reads it (one that is named after the last tensor of what is fused).
+    """
     parent = list(range(len(nodes)))
 
     def root(index: int) -> int:
@@ -230,16 +235,22 @@ def classes(nodes: Sequence[Node], timings: Sequence[Timing]) -> list[int]:
             index = parent[index]
         return index
 
+    maker = {name: node.index for node in nodes for name in node.outputs}
     reader: dict[str, int] = {}
     for node in nodes:
         for name in node.inputs:
             reader.setdefault(name, node.index)
     for timing in timings:
+        served = timing.kernels > 0
         for node in nodes:
-            next_node = next((reader[name] for name in node.outputs if name in reader), None)
-            if timing.there[node.index] and not timing.kernels[node.index] and next_node is not None:
-                one, other = sorted((root(node.index), root(next_node)))
-                parent[other] = one
+            if served[node.index] or not timing.there[node.index]:
+                continue
+            before = max((maker[name] for name in node.inputs if name in maker and served[maker[name]]), default=None)
+            served[node.index] = before is not None
+            other = before if before is not None else next((reader[name] for name in node.outputs if name in reader), None)
+            if other is not None:
+                first, second = sorted((root(node.index), root(other)))
+                parent[second] = first
     return [root(index) for index in range(len(nodes))]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from .. import graph
 from ..graph import Prepared
 from ..records import Branch, Coupling, Group, Node
-from ..rules import SPREADING
+from ..rules import spreads
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _follow(
         made = [own for own in node.outputs if own]
         if all(own in dead for own in made):
             continue
-        if node.operator not in SPREADING or node.captures:
+        if not spreads(node) or node.captures:
             return False
         others = [own for own in node.inputs if own and own != name and not _fixed(own, prepared)]
         full = [own for own in others if shapes.get(own) == shapes.get(made[0])]
