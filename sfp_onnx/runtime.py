@@ -80,6 +80,7 @@ def open_session(
     options = _options(threads)
     options.graph_optimization_level = optimize.value
     options.enable_mem_pattern = False  # planning memory makes the first two runs slow, and most sessions here live for a few runs
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy's threads take turns with onnxruntime's
     if optimize is Optimize.NONE:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return _open(serialized, weights, name, options, PROVIDERS)

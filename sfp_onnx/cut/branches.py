@@ -16,7 +16,7 @@ def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
     Raises:
         ModelError: they depend on the batch (an internal error).
     """
-    types, shapes = graph.tensor_types(prepared.model), prepared.trace.shapes
+    types, shapes = prepared.types, prepared.trace.shapes
     dtypes = {name: np.dtype(types.get(name) or np.float32) for name in (*branch.sources, *branch.ends)}
     inputs = {name: (dtypes[name], shapes[name]) for name in branch.sources}
     part = graph.segment(prepared.model, inputs, {name: dtypes[name] for name in branch.ends})

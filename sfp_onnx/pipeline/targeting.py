@@ -67,7 +67,7 @@ class Ruler:
     def live(self) -> Liveness:
         """Activations that are alive together."""
         model, prepared = self.analysis.prepared.model, self.analysis.prepared
-        types = graph.tensor_types(model)
+        types = prepared.types
         sizes = {name: np.dtype(dtype).itemsize for name, dtype in types.items() if dtype is not None and np.dtype(dtype).kind not in "OSU"}
         ends = ([port.name for port in graph.inputs(model)], [port.name for port in graph.outputs(model)])
         scale = self.batch / self.analysis.samples

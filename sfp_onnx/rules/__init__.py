@@ -1,7 +1,7 @@
 """Operator rules: what each operator does to channel labels. A new operator is a few lines in one of these modules."""
 
 from ..records import Node
-from . import attention, elementwise, generate, mixing, movement, norm, quantized, recurrent, reduce  # noqa: F401  (registration)
+from . import attention, elementwise, generate, indexed, mixing, movement, norm, quantized, recurrent, reduce  # noqa: F401  (registration)
 from .context import Context, Facts
 from .registry import RULES, SUMMARY
 
