@@ -222,11 +222,12 @@ def _typical(times: Sequence[float]) -> float:
     return float(values[values <= least * 1.1 + 1.5e-6].mean())
 
 
-def classes(nodes: Sequence[Node], timings: Sequence[Timing]) -> list[int]:
+def classes(nodes: Sequence[Node], timings: Sequence[Timing], mixing: BoolArray) -> list[int]:
     """Class of every node: nodes that share a kernel in any variant.
 
     A node without a kernel goes with what it reads, if that has a kernel (a convolution named after itself, with what is fused behind
-    it), else with the first that reads it (one that is named after the last tensor of what is fused).
+    it), else with the first that reads it (one that is named after the last tensor of what is fused). Nodes that multiply (``mixing``)
+    are never fused behind others.
     """
     parent = list(range(len(nodes)))
 
@@ -245,7 +246,8 @@ def classes(nodes: Sequence[Node], timings: Sequence[Timing]) -> list[int]:
         for node in nodes:
             if served[node.index] or not timing.there[node.index]:
                 continue
-            before = max((maker[name] for name in node.inputs if name in maker and served[maker[name]]), default=None)
+            sources = () if mixing[node.index] else node.inputs
+            before = max((maker[name] for name in sources if name in maker and served[maker[name]]), default=None)
             served[node.index] = before is not None
             other = before if before is not None else next((reader[name] for name in node.outputs if name in reader), None)
             if other is not None:
@@ -268,7 +270,7 @@ def fit(
     checked = len(timings) // 5
     used = len(timings) - checked
     overhead = float(np.median([(own.nodes.sum() - own.whole) / max(own.kernels.sum(), 1) for own in timings]))
-    class_of = np.asarray(classes(nodes, timings))
+    class_of = np.asarray(classes(nodes, timings, variants[0].work[:, Kind.MACS] > 0))
     costs, constant = np.zeros((len(nodes), len(Kind))), 0.0
     for members in (np.flatnonzero(class_of == own) for own in np.unique(class_of)):
         seconds = np.asarray([(own.nodes[members] - overhead * own.kernels[members]).sum() for own in timings[:used]])
@@ -281,9 +283,7 @@ def fit(
     whole = np.asarray([own.whole for own in timings])
     if not (predicted[:used] > 0).all():
         raise ModelError("internal error: the latency model predicts no time at all. Please report it.")
-    # min over f of sum ((f * predicted - whole) / whole)^2
-    share = predicted[:used] / whole[:used]
-    factor = float(share.sum() / (share**2).sum())
+    factor = float(np.median(whole[:used] / predicted[:used]))  # a mean would follow the variant in which all branches vanish
     errors = np.abs(factor * predicted[used:] / whole[used:] - 1)
     names = [next(filter(None, node.outputs), node.name) for node in nodes]
     return DeviceProfile(

@@ -69,6 +69,7 @@ def test_a_branch_vanishes_exactly(tail: str, others: float, tmp_path: Path) -> 
     for shape in ((2, 3, 8, 8), (1, 3, 5, 11)):
         feeds = {"x": RANDOM.standard_normal(shape).astype(np.float32)}
         assert relative(run_model(proto, feeds)[0], run_model(masked_reference(model, cuts), feeds)[0]) < 1e-5
+    assert result.plan.after.params == sum(int(np.prod(tensor.dims)) for tensor in proto.graph.initializer)
     constant = [tensor for tensor in proto.graph.initializer if list(tensor.dims) == [1, 8 - int(8 * others), 1, 1]]
     assert len(constant) == 1
 

@@ -145,6 +145,18 @@ def test_the_fit_finds_the_costs_of_a_made_up_machine(tmp_path: Path) -> None:
     assert device.from_json(json.loads(json.dumps(device.to_json(profile)))) == profile
 
 
+def test_what_is_fused_goes_with_its_convolution(tmp_path: Path) -> None:
+    nodes = sfp_onnx.inspect(classifier()).prepared.nodes  # conv1 bn1 relu1 conv2 relu2 pool flatten head
+    mixing = np.asarray([name in ("conv1", "conv2", "head") for name in (node.name for node in nodes)])
+
+    def found(*named: str) -> list[int]:
+        kernels = np.asarray([float(node.name in named) for node in nodes])
+        return latency.classes(nodes, [Timing(kernels, kernels, np.ones(len(nodes), bool), 1.0)], mixing)
+
+    assert found("conv1", "conv2", "pool", "head") == [0, 0, 0, 3, 3, 5, 5, 7]  # fused convolutions keep their names
+    assert found("relu1", "relu2", "pool", "head") == [0, 0, 0, 3, 3, 5, 5, 7]  # or are called after what they make
+
+
 def test_kernels_are_told_apart_by_what_they_make() -> None:
     owners = {"a": 0, "a_b": 1, "c/Conv_output_0": 2}
     assert [latency._owner(name, owners, 7) for name in ("a", "a_nchwc", "a_b_nchwc", "c/Conv_output_0/Fusion/", "ab", "Reorder_1")] == [
