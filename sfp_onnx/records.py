@@ -7,7 +7,7 @@ only leave together; a *group* is a set of units that touch the same tensors and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -258,12 +258,23 @@ class Pinned:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A part of the graph that vanishes if a whole group leaves: its ``dead`` tensors, those of them that mixing layers read
+    (``sources``), and the tensors that become constant and are read beside a residual (``ends``)."""
+
+    dead: tuple[str, ...]
+    sources: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Coupling:
     """Everything that later stages need to know about who leaves with whom.
 
     ``zero_points`` maps quantised tensors to the tensor that holds their zero point.
     ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
+    ``branches`` maps groups that may leave altogether to what vanishes with them.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -281,6 +292,7 @@ class Coupling:
     additive: Mapping[int, Additive]
     channels_total: int
     channels_prunable: int
+    branches: Mapping[str, Branch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -306,7 +318,8 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units leave, decided before anything is cut."""
+    """Which units leave, decided before anything is cut. ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
+    and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
@@ -314,6 +327,7 @@ class Plan:
     before: Size
     after: Size
     notes: tuple[str, ...] = ()
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -478,19 +492,31 @@ class ScoreOptions:
 class PlanOptions:
     """How to choose what leaves.
 
-    Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "params=1.2M") is given.
-    ``allocation`` is "uniform" (the same share of every group) or "global" (one ranking over all groups). ``keep`` and ``only``
+    Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "latency=5ms") is given.
+    ``allocation`` is "uniform" (the same share of every group), "global" (one ranking over all groups), "solve" (least estimated
+    error under all targets) or "default" (solve with a latency, memory or ``max_drop``, else uniform). ``keep`` and ``only``
     are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with ``only``,
-    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it.
+    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "auto" is the block of
+    the device's convolutions, "default" is "auto" with a latency target or ``max_drop`` and else None, so that plans for counted targets do
+    not depend on the machine they are made on. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is
+    a file with a profile measured elsewhere. ``max_drop`` ("1%") is how much ``metric`` ("module:function"; default top-1, or agreement
+    with the original without labels) may fall on calibration data that are held out from scoring; alone, it asks for the smallest model
+    that holds it.
     """
 
     ratio: float | None = None
     targets: tuple[str, ...] = ()
-    allocation: str = "uniform"
+    allocation: str = "default"
     keep: str | None = None
     only: str | None = None
     min_channels: int = 1
-    align: int | None = None
+    align: int | str | None = "default"
+    threads: int = 0
+    batch: int = 1
+    provider: str = "cpu"
+    device_profile: str | None = None
+    max_drop: str | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True)

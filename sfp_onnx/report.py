@@ -10,6 +10,7 @@ import numpy as np
 
 from .cost import layer_macs
 from .records import Coupling, Evaluation, FloatArray, Plan, Profiles, Size
+from .targets import show
 
 
 def number(value: float) -> str:
@@ -121,6 +122,16 @@ def sizes_text(before: Size, after: Size) -> str:
         f"MACs {number(before.macs)} -> {number(after.macs)} ({shares[0]:.1%} of the original), "
         f"parameters {number(before.params)} -> {number(after.params)} ({shares[1]:.1%})"
     )
+
+
+def figures_text(plan: Plan) -> str:
+    """Asked, predicted and actual figures of a plan for targets; empty without targets."""
+    rows = []
+    for name, own in plan.figures.items():
+        before = own["before"]
+        cells = [f"{show(name, own[key])} ({own[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
+        rows.append([name, show(name, before), *cells])
+    return table(["target", "original", "at most", "predicted", "reached"], rows) if rows else ""
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
     made = _scored(_analysed(loaded, data_set, options), data_set, options)
     pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(report.plan_text(made))
+    if made.figures:
+        click.echo(report.figures_text(made))
     say(f"Next: sfp-onnx apply {model} {output} -o {model.stem}-pruned.onnx")
 
 
@@ -128,6 +130,8 @@ def _write(result: pipeline.Pruned, output: Path, manifest: Path | None, externa
     else:
         parts = ", ".join(f"{kind} input {error:.1e}" for kind, error in check.errors.items())
         click.echo(f"verified: equal to the masked original (relative difference on {parts}; allowed {check.tolerance:g})")
+    if result.plan.figures:
+        click.echo(report.figures_text(result.plan))
     click.echo(f"wrote {output}")
 
 

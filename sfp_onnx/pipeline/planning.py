@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from .. import plan as plans
 from ..data import Dataset
-from ..errors import TargetError
+from ..errors import OptionError, TargetError
 from ..records import Plan, PlanOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
+from .deciding import Candidates, plan_for
+from .dropping import held_out, plan_with_drop
 from .scoring import scored
 
 
@@ -33,6 +35,23 @@ def plan(
         OptionError, ModelError, DataError: bad options or input.
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
+    if options.max_drop is None:
+        return plan_for(candidates(analysis, options, score_name, data, score_options, progress), options, progress)
+    if options.ratio is not None:
+        raise OptionError("give either --ratio or --max-drop")
+    seen, judge = held_out(data, (score_options or ScoreOptions()).seed)
+    return plan_with_drop(candidates(analysis, options, score_name, seen, score_options, progress), options, judge, progress=progress)
+
+
+def candidates(
+    analysis: Analysis, options: PlanOptions, score_name: str | None = None, data: Dataset | None = None,
+    score_options: ScoreOptions | None = None, progress: Progress = silent,
+) -> Candidates:  # fmt: skip
+    """Everything that plans need of a model and its data, once for any number of plans.
+
+    Raises:
+        TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
+    """
     coupling = analysis.coupling
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
@@ -41,11 +60,8 @@ def plan(
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
     found = scored(analysis, name, data, score_options, progress)
-    removed = plans.choose(coupling, groups, found.values, options, analysis.size)
-    recorded: dict[str, Any] = {**asdict(options), "targets": list(options.targets), "score": name, **asdict(score_options)}
-    recorded["cut_layernorm"] = analysis.cut_layernorm
+    recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    made = plans.make_plan(coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
-    return replace(made, notes=found.notes)
+    return Candidates(analysis, tuple(groups), found.values, recorded, notes=found.notes)
