@@ -54,7 +54,8 @@ def sweep_command(
         say(f"accuracy on {judge.samples} samples held out from --data")
     analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
     name = options["score"] or pipeline.default_score(seen)
-    scored = pipeline.candidates(analysis, chosen, name, seen, ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"]), bar)
+    details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"])
+    scored = pipeline.candidates(analysis, chosen, name, seen, details, bar)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:

@@ -15,9 +15,11 @@ from .dropping import held_out, plan_with_drop
 from .scoring import scored
 
 
-def default_score(data: Dataset | None) -> str:
-    """The score that is used if none is named."""
-    return "magnitude" if data is None else "contribution"
+def default_score(data: Dataset | None, repaired: bool = False) -> str:
+    """The score that is used if none is named, for models that are ``repaired`` after the cut or not."""
+    if data is None:
+        return "magnitude"
+    return "obs" if repaired else "contribution"
 
 
 def plan(
@@ -64,4 +66,4 @@ def candidates(
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return Candidates(analysis, tuple(groups), found.values, recorded, notes=found.notes)
+    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes)
