@@ -535,7 +535,7 @@ class RepairOptions:
     fit: str = "lstsq"
     force: bool = False
     seed: int = 0
-    rows_per_input: float = 64.0
+    rows_per_input: float = 128.0
     least_positions: int = 4
     ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     memory: int = 2 * 10**9
