@@ -2,6 +2,7 @@
 
 from .edit import Editor
 from .load import load, load_tensor
+from .mask import QUANTIZED, insert_mask
 from .model import Model, Prepared, check, make_initializer
 from .program import asks_shape, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
@@ -9,6 +10,7 @@ from .segment import between, segment
 from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
 
 __all__ = [
+    "QUANTIZED",
     "Editor",
     "Model",
     "Prepared",
@@ -22,6 +24,7 @@ __all__ = [
     "full_size",
     "initializers",
     "inputs",
+    "insert_mask",
     "load",
     "load_tensor",
     "make_initializer",
