@@ -31,10 +31,11 @@ from .pipeline import (
     read_plan,
     score,
 )
-from .records import Cut, Evaluation, Group, Plan, PlanOptions, ScoreOptions, Size, Verification
+from .records import BanditOptions, Cut, Evaluation, Group, Plan, PlanOptions, ScoreOptions, Size, Verification
 
 __all__ = [
     "Analysis",
+    "BanditOptions",
     "Cut",
     "DataError",
     "Dataset",

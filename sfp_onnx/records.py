@@ -323,11 +323,33 @@ class GroupView:
 
 
 @dataclass(frozen=True)
+class BanditOptions:
+    """What the user may set for the scores ``bandit:*``.
+
+    ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``batch`` images per pull; ``epsilon`` and ``temperature`` of the
+    policies of those names; ``reward`` (None: by the kind of model); ``rounds``: remove a share, pull again on the pruned model;
+    ``memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
+    """
+
+    pulls: int | None = None
+    budget: float | None = None
+    batch: int = 8
+    epsilon: float = 0.1
+    temperature: float = 0.05
+    reward: str | None = None
+    rounds: int = 1
+    memory: int = 2**30
+    state: str | None = None
+    traces: str | None = None
+
+
+@dataclass(frozen=True)
 class ScoreOptions:
-    """What the user may set for scores: the norm ``p`` of `magnitude` and the ``seed`` of `random`."""
+    """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of `random` and of the bandits."""
 
     p: int = 2
     seed: int = 0
+    bandit: BanditOptions | None = None
 
 
 @dataclass(frozen=True)

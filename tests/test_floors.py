@@ -16,8 +16,8 @@ ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
     "records errors",
     "graph runtime labels",
-    "rules scores cost units",
-    "trace coupling data calibrate plan cut verify evaluate views report repair dilute",
+    "rules scores cost units bandits",
+    "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls",
     "pipeline",
     "cli __init__ __main__",
 )
@@ -79,7 +79,7 @@ def test_only_five_dependencies(file: Path) -> None:
 
 # ---- operator names --------------------------------------------------------------------------------------------------
 
-NAMELESS = ("coupling", "plan", "cut", "cost", "verify", "scores", "units", "views", "calibrate", "pipeline", "evaluate", "report")
+NAMELESS = ("coupling", "plan", "cut", "cost", "verify", "scores", "units", "views", "calibrate", "pipeline", "evaluate", "report", "pulls", "bandits")
 # These write operators into a graph (masks, factors, taps), so they may name them, but never look at one.
 WRITERS = {"verify", "cut", "calibrate"}
 

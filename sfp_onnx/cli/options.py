@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..bandits import BANDIT_SCORES
 from ..records import PlanOptions
 from ..scores import SCORES
 from .common import F
@@ -70,7 +71,7 @@ preprocessing_options = _stack(
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."),
 )
 plan_options = _stack(
-    click.option("--score", type=click.Choice(sorted(SCORES)),
+    click.option("--score", type=click.Choice([*sorted(SCORES), *BANDIT_SCORES]),
                  help="Importance of a channel.  [default: contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
     click.option("--ratio", type=click.FloatRange(0, 1, max_open=True), help="Remove this fraction of every prunable group."),

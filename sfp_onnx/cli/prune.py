@@ -13,6 +13,7 @@ from ..data import Dataset
 from ..plan import to_json
 from ..records import Evaluation, Plan, ScoreOptions
 from . import options as take
+from .bandit_options import bandit_files, bandit_options, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 
 
@@ -23,8 +24,11 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
 def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
     name = options["score"] or pipeline.default_score(data)
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
-    chosen = ScoreOptions(options["p"], options["seed"])
-    return pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
+    chosen = ScoreOptions(options["p"], options["seed"], chosen_bandit(options))
+    made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
+    for note in made.notes:
+        say(f"Note: {note}")
+    return made
 
 
 @click.command("plan", epilog=EPILOG)
@@ -32,6 +36,7 @@ def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str
 @click.option("-o", "--output", type=take.FILE, required=True, help="Where the plan (JSON) goes.")
 @click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
 @take.plan_options
+@bandit_options
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
@@ -42,9 +47,10 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
     Example: sfp-onnx plan model.onnx -o plan.json --target macs=50%
     """
     take.chosen_plan(options)
+    chosen_bandit(options)
     loaded = pipeline.load(model)
     inputs = [*loaded.paths, data, options["labels"]]
-    check_outputs(inputs, output)
+    check_outputs(inputs, output, *bandit_files(options))
     data_set = dataset(loaded, data, options)
     made = _scored(_analysed(loaded, data_set, options), data_set, options)
     pipeline.write_json(output, to_json(made), filter(None, inputs))
@@ -77,6 +83,7 @@ def apply_command(model: Path, plan: Path, output: Path, manifest: Path | None, 
 @click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
 @click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy and latency before and after.")
 @take.plan_options
+@bandit_options
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
@@ -93,8 +100,9 @@ def prune_command(
     Example: sfp-onnx prune model.onnx -o smaller.onnx --data calibration.npz --target macs=50%
     """
     take.chosen_plan(options)
+    chosen_bandit(options)
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest, *bandit_files(options))
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import plan as plans
+from ..bandits import BANDIT_SCORES, PREFIX
 from ..calibrate import calibrate, sites
 from ..data import Dataset
 from ..errors import DataError, OptionError, TargetError
@@ -17,8 +18,10 @@ from ..records import FloatArray, Moments, Plan, PlanOptions, ScoreOptions
 from ..scores import SCORES
 from ..views import views
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
+from .searching import search
 
 ACTIVATION_BYTES = 512 * 2**20
+SHARE_UNSAID = 0.5  # of every group, that bandit scores are searched for where there is no plan
 
 
 def score(
@@ -30,8 +33,11 @@ def score(
         OptionError: unknown score.
         DataError: the score needs data and there are none.
     """
+    if name.startswith(PREFIX):
+        whole = (PlanOptions(ratio=SHARE_UNSAID), analysis.coupling.groups)
+        return search(analysis, name, data, options or ScoreOptions(), whole, progress).scores
     if name not in SCORES:
-        raise OptionError(f"unknown score '{name}'. Known: {', '.join(sorted(SCORES))}")
+        raise OptionError(f"unknown score '{name}'. Known: {', '.join([*sorted(SCORES), *BANDIT_SCORES])}")
     chosen = SCORES[name]
     moments: Mapping[tuple[str, int], Moments] = {}
     if chosen.needs:
@@ -84,11 +90,19 @@ def plan(
     groups = plans.eligible(coupling, options, weights_of)
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
-    scores = score(analysis, name, data, score_options, progress)
+    notes: tuple[str, ...] = ()
+    if name.startswith(PREFIX):
+        found = search(analysis, name, data, score_options, (options, groups), progress)
+        scores, notes = found.scores, found.notes
+    else:
+        scores = score(analysis, name, data, score_options, progress)
     removed = plans.choose(coupling, groups, scores, options, analysis.size)
     recorded: dict[str, Any] = {**asdict(options), "targets": list(options.targets), "score": name, **asdict(score_options)}
+    if recorded["bandit"] is None:
+        del recorded["bandit"]
     recorded["cut_layernorm"] = analysis.cut_layernorm
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return plans.make_plan(coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    made = plans.make_plan(coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    return replace(made, notes=notes)
