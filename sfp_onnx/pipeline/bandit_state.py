@@ -17,11 +17,12 @@ FORMAT = "sfp_onnx bandit state"
 
 
 class Log:
-    """Pulls of one round: arm, mean reward and mean squared reward over the images. ``horizon`` if it had to be measured."""
+    """Pulls of one round: arm, mean reward and mean squared reward over the images. ``horizon`` if it had to be measured;
+    ``seconds`` were spent on pulling."""
 
-    def __init__(self, rows: Sequence[Sequence[float]] = (), horizon: int | None = None) -> None:
+    def __init__(self, rows: Sequence[Sequence[float]] = (), horizon: int | None = None, seconds: float = 0.0) -> None:
         self.rows = [(int(arm), float(mean), float(square)) for arm, mean, square in rows]
-        self.horizon = horizon
+        self.horizon, self.seconds = horizon, seconds
 
     def add(self, rows: Sequence[tuple[int, float, float]]) -> None:
         """Append pulls (at once, so that an interruption leaves whole rows)."""
@@ -45,7 +46,7 @@ class Log:
 
 
 class State:
-    """Logs by round, kept in a file if there is a path. ``seconds`` were spent so far."""
+    """Logs by round, kept in a file if there is a path."""
 
     def __init__(self, path: str | None, key: Mapping[str, Any], inputs: Sequence[Path]) -> None:
         """Read the file if it exists.
@@ -55,7 +56,6 @@ class State:
         """
         self.path, self.key, self.inputs = path, json.loads(json.dumps(key)), tuple(inputs)
         self.logs: dict[int, Log] = {}
-        self.seconds = 0.0
         if path is not None and Path(path).exists():
             self._read(Path(path))
 
@@ -65,8 +65,7 @@ class State:
             if data["format"] != FORMAT:
                 raise ValueError("not a bandit state")
             found = data["search"]
-            self.seconds = float(data["seconds"])
-            self.logs = {int(number): Log(own["pulls"], own["horizon"]) for number, own in data["rounds"].items()}
+            self.logs = {int(number): Log(own["pulls"], own["horizon"], float(own["seconds"])) for number, own in data["rounds"].items()}
             if not all(arm >= 0 and 0 <= mean <= 1 for log in self.logs.values() for arm, mean, _ in log.rows):
                 raise ValueError("rewards outside [0, 1]")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -84,6 +83,6 @@ class State:
     def save(self) -> None:
         """Write the file, if there is one."""
         if self.path is not None:
-            rounds = {str(number): {"horizon": log.horizon, "pulls": log.rows} for number, log in self.logs.items()}
-            data = {"format": FORMAT, "version": 1, "search": self.key, "seconds": self.seconds, "rounds": rounds}
+            rounds = {str(number): {"horizon": log.horizon, "seconds": log.seconds, "pulls": log.rows} for number, log in self.logs.items()}
+            data = {"format": FORMAT, "version": 1, "search": self.key, "rounds": rounds}
             write_text(self.path, json.dumps(data), self.inputs)

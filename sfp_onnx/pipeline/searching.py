@@ -18,7 +18,7 @@ from ..errors import DataError, OptionError
 from ..graph import Model, write_text
 from ..plan import choose, parse_target
 from ..pulls import Block, Pulls, Running
-from ..records import BanditOptions, BoolArray, FloatArray, Group, IntArray, PlanOptions, ScoreOptions
+from ..records import Array, BanditOptions, BoolArray, FloatArray, Group, IntArray, PlanOptions, ScoreOptions
 from .analysis import Analysis, Progress, describe, inspect, silent
 from .bandit_state import Log, State
 from .bandit_steps import gather, order, rate, replay
@@ -99,8 +99,9 @@ class _Search:
         self.aim, self.groups = aim
         self.pulls = None if self.own.budget is not None else self.own.pulls or DEFAULT_PULLS
         self.scores = np.ones(analysis.coupling.units)
+        self.references: list[list[Array]] = []
         self.state = State(self.own.state, self._key(), analysis.model.paths)
-        self.started = time.monotonic() - self.state.seconds
+        self.started = time.monotonic()
         self.traces: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.shown, self.saved = (time.monotonic(),) * 2
@@ -126,7 +127,8 @@ class _Search:
             aim = _partial(self.aim, number / self.own.rounds, self.analysis)
             engine = Pulls(current.prepared, current.coupling, groups, blocks, Running(self.own.memory))
             labels = None if blocks[0].labels is None else np.concatenate([own.labels for own in blocks if own.labels is not None])
-            reward = _reward(self.own.reward, engine, labels)
+            if number == 1:
+                self.references, reward = engine.references, _reward(self.own.reward, engine, labels)
             whole = self._round(_Round(number, engine, reward, units, aim))
             if not whole or number == self.own.rounds:
                 break
@@ -160,7 +162,8 @@ class _Search:
         """Pull until the horizon or the deadline; sets the scores. False: stopped by the user or the budget before the round's end."""
         state, arms = self.state, len(own.units)
         log = state.log(own.number)
-        deadline = None if self.own.budget is None else self.started + self.own.budget * own.number / self.own.rounds
+        share = (self.own.budget or 0.0) / self.own.rounds  # for pulling; opening sessions comes on top
+        deadline = None if self.own.budget is None else time.monotonic() - log.seconds + share
         horizon = self._horizon(own, log, deadline)
         policy = self._policy(own, horizon)
         ended, interrupted = True, False
@@ -175,9 +178,11 @@ class _Search:
             policy = self._policy(own, horizon)
             replay(policy, log, horizon, len(own.engine.blocks))
         if not len(log):
-            raise OptionError("stopped before the first pull; there is nothing to plan with. Give a larger --budget.")
+            if own.number == 1:
+                raise OptionError("stopped before the first pull; there is nothing to plan with. Give a larger --budget.")
+            self.notes.append(f"stopped before the first pull of round {own.number}; the plan is that of the round before")
+            return False
         self.scores[own.units] = 1 - policy.standing()
-        state.seconds = time.monotonic() - self.started
         state.save()
         self._note(own, policy, log, interrupted, horizon)
         trace = bandits.summarise(arms, *log.columns(), own.engine.blocks[0].count)
@@ -245,6 +250,7 @@ class _Search:
                 same = int(np.searchsorted(places[at:], places[at], side="right"))
                 run = own.engine.runs(arms[at : at + same])[0]
                 self._pull(own, log, run, int(places[at]))
+                log.seconds += time.monotonic() - now
                 at += len(run)
                 self._tell(own, policy, advance, len(run) if deadline is None else time.monotonic() - now)
             policy.update(arms, log.means(done, done + len(arms)))
@@ -253,7 +259,7 @@ class _Search:
 
     def _pull(self, own: _Round, log: Log, run: IntArray, block: int) -> None:
         engine = own.engine
-        reference, labels = engine.references[block], engine.blocks[block].labels
+        reference, labels = self.references[block], engine.blocks[block].labels  # the original model's, in every round
         found = [own.reward(reference, outputs, labels) for outputs in engine.outputs(run, block)]
         log.add([(int(arm), float(item.mean()), float((item**2).mean())) for arm, item in zip(run, found, strict=True)])
 
@@ -269,7 +275,6 @@ class _Search:
             self.text = f"cut now: {removed.sum()} units, {size.macs / before.macs:.0%} of the MACs, {changed} new"
             self.last, self.shown = removed, now
         if now - self.saved > SAVE_SECONDS:
-            self.state.seconds = now - self.started
             self.state.save()
             self.saved = now
         advance(steps, self.text)

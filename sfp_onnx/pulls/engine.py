@@ -20,7 +20,7 @@ from ..graph import Prepared
 from ..records import Array, Coupling, Group, IntArray
 from .parts import Part, parts
 
-ROWS = 128  # rows in one run: arms share a run up to so many (measured on ResNet-56: 1.2 times the pulls of 32 rows)
+ROWS = 32  # rows in one run: arms share a run up to so many (on one thread, 128 rows gave fewer pulls on ResNet-20, cache misses)
 TILED = 0.25  # and as long as what leads into them takes no more than this share of the memory
 COPIES = 2  # arms in the trial run that tells whether a section may be tiled
 

@@ -10,7 +10,7 @@ import numpy as np
 from .. import graph
 from ..graph import Prepared
 from ..records import Coupling, Group, IntArray, Node
-from ..rules import CHANNELWISE
+from ..rules import channelwise
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class _Graph:
 
     def reads_across(self, name: str) -> bool:
         """Whether a node reads the tensor that mixes channels: a mask behind that node would come too late."""
-        return name in self.captured or any(node.operator not in CHANNELWISE for node in self.readers.get(name, ()))
+        return name in self.captured or any(not channelwise(node) for node in self.readers.get(name, ()))
 
     def behind(self, names: Iterable[str]) -> list[int]:
         """Indices of the nodes that depend on any of the tensors."""

@@ -5,6 +5,7 @@ Behind such operators a mask does the work of a mask in front of them, so that o
 
 from __future__ import annotations
 
+from ..records import Node
 from . import elementwise, movement, norm, reduce
 from .registry import RULES
 
@@ -13,4 +14,9 @@ ALONE = (
     movement.expand, movement.tile, movement.concat, movement.split, movement.slicing, movement.pad, movement.depth_to_space,
     movement.space_to_depth, reduce.shape,
 )  # fmt: skip
-CHANNELWISE = frozenset(operator for operator, function in RULES.items() if function in ALONE)
+_OPERATORS = frozenset(operator for operator, function in RULES.items() if function in ALONE)
+
+
+def channelwise(node: Node) -> bool:
+    """Whether a node treats every channel on its own."""
+    return node.operator in _OPERATORS
