@@ -52,12 +52,14 @@ class Port:
 @dataclass(frozen=True)
 class Trace:
     """What one real run on a sample input showed: shape of every tensor, and the values of tensors that do not depend
-    on the input data. ``dynamic`` marks values and sizes that changed when the dynamic dimensions were changed."""
+    on the input data. ``dynamic`` marks values and sizes that changed when the dynamic dimensions were changed. ``data_free``
+    names all tensors that do not depend on the data, also those whose value nothing but other such tensors needs."""
 
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, Array]
     dynamic_values: Mapping[str, BoolArray]
     dynamic_axes: Mapping[str, tuple[int, ...]]
+    data_free: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,55 @@ class Follow:
     edits: Callable[[After], Sequence[Edit]]
 
 
+class Form(Protocol):
+    """How a mixing layer is linear in its weight: outputs at chosen positions are rows times a matrix, in ``blocks`` blocks
+    (groups of a convolution). ``chosen`` is (samples, positions per sample). ``out_axis`` is the output's channel axis."""
+
+    @property
+    def out_axis(self) -> int:
+        """The channel axis of the output."""
+
+    def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
+        """Number of blocks, from the three shapes."""
+
+    def positions(self, output: Sequence[int]) -> tuple[int, int]:
+        """Samples, and output positions of each."""
+
+    def rows(self, data: Array, output: Sequence[int], chosen: IntArray, blocks: int) -> Array:
+        """Inputs that the chosen positions read: float32 (blocks, positions, inputs)."""
+
+    def answers(self, output: Array, chosen: IntArray, blocks: int) -> Array:
+        """The output at the chosen positions: (blocks, positions, outputs)."""
+
+    def matrix(self, weight: Array, blocks: int) -> Array:
+        """The weight as (blocks, inputs, outputs)."""
+
+    def weight(self, matrix: Array, like: Sequence[int]) -> Array:
+        """The inverse of `matrix`, for a weight of shape ``like``."""
+
+    def inputs_of(self, weight: Sequence[int], blocks: int) -> IntArray:
+        """Which input channel of its block each row of the matrix reads."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``form`` of a layer, and where its bias (one value per output channel) is: ``bias`` is the input position that holds it or
+    may hold it, None if the operator has no bias; the layer adds ``bias_scale`` times it."""
+
+    form: Form
+    bias: int | None
+    bias_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A node that is affine, element by element, in the inputs at ``positions``, whatever the others are; ``shift`` is the input
+    (if any) that is simply added and is a constant."""
+
+    positions: tuple[int, ...]
+    shift: int | None = None
+
+
 @dataclass(frozen=True)
 class Weight:
     """The constant operand of a mixing layer: which of its axes carries output and input channels."""
@@ -146,7 +197,8 @@ class Layer:
     """A mixing layer (Conv, ConvTranspose, Gemm, MatMul, ...): it reads channels and makes new ones.
 
     ``extents`` are unit arrays of all axes that the multiply-accumulate count is proportional to; ``macs`` is the count
-    for one sample of the traced shape. ``reads``/``writes`` give the unit of each index of the weight's input and output
+    for one sample of the traced shape. ``linear`` is None where the weight cannot be re-fitted. ``reads``/``writes``
+    give the unit of each index of the weight's input and output
     axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``.
     """
 
@@ -159,6 +211,7 @@ class Layer:
     data: int
     data_axis: int
     source: IntArray
+    linear: Linear | None = None
 
     @property
     def data_name(self) -> str:
@@ -168,13 +221,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Affine:
-    """A per-channel scale applied to ``tensor`` (BatchNormalization): scale[c] = gamma / sqrt(var + eps)."""
+    """A per-channel scale applied to ``tensor`` (BatchNormalization): scale[c] = gamma / sqrt(var + eps). ``moments`` are the input
+    positions of mean and variance."""
 
     node: Node
     tensor: str
     gamma: FloatArray
     scale: FloatArray
     units: IntArray
+    moments: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -207,6 +262,7 @@ class Coupling:
     """Everything that later stages need to know about who leaves with whom.
 
     ``zero_points`` maps quantised tensors to the tensor that holds their zero point.
+    ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
@@ -222,6 +278,7 @@ class Coupling:
     pinned: tuple[Pinned, ...]
     masked_inputs: Mapping[str, Channels]
     zero_points: Mapping[str, str]
+    additive: Mapping[int, Additive]
     channels_total: int
     channels_prunable: int
 
@@ -369,6 +426,36 @@ class PlanOptions:
     only: str | None = None
     min_channels: int = 1
     align: int | None = None
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """How the remaining weights are re-fitted.
+
+    ``fit``: "lstsq" (weights and biases) or "bias". ``rows_per_input``: rows of the least-squares problem per input of a layer;
+    ``least_positions``: at least so many positions of each sample; ``ridges``: strengths tried, relative to the mean variance of the
+    inputs; ``memory``: bytes of activations held in memory; the rest goes to a temporary file.
+    """
+
+    fit: str = "lstsq"
+    seed: int = 0
+    rows_per_input: float = 64.0
+    least_positions: int = 4
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    memory: int = 2 * 10**9
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What the repair did to one layer: ``kind`` is "weights", "bias" or "unchanged"; errors are those of its target on held-out
+    rows, relative to the target's variance."""
+
+    layer: str
+    kind: str
+    ridge: float
+    rows: int
+    error_before: float
+    error_after: float
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def open_session(
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # planning memory makes the first two runs slow, and most sessions here live for a few runs
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy's threads take turns with onnxruntime's
     if optimize is Optimize.NONE:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:

@@ -25,10 +25,7 @@ INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, 
 FOLD_BYTES = 1 << 16
 
 # Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
-NEVER_FOLD = frozenset(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike "
-    "Multinomial Bernoulli Dropout If Loop Scan Optional SequenceEmpty".split()
-)
+NEVER_FOLD = graph.UNSTEADY | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
 Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
@@ -44,8 +41,9 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
         DataError: an override names no input or has the wrong rank.
     """
+    types = graph.tensor_types(model)
     try:
-        trace, feeds, variant = _trace(model, shapes or {}, data)
+        trace, feeds, variant = _trace(model, types, shapes or {}, data)
     except ModelError as error:
         if model.complaint:
             raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
@@ -57,7 +55,8 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
     known = {name: (tuple(shape)) for name, (shape, _) in graph.initializers(model).items()}
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
     values = {name: value for name, value in trace.values.items() if name in produced}
-    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes), feeds, variant)
+    free = frozenset(data_free(nodes, known))
+    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free), feeds, variant, types)
 
 
 # ---- sample inputs ---------------------------------------------------------------------------------------------------
@@ -133,10 +132,10 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
 
 
 def _trace(
-    model: Model, shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
+    model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
 ) -> tuple[Trace, dict[str, Array], dict[str, Array] | None]:
     ports = graph.inputs(model)
-    probe, names, fetched = _probe(model)
+    probe, names, fetched = _probe(model, types)
     session = runtime.open_session(graph.serialized(probe), probe.weights, model.name, optimize=runtime.Optimize.NONE)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
     tried: dict[object, list[list[int]]] = {}
@@ -193,9 +192,9 @@ def data_free(nodes: Sequence[Node], constants: Iterable[str], shapes_too: bool 
     return free
 
 
-def _probe(model: Model) -> tuple[Model, dict[str, str], list[str]]:
+def _probe(model: Model, types: Mapping[str, Any]) -> tuple[Model, dict[str, str], list[str]]:
     """The model with a Shape node on every tensor, and values of data-free tensors as outputs."""
-    nodes, types = graph.nodes(model), graph.tensor_types(model)
+    nodes = graph.nodes(model)
     constants = graph.initializers(model)
     free = data_free(nodes, constants)
     needed = {name for node in nodes if not set(node.outputs) & free for name in (*node.inputs, *node.captures)}

@@ -17,9 +17,9 @@ ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip o
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
 
 
-def masked(model: Model, cuts: Iterable[Cut]) -> Model:
+def masked(model: Model, types: Mapping[str, Any], cuts: Iterable[Cut]) -> Model:
     """The original model with the removed channels of every listed tensor set to zero (also where they are infinite)."""
-    editor, types = graph.Editor(model), graph.tensor_types(model)
+    editor, constants = graph.Editor(model), graph.Constants(model)
     for cut in cuts:
         dtype = np.dtype(types.get(cut.tensor) or types.get(cut.zero_point or "") or np.float32)
         shape = [1] * cut.rank
@@ -27,7 +27,7 @@ def masked(model: Model, cuts: Iterable[Cut]) -> Model:
         mask = np.ones(cut.size, bool)
         mask[list(cut.removed)] = False
         put = _constant(editor, f"{cut.tensor}/mask", mask.reshape(shape))
-        graph.insert_mask(editor, cut.tensor, dtype, put, cut.zero_point, select=True)
+        graph.insert_mask(editor, cut.tensor, dtype, put, graph.zero_of(constants, cut.zero_point, shape), select=True)
     return editor.finish()
 
 
@@ -35,9 +35,8 @@ def _constant(editor: graph.Editor, name: str, mask: Array) -> Callable[[Any], A
     return lambda dtype: editor.constant(name, mask.astype(dtype))
 
 
-def maskable(model: Model, cuts: Iterable[Cut], zero_points: Mapping[str, str]) -> list[Cut]:
+def maskable(types: Mapping[str, Any], cuts: Iterable[Cut], zero_points: Mapping[str, str]) -> list[Cut]:
     """Cuts with the zero point of quantised tensors; those whose zero point is unknown are left out."""
-    types = graph.tensor_types(model)
     found = []
     for cut in cuts:
         point = zero_points.get(cut.tensor)
@@ -69,17 +68,19 @@ def relative_error(found: Array, expected: Array) -> float:
     return float(difference / scale) if scale else float(difference)
 
 
-def compare(original: Model, pruned: Model, cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]) -> Verification:
+def compare(
+    original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]
+) -> Verification:
     """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs), without onnxruntime's optimisations.
 
     Raises:
         VerificationError: an output differs by more than the tolerance of its type (1e-4 for float32).
     """
-    reference = masked(original, cuts)
+    reference = masked(original, types, cuts)
     plain = runtime.Optimize.NONE
     sessions = [runtime.open_session(graph.serialized(model), model.weights, model.name, plain) for model in (pruned, reference)]
     names = [port.name for port in graph.outputs(original)]
-    floor = _coarsest(original, cuts)
+    floor = _coarsest(types, cuts)
     errors: dict[str, float] = {}
     limit = 0.0
     for kind, inputs in feeds.items():
@@ -98,9 +99,9 @@ def compare(original: Model, pruned: Model, cuts: Sequence[Cut], feeds: Mapping[
     return Verification(errors, limit)
 
 
-def _coarsest(model: Model, cuts: Sequence[Cut]) -> float:
+def _coarsest(types: Mapping[str, Any], cuts: Sequence[Cut]) -> float:
     """Tolerance of the coarsest arithmetic inside: half precision, or the rounding of quantised tensors."""
-    half = any(dtype == np.float16 for dtype in graph.tensor_types(model).values() if dtype is not None)
+    half = any(dtype == np.float16 for dtype in types.values() if dtype is not None)
     steps = any(cut.zero_point is not None for cut in cuts)
     return max(TOLERANCE["float16"] if half else 0.0, ROUNDING_STEP if steps else 0.0)
 

@@ -6,32 +6,46 @@ file with BatchNormalization nodes and one with folded ones give the same scores
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 
-from . import graph
+from . import graph, runtime
 from .graph import Model
 from .records import Array, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, WeightSlices
 
 Site = tuple[str, int]
+T = TypeVar("T")
 
 
 def views(model: Model, coupling: Coupling, moments: Mapping[Site, Moments]) -> Iterator[GroupView]:
     """One view per group, in order. Only the weights of one group are in memory at a time."""
-    scales = _scales(model, coupling)
+    scales, read = _scales(model, coupling), _reader(model)
     position = np.full(coupling.units, -1, np.int64)
-    touching = _layers_by_group(coupling)
+    layers = _by_group(coupling, ((own, np.concatenate([own.reads, own.writes, own.source])) for own in coupling.layers))
+    affines = _by_group(coupling, ((own, own.units) for own in coupling.affines))
     for index, group in enumerate(coupling.groups):
         position[:] = -1
         position[group.units] = np.arange(group.width)
-        slices = [found for layer in touching[index] for found in _slices(model, layer, position, scales, moments)]
-        gammas = [
-            (own, np.abs(affine.gamma))
-            for affine in coupling.affines
-            if ((own := _positions(affine.units, position)) >= 0).any()
-        ]
+        slices = [found for layer in layers[index] for found in _slices(read, layer, position, scales, moments)]
+        gammas = [(_positions(affine.units, position), np.abs(affine.gamma)) for affine in affines[index]]
         yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
+
+
+def _reader(model: Model) -> Callable[[str], Array]:
+    """Values of weights by name; those that the graph computes from constants (dequantised ones) are computed when asked for."""
+    constants = graph.Constants(model)
+
+    def read(name: str) -> Array:
+        if name in constants:
+            return constants[name]
+        program = graph.constant_program(model, name)
+        session = runtime.open_session(graph.serialized(program), program.weights, model.name, optimize=runtime.Optimize.NONE)
+        value: Array = session.run({}, [name])[0]
+        return value
+
+    return read
 
 
 def _positions(units: IntArray, position: IntArray) -> IntArray:
@@ -41,15 +55,15 @@ def _positions(units: IntArray, position: IntArray) -> IntArray:
     return np.where(units >= 0, position[np.maximum(units, 0)], -1)
 
 
-def _layers_by_group(coupling: Coupling) -> list[list[Layer]]:
+def _by_group(coupling: Coupling, items: Iterable[tuple[T, IntArray]]) -> list[list[T]]:
+    """Items per group of the units that they come with."""
     group_of = np.full(coupling.units, -1, np.int64)
     for index, group in enumerate(coupling.groups):
         group_of[group.units] = index
-    found: list[list[Layer]] = [[] for _ in coupling.groups]
-    for layer in coupling.layers:
-        units = np.concatenate([layer.reads, layer.writes, layer.source])
+    found: list[list[T]] = [[] for _ in coupling.groups]
+    for item, units in items:
         for index in np.unique(group_of[units[units >= 0]]):
-            found[index].append(layer)
+            found[index].append(item)
     return found
 
 
@@ -63,7 +77,7 @@ def _scales(model: Model, coupling: Coupling) -> dict[str, FloatArray]:
 
 
 def _slices(
-    model: Model, layer: Layer, position: IntArray, scales: Mapping[str, FloatArray], moments: Mapping[Site, Moments]
+    read: Callable[[str], Array], layer: Layer, position: IntArray, scales: Mapping[str, FloatArray], moments: Mapping[Site, Moments]
 ) -> Iterator[WeightSlices]:
     writes, reads = _positions(layer.writes, position), _positions(layer.reads, position)
     rms, zeros = _activation(layer, moments)
@@ -71,7 +85,7 @@ def _slices(
         own = _positions(layer.source, position)
         yield WeightSlices(layer.node.name, "in", own, np.zeros((len(own), 0), np.float32), rms, zeros)
         return
-    weight = _effective(graph.constant(model, layer.node.inputs[layer.weight.position]), layer, scales)
+    weight = _effective(read(layer.node.inputs[layer.weight.position]), layer, scales)
     through = layer.weight.in_axis == layer.weight.out_axis
     if (writes >= 0).any() and not through:
         yield WeightSlices(layer.node.name, "out", writes, _rows(weight, layer.weight.out_axis))

@@ -253,6 +253,7 @@ def masked(model: onnx.ModelProto, cuts: Iterable[Cut], select: bool = False) ->
     """
     result, types, points = onnx.ModelProto(), types_of(model), zero_points(model)
     result.CopyFrom(model)
+    constants = {tensor.name: nh.to_array(tensor) for tensor in model.graph.initializer}
     nodes, readers = {}, {}
     for number, cut in enumerate(cuts):
         keep = np.ones(cut.size, bool)
@@ -262,7 +263,11 @@ def masked(model: onnx.ModelProto, cuts: Iterable[Cut], select: bool = False) ->
         dtype = oh.tensor_dtype_to_np_dtype(kind)
         mask, source, target = f"mask{number}", readers.get(cut.tensor, cut.tensor), f"{cut.tensor}/masked{number}"
         if cut.tensor in points:
-            node = oh.make_node("Where", [mask, source, points[cut.tensor]], [target])
+            zero = constants.get(points[cut.tensor])
+            if zero is not None and zero.size > 1:  # one per channel
+                result.graph.initializer.append(nh.from_array(zero.reshape(keep.shape), f"zero{number}"))
+            single = zero is None or zero.size == 1
+            node = oh.make_node("Where", [mask, source, points[cut.tensor] if single else f"zero{number}"], [target])
         elif select:
             result.graph.initializer.append(nh.from_array(np.zeros((), dtype), f"zero{number}"))
             node = oh.make_node("Where", [mask, source, f"zero{number}"], [target])

@@ -223,6 +223,60 @@ def attention(b: Maker, m: Map) -> Map:
     return b.on(m, b.op("Add", m.name, b.reshape(out, [m.channels, m.height, m.width])))
 
 
+# ---- blocks: recurrent -----------------------------------------------------------------------------------------------
+
+
+def recurrent(b: Maker, m: Map) -> Map:
+    """A recurrent layer over the positions, and back to a map; or its last state as a gate for the channels."""
+    op, hidden, size = b.pick(["LSTM", "GRU", "RNN"]), b.pick([3, 4, 6]), m.height * m.width
+    direction = b.pick(["forward", "reverse", "bidirectional"])
+    both, gates = 1 + (direction == "bidirectional"), {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * hidden
+    steps = b.op("Transpose", b.reshape(m.name, [m.channels, size]), perm=[2, 0, 1])
+    operands = [b.weight(both, gates, m.channels, fan_in=m.channels), b.weight(both, gates, hidden, fan_in=hidden)]
+    operands += [b.weight(both, 2 * gates, fan_in=4)] if b.pick([True, False]) else []
+    attributes = {"linear_before_reset": b.pick([0, 1])} if op == "GRU" else {}
+    made = b.op(op, steps, *operands, outputs=2, hidden_size=hidden, direction=direction, **attributes)
+    if b.pick([True, False]):
+        turned = b.op("Transpose", made[0], perm=[2, 1, 3, 0])
+        name = b.reshape(turned, [both * hidden, m.height, m.width])
+        return b.convolved(Map(name, both * hidden, m.height, m.width), m.channels, 1)
+    last = b.reshape(b.op("Transpose", made[1], perm=[1, 0, 2]), [both * hidden])
+    gate = b.reshape(b.op("Sigmoid", b.gemm(last, both * hidden, m.channels)), [m.channels, 1, 1])
+    return b.on(m, b.op("Mul", m.name, gate))
+
+
+# ---- blocks: quantised -----------------------------------------------------------------------------------------------
+
+
+def quantised(b: Maker, m: Map) -> Map:
+    """A convolution between QuantizeLinear and DequantizeLinear: its weight is an integer with one scale or one per output
+    channel, its input and output are rounded (coarsely: a rounding that flips is no fault) or not."""
+    out = b.width()
+    groups = b.pick([g for g in (1, 1, 2) if m.channels % g == 0 and out % g == 0])
+    each = b.opset >= 13 and b.pick([True, True, False])
+    whole = b.const(b.random.integers(-127, 127, (out, m.channels // groups, 3, 3)), np.int8)
+    scale = b.uniform(out, low=0.001, high=0.003) if each else b.const(np.float32(0.002))
+    operands = [whole, scale] + ([b.const(np.zeros(out) if each else 0, np.int8)] if b.pick([True, False]) else [])
+    weight = b.op("DequantizeLinear", *operands, axis=0 if each else None)
+    bias = []
+    if b.pick([True, False]):
+        numbers, scales = b.const(b.random.integers(-900, 900, out), np.int32), b.uniform(out, low=0.0003, high=0.0006)
+        bias = [b.op("DequantizeLinear", numbers, scales, axis=0) if b.opset >= 13 else b.weight(out, fan_in=8)]
+    made = b.op("Conv", rounded(b, m) if b.pick([True, False]) else m.name, weight, *bias, group=groups, pads=[1] * 4)
+    after = Map(made, out, m.height, m.width)
+    return b.on(after, rounded(b, after)) if b.pick([True, False]) else after
+
+
+def rounded(b: Maker, m: Map) -> str:
+    """Through integers and back, with one scale or one per channel."""
+    each = b.opset >= 13 and b.pick([True, False])
+    pair = [b.uniform(m.channels, low=0.02, high=0.06), b.const(np.full(m.channels, 3), np.int8)]
+    pair = pair if each else [b.const(np.float32(0.05)), b.const(120, np.uint8)]
+    axis = b.pick([1, -3]) if each else None
+    whole = b.op("QuantizeLinear", m.name, *pair, axis=axis)
+    return b.op("DequantizeLinear", whole, *pair, axis=axis)
+
+
 # ---- blocks: movement ------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +360,7 @@ def resize(b: Maker, m: Map) -> Map:
 
 BLOCKS: tuple[Block, ...] = (
     conv, strided, norm, activation, depthwise, grouped, transposed, group_norm, residual, excite, concat, split, halves, mean_gate,
-    attention, slice_channels, gather_channels, shuffle, pixel_shuffle, unshuffle, zero_pad, shortcut_a, pool, resize,
+    attention, recurrent, quantised, slice_channels, gather_channels, shuffle, pixel_shuffle, unshuffle, zero_pad, shortcut_a, pool, resize,
 )  # fmt: skip
 PLAIN: tuple[Block, ...] = (conv, norm, activation, depthwise, residual, concat, shuffle, pool)
 

@@ -308,6 +308,15 @@ def conv_with_computed_weight(b: Builder, y: str, op: str) -> str:
     return b.op("Conv", y, b.op("Mul", b.weight(6, CHANNELS, 1, 1), b.const(2.0)))
 
 
+@case("Conv ConvTranspose", pinned="is computed at run time")
+def conv_with_weight_from_data(b: Builder, y: str, op: str) -> str:
+    """A dynamic convolution."""
+    mean = b.op("Flatten", b.op("GlobalAveragePool", b.reduce("ReduceMean", y, [0], keepdims=1)))
+    kernel = b.op("Reshape", b.gemm(mean, CHANNELS, 6 * CHANNELS), b.const([6, CHANNELS, 1, 1], np.int64))
+    turned = b.op("Transpose", kernel, perm=[1, 0, 2, 3]) if op == "ConvTranspose" else kernel
+    return b.op("Concat", b.op(op, y, turned), branch(b), axis=1)
+
+
 @case("ConvTranspose")
 def conv_transpose(b: Builder, y: str, op: str) -> str:
     return b.op(op, y, b.weight(CHANNELS, 6, 2, 2), b.weight(6), strides=[2, 2])
@@ -663,6 +672,261 @@ def gather_embedding(b: Builder, y: str, op: str) -> str:
     index = b.input(["N", 4], "index", INT64)
     rows = b.op(op, b.weight(10, CHANNELS), index, axis=0)
     return b.op("MatMul", rows, b.op("Reshape", y, b.const([0, CHANNELS, -1], np.int64)))
+
+
+def positions(b: Builder, y: str, low: int, high: int) -> str:
+    """Some index between two bounds for every pixel of a tensor, computed from the data."""
+    share = b.op("Sigmoid", y)
+    return b.op("Cast", b.op("Add", b.op("Mul", share, b.const(high - low - 0.01)), b.const(np.float32(low))), to=INT64)
+
+
+@case("GatherElements")
+def gather_elements(b: Builder, y: str, op: str) -> str:
+    """The indices are made from the data, with the same channels, and with one channel for all."""
+    own = b.op(op, y, positions(b, y, 0, SIDE), axis=2)
+    mean = b.reduce("ReduceMean", y, [3], keepdims=1)
+    return b.op("Add", own, b.op(op, branch(b), positions(b, mean, -3, SIDE), axis=-1))
+
+
+@case("GatherElements")
+def gather_elements_constant(b: Builder, y: str, op: str) -> str:
+    one = b.reduce("ReduceMean", y, [0], keepdims=1)
+    return b.op(op, one, b.const(b.random.integers(-SIDE, SIDE, (1, CHANNELS, 3, SIDE)), np.int64), axis=2)
+
+
+@case("GatherElements", pinned="depend on the input data")
+def gather_elements_channels(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, positions(b, branch(b), 0, CHANNELS), axis=1)
+
+
+@case("GatherElements", pinned="by index along this axis")
+def gather_elements_fewer_channels(b: Builder, y: str, op: str) -> str:
+    one = b.reduce("ReduceMean", y, [0], keepdims=1)
+    return b.op(op, one, b.const(b.random.integers(0, SIDE, (1, 5, 3, SIDE)), np.int64), axis=2)
+
+
+@case("GatherElements")
+def gather_elements_table(b: Builder, y: str, op: str) -> str:
+    """The data are constant, the indices carry the channels."""
+    mean = b.reduce("ReduceMean", y, [0], keepdims=1)
+    return b.op(op, b.weight(1, CHANNELS, 5, SIDE), positions(b, mean, 0, 5), axis=2)
+
+
+@case("ScatterElements")
+@case("Scatter", since=9, until=10)
+def scatter_elements(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, positions(b, branch(b), 0, SIDE), branch(b, name="third"), axis=2)
+
+
+@case("ScatterElements")
+@case("Scatter", since=9, until=10)
+def scatter_elements_constant(b: Builder, y: str, op: str) -> str:
+    one = b.reduce("ReduceMean", y, [0], keepdims=1)
+    index = b.const(np.tile(np.array([5, 2, 7]), (1, CHANNELS, SIDE, 1)), np.int64)
+    return b.op(op, one, index, b.weight(1, CHANNELS, SIDE, 3), axis=3)
+
+
+@case("ScatterElements", since=16)
+def scatter_elements_added(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, positions(b, branch(b), 0, SIDE), branch(b, name="third"), axis=3, reduction="add")
+
+
+@case("ScatterElements", since=18)
+def scatter_elements_greatest(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, positions(b, branch(b), 0, SIDE), branch(b, name="third"), axis=3, reduction="max")
+
+
+@case("ScatterElements", pinned="depend on the input data")
+@case("Scatter", since=9, until=10, pinned="depend on the input data")
+def scatter_elements_channels(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, positions(b, branch(b), 0, CHANNELS), branch(b, name="third"), axis=1)
+
+
+def channels_first(b: Builder, y: str) -> str:
+    """C x N x H x W (and back)."""
+    return b.op("Transpose", y, perm=[1, 0, 2, 3])
+
+
+@case("GatherND", since=11)
+def gather_nd_channels(b: Builder, y: str, op: str) -> str:
+    return channels_first(b, b.op(op, channels_first(b, y), b.const([[5], [-8], [7], [2], [2], [1]], np.int64)))
+
+
+@case("GatherND", since=11)
+def gather_nd_pairs(b: Builder, y: str, op: str) -> str:
+    """Some pairs of a channel and a row."""
+    turned = b.op("Transpose", y, perm=[1, 2, 0, 3])
+    pairs = b.const([[0, 3], [1, -1], [-2, 0], [0, 1], [3, 3]], np.int64)
+    return b.op("Transpose", b.op(op, turned, pairs), perm=[1, 0, 2])
+
+
+@case("GatherND", since=11)
+def gather_nd_grid(b: Builder, y: str, op: str) -> str:
+    """A table of tuples: its rows carry the channels."""
+    index = np.stack(np.meshgrid([4, 1, 6, 3], [0, 2, 4], indexing="ij"), -1)
+    made = b.op(op, b.op("Transpose", y, perm=[1, 2, 0, 3]), b.const(index, np.int64))
+    return b.op("Transpose", made, perm=[2, 0, 1, 3])
+
+
+@case("GatherND", since=11)
+def gather_nd_one(b: Builder, y: str, op: str) -> str:
+    """Channel 3 must stay, the others need not."""
+    made = channels_first(b, b.op(op, channels_first(b, y), b.const([[3], [3]], np.int64)))
+    return b.op("Concat", made, y, axis=1)
+
+
+@case("GatherND", since=11)
+def gather_nd_space(b: Builder, y: str, op: str) -> str:
+    turned = b.op("Transpose", y, perm=[2, 3, 0, 1])
+    return b.op("Transpose", b.op(op, turned, b.const([[0, 3], [1, 7], [-2, 0]], np.int64)), perm=[1, 2, 0])
+
+
+@case("GatherND", since=11)
+def gather_nd_computed(b: Builder, y: str, op: str) -> str:
+    """Rows by data: the channels are beside."""
+    row = positions(b, b.reduce("ReduceMean", branch(b, 3), [0, 2, 3], keepdims=0), 0, SIDE)
+    turned = b.op("Transpose", y, perm=[2, 1, 0, 3])
+    return b.op("Transpose", b.op(op, turned, b.axes_op("Unsqueeze", row, [1])), perm=[2, 1, 0, 3])
+
+
+@case("GatherND", since=12)
+def gather_nd_batches(b: Builder, y: str, op: str) -> str:
+    """One row of every sample and channel; data and indices share two axes."""
+    row = positions(b, b.reduce("ReduceMean", branch(b), [2, 3], keepdims=0), 0, SIDE)
+    return b.op(op, y, b.axes_op("Unsqueeze", row, [2, 3]), batch_dims=2)
+
+
+@case("GatherND", since=11, pinned="depend on the input data")
+def gather_nd_computed_channels(b: Builder, y: str, op: str) -> str:
+    row = positions(b, b.reduce("ReduceMean", branch(b, 3), [0, 2, 3], keepdims=0), 0, CHANNELS)
+    return channels_first(b, b.op(op, channels_first(b, y), b.axes_op("Unsqueeze", row, [1])))
+
+
+@case("GatherND", since=12, pinned="cannot shrink")
+def gather_nd_constant_batches(b: Builder, y: str, op: str) -> str:
+    """A constant row of every channel: the channels count as batches."""
+    one = b.reduce("ReduceMean", y, [0], keepdims=0)
+    rows = b.op(op, one, b.const(b.random.integers(0, SIDE, (CHANNELS, 2, 1)), np.int64), batch_dims=1)
+    return b.axes_op("Unsqueeze", rows, [0])
+
+
+@case("GatherND", since=12, pinned="by index along this axis")
+def gather_nd_channels_of_batches(b: Builder, y: str, op: str) -> str:
+    one = b.reduce("ReduceMean", y, [0], keepdims=1)
+    return b.op(op, one, b.const([[[3], [1], [2]]], np.int64), batch_dims=1)
+
+
+@case("ScatterND", since=11)
+def scatter_nd_slice(b: Builder, y: str, op: str) -> str:
+    """x[:, 2:5] = z, with the channels in front."""
+    index = b.const([[2], [3], [-4]], np.int64)
+    return channels_first(b, b.op(op, channels_first(b, y), index, channels_first(b, branch(b, 3))))
+
+
+@case("ScatterND", since=11)
+def scatter_nd_grid(b: Builder, y: str, op: str) -> str:
+    """x[:, 2:5] = z as tuples of sample and channel; the batch is 1."""
+    one, three = (b.reduce("ReduceMean", item, [0], keepdims=1) for item in (y, branch(b, 3)))
+    index = np.stack(np.meshgrid([0], [2, 3, 4], indexing="ij"), -1)
+    return b.op(op, one, b.const(index, np.int64), three)
+
+
+@case("ScatterND", since=11)
+def scatter_nd_constant(b: Builder, y: str, op: str) -> str:
+    """Some channels are set to constants, and all are written into a buffer of zeros."""
+    one = channels_first(b, b.reduce("ReduceMean", y, [0], keepdims=1))
+    filled = b.op(op, one, b.const([[1], [6]], np.int64), b.weight(2, 1, SIDE, SIDE))
+    buffer = b.const(np.zeros((12, 1, SIDE, SIDE), np.float32))
+    return channels_first(b, b.op(op, buffer, b.const(np.arange(2, 10).reshape(-1, 1), np.int64), filled))
+
+
+@case("ScatterND", since=11, pinned="cannot shrink")
+def scatter_nd_input(b: Builder, y: str, op: str) -> str:
+    """Into an input of the graph."""
+    other = channels_first(b, b.input(["N", 12, SIDE, SIDE], "other"))
+    made = b.op(op, other, b.const(np.arange(2, 10).reshape(-1, 1), np.int64), channels_first(b, y))
+    return channels_first(b, made)
+
+
+@case("ScatterND", since=11)
+def scatter_nd_some_from_input(b: Builder, y: str, op: str) -> str:
+    """Only the rows that an input overwrites must stay."""
+    other = channels_first(b, b.input(["N", 2, SIDE, SIDE], "other"))
+    return channels_first(b, b.op(op, channels_first(b, y), b.const([[1], [6]], np.int64), other))
+
+
+@case("ScatterND", since=11)
+def scatter_nd_one(b: Builder, y: str, op: str) -> str:
+    return channels_first(b, b.op(op, channels_first(b, y), b.const([[2]], np.int64), channels_first(b, branch(b, 1))))
+
+
+@case("ScatterND", since=16)
+def scatter_nd_added(b: Builder, y: str, op: str) -> str:
+    """The same row twice."""
+    index = b.const([[2], [3], [2]], np.int64)
+    return channels_first(b, b.op(op, channels_first(b, y), index, channels_first(b, branch(b, 3)), reduction="add"))
+
+
+@case("ScatterND", since=18)
+def scatter_nd_greatest(b: Builder, y: str, op: str) -> str:
+    index = b.const([[2], [3], [5]], np.int64)
+    return channels_first(b, b.op(op, channels_first(b, y), index, channels_first(b, branch(b, 3)), reduction="max"))
+
+
+@case("ScatterND", since=11, pinned="by index along this axis")
+def scatter_nd_scattered(b: Builder, y: str, op: str) -> str:
+    """Tuples that are no grid."""
+    turned = b.op("Transpose", y, perm=[1, 2, 0, 3])
+    written = b.op("Transpose", branch(b, 3), perm=[1, 2, 0, 3])
+    rows = b.axes_op("Squeeze", b.slice(written, [0], [1], [1]), [1])
+    made = b.op(op, turned, b.const([[0, 3], [1, -1], [4, 0]], np.int64), rows)
+    return b.op("Transpose", made, perm=[2, 0, 1, 3])
+
+
+@case("ScatterND", since=11, pinned="by index along this axis")
+def scatter_nd_no_grid(b: Builder, y: str, op: str) -> str:
+    """As many axes as a grid has, but it is none."""
+    index = b.const([[[0, 3], [1, -1]], [[4, 0], [0, 0]]], np.int64)
+    turned, written = (b.op("Transpose", item, perm=[1, 2, 0, 3]) for item in (y, branch(b, 2)))
+    made = b.op(op, turned, index, b.slice(written, [0], [2], [1]))
+    return b.op("Transpose", made, perm=[2, 0, 1, 3])
+
+
+@case("ScatterND", since=11, pinned="by index along this axis")
+def scatter_nd_samples(b: Builder, y: str, op: str) -> str:
+    """x[:, 2:5] = z as tuples of sample and channel; how many samples there are is dynamic."""
+    size = b.op("Gather", b.op("Shape", y), b.const(0, np.int64), axis=0)
+    samples = b.op("Reshape", b.op("Range", b.const(0, np.int64), size, b.const(1, np.int64)), b.const([-1, 1, 1], np.int64))
+    channels = b.const([[[2], [3], [4]]], np.int64)
+    zeros = [b.op("Mul", samples, b.const([[[0]]], np.int64)), b.op("Mul", channels, b.const([[[0]]], np.int64))]
+    tuples = b.op("Concat", b.op("Add", samples, zeros[1]), b.op("Add", zeros[0], channels), axis=2)
+    return b.op(op, y, tuples, branch(b, 3))
+
+
+@case("ScatterND", since=11)
+def scatter_nd_computed(b: Builder, y: str, op: str) -> str:
+    """Rows by data: the channels are beside."""
+    row = positions(b, b.reduce("ReduceMean", branch(b, 3), [0, 2, 3], keepdims=0), 0, SIDE)
+    turned, written = (b.op("Transpose", item, perm=[2, 1, 0, 3]) for item in (y, b.slice(branch(b, name="third"), [0], [3], [2])))
+    return b.op("Transpose", b.op(op, turned, b.axes_op("Unsqueeze", row, [1]), written), perm=[2, 1, 0, 3])
+
+
+@case("Range", since=11)
+def positions_of_samples(b: Builder, y: str, op: str) -> str:
+    """Numbers of the samples (their count is dynamic), and of the columns and channels (fixed)."""
+    for axis, shape in ((0, [-1, 1, 1, 1]), (3, [-1]), (1, [-1, 1, 1])):
+        size = b.op("Gather", b.op("Shape", y), b.const(axis, np.int64), axis=0)
+        numbers = b.op("Cast", b.op(op, b.const(0, np.int64), size, b.const(1, np.int64)), to=FLOAT)
+        y = b.op("Add", y, b.op("Reshape", numbers, b.const(shape, np.int64)))
+    return y
+
+
+@case("Range", since=11)
+def positions_as_floats(b: Builder, y: str, op: str) -> str:
+    size = b.op("Cast", b.op("Size", y), to=FLOAT)
+    step = b.op("Div", size, b.const(4.0))
+    numbers = b.op(op, b.const(0.0), size, step)
+    return b.op("Mul", y, b.reduce("ReduceMean", b.op("Relu", numbers), [0], keepdims=0))
 
 
 @case("Pad")
@@ -1125,6 +1389,35 @@ def quantized_activation(b: Builder, y: str, op: str) -> str:
 def quantized_activation_per_channel(b: Builder, y: str, op: str) -> str:
     pair = [b.uniform(CHANNELS, low=0.02, high=0.06), b.const(np.arange(CHANNELS), np.int8)]
     return b.op("DequantizeLinear", b.op("QuantizeLinear", y, *pair, axis=1), *pair, axis=1)
+
+
+@case("QuantizeLinear DequantizeLinear", select=True, since=13)
+def quantized_activation_of_other_size(b: Builder, y: str, op: str) -> str:
+    """No spatial axis has as many indices as there are channels, and onnx infers no types behind."""
+    made = b.conv(y, CHANNELS, 6)
+    pair = [b.uniform(6, low=0.02, high=0.06), b.const(np.arange(6) * 9, np.int8)]
+    made = b.op("DequantizeLinear", b.op("QuantizeLinear", made, *pair, axis=1), *pair, axis=1)
+    return b.op("QuickGelu", b.conv(b.op("QuickGelu", made, domain="com.microsoft"), 6, 4, 1), domain="com.microsoft")
+
+
+@case("DequantizeLinear", since=10)
+def quantized_weight_grouped(b: Builder, y: str, op: str) -> str:
+    """Two groups of four inputs and three outputs."""
+    weight = b.const(b.random.integers(-127, 127, (6, CHANNELS // 2, 3, 3)), np.int8)
+    return b.op("Conv", y, b.op(op, weight, b.const(np.float32(0.002))), group=2, pads=[1] * 4)
+
+
+@case("DequantizeLinear", since=10)
+def quantized_weight_of_whole_groups(b: Builder, y: str, op: str) -> str:
+    """Four groups of two: they leave whole, and the axis that all share keeps its size."""
+    weight = b.const(b.random.integers(-127, 127, (8, CHANNELS // 4, 3, 3)), np.int8)
+    return b.op("Conv", y, b.op(op, weight, b.const(np.float32(0.004))), group=4, pads=[1] * 4)
+
+
+@case("DequantizeLinear", since=10)
+def quantized_weight_transposed(b: Builder, y: str, op: str) -> str:
+    weight = b.const(b.random.integers(-127, 127, (CHANNELS, 3, 3, 3)), np.int8)
+    return b.op("ConvTranspose", y, b.op(op, weight, b.const(np.float32(0.002))), group=2, pads=[1] * 4)
 
 
 @case("DequantizeLinear", since=13)

@@ -265,7 +265,16 @@ def test_a_weight_that_is_computed_from_data_keeps_its_channels() -> None:
     kernel = b.op("Reshape", kernel, b.const([6, 8, 1, 1], np.int64))
     analysis = check(behind(b, b.op("Relu", b.op("Conv", y, kernel, name="dynamic")), 6))
     assert "maker" not in {name for group in analysis.coupling.groups for name in group.producers}
-    assert reason(analysis, "maker")[0]
+    assert reason(analysis, "maker") == reason(analysis, "stem") == ("the weight of dynamic is computed at run time", "dynamic")
+
+
+def test_a_product_with_an_input_keeps_the_axis_that_both_share() -> None:
+    b, y = start()
+    other = b.input([8, 6], "other")
+    made = b.op("MatMul", b.op("Flatten", b.op("GlobalAveragePool", y)), other, name="dynamic")
+    analysis = sfp_onnx.inspect(b.model(b.gemm(made, 6, 5, name="last")))
+    assert groups(analysis) == {}
+    assert reason(analysis, "stem") == ("the other operand of dynamic is computed at run time and cannot shrink here", "dynamic")
 
 
 def test_a_group_never_loses_its_last_channel_at_a_graph_input() -> None:

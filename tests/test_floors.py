@@ -15,8 +15,8 @@ from sfp_onnx.rules import RULES
 ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
     "records errors",
-    "graph runtime labels",
-    "rules scores cost units bandits",
+    "graph runtime labels forms",
+    "rules scores cost units leastsquares bandits",
     "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls",
     "pipeline",
     "cli __init__ __main__",

@@ -204,6 +204,33 @@ def test_contribution() -> None:
     np.testing.assert_allclose(stem_scores(chain(), "contribution"), values / values.mean(), rtol=1e-5)
 
 
+def dequantised(kept: bool) -> onnx.ModelProto:
+    """Conv, Gemm and MatMul whose weights are dequantised integers (``kept``), or the same numbers as float constants."""
+    b = Builder(17, 4)
+
+    def weight(shape: tuple[int, ...], axis: int) -> str:
+        whole, scales = b.random.integers(-127, 127, shape).astype(np.int8), b.random.uniform(0.001, 0.01, shape[axis]).astype(np.float32)
+        if kept:
+            return b.op("DequantizeLinear", b.const(whole), b.const(scales), axis=axis)
+        return b.const(whole * np.expand_dims(scales, [own for own in range(len(shape)) if own != axis]))
+
+    x = b.input(["N", 3, 8, 8])
+    y = b.op("Relu", b.op("Conv", x, weight((8, 3, 3, 3), 0), name="stem"))
+    y = b.op("Relu", b.op("Conv", y, weight((6, 8, 1, 1), 0), name="second"))
+    y = b.op("Relu", b.op("MatMul", b.op("Flatten", b.op("GlobalAveragePool", y)), weight((6, 7), 1), name="third"))
+    return b.model(b.op("Gemm", y, weight((5, 7), 0), transB=1, name="head"))
+
+
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_scores_see_dequantised_weights(name: str) -> None:
+    (first, own), (second, other) = (scores(dequantised(kept), name) for kept in (True, False))
+    assert [group.producers for group in first.coupling.groups] == [group.producers for group in second.coupling.groups]
+    assert all(layer.weight is not None for layer in first.coupling.layers)
+    assert first.coupling.channels_total == second.coupling.channels_total == 8 + 6 + 7 + 5
+    # onnxruntime may multiply by the integers themselves while it calibrates
+    np.testing.assert_allclose(own, other, rtol=1e-2 if SCORES[name].needs else 1e-5, atol=1e-3 if SCORES[name].needs else 0)
+
+
 def test_a_score_reads_what_the_layer_reads() -> None:
     """Two readers of different activations of the same units: the mean over both counts."""
     b = Builder(17, 4)

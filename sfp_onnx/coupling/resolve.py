@@ -38,10 +38,11 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         tensors={name: channels for name, channels in tensors.items() if channels},
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
         layers=layers,
-        affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels]) for f in facts.affines),
+        affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
         follows=tuple(Follow(fact.node.index, fact.edits) for fact in facts.follows),
         pinned=_reasons(facts, parent, unit_of),
-        zero_points=facts.zero_points,
+        zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
+        additive=facts.additive,
         masked_inputs={
             prepared.nodes[node].inputs[at]: _channels(constants.get((node, at), ()), units) for node, at in facts.masked_inputs
         },
@@ -199,6 +200,7 @@ def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) ->
         data=reads.data,
         data_axis=reads.data_axis,
         source=next((own.units for own in data if own.axis == reads.data_axis), none),
+        linear=fact.linear if fact.constant else None,
     )
 
 

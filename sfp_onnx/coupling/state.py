@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import cast
 
@@ -15,32 +15,15 @@ from ..records import Array, Node, Trace
 from ..rules import RULES, Context, Facts
 
 
-class _Constants(Mapping[str, Array]):
-    """Values of initializers, read when asked for."""
-
-    def __init__(self, model: graph.Model) -> None:
-        self.weights = model.weights
-        self.small = graph.small_constants(model)
-
-    def __getitem__(self, name: str) -> Array:
-        return self.small[name] if name in self.small else self.weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.small
-        yield from self.weights
-
-    def __len__(self) -> int:
-        return len(self.small) + len(self.weights)
-
-
 def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""
-    constants = _Constants(prepared.model)
+    constants = graph.Constants(prepared.model)
     maps = [dict(prepared.trace.values), constants]
     trace = replace(prepared.trace, values=ChainMap(*cast("list[MutableMapping[str, Array]]", maps)))
     facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
+    computed = frozenset(graph.from_constants(prepared.nodes, names) - names)
     for node in prepared.nodes:
-        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, cut_layernorm)
+        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, cut_layernorm)
         if all(_is_index(prepared.trace, name) for name in node.outputs if name):
             for position in range(len(node.inputs)) if not graph.asks_shape(node) else ():
                 ctx.pin_input(position, f"{node.operator} computes sizes or indices from it")

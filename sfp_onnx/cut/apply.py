@@ -86,20 +86,20 @@ def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
 
 def _slice_constants(editor: graph.Editor, prepared: Prepared, coupling: Coupling, removed: BoolArray) -> None:
     """Slice constants per use. Uses that stay equal share one initializer; the first variant keeps the name."""
-    held = graph.initializers(prepared.model)
+    constants = graph.Constants(prepared.model)
     captured = {name for node in prepared.nodes for name in node.captures}
     outputs = {port.name for port in graph.outputs(prepared.model)}
     variants: dict[str, dict[tuple[tuple[int, bytes], ...], list[tuple[int, int]]]] = {}
     for node in prepared.nodes:
         for position, name in enumerate(node.inputs):
-            if name in held:
+            if name in constants:
                 masks = ((own.axis, keep_mask(own.units, removed)) for own in coupling.constants.get((node.index, position), ()))
                 key = tuple((axis, mask.tobytes()) for axis, mask in masks if not mask.all())
                 variants.setdefault(name, {}).setdefault(key, []).append((node.index, position))
     for name, uses in variants.items():
         if set(uses) == {()}:
             continue
-        value = graph.constant(prepared.model, name)
+        value = constants[name]
         keeps_name = () if () in uses or name in captured or name in outputs else next(iter(uses))
         for key, places in uses.items():
             if key == ():
@@ -182,6 +182,6 @@ def _apply(editor: graph.Editor, prepared: Prepared, node: Node, edit: Edit) -> 
         editor.set_input(node.index, edit.position, editor.insert_before(node.index, edit.op, operands))
     else:
         name = node.outputs[0]
-        dtype = graph.tensor_types(prepared.model).get(name) or np.float32
+        dtype = prepared.types.get(name) or np.float32
         arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in edit.constants]
         editor.insert_after(editor.tensor(name), edit.op, [editor.constant(f"{name}/{edit.op}", array) for array in arrays])

@@ -19,7 +19,7 @@ from ..records import Array, Coupling, Node
 def computed_operands(prepared: Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
     """(node, input position) of every operand that is computed from shapes alone, where it leaves that computation: its reader
     depends on data, or makes a tensor with channels (an initial state). Tensors that channels have entered are no sizes."""
-    values = prepared.trace.values
+    values, free = prepared.trace.values, prepared.trace.data_free
     entered = set(coupling.tensors)
     found = []
     for node in prepared.nodes:
@@ -27,7 +27,7 @@ def computed_operands(prepared: Prepared, coupling: Coupling) -> list[tuple[Node
         reads = any(node.inputs[at] in entered or (node.index, at) in coupling.constants for at in positions)
         if reads and not graph.asks_shape(node):
             entered.update(node.outputs)
-        if any(name and (name not in values or name in entered) for name in node.outputs):
+        if any(name and (name not in free or name in entered) for name in node.outputs):
             found += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in entered]
     return found
 

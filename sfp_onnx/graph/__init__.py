@@ -2,25 +2,28 @@
 
 from .edit import Editor
 from .load import load, load_tensor
-from .mask import QUANTIZED, insert_mask
+from .mask import QUANTIZED, insert_mask, zero_of
 from .model import Model, Prepared, check, make_initializer
-from .program import asks_shape, shape_program
+from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
-from .segment import between, segment
-from .view import constant, initializers, inputs, nodes, outputs, serialized, small_constants, tensor_types
+from .segment import between, segment, with_constants
+from .view import Constants, initializers, inputs, nodes, outputs, serialized, tensor_types
 
 __all__ = [
     "QUANTIZED",
+    "Constants",
     "Editor",
     "Model",
     "Prepared",
+    "UNSTEADY",
     "asks_shape",
     "atomic",
     "between",
     "check",
     "check_output",
-    "constant",
+    "constant_program",
     "file_bytes",
+    "from_constants",
     "full_size",
     "initializers",
     "inputs",
@@ -34,8 +37,9 @@ __all__ = [
     "segment",
     "serialized",
     "shape_program",
-    "small_constants",
     "tensor_types",
     "to_proto",
+    "with_constants",
     "write_text",
+    "zero_of",
 ]

@@ -96,8 +96,9 @@ class Editor:
 
     def insert_after(
         self, tensor: Any, op: str, operands: Sequence[Any] = (), first: int = 0, attributes: Mapping[str, Any] | None = None
-    ) -> None:
-        """Put a node between a tensor and all that read it: readers see ``op(*operands)`` with the tensor at place ``first``."""
+    ) -> str:
+        """Put a node between a tensor and all that read it: readers see ``op(*operands)`` with the tensor at place ``first``.
+        Returns the name of what they read now."""
         readers = list(dict.fromkeys(map(_ById, tensor.outputs)))
         output = gs.Variable(self._unique(f"{tensor.name}/{op}"))
         for reader in readers:
@@ -107,6 +108,7 @@ class Editor:
         producer = tensor.inputs[0] if tensor.inputs else None
         index = next((index for index, own in enumerate(self.nodes) if own is producer), -1)
         self._after.setdefault(index, []).insert(0, node)
+        return str(output.name)
 
     def insert_before(self, node: int, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> Any:
         """Put a new node right before a node of the original; returns its output tensor."""

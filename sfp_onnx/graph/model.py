@@ -6,8 +6,9 @@ So every copy and every edit of the graph is cheap, whatever the size of the wei
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -57,14 +58,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, and other
-    inputs with which the dynamic dimensions differ (None: there are none, or no other sizes run)."""
+    """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
+    dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`)."""
 
     model: Model
     nodes: tuple[Node, ...]
     trace: Trace
     feeds: Mapping[str, Array]
     variant: Mapping[str, Array] | None = None
+    types: Mapping[str, Any] = field(default_factory=dict)
 
 
 def annotate(tensor: onnx.TensorProto, like: onnx.TensorProto) -> None:

@@ -6,18 +6,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.helper
+import onnx.numpy_helper
 
-from .model import Model
+from ..records import Array, Node
+from .model import Model, annotate
 from .view import nodes
 
 Shape = Sequence[int | str | None] | None
 
 
-def between(model: Model, inputs: Collection[str], outputs: Sequence[str]) -> list[int]:
+def between(graph: Sequence[Node], inputs: Collection[str], outputs: Sequence[str]) -> list[int]:
     """Indices of the nodes that compute ``outputs`` from ``inputs`` (and from the model's own inputs, where those lead further)."""
-    made_by = {name: node for node in nodes(model) for name in node.outputs if name}
+    made_by = {name: node for node in graph for name in node.outputs if name}
     needed: set[int] = set()
     waiting = [name for name in outputs if name not in inputs]
     while waiting:
@@ -28,17 +31,21 @@ def between(model: Model, inputs: Collection[str], outputs: Sequence[str]) -> li
     return sorted(needed)
 
 
-def segment(model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any]) -> Model:
+def segment(
+    model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], every: Sequence[Node] | None = None
+) -> Model:
     """The part of a model that computes ``outputs`` from ``inputs``.
 
     Args:
         inputs: (dtype, shape) of tensors to be fed; a shape may hold names for dynamic dimensions, or be None. Inputs of the
             model itself that are still needed are added, as the model declares them.
         outputs: dtype of each tensor that is wanted.
+        every: the nodes of the model, if they are at hand.
     """
-    wanted = between(model, inputs, list(outputs))
+    known = nodes(model) if every is None else every
+    wanted = between(known, inputs, list(outputs))
     kept = [model.proto.graph.node[index] for index in wanted]
-    read = {name for index in wanted for name in _reads(model, index)} | set(outputs)
+    read = {name for index in wanted for name in (*known[index].inputs, *known[index].captures)} | set(outputs)
     proto = onnx.ModelProto(ir_version=model.proto.ir_version)
     proto.opset_import.extend(model.proto.opset_import)
     graph = proto.graph
@@ -56,10 +63,25 @@ def segment(model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapp
     return replace(model, proto=proto, weights=weights, edited=True)
 
 
-def _reads(model: Model, index: int) -> Sequence[str]:
-    node = nodes(model)[index] if any(own.HasField("g") or own.graphs for own in model.proto.graph.node[index].attribute) else None
-    return [*model.proto.graph.node[index].input, *(node.captures if node else ())]
-
-
 def _port(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
+
+
+def with_constants(model: Model, values: Mapping[str, Array]) -> Model:
+    """The model with other values for some of its initializers (of the same shape and type; names it does not have are ignored)."""
+    present = {tensor.name: index for index, tensor in enumerate(model.proto.graph.initializer)}
+    changed = {name: array for name, array in values.items() if name in present}
+    if not changed:
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    weights = dict(model.weights)
+    for name, array in changed.items():
+        tensor = proto.graph.initializer[present[name]]
+        if name in weights:
+            weights[name] = array
+        else:
+            fresh = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+            annotate(fresh, tensor)
+            tensor.CopyFrom(fresh)
+    return replace(model, proto=proto, weights=weights, edited=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -22,18 +22,23 @@ def initializers(model: Model) -> dict[str, tuple[tuple[int, ...], Any]]:
     return found
 
 
-def constant(model: Model, name: str) -> Array:
-    """Value of an initializer (read-only)."""
-    if name in model.weights:
-        return model.weights[name]
-    tensor = next(tensor for tensor in model.proto.graph.initializer if tensor.name == name)
-    return onnx.numpy_helper.to_array(tensor)
+class Constants(Mapping[str, Array]):
+    """Values of initializers by name (read-only): small ones decoded once, large ones as they are held."""
 
+    def __init__(self, model: Model) -> None:
+        self.weights = model.weights
+        tensors = (tensor for tensor in model.proto.graph.initializer if tensor.name not in model.weights)
+        self.small = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
 
-def small_constants(model: Model) -> dict[str, Array]:
-    """Values of all initializers that are kept in the protobuf (1 KiB or less)."""
-    tensors = (tensor for tensor in model.proto.graph.initializer if tensor.name not in model.weights)
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
+    def __getitem__(self, name: str) -> Array:
+        return self.small[name] if name in self.small else self.weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.small
+        yield from self.weights
+
+    def __len__(self) -> int:
+        return len(self.small) + len(self.weights)
 
 
 def nodes(model: Model) -> list[Node]:

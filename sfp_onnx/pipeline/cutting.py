@@ -74,7 +74,7 @@ def apply(
         analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
     )
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
-    listed = tuple(maskable(analysis.model, cuts(analysis.coupling, trace, removed), zero_points))
+    listed = tuple(maskable(analysis.prepared.types, cuts(analysis.coupling, trace, removed), zero_points))
     return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
 
 
@@ -108,7 +108,8 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
         runs_at(analysis.model, pruned, variant, shapes=not maskable_there)
         if maskable_there:
             inputs["other sizes"] = variant
-    return compare(analysis.model, pruned, maskable(analysis.model, every, zero_points), inputs)
+    types = analysis.prepared.types
+    return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
 
 
 def prune(

@@ -128,7 +128,7 @@ class Pulls:
         self.arms: IntArray = np.concatenate([group.units for group in groups])
         self.owner: IntArray = np.repeat(np.arange(len(groups)), [group.width for group in groups])
         self.names = [port.name for port in graph.outputs(prepared.model)]
-        self.types = graph.tensor_types(prepared.model)
+        self.types = prepared.types
         self.samples = next(iter(prepared.feeds.values())).shape[0] if prepared.feeds else 1
         found = [self._cacheable(part, own) for part, own in zip(
             parts(prepared, coupling, groups, self.how.whole), parts(prepared, coupling, groups, True), strict=True)]  # fmt: skip
@@ -195,14 +195,14 @@ class Pulls:
         if not part.outputs:
             return _Section(part, self.prefix, (), False)  # the group reaches no output
         editor, masks = graph.Editor(self.prepared.model), []
-        points = self.coupling.zero_points
-
+        points, constants = self.coupling.zero_points, graph.Constants(self.prepared.model)
         for tensor, axis, units in part.masked:
             dtype = dtypes[tensor]
             point = points.get(tensor) if dtype.name in graph.QUANTIZED else None
             if dtype.name in graph.QUANTIZED and point is None:
                 continue  # nothing there stands for zero; the tensors around it are masked
-            masks.append(_put(editor, tensor, dtype, point, Mask("", units, axis, self._rank(tensor), dtype, by_rows)))
+            zero = graph.zero_of(constants, point, _spread(self._rank(tensor), axis, len(units)))
+            masks.append(_put(editor, tensor, dtype, zero, Mask("", units, axis, self._rank(tensor), dtype, by_rows)))
         ports = {name: self._port(name) for name in part.feeds}
         ports.update({mask.name: (mask.dtype, _mask_shape(mask)) for mask in masks})
         outputs = {name: np.dtype(self.raw[0][self.names.index(name)].dtype) for name in part.outputs}
@@ -332,7 +332,7 @@ def _described(array: Array) -> tuple[Any, tuple[int, ...]]:
     return array.dtype, array.shape
 
 
-def _put(editor: graph.Editor, tensor: str, dtype: np.dtype[Any], point: str | None, mask: Mask) -> Mask:
+def _put(editor: graph.Editor, tensor: str, dtype: np.dtype[Any], zero: Array | str | None, mask: Mask) -> Mask:
     """Insert a mask input behind a tensor; returns the mask with its name and type."""
     made: list[tuple[str, np.dtype[Any]]] = []
 
@@ -341,13 +341,18 @@ def _put(editor: graph.Editor, tensor: str, dtype: np.dtype[Any], point: str | N
         made.append((variable.name, np.dtype(wanted)))
         return variable
 
-    graph.insert_mask(editor, tensor, dtype, operand, point)
+    graph.insert_mask(editor, tensor, dtype, operand, zero)
     return Mask(made[0][0], mask.units, mask.axis, mask.rank, made[0][1], mask.rows)
 
 
+def _spread(rank: int, axis: int, size: int) -> list[int]:
+    shape = [1] * rank
+    shape[axis] = size
+    return shape
+
+
 def _mask_shape(mask: Mask) -> list[int | str]:
-    shape: list[int | str] = [1] * mask.rank
-    shape[mask.axis] = len(mask.units)
+    shape: list[int | str] = [*_spread(mask.rank, mask.axis, len(mask.units))]
     if mask.rows:
         shape[0] = "batch"
     return shape

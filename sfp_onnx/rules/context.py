@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..labels import FIXED, Labels, align, keep_varying, varying, vector
-from ..records import After, Array, BoolArray, Edit, FloatArray, IntArray, Node, Trace
+from ..records import Additive, After, Array, BoolArray, Edit, FloatArray, IntArray, Linear, Node, Trace
 
 TiePair = tuple[IntArray, IntArray]
+STIFF = "it meets a tensor that cannot shrink along this axis"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class LayerFact:
     constant: bool
     reads: Reads
     writes: Writes
+    linear: Linear | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class AffineFact:
     gamma: FloatArray
     scale: FloatArray
     labels: IntArray
+    moments: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Facts:
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)
     masked_inputs: list[tuple[int, int]] = field(default_factory=list)
     zero_points: dict[str, str] = field(default_factory=dict)
+    additive: dict[int, Additive] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class Context:
     """One node, its operands and their labels; the methods state facts.
 
     ``shared_constants`` are weights used by several nodes whose uses must stay equal (rank 2 or more); 1-d constants are
-    un-shared, since exporters merge equal vectors that have nothing to do with each other. ``cut_layernorm``: the user allows
+    un-shared, since exporters merge equal vectors that have nothing to do with each other. ``computed`` are tensors that the graph
+    computes from constants alone (dequantised weights). ``cut_layernorm``: the user allows
     LayerNormalization over a cut axis to be rewritten.
     """
 
@@ -112,6 +117,7 @@ class Context:
     facts: Facts
     constants: frozenset[str]
     shared_constants: frozenset[str] = frozenset()
+    computed: frozenset[str] = frozenset()
     cut_layernorm: bool = False
 
     # ---- what the node looks like -------------------------------------------------------------------------------
@@ -133,6 +139,10 @@ class Context:
 
     def is_constant(self, position: int) -> bool:
         return self.node.inputs[position] in self.constants
+
+    def is_weight(self, position: int) -> bool:
+        """Whether an input is a constant, or computed from constants alone."""
+        return self.is_constant(position) or self.node.inputs[position] in self.computed
 
     def value(self, position: int) -> Array | None:
         """Value of an input that does not depend on the data, as seen on the sample; None if absent or unknown."""
@@ -330,15 +340,22 @@ class Context:
         """One of these sets of ties must hold."""
         self.facts.choices.append(Choice(self.node, tuple(tuple(option) for option in options)))
 
-    def layer(self, macs: float, extents: Sequence[IntArray | None], reads: Reads, writes: Writes) -> None:
-        """State a mixing layer; ``macs`` for the traced run, proportional to the sizes of the label arrays in ``extents``."""
+    def layer(
+        self, macs: float, extents: Sequence[IntArray | None], reads: Reads, writes: Writes, linear: Linear | None = None
+    ) -> None:
+        """State a mixing layer; ``macs`` for the traced run, proportional to the sizes of the label arrays in ``extents``;
+        ``linear`` if its constant weight can be re-fitted."""
         present = tuple(array for array in extents if array is not None)
-        self.facts.layers.append(LayerFact(self.node, macs, present, self.is_constant(writes.weight), reads, writes))
+        self.facts.layers.append(LayerFact(self.node, macs, present, self.is_weight(writes.weight), reads, writes, linear))
+
+    def additive(self, *positions: int, shift: int | None = None) -> None:
+        """State that output 0 is affine in each of these inputs, element by element, whatever the others are; input ``shift`` is
+        a constant that is simply added."""
+        self.facts.additive[self.node.index] = Additive(positions, shift)
 
     def zero_point(self, tensor: str) -> None:
-        """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers)."""
-        if tensor:
-            self.facts.zero_points[self.node.outputs[0]] = tensor
+        """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers), or as 0 (an empty name)."""
+        self.facts.zero_points[self.node.outputs[0]] = tensor
 
     def mask_input(self, position: int) -> None:
         """State that the node itself reads a removed channel again through this constant (the recurrence of an LSTM), so that
@@ -351,11 +368,11 @@ class Context:
 
     # ---- meeting element by element ------------------------------------------------------------------------------
 
-    def merge(self, operands: Sequence[tuple[Labels, Sequence[int]]]) -> Labels:
+    def merge(self, operands: Sequence[tuple[Labels, Sequence[int]]], reason: str = STIFF) -> Labels:
         """Labels of a broadcasting element-wise meeting of operands, given as (labels, shape) of one common rank.
 
         Label arrays that share an axis are tied element by element. An operand that has the full size of such an axis but no
-        labels there keeps the axis from shrinking; one of size 1 is broadcast and asks for nothing.
+        labels there keeps the axis from shrinking (``reason``); one of size 1 is broadcast and asks for nothing.
         """
         pool = [(array, which) for which, (labels, _) in enumerate(operands) for array in labels]
         merged = []
@@ -370,11 +387,11 @@ class Context:
                 axes = {axis for array, _ in cluster for axis in varying(array)}
             members = {id(array) for array, _ in cluster}
             pool = [item for item in pool if id(item[0]) not in members]
-            merged += self._meet(cluster, sorted(axes), operands)
+            merged += self._meet(cluster, sorted(axes), operands, reason)
         return keep_varying(merged)
 
     def _meet(
-        self, cluster: list[tuple[IntArray, int]], axes: list[int], operands: Sequence[tuple[Labels, Sequence[int]]]
+        self, cluster: list[tuple[IntArray, int]], axes: list[int], operands: Sequence[tuple[Labels, Sequence[int]]], reason: str
     ) -> list[IntArray]:
         """Tie arrays that share axes; returns one of them, or none if an operand keeps all these axes."""
         present = [which for _, which in cluster]
@@ -386,7 +403,7 @@ class Context:
         for which, (_, shape) in enumerate(operands):
             if which not in present:
                 stiff = [axis for axis in axes if shape[axis] > 1]
-                arrays = self.fix_axes(arrays, stiff, "it meets a tensor that cannot shrink along this axis")
+                arrays = self.fix_axes(arrays, stiff, reason)
         if not arrays:
             return []
         result = min(arrays, key=lambda array: array.size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..labels import Labels, align
 from .context import Context
 from .registry import rule
@@ -33,4 +35,14 @@ def elementwise(ctx: Context) -> list[Labels]:
     merged = ctx.merge(operands)
     for position in free:
         ctx.adopt(position, merged)
+    shift = free[0] if ctx.node.op == "Add" and len(free) == 1 else None
+    ctx.additive(*_additive(ctx.node.op, present, free), shift=shift)
     return [merged for _ in ctx.node.outputs]
+
+
+def _additive(op: str, present: Sequence[int], constant: Sequence[int]) -> list[int]:
+    """Inputs in which the operator is affine, whatever the others are."""
+    if op in ("Add", "Sub", "Sum", "Identity", "Dropout", "Neg"):
+        return [position for position in present if op != "Dropout" or position == 0]
+    scaled = [position for position in present if position not in constant]
+    return scaled if (op == "Mul" and len(scaled) == 1) or (op == "Div" and scaled == [0]) else []

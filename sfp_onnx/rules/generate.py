@@ -24,3 +24,11 @@ def constant_of_shape(ctx: Context) -> list[Labels]:
 
     ctx.follow(edits)
     return [tuple(vector(ctx.mint(int(target[axis])), axis, len(target)) for axis in axes)]
+
+
+@rule("Range", does="makes no labels (numbers that depend on dynamic sizes)")
+def numbers(ctx: Context) -> list[Labels]:
+    """Start, limit, delta. A range of fixed size is a constant by now, and takes the labels of what it meets."""
+    for position in range(3):
+        ctx.pin_input(position, "the length of a range is computed from it")
+    return [()]

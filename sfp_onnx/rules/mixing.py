@@ -8,9 +8,10 @@ from math import prod
 
 import numpy as np
 
+from ..forms import Dense, Window
 from ..labels import Labels, align, keep_varying, varying, vector
-from ..records import After, Edit, IntArray, SetAttribute
-from .context import Context, Reads, TiePair, Writes
+from ..records import After, Edit, IntArray, Linear, SetAttribute
+from .context import STIFF, Context, Reads, TiePair, Writes
 from .registry import rule
 
 SLIDES = "a convolution slides along this axis"
@@ -26,25 +27,31 @@ def _rows(matrix: IntArray) -> TiePair:
     return matrix, np.broadcast_to(matrix[:, :1], matrix.shape)
 
 
-def _grouped(ctx: Context, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]) -> None:
+def _grouped(
+    ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]
+) -> None:
     """Constraints of a convolution with g groups: whole groups leave, or one channel of every group.
 
     ``data`` are the g * i input channels, ``written`` the g * o output channels; ``inner`` is the axis of the weight that all
-    groups share: the side it belongs to (0: the i inputs, 1: the o outputs of a group), its size, and its labels.
+    groups share: the side it belongs to (0: the i inputs, 1: the o outputs of a group), its size, and its labels. That axis of a
+    ``weight`` which is computed stands on a tensor of its own: where it follows no side, it must not shrink alone.
     """
     groups = ctx.attribute("group", 1)
     sides = [None if labels is None else labels.reshape(groups, -1) for labels in (data, written)]
     side, size, labels = inner
     options = []
     left, right = sides
+    loose = [] if labels is None or ctx.is_constant(weight) else [(labels, np.zeros_like(labels))]
     if left is not None and right is not None:
-        options.append([_rows(left), _rows(right), (left[:, 0], right[:, 0])])
+        options.append([_rows(left), _rows(right), (left[:, 0], right[:, 0]), *loose])
     each = [_columns(matrix) for matrix in sides if matrix is not None]
     shared = sides[side]
     if shared is not None and labels is not None:
         each.append((shared[0], labels))
     elif shared is not None and size > 1:
         each.append((shared[0], np.zeros_like(shared[0])))
+    elif shared is None:
+        each += loose
     ctx.choose(*options, each)
 
 
@@ -56,9 +63,20 @@ def _convolved(ctx: Context, weight: int = 1) -> tuple[int, IntArray | None]:
     return rank, ctx.axis(0, 1)
 
 
+def _dynamic(ctx: Context, weight: int, macs: float) -> list[Labels]:
+    """A convolution whose weight is an activation: nothing around it can shrink."""
+    for position in (0, weight):
+        ctx.pin_input(position, f"the weight of {ctx.node.name} is computed at run time")
+    ctx.layer(macs, [], Reads(0, 1, 1, None), Writes(weight, 0, None))
+    return [()]
+
+
 def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Labels]:
     """A convolution with its weight (O x I/g x kernel) at input ``weight``; ``vectors`` are inputs that may hold one value per
     output channel (bias, scales, zero points)."""
+    macs = float(prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:]))
+    if not ctx.is_weight(weight):
+        return _dynamic(ctx, weight, macs)
     rank, data = _convolved(ctx, weight)
     written = ctx.axis(weight, 0)
     reads = Reads(0, 1, 1, data)
@@ -66,7 +84,7 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
         ctx.match(weight, 1, data)
     else:
         inner = ctx.axis(weight, 1)
-        _grouped(ctx, data, written, (0, ctx.shape(weight)[1], inner))
+        _grouped(ctx, weight, data, written, (0, ctx.shape(weight)[1], inner))
         reads = Reads(0, 1, 1, inner) if inner is not None else Reads(0, 1, 0, written)
 
         def edits(after: After) -> list[Edit]:
@@ -76,10 +94,23 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
     for position in vectors:
         if ctx.has(position) and ctx.shape(position) == ctx.shape(weight)[:1]:
             ctx.match(position, 0, written)
-    macs = prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:])
     extents = [written, reads.labels if reads.weight_axis == 1 else None]
-    ctx.layer(float(macs), extents, reads, Writes(weight, 0, written))
+    ctx.layer(macs, extents, reads, Writes(weight, 0, written), _window(ctx, False) if vectors == [2] else None)
     return [() if written is None else (vector(written, 1, rank),)]
+
+
+def _window(ctx: Context, transposed: bool) -> Linear | None:
+    """How the weight of a convolution acts; None where its padding follows from the output's size."""
+    kernel = ctx.shape(1)[2:]
+    auto_pad = ctx.attribute("auto_pad", "NOTSET")
+    if transposed and (auto_pad not in ("NOTSET", "VALID") or ctx.attribute("output_shape")):
+        return None
+    ones = [1] * len(kernel)
+    given = ctx.attribute("pads") if auto_pad == "NOTSET" else None
+    pads = tuple(given or [0, 0] * len(kernel))[: len(kernel)]
+    same = auto_pad if auto_pad.startswith("SAME") else ""
+    strides, dilations = tuple(ctx.attribute("strides", ones)), tuple(ctx.attribute("dilations", ones))
+    return Linear(Window(tuple(kernel), strides, dilations, pads, same, transposed), 2)
 
 
 @rule("Conv", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
@@ -91,20 +122,23 @@ def conv(ctx: Context) -> list[Labels]:
 @rule("ConvTranspose", does="reads input channels, makes output channels (grouped too)")
 def conv_transpose(ctx: Context) -> list[Labels]:
     """Weight: I x O/g x kernel."""
+    macs = float(prod(ctx.shape(0)) * prod(ctx.shape(1)[1:]))
+    if not ctx.is_weight(1):
+        return _dynamic(ctx, 1, macs)
     rank, data = _convolved(ctx)
     ctx.match(1, 0, data)
     inner = written = ctx.axis(1, 1)
     if ctx.attribute("group", 1) > 1:
         written = ctx.mint(ctx.out_shape()[1])
-        _grouped(ctx, data, written, (1, ctx.shape(1)[1], inner))
+        _grouped(ctx, 1, data, written, (1, ctx.shape(1)[1], inner))
 
         def edits(after: After) -> list[Edit]:
             return [SetAttribute("group", after.output_shape(0)[1] // after.input_shape(1)[1])]
 
         ctx.follow(edits)
     ctx.match(2, 0, written)
-    macs = prod(ctx.shape(0)) * prod(ctx.shape(1)[1:])
-    ctx.layer(float(macs), [data, inner], Reads(0, 1, 0, data), Writes(1, 0 if inner is None else 1, data if inner is None else inner))
+    writes = Writes(1, 0 if inner is None else 1, data if inner is None else inner)
+    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, _window(ctx, True))
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -116,8 +150,18 @@ class Term:
     indices: tuple[int, ...]
 
 
-def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: int) -> Labels:
-    """sum over all indices not in ``output`` of the product of the terms, in the space of ``rank`` indices.
+@dataclass(frozen=True)
+class Scales:
+    """y = product * (the product) + bias * (input ``position``, None: there is no bias)."""
+
+    product: float = 1.0
+    bias: float = 1.0
+    position: int | None = None
+
+
+def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: int, scales: Scales | None = None) -> Labels:
+    """sum over all indices not in ``output`` of the product of the terms, in the space of ``rank`` indices. With ``scales``, a
+    constant operand is a floating-point weight that can be re-fitted.
 
     Activations meet element by element, constants take the labels of what they meet and bring fresh ones along indices of
     their own. A summed index adds nothing where it is removed; labels that vary along a summed index *and* another
@@ -125,7 +169,9 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
     """
     shapes = {term: _spread_shape(term, ctx.shape(term.position), rank) for term in terms}
     data = [term for term in terms if not ctx.is_constant(term.position)] or list(terms[:1])
-    arrays = ctx.merge([(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data])
+    operands = [(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data]
+    known = any(ctx.is_weight(term.position) for term in terms)
+    arrays = ctx.merge(operands, STIFF if known else f"the other operand of {ctx.node.name} is computed at run time and cannot shrink here")
     weights = [term for term in terms if term not in data]
     for term in weights:
         for axis, index in enumerate(term.indices):
@@ -143,7 +189,8 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
         passed.append(array)
     for term in weights:
         ctx.adopt(term.position, tuple(_gather_axes(array, term.indices) for array in passed))
-    _state_layer(ctx, terms, (arrays, reads), [max(shape[index] for shape in shapes.values()) for index in range(rank)])
+    linear = _dense(ctx, terms, output, scales) if scales else None
+    _state_layer(ctx, terms, (arrays, reads), [max(shape[index] for shape in shapes.values()) for index in range(rank)], linear)
     return keep_varying([_gather_axes(array, output) for array in passed if not set(varying(array)) & set(summed)])
 
 
@@ -168,19 +215,42 @@ def _gather_axes(array: IntArray, indices: Sequence[int]) -> IntArray:
     return moved
 
 
-def _state_layer(ctx: Context, terms: Sequence[Term], labels: tuple[Sequence[IntArray], dict[int, IntArray]], sizes: Sequence[int]) -> None:
-    """The mixing layer that a product is: its weight is the first constant term, if there is one."""
+def _dense(ctx: Context, terms: Sequence[Term], output: Sequence[int], scales: Scales) -> Linear | None:
+    """How a 2-d weight acts: one of its indices is summed with the data's, the other is the output's; the data's other indices
+    keep their order."""
+    weight = next((term for term in terms if ctx.is_constant(term.position)), None)
+    data = next((term for term in terms if term is not weight), None)
+    if weight is None or data is None or len(terms) != 2 or len(weight.indices) != 2:
+        return None
+    summed = [index for index in weight.indices if index in data.indices and index not in output]
+    made = [index for index in weight.indices if index in output and index not in data.indices]
+    others = [index for index in data.indices if index not in summed]
+    if len(summed) != 1 or len(made) != 1 or others != [index for index in output if index not in made]:
+        return None
+    form = Dense(data.indices.index(summed[0]), list(output).index(made[0]), weight.indices.index(summed[0]), scales.product)
+    return Linear(form, scales.position, scales.bias)
+
+
+def _state_layer(
+    ctx: Context,
+    terms: Sequence[Term],
+    labels: tuple[Sequence[IntArray], dict[int, IntArray]],
+    sizes: Sequence[int],
+    linear: Linear | None,
+) -> None:
+    """The mixing layer that a product is: its weight is the first term made of constants, if there is one."""
     arrays, reads = labels
     summed = next((index for index in reads), -1)
-    weight = next((term for term in terms if ctx.is_constant(term.position)), terms[-1])
+    weight = next((term for term in terms if ctx.is_weight(term.position)), terms[-1])
     own = [axis for axis, index in enumerate(weight.indices) if sum(index in term.indices for term in terms) == 1]
-    writes = ctx.axis(weight.position, own[-1]) if own and ctx.is_constant(weight.position) else None
+    writes = ctx.axis(weight.position, own[-1]) if own and ctx.is_weight(weight.position) else None
     source = next((term for term in terms if term is not weight), weight)
     ctx.layer(
         float(prod(sizes)),
         arrays,
         Reads(source.position, _axis_of(source, summed), _axis_of(weight, summed), reads.get(summed)),
         Writes(weight.position, own[-1] if own else 0, writes),
+        linear,
     )
 
 
@@ -193,7 +263,8 @@ def gemm(ctx: Context) -> list[Labels]:
     """Y = alpha A' B' + beta C, with indices m, k, n."""
     first = (1, 0) if ctx.attribute("transA", 0) else (0, 1)
     second = (2, 1) if ctx.attribute("transB", 0) else (1, 2)
-    output = product(ctx, [Term(0, first), Term(1, second)], (0, 2), 3)
+    scales = Scales(ctx.attribute("alpha", 1.0), ctx.attribute("beta", 1.0), 2)
+    output = product(ctx, [Term(0, first), Term(1, second)], (0, 2), 3, scales)
     if ctx.has(2) and not ctx.is_constant(2):
         added = tuple(align(array, 2) for array in ctx.labels(2))
         output = ctx.merge([(output, ctx.out_shape()), (added, (1,) * (2 - ctx.rank(2)) + ctx.shape(2))])
@@ -201,7 +272,7 @@ def gemm(ctx: Context) -> list[Labels]:
     return [output]
 
 
-def matrix_product(ctx: Context, left: int, right: int) -> Labels:
+def matrix_product(ctx: Context, left: int, right: int, scales: Scales | None = None) -> Labels:
     """Numpy's matmul of two inputs: indices are the batch axes, then m, k, n; a vector has no m or n."""
     rank_a, rank_b = ctx.rank(left), ctx.rank(right)
     batch = max(rank_a, rank_b, 2) - 2
@@ -209,13 +280,13 @@ def matrix_product(ctx: Context, left: int, right: int) -> Labels:
     first = (*range(batch - max(0, rank_a - 2), batch), m, k) if rank_a > 1 else (k,)
     second = (*range(batch - max(0, rank_b - 2), batch), k, n) if rank_b > 1 else (k,)
     kept = (*range(batch), *((m,) if rank_a > 1 else ()), *((n,) if rank_b > 1 else ()))
-    return product(ctx, [Term(left, first), Term(right, second)], kept, batch + 3)
+    return product(ctx, [Term(left, first), Term(right, second)], kept, batch + 3, scales)
 
 
 @rule("MatMul", does="reads the contracted axis, makes the others; heads of an attention leave whole")
 def matmul(ctx: Context) -> list[Labels]:
     """Inputs 0 and 1."""
-    return [matrix_product(ctx, 0, 1)]
+    return [matrix_product(ctx, 0, 1, Scales())]
 
 
 @rule("Einsum", does="as MatMul, for any equation without repeated indices or ellipsis")
@@ -232,4 +303,4 @@ def einsum(ctx: Context) -> list[Labels]:
             ctx.pin_input(position, f"Einsum with the equation {equation}")
         return [()]
     terms = [Term(position, tuple(letters.index(letter) for letter in word)) for position, word in enumerate(words)]
-    return [product(ctx, terms, [letters.index(letter) for letter in right], len(letters))]
+    return [product(ctx, terms, [letters.index(letter) for letter in right], len(letters), Scales())]

@@ -11,8 +11,6 @@ from ..records import After, Array, BoolArray, Edit, IntArray, SetAttribute, Set
 from .context import Context
 from .registry import rule
 
-UNKNOWN = "the indices along this axis depend on the input data"
-
 
 def _ints(ctx: Context, name: str, position: int) -> list[int] | None:
     """A list that older opsets keep in an attribute and newer ones in an input."""
@@ -223,51 +221,6 @@ def slicing(ctx: Context) -> list[Labels]:
 
     ctx.follow(edits)
     return [keep_varying(moved)]
-
-
-@rule("Gather", does="moves labels; constant indices follow")
-def gather(ctx: Context) -> list[Labels]:
-    """Indices that depend on the data (embeddings) keep their axis; the others shrink."""
-    axis = ctx.attribute("axis", 0) % ctx.rank(0)
-    index = ctx.value(1)
-    if index is None or index.ndim == 0 or ctx.is_constant(0):
-        return [_gather_whole(ctx, axis, index)]
-    inner = np.where(index < 0, index + ctx.shape(0)[axis], index)
-    labels = ctx.labels(0) if index.ndim == 1 else ctx.settle(0, (axis,), "it is gathered into several axes")
-    moved = []
-    for array in labels:
-        if index.ndim == 1:
-            moved.append(ctx.take(array, inner, axis))
-        else:
-            moved.append(array.reshape(array.shape[:axis] + (1,) * index.ndim + array.shape[axis + 1 :]))
-
-    def edits(after: After) -> list[Edit]:
-        keep = after.input_keep(0, axis)
-        if keep.all():
-            return []
-        return [SetInput(1, (np.cumsum(keep) - 1)[inner[keep[inner]]].astype(index.dtype))]
-
-    ctx.follow(edits)
-    return [keep_varying(moved)]
-
-
-def _gather_whole(ctx: Context, axis: int, index: Array | None) -> Labels:
-    """Gather by data or by one scalar: the axis itself keeps its size, the others pass."""
-    rank = ctx.rank(0)
-    if ctx.is_constant(0):
-        for other in range(rank):
-            if other != axis:
-                ctx.axis(0, other)
-        labels: Labels = ctx.facts.constants.get(ctx.key(0), ())
-    else:
-        labels = ctx.fix_input(0, (axis,), UNKNOWN if index is None else "one index of it is read by number")
-    depth = ctx.rank(1)
-    moved = []
-    for array in labels:
-        if array.shape[axis] == 1:
-            moved.append(array.reshape(array.shape[:axis] + (1,) * depth + array.shape[axis + 1 :]))
-    ctx.pin_input(1, "it is used as an index")
-    return keep_varying(moved)
 
 
 @rule("Pad", does="moves labels; padding channels are channels too (constant), pads follow")

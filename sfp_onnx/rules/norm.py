@@ -19,7 +19,8 @@ def batch_normalization(ctx: Context) -> list[Labels]:
     gamma, variance = ctx.value(1), ctx.value(4)
     if channels is not None and gamma is not None and variance is not None:
         scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + ctx.attribute("epsilon", 1e-5))
-        ctx.facts.affines.append(AffineFact(ctx.node, gamma.astype(np.float64), scale, channels))
+        ctx.facts.affines.append(AffineFact(ctx.node, gamma.astype(np.float64), scale, channels, (3, 4)))
+    ctx.additive(0)
     return [ctx.labels(0)] + [()] * (len(ctx.node.outputs) - 1)
 
 

@@ -32,8 +32,7 @@ def quantize_linear(ctx: Context) -> list[Labels]:
             ctx.match(position, 0, channels)
     elif ctx.rank(1) > 1:
         labels = ctx.fix_input(0, [ctx.attribute("axis", 1) % ctx.rank(0)], "it is quantised in blocks along this axis")
-    if ctx.node.op == "QuantizeLinear" and ctx.has(2):
-        ctx.zero_point(ctx.node.inputs[2])
+    ctx.zero_point(ctx.node.inputs[2] if ctx.node.op == "QuantizeLinear" and ctx.has(2) else "")
     return [labels]
 
 
@@ -47,6 +46,7 @@ def dynamic_quantize_linear(ctx: Context) -> list[Labels]:
 @rule("ConvInteger", does="as Conv, on integers")
 def conv_integer(ctx: Context) -> list[Labels]:
     """x, w, zero points of both; the result is int32, where a removed channel is 0."""
+    ctx.zero_point("")
     return convolution(ctx, 1, [3])
 
 
@@ -60,6 +60,7 @@ def qlinear_conv(ctx: Context) -> list[Labels]:
 @rule("MatMulInteger", does="as MatMul, on integers")
 def matmul_integer(ctx: Context) -> list[Labels]:
     """a, b, zero points of both; the result is int32, where a removed column is 0."""
+    ctx.zero_point("")
     output = matrix_product(ctx, 0, 1)
     _per_channel(ctx, output, -1, [3])
     return [output]
@@ -82,8 +83,7 @@ def qgemm(ctx: Context) -> list[Labels]:
     output = product(ctx, [Term(0, first), Term(3, second)], (0, 2), 3)
     ctx.adopt(6, output)
     _per_channel(ctx, output, 1, [4, 5])
-    if ctx.has(8):
-        ctx.zero_point(ctx.node.inputs[8])
+    ctx.zero_point(ctx.node.inputs[8] if ctx.has(8) else "")
     return [output]
 
 

@@ -1,0 +1,7 @@
+"""Closed-form repair: re-fit what is left so that the changed network answers like the original one, without training."""
+
+from .lockstep import repair
+from .moments import reestimate
+from .steps import Step, plan_steps
+
+__all__ = ["Step", "plan_steps", "reestimate", "repair"]
