@@ -176,7 +176,7 @@ class _Search:
             interrupted = True
         if interrupted or not ended:
             policy = self._policy(own, horizon)
-            replay(policy, log, horizon, len(own.engine.blocks))
+            replay(policy, log, horizon, self._images(own))
         if not len(log):
             if own.number == 1:
                 raise OptionError("stopped before the first pull; there is nothing to plan with. Give a larger --budget.")
@@ -234,12 +234,12 @@ class _Search:
     ) -> bool:
         """Whether the horizon was reached before the deadline."""
         horizon, deadline = limits
-        blocks = len(own.engine.blocks)
-        done = replay(policy, log, horizon, blocks, partial=False)
+        images = self._images(own)
+        done = replay(policy, log, horizon, images, partial=False)
         if deadline is None:
             advance(done)
         while done < horizon:
-            arms, places = order(policy, horizon - done, blocks)
+            arms, places = order(policy, horizon - done, *images)
             if not len(arms):
                 return True
             at = len(log) - done
@@ -256,6 +256,11 @@ class _Search:
             policy.update(arms, log.means(done, done + len(arms)))
             done += len(arms)
         return True
+
+    def _images(self, own: _Round) -> tuple[int, int]:
+        """Number of blocks, and the first one of a round: every round looks at other images, lest the search fits a few."""
+        blocks = len(own.engine.blocks)
+        return blocks, (own.number - 1) * blocks // self.own.rounds
 
     def _pull(self, own: _Round, log: Log, run: IntArray, block: int) -> None:
         engine = own.engine
@@ -289,7 +294,7 @@ class _Search:
         wanted = data.samples // batch
         if self.policy != "leave-one-out":
             spread = 1 if self.policy in ("round-robin", "hedge") else SPARE_BLOCKS
-            wanted = min(wanted, BUDGET_BLOCKS if self.pulls is None else self.pulls * spread)
+            wanted = min(wanted, self.own.rounds * (BUDGET_BLOCKS if self.pulls is None else self.pulls * spread))
         feeds = self.analysis.prepared.feeds
         size = sum(array.nbytes / max(1, len(array)) for array in feeds.values() if array.ndim)
         count = max(1, min(wanted, int(own.memory * INPUT_SHARE / max(size * batch, 1)))) * batch
