@@ -18,7 +18,7 @@ from ..errors import DataError, OptionError
 from ..graph import Model, write_text
 from ..plan import choose, parse_target
 from ..pulls import Block, Pulls, Running
-from ..records import Array, BanditOptions, BoolArray, FloatArray, Group, IntArray, PlanOptions, ScoreOptions
+from ..records import BanditOptions, BoolArray, FloatArray, Group, IntArray, PlanOptions, ScoreOptions
 from .analysis import Analysis, Progress, describe, inspect, silent
 from .bandit_state import Log, State
 from .bandit_steps import gather, order, rate, replay
@@ -99,7 +99,6 @@ class _Search:
         self.aim, self.groups = aim
         self.pulls = None if self.own.budget is not None else self.own.pulls or DEFAULT_PULLS
         self.scores = np.ones(analysis.coupling.units)
-        self.references: list[list[Array]] = []
         self.state = State(self.own.state, self._key(), analysis.model.paths)
         self.started = time.monotonic()
         self.traces: list[dict[str, Any]] = []
@@ -127,8 +126,7 @@ class _Search:
             aim = _partial(self.aim, number / self.own.rounds, self.analysis)
             engine = Pulls(current.prepared, current.coupling, groups, blocks, Running(self.own.memory))
             labels = None if blocks[0].labels is None else np.concatenate([own.labels for own in blocks if own.labels is not None])
-            if number == 1:
-                self.references, reward = engine.references, _reward(self.own.reward, engine, labels)
+            reward = _reward(self.own.reward, engine, labels)
             whole = self._round(_Round(number, engine, reward, units, aim))
             if not whole or number == self.own.rounds:
                 break
@@ -264,7 +262,9 @@ class _Search:
 
     def _pull(self, own: _Round, log: Log, run: IntArray, block: int) -> None:
         engine = own.engine
-        reference, labels = self.references[block], engine.blocks[block].labels  # the original model's, in every round
+        # The change of the pruned model's own outputs: against the original's, arms that seem to undo earlier damage are removed
+        # together and overshoot (ResNet-20, 40 %, three rounds: top-1 0.32 against 0.47).
+        reference, labels = engine.references[block], engine.blocks[block].labels
         found = [own.reward(reference, outputs, labels) for outputs in engine.outputs(run, block)]
         log.add([(int(arm), float(item.mean()), float((item**2).mean())) for arm, item in zip(run, found, strict=True)])
 

@@ -20,8 +20,10 @@ from ..graph import Prepared
 from ..records import Array, Coupling, Group, IntArray
 from .parts import Part, parts
 
-ROWS = 32  # rows in one run: arms share a run up to so many (on one thread, 128 rows gave fewer pulls on ResNet-20, cache misses)
-TILED = 0.25  # and as long as what leads into them takes no more than this share of the memory
+ROWS = 1024  # rows in one run at most: small models gain by sharing a run (an MLP 4 times the pulls),
+CACHED = 4 * 2**20  # but no more than what leads into them in so many bytes: beyond the processor's cache, sharing costs
+FEW_ROWS = 32  # so many rows share a run in any case, if the memory allows
+TILED = 0.25  # share of the memory
 COPIES = 2  # arms in the trial run that tells whether a section may be tiled
 
 
@@ -249,8 +251,11 @@ class Pulls:
         if self._fixed:
             return max(1, block.rows // block.count)
         feeds = self.sections[int(self.owner[arm])].part.feeds
-        row = sum(self.sizes[name][0].itemsize * int(np.prod(self.sizes[name][1][1:])) for name in feeds if name in self.sizes)
-        return max(1, min(most, int(self.how.memory * TILED / max(row, 1))) // block.count)
+        described = [self.sizes.get(name) or _described(block.feeds[name]) for name in feeds]
+        row: int = sum(dtype.itemsize * int(np.prod(shape[1:])) for dtype, shape in described)
+        cached = max(FEW_ROWS, CACHED // max(row, 1))
+        bound = int(self.how.memory * TILED / max(row, 1))
+        return max(1, min(most, cached, bound) // block.count)
 
     def runs(self, arms: IntArray, rows: int = ROWS) -> list[IntArray]:
         """Arms (ascending) split into runs."""
