@@ -27,8 +27,9 @@ from onnx import TensorProto, helper, numpy_helper
 import sfp_onnx
 from sfp_onnx import bandits, graph, runtime
 from sfp_onnx.cut import cut
+from sfp_onnx.pipeline.bandit_aim import Aim
 from sfp_onnx.pipeline.bandit_steps import gather, order
-from sfp_onnx.plan import choose, eligible
+from sfp_onnx.plan import eligible
 from sfp_onnx.pulls import Block, Pulls, Running, share
 from sfp_onnx.units import removal
 
@@ -62,8 +63,7 @@ class Net:
         return gather(self.calib, np.random.default_rng(0).permutation(self.calib.samples)[:images], batch)
 
     def removed(self, scores: np.ndarray, ratio: float, allocation: str = "uniform") -> np.ndarray:
-        options = sfp_onnx.PlanOptions(ratio=ratio, only=self.only, allocation=allocation)
-        return choose(self.analysis.coupling, self.groups, scores, options, self.analysis.size)
+        return Aim(self.analysis, self.groups, sfp_onnx.PlanOptions(ratio=ratio, allocation=allocation)).removed(scores)
 
     def top1(self, removed: np.ndarray) -> float:
         model = cut(self.analysis.prepared, self.analysis.coupling, removed) if removed.any() else self.analysis.model
@@ -327,7 +327,7 @@ def rounds(shared: Path) -> None:
             cells = []
             for count in (1, 3, 10):
                 pulls = max(1, 10 // count)
-                options = sfp_onnx.ScoreOptions(bandit=sfp_onnx.BanditOptions(pulls=pulls, batch=batch, rounds=count))
+                options = sfp_onnx.ScoreOptions(bandit=sfp_onnx.BanditOptions(pulls=pulls, pull_batch=batch, rounds=count))
                 aim = sfp_onnx.PlanOptions(ratio=ratio, only=net.only)
                 plan = sfp_onnx.plan(net.analysis, aim, "bandit:round-robin", net.calib, options)
                 cells.append(f"{net.top1(removal(net.analysis.coupling, {own.group: own.remove for own in plan.groups})):.3f}")

@@ -1,54 +1,113 @@
 """Top-1 after pruning without any repair, per score: ``python benchmarks/ranking.py [folder with models/ and data/]``.
 
-Removes 30 % of the block-internal channels of two CIFAR-10 ResNets (the same share of every group), calibrated on 512 unlabelled
-training images, and prints a Markdown table of top-1 on the 2000 test images. ``random`` is the mean of five seeds.
+Removes 30 % of the block-internal channels of two CIFAR-10 ResNets (the same share of every group), calibrated on 512 training
+images (with labels where a score asks for them), and prints a Markdown table of top-1 on the 2000 test images. ``random`` is the mean of
+five seeds. `sfp.py` uses the same functions for other networks, rates and numbers of images.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import sfp_onnx
+from sfp_onnx.cut import cut
+from sfp_onnx.plan import choose, eligible
 from sfp_onnx.scores import SCORES
 
-NORMALISATION = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
-MODELS = {"ResNet-56": ("resnet56_cifar10_bn.onnx", r"layer\d/layer\d\.\d/conv1"), "ResNet-20": ("resnet20_cifar10.onnx", r"layer.*conv1")}
+CIFAR10 = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
+CIFAR100 = sfp_onnx.Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), scale=255, layout="nhwc")
 RATIO = 0.3
+SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
-def accuracies(path: Path, only: str, data: Path) -> tuple[float, float, dict[str, float]]:
-    """Top-1 of the original, share of MACs left, and top-1 per score."""
-    analysis = sfp_onnx.inspect(path)
-    calibration = sfp_onnx.data_for(analysis.model, data / "cifar10_calib.npz", preprocessing=NORMALISATION, samples=512)
-    test = sfp_onnx.data_for(analysis.model, data / "cifar10_test.npz", preprocessing=NORMALISATION)
-    options = sfp_onnx.PlanOptions(ratio=RATIO, only=only)
-    found: dict[str, float] = {}
-    dense = share = 0.0
-    for name in SCORES:
-        seeds = range(5) if name == "random" else range(1)
-        results = []
-        for seed in seeds:
-            plan = sfp_onnx.plan(analysis, options, name, calibration, sfp_onnx.ScoreOptions(seed=seed))
-            pruned = sfp_onnx.apply(analysis, plan)
-            before, after = sfp_onnx.evaluate([analysis.model, pruned.model], test, latency=False)
-            dense, share = before.top1 or 0.0, plan.after.macs / plan.before.macs
-            results.append(after.top1 or 0.0)
-        found[name] = sum(results) / len(results)
-    return dense, share, found
+@dataclass(frozen=True)
+class Case:
+    """A network, the layers whose outputs are block-internal, and its data."""
+
+    title: str
+    file: str
+    only: str
+    data: str
+    preprocessing: sfp_onnx.Preprocessing
+
+    def analysis(self, root: Path) -> sfp_onnx.Analysis:
+        return sfp_onnx.inspect(root / "models" / self.file)
+
+    def images(self, root: Path, part: str, samples: int | None = None) -> sfp_onnx.Dataset:
+        """``part`` is "calib" or "test"."""
+        path, model = root / "data" / f"{self.data}_{part}.npz", self.analysis(root).model
+        found = sfp_onnx.data_for(model, path, preprocessing=self.preprocessing, samples=samples)
+        assert found is not None
+        return found
+
+
+RESNET56 = Case("ResNet-56", "resnet56_cifar10_bn.onnx", r"layer\d/layer\d\.\d/conv1", "cifar10", CIFAR10)
+RESNET20 = Case("ResNet-20", "resnet20_cifar10.onnx", r"layer.*conv1", "cifar10", CIFAR10)
+VGG11 = Case("VGG-11", "vgg11_cifar100.onnx", "Conv", "cifar100", CIFAR100)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Top-1 of the original, and per ratio the share of MACs left and top-1 per score."""
+
+    dense: float
+    shares: dict[float, float]
+    top1: dict[float, dict[str, float]]
+
+
+def top1(model: sfp_onnx.Model, data: sfp_onnx.Dataset) -> float:
+    return sfp_onnx.evaluate([model], data, latency=False)[0].top1 or 0.0
+
+
+def ranking(
+    case: Case,
+    ratios: Sequence[float],
+    names: Sequence[str],
+    data: tuple[sfp_onnx.Analysis, sfp_onnx.Dataset, sfp_onnx.Dataset],
+    seeds: int,
+) -> Ranking:
+    """Score once per name and seed, then cut at every ratio. ``data`` are the analysis, calibration and test data."""
+    analysis, calibration, test = data
+    found: dict[float, dict[str, float]] = {ratio: {} for ratio in ratios}
+    shares: dict[float, float] = {}
+    known = sfp_onnx.profile(analysis, calibration, sfp_onnx.ProfileOptions(loss=True))
+    for name in names:
+        every = range(seeds) if name == "random" else range(1)
+        values = [sfp_onnx.scored(analysis, name, calibration, sfp_onnx.ScoreOptions(seed=seed), known=known).values for seed in every]
+        for ratio in ratios:
+            options = sfp_onnx.PlanOptions(ratio=ratio, only=case.only)
+            groups = eligible(analysis.coupling, options, {})
+            results = []
+            for own in values:
+                removed = choose(analysis.coupling, groups, own, options, analysis.size)
+                results.append(top1(cut(analysis.prepared, analysis.coupling, removed), test))
+                shares[ratio] = analysis.size(removed).macs / analysis.size().macs
+            found[ratio][name] = sum(results) / len(results)
+            print(f"{case.title} {ratio:.0%} {name}: {found[ratio][name]:.2%}", file=sys.stderr, flush=True)
+    return Ranking(top1(analysis.model, test), shares, found)
+
+
+def ranking_table(columns: dict[str, tuple[Ranking, float]]) -> str:
+    """Markdown: one row per score, in the order of the first column; columns are (ranking, ratio) by title."""
+    heads = [f"{title} (dense {own.dense:.2%}, {own.shares[ratio]:.1%} of the MACs left)" for title, (own, ratio) in columns.items()]
+    lines = [f"| score | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    first, ratio = next(iter(columns.values()))
+    for name in sorted(first.top1[ratio], key=lambda name: -first.top1[ratio][name]):
+        lines.append(f"| `{name}` | {' | '.join(f'{own.top1[rate][name]:.2%}' for own, rate in columns.values())} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure and print."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent.parent / "shared"
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else SHARED
     columns = {}
-    for title, (file, only) in MODELS.items():
-        columns[title] = accuracies(root / "models" / file, only, root / "data")
-    heads = [f"{title} (dense {dense:.2%}, {share:.1%} of the MACs left)" for title, (dense, share, _) in columns.items()]
-    print(f"| score | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
-    names = sorted(SCORES, key=lambda name: -next(iter(columns.values()))[2][name])
-    for name in names:
-        print(f"| `{name}` | {' | '.join(f'{found[name]:.2%}' for _, _, found in columns.values())} |")
+    for case in (RESNET56, RESNET20):
+        data = (case.analysis(root), case.images(root, "calib", 512), case.images(root, "test"))
+        columns[case.title] = (ranking(case, [RATIO], list(SCORES), data, seeds=5), RATIO)
+    print(ranking_table(columns))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from .graph import Model, save
 from .pipeline import (
     Analysis,
     Pruned,
+    Scored,
     apply,
     data_for,
     evaluate,
@@ -27,11 +28,15 @@ from .pipeline import (
     load,
     manifest,
     plan,
+    profile,
     prune,
     read_plan,
+    save_scores,
     score,
+    scored,
 )
-from .records import BanditOptions, Cut, Evaluation, Group, Plan, PlanOptions, ScoreOptions, Size, Verification
+from .profiles import ProfileOptions
+from .records import BanditOptions, Cut, Evaluation, Group, LayerProfile, Plan, PlanOptions, Profiles, ScoreOptions, Size, Verification
 
 __all__ = [
     "Analysis",
@@ -41,6 +46,7 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "Group",
+    "LayerProfile",
     "Model",
     "ModelError",
     "OptionError",
@@ -49,8 +55,11 @@ __all__ = [
     "PlanError",
     "PlanOptions",
     "Preprocessing",
+    "ProfileOptions",
+    "Profiles",
     "Pruned",
     "ScoreOptions",
+    "Scored",
     "SfpError",
     "Size",
     "TargetError",
@@ -64,8 +73,11 @@ __all__ = [
     "manifest",
     "open_data",
     "plan",
+    "profile",
     "prune",
     "read_plan",
     "save",
+    "save_scores",
     "score",
+    "scored",
 ]

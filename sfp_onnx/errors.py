@@ -28,6 +28,12 @@ class PlanError(SfpError):
     exit_code = 4
 
 
+class ProfileError(SfpError):
+    """A device profile is damaged or belongs to another model."""
+
+    exit_code = 4
+
+
 class OutputError(SfpError):
     """The result cannot be written where the user asked for it."""
 

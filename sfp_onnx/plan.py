@@ -16,43 +16,6 @@ from .errors import OptionError, PlanError, TargetError
 from .records import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, PlanOptions, Size
 from .units import emptied, removal
 
-UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
-
-
-@dataclass(frozen=True)
-class Target:
-    """An upper bound on a figure of the result, as a share of the original or an absolute number."""
-
-    what: str
-    value: float
-    relative: bool
-
-    def bound(self, before: Size) -> float:
-        """The bound as an absolute number."""
-        return self.value * _figure(before, self.what) if self.relative else self.value
-
-
-def _figure(of: Size, what: str) -> float:
-    return float(of.macs if what == "macs" else of.params)
-
-
-def parse_target(text: str) -> Target:
-    """Read ``macs=50%``, ``params=50%``, ``macs=40M``, ``params=120k``.
-
-    Raises:
-        OptionError: not of that form, or out of range.
-    """
-    match = re.fullmatch(r"\s*(macs|params)\s*=\s*([0-9.]+)\s*(%|[kmgbt]?)\s*", text, re.IGNORECASE)
-    try:
-        value = float(match[2]) if match else math.nan
-    except ValueError:
-        value = math.nan
-    if match is None or not value > 0 or (match[3] == "%" and value > 100):
-        raise OptionError(f"target '{text}': expected macs=50%, params=50%, or an absolute number such as macs=40M or params=120k")
-    relative = match[3] == "%"
-    return Target(match[1].lower(), value / 100 if relative else value * UNITS[match[3].lower()], relative)
-
-
 # ---- which groups may shrink -----------------------------------------------------------------------------------------
 
 
@@ -91,6 +54,16 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 # ---- choosing --------------------------------------------------------------------------------------------------------
 
 
+def step_of(coupling: Coupling, group: Group, align: int | None) -> int:
+    """Kept units come in multiples of this, so that every weight axis that the group fills is a multiple of ``align``."""
+    step = 1
+    for layer in coupling.layers if align else ():
+        own = int((layer.writes == group.units[0]).sum())
+        if own and align:
+            step = math.lcm(step, align // math.gcd(align, own))
+    return step
+
+
 @dataclass(frozen=True)
 class _Chooser:
     """Turns a single number (how much) into a removal; monotone in it."""
@@ -100,19 +73,9 @@ class _Chooser:
     scores: FloatArray
     options: PlanOptions
 
-    def _step(self, group: Group) -> int:
-        """Kept units come in multiples of this, so that every weight axis that the group fills is a multiple of ``align``."""
-        if not self.options.align:
-            return 1
-        step = 1
-        for layer in self.coupling.layers:
-            own = int((layer.writes == group.units[0]).sum())
-            if own:
-                step = math.lcm(step, self.options.align // math.gcd(self.options.align, own))
-        return step
-
     def _kept(self, group: Group, wanted: int) -> int:
-        step = self._step(group)
+        align = self.options.align if isinstance(self.options.align, int) else None
+        step = step_of(self.coupling, group, align)
         return min(group.width, -(-max(wanted, self.options.min_channels, 1) // step) * step)
 
     def _orders(self) -> list[IntArray]:
@@ -149,9 +112,13 @@ class _Chooser:
 
     def _remove(self, counts: Sequence[int]) -> BoolArray:
         """The least important units of every group, ``counts`` of them or as many as may leave."""
+        return self.keeping([self._kept(group, group.width - count) for group, count in zip(self.groups, counts, strict=True)])
+
+    def keeping(self, kept: Sequence[int]) -> BoolArray:
+        """The least important units of every group, so that ``kept`` stay (one more where a tensor would be emptied)."""
         removed = np.zeros(self.coupling.units, bool)
-        for group, order, count in zip(self.groups, self._orders(), counts, strict=True):
-            removed[group.units[order[: group.width - self._kept(group, group.width - count)]]] = True
+        for group, order, count in zip(self.groups, self._orders(), kept, strict=True):
+            removed[group.units[order[: group.width - int(count)]]] = True
         for _, units in emptied(self.coupling, removed):
             if removed[units].all():
                 removed[units[np.argmax(self.scores[units])]] = False
@@ -159,13 +126,15 @@ class _Chooser:
 
 
 def choose(
-    coupling: Coupling, groups: Sequence[Group], scores: FloatArray, options: PlanOptions, measure: Callable[[BoolArray], Size]
-) -> BoolArray:
-    """Which units leave. ``scores`` has one value per unit; ``measure`` tells the size after a removal.
+    coupling: Coupling, groups: Sequence[Group], scores: FloatArray, options: PlanOptions,
+    measure: Callable[[BoolArray], Mapping[str, float]], wanted: Mapping[str, float] | None = None,
+) -> BoolArray | None:  # fmt: skip
+    """Which units leave. ``scores`` has one value per unit; ``measure`` tells the figures after a removal, ``wanted`` their bounds.
+
+    None if the bounds cannot be held.
 
     Raises:
         OptionError: neither or both of ratio and targets, or values out of range.
-        TargetError: the targets cannot be met; the message gives the best reachable figures.
     """
     chooser = _Chooser(coupling, groups, scores, options)
     if (options.ratio is None) == (not options.targets):
@@ -174,29 +143,25 @@ def choose(
         if not 0 <= options.ratio < 1:
             raise OptionError(f"ratio {options.ratio}: expected a number from 0 up to, but not including, 1")
         return chooser.share(options.ratio)
-    targets = [parse_target(text) for text in options.targets]
-    before = measure(np.zeros(coupling.units, bool))
+    bounds = wanted or {}
 
     def holds(count: int) -> bool:
         after = measure(chooser.ranked(count))
-        return all(_figure(after, target.what) <= target.bound(before) * (1 + 1e-12) for target in targets)
+        return all(after[what] <= bound * (1 + 1e-12) for what, bound in bounds.items())
 
     fewest = bisect_left(range(chooser.total + 1), True, key=holds)
-    if fewest > chooser.total:
-        raise TargetError(_unreachable(targets, before, measure(chooser.ranked(chooser.total))))
-    return chooser.ranked(fewest)
+    return chooser.ranked(fewest) if fewest <= chooser.total else None
 
 
-def _unreachable(targets: Sequence[Target], before: Size, best: Size) -> str:
-    parts = []
-    for target in targets:
-        figure, whole = _figure(best, target.what), _figure(before, target.what)
-        parts.append(
-            f"{target.what} of at most {target.bound(before):,.0f} asked, "
-            f"best reachable is {figure:,.0f} ({figure / whole:.1%} of the original)"
-        )
-    advice = "Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
-    return f"the target cannot be met: {'; '.join(parts)}. {advice}"
+def least(coupling: Coupling, groups: Sequence[Group], scores: FloatArray, options: PlanOptions) -> BoolArray:
+    """The largest removal that minima and alignment allow."""
+    chooser = _Chooser(coupling, groups, scores, options)
+    return chooser.ranked(chooser.total)
+
+
+def of_widths(coupling: Coupling, scores: FloatArray, kept: Sequence[int]) -> BoolArray:
+    """The removal of the least important units, so that each group of the model keeps so many."""
+    return _Chooser(coupling, coupling.groups, scores, PlanOptions()).keeping(kept)
 
 
 # ---- plans as records ------------------------------------------------------------------------------------------------
@@ -234,7 +199,9 @@ def from_json(data: object) -> Plan:
         raise PlanError(f"the plan has version {data.get('version')}; this program reads version 1. Make it again with `sfp-onnx plan`.")
     groups = tuple(_group(item) for item in _field(data, "groups", list))
     before, after = (_size(_field(data, key, dict)) for key in ("before", "after"))
-    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after)
+    notes = tuple(str(note) for note in data.get("notes") or ())
+    figures = _of_kind(data.get("figures") or {}, "field 'figures'", dict)
+    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after, notes, figures)
 
 
 KINDS: Mapping[Any, str] = {str: "a text", int: "an integer", list: "a list", dict: "an object", (int, float): "a number"}
@@ -309,7 +276,7 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
         if len(set(item.remove)) != len(item.remove):
             twice = next(at for at in item.remove if item.remove.count(at) > 1)
             raise PlanError(f"group '{item.group}': channel {twice} is listed twice.")
-        if len(item.remove) >= group.width:
+        if len(item.remove) >= group.width and group.name not in coupling.branches:
             raise PlanError(f"group '{item.group}': the plan removes all {group.width} channels; at least one must stay.")
     removed = removal(coupling, {item.group: item.remove for item in plan.groups})
     empty = emptied(coupling, removed)

@@ -7,7 +7,7 @@ only leave together; a *group* is a set of units that touch the same tensors and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -258,12 +258,23 @@ class Pinned:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A part of the graph that vanishes if a whole group leaves: its ``dead`` tensors, those of them that mixing layers read
+    (``sources``), and the tensors that become constant and are read beside a residual (``ends``)."""
+
+    dead: tuple[str, ...]
+    sources: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Coupling:
     """Everything that later stages need to know about who leaves with whom.
 
     ``zero_points`` maps quantised tensors to the tensor that holds their zero point.
     ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
+    ``branches`` maps groups that may leave altogether to what vanishes with them.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -281,6 +292,7 @@ class Coupling:
     additive: Mapping[int, Additive]
     channels_total: int
     channels_prunable: int
+    branches: Mapping[str, Branch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -306,7 +318,8 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units leave, decided before anything is cut."""
+    """Which units leave, decided before anything is cut. ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
+    and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
@@ -314,6 +327,7 @@ class Plan:
     before: Size
     after: Size
     notes: tuple[str, ...] = ()
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -351,6 +365,88 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class LayerProfile:
+    """What the filters of one layer say about the labels: single filter performance (Tzach et al., Phys. Rev. E 111, 065307).
+
+    F filters, P pooled positions, L labels. The filters are the channels of ``tensor`` along ``axis``, which mixing layers read and
+    ``layer`` made (the last mixing layer before it); columns of a flattened map that hold one unit are one filter.
+
+    filters: (C,) the filter of each index of ``axis``. units: (F,) the unit of each filter, -1 if it cannot be removed.
+    means: (F, P, L) mean of the feature over the samples of each label (0 for labels without samples).
+    weights: (F, P, L) weights of the probe (0 for labels without samples).
+    clusters: per filter its clusters, each the labels in it. label_sets: (F, L) whether the label is in a cluster of the filter.
+    noise: (F,) ones of the thresholded matrix outside the clusters. accuracy: that of the probe.
+    loss_ratio: (F,) factor by which the probe's probability of the true label falls without the filter; None if not asked for.
+    """
+
+    layer: str
+    tensor: str
+    axis: int
+    filters: IntArray
+    units: IntArray
+    means: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    clusters: tuple[tuple[tuple[int, ...], ...], ...]
+    label_sets: BoolArray
+    noise: IntArray
+    accuracy: float
+    loss_ratio: FloatArray | None = None
+
+    def matrix(self, index: int) -> FloatArray:
+        """M_f[l, k] = sum_pos mean_l[f, pos] W[f, pos, k], (L, L) in float64: the field of output k on samples of label l."""
+        field: FloatArray = self.means[index].astype(np.float64).T @ self.weights[index].astype(np.float64)
+        return field
+
+    @property
+    def matrices(self) -> NDArray[np.float32]:
+        """(F, L, L): `matrix` of every filter."""
+        shape = (len(self.units), self.label_sets.shape[1], self.label_sets.shape[1])
+        return np.stack([self.matrix(index) for index in range(shape[0])]).astype(np.float32).reshape(shape)
+
+    @property
+    def signal(self) -> IntArray:
+        """(F,): ones inside the clusters."""
+        return np.array([sum(len(own) ** 2 for own in clusters) for clusters in self.clusters], np.int64)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Means over the filters (of size and noise: over clusters, and over filters that have one). ``snr`` is the number of ones
+        inside the clusters by the number outside, of all filters together; infinite without noise, 0 without clusters."""
+        sizes = [len(own) for clusters in self.clusters for own in clusters]
+        counts = np.array([len(clusters) for clusters in self.clusters])
+        inside, outside = int(self.signal.sum()), int(self.noise.sum())
+        return {
+            "probe_accuracy": self.accuracy,
+            "cluster_size": float(np.mean(sizes)) if sizes else 0.0,
+            "clusters_per_filter": float(counts.mean()),
+            "labels_per_filter": float(self.label_sets.sum(1).mean()),
+            "one_cluster": float((counts == 1).mean()),
+            "noise": float(self.noise[counts > 0].mean()) if sizes else 0.0,
+            "snr": inside / outside if outside else float("inf") if inside else 0.0,
+            "no_cluster": float((counts == 0).mean()),
+        }
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Class profiles of all layers of a classifier with ``classes`` labels, from ``samples`` samples.
+
+    ``labels`` says whose labels were used: "given" or the model's own "argmax"; ``missing`` are labels without any sample.
+    The probes saw ``trained`` samples, and their accuracy is that on ``held_out`` others (0: on the trained ones).
+    ``skipped`` are (tensor, reason) of what mixing layers read and has no profile.
+    """
+
+    layers: tuple[LayerProfile, ...]
+    classes: int
+    labels: str
+    missing: tuple[int, ...]
+    samples: int
+    trained: int
+    held_out: int
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class WeightSlices:
     """The weight of one layer, seen along the axis that makes or reads the units of a group.
 
@@ -370,27 +466,29 @@ class WeightSlices:
 @dataclass(frozen=True)
 class GroupView:
     """All that a score may look at for one group of ``width`` units. ``gammas`` are (unit, |gamma|) of every
-    BatchNormalization on the group; ``index`` is the position of the group in the model."""
+    BatchNormalization on the group; ``index`` is the position of the group in the model. ``profiles`` are (position in the group of
+    each filter or -1, class profiles) of every tensor with the group's units that was profiled."""
 
     name: str
     index: int
     width: int
     weights: tuple[WeightSlices, ...]
     gammas: tuple[tuple[IntArray, FloatArray], ...]
+    profiles: tuple[tuple[IntArray, LayerProfile], ...] = ()
 
 
 @dataclass(frozen=True)
 class BanditOptions:
     """What the user may set for the scores ``bandit:*``.
 
-    ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``batch`` images per pull; ``epsilon`` and ``temperature`` of the
-    policies of those names; ``reward`` (None: by the kind of model); ``rounds``: remove a share, pull again on the pruned model;
+    ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
+    the policies of those names; ``reward`` (None: by the kind of model); ``rounds``: remove a share, pull again on the pruned model;
     ``memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
     """
 
     pulls: int | None = None
     budget: float | None = None
-    batch: int = 8
+    pull_batch: int = 8
     epsilon: float = 0.1
     temperature: float = 0.05
     reward: str | None = None
@@ -402,10 +500,13 @@ class BanditOptions:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of `random` and of the bandits."""
+    """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of everything random, and for class profiles the
+    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled; ``bandit`` for the scores ``bandit:*``."""
 
     p: int = 2
     seed: int = 0
+    probe: str = "sgd"
+    pool: int = 4
     bandit: BanditOptions | None = None
 
 
@@ -413,19 +514,31 @@ class ScoreOptions:
 class PlanOptions:
     """How to choose what leaves.
 
-    Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "params=1.2M") is given.
-    ``allocation`` is "uniform" (the same share of every group) or "global" (one ranking over all groups). ``keep`` and ``only``
+    Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "latency=5ms") is given.
+    ``allocation`` is "uniform" (the same share of every group), "global" (one ranking over all groups), "solve" (least estimated
+    error under all targets) or "default" (solve with a latency, memory or ``max_drop``, else uniform). ``keep`` and ``only``
     are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with ``only``,
-    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it.
+    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "auto" is the block of
+    the device's convolutions, "default" is "auto" with a latency target or ``max_drop`` and else None, so that plans for counted targets do
+    not depend on the machine they are made on. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is
+    a file with a profile measured elsewhere. ``max_drop`` ("1%") is how much ``metric`` ("module:function"; default top-1, or agreement
+    with the original without labels) may fall on calibration data that are held out from scoring; alone, it asks for the smallest model
+    that holds it.
     """
 
     ratio: float | None = None
     targets: tuple[str, ...] = ()
-    allocation: str = "uniform"
+    allocation: str = "default"
     keep: str | None = None
     only: str | None = None
     min_channels: int = 1
-    align: int | None = None
+    align: int | str | None = "default"
+    threads: int = 0
+    batch: int = 1
+    provider: str = "cpu"
+    device_profile: str | None = None
+    max_drop: str | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .cost import layer_macs
-from .records import Coupling, Evaluation, Plan, Size
+from .records import Coupling, Evaluation, FloatArray, Plan, Profiles, Size
+from .targets import show
 
 
 def number(value: float) -> str:
@@ -123,6 +124,16 @@ def sizes_text(before: Size, after: Size) -> str:
     )
 
 
+def figures_text(plan: Plan) -> str:
+    """Asked, predicted and actual figures of a plan for targets; empty without targets."""
+    rows = []
+    for name, own in plan.figures.items():
+        before = own["before"]
+        cells = [f"{show(name, own[key])} ({own[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
+        rows.append([name, show(name, before), *cells])
+    return table(["target", "original", "at most", "predicted", "reached"], rows) if rows else ""
+
+
 # ---- evaluate --------------------------------------------------------------------------------------------------------
 
 
@@ -153,3 +164,45 @@ def evaluation_text(results: Sequence[Evaluation]) -> str:
     ]
     header = ["model", "top-1", "agreement", "KL", "rel. error", "MACs", "params", "bytes", "min ms", "median ms", "ratio"]
     return table(header, rows)
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def scores(coupling: Coupling, name: str, values: FloatArray, profiles: Profiles | None) -> dict[str, Any]:
+    """Scores per group, and what the class profiles say of each layer, as plain data."""
+    groups = [{"group": group.name, "width": group.width, "scores": values[group.units].tolist()} for group in coupling.groups]
+    found: dict[str, Any] = {"score": name, "groups": groups}
+    if profiles is not None:
+        found["profiles"] = {
+            **{key: getattr(profiles, key) for key in ("classes", "labels", "missing", "samples", "trained", "held_out")},
+            "layers": [
+                {"layer": own.layer, "tensor": own.tensor, "filters": len(own.units), **{k: _finite(v) for k, v in own.statistics.items()}}
+                for own in profiles.layers
+            ],
+            "skipped": [{"tensor": tensor, "reason": reason} for tensor, reason in profiles.skipped],
+        }
+    return found
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: a signal-to-noise ratio without noise is null."""
+    return value if value < float("inf") else None
+
+
+def scores_text(data: dict[str, Any]) -> str:
+    """The same for people: the layers' profiles if there are any, else the range of the scores of each group."""
+    profiles = data.get("profiles")
+    if profiles is None:
+        ranges = [[min(own["scores"]), sum(own["scores"]) / own["width"], max(own["scores"])] for own in data["groups"]]
+        rows = [[own["group"], str(own["width"]), *(f"{v:.4g}" for v in r)] for own, r in zip(data["groups"], ranges, strict=True)]
+        return table(["group", "width", f"least {data['score']}", "mean", "largest"], rows)
+    rows = []
+    for own in profiles["layers"]:
+        snr = "inf" if own["snr"] is None else f"{own['snr']:.2f}"
+        figures = (f"{own['probe_accuracy']:.1%}", f"{own['cluster_size']:.2f}", f"{own['clusters_per_filter']:.2f}", f"{own['noise']:.1f}")
+        rows.append([own["layer"], str(own["filters"]), *figures, snr, f"{own['no_cluster']:.1%}"])
+    header = ["layer", "filters", "probe acc.", "cluster size", "clusters/filter", "noise", "SNR", "no cluster"]
+    where = f"{profiles['held_out']} held-out samples" if profiles["held_out"] else "the training samples (too few to hold out)"
+    last = f"{profiles['samples']} samples, {profiles['classes']} labels ({profiles['labels']}); probe accuracy on {where}"
+    return "\n".join([table(header, rows), "", last])

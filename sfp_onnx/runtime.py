@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -13,11 +15,20 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from .errors import ModelError
+from .errors import ModelError, OptionError
 from .records import Array
 
 ort.set_default_logger_severity(4)
 PROVIDERS = ("CPUExecutionProvider",)
+BURST = 5
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How models are run to be timed. ``threads`` 0: all cores; ``provider`` as onnxruntime calls it, with or without its ending."""
+
+    threads: int = 0
+    provider: str = PROVIDERS[0]
 
 
 @dataclass(frozen=True)
@@ -66,34 +77,108 @@ def open_session(
     Raises:
         ModelError: onnxruntime cannot load the model (unknown operator, no kernel for a type, ...).
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = _options(threads)
     options.graph_optimization_level = optimize.value
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
-    options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # planning memory makes the first two runs slow, and most sessions here live for a few runs
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy's threads take turns with onnxruntime's
     if optimize is Optimize.NONE:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    return _open(serialized, weights, name, options, PROVIDERS)
+
+
+def _options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    options.inter_op_num_threads = 1
+    return options
+
+
+def _open(serialized: bytes, weights: Mapping[str, Array], name: str, options: Any, providers: Sequence[str]) -> Session:
     try:
         if weights:
             values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
-        return Session(ort.InferenceSession(serialized, options, providers=list(PROVIDERS)), name)
+        return Session(ort.InferenceSession(serialized, options, providers=list(providers)), name)
     except Exception as error:  # onnxruntime's exception classes share no base but Exception
         raise ModelError(f"{name}: onnxruntime cannot load the model: {_words(error)}") from error
 
 
+def full_provider(name: str) -> str:
+    """onnxruntime's name of an execution provider that is available here: ``cpu`` and ``CPUExecutionProvider`` mean the same.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    ending = "executionprovider"
+    known: dict[str, str] = {own.lower().removesuffix(ending): own for own in ort.get_available_providers()}
+    found = known.get(name.lower().removesuffix(ending))
+    if found is None:
+        raise OptionError(f"provider '{name}' is not in this onnxruntime {version()}. Available: {', '.join(sorted(known))}")
+    return found
+
+
+def open_timed(serialized: bytes, weights: Mapping[str, Array], name: str, setup: Setup, events: bool = False) -> Session:
+    """Open a session as an application would (onnxruntime's defaults) in order to time it; ``events``: record the time of each kernel.
+
+    Raises:
+        OptionError: unknown provider. ModelError: onnxruntime cannot load the model.
+    """
+    provider = full_provider(setup.provider)
+    options = _options(setup.threads)
+    if events:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"sfp_onnx_{os.getpid()}_{time.monotonic_ns()}")
+    return _open(serialized, weights, name, options, list(dict.fromkeys((provider, *PROVIDERS))))
+
+
+def kernel_times(session: Session) -> dict[str, list[float]]:
+    """Seconds of every run of each kernel, by kernel name in the order of execution, of a session that was opened with ``events``.
+
+    Closes the recording. A kernel that runs several times per run has that many more entries.
+    """
+    path = session.handle.end_profiling()
+    try:
+        with open(path, encoding="utf-8") as stream:
+            recorded = json.load(stream)
+    finally:
+        os.unlink(path)
+    found: dict[str, list[float]] = {}
+    ending = "_kernel_time"
+    for event in recorded:
+        if event.get("cat") == "Node" and event["name"].endswith(ending):
+            found.setdefault(event["name"].removesuffix(ending), []).append(event["dur"] * 1e-6)
+    return found
+
+
 def latencies(sessions: Sequence[Session], feeds: Mapping[str, Array], repeats: int) -> list[list[float]]:
     """Seconds of ``repeats`` runs of each session, interleaved so that all see the same state of the machine."""
+    return interleaved(sessions, [feeds] * len(sessions), repeats)
+
+
+def steady_clock(setup: Setup) -> Callable[[], float]:
+    """What to time with. One thread: the processor time of the calling thread, in which the model then runs, so that other programs on
+    the machine do not count (where the system counts it finely enough); else wall time."""
+    fine = time.get_clock_info("thread_time").resolution <= 1e-6
+    return time.thread_time if setup.threads == 1 and fine and full_provider(setup.provider) == PROVIDERS[0] else time.perf_counter
+
+
+def interleaved(
+    sessions: Sequence[Session], feeds: Sequence[Mapping[str, Array]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
+    """As `latencies`, with inputs of its own for each session; every session is run once before.
+
+    Sessions take turns of `BURST` runs, not of one: a model that has just run finds its weights in the caches, as in an application.
+    """
     times: list[list[float]] = [[] for _ in sessions]
-    for session in sessions:
-        session.run(feeds)
-    for _ in range(repeats):
-        for own, session in zip(times, sessions, strict=True):
-            start = time.perf_counter()
-            session.run(feeds)
-            own.append(time.perf_counter() - start)
+    for session, own_feeds in zip(sessions, feeds, strict=True):
+        session.run(own_feeds)
+    for done in range(0, repeats, BURST):
+        for own, session, own_feeds in zip(times, sessions, feeds, strict=True):
+            for _ in range(min(BURST, repeats - done)):
+                start = clock()
+                session.run(own_feeds)
+                own.append(clock() - start)
     return times
 
 

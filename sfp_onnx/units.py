@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .records import BoolArray, Coupling, Cut, IntArray, Trace
+from .records import BoolArray, Branch, Coupling, Cut, IntArray, Trace
 
 
 def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
@@ -25,10 +25,18 @@ def removal(coupling: Coupling, chosen: Mapping[str, Sequence[int]]) -> BoolArra
     return removed
 
 
+def vanishing(coupling: Coupling, removed: BoolArray) -> list[Branch]:
+    """Branches that vanish, because all units of their group leave."""
+    return [coupling.branches[group.name] for group in coupling.groups if group.name in coupling.branches and removed[group.units].all()]
+
+
 def emptied(coupling: Coupling, removed: BoolArray) -> list[tuple[str, IntArray]]:
-    """Tensors that a removal would leave without any channel, with the units of the emptied axis."""
+    """Tensors that a removal would leave without any channel, with the units of the emptied axis; not those of branches that vanish."""
     found = []
+    vanished = {name for branch in vanishing(coupling, removed) for name in branch.dead}
     for name, channels in coupling.tensors.items():
+        if name in vanished:
+            continue
         found += [(name, own.units) for own in channels if not keep_mask(own.units, removed).any()]
     return found
 

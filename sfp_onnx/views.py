@@ -6,31 +6,35 @@ file with BatchNormalization nodes and one with folded ones give the same scores
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from . import graph, runtime
 from .graph import Model
-from .records import Array, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, WeightSlices
+from .records import Array, Coupling, FloatArray, GroupView, IntArray, Layer, LayerProfile, Moments, WeightSlices
 
 Site = tuple[str, int]
 T = TypeVar("T")
 
 
-def views(model: Model, coupling: Coupling, moments: Mapping[Site, Moments]) -> Iterator[GroupView]:
+def views(
+    model: Model, coupling: Coupling, moments: Mapping[Site, Moments], profiles: Sequence[LayerProfile] = ()
+) -> Iterator[GroupView]:
     """One view per group, in order. Only the weights of one group are in memory at a time."""
-    scales, read = _scales(model, coupling), _reader(model)
+    factors, read = scales(model, coupling), _reader(model)
     position = np.full(coupling.units, -1, np.int64)
     layers = _by_group(coupling, ((own, np.concatenate([own.reads, own.writes, own.source])) for own in coupling.layers))
     affines = _by_group(coupling, ((own, own.units) for own in coupling.affines))
+    profiled = _by_group(coupling, ((own, own.units) for own in profiles))
     for index, group in enumerate(coupling.groups):
         position[:] = -1
         position[group.units] = np.arange(group.width)
-        slices = [found for layer in layers[index] for found in _slices(read, layer, position, scales, moments)]
+        slices = [found for layer in layers[index] for found in _slices(read, layer, position, factors, moments)]
         gammas = [(_positions(affine.units, position), np.abs(affine.gamma)) for affine in affines[index]]
-        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
+        known = [(_positions(own.units, position), own) for own in profiled[index]]
+        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas), tuple(known))
 
 
 def _reader(model: Model) -> Callable[[str], Array]:
@@ -67,7 +71,7 @@ def _by_group(coupling: Coupling, items: Iterable[tuple[T, IntArray]]) -> list[l
     return found
 
 
-def _scales(model: Model, coupling: Coupling) -> dict[str, FloatArray]:
+def scales(model: Model, coupling: Coupling) -> dict[str, FloatArray]:
     """Scale of a BatchNormalization that is the only reader of a tensor."""
     readers: dict[str, int] = {}
     for node in graph.nodes(model):

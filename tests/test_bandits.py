@@ -291,7 +291,7 @@ def searched(policy: str, plan: PlanOptions | None = None, seed: int = 0, **opti
     analysis = sfp_onnx.inspect(classifier())
     data = sfp_onnx.data_for(analysis.model, {"x": images(40), "labels": labels_of(40)})
     aim = (plan or PlanOptions(ratio=0.5), list(analysis.coupling.groups))
-    return search(analysis, f"bandit:{policy}", data, ScoreOptions(seed=seed, bandit=BanditOptions(**{"batch": 4, **options})), aim)
+    return search(analysis, f"bandit:{policy}", data, ScoreOptions(seed=seed, bandit=BanditOptions(**{"pull_batch": 4, **options})), aim)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -320,7 +320,7 @@ def test_rounds_remove_more_and_more(policy: str, aim: PlanOptions) -> None:
     model = classifier(widths=(16, 24))
     analysis = sfp_onnx.inspect(model)
     data = sfp_onnx.data_for(analysis.model, {"x": images(40)})
-    scores = ScoreOptions(bandit=BanditOptions(pulls=2, batch=4, rounds=3))
+    scores = ScoreOptions(bandit=BanditOptions(pulls=2, pull_batch=4, rounds=3))
     plan = sfp_onnx.plan(analysis, aim, f"bandit:{policy}", data, scores)
     found = search(analysis, f"bandit:{policy}", data, scores, (aim, list(analysis.coupling.groups)))
     arms = [len(own["pulls"]) for own in found.traces["rounds"]]
@@ -428,7 +428,7 @@ def test_user_rewards_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "options",
-    [{"pulls": 0}, {"pulls": 1, "budget": 1.0}, {"batch": 0}, {"rounds": 0}, {"budget": -1.0}, {"temperature": 0.0}, {"epsilon": 2.0},
+    [{"pulls": 0}, {"pulls": 1, "budget": 1.0}, {"pull_batch": 0}, {"rounds": 0}, {"budget": -1.0}, {"temperature": 0.0}, {"epsilon": 2.0},
      {"memory": 0}, {"reward": "loss:"}],
     ids=str,
 )  # fmt: skip
@@ -475,7 +475,7 @@ def test_states_of_other_searches(tmp_path: Path) -> None:
 
 def test_from_the_command_line(model_file: Path, data_file: Path, tmp_path: Path) -> None:
     plan, state, traces = (tmp_path / name for name in ("plan.json", "state.json", "traces.json"))
-    run = ["plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:sar", "--pulls", 2, "--batch", 2]
+    run = ["plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:sar", "--pulls", 2, "--pull-batch", 2]
     result = invoke(*run, "--state", state, "--traces", traces, "--memory", "10MB")
     assert result.exit_code == 0, result.stderr
     made = json.loads(plan.read_text())
@@ -503,5 +503,5 @@ def test_interrupted_on_the_command_line(
 ) -> None:
     stop_after(monkeypatch, 3)
     plan = tmp_path / "plan.json"
-    result = invoke("plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:ucb1", "--batch", 2)
+    result = invoke("plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:ucb1", "--pull-batch", 2)
     assert result.exit_code == 0 and "stopped by the user" in result.stderr and plan.exists()

@@ -34,7 +34,7 @@ import sfp_onnx
 from sfp_onnx import pipeline
 from sfp_onnx.pipeline import cutting
 
-COMMANDS = ("inspect", "plan", "apply", "prune", "evaluate")
+COMMANDS = ("inspect", "plan", "apply", "prune", "evaluate", "profile", "sweep")
 # One sample of the classifier: 8x8 positions; conv1 3->8, conv2 8->12, head 12->5.
 MACS = 64 * 9 * (3 * 8 + 8 * 12) + 12 * 5
 PARAMS = sum(array.size for array in weights_of().values())

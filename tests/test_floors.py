@@ -16,14 +16,17 @@ ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
     "records errors",
     "graph runtime labels forms",
-    "rules scores cost units leastsquares bandits",
-    "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls",
+    "rules scores cost units leastsquares bandits obs sfp masks work device allocate targets",
+    "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls profiles latency metrics",
     "pipeline",
     "cli __init__ __main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Neighbours on one floor that may be imported: (importer, imported).
-NEIGHBOURS = {("records", "errors"), ("cost", "units"), ("cli", "__init__"), ("__main__", "cli")}
+NEIGHBOURS = {
+    ("records", "errors"), ("cost", "units"), ("work", "cost"), ("work", "units"), ("device", "work"),
+    ("cli", "__init__"), ("__main__", "cli"),
+}  # fmt: skip
 # Who may import onnxruntime, and onnx or onnx_graphsurgeon. `pipeline` names ModelProto in the types of its doors.
 DOORS = {"onnxruntime": {"runtime"}, "onnx": {"graph", "pipeline"}, "onnx_graphsurgeon": {"graph"}}
 FIVE = {"onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "click", "google"}  # google.protobuf comes with onnx
@@ -79,10 +82,10 @@ def test_only_five_dependencies(file: Path) -> None:
 
 # ---- operator names --------------------------------------------------------------------------------------------------
 
-NAMELESS = ("coupling", "plan", "cut", "cost", "verify", "scores", "units", "views", "calibrate", "pipeline", "evaluate", "report")
-NAMELESS += ("pulls", "bandits")
+NAMELESS = tuple("coupling plan cut cost verify scores units sfp profiles views calibrate pipeline evaluate report".split())
+NAMELESS += ("work", "device", "allocate", "targets", "latency", "metrics", "pulls", "bandits")
 # These write operators into a graph (masks, factors, taps), so they may name them, but never look at one.
-WRITERS = {"verify", "cut", "calibrate"}
+WRITERS = {"verify", "cut", "calibrate", "profiles"}
 
 
 def strings(node: ast.AST) -> Iterator[str]:

@@ -9,11 +9,18 @@ from __future__ import annotations
 import click
 
 from .common import EPILOG
+from .dilute import dilute_command
 from .evaluate import evaluate_command
 from .inspect import inspect_command
+from .profile import profile_command
 from .prune import apply_command, plan_command, prune_command
+from .score import score_command
+from .sweep import sweep_command
 
-COMMANDS = (inspect_command, plan_command, apply_command, prune_command, evaluate_command)
+COMMANDS = (
+    inspect_command, plan_command, apply_command, prune_command, sweep_command, dilute_command, score_command, evaluate_command,
+    profile_command,
+)  # fmt: skip
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

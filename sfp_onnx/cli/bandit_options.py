@@ -15,7 +15,7 @@ from ..records import BanditOptions
 F = TypeVar("F", bound=Callable[..., Any])
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 BYTES = {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30}
-NAMES = ("pulls", "budget", "batch", "epsilon", "temperature", "reward", "rounds", "memory", "state", "traces")
+NAMES = ("pulls", "budget", "pull_batch", "epsilon", "temperature", "reward", "rounds", "memory", "state", "traces")
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -36,7 +36,8 @@ def _quantity(text: str, units: dict[str, Any], example: str) -> float:
 _OPTIONS = (
     click.option("--pulls", type=click.IntRange(min=1), help="bandit: pulls per arm and round.  [default: 5]"),
     click.option("--budget", callback=_seconds, metavar="60s", help="bandit: seconds (5m, 1h) for the whole search, instead of --pulls."),
-    click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="bandit: images in one pull."),
+    click.option("--pull-batch", "pull_batch", type=click.IntRange(min=1), default=8, show_default=True,
+                 help="bandit: images in one pull."),
     click.option("--epsilon", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Exploration of bandit:epsilon-greedy."),
     click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=0.05, show_default=True,
                  help="Temperature of bandit:softmax."),

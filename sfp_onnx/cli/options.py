@@ -10,8 +10,13 @@ from typing import Any
 import click
 
 from ..bandits import BANDIT_SCORES
+from ..errors import OptionError
+from ..metrics import parse_drop
 from ..records import PlanOptions
-from ..scores import SCORES
+from ..scores import SCORES, parts
+from ..sfp import PROBES
+from ..targets import parse_target
+from .bandit_options import bandit_options
 from .common import F
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
@@ -36,11 +41,20 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[st
     return shapes
 
 
-def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
-    if value == "none":
-        return None
+def _score(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value in BANDIT_SCORES:
+        return value
+    try:
+        return None if value is None else "+".join(own.name for own in parts(value))
+    except OptionError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | str | None:
+    if value in ("none", "auto", "default"):
+        return None if value == "none" else value
     if not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"'{value}': expected a positive number or 'none'")
+        raise click.BadParameter(f"'{value}': expected a positive number, 'auto' or 'none'")
     return int(value)
 
 
@@ -70,28 +84,58 @@ preprocessing_options = _stack(
     click.option("--samples", type=click.IntRange(min=1), help="Use only so many samples, drawn with --seed."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."),
 )
-plan_options = _stack(
-    click.option("--score", type=click.Choice([*sorted(SCORES), *BANDIT_SCORES]),
-                 help="Importance of a channel.  [default: contribution with data, else magnitude]"),
+machine_options = _stack(
+    click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Threads of onnxruntime (0: all cores)."),
+    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size to time with."),
+    click.option("--provider", default="cpu", show_default=True, help="Execution provider of onnxruntime."),
+)
+score_options = _stack(
+    click.option("--score", callback=_score, metavar="NAME[+NAME..]",
+                 help="Importance of a channel: " + ", ".join(sorted(SCORES)) + "; joined by '+': their ranks, averaged; or "
+                 + ", ".join(BANDIT_SCORES) + ".  "
+                 "[default: contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
+    click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
+    click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
+    bandit_options,
+)  # fmt: skip
+plan_options = _stack(
+    score_options,
     click.option("--ratio", type=click.FloatRange(0, 1, max_open=True), help="Remove this fraction of every prunable group."),
     click.option("--target", "targets", multiple=True, metavar="macs=50%",
-                 help="Upper bound on the result: macs=50%, params=50%, macs=40M. Repeatable."),
-    click.option("--allocation", type=click.Choice(["uniform", "global"]), default="uniform", show_default=True,
-                 help="The same share of every group, or one ranking over all groups."),
+                 help="Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. "
+                      "Repeatable; all are held at once."),
+    click.option("--max-drop", metavar="1%",
+                 help="Top-1 (without labels: agreement with the original) falls by no more, on a third of --data that is not scored with; "
+                      "alone: the smallest model that holds it."),
+    click.option("--metric", metavar="MODULE:FUNCTION", help="For --max-drop: function(outputs, labels) -> float, larger is better."),
+    click.option("--allocation", type=click.Choice(["default", "uniform", "global", "solve"]), default="default",
+                 help="The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
+                      "[default: solve with --max-drop or a latency or memory target, else uniform]"),
     click.option("--keep", metavar="REGEX", help="Layers (node or weight names) that keep all their output channels."),
     click.option("--only", metavar="REGEX", help="Shrink only groups that are made by matching layers alone."),
     click.option("--min-channels", type=click.IntRange(min=1), default=1, show_default=True, help="Keep at least so many per group."),
-    click.option("--align", callback=_align, default="none", show_default=True, metavar="N|none", help="Kept widths are multiples of N."),
+    click.option("--align", callback=_align, default="default", metavar="auto|N|none",
+                 help="Kept widths are multiples of N; auto: of the measured channel block.  "
+                      "[default: auto with a latency target or --max-drop, else none]"),
+    machine_options,
+    click.option("--device-profile", type=FILE, help="Latency from a profile measured elsewhere (`sfp-onnx profile`)."),
 )  # fmt: skip
 
 
 def chosen_plan(options: dict[str, Any]) -> PlanOptions:
-    """The options of the plan, of which exactly one says how much leaves."""
-    if (options["ratio"] is None) == (not options["targets"]):
-        raise click.UsageError("Give either --ratio or --target, for example --ratio 0.5 or --target macs=50%.")
-    names = ("ratio", "targets", "allocation", "keep", "only", "min_channels", "align")
-    return PlanOptions(**{name: options[name] for name in names})
+    """The options of the plan, which must say how much leaves."""
+    if (options["ratio"] is None) == (not options["targets"] and options["max_drop"] is None):
+        raise click.UsageError("Give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%.")
+    if options["metric"] is not None and options["max_drop"] is None:
+        raise click.UsageError("--metric needs --max-drop.")
+    if options["max_drop"] is not None:
+        parse_drop(options["max_drop"])
+    for text in options["targets"]:
+        parse_target(text)
+    names = "ratio targets allocation keep only min_channels align max_drop metric threads batch provider".split()
+    profile = options["device_profile"]
+    return PlanOptions(**{name: options[name] for name in names}, device_profile=None if profile is None else str(profile))
 
 
 verify_option = click.option(

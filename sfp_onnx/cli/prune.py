@@ -13,7 +13,7 @@ from ..data import Dataset
 from ..plan import to_json
 from ..records import Evaluation, Plan, ScoreOptions
 from . import options as take
-from .bandit_options import bandit_files, bandit_options, chosen_bandit
+from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 
 
@@ -24,7 +24,7 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
 def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
     name = options["score"] or pipeline.default_score(data)
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
-    chosen = ScoreOptions(options["p"], options["seed"], chosen_bandit(options))
+    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
     made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
     for note in made.notes:
         say(f"Note: {note}")
@@ -36,7 +36,6 @@ def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str
 @click.option("-o", "--output", type=take.FILE, required=True, help="Where the plan (JSON) goes.")
 @click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
 @take.plan_options
-@bandit_options
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
@@ -55,6 +54,8 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
     made = _scored(_analysed(loaded, data_set, options), data_set, options)
     pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(report.plan_text(made))
+    if made.figures:
+        click.echo(report.figures_text(made))
     say(f"Next: sfp-onnx apply {model} {output} -o {model.stem}-pruned.onnx")
 
 
@@ -83,7 +84,6 @@ def apply_command(model: Path, plan: Path, output: Path, manifest: Path | None, 
 @click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
 @click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy and latency before and after.")
 @take.plan_options
-@bandit_options
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
@@ -133,6 +133,8 @@ def _write(result: pipeline.Pruned, output: Path, manifest: Path | None, externa
     else:
         parts = ", ".join(f"{kind} input {error:.1e}" for kind, error in check.errors.items())
         click.echo(f"verified: equal to the masked original (relative difference on {parts}; allowed {check.tolerance:g})")
+    if result.plan.figures:
+        click.echo(report.figures_text(result.plan))
     click.echo(f"wrote {output}")
 
 

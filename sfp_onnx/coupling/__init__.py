@@ -1,7 +1,10 @@
 """Who can only leave with whom, what cannot leave, and why. No operator names here: rules state facts, this reads them."""
 
+from dataclasses import replace
+
 from ..graph import Prepared
 from ..records import Coupling
+from .branches import branches
 from .resolve import resolve
 from .state import state
 
@@ -17,4 +20,5 @@ def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
     Raises:
         ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
     """
-    return resolve(state(prepared, cut_layernorm), prepared)
+    coupling = resolve(state(prepared, cut_layernorm), prepared)
+    return replace(coupling, branches=branches(coupling, prepared))

@@ -10,7 +10,8 @@ import numpy as np
 from .. import graph
 from ..graph import Model, Prepared
 from ..records import Array, AxisUnits, BoolArray, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
-from ..units import keep_mask
+from ..units import keep_mask, vanishing
+from .branches import constant_ends
 from .sizes import computed_operands, correction, run_alone
 
 
@@ -23,8 +24,12 @@ def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
     editor = graph.Editor(prepared.model)
     _slice_constants(editor, prepared, coupling, removed)
     operands: dict[tuple[int, int], Array] = {}
+    vanished = vanishing(coupling, removed)
+    dead = {name for branch in vanished for name in branch.dead}
     for follow in coupling.follows:
         node = prepared.nodes[follow.node]
+        if dead and any(name in dead for name in (*node.inputs, *node.outputs)):
+            continue  # without channels it has no sizes, and it goes
         after = _After(node, prepared, coupling, removed)
         if after.changed():
             for edit in follow.edits(after):
@@ -33,6 +38,12 @@ def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
                 else:
                     _apply(editor, prepared, node, edit)
     _correct_computed(editor, prepared, coupling, removed, operands)
+    for branch in vanished:
+        for name, value in constant_ends(prepared, branch).items():
+            for own in coupling.tensors.get(name, ()):
+                if value.shape[own.axis] > 1:
+                    value = np.compress(keep_mask(own.units, removed), value, own.axis)
+            editor.replace_tensor(name, value)
     return editor.finish(_recorded_sizes(prepared, coupling, removed))
 
 

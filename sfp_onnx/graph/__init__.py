@@ -4,6 +4,7 @@ from .edit import Editor
 from .load import load, load_tensor
 from .mask import QUANTIZED, insert_mask, zero_of
 from .model import Model, Prepared, check, make_initializer
+from .probe import conv_chain, named_by_output
 from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
 from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
 from .segment import between, segment, with_constants
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "check_output",
     "constant_program",
+    "conv_chain",
     "file_bytes",
     "from_constants",
     "full_size",
@@ -31,6 +33,7 @@ __all__ = [
     "load",
     "load_tensor",
     "make_initializer",
+    "named_by_output",
     "nodes",
     "outputs",
     "save",

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from ..errors import DataError, ModelError
 from ..records import Array
 from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, make_stub
+from .sparse import densify, to_dense
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -26,7 +27,8 @@ RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for do
 def load(source: str | Path | onnx.ModelProto) -> Model:
     """Read a model from a file or a ModelProto (which is copied, not touched).
 
-    External data are memory-mapped, never read as a whole. Local functions are inlined, Constant nodes become initializers.
+    External data are memory-mapped, never read as a whole. Local functions are inlined, Constant nodes become
+    initializers, sparse initializers dense ones.
 
     Raises:
         ModelError: not an ONNX file, truncated, invalid, or external data missing.
@@ -41,6 +43,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     name = str(path) if path else "the model"
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    densify(proto.graph, name)
     _constants_to_initializers(proto)
     _name_apart(proto.graph)
     files = _external_files(proto, path, name)
@@ -239,6 +242,8 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     tensor = onnx.TensorProto()
     if attribute.name == "value":
         tensor.CopyFrom(attribute.t)
+    elif attribute.name == "sparse_value":
+        tensor = onnx.numpy_helper.from_array(to_dense(attribute.sparse_tensor, "the model"))
     elif attribute.name in ("value_float", "value_floats"):
         tensor = onnx.numpy_helper.from_array(np.asarray(onnx.helper.get_attribute_value(attribute), np.float32))
     elif attribute.name in ("value_int", "value_ints"):

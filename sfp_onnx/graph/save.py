@@ -11,10 +11,12 @@ from typing import IO, Any
 
 import numpy as np
 import onnx
+import onnx.checker
 import onnx.numpy_helper
 
-from ..errors import ModelError, OutputError
+from ..errors import ModelError, OptionError, OutputError
 from .model import Model, annotate
+from .sparse import sparsify
 from .view import serialized
 
 PROTOBUF_LIMIT = 2**31 - 2**20
@@ -32,8 +34,8 @@ def file_bytes(model: Model) -> int:
     return model.source.stat().st_size + sum(file.stat().st_size for file in model.files)
 
 
-def to_proto(model: Model) -> onnx.ModelProto:
-    """A self-contained ModelProto.
+def to_proto(model: Model, sparse: bool = False) -> onnx.ModelProto:
+    """A self-contained ModelProto; ``sparse``: with sparse initializers where they are smaller.
 
     Raises:
         ModelError: over protobuf's 2 GB limit (save it with external data instead).
@@ -47,20 +49,34 @@ def to_proto(model: Model) -> onnx.ModelProto:
             whole = onnx.numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name)
             annotate(whole, tensor)
             tensor.CopyFrom(whole)
+    if sparse:
+        sparsify(proto, model.weights)
+        _check_sparse(proto, model)
     return proto
 
 
-def save(model: Model, path: str | Path, external: bool | None = None) -> Path:
+def _check_sparse(proto: onnx.ModelProto, model: Model) -> None:
+    if not model.complaint:
+        try:
+            onnx.checker.check_model(proto)
+        except (onnx.checker.ValidationError, ValueError) as error:
+            raise ModelError(f"{model.name}: onnx.checker rejects the sparse initializers: {error}. Store the model dense.") from error
+
+
+def save(model: Model, path: str | Path, external: bool | None = None, sparse: bool = False) -> Path:
     """Write the model atomically: it appears whole under its name, or not at all.
 
-    ``external``: keep weights in ``<name>.data`` (default: only over 2 GB).
+    ``external``: keep weights in ``<name>.data`` (default: only over 2 GB). ``sparse``: sparse initializers where they are smaller.
 
     Raises:
+        OptionError: sparse and external at once.
         OutputError: missing folder, no permission, path equal to the input.
     """
     path = Path(path)
     check_output(path, model.paths)
     external = full_size(model) > PROTOBUF_LIMIT if external is None else external
+    if external and sparse:
+        raise OptionError("sparse initializers cannot be kept as external data (models over 2 GB need those): store the model dense")
     try:
         if external:
             proto = onnx.ModelProto()
@@ -71,7 +87,7 @@ def save(model: Model, path: str | Path, external: bool | None = None) -> Path:
                 _write_external(model, proto, data.name, weights)
                 stream.write(proto.SerializeToString(deterministic=True))
         else:
-            proto = to_proto(model)
+            proto = to_proto(model, sparse)
             with atomic(path) as (stream,):
                 stream.write(proto.SerializeToString(deterministic=True))
     except OSError as error:

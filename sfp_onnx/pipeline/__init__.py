@@ -1,31 +1,65 @@
 """The one place that knows the order of the stages: load, prepare, couple, calibrate, score, plan, cut, verify, save."""
 
+from ..latency import device
 from .analysis import Analysis, DataSource, ModelSource, Progress, data_for, describe, inspect, load, reasons, silent
 from .cutting import Pruned, apply, prune
+from .deciding import Candidates, plan_for
+from .diluting import Seen, check_dilution, default_method, dilute, look, masked
+from .dilution import Diluted, DiluteOptions, dilution_manifest
+from .dropping import held_out
 from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
-from .planning import default_score, plan, score
+from .planning import candidates, default_score, plan
+from .profiling import clock_of, measure_profile, profile_rows, read_profile
+from .scoring import Scored, profile, save_scores, score, scored
+from .sweeping import Point, parse_sweep, sweep, sweep_data
 
 __all__ = [
     "Analysis",
+    "Candidates",
     "DataSource",
+    "DiluteOptions",
+    "Diluted",
     "ModelSource",
+    "Point",
     "Progress",
     "Pruned",
+    "Scored",
+    "Seen",
     "apply",
+    "candidates",
+    "check_dilution",
+    "clock_of",
     "data_for",
+    "default_method",
     "default_score",
     "describe",
+    "device",
+    "dilute",
+    "dilution_manifest",
     "evaluate",
+    "held_out",
     "inspect",
     "load",
+    "look",
     "manifest",
+    "masked",
+    "measure_profile",
+    "parse_sweep",
     "plan",
+    "plan_for",
+    "profile",
+    "profile_rows",
     "prune",
     "read_plan",
+    "read_profile",
     "reasons",
+    "save_scores",
     "score",
+    "scored",
     "silent",
+    "sweep",
+    "sweep_data",
     "versions",
     "write_json",
 ]

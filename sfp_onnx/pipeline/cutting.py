@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from .. import graph
@@ -16,7 +18,7 @@ from ..data import Dataset
 from ..graph import Model
 from ..records import Array, BoolArray, Coupling, Cut, Plan, PlanOptions, ScoreOptions, Verification
 from ..trace import random_feeds
-from ..units import cuts, keep_mask
+from ..units import cuts, keep_mask, vanishing
 from ..verify import compare, maskable, runs_at
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
 from .planning import plan as make_plan
@@ -73,9 +75,18 @@ def apply(
     final = plans.make_plan(
         analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
     )
+    final = replace(final, notes=plan.notes, figures=plan.figures)
+    if vanishing(analysis.coupling, removed):  # the constants that stand for branches are no channels of anything
+        final = replace(final, after=replace(final.after, params=_weights(pruned)))
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     listed = tuple(maskable(analysis.prepared.types, cuts(analysis.coupling, trace, removed), zero_points))
     return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
+
+
+def _weights(model: Model) -> int:
+    """Number of floating or quantised weights."""
+    held = graph.initializers(model).values()
+    return sum(prod(shape) for shape, dtype in held if np.dtype(dtype).kind not in "iubOSU")
 
 
 def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:

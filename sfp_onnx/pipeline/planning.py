@@ -1,66 +1,20 @@
-"""Score units and decide which leave."""
+"""Decide which units leave."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from math import prod
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from .. import plan as plans
-from ..bandits import BANDIT_SCORES, PREFIX
-from ..calibrate import calibrate, sites
+from ..bandits import PREFIX
 from ..data import Dataset
-from ..errors import DataError, OptionError, TargetError
-from ..records import FloatArray, Moments, Plan, PlanOptions, ScoreOptions
-from ..scores import SCORES
-from ..views import views
+from ..errors import OptionError, TargetError
+from ..records import Plan, PlanOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
+from .deciding import Candidates, plan_for
+from .dropping import held_out, plan_with_drop
+from .scoring import scored
 from .searching import search
-
-ACTIVATION_BYTES = 512 * 2**20
-SHARE_UNSAID = 0.5  # of every group, that bandit scores are searched for where there is no plan
-
-
-def score(
-    analysis: Analysis, name: str, data: Dataset | None = None, options: ScoreOptions | None = None, progress: Progress = silent
-) -> FloatArray:
-    """Importance per unit of the model (larger = keep).
-
-    Raises:
-        OptionError: unknown score.
-        DataError: the score needs data and there are none.
-    """
-    if name.startswith(PREFIX):
-        whole = (PlanOptions(ratio=SHARE_UNSAID), analysis.coupling.groups)
-        return search(analysis, name, data, options or ScoreOptions(), whole, progress).scores
-    if name not in SCORES:
-        raise OptionError(f"unknown score '{name}'. Known: {', '.join([*sorted(SCORES), *BANDIT_SCORES])}")
-    chosen = SCORES[name]
-    moments: Mapping[tuple[str, int], Moments] = {}
-    if chosen.needs:
-        if data is None:
-            free = ", ".join(sorted(own.name for own in SCORES.values() if not own.needs))
-            raise DataError(f"score '{name}' needs calibration data: give --data, or use a score that needs none: {free}")
-        ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
-        with progress("calibrating", data.samples) as advance:
-            model, wanted = analysis.prepared.model, sites(analysis.coupling)
-            batches = replace(data, batch=_batch(analysis, data)).batches()
-            moments = calibrate(model, ranks, wanted, chosen.needs, batches, advance).moments
-    values = np.zeros(analysis.coupling.units)
-    for group, view in zip(analysis.coupling.groups, views(analysis.prepared.model, analysis.coupling, moments), strict=True):
-        values[group.units] = chosen.function(view, options or ScoreOptions())
-    return values
-
-
-def _batch(analysis: Analysis, data: Dataset) -> int:
-    """The data's batch size, less if all activations of one batch would take more than `ACTIVATION_BYTES`."""
-    if data.fixed:
-        return data.batch
-    total = sum(prod(shape) for shape in analysis.prepared.trace.shapes.values()) * 4 / analysis.samples
-    return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
 
 
 def default_score(data: Dataset | None) -> str:
@@ -83,6 +37,23 @@ def plan(
         OptionError, ModelError, DataError: bad options or input.
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
+    if options.max_drop is None:
+        return plan_for(candidates(analysis, options, score_name, data, score_options, progress), options, progress)
+    if options.ratio is not None:
+        raise OptionError("give either --ratio or --max-drop")
+    seen, judge = held_out(data, (score_options or ScoreOptions()).seed)
+    return plan_with_drop(candidates(analysis, options, score_name, seen, score_options, progress), options, judge, progress=progress)
+
+
+def candidates(
+    analysis: Analysis, options: PlanOptions, score_name: str | None = None, data: Dataset | None = None,
+    score_options: ScoreOptions | None = None, progress: Progress = silent,
+) -> Candidates:  # fmt: skip
+    """Everything that plans need of a model and its data, once for any number of plans.
+
+    Raises:
+        TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
+    """
     coupling = analysis.coupling
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
@@ -90,19 +61,16 @@ def plan(
     groups = plans.eligible(coupling, options, weights_of)
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
-    notes: tuple[str, ...] = ()
     if name.startswith(PREFIX):
-        found = search(analysis, name, data, score_options, (options, groups), progress)
-        scores, notes = found.scores, found.notes
+        searched = search(analysis, name, data, score_options, (options, groups), progress)
+        values, notes = searched.scores, searched.notes
     else:
-        scores = score(analysis, name, data, score_options, progress)
-    removed = plans.choose(coupling, groups, scores, options, analysis.size)
-    recorded: dict[str, Any] = {**asdict(options), "targets": list(options.targets), "score": name, **asdict(score_options)}
+        found = scored(analysis, name, data, score_options, progress)
+        values, notes = found.values, found.notes
+    recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
     if recorded["bandit"] is None:
         del recorded["bandit"]
-    recorded["cut_layernorm"] = analysis.cut_layernorm
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    made = plans.make_plan(coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
-    return replace(made, notes=notes)
+    return Candidates(analysis, tuple(groups), values, recorded, notes=notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -16,10 +16,10 @@ from ..cut import cut
 from ..data import Dataset
 from ..errors import DataError, OptionError
 from ..graph import Model, write_text
-from ..plan import choose, parse_target
 from ..pulls import Block, Pulls, Running
 from ..records import BanditOptions, BoolArray, FloatArray, Group, IntArray, PlanOptions, ScoreOptions
 from .analysis import Analysis, Progress, describe, inspect, silent
+from .bandit_aim import aim_of
 from .bandit_state import Log, State
 from .bandit_steps import gather, order, rate, replay
 
@@ -67,7 +67,7 @@ def _check(policy: str, options: BanditOptions) -> None:
         raise OptionError(f"unknown policy 'bandit:{policy}'. Known: {', '.join(bandits.BANDIT_SCORES)}")
     if options.pulls is not None and options.budget is not None:
         raise OptionError("give either --pulls or --budget")
-    for what, value, low in (("pulls", options.pulls, 1), ("batch", options.batch, 1), ("rounds", options.rounds, 1)):
+    for what, value, low in (("pulls", options.pulls, 1), ("pull-batch", options.pull_batch, 1), ("rounds", options.rounds, 1)):
         if value is not None and value < low:
             raise OptionError(f"--{what} {value}: expected at least {low}")
     positive = (("budget", options.budget), ("temperature", options.temperature), ("memory", options.memory))
@@ -80,13 +80,13 @@ def _check(policy: str, options: BanditOptions) -> None:
 
 @dataclass
 class _Round:
-    """One round on the (pruned) model: ``units`` are the original units of its arms."""
+    """One round on the (pruned) model: ``units`` are the original units of its arms; ``part`` of the removal is done after it."""
 
     number: int
     engine: Pulls
     reward: bandits.Reward
     units: IntArray
-    aim: PlanOptions
+    part: float
 
 
 class _Search:
@@ -96,7 +96,8 @@ class _Search:
     ) -> None:  # fmt: skip
         self.analysis, self.policy, self.data, self.progress = analysis, policy, data, progress
         self.options, self.own = options, options.bandit or BanditOptions()
-        self.aim, self.groups = aim
+        self.groups = aim[1]
+        self.aim = aim_of(analysis, aim[1], aim[0], self.own.rounds)
         self.pulls = None if self.own.budget is not None else self.own.pulls or DEFAULT_PULLS
         self.scores = np.ones(analysis.coupling.units)
         self.state = State(self.own.state, self._key(), analysis.model.paths)
@@ -112,9 +113,9 @@ class _Search:
         own = self.own
         return {
             "policy": self.policy, "model": self.analysis.model.sha256, "data": describe(self.data), "pulls": self.pulls,
-            "batch": own.batch, "seed": self.options.seed, "epsilon": own.epsilon, "temperature": own.temperature, "reward": own.reward,
-            "rounds": own.rounds, "groups": [group.name for group in self.groups], "memory": own.memory,
-            "aim": [str(value) for value in vars(self.aim).values()],
+            "batch": own.pull_batch, "seed": self.options.seed, "epsilon": own.epsilon, "temperature": own.temperature,
+            "reward": own.reward, "rounds": own.rounds, "groups": [group.name for group in self.groups], "memory": own.memory,
+            "aim": [str(value) for value in vars(self.aim.options).values()],
         }  # fmt: skip
 
     # ---- rounds --------------------------------------------------------------------------------------------------
@@ -123,14 +124,13 @@ class _Search:
         current, units = self.analysis, np.concatenate([group.units for group in self.groups])
         groups, blocks = list(self.groups), self._blocks()
         for number in range(1, self.own.rounds + 1):
-            aim = _partial(self.aim, number / self.own.rounds, self.analysis)
             engine = Pulls(current.prepared, current.coupling, groups, blocks, Running(self.own.memory))
             labels = None if blocks[0].labels is None else np.concatenate([own.labels for own in blocks if own.labels is not None])
             reward = _reward(self.own.reward, engine, labels)
-            whole = self._round(_Round(number, engine, reward, units, aim))
+            whole = self._round(_Round(number, engine, reward, units, number / self.own.rounds))
             if not whole or number == self.own.rounds:
                 break
-            removed = choose(self.analysis.coupling, self.groups, self.scores, aim, self.analysis.size)
+            removed = self.aim.removed(self.scores, number / self.own.rounds)
             fresh = removed[units]
             self.scores[units[fresh]] -= 2.0 * (self.own.rounds - number)  # what left stays first in line, the earlier the firmer
             current, groups, units = self._pruned(removed, between)
@@ -205,8 +205,8 @@ class _Search:
         def quota(means: FloatArray) -> tuple[IntArray, IntArray]:
             scores = self.scores.copy()
             scores[own.units] = 1 - means
-            removed = choose(self.analysis.coupling, self.groups, scores, own.aim, self.analysis.size)[own.units]
-            owner = own.engine.owner if own.aim.allocation == "uniform" else np.zeros(len(own.units), np.int64)
+            removed = self.aim.removed(scores, own.part)[own.units]
+            owner = own.engine.owner if self.aim.options.allocation == "uniform" else np.zeros(len(own.units), np.int64)
             return owner, np.bincount(owner[removed], minlength=int(owner.max()) + 1)
 
         setting = bandits.Setting(
@@ -274,7 +274,7 @@ class _Search:
         if now - self.shown > SHOW_SECONDS and self.progress is not silent:
             scores = self.scores.copy()
             scores[own.units] = 1 - policy.standing()
-            removed = choose(self.analysis.coupling, self.groups, scores, own.aim, self.analysis.size)
+            removed = self.aim.removed(scores, own.part)
             size, before = self.analysis.size(removed), self.analysis.size()
             changed = int((removed & ~self.last).sum())
             self.text = f"cut now: {removed.sum()} units, {size.macs / before.macs:.0%} of the MACs, {changed} new"
@@ -290,7 +290,7 @@ class _Search:
         """Random images, the same for all arms, in blocks of ``batch`` (as many as the policy can use, the data hold, and the memory
         allows)."""
         data, own = self.data, self.own
-        batch = min(own.batch, data.samples, data.batch if data.fixed else own.batch)
+        batch = min(own.pull_batch, data.samples, data.batch if data.fixed else own.pull_batch)
         wanted = data.samples // batch
         if self.policy != "leave-one-out":
             spread = 1 if self.policy in ("round-robin", "hedge") else SPARE_BLOCKS
@@ -314,7 +314,7 @@ class _Search:
             "format": "sfp_onnx scores", "version": 1, "model_sha256": self.analysis.model.sha256,
             "score": bandits.PREFIX + self.policy, "data": describe(self.data), "notes": self.notes,
             "groups": {group.name: self.scores[group.units].tolist() for group in self.groups},
-            "images_per_pull": self.own.batch, "seconds": round(time.monotonic() - self.started, 3), "rounds": self.traces,
+            "images_per_pull": self.own.pull_batch, "seconds": round(time.monotonic() - self.started, 3), "rounds": self.traces,
         }  # fmt: skip
         if self.own.traces is not None:
             write_text(self.own.traces, json.dumps(traced, indent=1) + "\n", self.analysis.model.paths)
@@ -332,17 +332,3 @@ def _reward(name: str | None, engine: Pulls, labels: IntArray | None) -> bandits
     if not callable(found):
         raise OptionError(f"--reward {name}: expected a function, found {type(found).__name__}")
     return bandits.checked(found, name)
-
-
-def _partial(aim: PlanOptions, part: float, analysis: Analysis) -> PlanOptions:
-    """What a part of the removal asks for: the same part of the ratio, or of the way down to every target."""
-    if part >= 1:
-        return aim
-    if aim.ratio is not None:
-        return replace(aim, ratio=aim.ratio * part)
-    before, targets = analysis.size(), []
-    for text in aim.targets:
-        target = parse_target(text)
-        whole = before.macs if target.what == "macs" else float(before.params)
-        targets.append(f"{target.what}={whole - (whole - min(whole, target.bound(before))) * part:.3f}")
-    return replace(aim, targets=tuple(targets))

@@ -2,6 +2,7 @@
 
 from .lockstep import repair
 from .moments import reestimate
+from .selection import Elimination, elimination
 from .steps import Step, plan_steps
 
-__all__ = ["Step", "plan_steps", "reestimate", "repair"]
+__all__ = ["Elimination", "Step", "elimination", "plan_steps", "reestimate", "repair"]

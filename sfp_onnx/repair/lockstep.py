@@ -91,7 +91,7 @@ def repair(
 
 
 @dataclass(frozen=True)
-class _Chain:
+class Chain:
     """How the target depends on the output: a session that computes it from a given output (None: it is the output), the tensors
     that it also reads, and its scale per channel."""
 
@@ -104,17 +104,17 @@ def _refit(setting: Setting, step: Step, number: int) -> LayerFit:
     """One step: gather sums over all batches, solve, keep what held-out data confirm."""
     walk = setting.after
     weight = walk.constant(step.weight)
-    reference, segment = setting.before.advance([step.reference]), walk.advance([step.data, *_operands(walk, step)])
+    reference, segment = setting.before.advance([step.reference]), walk.advance([step.data, *operands(walk, step)])
     sums: list[Normal] = []
-    chain, energy = _Chain(None, (), np.ones(1)), 0.0
+    chain, energy = Chain(None, (), np.ones(1)), 0.0
     for batch in range(setting.batches):
         wanted = _kept(setting, step, reference.run(batch)[step.reference])
         data = segment.run(batch)[step.data]
         if batch == 0 and step.target != step.output:
-            chain = _measure_chain(walk, step, wanted)
+            chain = measure_chain(walk, step, wanted)
         blocks = step.linear.form.blocks(data.shape, weight.shape, wanted.shape)
         matrix = step.linear.form.matrix(weight, blocks).astype(np.float32)
-        chosen = _positions(setting, step, (number, batch), wanted.shape, matrix.shape[1])
+        chosen = positions(setting, step, (number, batch), wanted.shape, matrix.shape[1])
         rows = step.linear.form.rows(data, wanted.shape, chosen, blocks)
         answers = step.linear.form.answers(wanted, chosen, blocks).astype(np.float32)
         energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
@@ -130,7 +130,7 @@ def _refit(setting: Setting, step: Step, number: int) -> LayerFit:
     return _accept(setting, step, (sums[0], sums[1]), chain.scale, energy)
 
 
-def _operands(walk: Walk, step: Step) -> list[str]:
+def operands(walk: Walk, step: Step) -> list[str]:
     """What the nodes between output and target read beside it."""
     if step.target == step.output:
         return []
@@ -154,27 +154,27 @@ def _kept(setting: Setting, step: Step, array: Array) -> Array:
     return array
 
 
-def _measure_chain(walk: Walk, step: Step, wanted: Array) -> _Chain:
+def measure_chain(walk: Walk, step: Step, wanted: Array) -> Chain:
     """The scale is what the target gains when the output goes from zeros to ones.
 
     Raises:
         ModelError: onnxruntime cannot run that part alone.
     """
     session, inputs = walk.side([step.output], step.target)
-    chain = _Chain(session, inputs, np.ones(1))
-    gained = _target_at(walk, step, chain, np.ones_like(wanted), 0) - _target_at(walk, step, chain, np.zeros_like(wanted), 0)
+    chain = Chain(session, inputs, np.ones(1))
+    gained = target_at(walk, step, chain, np.ones_like(wanted), 0) - target_at(walk, step, chain, np.zeros_like(wanted), 0)
     per_channel = np.moveaxis(gained, step.linear.form.out_axis, -1).reshape(-1, gained.shape[step.linear.form.out_axis])
-    return _Chain(session, inputs, per_channel.mean(0, dtype=np.float64))
+    return Chain(session, inputs, per_channel.mean(0, dtype=np.float64))
 
 
-def _target_at(walk: Walk, step: Step, chain: _Chain, output: Array, batch: int) -> Array:
+def target_at(walk: Walk, step: Step, chain: Chain, output: Array, batch: int) -> Array:
     assert chain.session is not None
     feeds = {name: walk.store.get((name, batch)) for name in chain.inputs}
     found: Array = chain.session.run({step.output: output, **feeds}, [step.target])[0]
     return found
 
 
-def _present(step: Step, walk: Walk, chain: _Chain, parts: tuple[Array, Array, Array, IntArray, int]) -> Array:
+def _present(step: Step, walk: Walk, chain: Chain, parts: tuple[Array, Array, Array, IntArray, int]) -> Array:
     """rest + s (P W + b) at the chosen positions: where the target stands now."""
     rows, matrix, wanted, chosen, batch = parts
     made = rows @ matrix
@@ -183,7 +183,7 @@ def _present(step: Step, walk: Walk, chain: _Chain, parts: tuple[Array, Array, A
         made += vector.reshape(len(made), 1, -1)
     if chain.session is None:
         return made
-    rest = step.linear.form.answers(_target_at(walk, step, chain, np.zeros_like(wanted), batch), chosen, len(rows))
+    rest = step.linear.form.answers(target_at(walk, step, chain, np.zeros_like(wanted), batch), chosen, len(rows))
     found: Array = rest.astype(np.float32) + made * _per_block(chain.scale, made).astype(np.float32)
     return found
 
@@ -193,7 +193,7 @@ def _per_block(scale: Array, made: Array) -> Array:
     return np.broadcast_to(scale, (len(made) * made.shape[-1],)).reshape(len(made), 1, -1)
 
 
-def _positions(setting: Setting, step: Step, seed: tuple[int, int], output: Sequence[int], inputs: int) -> IntArray:
+def positions(setting: Setting, step: Step, seed: tuple[int, int], output: Sequence[int], inputs: int) -> IntArray:
     """Positions of the output to look at, (samples, per sample): enough rows for the number of inputs, one drawn at random from
     each of as many equal stretches."""
     samples, size = step.linear.form.positions(output)

@@ -1,0 +1,115 @@
+"""Single filter performance: what it says of real networks, what it costs, and how it ranks channels.
+
+``python benchmarks/sfp.py [folder with models/ and data/] [layers] [channels]`` prints Markdown tables (default: both parts).
+
+- layers: per layer probe accuracy (on held-out calibration images), clusters, noise, SNR; the pass against a plain forward pass
+  (interleaved, sessions included, minimum of several repeats), and seconds per probe.
+- channels: top-1 after removing 20 and 40 % of the block-internal channels without any repair, for all scores of the registry. On VGG-11
+  every convolution is internal, and at 40 % nothing is left of it without repair; it has 10 % as well.
+
+Calibration images come from the training sets (the networks know them by heart), accuracies from the test sets.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import ranking
+
+import sfp_onnx
+from sfp_onnx import graph, profiles, runtime, sfp
+from sfp_onnx.scores import SCORES
+
+REPEATS, TIMED, CALIBRATION = 5, 512, 2000
+STATISTICS = {
+    "probe acc.": "probe_accuracy", "cluster size": "cluster_size", "clusters/filter": "clusters_per_filter",
+    "labels/filter": "labels_per_filter", "one cluster": "one_cluster", "noise": "noise", "SNR": "snr", "no cluster": "no_cluster",
+}  # fmt: skip
+
+
+def layer_table(found: sfp_onnx.Profiles) -> str:
+    """Markdown: one row per layer."""
+    head = ("layer", "filters", *STATISTICS)
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for layer in found.layers:
+        own = layer.statistics
+        values = [f"{own[name]:.3g}" for name in STATISTICS.values()]
+        lines.append(f"| {layer.layer} | {len(layer.units)} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def pass_cost(analysis: sfp_onnx.Analysis, data: sfp_onnx.Dataset) -> str:
+    """The pass against a plain forward pass over the same batches, and seconds per probe on all its images."""
+    output = profiles.classes_of(analysis.prepared, analysis.samples, "")
+    taps, _ = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, 4)
+    batches, widths = list(data.batches()), [tap.width for tap in taps]
+    plain, passes = [], []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        session = runtime.open_session(graph.serialized(analysis.prepared.model), analysis.prepared.model.weights, "plain")
+        for feeds, _count in batches:
+            session.run(feeds)
+        plain.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        with profiles.room(data.samples, widths) as store:
+            kept = (np.arange(data.samples), store)
+            profiles.collect(analysis.prepared.model, taps, output, (batches, data.labels), kept, lambda steps: None)
+        passes.append(time.perf_counter() - start)
+    assert data.labels is not None
+    seconds: dict[str, list[float]] = {name: [] for name in sfp.PROBES}
+    with profiles.room(data.samples, widths) as store:
+        kept = (np.arange(data.samples), store)
+        profiles.collect(analysis.prepared.model, taps, output, (batches, data.labels), kept, lambda steps: None)
+        for index in range(len(taps)):
+            own = store.get(index)
+            for name, train in sfp.PROBES.items():
+                start = time.perf_counter()
+                train(sfp.Samples(own, data.labels, np.arange(data.samples)), output[1], 0)
+                seconds[name].append(time.perf_counter() - start)
+    probes = ", ".join(f"{name} {np.mean(own):.2f} s per layer (largest {max(own):.2f} s)" for name, own in seconds.items())
+    return (
+        f"{data.samples} images: plain {min(plain):.2f} s, profile pass {min(passes):.2f} s, ratio {min(passes) / min(plain):.2f}; "
+        f"features {sum(widths) * 4 / 1024:.0f} KiB per image; probes on these images: {probes}"
+    )
+
+
+def layers(root: Path) -> None:
+    """What the measure says per layer, and what it costs."""
+    for case in (ranking.VGG11, ranking.RESNET20, ranking.RESNET56):
+        analysis = case.analysis(root)
+        start = time.perf_counter()
+        found = sfp_onnx.profile(analysis, case.images(root, "calib"))
+        seconds = time.perf_counter() - start
+        print(f"\n## {case.title}\n\n{layer_table(found)}\n")
+        print(f"{found.samples} images ({found.trained} train the probes, {found.held_out} held out), {seconds:.0f} s in all.")
+        print(f"{pass_cost(analysis, case.images(root, 'calib', TIMED))}.", flush=True)
+
+
+def channels(root: Path) -> None:
+    """Single filter performance among all scores, as channel scores."""
+    names = [*SCORES, "sfp+contribution"]
+    columns = {}
+    for case, ratios in ((ranking.RESNET56, (0.2, 0.4)), (ranking.VGG11, (0.1, 0.2, 0.4))):
+        data = (case.analysis(root), case.images(root, "calib", CALIBRATION), case.images(root, "test"))
+        found = ranking.ranking(case, ratios, names, data, seeds=3)
+        columns.update({f"{case.title} {ratio:.0%}": (found, ratio) for ratio in ratios})
+    print(f"\n## As channel scores, no repair\n\n{ranking.ranking_table(columns)}", flush=True)
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parts = [name for name in ("layers", "channels") if name in sys.argv] or ["layers", "channels"]
+    folders = [Path(item) for item in sys.argv[1:] if item not in ("layers", "channels")]
+    root = folders[0] if folders else ranking.SHARED
+    print(f"onnxruntime {runtime.version()}, numpy {np.__version__}")
+    for name in parts:
+        {"layers": layers, "channels": channels}[name](root)
+
+
+if __name__ == "__main__":
+    main()

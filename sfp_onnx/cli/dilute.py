@@ -1,0 +1,93 @@
+"""dilute: zero connections without changing a shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import graph, pipeline, report
+from ..dilute import METHODS, removed_share
+from ..records import RepairOptions
+from . import options as take
+from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .prune import _accuracy
+
+NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
+
+
+@click.command("dilute", epilog=EPILOG)
+@take.model_argument
+@take.output_option
+@click.option("--method", help=f"How connections are chosen: {NAMES}.  [default: wanda with data, else l1]")
+@click.option("--rate", type=float, help="Share of the kernels (weights, blocks) to remove; AFCC and nm set it themselves.")
+@click.option("--scope", type=click.Choice(["layer", "global", "filter"]), default="layer", show_default=True,
+              help="The same share of every layer, one ranking over all layers, or the same share of every filter.")
+@click.option("--layers", metavar="REGEX", help="Layers (node or weight names) to dilute.  [default: all]")
+@click.option("--refit/--no-refit", default=None, help="Re-fit the remaining weights by least squares.  [default: with data]")
+@click.option("--store", type=click.Choice(["dense", "sparse"]), default="dense", show_default=True,
+              help="sparse: weights as sparse initializers where that is smaller.")
+@click.option("--regroup", is_flag=True, help="Rewrite block-diagonal convolutions as grouped ones, where that is measured to be faster.")
+@click.option("--force", is_flag=True, help="Dilute layers by labels even where these carry too little signal.")
+@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy before and after.")
+@take.preprocessing_options
+@take.shape_option
+@take.manifest_option
+@guarded
+def dilute_command(
+    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, store: str, **options: Any
+) -> None:
+    """Zero connections (kernels, weights) without changing a shape.
+
+    Example: sfp-onnx dilute model.onnx -o sparse.onnx --data calibration.npz --rate 0.5
+    """
+    names = ("rate", "scope", "layers", "refit", "regroup", "force", "seed")
+    method = options["method"] or pipeline.default_method(data is not None)
+    wanted = pipeline.DiluteOptions(method=method, repair=RepairOptions(seed=options["seed"]), **{name: options[name] for name in names})
+    pipeline.check_dilution(wanted, data is not None)
+    loaded = pipeline.load(model)
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)
+    held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
+    shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
+    data_set = dataset(loaded, data, {**options, **shared})
+    say(f"method: {method}{'' if options['method'] else ' (default)'}")
+    analysis = pipeline.inspect(loaded, options["input_shapes"], data_set)
+    result = pipeline.dilute(analysis, wanted, data_set, bar)
+    measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
+    result.save(output, sparse=store == "sparse")
+    if manifest is not None:
+        pipeline.write_json(manifest, pipeline.dilution_manifest(result, output), [*loaded.paths, output])
+    _show(result, output, store)
+    if measured:
+        measured[1] = replace(measured[1], model=str(output))
+        _accuracy(measured)
+        say(report.evaluation_text(measured))
+
+
+def _show(result: pipeline.Diluted, output: Path, store: str) -> None:
+    click.echo(_table(result))
+    for item in result.skipped:
+        say(f"Skipped '{item.layer}': {item.reason}")
+    for note in result.notes:
+        say(f"Note: {note}")
+    share = removed_share(result.layers)
+    click.echo(f"{share:.1%} of the weights of {len(result.layers)} layers are zero; {len(result.skipped)} layers skipped")
+    if result.cut:
+        click.echo(report.sizes_text(result.before, result.after))
+    before, after = graph.file_bytes(result.original), graph.file_bytes(pipeline.load(output))
+    click.echo(f"file {report.number(before)}B -> {report.number(after)}B ({after / before:.1%}, stored {store})")
+    checks = "".join(f"; {step}: relative difference {error:.1e}" for step, error in result.checks.items())
+    click.echo(f"verified: masked weights are zero, outputs finite{checks}")
+    click.echo(f"wrote {output}")
+
+
+def _table(result: pipeline.Diluted) -> str:
+    rows = [
+        [item.layer, result.options.method, item.unit, f"{item.removed}/{item.total}", f"{item.removed / item.total:.1%}",
+         f"{item.lost:.2%}", f"{item.lost_l1:.2%}"]
+        for item in result.layers
+    ]  # fmt: skip
+    return report.table(["layer", "method", "unit", "removed", "share", "est. L1 error", "of kernel L1"], rows)

@@ -1,0 +1,49 @@
+"""profile: measure what a model costs on this machine, for plans made here or elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .. import pipeline
+from ..device import to_json
+from ..report import table
+from ..runtime import Setup
+from . import options as take
+from .common import EPILOG, bar, check_outputs, guarded, say
+
+SHOWN = 10
+
+
+@click.command("profile", epilog=EPILOG)
+@take.model_argument
+@click.option("-o", "--output", type=take.FILE, required=True, help="Where the profile (JSON) goes.")
+@take.machine_options
+@click.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.")
+@take.shape_option
+@take.layernorm_option
+@guarded
+def profile_command(
+    model: Path, output: Path, threads: int, batch: int, provider: str, fresh: bool, input_shapes: dict[str, list[int]], cut_layernorm: bool
+) -> None:
+    """Measure the model's nodes at many widths on this machine; plan with it anywhere.
+
+    Example: sfp-onnx profile model.onnx -o cpu.json --threads 1
+    """
+    loaded = pipeline.load(model)
+    check_outputs(loaded.paths, output)
+    analysis = pipeline.inspect(loaded, input_shapes, cut_layernorm=cut_layernorm)
+    profile = pipeline.measure_profile(analysis, Setup(threads, provider), batch, bar, fresh)
+    pipeline.write_json(output, to_json(profile), loaded.paths)
+    where = profile.device
+    click.echo(f"{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}")
+    click.echo(f"threads {where['threads'] or 'all'}, batch {batch}")
+    block = profile.block
+    curve = ", ".join(f"{width}: {ratio:.2f}" for width, ratio in block.curve.items())
+    click.echo(f"convolutions run in blocks of {block.width} channels (time by width: {curve})")
+    click.echo(f"measured {profile.seconds * 1e3:.3f} ms for the whole model; sum of kernels times {profile.factor:.3f}")
+    click.echo(f"mean error of predictions on {profile.checked} models with other widths, not used to fit: {profile.error:.1%}")
+    rows = [(name, f"{own * 1e3:.3f}", f"{own / profile.seconds:.1%}") for name, own in pipeline.profile_rows(analysis, profile)[:SHOWN]]
+    click.echo(table(("node (first output)", "ms", "share"), rows))
+    say(f"Next: sfp-onnx prune {model} -o {model.stem}-pruned.onnx --target latency=60% --device-profile {output}")

@@ -1,0 +1,89 @@
+"""sweep: many targets from one calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import pipeline
+from ..errors import OutputError
+from ..records import ScoreOptions
+from ..report import number, table
+from . import options as take
+from .bandit_options import bandit_files, chosen_bandit
+from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+
+
+@click.command("sweep", epilog=EPILOG)
+@take.model_argument
+@click.option("--targets", "sweeps", multiple=True, required=True, metavar="macs=90%:20%:10%", help="First:last:step. Repeatable.")
+@click.option("--data", type=take.FILE, help="Calibration data; without --test-data a third of it is held out to judge on.")
+@click.option("--test-data", type=take.FILE, help="Data to judge on.")
+@click.option("-o", "--output", type=take.FILE, help="Where the JSON goes.")
+@click.option("--save-dir", type=take.FILE, help="Folder (made if missing) for the models.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@take.plan_options
+@take.preprocessing_options
+@take.shape_option
+@take.layernorm_option
+@guarded
+def sweep_command(
+    model: Path, sweeps: tuple[str, ...], data: Path | None, test_data: Path | None, output: Path | None, save_dir: Path | None,
+    as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Plan for many targets with one calibration; show accuracy, size and latency of each.
+
+    Example: sfp-onnx sweep model.onnx --data calibration.npz --targets macs=90%:20%:10%
+    """
+    if options["ratio"] is not None or options["max_drop"] is not None:
+        raise click.UsageError("A sweep takes --targets (and --target for bounds that hold for all of them), not --ratio or --max-drop.")
+    for text in sweeps:
+        pipeline.parse_sweep(text)
+    chosen = take.chosen_plan({**options, "targets": options["targets"] or ("macs=100%",)})
+    loaded = pipeline.load(model)
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, *bandit_files(options))
+    if save_dir is not None:
+        _make(save_dir)
+    nothing = {"mean": None, "std": None, "scale": None, "labels": None, "samples": None}
+    seen = dataset(loaded, data, options if data else {**options, **nothing})
+    judge = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
+    if judge is None and seen is not None:
+        seen, judge = pipeline.held_out(seen, options["seed"])
+        say(f"accuracy on {judge.samples} samples held out from --data")
+    analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
+    name = options["score"] or pipeline.default_score(seen)
+    scores = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
+    scored = pipeline.candidates(analysis, chosen, name, seen, scores, bar)
+    points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
+    found = pipeline.sweep_data(points, analysis, scored)
+    if output is not None:
+        pipeline.write_json(output, found, loaded.paths)
+    click.echo(json.dumps(found, indent=1) if as_json else _text(points))
+    for point in points:
+        if point.failure:
+            say(f"{point.target}: {point.failure}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot make the folder: {error.strerror or error}") from error
+
+
+def _text(points: list[pipeline.Point]) -> str:
+    rows = []
+    for point in points:
+        if point.size is None or point.failure:
+            rows.append([point.target, *["-"] * 8, "not reached"])
+            continue
+        shares = [f"{value:.2%}" if value is not None else "-" for value in (point.top1, point.agreement)]
+        error = f"{point.relative_error:.4f}" if point.relative_error is not None else "-"
+        sizes = [number(point.size.macs), number(point.size.params), number(point.size.bytes or 0)]
+        times = [f"{point.latency_ms:.3f}", f"{point.latency_ratio:.2f}"]
+        rows.append([point.target, *shares, error, *sizes, *times, "yes" if point.front else ""])
+    heads = ["target", "top-1", "agreement", "rel. error", "MACs", "params", "bytes", "min ms", "ratio", "front"]
+    return table(heads, rows)

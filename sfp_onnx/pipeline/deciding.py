@@ -1,0 +1,78 @@
+"""From scores to a plan: one of ratio and targets decides how much leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from .. import plan as plans
+from ..records import FloatArray, Group, Plan, PlanOptions
+from ..targets import bounds, parse_target
+from .analysis import Analysis, Progress, silent
+from .targeting import Reached, Ruler, block_of, narrowest, ranking, reach, ruler_for, solver
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A model that is ready to be planned for.
+
+    ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
+    group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores).
+    """
+
+    analysis: Analysis
+    groups: Sequence[Group]
+    scores: FloatArray
+    recorded: Mapping[str, Any]
+    errors: Mapping[str, FloatArray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:
+    """Decide which units leave.
+
+    Raises:
+        OptionError: bad options. TargetError: a target cannot be held.
+    """
+    found, used = decide(scored, options, progress, ruler)
+    recorded = {**asdict(used), "targets": list(options.targets), **scored.recorded}
+    analysis = scored.analysis
+    made = plans.make_plan(analysis.coupling, found.removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    return replace(made, notes=(*scored.notes, *found.notes), figures=_figures(found))
+
+
+def decide(
+    scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None
+) -> tuple[Reached, PlanOptions]:
+    """Which units leave, and the options with their defaults filled in.
+
+    Raises:
+        OptionError: neither or both of ratio and targets. TargetError: the targets cannot be held.
+    """
+    wanted = [parse_target(text) for text in options.targets]
+    analysis, groups, scores = scored.analysis, scored.groups, scored.scores
+    ruler = ruler or ruler_for(analysis, options, progress)
+    asked = {target.what for target in wanted}
+    allocation = options.allocation
+    if allocation == "default":
+        allocation = "solve" if asked & {"latency", "memory"} or options.max_drop is not None else "uniform"
+    used = replace(options, allocation=allocation, align=block_of(options, ruler.profile))
+    if options.ratio is not None or not wanted:
+        used = replace(used, allocation="uniform" if allocation == "solve" else allocation)
+        removed = plans.choose(analysis.coupling, groups, scores, used, ruler.predicted)
+        assert removed is not None
+        return Reached(removed, {}, {}), used
+    choice = solver(ruler, groups, scores, used, scored.errors) if allocation == "solve" else ranking(ruler, groups, scores, used)
+    most = narrowest(analysis.coupling, groups, scores, used)
+    with progress("planning", 1) as advance:
+        found = reach(ruler, wanted, choice, most)
+        advance(1)
+    return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
+
+
+def _figures(found: Reached) -> dict[str, dict[str, float]]:
+    return {
+        name: {"before": found.before[name], "bound": bound, "predicted": found.predicted[name], "actual": found.actual[name]}
+        for name, bound in found.bounds.items()
+    }

@@ -1,0 +1,236 @@
+"""Dilute a model: choose connections, zero them, re-fit the rest, remove what is dead, and prove each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .. import dilute as stage
+from .. import graph
+from ..calibrate import calibrate
+from ..data import Dataset
+from ..dilute import DilutedLayer, Ends, KernelView, Method, MethodOptions, SkippedLayer, Target
+from ..errors import DataError, OptionError, TargetError
+from ..graph import Model
+from ..profiles import ProfileOptions
+from ..records import BoolArray, FloatArray, RepairOptions
+from ..repair import repair
+from ..views import scales
+from .analysis import Analysis, ModelSource, Progress, describe, inspect, silent
+from .dilution import Diluted, DiluteOptions
+from .ends import ends_of
+from .scoring import _batch
+from .tidying import batches, check, finished
+
+SNR_FEATURES = 0.8
+"""Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
+mask was worse than random kernels, at 0.5 (ResNet-20) level with them, over 0.8 (its last layer) better; never better than kernel L1."""
+SNR_LABELS = 0.3
+"""The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The layers to dilute, and what was measured of them: RMS per channel of what each reads, and the class profiles of both ends (or
+    why there are none), by layer."""
+
+    targets: tuple[Target, ...]
+    skipped: tuple[SkippedLayer, ...]
+    rms: Mapping[tuple[str, int], FloatArray]
+    ends: Mapping[str, Ends | str]
+    notes: tuple[str, ...] = ()
+
+
+def look(
+    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent
+) -> Seen:
+    """Find the layers and measure them; class profiles only with ``options`` for them. Several dilutions can share the result.
+
+    Raises:
+        OptionError: the expression ``layers`` is invalid or matches nothing.
+        ModelError, DataError: profiles are asked for, and the model is no classifier or the labels do not do.
+    """
+    found, skipped = stage.targets(analysis.prepared, analysis.coupling, layers)
+    rms = _rms(analysis, found, data, progress) if data is not None else {}
+    ends: Mapping[str, Ends | str] = {}
+    notes: list[str] = []
+    if options is not None and data is not None:
+        ends, notes = ends_of(analysis, data, found, options, progress)
+    return Seen(tuple(found), tuple(skipped), rms, ends, tuple(notes))
+
+
+def dilute(
+    source: ModelSource | Analysis,
+    options: DiluteOptions,
+    data: Dataset | None = None,
+    progress: Progress = silent,
+    seen: Seen | None = None,
+) -> Diluted:
+    """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any.
+
+    ``seen``: what `look` measured of the same analysis before.
+
+    Raises:
+        OptionError: unknown method, rate out of range or missing.
+        DataError: the method or the re-fit needs data or labels.
+        ModelError: the method needs a classifier.
+        TargetError: nothing was diluted.
+        VerificationError: a step changed what it must not change.
+    """
+    method, _ = check_dilution(options, data is not None)
+    analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
+    if seen is None:
+        wanted = ProfileOptions(seed=options.seed) if "profiles" in method.needs else None
+        seen = look(analysis, options.layers, data, wanted, progress)
+    masks, figures, skipped, notes = masked(analysis, seen, options)
+    diluted = stage.zeroed(analysis.prepared.model, masks)
+    if options.refit or (options.refit is None and data is not None):
+        diluted, said = refitted(analysis, diluted, masks, data, options.repair, progress)
+        notes += said
+    check(diluted, masks, batches(analysis, data))
+    result = Diluted(
+        diluted, analysis.model, options, figures, tuple(skipped), tuple(notes), 0, {}, analysis.size(), analysis.size(),
+        describe(data) if data else {},
+    )  # fmt: skip
+    return finished(result, data, progress)
+
+
+def masked(
+    analysis: Analysis, seen: Seen, options: DiluteOptions
+) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...], list[SkippedLayer], list[str]]:
+    """Masks by name of the weight, in its layout (True: may be other than zero); what they remove; skipped layers; notes.
+
+    Raises:
+        OptionError: unknown method.
+        TargetError: the method suits no layer.
+    """
+    method, own = stage.find_method(options.method, options.seed)
+    found, skipped, notes = _suited(seen, method, own, options)
+    masks, figures = _chosen(analysis, found, seen, (method, own), options)
+    return masks, figures, skipped, notes
+
+
+def _suited(
+    seen: Seen, method: Method, own: MethodOptions, options: DiluteOptions
+) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+    """The layers that the method suits, the others with reasons, and notes.
+
+    Raises:
+        TargetError: it suits none.
+    """
+    found, skipped, notes = list(seen.targets), list(seen.skipped), list[str]()
+    if method.tile(own).whole:
+        deep = "depthwise: a kernel is a channel there, which `prune` removes"
+        skipped += [SkippedLayer(target.name, deep) for target in found if target.channelwise]
+        found = [target for target in found if not target.channelwise]
+    if "profiles" in method.needs:
+        notes += seen.notes
+        found, refused, warned = gated(found, seen.ends, method, options.force)
+        skipped, notes = skipped + refused, notes + warned
+    if not found:
+        raise TargetError("nothing was diluted. " + " ".join(f"'{item.layer}': {item.reason}." for item in skipped[:5]))
+    if method.fixed and options.rate is not None:
+        sets = "the labels set" if "profiles" in method.needs else "the pattern sets"
+        notes.append(f"--rate {options.rate:g} is ignored: with {options.method} {sets} the rate")
+    return found, skipped, notes
+
+
+def _chosen(
+    analysis: Analysis, found: Sequence[Target], seen: Seen, method: tuple[Method, MethodOptions], options: DiluteOptions
+) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
+    """Masks by name of the weight, in its layout, and what they remove."""
+    model = analysis.prepared.model
+    factors = scales(model, analysis.coupling)
+
+    def views() -> Iterator[KernelView]:
+        for view in stage.layer_views(model, found, factors, seen.rms):
+            known = seen.ends.get(view.layer)
+            yield replace(view, ends=known) if isinstance(known, Ends) else view
+
+    chosen = stage.choose(views, {target.name: target.weight for target in found}, method, options.rate or 0.0, options.scope)
+    held = graph.initializers(model)
+    masks = {
+        target.weight: stage.as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(found, chosen, strict=True)
+    }
+    return masks, tuple(item.figures for item in chosen)
+
+
+def default_method(with_data: bool) -> str:
+    """The method that is used if none is named."""
+    return "wanda" if with_data else "l1"
+
+
+def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, MethodOptions]:
+    """The method, after a check of the options that needs no model.
+
+    Raises:
+        OptionError, DataError: as `dilute`.
+    """
+    method, own = stage.find_method(options.method, options.seed)
+    if options.rate is None and not method.fixed:
+        raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
+    if options.rate is not None and not 0 <= options.rate < 1:
+        raise OptionError(f"--rate {options.rate:g}: expected a share from 0 up to, but not including, 1")
+    if options.scope not in ("layer", "global", "filter"):
+        raise OptionError(f"--scope '{options.scope}': expected layer, global or filter")
+    if method.needs and not with_data:
+        free = ", ".join(item.pattern or name for name, item in stage.METHODS.items() if not item.needs)
+        raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")
+    if options.refit and not with_data:
+        raise DataError("--refit needs calibration data: give --data")
+    return method, own
+
+
+def gated(
+    found: Sequence[Target], ends: Mapping[str, Ends | str], method: Method, force: bool
+) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+    """Targets with profiles at both ends and, for methods that stand on labels alone, enough signal in them; the others with
+    reasons; warnings for those that were forced."""
+    kept, refused, warned = [], list[SkippedLayer](), list[str]()
+    for target in found:
+        own = ends[target.name]
+        if isinstance(own, str):
+            refused.append(SkippedLayer(target.name, own))
+            continue
+        least = SNR_LABELS if own.to_labels else SNR_FEATURES
+        snr = min(own.reads.snr, own.writes.snr)
+        if method.gated and snr < least:
+            ends_text = f"{own.reads.snr:.2f}" + ("" if own.to_labels else f" and {own.writes.snr:.2f}")
+            reason = f"signal-to-noise of the labels {ends_text}, under {least:g}: {method.name} has no basis there"
+            if not force:
+                refused.append(SkippedLayer(target.name, f"{reason} (--force dilutes it all the same)"))
+                continue
+            warned.append(f"'{target.name}': {reason}; diluted because of --force")
+        kept.append(target)
+    return kept, refused, warned
+
+
+def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[tuple[str, int], FloatArray]:
+    """Root mean square of every channel that a target reads."""
+    ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
+    wanted = list(dict.fromkeys(target.site for target in found if target.data_axis != 0))
+    with progress("calibrating", data.samples) as advance:
+        parts = replace(data, batch=_batch(analysis, data)).batches()
+        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
+    return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
+
+
+def refitted(
+    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, options: RepairOptions, progress: Progress
+) -> tuple[Model, list[str]]:
+    """The diluted model with what remains re-fitted, layer by layer, so that it answers like the original; and what was done.
+
+    The one place that calls the repair. Layers behind a diluted one are re-fitted, too: their input has changed.
+    """
+    assert data is not None
+    feeds = ({name: array if data.fixed else array[:count] for name, array in own.items()} for own, count in data.batches())
+    none = np.zeros(analysis.coupling.units, bool)
+    with progress("re-fitting", 0) as advance:
+        model, fits = repair(
+            analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1)
+        )
+    counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
+    said = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
+    return model, [said]

@@ -1,0 +1,200 @@
+"""The latency model: block, cache, fit, and predictions; nothing here depends on how fast the machine is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import classifier
+
+import sfp_onnx
+from sfp_onnx import device, graph, latency, pipeline, runtime
+from sfp_onnx.device import Block, nonnegative_fit
+from sfp_onnx.latency import Timing, Variant
+from sfp_onnx.pipeline import profiling
+from sfp_onnx.runtime import Setup
+from sfp_onnx.work import Kind, node_terms
+
+SETUP = Setup(threads=1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(latency.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+# ---- the block -------------------------------------------------------------------------------------------------------
+
+
+def stairs(block: int, slow: float) -> dict[int, float]:
+    return {width: (np.ceil(width / block) * block / 64) ** 2 * (slow if width % 4 else 1) for width in latency.PROBES}
+
+
+@pytest.mark.parametrize(("block", "slow", "expected"), [(16, 1.4, 16), (8, 1.3, 8), (32, 1.3, 32), (4, 1.2, 4), (1, 1.0, 1)])
+def test_the_block_is_read_off_the_staircase(block: int, slow: float, expected: int) -> None:
+    found = latency.judge(stairs(block, slow))
+    assert found.width == expected
+    assert found.slow == pytest.approx(max(1.0, stairs(block, slow)[63]), abs=1e-3)
+
+
+def test_a_device_whose_time_does_not_depend_on_channels() -> None:
+    assert latency.judge(dict.fromkeys(latency.PROBES, 1.0)).width == 1
+
+
+def test_the_block_of_this_machine_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(latency, "_probe", lambda setup: calls.append(setup) or stairs(16, 1.4))
+    first, second = latency.block(SETUP), latency.block(SETUP)
+    assert first == second and first.width == 16 and len(calls) == 1
+    latency.block(Setup(threads=2))  # measured anew for other threads
+    assert len(calls) == 2
+
+
+def test_the_probe_runs() -> None:
+    assert set(latency._probe(SETUP)) == set(latency.PROBES)
+
+
+# ---- cache -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"cache_version": 1}', "null", '{"cache_version": 99, "key": {}, "value": 1}'])
+def test_a_corrupt_cache_is_ignored_and_rebuilt(damage: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_probe", lambda setup: stairs(8, 1.4))
+    latency.block(SETUP)
+    (file,) = own_cache.iterdir()
+    good = file.read_text()
+    file.write_text(damage)
+    assert latency.block(SETUP).width == 8
+    assert file.read_text() == good and list(own_cache.iterdir()) == [file]
+
+
+def test_values_of_another_kind_in_the_cache_are_ignored(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_probe", lambda setup: stairs(8, 1.4))
+    latency.block(SETUP)
+    (file,) = own_cache.iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "value": {"width": "x", "slow": 1, "curve": {}}}))
+    assert latency.block(SETUP).width == 8
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(latency.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(latency, "_probe", lambda setup: stairs(16, 1.4))
+    assert latency.block(SETUP).width == 16
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "expected"),
+    [("linux", "XDG_CACHE_HOME", "sfp_onnx"), ("win32", "LOCALAPPDATA", "sfp_onnx"), ("darwin", "HOME", "Library/Caches/sfp_onnx")],
+)
+def test_the_cache_folder_of_each_platform(
+    platform: str, variable: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(latency.CACHE_VARIABLE)
+    monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr(sys, "platform", platform)
+    assert latency.cache_folder() == tmp_path / expected
+    monkeypatch.setenv(latency.CACHE_VARIABLE, str(tmp_path / "own"))
+    assert latency.cache_folder() == tmp_path / "own"
+
+
+# ---- the fit ---------------------------------------------------------------------------------------------------------
+
+
+def test_nonnegative_fit() -> None:
+    random = np.random.default_rng(0)
+    matrix = random.uniform(0, 1, (12, 4)) * [1, 1e6, 1e3, 1e9]
+    truth = np.asarray([2.0, 0.0, 3e-3, 5e-9])
+    assert nonnegative_fit(matrix, matrix @ truth) == pytest.approx(truth, rel=1e-6, abs=1e-12)
+    assert (nonnegative_fit(matrix, -(matrix @ truth)) == 0).all()
+    pulled = nonnegative_fit(np.column_stack([np.ones(3), [0.0, 1.0, 2.0]]), np.asarray([3.0, 2.0, 1.0]))
+    assert pulled == pytest.approx([2.0, 0.0])  # a falling line has no such fit but its mean
+
+
+def test_the_fit_finds_the_costs_of_a_made_up_machine(tmp_path: Path) -> None:
+    path = tmp_path / "wide.onnx"
+    onnx.save(classifier(widths=(64, 96)), path)
+    analysis = sfp_onnx.inspect(path)
+    nodes = analysis.prepared.nodes
+    terms = node_terms(analysis.coupling, nodes, analysis.prepared.trace)
+    kept = np.stack(profiling._candidates(analysis, 16))
+    work = terms.per_owner(terms.lengths(kept), len(nodes), 16, 1.5)
+    truth = np.zeros((len(nodes), len(Kind)))
+    layers = [layer.node.index for layer in analysis.coupling.layers]
+    truth[layers, Kind.MACS], truth[layers, Kind.WRITTEN], overhead = 2e-9, 3e-8, 2e-6
+    timings = []
+    for own in work:  # nodes but layers are fused away; every record costs two microseconds more
+        seconds, kernels = np.zeros(len(nodes)), np.zeros(len(nodes))
+        kernels[layers] = 1
+        seconds[layers] = (own * truth).sum(1)[layers] + 5e-6
+        timings.append(Timing(seconds + overhead * kernels, kernels, np.ones(len(nodes), bool), float(seconds.sum())))
+    variants = [Variant(analysis.prepared.model, rows) for rows in work]
+    profile = latency.fit(variants, timings, nodes, (analysis.model.sha256, 1), (SETUP, Block(16, 1.5, {})))
+    assert profile.error < 1e-6 and profile.checked == 3 and profile.factor == pytest.approx(1)
+    clock = pipeline.clock_of(analysis, profile)
+    assert clock(terms.lengths(kept)) == pytest.approx([own.whole for own in timings], rel=1e-6)
+    # 16-channel blocks: 49 channels cost as much as 64 would, and more, being no multiple of 4
+    widths = [np.asarray([width, 96]) for width in (64, 52, 49)]
+    times = [float(clock(terms.lengths(own))) for own in widths]
+    assert times[1] == pytest.approx(times[0]) and times[2] > times[0]
+    assert device.from_json(json.loads(json.dumps(device.to_json(profile)))) == profile
+
+
+def test_what_is_fused_goes_with_its_convolution(tmp_path: Path) -> None:
+    nodes = sfp_onnx.inspect(classifier()).prepared.nodes  # conv1 bn1 relu1 conv2 relu2 pool flatten head
+    mixing = np.asarray([name in ("conv1", "conv2", "head") for name in (node.name for node in nodes)])
+
+    def found(*named: str) -> list[int]:
+        kernels = np.asarray([float(node.name in named) for node in nodes])
+        return latency.classes(nodes, [Timing(kernels, kernels, np.ones(len(nodes), bool), 1.0)], mixing)
+
+    assert found("conv1", "conv2", "pool", "head") == [0, 0, 0, 3, 3, 5, 5, 7]  # fused convolutions keep their names
+    assert found("relu1", "relu2", "pool", "head") == [0, 0, 0, 3, 3, 5, 5, 7]  # or are called after what they make
+
+
+def test_kernels_are_told_apart_by_what_they_make() -> None:
+    owners = {"a": 0, "a_b": 1, "c/Conv_output_0": 2}
+    assert [latency._owner(name, owners, 7) for name in ("a", "a_nchwc", "a_b_nchwc", "c/Conv_output_0/Fusion/", "ab", "Reorder_1")] == [
+        0, 0, 1, 2, 7, 7,
+    ]  # fmt: skip
+
+
+def test_records_name_the_nodes_of_the_model(tmp_path: Path) -> None:
+    model = graph.named_by_output(sfp_onnx.load(classifier(batch=1)))
+    session = runtime.open_timed(graph.serialized(model), model.weights, "model", SETUP, events=True)
+    runtime.interleaved([session], [{"x": np.zeros((1, 3, 8, 8), np.float32)}], 4)
+    times = runtime.kernel_times(session)
+    made = {name: node.index for node in graph.nodes(model) for name in node.outputs}
+    owned = {latency._owner(name, made, -1) for name in times} - {-1}
+    assert made["logits"] in owned and len(owned) >= 3
+    assert all(len(own) == 5 for name, own in times.items() if name.startswith("logits"))
+    assert not list(tmp_path.iterdir()) and not list(Path.cwd().glob("*sfp_onnx_*"))
+
+
+# ---- the whole -------------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_is_measured_once(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    analysis = sfp_onnx.inspect(classifier(widths=(32, 32)))
+    first = pipeline.measure_profile(analysis, SETUP)
+    monkeypatch.setattr(profiling, "_measure", None)  # calling it would fail
+    assert pipeline.measure_profile(analysis, SETUP) == first
+    monkeypatch.undo()
+    monkeypatch.setenv(latency.CACHE_VARIABLE, str(own_cache))
+    file = next(file for file in own_cache.iterdir() if file.name.startswith("profile"))
+    file.write_text(file.read_text()[:100])
+    assert pipeline.measure_profile(analysis, SETUP).nodes.keys() == first.nodes.keys()
+    assert json.loads(file.read_text())["value"]["format"] == device.FORMAT  # rebuilt
+
+
+def test_a_model_with_a_fixed_batch_takes_no_other() -> None:
+    analysis = sfp_onnx.inspect(classifier(batch=2))
+    assert profiling.timing_feeds(analysis, 2)["x"].shape[0] == 2
+    with pytest.raises(sfp_onnx.OptionError, match="fixed batch size 2"):
+        profiling.timing_feeds(analysis, 3)
+    assert profiling.timing_feeds(sfp_onnx.inspect(classifier()), 3)["x"].shape[0] == 3
