@@ -35,7 +35,7 @@ def _quantity(text: str, units: dict[str, Any], example: str) -> float:
 
 _OPTIONS = (
     click.option("--pulls", type=click.IntRange(min=1), help="bandit: pulls per arm and round.  [default: 5]"),
-    click.option("--budget", callback=_seconds, metavar="60s", help="bandit: seconds (5m, 1h) for the whole search, instead of --pulls."),
+    click.option("--budget", callback=_seconds, metavar="60s", help="bandit: time for pulling (5m, 1h), instead of --pulls."),
     click.option("--pull-batch", "pull_batch", type=click.IntRange(min=1), default=8, show_default=True,
                  help="bandit: images in one pull."),
     click.option("--epsilon", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Exploration of bandit:epsilon-greedy."),

@@ -13,21 +13,21 @@ from ..pulls import Block, Pulls
 from ..records import Array, IntArray
 from .bandit_state import Log
 
-TIMED_GROUPS = 8
+TIMED_GROUPS = 3
 
 
-def order(policy: bandits.Policy, most: int, blocks: int, first: int = 0) -> tuple[IntArray, IntArray]:
+def order(policy: bandits.Policy, most: int, blocks: int) -> tuple[IntArray, IntArray]:
     """The arms that a policy selects, in the order in which they are pulled, and the block that each is pulled on: the j-th pull of
-    any arm looks at block ``first`` + j, so that arms are compared on the same images."""
+    any arm looks at block j, so that arms are compared on the same images."""
     arms = policy.select()[:most]
-    places = (first + policy.pulls[arms]) % blocks
+    places = policy.pulls[arms] % blocks
     order = np.argsort(places, kind="stable")
     return arms[order], places[order]
 
 
-def replay(policy: bandits.Policy, log: Log, horizon: int, images: tuple[int, int], partial: bool = True) -> int:
-    """Bring a fresh policy to where a log ends; returns the pulls of all its whole selections. ``images`` are (number of
-    blocks, first block); ``partial``: learn the rest too.
+def replay(policy: bandits.Policy, log: Log, horizon: int, blocks: int, partial: bool = True) -> int:
+    """Bring a fresh policy to where a log ends; returns the pulls of all its whole selections. ``partial``: learn the
+    rest too.
 
     Raises:
         OptionError: the policy would have pulled other arms.
@@ -35,7 +35,7 @@ def replay(policy: bandits.Policy, log: Log, horizon: int, images: tuple[int, in
     done = 0
     while done < len(log):
         before = policy.random.bit_generator.state
-        arms, _ = order(policy, horizon - done, *images)
+        arms, _ = order(policy, horizon - done, blocks)
         known = min(len(arms), len(log) - done)
         if not known or arms[:known].tolist() != log.arms(done, done + known):
             raise OptionError("the state does not fit this search: it holds other pulls. Delete the file to start again.")

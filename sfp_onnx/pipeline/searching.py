@@ -122,8 +122,9 @@ class _Search:
 
     def run(self, between: Between | None) -> Found:
         current, units = self.analysis, np.concatenate([group.units for group in self.groups])
-        groups, blocks = list(self.groups), self._blocks()
+        groups, images = list(self.groups), self._blocks()
         for number in range(1, self.own.rounds + 1):
+            blocks = self._part(images, number)
             engine = Pulls(current.prepared, current.coupling, groups, blocks, Running(self.own.memory))
             labels = None if blocks[0].labels is None else np.concatenate([own.labels for own in blocks if own.labels is not None])
             reward = _reward(self.own.reward, engine, labels)
@@ -138,6 +139,11 @@ class _Search:
                 self.notes.append(f"round {number} left no group with two units to choose from")
                 break
         return Found(self.scores, tuple(self.notes), self._traced())
+
+    def _part(self, images: list[Block], number: int) -> list[Block]:
+        """The blocks of a round: every round looks at other images, lest the search fits a few (where there are enough)."""
+        size = len(images) // self.own.rounds
+        return images[(number - 1) * size : number * size] if size and self.policy != "leave-one-out" else images
 
     def _pruned(self, removed: BoolArray, between: Between | None) -> tuple[Analysis, list[Group], IntArray]:
         """The model after a removal, its groups that are still in play, and the original units of those."""
@@ -174,7 +180,7 @@ class _Search:
             interrupted = True
         if interrupted or not ended:
             policy = self._policy(own, horizon)
-            replay(policy, log, horizon, self._images(own))
+            replay(policy, log, horizon, len(own.engine.blocks))
         if not len(log):
             if own.number == 1:
                 raise OptionError("stopped before the first pull; there is nothing to plan with. Give a larger --budget.")
@@ -232,12 +238,12 @@ class _Search:
     ) -> bool:
         """Whether the horizon was reached before the deadline."""
         horizon, deadline = limits
-        images = self._images(own)
-        done = replay(policy, log, horizon, images, partial=False)
+        blocks = len(own.engine.blocks)
+        done = replay(policy, log, horizon, blocks, partial=False)
         if deadline is None:
             advance(done)
         while done < horizon:
-            arms, places = order(policy, horizon - done, *images)
+            arms, places = order(policy, horizon - done, blocks)
             if not len(arms):
                 return True
             at = len(log) - done
@@ -254,11 +260,6 @@ class _Search:
             policy.update(arms, log.means(done, done + len(arms)))
             done += len(arms)
         return True
-
-    def _images(self, own: _Round) -> tuple[int, int]:
-        """Number of blocks, and the first one of a round: every round looks at other images, lest the search fits a few."""
-        blocks = len(own.engine.blocks)
-        return blocks, (own.number - 1) * blocks // self.own.rounds
 
     def _pull(self, own: _Round, log: Log, run: IntArray, block: int) -> None:
         engine = own.engine
