@@ -10,7 +10,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -227,6 +227,11 @@ class Dataset:
     def samples(self) -> int:
         """How many samples are used."""
         return len(self.indices)
+
+    def part(self, positions: IntArray) -> Dataset:
+        """Some of the samples, by their positions."""
+        labels = None if self.labels is None else self.labels[positions]
+        return replace(self, indices=self.indices[positions], labels=labels)
 
     def batches(self) -> Iterator[tuple[dict[str, Array], int]]:
         """Inputs for one run, and how many of its rows are samples (a model with a fixed batch gets the last one padded).

@@ -467,7 +467,8 @@ class WeightSlices:
 class GroupView:
     """All that a score may look at for one group of ``width`` units. ``gammas`` are (unit, |gamma|) of every
     BatchNormalization on the group; ``index`` is the position of the group in the model. ``profiles`` are (position in the group of
-    each filter or -1, class profiles) of every tensor with the group's units that was profiled."""
+    each filter or -1, class profiles) of every tensor with the group's units that was profiled. ``elimination`` is what each unit adds
+    to the error in a backward elimination, None where no layer that could be re-fitted reads the group."""
 
     name: str
     index: int
@@ -475,6 +476,7 @@ class GroupView:
     weights: tuple[WeightSlices, ...]
     gammas: tuple[tuple[IntArray, FloatArray], ...]
     profiles: tuple[tuple[IntArray, LayerProfile], ...] = ()
+    elimination: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -483,7 +485,7 @@ class BanditOptions:
 
     ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
     the policies of those names; ``reward`` (None: by the kind of model); ``rounds``: remove a share, pull again on the pruned model;
-    ``memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
+    ``pull_memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
     """
 
     pulls: int | None = None
@@ -493,7 +495,7 @@ class BanditOptions:
     temperature: float = 0.05
     reward: str | None = None
     rounds: int = 1
-    memory: int = 2**30
+    pull_memory: int = 2**30
     state: str | None = None
     traces: str | None = None
 
@@ -545,16 +547,19 @@ class PlanOptions:
 class RepairOptions:
     """How the remaining weights are re-fitted.
 
-    ``fit``: "lstsq" (weights and biases) or "bias". ``rows_per_input``: rows of the least-squares problem per input of a layer;
+    ``fit``: "lstsq" (weights and biases), "bias", or "bn" (statistics of BatchNormalization).
+    ``rows_per_input``: rows of the least-squares problem per input of a layer;
     ``least_positions``: at least so many positions of each sample; ``ridges``: strengths tried, relative to the mean variance of the
-    inputs; ``memory``: bytes of activations held in memory; the rest goes to a temporary file.
+    inputs; ``memory``: bytes of activations held in memory; the rest goes to a temporary file. ``force``: keep a repair that took the
+    model away from the original on held-out samples.
     """
 
     fit: str = "lstsq"
+    force: bool = False
     seed: int = 0
     rows_per_input: float = 64.0
     least_positions: int = 4
-    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     memory: int = 2 * 10**9
 
 

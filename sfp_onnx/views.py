@@ -20,9 +20,14 @@ T = TypeVar("T")
 
 
 def views(
-    model: Model, coupling: Coupling, moments: Mapping[Site, Moments], profiles: Sequence[LayerProfile] = ()
+    model: Model,
+    coupling: Coupling,
+    moments: Mapping[Site, Moments],
+    profiles: Sequence[LayerProfile] = (),
+    eliminated: Mapping[str, FloatArray] | None = None,
 ) -> Iterator[GroupView]:
-    """One view per group, in order. Only the weights of one group are in memory at a time."""
+    """One view per group, in order; ``eliminated`` is the error that each unit adds, by group.
+    Only the weights of one group are in memory at a time."""
     factors, read = scales(model, coupling), _reader(model)
     position = np.full(coupling.units, -1, np.int64)
     layers = _by_group(coupling, ((own, np.concatenate([own.reads, own.writes, own.source])) for own in coupling.layers))
@@ -34,7 +39,7 @@ def views(
         slices = [found for layer in layers[index] for found in _slices(read, layer, position, factors, moments)]
         gammas = [(_positions(affine.units, position), np.abs(affine.gamma)) for affine in affines[index]]
         known = [(_positions(own.units, position), own) for own in profiled[index]]
-        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas), tuple(known))
+        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas), tuple(known), (eliminated or {}).get(group.name))
 
 
 def _reader(model: Model) -> Callable[[str], Array]:

@@ -429,7 +429,7 @@ def test_user_rewards_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "options",
     [{"pulls": 0}, {"pulls": 1, "budget": 1.0}, {"pull_batch": 0}, {"rounds": 0}, {"budget": -1.0}, {"temperature": 0.0}, {"epsilon": 2.0},
-     {"memory": 0}, {"reward": "loss:"}],
+     {"pull_memory": 0}, {"reward": "loss:"}],
     ids=str,
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any]) -> None:
@@ -476,7 +476,7 @@ def test_states_of_other_searches(tmp_path: Path) -> None:
 def test_from_the_command_line(model_file: Path, data_file: Path, tmp_path: Path) -> None:
     plan, state, traces = (tmp_path / name for name in ("plan.json", "state.json", "traces.json"))
     run = ["plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:sar", "--pulls", 2, "--pull-batch", 2]
-    result = invoke(*run, "--state", state, "--traces", traces, "--memory", "10MB")
+    result = invoke(*run, "--state", state, "--traces", traces, "--pull-memory", "10MB")
     assert result.exit_code == 0, result.stderr
     made = json.loads(plan.read_text())
     assert made["options"]["score"] == "bandit:sar" and made["options"]["bandit"]["pulls"] == 2
@@ -491,7 +491,7 @@ def test_from_the_command_line(model_file: Path, data_file: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "arguments",
     [("--pulls", 2), ("--score", "bandit:sar", "--pulls", 1, "--budget", "1s"), ("--score", "bandit:sar", "--budget", "soon"),
-     ("--score", "bandit:none"), ("--score", "bandit:sar", "--memory", "much"), ("--score", "random", "--state", "x.json")],
+     ("--score", "bandit:none"), ("--score", "bandit:sar", "--pull-memory", "much"), ("--score", "random", "--state", "x.json")],
 )  # fmt: skip
 def test_wrong_usage(arguments: tuple[Any, ...], model_file: Path, data_file: Path, tmp_path: Path) -> None:
     result = invoke("plan", model_file, "-o", tmp_path / "p.json", "--data", data_file, "--ratio", 0.5, *arguments)

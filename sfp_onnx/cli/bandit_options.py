@@ -15,7 +15,7 @@ from ..records import BanditOptions
 F = TypeVar("F", bound=Callable[..., Any])
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 BYTES = {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30}
-NAMES = ("pulls", "budget", "pull_batch", "epsilon", "temperature", "reward", "rounds", "memory", "state", "traces")
+NAMES = ("pulls", "budget", "pull_batch", "epsilon", "temperature", "reward", "rounds", "pull_memory", "state", "traces")
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -46,7 +46,7 @@ _OPTIONS = (
                       "classifiers, else relative-error]"),
     click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True,
                  help="bandit: remove a share, and pull again on the pruned network."),
-    click.option("--memory", callback=_bytes, default="1GB", show_default=True, help="bandit: bound on kept activations."),
+    click.option("--pull-memory", callback=_bytes, default="1GB", show_default=True, help="bandit: bound on kept activations."),
     click.option("--state", type=click.Path(), help="bandit: file to resume from, written while pulling."),
     click.option("--traces", type=click.Path(), help="bandit: write scores, pulls, means and 95 % intervals per arm as JSON."),
 )  # fmt: skip
@@ -69,7 +69,7 @@ def chosen_bandit(options: dict[str, Any]) -> BanditOptions | None:
         defaults = BanditOptions()
         given = [name for name in NAMES if options[name] != getattr(defaults, name)]
         if given:
-            raise click.UsageError(f"--{given[0]} belongs to the scores bandit:*; add --score bandit:sar.")
+            raise click.UsageError(f"--{given[0].replace('_', '-')} belongs to the scores bandit:*; add --score bandit:sar.")
         return None
     if options["pulls"] is not None and options["budget"] is not None:
         raise click.UsageError("Give either --pulls or --budget.")

@@ -12,7 +12,8 @@ import click
 from ..bandits import BANDIT_SCORES
 from ..errors import OptionError
 from ..metrics import parse_drop
-from ..records import PlanOptions
+from ..pipeline import REPAIRS
+from ..records import PlanOptions, RepairOptions
 from ..scores import SCORES, parts
 from ..sfp import PROBES
 from ..targets import parse_target
@@ -93,7 +94,7 @@ score_options = _stack(
     click.option("--score", callback=_score, metavar="NAME[+NAME..]",
                  help="Importance of a channel: " + ", ".join(sorted(SCORES)) + "; joined by '+': their ranks, averaged; or "
                  + ", ".join(BANDIT_SCORES) + ".  "
-                 "[default: contribution with data, else magnitude]"),
+                 "[default: obs where a repair follows, contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
     click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
     click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
@@ -136,6 +137,41 @@ def chosen_plan(options: dict[str, Any]) -> PlanOptions:
     names = "ratio targets allocation keep only min_channels align max_drop metric threads batch provider".split()
     profile = options["device_profile"]
     return PlanOptions(**{name: options[name] for name in names}, device_profile=None if profile is None else str(profile))
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?)B?\s*", value, re.IGNORECASE)
+    try:
+        found = int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()]) if match else 0
+    except ValueError:
+        found = 0
+    if found < 1:
+        raise click.BadParameter(f"'{value}': expected bytes such as 500MB or 2GB")
+    return found
+
+
+repair_options = _stack(
+    click.option("--repair", type=click.Choice(REPAIRS),
+                 help="Re-fit what is left so that the model answers like the original: weights and biases (lstsq), biases alone, or the "
+                      "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]"),
+    click.option("--memory", callback=_bytes, default="2GB", show_default=True, metavar="2GB",
+                 help="Activations that the repair holds in memory; the rest goes to a temporary file."),
+    click.option("--force", is_flag=True, help="Write the model even if the repair took it away from the original."),
+)  # fmt: skip
+
+
+def chosen_repair(options: dict[str, Any], data: object) -> RepairOptions | None:
+    """The repair that the options ask for; by default least squares where there are data.
+
+    Raises:
+        OptionError: a repair without data.
+    """
+    kind = options["repair"] or ("none" if data is None else "lstsq")
+    if kind == "none":
+        return None
+    if data is None:
+        raise OptionError(f"--repair {kind} needs --data")
+    return RepairOptions(fit=kind, seed=options["seed"], memory=options["memory"], force=options["force"])
 
 
 verify_option = click.option(

@@ -22,7 +22,7 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
 
 
 def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
-    name = options["score"] or pipeline.default_score(data)
+    name = options["score"] or pipeline.default_score(data, options.get("repair") in (None, "lstsq"))
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
     chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
     made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
@@ -63,18 +63,25 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
 @take.model_argument
 @click.argument("plan", type=take.FILE)
 @take.output_option
+@click.option("--data", type=take.FILE, help="Calibration data, for the repair.")
+@take.preprocessing_options
+@take.repair_options
 @take.manifest_option
 @take.verify_option
 @take.external_option
 @guarded
-def apply_command(model: Path, plan: Path, output: Path, manifest: Path | None, verify: bool, external: bool | None) -> None:
+def apply_command(
+    model: Path, plan: Path, output: Path, data: Path | None, manifest: Path | None, verify: bool, external: bool | None, **options: Any
+) -> None:
     """Cut a model as a plan says.
 
     Example: sfp-onnx apply model.onnx plan.json -o smaller.onnx
     """
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, plan], output, manifest)
-    result = pipeline.apply(loaded, pipeline.read_plan(plan), verify=verify, progress=bar)
+    check_outputs([*loaded.paths, plan, data, options["labels"]], output, manifest)
+    data_set = dataset(loaded, data, options)
+    repair = take.chosen_repair(options, data_set)
+    result = pipeline.apply(loaded, pipeline.read_plan(plan), data_set, verify, bar, repair)
     _write(result, output, manifest, external)
 
 
@@ -87,6 +94,7 @@ def apply_command(model: Path, plan: Path, output: Path, manifest: Path | None, 
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
+@take.repair_options
 @take.manifest_option
 @take.verify_option
 @take.external_option
@@ -106,10 +114,11 @@ def prune_command(
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})
+    repair = take.chosen_repair(options, data_set)
     analysis = _analysed(loaded, data_set, options)
     made = _scored(analysis, data_set, options)
     say(report.plan_text(made), 1)
-    result = pipeline.apply(analysis, made, data_set, verify, bar)
+    result = pipeline.apply(analysis, made, data_set, verify, bar, repair)
     measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
     _write(result, output, manifest, external)
     if measured:

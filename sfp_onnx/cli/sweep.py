@@ -55,8 +55,8 @@ def sweep_command(
         say(f"accuracy on {judge.samples} samples held out from --data")
     analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
     name = options["score"] or pipeline.default_score(seen)
-    scores = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    scored = pipeline.candidates(analysis, chosen, name, seen, scores, bar)
+    details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
+    scored = pipeline.candidates(analysis, chosen, name, seen, details, bar)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:

@@ -11,6 +11,7 @@ from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
 from .planning import candidates, default_score, plan
 from .profiling import clock_of, measure_profile, profile_rows, read_profile
+from .repairing import REPAIRS, Repaired
 from .scoring import Scored, profile, save_scores, score, scored
 from .sweeping import Point, parse_sweep, sweep, sweep_data
 
@@ -24,6 +25,8 @@ __all__ = [
     "Point",
     "Progress",
     "Pruned",
+    "REPAIRS",
+    "Repaired",
     "Scored",
     "Seen",
     "apply",

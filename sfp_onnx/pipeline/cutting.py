@@ -15,13 +15,15 @@ from .. import graph
 from .. import plan as plans
 from ..cut import cut
 from ..data import Dataset
+from ..errors import DataError
 from ..graph import Model
-from ..records import Array, BoolArray, Coupling, Cut, Plan, PlanOptions, ScoreOptions, Verification
+from ..records import Array, BoolArray, Coupling, Cut, Plan, PlanOptions, RepairOptions, ScoreOptions, Verification
 from ..trace import random_feeds
 from ..units import cuts, keep_mask, vanishing
 from ..verify import compare, maskable, runs_at
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
 from .planning import plan as make_plan
+from .repairing import Repaired, repaired
 
 SLOW_WIDTHS = 4  # onnxruntime uses its blocked convolutions only for multiples of 4 channels
 
@@ -37,6 +39,7 @@ class Pruned:
     verification: Verification | None
     notes: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    repaired: Repaired | None = None
 
     def save(self, path: str | Path, external: bool | None = None) -> Path:
         """Write the model atomically; ``external`` keeps weights in ``<path>.data`` (default: only over 2 GB)."""
@@ -48,13 +51,19 @@ class Pruned:
 
 
 def apply(
-    source: ModelSource | Analysis, plan: Plan, data: Dataset | None = None, verify: bool = True, progress: Progress = silent
+    source: ModelSource | Analysis,
+    plan: Plan,
+    data: Dataset | None = None,
+    verify: bool = True,
+    progress: Progress = silent,
+    repair: RepairOptions | None = None,
 ) -> Pruned:
-    """Cut a model as planned, and prove it.
+    """Cut a model as planned, prove it, and repair it if asked to (then ``data`` must be given).
 
     Raises:
         PlanError: the plan does not fit the model.
-        VerificationError: the pruned model differs from the masked original.
+        VerificationError: the pruned model differs from the masked original, or the repair made it worse.
+        DataError: a repair without data.
     """
     if isinstance(source, Analysis):
         analysis = source
@@ -80,7 +89,14 @@ def apply(
         final = replace(final, after=replace(final.after, params=_weights(pruned)))
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     listed = tuple(maskable(analysis.prepared.types, cuts(analysis.coupling, trace, removed), zero_points))
-    return Pruned(pruned, analysis.model, final, listed, verification, notes, describe(data) if data else {})
+    mended = None
+    if repair is not None and removed.any():
+        if data is None:
+            raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
+        mended = repaired(analysis, pruned, removed, data, repair, progress)
+        notes = (*mended.notes, *notes)
+    model = mended.model if mended else pruned
+    return Pruned(model, analysis.model, final, listed, verification, notes, describe(data) if data else {}, mended)
 
 
 def _weights(model: Model) -> int:
@@ -131,6 +147,7 @@ def prune(
     score_options: ScoreOptions | None = None,
     verify: bool = True,
     progress: Progress = silent,
+    repair: RepairOptions | None = None,
 ) -> Pruned:
     """Plan and apply in one. For other shapes or options of the analysis, `inspect` first and pass its result to both.
 
@@ -139,4 +156,4 @@ def prune(
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     made = make_plan(analysis, options, score_name, data, score_options, progress)
-    return apply(analysis, made, data, verify, progress)
+    return apply(analysis, made, data, verify, progress, repair)

@@ -56,7 +56,7 @@ def decide(
     asked = {target.what for target in wanted}
     allocation = options.allocation
     if allocation == "default":
-        allocation = "solve" if asked & {"latency", "memory"} or options.max_drop is not None else "uniform"
+        allocation = "solve" if asked & {"latency", "memory"} or options.max_drop is not None or scored.errors else "uniform"
     used = replace(options, allocation=allocation, align=block_of(options, ruler.profile))
     if options.ratio is not None or not wanted:
         used = replace(used, allocation="uniform" if allocation == "solve" else allocation)

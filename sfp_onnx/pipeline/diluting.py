@@ -21,7 +21,7 @@ from ..views import scales
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, silent
 from .dilution import Diluted, DiluteOptions
 from .ends import ends_of
-from .scoring import _batch
+from .scoring import batch_size, feeds_of
 from .tidying import batches, check, finished
 
 SNR_FEATURES = 0.8
@@ -212,7 +212,7 @@ def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: P
     ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
     wanted = list(dict.fromkeys(target.site for target in found if target.data_axis != 0))
     with progress("calibrating", data.samples) as advance:
-        parts = replace(data, batch=_batch(analysis, data)).batches()
+        parts = replace(data, batch=batch_size(analysis, data)).batches()
         moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
     return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
 
@@ -225,7 +225,7 @@ def refitted(
     The one place that calls the repair. Layers behind a diluted one are re-fitted, too: their input has changed.
     """
     assert data is not None
-    feeds = ({name: array if data.fixed else array[:count] for name, array in own.items()} for own, count in data.batches())
+    feeds = feeds_of(analysis, data)
     none = np.zeros(analysis.coupling.units, bool)
     with progress("re-fitting", 0) as advance:
         model, fits = repair(

@@ -44,11 +44,7 @@ def held_out(data: Dataset | None, seed: int = 0) -> tuple[Dataset, Dataset]:
     if count < FEWEST:
         least = f"expected at least {3 * FEWEST} samples, found {data.samples}"
         raise DataError(f"--max-drop holds a third of the data out to judge on; {least}")
-    return _part(data, np.sort(order[count:])), _part(data, np.sort(order[:count]))
-
-
-def _part(data: Dataset, positions: np.ndarray) -> Dataset:
-    return replace(data, indices=data.indices[positions], labels=None if data.labels is None else data.labels[positions])
+    return data.part(np.sort(order[count:])), data.part(np.sort(order[:count]))
 
 
 @dataclass(frozen=True)

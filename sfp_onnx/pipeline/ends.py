@@ -12,7 +12,7 @@ from ..data import Dataset
 from ..dilute import METHODS, Ends, Profile, Target, label_profile
 from ..records import FloatArray, IntArray, Layer, LayerProfile
 from .analysis import Analysis, Progress
-from .scoring import _batch
+from .scoring import batch_size
 
 
 def ends_of(
@@ -33,7 +33,7 @@ def ends_of(
     taps, skipped = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, options.pool)
     made = {target.name: _read_later(analysis, target.layer) for target in found}
     wanted = {target.layer.data_name for target in found} | {layer.data_name for layer in made.values() if layer}
-    batches = replace(data, batch=_batch(analysis, data)).batches()
+    batches = replace(data, batch=batch_size(analysis, data)).batches()
     known = profiles.profile(
         analysis.prepared, [tap for tap in taps if tap.tensor in wanted], (output, classes), (batches, data.samples, data.labels), options,
         free, progress,

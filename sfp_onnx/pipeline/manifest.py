@@ -44,6 +44,7 @@ def manifest(result: Pruned, output: Path | None = None) -> dict[str, Any]:
         "before": asdict(result.plan.before),
         "after": asdict(result.plan.after),
         "verification": None if check is None else asdict(check),
+        "repair": None if result.repaired is None else result.repaired.figures,
         "notes": list(result.notes),
         "plan": plans.to_json(result.plan),
         "cuts": [asdict(item) for item in result.cuts],

@@ -13,13 +13,15 @@ from ..records import Plan, PlanOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
 from .deciding import Candidates, plan_for
 from .dropping import held_out, plan_with_drop
-from .scoring import scored
+from .scoring import Scored, scored
 from .searching import search
 
 
-def default_score(data: Dataset | None) -> str:
-    """The score that is used if none is named."""
-    return "magnitude" if data is None else "contribution"
+def default_score(data: Dataset | None, repaired: bool = False) -> str:
+    """The score that is used if none is named, for models that are ``repaired`` after the cut or not."""
+    if data is None:
+        return "magnitude"
+    return "obs" if repaired else "contribution"
 
 
 def plan(
@@ -63,14 +65,13 @@ def candidates(
     score_options = score_options or ScoreOptions()
     if name.startswith(PREFIX):
         searched = search(analysis, name, data, score_options, (options, groups), progress)
-        values, notes = searched.scores, searched.notes
+        found = Scored(name, searched.scores, said=searched.notes)
     else:
         found = scored(analysis, name, data, score_options, progress)
-        values, notes = found.values, found.notes
     recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
     if recorded["bandit"] is None:
         del recorded["bandit"]
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return Candidates(analysis, tuple(groups), values, recorded, notes=notes)
+    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes)

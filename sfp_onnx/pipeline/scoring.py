@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from ..calibrate import calibrate, sites
 from ..data import Dataset
 from ..errors import DataError, OutputError
 from ..profiles import ProfileOptions
-from ..records import Array, FloatArray, LayerProfile, Moments, Profiles, ScoreOptions
+from ..records import Array, FloatArray, LayerProfile, Moments, Profiles, RepairOptions, ScoreOptions
+from ..repair import Elimination, elimination
 from ..scores import SCORES, combined, parts
 from ..views import views
 from .analysis import Analysis, Progress, silent
@@ -25,16 +26,20 @@ from .searching import search
 
 ACTIVATION_BYTES = 512 * 2**20
 MATRIX_BYTES = 2**30
-PROFILE = frozenset({"profile", "loss"})
+BATCH, LEAST_BATCHES = 64, 8
+PROFILE, MOMENTS = frozenset({"profile", "loss"}), frozenset({"squares", "zeros"})
+ELIMINATION_ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Importance per unit of a model (larger = keep), and the class profiles that it came from, if it needed any."""
+    """Importance per unit of a model (larger = keep), the class profiles that it came from, if it needed any, and (`obs`) the error of
+    each group by the number of units that it keeps."""
 
     name: str
     values: FloatArray
     profiles: Profiles | None = None
+    errors: Mapping[str, FloatArray] = field(default_factory=dict)
     said: tuple[str, ...] = ()
 
     @property
@@ -43,7 +48,9 @@ class Scored:
         found = self.profiles
         if found is None:
             return self.said
-        notes = ["no labels given: the model's own answers (argmax) stand for them"] if found.labels == "argmax" else []
+        notes = list(self.said)
+        if found.labels == "argmax":
+            notes.append("no labels given: the model's own answers (argmax) stand for them")
         if found.missing:
             shown = ", ".join(map(str, found.missing[:10])) + (", ..." if len(found.missing) > 10 else "")
             notes.append(f"{len(found.missing)} of {found.classes} labels have no sample and no part in the profiles: {shown}")
@@ -79,32 +86,52 @@ def scored(
     """
     if name.startswith(PREFIX):
         searched = search(analysis, name, data, options or ScoreOptions(), (STAND_IN, analysis.coupling.groups), progress)
-        return Scored(name, searched.scores, None, searched.notes)
+        return Scored(name, searched.scores, said=searched.notes)
     chosen = parts(name)
     needs = frozenset[str]().union(*(own.needs for own in chosen))
     options = options or ScoreOptions()
     moments: Mapping[tuple[str, int], Moments] = {}
     found: Profiles | None = None
+    eliminated: Elimination | None = None
     if needs:
         if data is None:
             free = ", ".join(sorted(own.name for own in SCORES.values() if not own.needs))
             raise DataError(f"score '{name}' needs calibration data: give --data, or use a score that needs none: {free}")
         if needs & PROFILE:
             found = known or profile(analysis, data, ProfileOptions(options.probe, options.pool, "loss" in needs, options.seed), progress)
-        if needs - PROFILE:
-            moments = _moments(analysis, needs - PROFILE, data, progress)
+        if "elimination" in needs:
+            eliminated = _elimination(analysis, data, options, progress)
+        if needs & MOMENTS:
+            moments = _moments(analysis, needs & MOMENTS, data, progress)
     values = np.zeros(analysis.coupling.units)
-    seen = views(analysis.prepared.model, analysis.coupling, moments, found.layers if found else ())
+    seen = views(analysis.prepared.model, analysis.coupling, moments, found.layers if found else (), _by_group(analysis, eliminated))
     for group, view in zip(analysis.coupling.groups, seen, strict=True):
         values[group.units] = combined([own.function(view, options) for own in chosen])
-    return Scored(name, values, found)
+    notes: tuple[str, ...] = ()
+    if eliminated and eliminated.blind:
+        notes = (f"{len(eliminated.blind)} groups are read by no layer that could be re-fitted; `magnitude` stands for `obs` there",)
+    return Scored(name, values, found, eliminated.errors if eliminated and name == "obs" else {}, notes)
+
+
+def _by_group(analysis: Analysis, eliminated: Elimination | None) -> dict[str, FloatArray]:
+    if eliminated is None:
+        return {}
+    return {group.name: eliminated.scores[group.units] for group in analysis.coupling.groups if group.name in eliminated.errors}
+
+
+def _elimination(analysis: Analysis, data: Dataset, options: ScoreOptions, progress: Progress) -> Elimination:
+    with progress("eliminating", len(analysis.coupling.layers)) as advance:
+        chosen = RepairOptions(seed=options.seed, rows_per_input=ELIMINATION_ROWS)
+        return elimination(
+            analysis.prepared, analysis.coupling, feeds_of(analysis, data), chosen, lambda done, total: advance(1)
+        )
 
 
 def _moments(analysis: Analysis, needs: frozenset[str], data: Dataset, progress: Progress) -> Mapping[tuple[str, int], Moments]:
     ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
     with progress("calibrating", data.samples) as advance:
         model, wanted = analysis.prepared.model, sites(analysis.coupling)
-        return calibrate(model, ranks, wanted, needs, replace(data, batch=_batch(analysis, data)).batches(), advance).moments
+        return calibrate(model, ranks, wanted, needs, replace(data, batch=batch_size(analysis, data)).batches(), advance).moments
 
 
 def profile(analysis: Analysis, data: Dataset, options: ProfileOptions | None = None, progress: Progress = silent) -> Profiles:
@@ -120,12 +147,20 @@ def profile(analysis: Analysis, data: Dataset, options: ProfileOptions | None = 
     free = ", ".join(sorted(own.name for own in SCORES.values() if not own.needs & PROFILE))
     output = profiles.classes_of(analysis.prepared, analysis.samples, free)
     chosen, skipped = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, options.pool)
-    batches = replace(data, batch=_batch(analysis, data)).batches()
+    batches = replace(data, batch=batch_size(analysis, data)).batches()
     found = profiles.profile(analysis.prepared, chosen, output, (batches, data.samples, data.labels), options, free, progress)
     return replace(found, skipped=tuple(skipped))
 
 
-def _batch(analysis: Analysis, data: Dataset) -> int:
+def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
+    """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
+    if not data.fixed:
+        data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
+    for feeds, count in data.batches():
+        yield feeds if data.fixed else {name: array[:count] for name, array in feeds.items()}
+
+
+def batch_size(analysis: Analysis, data: Dataset) -> int:
     """The data's batch size, less if all activations of one batch would take more than `ACTIVATION_BYTES`."""
     if data.fixed:
         return data.batch

@@ -70,7 +70,7 @@ def _check(policy: str, options: BanditOptions) -> None:
     for what, value, low in (("pulls", options.pulls, 1), ("pull-batch", options.pull_batch, 1), ("rounds", options.rounds, 1)):
         if value is not None and value < low:
             raise OptionError(f"--{what} {value}: expected at least {low}")
-    positive = (("budget", options.budget), ("temperature", options.temperature), ("memory", options.memory))
+    positive = (("budget", options.budget), ("temperature", options.temperature), ("pull-memory", options.pull_memory))
     for what, number in positive:
         if number is not None and not 0 < number < float("inf"):
             raise OptionError(f"--{what} {number}: expected a positive number")
@@ -114,7 +114,7 @@ class _Search:
         return {
             "policy": self.policy, "model": self.analysis.model.sha256, "data": describe(self.data), "pulls": self.pulls,
             "batch": own.pull_batch, "seed": self.options.seed, "epsilon": own.epsilon, "temperature": own.temperature,
-            "reward": own.reward, "rounds": own.rounds, "groups": [group.name for group in self.groups], "memory": own.memory,
+            "reward": own.reward, "rounds": own.rounds, "groups": [group.name for group in self.groups], "memory": own.pull_memory,
             "aim": [str(value) for value in vars(self.aim.options).values()],
         }  # fmt: skip
 
@@ -125,7 +125,7 @@ class _Search:
         groups, images = list(self.groups), self._blocks()
         for number in range(1, self.own.rounds + 1):
             blocks = self._part(images, number)
-            engine = Pulls(current.prepared, current.coupling, groups, blocks, Running(self.own.memory))
+            engine = Pulls(current.prepared, current.coupling, groups, blocks, Running(self.own.pull_memory))
             labels = None if blocks[0].labels is None else np.concatenate([own.labels for own in blocks if own.labels is not None])
             reward = _reward(self.own.reward, engine, labels)
             whole = self._round(_Round(number, engine, reward, units, number / self.own.rounds))
@@ -298,7 +298,7 @@ class _Search:
             wanted = min(wanted, self.own.rounds * (BUDGET_BLOCKS if self.pulls is None else self.pulls * spread))
         feeds = self.analysis.prepared.feeds
         size = sum(array.nbytes / max(1, len(array)) for array in feeds.values() if array.ndim)
-        count = max(1, min(wanted, int(own.memory * INPUT_SHARE / max(size * batch, 1)))) * batch
+        count = max(1, min(wanted, int(own.pull_memory * INPUT_SHARE / max(size * batch, 1)))) * batch
         drawn = np.random.default_rng(self.options.seed).permutation(data.samples)[:count]
         return gather(data, drawn, batch)
 

@@ -28,7 +28,7 @@ SCORES: dict[str, Score] = {}
 
 
 def score(name: str, summary: str, source: str, needs: tuple[str, ...] = ()) -> Callable[[ScoreFunction], ScoreFunction]:
-    """Register a score under a name; ``needs`` is a subset of {"squares", "zeros", "profile", "loss"}."""
+    """Register a score under a name; ``needs`` is a subset of {"squares", "zeros", "profile", "loss", "elimination"}."""
 
     def register(function: ScoreFunction) -> ScoreFunction:
         SCORES[name] = Score(name, function, summary, source, frozenset(needs))

@@ -1,0 +1,115 @@
+"""Re-fit what a cut left, and check on samples of its own that this brought the model nearer to the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import graph
+from ..data import Dataset
+from ..errors import ModelError, OptionError, VerificationError
+from ..evaluate import measure
+from ..graph import Model
+from ..records import BoolArray, LayerFit, RepairOptions
+from ..repair import reestimate, repair
+from .analysis import Analysis, Progress, silent
+from .scoring import feeds_of
+
+REPAIRS = ("none", "bias", "bn", "lstsq")
+CHECKED, MOST_CHECKED = 1 / 16, 256
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A repaired model, what was done to its layers, and how far it and the unrepaired one are from the original on ``checked``
+    samples (``measure``: KL divergence of the answers of a classifier, else relative error). ``held_out``: the samples had no part
+    in the repair."""
+
+    model: Model
+    kind: str
+    fits: tuple[LayerFit, ...]
+    measure: str
+    before: float
+    after: float
+    checked: int
+    held_out: bool
+    notes: tuple[str, ...]
+
+    @property
+    def figures(self) -> dict[str, object]:
+        """For the manifest."""
+        shown = ("kind", "measure", "before", "after", "checked", "held_out")
+        return {**{name: getattr(self, name) for name in shown}, "layers": [vars(fit) for fit in self.fits]}
+
+
+def repaired(
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress = silent
+) -> Repaired:
+    """Repair a cut model.
+
+    Raises:
+        OptionError: unknown kind of repair, or "bn" where the model has no BatchNormalization left to re-estimate.
+        VerificationError: the repaired model is not finite, or farther from the original than before (unless ``options.force``).
+        ModelError: the model cannot be run in segments.
+    """
+    if options.fit not in REPAIRS[1:]:
+        raise OptionError(f"unknown repair '{options.fit}'. Known: {', '.join(REPAIRS)}")
+    fitted, judge, apart = _split(data, options.seed)
+    if options.fit == "bn":
+        model, fits, said = _moments(analysis, pruned, removed, fitted, options)
+    else:
+        model, fits, said = _weights(analysis, pruned, removed, fitted, options, progress)
+    graph.check(model)
+    word, (before, after) = _distances(analysis, (pruned, model), judge)
+    place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
+    result = f"{word} to the original on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
+    said = f"repair ({options.fit}, {fitted.samples} samples): {said}; {result}"
+    notes = [said]
+    if not np.isfinite(after) or after > before:
+        problem = f"the repair took the model away from the original: {said}. "
+        if not options.force:
+            raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
+        notes.append(problem + "Kept, because of --force.")
+    return Repaired(model, options.fit, tuple(fits), word, before, after, judge.samples, apart, tuple(notes))
+
+
+def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
+    """Data to fit on, data to judge on, and whether they differ."""
+    count = min(int(data.samples * CHECKED), MOST_CHECKED)
+    if count < 1:
+        return data, data, False
+    order = np.random.default_rng([seed, data.samples]).permutation(data.samples)
+    return data.part(np.sort(order[count:])), data.part(np.sort(order[:count])), True
+
+
+def _weights(
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress
+) -> tuple[Model, list[LayerFit], str]:
+    with progress("repairing", len(analysis.coupling.layers)) as advance:
+        feeds = feeds_of(analysis, data)
+        model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, lambda done, total: advance(1))
+    counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
+    return model, fits, f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
+
+
+def _moments(
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions
+) -> tuple[Model, list[LayerFit], str]:
+    if not analysis.coupling.affines:
+        raise OptionError("--repair bn: the model has no BatchNormalization (the export folded it). Use --repair lstsq or bias.")
+    feeds = feeds_of(analysis, data)
+    model, names = reestimate(analysis.prepared, analysis.coupling, removed, pruned, feeds, options.memory)
+    return model, [], f"statistics of {len(names)} BatchNormalizations re-estimated"
+
+
+def _distances(analysis: Analysis, models: tuple[Model, Model], data: Dataset) -> tuple[str, tuple[float, float]]:
+    """How far models are from the original: KL divergence for classifiers, else relative error."""
+    try:
+        answers, classifier, _ = measure([analysis.model, *models], data.batches(), None)
+    except ModelError as error:
+        raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
+    if classifier:
+        return "KL divergence", (answers[1].divergence / data.samples, answers[2].divergence / data.samples)
+    ratios = [float(np.sqrt(own.squared_error / own.squared_reference)) if own.squared_reference else 0.0 for own in answers[1:]]
+    return "relative error", (ratios[0], ratios[1])
