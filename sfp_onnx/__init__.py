@@ -36,10 +36,11 @@ from .pipeline import (
     scored,
 )
 from .profiles import ProfileOptions
-from .records import Cut, Evaluation, Group, LayerProfile, Plan, PlanOptions, Profiles, ScoreOptions, Size, Verification
+from .records import BanditOptions, Cut, Evaluation, Group, LayerProfile, Plan, PlanOptions, Profiles, ScoreOptions, Size, Verification
 
 __all__ = [
     "Analysis",
+    "BanditOptions",
     "Cut",
     "DataError",
     "Dataset",

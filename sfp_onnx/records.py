@@ -480,14 +480,36 @@ class GroupView:
 
 
 @dataclass(frozen=True)
+class BanditOptions:
+    """What the user may set for the scores ``bandit:*``.
+
+    ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
+    the policies of those names; ``reward`` (None: by the kind of model); ``rounds``: remove a share, pull again on the pruned model;
+    ``pull_memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
+    """
+
+    pulls: int | None = None
+    budget: float | None = None
+    pull_batch: int = 8
+    epsilon: float = 0.1
+    temperature: float = 0.05
+    reward: str | None = None
+    rounds: int = 1
+    pull_memory: int = 2**30
+    state: str | None = None
+    traces: str | None = None
+
+
+@dataclass(frozen=True)
 class ScoreOptions:
     """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of everything random, and for class profiles the
-    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled."""
+    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled; ``bandit`` for the scores ``bandit:*``."""
 
     p: int = 2
     seed: int = 0
     probe: str = "sgd"
     pool: int = 4
+    bandit: BanditOptions | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,6 @@ from .errors import ModelError, VerificationError
 from .graph import Model
 from .records import Array, Cut, Verification
 
-FIRST_WHERE = 9  # opset
-WITH_WHERE = ("float32", "float64", "int32", "int64")  # other types have no Where in onnxruntime
-QUANTIZED = ("int4", "uint4", "int8", "uint8", "int16", "uint16")
 ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
 
@@ -29,22 +26,13 @@ def masked(model: Model, types: Mapping[str, Any], cuts: Iterable[Cut]) -> Model
         shape[cut.axis] = cut.size
         mask = np.ones(cut.size, bool)
         mask[list(cut.removed)] = False
-        tensor, name = editor.tensor(cut.tensor), f"{cut.tensor}/mask"
-        if cut.zero_point is not None and cut.zero_point in constants:  # through int32: not every onnxruntime has a Where for int8
-            value = constants[cut.zero_point].astype(np.int32)
-            value = value.reshape(shape) if value.size == cut.size else value.flat[0] if np.ptp(value) == 0 else value
-            zero = editor.constant(f"{cut.tensor}/zero", np.asarray(value))
-            editor.insert_after(tensor, "Cast", attributes={"to": dtype.type})
-            editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), zero], first=1)
-            editor.insert_after(tensor, "Cast", attributes={"to": np.int32})
-        elif cut.zero_point is not None:
-            editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), editor.tensor(cut.zero_point)], first=1)
-        elif model.opset < FIRST_WHERE or dtype.name not in WITH_WHERE:
-            editor.insert_after(tensor, "And" if dtype.kind == "b" else "Mul", [editor.constant(name, mask.reshape(shape).astype(dtype))])
-        else:
-            zero = editor.constant(f"{cut.tensor}/zero", np.zeros((), dtype))
-            editor.insert_after(tensor, "Where", [editor.constant(name, mask.reshape(shape)), zero], first=1)
+        put = _constant(editor, f"{cut.tensor}/mask", mask.reshape(shape))
+        graph.insert_mask(editor, cut.tensor, dtype, put, graph.zero_of(constants, cut.zero_point, shape), select=True)
     return editor.finish()
+
+
+def _constant(editor: graph.Editor, name: str, mask: Array) -> Callable[[Any], Any]:
+    return lambda dtype: editor.constant(name, mask.astype(dtype))
 
 
 def maskable(types: Mapping[str, Any], cuts: Iterable[Cut], zero_points: Mapping[str, str]) -> list[Cut]:
@@ -53,7 +41,7 @@ def maskable(types: Mapping[str, Any], cuts: Iterable[Cut], zero_points: Mapping
     for cut in cuts:
         point = zero_points.get(cut.tensor)
         dtype = np.dtype(types.get(cut.tensor) or types.get(point or "") or np.float32)
-        if dtype.name not in QUANTIZED:
+        if dtype.name not in graph.QUANTIZED:
             found.append(cut)
         elif point is not None:
             found.append(replace(cut, zero_point=point))

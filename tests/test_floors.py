@@ -16,8 +16,8 @@ ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
     "records errors",
     "graph runtime labels forms",
-    "rules scores cost units leastsquares obs sfp masks work device allocate targets",
-    "trace coupling data calibrate plan cut verify evaluate views report repair dilute profiles latency metrics",
+    "rules scores cost units leastsquares bandits obs sfp masks work device allocate targets",
+    "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls profiles latency metrics",
     "pipeline",
     "cli __init__ __main__",
 )
@@ -83,7 +83,7 @@ def test_only_five_dependencies(file: Path) -> None:
 # ---- operator names --------------------------------------------------------------------------------------------------
 
 NAMELESS = tuple("coupling plan cut cost verify scores units sfp profiles views calibrate pipeline evaluate report".split())
-NAMELESS += ("work", "device", "allocate", "targets", "latency", "metrics")
+NAMELESS += ("work", "device", "allocate", "targets", "latency", "metrics", "pulls", "bandits")
 # These write operators into a graph (masks, factors, taps), so they may name them, but never look at one.
 WRITERS = {"verify", "cut", "calibrate", "profiles"}
 

@@ -32,12 +32,12 @@ def say(text: str, level: int = 0) -> None:
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error, if that is a terminal."""
     if not sys.stderr.isatty() or _verbosity() < 0:
-        yield lambda steps: None
+        yield lambda steps, text=None: None
         return
-    with click.progressbar(length=total, label=title, file=sys.stderr) as shown:
+    with click.progressbar(length=total, label=title, file=sys.stderr, item_show_func=lambda text: text) as shown:
         yield shown.update
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..bandits import BANDIT_SCORES
 from ..errors import OptionError
 from ..metrics import parse_drop
 from ..pipeline import REPAIRS
@@ -16,6 +17,7 @@ from ..records import PlanOptions, RepairOptions
 from ..scores import SCORES, parts
 from ..sfp import PROBES
 from ..targets import parse_target
+from .bandit_options import bandit_options
 from .common import F
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
@@ -41,6 +43,8 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[st
 
 
 def _score(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value in BANDIT_SCORES:
+        return value
     try:
         return None if value is None else "+".join(own.name for own in parts(value))
     except OptionError as error:
@@ -88,11 +92,13 @@ machine_options = _stack(
 )
 score_options = _stack(
     click.option("--score", callback=_score, metavar="NAME[+NAME..]",
-                 help="Importance of a channel: " + ", ".join(sorted(SCORES)) + "; joined by '+': their ranks, averaged.  "
+                 help="Importance of a channel: " + ", ".join(sorted(SCORES)) + "; joined by '+': their ranks, averaged; or "
+                 + ", ".join(BANDIT_SCORES) + ".  "
                  "[default: obs where a repair follows, contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
     click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
     click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
+    bandit_options,
 )  # fmt: skip
 plan_options = _stack(
     score_options,

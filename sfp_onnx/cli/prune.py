@@ -13,6 +13,7 @@ from ..data import Dataset
 from ..plan import to_json
 from ..records import Evaluation, Plan, ScoreOptions
 from . import options as take
+from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 
 
@@ -23,7 +24,7 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
 def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
     name = options["score"] or pipeline.default_score(data, options.get("repair") in (None, "lstsq"))
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
-    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"])
+    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
     made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
     for note in made.notes:
         say(f"Note: {note}")
@@ -45,9 +46,10 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
     Example: sfp-onnx plan model.onnx -o plan.json --target macs=50%
     """
     take.chosen_plan(options)
+    chosen_bandit(options)
     loaded = pipeline.load(model)
     inputs = [*loaded.paths, data, options["labels"]]
-    check_outputs(inputs, output)
+    check_outputs(inputs, output, *bandit_files(options))
     data_set = dataset(loaded, data, options)
     made = _scored(_analysed(loaded, data_set, options), data_set, options)
     pipeline.write_json(output, to_json(made), filter(None, inputs))
@@ -106,8 +108,9 @@ def prune_command(
     Example: sfp-onnx prune model.onnx -o smaller.onnx --data calibration.npz --target macs=50%
     """
     take.chosen_plan(options)
+    chosen_bandit(options)
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest, *bandit_files(options))
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})

@@ -11,6 +11,7 @@ import click
 from .. import pipeline, report
 from ..records import ScoreOptions
 from . import options as take
+from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 
 
@@ -29,13 +30,14 @@ def score_command(model: Path, data: Path | None, save: Path | None, as_json: bo
 
     Example: sfp-onnx score model.onnx --data calibration.npz --score sfp --save scores.npz
     """
+    bandit = chosen_bandit(options)
     loaded = pipeline.load(model)
     inputs = [*loaded.paths, *filter(None, (data, options["labels"]))]
-    check_outputs(inputs, save)
+    check_outputs(inputs, save, *bandit_files(options))
     data_set = dataset(loaded, data, options)
     analysis = pipeline.inspect(loaded, options["input_shapes"], data_set, options["cut_layernorm"])
     name = options["score"] or pipeline.default_score(data_set)
-    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"])
+    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], bandit)
     found = pipeline.scored(analysis, name, data_set, chosen, bar)
     if save is not None:
         pipeline.save_scores(save, analysis, found, inputs)

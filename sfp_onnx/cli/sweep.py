@@ -13,6 +13,7 @@ from ..errors import OutputError
 from ..records import ScoreOptions
 from ..report import number, table
 from . import options as take
+from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 
 
@@ -43,7 +44,7 @@ def sweep_command(
         pipeline.parse_sweep(text)
     chosen = take.chosen_plan({**options, "targets": options["targets"] or ("macs=100%",)})
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output)
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, *bandit_files(options))
     if save_dir is not None:
         _make(save_dir)
     nothing = {"mean": None, "std": None, "scale": None, "labels": None, "samples": None}
@@ -54,7 +55,7 @@ def sweep_command(
         say(f"accuracy on {judge.samples} samples held out from --data")
     analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
     name = options["score"] or pipeline.default_score(seen)
-    details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"])
+    details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
     scored = pipeline.candidates(analysis, chosen, name, seen, details, bar)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)

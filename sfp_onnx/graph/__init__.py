@@ -2,6 +2,7 @@
 
 from .edit import Editor
 from .load import load, load_tensor
+from .mask import QUANTIZED, insert_mask, zero_of
 from .model import Model, Prepared, check, make_initializer
 from .probe import conv_chain, named_by_output
 from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
@@ -10,6 +11,7 @@ from .segment import between, segment, with_constants
 from .view import Constants, initializers, inputs, nodes, outputs, serialized, tensor_types
 
 __all__ = [
+    "QUANTIZED",
     "Constants",
     "Editor",
     "Model",
@@ -27,6 +29,7 @@ __all__ = [
     "full_size",
     "initializers",
     "inputs",
+    "insert_mask",
     "load",
     "load_tensor",
     "make_initializer",
@@ -41,4 +44,5 @@ __all__ = [
     "to_proto",
     "with_constants",
     "write_text",
+    "zero_of",
 ]

@@ -64,6 +64,10 @@ class Editor:
         """An existing tensor by name."""
         return self.tensors[name]
 
+    def variable(self, name: str) -> Any:
+        """A new tensor that nothing makes, to become an input of a `segment` of the result."""
+        return gs.Variable(self._unique(name))
+
     def append(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, name: str = "tap") -> Any:
         """Add a node at the end of the graph; returns its output tensor."""
         output = gs.Variable(self._unique(name))

@@ -20,13 +20,13 @@ from ..trace import prepare
 
 ModelSource = str | Path | onnx.ModelProto | Model
 DataSource = str | Path | Mapping[str, Array] | Array | Dataset
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""``with progress(title, total) as advance: advance(steps)``."""
+Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+"""``with progress(title, total) as advance: advance(steps)``, or ``advance(steps, text)`` with a word on how things stand."""
 
 
-def silent(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
     """Progress that shows nothing."""
-    return nullcontext(lambda steps: None)
+    return nullcontext(lambda steps, text=None: None)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import plan as plans
+from ..bandits import PREFIX
 from ..data import Dataset
 from ..errors import OptionError, TargetError
 from ..records import Plan, PlanOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
 from .deciding import Candidates, plan_for
 from .dropping import held_out, plan_with_drop
-from .scoring import scored
+from .scoring import Scored, scored
+from .searching import search
 
 
 def default_score(data: Dataset | None, repaired: bool = False) -> str:
@@ -61,8 +63,14 @@ def candidates(
     groups = plans.eligible(coupling, options, weights_of)
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
-    found = scored(analysis, name, data, score_options, progress)
+    if name.startswith(PREFIX):
+        searched = search(analysis, name, data, score_options, (options, groups), progress)
+        found = Scored(name, searched.scores, said=searched.notes)
+    else:
+        found = scored(analysis, name, data, score_options, progress)
     recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
+    if recorded["bandit"] is None:
+        del recorded["bandit"]
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)

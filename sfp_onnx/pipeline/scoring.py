@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import graph, profiles
+from ..bandits import PREFIX
 from ..calibrate import calibrate, sites
 from ..data import Dataset
 from ..errors import DataError, OutputError
@@ -20,6 +21,8 @@ from ..repair import Elimination, elimination
 from ..scores import SCORES, combined, parts
 from ..views import views
 from .analysis import Analysis, Progress, silent
+from .bandit_aim import STAND_IN
+from .searching import search
 
 ACTIVATION_BYTES = 512 * 2**20
 MATRIX_BYTES = 2**30
@@ -45,7 +48,9 @@ class Scored:
         found = self.profiles
         if found is None:
             return self.said
-        notes = [*self.said, "no labels given: the model's own answers (argmax) stand for them"] if found.labels == "argmax" else []
+        notes = list(self.said)
+        if found.labels == "argmax":
+            notes.append("no labels given: the model's own answers (argmax) stand for them")
         if found.missing:
             shown = ", ".join(map(str, found.missing[:10])) + (", ..." if len(found.missing) > 10 else "")
             notes.append(f"{len(found.missing)} of {found.classes} labels have no sample and no part in the profiles: {shown}")
@@ -79,6 +84,9 @@ def scored(
         DataError: the score needs data and there are none, or too few; see `profile`.
         ModelError: the score needs a classifier.
     """
+    if name.startswith(PREFIX):
+        searched = search(analysis, name, data, options or ScoreOptions(), (STAND_IN, analysis.coupling.groups), progress)
+        return Scored(name, searched.scores, said=searched.notes)
     chosen = parts(name)
     needs = frozenset[str]().union(*(own.needs for own in chosen))
     options = options or ScoreOptions()

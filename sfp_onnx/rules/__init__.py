@@ -2,6 +2,7 @@
 
 from ..records import Node
 from . import attention, elementwise, generate, indexed, mixing, movement, norm, quantized, recurrent, reduce  # noqa: F401  (registration)
+from .channelwise import channelwise
 from .context import Context, Facts
 from .registry import RULES, SUMMARY
 
@@ -13,4 +14,4 @@ def spreads(node: Node) -> bool:
     return node.operator in _SPREADING
 
 
-__all__ = ["RULES", "SUMMARY", "Context", "Facts", "spreads"]
+__all__ = ["RULES", "SUMMARY", "Context", "Facts", "channelwise", "spreads"]

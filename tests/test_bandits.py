@@ -1,0 +1,507 @@
+"""Bandits: policies against their textbook updates, rewards, pulls against truly cut models, and the search as a whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import classifier, images, invoke, labels_of
+from graphs import sample
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hn
+
+import sfp_onnx
+from sfp_onnx import BanditOptions, PlanOptions, ScoreOptions, bandits, graph, runtime
+from sfp_onnx.bandits import POLICIES, Policy, Setting, make_reward
+from sfp_onnx.bandits.policies import EXP3, SAR, UCB1, EpsilonGreedy, Hedge, Softmax, Thompson
+from sfp_onnx.bandits.rewards import cross_entropy, divergence
+from sfp_onnx.cut import cut
+from sfp_onnx.pipeline import searching
+from sfp_onnx.pipeline.searching import search
+from sfp_onnx.pulls import Block, Pulls, Running
+
+MEANS = np.array([0.2, 0.9, 0.5, 0.7, 0.1, 0.6])
+
+
+def play(policy: Policy, pulls: int, means: np.ndarray = MEANS, noise: float = 0.1) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pull a simulated bandit (uniform noise); returns what the policy was told."""
+    random, told, done = np.random.default_rng(7), [], 0
+    while done < pulls:
+        arms = policy.select()[: pulls - done]
+        if not len(arms):
+            break
+        rewards = np.clip(means[arms] + random.uniform(-noise, noise, len(arms)), 0, 1)
+        policy.update(arms, rewards)
+        told.append((arms, rewards))
+        done += len(arms)
+    return told
+
+
+def made(name: str, horizon: int = 300, seed: int = 0, **more: Any) -> Policy:
+    return POLICIES[name](Setting(len(MEANS), horizon, seed, **more))
+
+
+# ---- policies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_counts_and_averages_is_deterministic_and_finds_the_order(name: str) -> None:
+    policy = made(name)
+    told = play(policy, 300)
+    arms, rewards = (np.concatenate(own) for own in zip(*told, strict=True))
+    np.testing.assert_array_equal(policy.pulls, np.bincount(arms, minlength=6))
+    known = policy.pulls > 0
+    np.testing.assert_allclose(policy.means[known], np.bincount(arms, rewards, 6)[known] / policy.pulls[known])
+    again = play(made(name), 300)
+    assert [own[0].tolist() for own in told] == [own[0].tolist() for own in again]
+    assert int(np.argmax(policy.standing())) == 1 and policy.pulls.sum() <= 300
+    assert np.corrcoef(policy.standing(), MEANS)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"exp3"}))
+def test_every_arm_is_pulled_once_before_a_policy_chooses(name: str) -> None:
+    np.testing.assert_array_equal(made(name).select(), np.arange(6))
+
+
+def test_ucb1_pulls_the_largest_index() -> None:
+    policy = UCB1(Setting(3, 100))
+    policy.update(np.arange(3), np.array([0.5, 0.6, 0.4]))
+    policy.update(np.array([1]), np.array([0.2]))
+    expected = np.array([0.5, 0.4, 0.4]) + np.sqrt(2 * np.log(4) / np.array([1, 2, 1]))
+    np.testing.assert_allclose(policy.index(), expected)
+    assert policy.select().tolist() == [int(np.argmax(expected))]
+
+
+def test_ucb1_regret_is_below_its_bound() -> None:
+    policy, pulls = UCB1(Setting(6, 4000)), 4000
+    play(policy, pulls)
+    gaps = MEANS.max() - MEANS
+    bound = sum(8 * np.log(pulls) / gap for gap in gaps if gap > 0) + (1 + np.pi**2 / 3) * gaps.sum()
+    assert 0 < (policy.pulls * gaps).sum() <= bound
+
+
+def test_epsilon_greedy_explores_a_share_of_epsilon() -> None:
+    policy = EpsilonGreedy(Setting(6, 5000, epsilon=0.3))
+    play(policy, 5006)
+    assert policy.pulls[1] / 5006 == pytest.approx(0.7 + 0.3 / 6, abs=0.03)
+    greedy = EpsilonGreedy(Setting(6, 100, epsilon=0.0))
+    play(greedy, 100)
+    assert sorted(greedy.pulls.tolist()) == [1, 1, 1, 1, 1, 95]
+
+
+def test_softmax_probabilities() -> None:
+    policy = Softmax(Setting(3, 100, temperature=0.5))
+    policy.update(np.arange(3), np.array([0.1, 0.4, 0.9]))
+    weights = np.exp(np.array([0.1, 0.4, 0.9]) / 0.5)
+    np.testing.assert_allclose(policy.probabilities(), weights / weights.sum())
+
+
+def test_thompson_posteriors_count_bernoulli_trials() -> None:
+    policy = Thompson(Setting(6, 3000))
+    play(policy, 3000)
+    np.testing.assert_array_equal(policy.successes + policy.failures, policy.pulls)
+    best = int(np.argmax(policy.pulls))
+    assert best == 1 and policy.successes[1] / policy.pulls[1] == pytest.approx(0.9, abs=0.03)
+    sure = Thompson(Setting(2, 10))
+    sure.update(np.arange(2), np.array([1.0, 0.0]))
+    assert sure.successes.tolist() == [1, 0] and sure.failures.tolist() == [0, 1]
+
+
+def test_hedge_weights_and_regret_bound() -> None:
+    rounds, random = 400, np.random.default_rng(3)
+    policy = Hedge(Setting(6, rounds * 6))
+    earned, table = 0.0, random.random((rounds, 6)) < MEANS
+    for row in table.astype(float):
+        earned += float(policy.probabilities() @ row)
+        policy.update(policy.select(), row)
+    eta = np.sqrt(8 * np.log(6) / rounds)
+    weights = np.exp(eta * (table.sum(0) - table.sum(0).max()))
+    np.testing.assert_allclose(policy.probabilities(), weights / weights.sum())
+    assert table.sum(0).max() - earned <= np.sqrt(rounds * np.log(6) / 2)
+
+
+def test_exp3_importance_weights() -> None:
+    policy = EXP3(Setting(4, 100))
+    gamma = np.sqrt(4 * np.log(4) / ((np.e - 1) * 100))
+    assert policy.gamma == pytest.approx(gamma)
+    np.testing.assert_allclose(policy.probabilities(), 0.25)
+    policy.update(np.array([2]), np.array([0.8]))
+    weight = np.exp(gamma * (0.8 / 0.25) / 4)
+    expected = (1 - gamma) * np.array([1, 1, weight, 1]) / (3 + weight) + gamma / 4
+    np.testing.assert_allclose(policy.probabilities(), expected)
+    policy.update(np.array([0]), np.array([0.5]))
+    first = np.exp(gamma * (0.5 / expected[0]) / 4)
+    np.testing.assert_allclose(policy.probabilities()[0], (1 - gamma) * first / (first + 2 + weight) + gamma / 4)
+
+
+def test_sar_phases_spend_at_most_the_horizon_and_decide_every_arm_but_the_last() -> None:
+    horizon, wanted = 120, 2
+    policy = SAR(Setting(6, horizon, quota=lambda means: (np.zeros(6, int), np.array([wanted]))))
+    scale = 0.5 + sum(1 / i for i in range(2, 7))
+    assert [policy.goal(k) for k in range(1, 6)] == [int(np.ceil((horizon - 6) / (scale * (7 - k)))) for k in range(1, 6)]
+    play(policy, horizon, noise=0.02)
+    assert policy.pulls.sum() <= horizon and (policy.decided == 0).sum() == 1
+    order = np.argsort(-policy.standing(), kind="stable")
+    assert set(order[:wanted].tolist()) == {1, 3}
+    hard, easy = policy.pulls[3], policy.pulls[4]  # 0.7 against 0.6 is near the cut, 0.1 is far
+    assert hard > easy
+
+
+def test_sar_finds_the_share_of_every_group() -> None:
+    means = np.array([0.9, 0.8, 0.7, 0.2, 0.3, 0.1])
+    owner = np.array([0, 0, 0, 1, 1, 1])
+    policy = SAR(Setting(6, 200, quota=lambda found: (owner, np.array([1, 2]))))
+    play(policy, 200, means, 0.02)
+    standing = policy.standing()
+    assert np.argmax(standing[:3]) == 0 and np.argmin(standing[3:]) == 2
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_one_arm(name: str) -> None:
+    policy = POLICIES[name](Setting(1, 3))
+    play(policy, 3, np.array([0.5]))
+    assert policy.pulls[0] >= 1 and np.isfinite(policy.standing()).all()
+
+
+# ---- rewards ---------------------------------------------------------------------------------------------------------
+
+outputs = hn.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(2, 5)), elements=st.floats(-1e4, 1e4, width=32))
+
+
+@settings(deadline=None, max_examples=50)
+@given(outputs, st.integers(0, 99))
+def test_rewards_are_in_the_unit_interval_and_largest_without_a_change(z0: np.ndarray, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    z, labels = z0 + random.normal(0, 10.0 ** random.integers(-3, 4), z0.shape).astype(np.float32), random.integers(0, z0.shape[1], len(z0))
+    relative = make_reward("relative-error", [[z0]], None)
+    for reward, best in ((divergence, 1.0), (relative, 1.0), (cross_entropy, 0.5)):
+        for found in (reward([z0], [z], labels), reward([z0], [np.full_like(z0, np.nan)], labels)):
+            assert found.shape == (len(z0),) and ((found >= 0) & (found <= 1)).all()
+        np.testing.assert_allclose(reward([z0], [z0], labels), best, atol=1e-6)
+
+
+def test_rewards_by_their_formulas() -> None:
+    z0, z = np.array([[2.0, 0.0, -1.0]]), np.array([[1.0, 0.5, 0.0]])
+    p, q = (np.exp(own / 4) / np.exp(own / 4).sum() for own in (z0, z))
+    assert divergence([z0], [z])[0] == pytest.approx(1 - np.sqrt((p * np.log(p / q)).sum() / 2))
+    assert divergence([z0], [z])[0] <= 1 - np.abs(p - q).sum() / 2 + 1e-12  # Pinsker: a lower bound
+    before, after = (np.exp(own)[0, 1] / np.exp(own).sum() for own in (z0, z))
+    assert cross_entropy([z0], [z], np.array([1]))[0] == pytest.approx(after / (after + before))
+    np.testing.assert_allclose(divergence([np.exp(z0) / np.exp(z0).sum()], [np.exp(z) / np.exp(z).sum()]), divergence([z0], [z]), atol=1e-9)
+    y0 = np.array([[0.0], [2.0], [4.0]])
+    found = make_reward(None, [[y0]], None)([y0], [y0 + 1], None)
+    np.testing.assert_allclose(found, 1 - 1 / np.sqrt(8 / 3))
+    labels = np.array([1, 2, 3])
+    change = ((y0[:, 0] + 1 - labels) ** 2 - (y0[:, 0] - labels) ** 2) / labels.var()
+    np.testing.assert_allclose(make_reward("loss", [[y0]], labels)([y0], [y0 + 1], labels), 1 / (1 + np.exp(change)))
+
+
+# ---- pulls -----------------------------------------------------------------------------------------------------------
+
+
+def engine_of(model: onnx.ModelProto, count: int = 4, blocks: int = 2, **how: Any) -> tuple[sfp_onnx.Analysis, Pulls]:
+    analysis = sfp_onnx.inspect(model)
+    listed = [Block({"x": images(count, seed)}, count) for seed in range(blocks)]
+    return analysis, Pulls(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), listed, Running(**how))
+
+
+def truly_cut(analysis: sfp_onnx.Analysis, unit: int, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    removed = np.zeros(analysis.coupling.units, bool)
+    removed[unit] = True
+    model = cut(analysis.prepared, analysis.coupling, removed)
+    names = [port.name for port in graph.outputs(analysis.model)]
+    return runtime.open_session(graph.serialized(model), model.weights, "cut").run(feeds, names)
+
+
+@pytest.mark.parametrize("batch", ["N", 4, 8])
+def test_a_masked_pull_equals_the_truly_cut_model(batch: int | str) -> None:
+    analysis = sfp_onnx.inspect(classifier(batch=batch))
+    x = images(4)
+    padded = x if batch != 8 else np.concatenate([x, x[-1:].repeat(4, 0)])
+    engine = Pulls(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [Block({"x": padded}, 4)])
+    assert len(engine.arms) == 20 and all(section.tiled for section in engine.sections)
+    assert engine.width(0) == {"N": 256, 4: 1, 8: 2}[batch]
+    for run in engine.runs(np.arange(20)):
+        for arm, found in zip(run, engine.outputs(run, 0), strict=True):
+            expected = truly_cut(analysis, int(engine.arms[arm]), {"x": padded})
+            np.testing.assert_allclose(found[0], expected[0][:4], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pulls_on_random_graphs(seed: int) -> None:
+    case = sample(seed)
+    analysis = sfp_onnx.inspect(case.model)
+    if not analysis.coupling.groups:
+        pytest.skip("nothing can be pruned in this graph")
+    feeds = dict(analysis.prepared.feeds)
+    engine = Pulls(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [Block(feeds, len(next(iter(feeds.values()))))])
+    picked = np.sort(np.random.default_rng(seed).permutation(len(engine.arms))[:12])
+    for run in engine.runs(picked):
+        for arm, found in zip(run, engine.outputs(run, 0), strict=True):
+            for own, other in zip(found, truly_cut(analysis, int(engine.arms[arm]), feeds), strict=True):
+                np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(other).max()))
+
+
+@pytest.mark.parametrize("optimize", [runtime.Optimize.BASIC, runtime.Optimize.ALL])
+def test_cached_pulls_equal_full_runs_bit_for_bit(optimize: runtime.Optimize) -> None:
+    _, cached = engine_of(classifier(), optimize=optimize)
+    _, tight = engine_of(classifier(), optimize=optimize, memory=5000)
+    _, whole = engine_of(classifier(), optimize=optimize, whole=True)
+    for block in (0, 1):
+        for run in tight.runs(np.arange(20)):
+            for other in (tight, whole):
+                for a, b in zip(cached.outputs(run, block), other.outputs(run, block), strict=True):
+                    np.testing.assert_array_equal(a[0], b[0])
+    assert cached.forwards == 2 and tight.forwards > 2 and tight.cache.bytes <= 5000
+
+
+def test_residual_networks_are_bit_for_bit_without_the_blocked_layout(shared: Path) -> None:
+    analysis = sfp_onnx.inspect(shared / "models" / "resnet20_cifar10.onnx")
+    groups = [group for group in analysis.coupling.groups if group.producers[0].startswith("layer") or "layer" in group.name][::4]
+    x = np.load(shared / "data" / "cifar10_calib.npz")["images"][:4].transpose(0, 3, 1, 2).astype(np.float32) / 64 - 2
+    blocks = [Block({"input": np.ascontiguousarray(x)}, 4)]
+    for optimize, tolerance in ((runtime.Optimize.BASIC, 0.0), (runtime.Optimize.ALL, 1e-4)):
+        how = [Running(whole=whole, optimize=optimize) for whole in (False, True)]
+        engines = [Pulls(analysis.prepared, analysis.coupling, groups, blocks, own) for own in how]
+        for group in range(len(groups)):
+            run = np.flatnonzero(engines[0].owner == group)[:3]
+            for a, b in zip(*(engine.outputs(run, 0) for engine in engines), strict=True):
+                np.testing.assert_allclose(a[0], b[0], rtol=0, atol=tolerance)
+
+
+def test_no_session_is_opened_and_no_full_forward_run_while_pulling(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, engine = engine_of(classifier())
+    monkeypatch.setattr(runtime, "open_session", lambda *_, **__: pytest.fail("a session was opened"))
+    for run in engine.runs(np.arange(20)):
+        engine.outputs(run, 1)
+    assert engine.forwards == 2
+
+
+# ---- the search ------------------------------------------------------------------------------------------------------
+
+
+def searched(policy: str, plan: PlanOptions | None = None, seed: int = 0, **options: Any) -> searching.Found:
+    analysis = sfp_onnx.inspect(classifier())
+    data = sfp_onnx.data_for(analysis.model, {"x": images(40), "labels": labels_of(40)})
+    aim = (plan or PlanOptions(ratio=0.5), list(analysis.coupling.groups))
+    return search(analysis, f"bandit:{policy}", data, ScoreOptions(seed=seed, bandit=BanditOptions(**{"pull_batch": 4, **options})), aim)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_bandit_score_is_deterministic_and_spends_its_pulls(policy: str) -> None:
+    first, second = searched(policy, pulls=3), searched(policy, pulls=3)
+    np.testing.assert_array_equal(first.scores, second.scores)
+    assert np.isfinite(first.scores).all() and first.scores.shape == (20,)
+    spent = sum(first.traces["rounds"][0]["pulls"])
+    assert spent == 200 if policy == "leave-one-out" else 20 <= spent <= 60
+    if policy not in ("leave-one-out", "sar"):
+        assert spent == 60
+
+
+def test_leave_one_out_is_the_mean_over_all_data() -> None:
+    found = searched("leave-one-out")
+    analysis, engine = engine_of(classifier(), 40, 1)
+    reference = runtime.open_session(graph.serialized(analysis.model), analysis.model.weights, "model").run({"x": images(40)})
+    for arm in range(20):
+        expected = 1 - divergence(reference, truly_cut(analysis, int(engine.arms[arm]), {"x": images(40)})).mean()
+        assert found.scores[engine.arms[arm]] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("aim", [PlanOptions(ratio=0.5), PlanOptions(ratio=0.5, allocation="global"), PlanOptions(targets=("macs=60%",))])
+@pytest.mark.parametrize("policy", ["sar", "round-robin"])
+def test_rounds_remove_more_and_more(policy: str, aim: PlanOptions) -> None:
+    model = classifier(widths=(16, 24))
+    analysis = sfp_onnx.inspect(model)
+    data = sfp_onnx.data_for(analysis.model, {"x": images(40)})
+    scores = ScoreOptions(bandit=BanditOptions(pulls=2, pull_batch=4, rounds=3))
+    plan = sfp_onnx.plan(analysis, aim, f"bandit:{policy}", data, scores)
+    found = search(analysis, f"bandit:{policy}", data, scores, (aim, list(analysis.coupling.groups)))
+    arms = [len(own["pulls"]) for own in found.traces["rounds"]]
+    assert len(arms) == 3 and arms[0] == 40 and arms[0] > arms[1] > arms[2]
+    gone = {(group.group, at) for group in plan.groups for at in group.remove}
+    last = set(zip(found.traces["rounds"][2]["group"], found.traces["rounds"][2]["position"], strict=True))
+    everything = {(group.group, at) for group in plan.groups for at in range(group.width)}
+    assert everything - last <= gone  # what left in an earlier round stays out
+    sfp_onnx.apply(analysis, plan)
+
+
+def test_the_second_round_measures_the_pruned_model() -> None:
+    found = searched("leave-one-out", rounds=2)
+    first, second = found.traces["rounds"]
+    analysis = sfp_onnx.inspect(classifier())
+    units = {(group.name, at): group.units[at] for group in analysis.coupling.groups for at in range(group.width)}
+    kept = {units[key] for key in zip(second["group"], second["position"], strict=True)}
+    removed = np.array([unit not in kept for unit in range(20)])
+    assert removed.sum() == 5 == len(first["pulls"]) - len(second["pulls"])
+    pruned = cut(analysis.prepared, analysis.coupling, removed)
+    reference = runtime.open_session(graph.serialized(pruned), pruned.weights, "pruned").run({"x": images(40)})
+    for key, mean in list(zip(zip(second["group"], second["position"], strict=True), second["mean"], strict=True))[::4]:
+        more = removed.copy()
+        more[units[key]] = True
+        model = cut(analysis.prepared, analysis.coupling, more)
+        outputs = runtime.open_session(graph.serialized(model), model.weights, "more").run({"x": images(40)})
+        assert mean == pytest.approx(divergence(reference, outputs).mean(), abs=1e-5)
+
+
+def test_a_hook_sees_the_pruned_model_between_rounds() -> None:
+    analysis = sfp_onnx.inspect(classifier())
+    data = sfp_onnx.data_for(analysis.model, {"x": images(40)})
+    seen = []
+    search(
+        analysis, "bandit:round-robin", data, ScoreOptions(bandit=BanditOptions(pulls=1, rounds=3)),
+        (PlanOptions(ratio=0.5), list(analysis.coupling.groups)), between=lambda model: seen.append(model) or model,
+    )  # fmt: skip
+    assert len(seen) == 2
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, runs: int) -> None:
+    """Ctrl-C at the n-th run."""
+    real, count = Pulls.outputs, [0]
+
+    def outputs(self: Pulls, arms: np.ndarray, block: int) -> Any:
+        count[0] += 1
+        if count[0] > runs:
+            raise KeyboardInterrupt
+        return real(self, arms, block)
+
+    monkeypatch.setattr(Pulls, "outputs", outputs)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("runs", [1, 8])
+def test_interrupted_and_resumed_is_the_same_as_in_one_go(policy: str, runs: int, tmp_path: Path) -> None:
+    options = {"pulls": 3, "rounds": 2, "state": str(tmp_path / "state.json")}
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, runs)
+        stopped = searched(policy, **options)
+    if not any("stopped by the user" in note for note in stopped.notes):
+        pytest.skip("the search was over before")
+    assert np.isfinite(stopped.scores).all()
+    resumed, whole = searched(policy, **options), searched(policy, pulls=3, rounds=2)
+    np.testing.assert_array_equal(resumed.scores, whole.scores)
+    assert not any("stopped" in note for note in resumed.notes)
+
+
+def test_a_finished_state_needs_no_pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"pulls": 2, "state": str(tmp_path / "state.json")}
+    first = searched("ucb1", **options)
+    monkeypatch.setattr(searching._Search, "_pull", lambda *_: pytest.fail("pulled again"))
+    np.testing.assert_array_equal(searched("ucb1", **options).scores, first.scores)
+
+
+@pytest.mark.parametrize("policy", ["ucb1", "sar", "round-robin"])
+def test_the_time_budget_is_respected(policy: str) -> None:
+    start = time.monotonic()
+    found = searched(policy, budget=0.5, rounds=2)
+    assert time.monotonic() - start < 5 and len(found.traces["rounds"]) == 2  # opening sessions is not part of the budget
+
+
+def test_user_rewards_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def good(reference, outputs, labels):\n    return (outputs[0].argmax(1) == labels).astype(float)\n"
+        "def wide(reference, outputs, labels):\n    return np.full(len(labels), 2.0)\n"
+        "def broken(reference, outputs, labels):\n    raise ValueError('no')\nvalue = 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = searched("round-robin", pulls=2, reward="mine:good")
+    assert set(np.unique(np.asarray(found.scores) * 8).round(6)) <= set(range(9))
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    assert not np.array_equal(searched("round-robin", pulls=2, reward="loss").scores, searched("round-robin", pulls=2).scores)
+    for name, words in {
+        "mine:wide": "expected 4 numbers in", "mine:broken": "ValueError: no", "mine:none": "cannot import", "mine:value": "function",
+        "other": "unknown reward",
+    }.items():  # fmt: skip
+        with pytest.raises(sfp_onnx.OptionError, match=words):
+            searched("round-robin", pulls=1, reward=name)
+
+
+# ---- bad input and the command line ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pulls": 0}, {"pulls": 1, "budget": 1.0}, {"pull_batch": 0}, {"rounds": 0}, {"budget": -1.0}, {"temperature": 0.0}, {"epsilon": 2.0},
+     {"pull_memory": 0}, {"reward": "loss:"}],
+    ids=str,
+)  # fmt: skip
+def test_bad_options(options: dict[str, Any]) -> None:
+    with pytest.raises(sfp_onnx.OptionError):
+        searched("ucb1", **options)
+
+
+def test_no_data_no_labels_unknown_policy() -> None:
+    analysis = sfp_onnx.inspect(classifier())
+    with pytest.raises(sfp_onnx.DataError, match="needs calibration data"):
+        sfp_onnx.plan(analysis, PlanOptions(ratio=0.5), "bandit:ucb1")
+    data = sfp_onnx.data_for(analysis.model, {"x": images(8)})
+    with pytest.raises(sfp_onnx.DataError, match="needs labels"):
+        sfp_onnx.plan(analysis, PlanOptions(ratio=0.5), "bandit:ucb1", data, ScoreOptions(bandit=BanditOptions(reward="loss")))
+    with pytest.raises(sfp_onnx.OptionError, match=r"bandit:x.*bandit:ucb1"):
+        sfp_onnx.score(analysis, "bandit:x", data)
+    assert sfp_onnx.score(analysis, "bandit:sar", data).shape == (20,)
+    with pytest.raises(sfp_onnx.DataError):
+        make_reward("divergence", [[np.zeros((3, 1), np.float32)]], None)
+    with pytest.raises(sfp_onnx.DataError):
+        make_reward(None, [[np.zeros((3, 1), np.int64)]], None)
+    assert tuple(f"bandit:{name}" for name in POLICIES) == bandits.BANDIT_SCORES
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', '{"format": "sfp_onnx bandit state", "seconds": 1}'])
+def test_damaged_states(text: str, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(sfp_onnx.OptionError, match="cannot read the state"):
+        searched("ucb1", pulls=1, state=str(tmp_path / "state.json"))
+
+
+def test_states_of_other_searches(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    searched("ucb1", pulls=1, state=str(path))
+    with pytest.raises(sfp_onnx.OptionError, match="seed differ"):
+        searched("ucb1", pulls=1, state=str(path), seed=1)
+    data = json.loads(path.read_text())
+    data["rounds"]["1"]["pulls"][3][0] = 7
+    path.write_text(json.dumps(data))
+    with pytest.raises(sfp_onnx.OptionError, match="other pulls"):
+        searched("ucb1", pulls=1, state=str(path))
+
+
+def test_from_the_command_line(model_file: Path, data_file: Path, tmp_path: Path) -> None:
+    plan, state, traces = (tmp_path / name for name in ("plan.json", "state.json", "traces.json"))
+    run = ["plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:sar", "--pulls", 2, "--pull-batch", 2]
+    result = invoke(*run, "--state", state, "--traces", traces, "--pull-memory", "10MB")
+    assert result.exit_code == 0, result.stderr
+    made = json.loads(plan.read_text())
+    assert made["options"]["score"] == "bandit:sar" and made["options"]["bandit"]["pulls"] == 2
+    found = json.loads(traces.read_text())
+    assert set(found["rounds"][0]) >= {"group", "position", "pulls", "mean", "half_width"} and state.exists()
+    assert sum(map(len, found["groups"].values())) == 20
+    out = tmp_path / "out.onnx"
+    done = invoke("prune", model_file, "-o", out, "--data", data_file, "--ratio", 0.5, "--score", "bandit:ucb1", "--budget", "0.3s")
+    assert done.exit_code == 0 and out.exists(), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--pulls", 2), ("--score", "bandit:sar", "--pulls", 1, "--budget", "1s"), ("--score", "bandit:sar", "--budget", "soon"),
+     ("--score", "bandit:none"), ("--score", "bandit:sar", "--pull-memory", "much"), ("--score", "random", "--state", "x.json")],
+)  # fmt: skip
+def test_wrong_usage(arguments: tuple[Any, ...], model_file: Path, data_file: Path, tmp_path: Path) -> None:
+    result = invoke("plan", model_file, "-o", tmp_path / "p.json", "--data", data_file, "--ratio", 0.5, *arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.stderr, result.stderr
+
+
+def test_interrupted_on_the_command_line(
+    model_file: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., Path]
+) -> None:
+    stop_after(monkeypatch, 3)
+    plan = tmp_path / "plan.json"
+    result = invoke("plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:ucb1", "--pull-batch", 2)
+    assert result.exit_code == 0 and "stopped by the user" in result.stderr and plan.exists()
