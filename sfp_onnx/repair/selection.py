@@ -108,7 +108,7 @@ def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_I
     if sums is None or not sums.count:
         return []
     variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
-    return _inputs(step, layer, sums, (weight, chain.scale, blocks), max(variance, np.finfo(np.float64).tiny))
+    return _inputs(step, layer, sums, (weight, chain.scale, blocks), max(variance, np.finfo(np.float32).tiny))
 
 
 def _inputs(step: Step, layer: Layer, sums: Normal, parts: tuple[Array, Array, int], variance: float) -> list[_Inputs]:
