@@ -10,7 +10,7 @@ so the ridge pulls towards the present weight and the bias is free: D = (C + r I
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,6 +69,10 @@ class Normal:
             self.count + other.count,
         )
 
+    def without_means(self) -> Normal:
+        """For layers that have no bias: nothing is taken as its share, so that `solve` and `error` see the weights alone."""
+        return replace(self, rows=np.zeros_like(self.rows), errors=np.zeros_like(self.errors))
+
     def centred(self) -> tuple[FloatArray, FloatArray]:
         """Covariance sums C (g, k, k) and (g, k, o), about the means."""
         share = self.rows[:, :, None] / max(self.count, 1.0)
@@ -110,7 +114,8 @@ def solve(normal: Normal, ridge: float, mask: BoolArray | None = None) -> tuple[
 def _rounding(normal: Normal) -> FloatArray:
     """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""
     size = np.einsum("gkk->gk", normal.gram).mean(1)
-    return np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
+    least: FloatArray = np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
+    return least
 
 
 def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray, diagonal: FloatArray) -> FloatArray:
