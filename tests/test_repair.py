@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,7 @@ from building import Builder, error, plan_of, run, with_all_tensors
 import sfp_onnx
 from sfp_onnx import Pruned, graph
 from sfp_onnx.records import BoolArray, RepairOptions
-from sfp_onnx.repair import lockstep, repair
-from sfp_onnx.repair.store import Store
+from sfp_onnx.repair import repair
 
 WIDTH = 8
 EXACT = RepairOptions(ridges=(1e-7, 1e-3))
@@ -362,66 +359,3 @@ def test_zeros_of_a_mask_stay_zero(sparsity: str) -> None:
     fresh = data_of(model, 30, seed=9)
     dense, plain, fitted = (run(proto, {"x": fresh})[0] for proto in (model, graph.to_proto(changed), graph.to_proto(made)))
     assert np.square(fitted - dense).sum() < 0.8 * np.square(plain - dense).sum()
-
-
-# ---- files and ends ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-def test_a_small_memory_spills_and_changes_nothing(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spilled: list[int] = []
-    monkeypatch.setattr(Store, "close", lambda self, close=Store.close: (spilled.append(self.spilled), close(self))[1])
-    model = residual()
-    found = [
-        repaired(model, images(64, 2, 6, 6), RepairOptions(memory=memory), {"in0": [0, 1], "in1": [3]}).to_proto().SerializeToString()
-        for memory in (10**9, 30_000, 1)
-    ]
-    assert found[0] == found[1] == found[2]
-    assert spilled[:2] == [0, 0] and min(spilled[2:]) > 0
-    assert not list(scratch.iterdir())
-
-
-@pytest.mark.parametrize("when", ["solve", "best_ridge", "give_biases"])
-def test_interruption_leaves_nothing_behind(when: str, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    closed: list[Store] = []
-    monkeypatch.setattr(Store, "close", lambda self, close=Store.close: (closed.append(self), close(self))[1])
-    monkeypatch.setattr(lockstep, when, stop)
-    with pytest.raises(KeyboardInterrupt):
-        repaired(residual(), images(64, 2, 6, 6), RepairOptions(memory=1), {"in0": [0, 1]})
-    assert not list(scratch.iterdir())
-    assert all(store._file is not None and store._file.closed for store in closed) and len(closed) == (0 if when == "give_biases" else 2)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, bool])
-def test_store(dtype: Any, scratch: Path) -> None:
-    store = Store(100)
-    generator = np.random.default_rng(0)
-    kept = {}
-    for number in range(30):
-        shape = [(5, 4), (2, 3, 2), (0, 4), ()][number % 4]
-        kept[("a", number)] = generator.integers(0, 2, shape).astype(dtype)
-        store.put(("a", number), kept[("a", number)])
-        if number % 3 == 2:
-            store.drop(("a", number - 1))
-            del kept[("a", number - 1)]
-        for key, array in kept.items():
-            found = store.get(key)
-            assert found.dtype == array.dtype
-            np.testing.assert_array_equal(found, array)
-    assert store.used <= 100 and 0 < store.spilled < sum(array.nbytes for array in kept.values()) + 200
-    turned = np.arange(60).astype(dtype).reshape(6, 10).T[::2]
-    store.put(("b", 0), turned)
-    np.testing.assert_array_equal(store.get(("b", 0)), turned)
-    store.close()
-    assert not list(scratch.iterdir())
