@@ -22,6 +22,7 @@ from sfp_onnx.errors import VerificationError
 from sfp_onnx.pipeline import repairing
 from sfp_onnx.records import LayerFit, RepairOptions
 from sfp_onnx.repair import lockstep
+from sfp_onnx.repair.selection import MOST_BLOCKS
 from sfp_onnx.repair.store import Store
 
 # ---- biases and scales --------------------------------------------------------------------------------------------------
@@ -287,6 +288,16 @@ def test_bn_without_batch_normalization(tmp_path: Path) -> None:
     result = invoke(*command, "--repair", "bn")
     assert result.exit_code == 2 and "no BatchNormalization" in result.stderr
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_obs_passes_wide_depthwise_layers() -> None:
+    """They lose outputs with their inputs, so only the layers behind them count."""
+    b, width = Builder(seed=2), MOST_BLOCKS + 2
+    y = b.op("Relu", b.conv(b.input(["N", 2, 4, 4]), 2, width, name="stem"))
+    y = b.op("Relu", b.conv(y, width, width, group=width, name="depthwise"))
+    analysis = sfp_onnx.inspect(b.model(b.conv(y, width, 3, 1, name="last")))
+    values = sfp_onnx.score(analysis, "obs", sfp_onnx.data_for(analysis.model, {"x": images(40, 2, 4, 4)}))
+    assert values.shape == (analysis.coupling.units,) and np.isfinite(values).all() and (values > 0).any()
 
 
 def test_obs_knows_that_copies_are_free() -> None:
