@@ -91,7 +91,7 @@ def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_I
         data, target = found[step.data], found[step.output]
         blocks = form.blocks(data.shape, weight.shape, target.shape)
         if blocks > MOST_BLOCKS:
-            break
+            continue  # the segment must still run on every batch: later layers read what it makes
         if step.target != step.output:
             chain = chain if batch else measure_chain(walk, step, target)
             target = target_at(walk, step, chain, target, batch)
