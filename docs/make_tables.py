@@ -36,7 +36,7 @@ def policies() -> str:
     """One row per bandit policy: the first sentence of what its class says."""
     lines = ["| score | how it spends its pulls |", "|---|---|"]
     for name, policy in sorted(POLICIES.items()):
-        text = " ".join((policy.__doc__ or "").split())
+        text = re.split(r"(?<=[a-z0-9)]{2})\.\s+(?=[A-Z])", " ".join((policy.__doc__ or "").split()))[0].rstrip(".")
         lines.append(f"| `{PREFIX}{name}` | {text} |")
     return "\n".join(lines)
 
