@@ -110,7 +110,8 @@ def solve(normal: Normal, ridge: float, mask: BoolArray | None = None) -> tuple[
 def _rounding(normal: Normal) -> FloatArray:
     """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""
     size = np.einsum("gkk->gk", normal.gram).mean(1)
-    return np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
+    found: FloatArray = np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
+    return found
 
 
 def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray, diagonal: FloatArray) -> FloatArray:

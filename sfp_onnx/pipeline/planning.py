@@ -16,6 +16,11 @@ from .dropping import held_out, plan_with_drop
 from .scoring import Scored, scored
 from .searching import search
 
+# Errors of several groups do more harm together than alone, so that one large error counts for more than several small ones.
+# On held-out calibration images, KL divergence after the repair with exponents 1 / 1.5 / 2: ResNet-20 at 70 % of the MACs removed 1.08 / 1.01 / 0.99, at
+# 50 % 0.249 / 0.250 / 0.290; ResNet-56 at 70 % 0.296 / 0.295 / 0.299.
+COMPOUNDING = 1.5
+
 
 def default_score(data: Dataset | None, repaired: bool = False) -> str:
     """The score that is used if none is named, for models that are ``repaired`` after the cut or not."""
@@ -76,4 +81,5 @@ def candidates(
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data)
+    errors = {name: own**COMPOUNDING for name, own in found.errors.items()}
+    return Candidates(analysis, tuple(groups), found.values, recorded, errors, found.notes, data)
