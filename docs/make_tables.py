@@ -1,4 +1,4 @@
-"""Write the tables of operators and scores into README.md, from the registries: ``python docs/make_tables.py [--check]``."""
+"""Write the tables of operators, scores, bandits and dilution methods from the registries: ``python docs/make_tables.py [--check]``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import re
 import sys
 from pathlib import Path
 
+from sfp_onnx.bandits import POLICIES, PREFIX
+from sfp_onnx.dilute import METHODS
 from sfp_onnx.rules import SUMMARY
 from sfp_onnx.scores import SCORES
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def operators() -> str:
@@ -30,18 +32,49 @@ def scores() -> str:
     return "\n".join(lines)
 
 
+def policies() -> str:
+    """One row per bandit policy: the first sentence of what its class says."""
+    lines = ["| score | how it spends its pulls |", "|---|---|"]
+    for name, policy in sorted(POLICIES.items()):
+        text = re.split(r"(?<=[a-z0-9)]{2})\.\s+(?=[A-Z])", " ".join((policy.__doc__ or "").split()))[0].rstrip(".")
+        lines.append(f"| `{PREFIX}{name}` | {text} |")
+    return "\n".join(lines)
+
+
+def methods() -> str:
+    """One row per dilution method."""
+    lines = ["| method | removes | rate | source |", "|---|---|---|---|"]
+    for own in METHODS.values():
+        lines.append(f"| `{own.pattern or own.name}` | {own.summary} | {'its own' if own.fixed else '`--rate`'} | {own.source} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "README.md": {"operators": operators, "scores": scores},
+    "docs/choosing-a-score.md": {"policies": policies, "methods": methods},
+}
+
+
 def main() -> int:
     """Rewrite the marked parts; with --check only tell whether they are up to date."""
-    old = text = README.read_text()
-    for name, table in (("operators", operators()), ("scores", scores())):
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
-    if "--check" in sys.argv:
-        if text != old:
-            print("README.md: the tables are out of date; run python docs/make_tables.py")
-        return int(text != old)
-    README.write_text(text)
-    return 0
+    stale = 0
+    for name, tables in TABLES.items():
+        path = ROOT / name
+        old = text = path.read_text()
+        for mark, make in tables.items():
+            pattern = re.compile(f"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+            if not pattern.search(text):
+                raise SystemExit(f"{name}: no marks <!-- {mark} --> and <!-- /{mark} -->")
+            table = make()
+            text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        if text == old:
+            continue
+        if "--check" in sys.argv:
+            print(f"{name}: the tables are out of date; run python docs/make_tables.py")
+            stale = 1
+        else:
+            path.write_text(text)
+    return stale
 
 
 if __name__ == "__main__":

@@ -36,7 +36,20 @@ from .pipeline import (
     scored,
 )
 from .profiles import ProfileOptions
-from .records import BanditOptions, Cut, Evaluation, Group, LayerProfile, Plan, PlanOptions, Profiles, ScoreOptions, Size, Verification
+from .records import (
+    BanditOptions,
+    Cut,
+    Evaluation,
+    Group,
+    LayerProfile,
+    Plan,
+    PlanOptions,
+    Profiles,
+    RepairOptions,
+    ScoreOptions,
+    Size,
+    Verification,
+)
 
 __all__ = [
     "Analysis",
@@ -58,6 +71,7 @@ __all__ = [
     "ProfileOptions",
     "Profiles",
     "Pruned",
+    "RepairOptions",
     "ScoreOptions",
     "Scored",
     "SfpError",

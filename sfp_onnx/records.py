@@ -519,8 +519,8 @@ class PlanOptions:
 
     Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "latency=5ms") is given.
     ``allocation`` is "uniform" (the same share of every group), "global" (one ranking over all groups), "solve" (least estimated
-    error under all targets) or "default" (solve with a latency, memory or ``max_drop``, else uniform). ``keep`` and ``only``
-    are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with ``only``,
+    error under all targets) or "default" (solve with a latency, memory or ``max_drop``, or the score `obs`; else uniform). ``keep``
+    and ``only`` are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with ``only``,
     a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "auto" is the block of
     the device's convolutions, "default" is "auto" with a latency target or ``max_drop`` and else None, so that plans for counted targets do
     not depend on the machine they are made on. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is

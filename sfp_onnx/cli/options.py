@@ -112,7 +112,7 @@ plan_options = _stack(
     click.option("--metric", metavar="MODULE:FUNCTION", help="For --max-drop: function(outputs, labels) -> float, larger is better."),
     click.option("--allocation", type=click.Choice(["default", "uniform", "global", "solve"]), default="default",
                  help="The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
-                      "[default: solve with --max-drop or a latency or memory target, else uniform]"),
+                      "[default: solve with --max-drop, a latency or memory target, or --score obs; else uniform]"),
     click.option("--keep", metavar="REGEX", help="Layers (node or weight names) that keep all their output channels."),
     click.option("--only", metavar="REGEX", help="Shrink only groups that are made by matching layers alone."),
     click.option("--min-channels", type=click.IntRange(min=1), default=1, show_default=True, help="Keep at least so many per group."),
