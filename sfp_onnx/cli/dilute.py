@@ -13,6 +13,7 @@ from ..dilute import METHODS, removed_share
 from ..records import RepairOptions
 from . import options as take
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .data_options import NOTHING
 from .prune import _accuracy
 
 NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
@@ -31,7 +32,7 @@ NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
               help="sparse: weights as sparse initializers where that is smaller.")
 @click.option("--regroup", is_flag=True, help="Rewrite block-diagonal convolutions as grouped ones, where that is measured to be faster.")
 @click.option("--force", is_flag=True, help="Dilute layers by labels even where these carry too little signal.")
-@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy before and after.")
 @take.preprocessing_options
 @take.shape_option
@@ -51,7 +52,7 @@ def dilute_command(
     loaded = pipeline.load(model)
     check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
-    shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
+    shared = NOTHING if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})
     say(f"method: {method}{'' if options['method'] else ' (default)'}")
     analysis = pipeline.inspect(loaded, options["input_shapes"], data_set)

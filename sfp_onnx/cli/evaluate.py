@@ -16,7 +16,7 @@ from .common import EPILOG, bar, dataset, guarded
 
 @click.command("evaluate", epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, type=take.FILE)
-@click.option("--data", type=take.FILE, required=True, help="Test data: .npz, .npy or test_data_set_* folders.")
+@click.option("--data", type=take.FILE, required=True, help="Test data: " + take.DATA)
 @take.preprocessing_options
 @click.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).")

@@ -15,6 +15,7 @@ from ..records import Evaluation, Plan, ScoreOptions
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .data_options import NOTHING
 
 
 def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any]) -> pipeline.Analysis:
@@ -34,7 +35,7 @@ def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str
 @click.command("plan", epilog=EPILOG)
 @take.model_argument
 @click.option("-o", "--output", type=take.FILE, required=True, help="Where the plan (JSON) goes.")
-@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @take.plan_options
 @take.preprocessing_options
 @take.shape_option
@@ -88,7 +89,7 @@ def apply_command(
 @click.command("prune", epilog=EPILOG)
 @take.model_argument
 @take.output_option
-@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy and latency before and after.")
 @take.plan_options
 @take.preprocessing_options
@@ -112,7 +113,7 @@ def prune_command(
     loaded = pipeline.load(model)
     check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest, *bandit_files(options))
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
-    shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
+    shared = NOTHING if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})
     repair = take.chosen_repair(options, data_set)
     analysis = _analysed(loaded, data_set, options)

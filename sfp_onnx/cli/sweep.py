@@ -15,6 +15,7 @@ from ..report import number, table
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .data_options import NOTHING
 
 
 @click.command("sweep", epilog=EPILOG)
@@ -47,7 +48,7 @@ def sweep_command(
     check_outputs([*loaded.paths, data, test_data, options["labels"]], output, *bandit_files(options))
     if save_dir is not None:
         _make(save_dir)
-    nothing = {"mean": None, "std": None, "scale": None, "labels": None, "samples": None}
+    nothing = {**NOTHING, "labels": None, "samples": None}
     seen = dataset(loaded, data, options if data else {**options, **nothing})
     judge = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     if judge is None and seen is not None:

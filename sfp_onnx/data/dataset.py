@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, OptionError
 from ..records import Array, IntArray, Port
+from .calls import is_call, open_call
+from .images import is_images, open_images
 from .labels import LABEL_NAMES, check_labels, load_labels
 from .preprocessing import Preprocessing
-from .readers import Reader, open_source
+from .readers import Opened, Reader, open_source
 
 BATCH = 64
+Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]
+"""A path, arrays, or a function that yields batches (also by its name, ``module:function``)."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples that fit a model. ``labels`` belong to the chosen samples, in their order."""
+    """Samples that fit a model. ``labels`` belong to the chosen samples, in their order; ``axis`` is that of the channels as the model
+    takes them; ``notes`` tell the user how the data were read."""
 
     name: str
     sha256: str
@@ -30,6 +36,8 @@ class Dataset:
     preprocessing: Preprocessing
     batch: int
     fixed: bool
+    axis: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -68,7 +76,8 @@ class Dataset:
         if dtype.kind == "f":
             with np.errstate(over="ignore"):
                 values = array.astype(np.float32 if dtype.itemsize < 8 else np.float64)
-            shape = [1, -1, *[1] * (array.ndim - 2)] if array.ndim > 1 else [1]
+            shape = [1] * array.ndim
+            shape[self.axis if array.ndim > 1 else 0] = -1
             if steps.scale is not None:
                 values = values / values.dtype.type(steps.scale)
             if steps.mean is not None:
@@ -85,7 +94,7 @@ class Dataset:
 
 
 def open_data(
-    source: str | Path | Mapping[str, Array] | Array,
+    source: Source,
     ports: Sequence[Port],
     preprocessing: Preprocessing | None = None,
     labels: str | Path | Array | None = None,
@@ -94,29 +103,51 @@ def open_data(
 ) -> Dataset:
     """Open data for a model with inputs ``ports``; ``samples`` of them, drawn with ``seed`` (default: all).
 
+    ``source``: .npz, .npy, ``test_data_set_*`` folders, arrays, a folder of images, or a function that yields batches: an array,
+    (array, labels), or a dict by input name (and ``labels``), the same at every call.
+
     Raises:
         DataError: wrong names, shapes, types, labels, or no samples.
     """
     preprocessing = preprocessing or Preprocessing()
     preprocessing.check()
-    readers, name, digest = open_source(source, ports)
-    readers, own_labels = _assign(readers, ports, name)
-    count = _count(readers, name)
-    for port in ports:
-        _check_port(port, readers[port.name], preprocessing, name)
-    loaded = load_labels(labels) if labels is not None else own_labels
-    if loaded is not None:
-        loaded = check_labels(loaded, count, name if labels is None else str(labels) if not isinstance(labels, np.ndarray) else "labels")
     if samples is not None and samples < 1:
         raise DataError(f"--samples {samples}: expected at least 1")
+    if is_images(source):
+        opened = open_images(Path(str(source)), ports, preprocessing, labels, (samples, seed))
+        labels, samples, preprocessing = None, None, opened.steps or preprocessing
+    else:
+        opened = open_call(source, ports) if is_call(source) else _opened(source, ports)
+        _check_no_images(preprocessing, opened.name)
+    readers, name = opened.readers, opened.name
+    count = _count(readers, name)
+    for port in ports:
+        _check_port(port, readers[port.name], preprocessing, name, opened.axis)
+    loaded = load_labels(labels) if labels is not None else opened.labels
+    if loaded is not None:
+        loaded = check_labels(loaded, count, name if labels is None else str(labels) if not isinstance(labels, np.ndarray) else "labels")
     indices = np.arange(count)
     if samples is not None and samples < count:
         indices = np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
     fixed = [port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)]
     return Dataset(
-        name, digest, tuple(ports), readers, indices, None if loaded is None else loaded[indices], preprocessing,
-        fixed[0] if fixed else BATCH, bool(fixed),
+        name, opened.sha256, tuple(ports), readers, indices, None if loaded is None else loaded[indices], preprocessing,
+        fixed[0] if fixed else BATCH, bool(fixed), opened.axis, opened.notes,
     )  # fmt: skip
+
+
+def _opened(source: Any, ports: Sequence[Port]) -> Opened:
+    readers, name, digest = open_source(source, ports)
+    readers, labels = _assign(readers, ports, name)
+    return Opened(readers, name, digest, labels)
+
+
+def _check_no_images(steps: Preprocessing, name: str) -> None:
+    """Pixels of arrays are what they are: steps for image files would silently do nothing."""
+    given = [f"--{what}" for what, own in (("resize", steps.resize), ("center-crop", steps.center_crop)) if own is not None]
+    given += ["--color"] if steps.color != "rgb" else []
+    if given:
+        raise OptionError(f"{name}: {', '.join(given)} are for a folder of images; arrays are fed as they are. Leave them away.")
 
 
 def _assign(readers: dict[str, Reader], ports: Sequence[Port], name: str) -> tuple[dict[str, Reader], Array | None]:
@@ -148,7 +179,7 @@ def _count(readers: Mapping[str, Reader], name: str) -> int:
     return count
 
 
-def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str) -> None:
+def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axis: int) -> None:
     found = tuple(reader.shape)
     first = (found[0], found[-1], *found[1:-1]) if len(found) >= 3 else found
     moved = first if steps.layout == "nhwc" else found
@@ -162,11 +193,11 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str) -> 
     if wanted == "f" and kind in "iub" and not steps.given:
         raise DataError(
             f"{name}: input '{port.name}' expects {np.dtype(port.dtype)}, the data are raw {np.dtype(reader.dtype)} values. Say how to "
-            "convert them: --scale 255 (value range), --mean and --std, or --scale 1 to feed them as they are."
+            "convert them: --scale 255 (value range), --mean and --std (or --preset imagenet), or --scale 1 to feed them as they are."
         )
     for label, values in (("mean", steps.mean), ("std", steps.std)):
-        if values is not None and len(values) not in (1, moved[1] if len(moved) > 1 else 1):
-            raise DataError(f"--{label} has {len(values)} values, input '{port.name}' has {moved[1]} channels.")
+        if values is not None and len(values) not in (1, moved[axis] if len(moved) > 1 else 1):
+            raise DataError(f"--{label} has {len(values)} values, input '{port.name}' has {moved[axis]} channels.")
 
 
 def _fits(expected: Sequence[int | str | None], found: Sequence[int]) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from .. import graph
 from ..errors import DataError
 from ..records import Array, IntArray, Port
+from .preprocessing import Preprocessing
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted
 
@@ -96,6 +97,20 @@ def _exactly(stream: IO[bytes], count: int, path: Path, member: str) -> bytes:
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
     first = np.lib.format.read_magic(stream) == (1, 0)
     return np.lib.format.read_array_header_1_0(stream) if first else np.lib.format.read_array_header_2_0(stream)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that was opened. ``labels`` are its own; ``steps`` replace those that were asked for; ``axis`` holds the channels of the
+    rows as the model takes them."""
+
+    readers: Mapping[str, Reader]
+    name: str
+    sha256: str
+    labels: Array | None = None
+    notes: tuple[str, ...] = ()
+    steps: Preprocessing | None = None
+    axis: int = 1
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
