@@ -32,6 +32,14 @@ def say(text: str, level: int = 0) -> None:
         click.echo(text, err=True)
 
 
+def warn(text: str) -> None:
+    """A warning on standard error, once per command."""
+    said = click.get_current_context().meta.setdefault("sfp_onnx.warnings", set())
+    if text not in said:
+        said.add(text)
+        say(f"Warning: {text}")
+
+
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error, if that is a terminal."""
@@ -64,7 +72,9 @@ def guarded(function: F) -> F:
 
 
 def dataset(model: graph.Model, path: Path | None, options: dict[str, Any]) -> Dataset | None:
-    """The data that the options describe; None without a path."""
+    """The data that the options describe; None without a path. Says what looks like a mistake of model or data."""
+    for text in pipeline.training_mode(model):
+        warn(text)
     if path is None:
         if given(options) or options["labels"] is not None or options["samples"] is not None:
             raise OptionError("--labels, --preset, --mean, --std, --scale, --resize, --center-crop, --color and --samples need --data")
@@ -76,6 +86,8 @@ def dataset(model: graph.Model, path: Path | None, options: dict[str, Any]) -> D
     assert data is not None
     for note in (*notes, *data.notes):
         say(f"{data.name}: {note}")
+    for text in pipeline.chance_level(model, data):
+        warn(text)
     say(f"{data.name}: {data.samples} samples, labels {'given' if data.labels is not None else 'none'}", 1)
     return data
 

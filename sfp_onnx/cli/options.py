@@ -19,6 +19,7 @@ from ..sfp import PROBES
 from ..targets import parse_target
 from .bandit_options import bandit_options
 from .common import F
+from .config import settle
 from .data_options import data_options
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
@@ -129,6 +130,7 @@ plan_options = _stack(
 
 def chosen_plan(options: dict[str, Any]) -> PlanOptions:
     """The options of the plan, which must say how much leaves."""
+    settle(options)
     if (options["ratio"] is None) == (not options["targets"] and options["max_drop"] is None):
         raise click.UsageError("Give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%.")
     if options["metric"] is not None and options["max_drop"] is None:
@@ -186,4 +188,8 @@ external_option = click.option(
 output_option = click.option("-o", "--output", type=FILE, required=True, help="Where the pruned model goes.")
 manifest_option = click.option(
     "--manifest", type=FILE, help="Write versions, hashes, options, plan and cuts as JSON."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+locked_option = click.option(
+    "--locked", type=FILE, metavar="MANIFEST", help="Reproduce the run of a manifest byte for byte, or say what differs (exit code 3)."
 )

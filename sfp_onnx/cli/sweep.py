@@ -15,6 +15,7 @@ from ..report import number, table
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .config import config_option
 from .data_options import NOTHING
 
 
@@ -30,6 +31,7 @@ from .data_options import NOTHING
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
+@config_option
 @guarded
 def sweep_command(
     model: Path, sweeps: tuple[str, ...], data: Path | None, test_data: Path | None, output: Path | None, save_dir: Path | None,
