@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
 @take.preprocessing_options
 @take.shape_option
 @take.manifest_option
+@take.json_option
 @guarded
 def dilute_command(
-    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, store: str, **options: Any
+    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, store: str, as_json: bool, **options: Any
 ) -> None:
     """Zero connections (kernels, weights) without changing a shape.
 
@@ -59,8 +61,12 @@ def dilute_command(
     result = pipeline.dilute(analysis, wanted, data_set, bar)
     measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
     result.save(output, sparse=store == "sparse")
+    found = pipeline.dilution_manifest(result, output)
     if manifest is not None:
-        pipeline.write_json(manifest, pipeline.dilution_manifest(result, output), [*loaded.paths, output])
+        pipeline.write_json(manifest, found, [*loaded.paths, output])
+    if as_json:
+        click.echo(json.dumps(found | {"evaluation": [asdict(own) for own in measured] if measured else None}, indent=1))
+        return
     _show(result, output, store)
     if measured:
         measured[1] = replace(measured[1], model=str(output))

@@ -15,7 +15,7 @@ from .common import EPILOG, check_outputs, guarded, say
 from .config import COMMANDS, PRUNE_ALONE, names_of
 
 WIDTH = 110
-OWN = {"model", "output", "data", "targets"}  # written with values of their own
+OWN = {"model", "output", "data", "targets", "sweeps"}  # written with values of their own
 
 
 @click.command("init", epilog=EPILOG)
@@ -58,7 +58,7 @@ def configuration(model: Path, analysis: pipeline.Analysis, commands: dict[str, 
             lines += [f"output = {_text(model.stem + '-pruned.onnx')}", 'target = ["macs=50%"]']
         else:
             lines += ['targets = ["macs=90%:30%:20%"]']
-        lines += _options(command, lambda own: own not in shared or own in PRUNE_ALONE)
+        lines += _options(command, lambda own, name=name: own not in shared or (name == "prune" and own in PRUNE_ALONE))
     return "\n".join(lines) + "\n"
 
 

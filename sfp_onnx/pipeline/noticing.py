@@ -58,9 +58,9 @@ def chance_level(model: Model, data: Dataset) -> list[str]:
     limit = chance + 2 * np.sqrt(max(chance * (1 - chance), 1e-6) / len(labels))
     if accuracy > limit:
         return []
-    words = f"the model is right on {accuracy:.1%} of {len(labels)} labelled samples of {data.name}, which is chance level ({chance:.1%})"
-    helps = [text for text, value in _remedies(model, part, scores, labels) if value > max(2 * limit, limit + 0.1)]
-    advice = "; ".join(helps) or "check normalisation, colour order and layout, and that the labels are the model's class numbers"
+    words = f"the model is right on {accuracy:.1%} of {len(labels)} labelled samples of {data.name}, no better than chance ({chance:.1%})"
+    helps = [(value, text) for text, value in _remedies(model, part, scores, labels) if value > max(2 * limit, limit + 0.1)]
+    advice = max(helps)[1] if helps else "check normalisation, colour order and layout, and that the labels are the model's class numbers"
     return [f"{words}: {advice}."]
 
 
