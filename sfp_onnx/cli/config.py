@@ -15,7 +15,7 @@ from ..errors import OptionError
 from ..extras import need
 
 COMMANDS = ("prune", "sweep")
-PRUNE_ALONE = {"output", "ratio", "targets", "max_drop"}  # at the top of the file these are meant for prune: for sweep they mean something else
+PRUNE_ALONE = {"output", "ratio", "targets", "max_drop"}  # at the top of the file: for prune, to sweep they mean something else
 EXCLUSIVE = (("ratio", ("targets", "max_drop")), ("targets", ("ratio",)), ("max_drop", ("ratio",)))
 
 

@@ -27,8 +27,8 @@ SHOWN = 10
 @take.json_option
 @guarded
 def profile_command(
-    model: Path, output: Path, threads: int, batch: int, provider: str, fresh: bool, input_shapes: dict[str, list[int]], cut_layernorm: bool,
-    as_json: bool,
+    model: Path, output: Path, threads: int, batch: int, provider: str, fresh: bool, input_shapes: dict[str, list[int]],
+    cut_layernorm: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure the model's nodes at many widths on this machine; plan with it anywhere.
 
