@@ -13,7 +13,7 @@ import click
 from .. import graph, pipeline, report
 from ..data import Dataset
 from ..plan import to_json
-from ..records import Evaluation, Plan, ScoreOptions
+from ..records import Evaluation, Plan, RepairOptions, ScoreOptions
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
@@ -27,11 +27,13 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
     return pipeline.inspect(model, options["input_shapes"], data, options["cut_layernorm"])
 
 
-def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
-    name = options["score"] or pipeline.default_score(data, options.get("repair") in (None, "lstsq"))
+def _scored(
+    analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any], repair: RepairOptions | None
+) -> Plan:
+    name = options["score"] or pipeline.default_score(data, repair is not None and repair.fit == "lstsq")
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
     chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
+    made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar, repair)
     for note in made.notes:
         say(f"Note: {note}")
     return made
@@ -45,6 +47,7 @@ def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
+@take.repair_options
 @take.json_option
 @guarded
 def plan_command(model: Path, output: Path, data: Path | None, as_json: bool, **options: Any) -> None:
@@ -58,7 +61,7 @@ def plan_command(model: Path, output: Path, data: Path | None, as_json: bool, **
     inputs = [*loaded.paths, data, options["labels"]]
     check_outputs(inputs, output, *bandit_files(options))
     data_set = dataset(loaded, data, options)
-    made = _scored(_analysed(loaded, data_set, options), data_set, options)
+    made = _scored(_analysed(loaded, data_set, options), data_set, options, take.chosen_repair(options, data_set))
     pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(json.dumps(to_json(made), indent=1) if as_json else report.plan_text(made))
     if made.figures and not as_json:
@@ -130,7 +133,7 @@ def prune_command(
     repair = take.chosen_repair(options, data_set)
     analysis = _analysed(loaded, data_set, options)
     made = lock.plan(loaded, data_set, options) if lock else None
-    made = made or _scored(analysis, data_set, options)
+    made = made or _scored(analysis, data_set, options, repair)
     say(report.plan_text(made), 1)
     result = pipeline.apply(analysis, made, data_set, verify, bar, repair)
     if lock:
