@@ -119,6 +119,8 @@ def test_labels_from_csv(head: str, names: tuple[str, ...], expected: list[int],
     (tmp_path / "own.csv").write_text(head + "".join(f"{file}.png,{name}\n" for file, name in zip("abc", names, strict=True)))
     data = sfp_onnx.open_data(tmp_path / "set", PORT, RAW, tmp_path / "own.csv")
     assert data.labels is not None and data.labels.tolist() == expected
+    (tmp_path / "own.csv").write_text("a.png,0\nb.png,0\nc.png,0\n")
+    assert sfp_onnx.open_data(tmp_path / "set", PORT, RAW, tmp_path / "own.csv").sha256 != data.sha256
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from onnx import helper
 
 from sfp_onnx import graph, pipeline
 from sfp_onnx.cli import config as configs
+from sfp_onnx.errors import OptionError
 from sfp_onnx.pipeline import doctoring
 
 
@@ -183,6 +186,14 @@ def test_files_that_make_no_sense(text: str, words: str, model_file: Path, tmp_p
 def test_no_such_file(model_file: Path, tmp_path: Path) -> None:
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--config", tmp_path / "none.toml")
     assert result.exit_code == 2 and "No such file" in result.stderr
+
+
+def test_python_without_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10 has no tomllib."""
+    monkeypatch.setattr(configs, "sys", SimpleNamespace(version_info=(3, 10)))
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    with pytest.raises(OptionError, match=r"pip install 'sfp_onnx\[toml\]'"):
+        configs.read_toml(toml(tmp_path / "sfp.toml", ""))
 
 
 def test_init_writes_every_option(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,6 +237,8 @@ def open_images(
     steps = replace(steps, layout="nchw" if last else "nhwc")
     reader = Images(folder, tuple(names[chosen[index]] for index in kept), steps, side)
     own = None if found is None else np.asarray(found, np.int64)[chosen[kept]]
+    if own is not None:  # a file of labels is part of the data
+        digest = hashlib.sha256(digest.encode() + own.tobytes()).hexdigest()
     return Opened({ports[0].name: reader}, str(folder), digest, own, tuple(notes), steps, -1 if last else 1)
 
 
