@@ -10,7 +10,7 @@ so the ridge pulls towards the present weight and the bias is free: D = (C + r I
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,6 +68,10 @@ class Normal:
             self.squares + other.squares,
             self.count + other.count,
         )
+
+    def without_means(self) -> Normal:
+        """For layers that have no bias: nothing is taken as its share, so that `solve` and `error` see the weights alone."""
+        return replace(self, rows=np.zeros_like(self.rows), errors=np.zeros_like(self.errors))
 
     def centred(self) -> tuple[FloatArray, FloatArray]:
         """Covariance sums C (g, k, k) and (g, k, o), about the means."""

@@ -177,10 +177,11 @@ class Linear:
 @dataclass(frozen=True)
 class Additive:
     """A node that is affine, element by element, in the inputs at ``positions``, whatever the others are; ``shift`` is the input
-    (if any) that is simply added and is a constant."""
+    (if any) that is simply added and is a constant. ``varies``: axes of the output along which the factor of the inputs varies."""
 
     positions: tuple[int, ...]
     shift: int | None = None
+    varies: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from .analysis import Analysis, Progress, silent
 from .scoring import feeds_of
 
 REPAIRS = ("none", "bias", "bn", "lstsq")
-CHECKED, MOST_CHECKED = 1 / 16, 256
+CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
+NOTHING = 1e-6  # distances below this are rounding
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def repaired(
     result = f"{word} to the original on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
     said = f"repair ({options.fit}, {fitted.samples} samples): {said}; {result}"
     notes = [said]
-    if not np.isfinite(after) or after > before:
+    if not np.isfinite(after) or after > max(before, NOTHING):
         problem = f"the repair took the model away from the original: {said}. "
         if not options.force:
             raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
@@ -76,9 +77,9 @@ def repaired(
 
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
     """Data to fit on, data to judge on, and whether they differ."""
-    count = min(int(data.samples * CHECKED), MOST_CHECKED)
-    if count < 1:
+    if data.samples < 4 * FEWEST_CHECKED:
         return data, data, False
+    count = min(max(int(data.samples * CHECKED), FEWEST_CHECKED), MOST_CHECKED)
     order = np.random.default_rng([seed, data.samples]).permutation(data.samples)
     return data.part(np.sort(order[count:])), data.part(np.sort(order[:count])), True
 

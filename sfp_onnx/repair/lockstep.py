@@ -217,7 +217,7 @@ def _split(setting: Setting, batch: int, rows: int) -> tuple[IntArray, IntArray]
 
 def _accept(setting: Setting, step: Step, sums: tuple[Normal, Normal], scale: Array, energy: float) -> LayerFit:
     """Take the change that leaves the least error on held-out rows, fitted again on all rows; none if nothing helps."""
-    fit, held = sums
+    fit, held = sums if step.bias is not None else (sums[0].without_means(), sums[1].without_means())
     nothing = np.zeros_like(held.cross), np.zeros_like(held.errors)
     before, kind, ridge = held.error(*nothing), "unchanged", 0.0
     best = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -24,13 +25,15 @@ def reestimate(
     """
     affected = tainted(prepared.nodes, coupling, removed, ())
     editor, nodes = graph.Editor(changed), {node.outputs[0]: node for node in graph.nodes(changed)}
+    uses = Counter(name for node in nodes.values() for name in (*node.inputs, *node.captures))
     values, wanted = graph.Constants(changed), []
     for affine in coupling.affines:
         node = nodes.get(affine.node.outputs[0])
         if node is not None and affine.node.outputs[0] in affected:
-            for position in affine.moments:  # exporters may share equal vectors
+            for position in affine.moments:
                 name = node.inputs[position]
-                editor.set_input(node.index, position, editor.constant(name, values[name]))
+                if uses[name] > 1:  # exporters may share equal vectors
+                    editor.set_input(node.index, position, editor.constant(name, values[name]))
             wanted.append((affine, node.outputs[0]))
     changed = editor.finish()
     nodes = {node.outputs[0]: node for node in graph.nodes(changed)}

@@ -100,7 +100,7 @@ class BiasPlace:
 def bias_place(scene: Scene, layer: Layer, node: Node) -> BiasPlace | None:
     """The place of a layer's bias; None if there is none yet."""
     assert layer.linear is not None
-    if layer.linear.bias is not None:
+    if layer.linear.bias is not None and layer.linear.bias_scale:
         return BiasPlace(node, layer.linear.bias, True)
     found = scene.only_reader(node.outputs[0])
     added = scene.additive.get(found[0].outputs[0]) if found else None
@@ -147,7 +147,7 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
             continue
         weight = node.inputs[layer.weight.position]
         own = weight in scene.constants and len(scene.readers[weight]) == 1
-        if own and (layer.node.outputs[0] in affected or weight in masks):
+        if own and (layer.node.outputs[0] in affected or weight in masks) and _adds_a_vector(scene, layer, node):
             found.append(layer)
     return sorted(found, key=lambda layer: scene.by_output[layer.node.outputs[0]].index)
 
@@ -161,10 +161,10 @@ def plan_steps(scene: Scene, layers: Sequence[Layer], masks: Mapping[str, BoolAr
         assert layer.weight is not None and layer.linear is not None
         place = bias_place(scene, layer, node)
         bias = place.node.inputs[place.position] if place and place.position < len(place.node.inputs) else ""
-        if bias not in scene.constants or not _is_vector(scene, layer, node, bias):
+        if place is None or bias not in scene.constants or not _is_vector(scene, layer, place, bias):
             bias = ""
         weight = node.inputs[layer.weight.position]
-        chain = _chain(scene, node.outputs[0], pending)
+        chain = _chain(scene, node.outputs[0], layer.linear.form.out_axis, pending)
         reference = next(name for name in reversed(chain) if name not in scene.added)
         inside = place is None or place.inside
         names = (layer.data_name, node.outputs[0], chain[-1], reference, weight)
@@ -173,22 +173,38 @@ def plan_steps(scene: Scene, layers: Sequence[Layer], masks: Mapping[str, BoolAr
     return steps
 
 
-def _is_vector(scene: Scene, layer: Layer, node: Node, bias: str) -> bool:
-    """Whether a constant holds one value per output channel of the layer."""
-    assert layer.weight is not None
+def _adds_a_vector(scene: Scene, layer: Layer, node: Node) -> bool:
+    """Whether a layer adds one value per output channel, or nothing; what else it may add (a scalar, a map, an activation) is unknown
+    to its linear form."""
+    place = bias_place(scene, layer, node)
+    if place is None or not place.inside or place.position >= len(node.inputs) or not node.inputs[place.position]:
+        return True
+    name = node.inputs[place.position]
+    return name in scene.constants and _is_vector(scene, layer, place, name)
+
+
+def _is_vector(scene: Scene, layer: Layer, place: BiasPlace, bias: str) -> bool:
+    """Whether a constant that is added to the output holds one value per output channel of the layer."""
+    assert layer.weight is not None and layer.linear is not None
+    output = layer.node.outputs[0]
+    node = scene.by_output[output]
     groups = int(node.attributes.get("group", 1)) if layer.weight.out_axis else 1
-    width = scene.constants[node.inputs[layer.weight.position]][0][layer.weight.out_axis]
-    return int(np.prod(scene.constants[bias][0])) in (width, width * groups)
+    width = scene.constants[node.inputs[layer.weight.position]][0][layer.weight.out_axis] * groups
+    shape = scene.constants[bias][0]
+    if place.inside and len(shape) == 1:
+        return shape[0] == width
+    axis = layer.linear.form.out_axis - len(scene.shapes[output])  # from the end, where broadcasting aligns
+    return len(shape) >= -axis and shape[axis] == width == int(np.prod(shape))
 
 
-def _chain(scene: Scene, output: str, pending: Collection[str]) -> list[str]:
-    """An output, followed through nodes that are affine in it, as long as nothing else reads it and the other operands are
-    final: they depend on no layer that is still to be re-fitted."""
+def _chain(scene: Scene, output: str, axis: int, pending: Collection[str]) -> list[str]:
+    """An output, followed through nodes that are affine in it with factors that vary along its channel axis at most, as long as
+    nothing else reads it and the other operands are final: they depend on no layer that is still to be re-fitted."""
     chain, name = [output], output
     while True:
         found = scene.only_reader(name)
         added = scene.additive.get(found[0].outputs[0]) if found else None
-        if found is None or added is None or found[1] not in added.positions:
+        if found is None or added is None or found[1] not in added.positions or not {*added.varies} <= {axis}:
             return chain
         node = found[0]
         others = [other for position, other in enumerate(node.inputs) if other and position != found[1]]

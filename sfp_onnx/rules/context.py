@@ -348,10 +348,10 @@ class Context:
         present = tuple(array for array in extents if array is not None)
         self.facts.layers.append(LayerFact(self.node, macs, present, self.is_weight(writes.weight), reads, writes, linear))
 
-    def additive(self, *positions: int, shift: int | None = None) -> None:
-        """State that output 0 is affine in each of these inputs, element by element, whatever the others are; input ``shift`` is
-        a constant that is simply added."""
-        self.facts.additive[self.node.index] = Additive(positions, shift)
+    def additive(self, *positions: int, shift: int | None = None, varies: Sequence[int] = ()) -> None:
+        """State that output 0 is affine in each of these inputs, element by element, whatever the others are, with a factor that
+        varies along the axes ``varies`` of the output; input ``shift`` is a constant that is simply added."""
+        self.facts.additive[self.node.index] = Additive(positions, shift, tuple(varies))
 
     def zero_point(self, tensor: str) -> None:
         """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers), or as 0 (an empty name)."""

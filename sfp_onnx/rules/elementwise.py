@@ -36,7 +36,9 @@ def elementwise(ctx: Context) -> list[Labels]:
     for position in free:
         ctx.adopt(position, merged)
     shift = free[0] if ctx.node.op == "Add" and len(free) == 1 else None
-    ctx.additive(*_additive(ctx.node.op, present, free), shift=shift)
+    factor = ctx.shape(free[0]) if free and ctx.node.op in ("Mul", "Div") else ()
+    varies = [rank - len(factor) + axis for axis, size in enumerate(factor) if size > 1]
+    ctx.additive(*_additive(ctx.node.op, present, free), shift=shift, varies=varies)
     return [merged for _ in ctx.node.outputs]
 
 

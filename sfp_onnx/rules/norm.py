@@ -20,7 +20,7 @@ def batch_normalization(ctx: Context) -> list[Labels]:
     if channels is not None and gamma is not None and variance is not None:
         scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + ctx.attribute("epsilon", 1e-5))
         ctx.facts.affines.append(AffineFact(ctx.node, gamma.astype(np.float64), scale, channels, (3, 4)))
-    ctx.additive(0)
+    ctx.additive(0, varies=[1])
     return [ctx.labels(0)] + [()] * (len(ctx.node.outputs) - 1)
 
 

@@ -1,0 +1,362 @@
+"""Repair of whole small models: what it recovers, what it leaves alone, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper as nh
+import pytest
+from building import Builder, error, plan_of, run, with_all_tensors
+
+import sfp_onnx
+from sfp_onnx import Pruned, graph
+from sfp_onnx.records import BoolArray, RepairOptions
+from sfp_onnx.repair import repair
+
+WIDTH = 8
+EXACT = RepairOptions(ridges=(1e-7, 1e-3))
+COPIES = {3: (1, 2.0), 7: (5, 0.5)}  # channel: (that of which it is a multiple, factor)
+
+
+def images(*shape: int, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: nh.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def stem(b: Builder, x: str, inputs: int, rank: int = 2, copies: bool = True, outputs: Sequence[str] = ("read",)) -> str:
+    """A convolution of which some channels are multiples of others, and Relu."""
+    weight, bias = b.random.standard_normal((WIDTH, inputs, *[3] * rank)), b.random.standard_normal(WIDTH) / 3
+    for channel, (other, factor) in COPIES.items() if copies else ():
+        weight[channel], bias[channel] = weight[other] * factor, bias[other] * factor
+    made = b.op("Conv", x, b.const(weight / 4, name="stem.w"), b.const(bias), pads=[1] * 2 * rank, name="stem")
+    return b.op("Relu", made, outputs=list(outputs))
+
+
+def tail(b: Builder, y: str, channels: int, rank: int = 2, name: str = "last") -> onnx.ModelProto:
+    return b.model(b.conv(b.op("Relu", y), channels, 3, 1, rank=rank, name=name))
+
+
+def repaired(
+    model: onnx.ModelProto, data: np.ndarray, options: RepairOptions | None = EXACT, remove: dict[str, Sequence[int]] | None = None
+) -> Pruned:
+    """Cut (by default the copies that the stem makes) and repair."""
+    analysis = sfp_onnx.inspect(model)
+    if remove is None:
+        group = next(group for group in analysis.coupling.groups if "stem" in group.producers)
+        remove = {group.name: [3, 7] if group.width == WIDTH else [3]}
+    return sfp_onnx.apply(analysis, plan_of(analysis, remove), sfp_onnx.data_for(analysis.model, {"x": data}), repair=options)
+
+
+def distance(model: onnx.ModelProto, result: Pruned, data: np.ndarray) -> float:
+    return max(error(own, other) for own, other in zip(run(result.to_proto(), {"x": data}), run(model, {"x": data}), strict=True))
+
+
+def fits(result: Pruned) -> dict[str, str]:
+    assert result.repaired is not None
+    return {own.layer: own.kind for own in result.repaired.fits}
+
+
+# ---- exact recovery --------------------------------------------------------------------------------------------------
+
+
+def conv_model(rank: int = 2, transposed: bool = False, group: int = 1, bias: bool = True, **attributes: Any) -> onnx.ModelProto:
+    b = Builder(seed=rank)
+    y = stem(b, b.input(["N", 2, *[6] * rank]), 2, rank)
+    shape = (WIDTH, 6 // group) if transposed else (6, WIDTH // group)
+    operands = [b.weight(*shape, *[3] * rank, fan_in=9 * WIDTH)] + ([b.weight(6, fan_in=6)] if bias else [])
+    kind = "ConvTranspose" if transposed else "Conv"
+    return tail(b, b.op(kind, y, *operands, group=group, name="reader", **attributes), 6, rank)
+
+
+def dense_model(kind: str) -> onnx.ModelProto:
+    """The stem's maps, averaged to features, or as rows of positions."""
+    b = Builder(seed=5)
+    y = stem(b, b.input(["N", 2, 6, 6]), 2)
+    if kind == "gemm of a flattened map":
+        return b.model(b.gemm(b.op("Relu", b.gemm(b.op("Flatten", y), 36 * WIDTH, 6, name="reader")), 6, 4, name="last"))
+    if kind == "einsum":
+        y = b.op("Einsum", y, b.weight(6, WIDTH), equation="nkhw,ok->nohw", name="reader")
+        return b.model(b.op("Relu", y))
+    if kind == "left":
+        rows = b.op("Reshape", y, b.const([0, WIDTH, -1], np.int64))
+        return b.model(b.op("Relu", b.op("MatMul", b.weight(6, WIDTH), rows, name="reader")))
+    rows = b.op("Transpose", b.op("Reshape", y, b.const([0, WIDTH, -1], np.int64)), perm=[0, 2, 1])
+    if kind == "gemm":
+        pooled = b.op("Flatten", b.op("GlobalAveragePool", y))
+        return b.model(b.gemm(b.op("Relu", b.gemm(pooled, WIDTH, 6, transposed=True, name="reader")), 6, 4, name="last"))
+    made = b.op("MatMul", rows, b.weight(WIDTH, 6, fan_in=WIDTH), name="reader")
+    if kind == "matmul and add":
+        made = b.op("Add", b.weight(6, fan_in=6), made)
+    return b.model(b.op("Relu", made))
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "conv": lambda: conv_model(pads=[1] * 4),
+    "strided, dilated": lambda: conv_model(strides=[2, 1], dilations=[1, 2], pads=[1, 0, 2, 1]),
+    "same": lambda: conv_model(strides=[2, 2], auto_pad="SAME_LOWER"),
+    "conv without bias": lambda: conv_model(bias=False),
+    "1-d": lambda: conv_model(1),
+    "3-d": lambda: conv_model(3),
+    "grouped": lambda: conv_model(group=2),
+    "transposed": lambda: conv_model(transposed=True, strides=[2, 2], pads=[1] * 4),
+    "transposed, grouped": lambda: conv_model(transposed=True, group=2, bias=False),
+    **{
+        kind: lambda kind=kind: dense_model(kind)  # type: ignore[misc]
+        for kind in ("gemm", "gemm of a flattened map", "matmul", "matmul and add", "left", "einsum")
+    },
+}
+
+
+def data_of(model: onnx.ModelProto, samples: int = 96, seed: int = 3) -> np.ndarray:
+    return images(samples, *(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]), seed=seed)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_linear_combinations_of_kept_channels_are_recovered(kind: str) -> None:
+    model = MODELS[kind]()
+    result, bare = (repaired(model, data_of(model, 400 if "gemm" in kind else 96), options) for options in (EXACT, None))
+    fresh = data_of(model, 20, seed=9)
+    assert fits(result)["reader"] == "weights"
+    assert distance(model, bare, fresh) > 1e-2
+    assert distance(model, result, fresh) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("fit", ["lstsq", "bias"])
+def test_names_shapes_and_what_was_not_touched_stay(kind: str, fit: str) -> None:
+    """New are biases alone; the same run twice gives the same bytes."""
+    model = MODELS[kind]()
+    result, again, bare = (repaired(model, data_of(model), options) for options in (RepairOptions(fit=fit), RepairOptions(fit=fit), None))
+    assert result.to_proto().SerializeToString() == again.to_proto().SerializeToString() != bare.to_proto().SerializeToString()
+    own, other = arrays(result.to_proto()), arrays(bare.to_proto())
+    assert {name: array.shape for name, array in own.items() if name in other} == {name: array.shape for name, array in other.items()}
+    assert set(own) - set(other) <= {"reader/bias", "last/bias"}
+    np.testing.assert_array_equal(own["stem.w"], other["stem.w"])
+    nodes = {node.name: (node.op_type, list(node.output)) for node in result.to_proto().graph.node}
+    assert set(nodes) >= {node.name for node in bare.to_proto().graph.node}
+    assert [item.name for item in result.to_proto().graph.output] == [item.name for item in model.graph.output]
+    if fit == "bias":
+        reader = next(node for node in model.graph.node if node.name == "reader")
+        (weight,) = [name for name in reader.input[:2] if name in other and other[name].ndim > 1]
+        np.testing.assert_array_equal(own[weight], other[weight])
+        assert set(fits(result).values()) <= {"bias", "unchanged"} and fits(result)["reader"] == "bias"
+
+
+def test_depthwise() -> None:
+    b = Builder(seed=2)
+    y = stem(b, b.input(["N", 2, 6, 6]), 2)
+    weight = b.random.standard_normal((WIDTH, 1, 3, 3))
+    for channel, (other, _) in COPIES.items():
+        weight[channel] = weight[other]
+    y = b.op("Relu", b.op("Conv", y, b.const(weight), group=WIDTH, pads=[1] * 4, name="depthwise"))
+    model = tail(b, b.conv(y, WIDTH, 5, name="reader"), 5)
+    result = repaired(model, images(96, 2, 6, 6))
+    assert distance(model, result, images(20, 2, 6, 6, seed=9)) <= 1e-4
+    assert "depthwise" in fits(result)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_batch_normalization_behind_the_layer(zero: bool) -> None:
+    """Also where it scales a channel by zero or by a negative number."""
+    b = Builder(seed=2)
+    y = stem(b, b.input(["N", 2, 6, 6]), 2)
+    y = b.conv(y, WIDTH, 6, bias=False, name="reader")
+    gamma = np.array([1.0, -2.0, 0.0 if zero else 0.3, 1.0, 0.1, 3.0])
+    y = b.op("BatchNormalization", y, b.const(gamma), b.weight(6, fan_in=6), b.weight(6, fan_in=6), b.uniform(6))
+    model = tail(b, y, 6)
+    assert distance(model, repaired(model, images(96, 2, 6, 6)), images(20, 2, 6, 6, seed=9)) <= 1e-4
+
+
+def test_several_consumers() -> None:
+    b = Builder(seed=2)
+    y = stem(b, b.input(["N", 2, 6, 6]), 2)
+    first, second = b.op("Relu", b.conv(y, WIDTH, 6, name="first")), b.op("Sigmoid", b.conv(y, WIDTH, 6, name="second"))
+    gemm = b.gemm(b.op("Flatten", b.op("GlobalAveragePool", y)), WIDTH, 3, name="third")
+    model = b.model(b.op("Mul", first, second), gemm)
+    result = repaired(model, images(300, 2, 6, 6))
+    assert set(fits(result)) == {"first", "second", "third"}
+    assert distance(model, result, images(20, 2, 6, 6, seed=9)) <= 1e-4
+
+
+def test_shared_weights_are_left_alone() -> None:
+    b = Builder(seed=2)
+    y = stem(b, b.input(["N", 2, 6, 6]), 2)
+    shared = b.weight(6, WIDTH, 3, 3, name="shared")
+    one, two = b.op("Conv", y, shared, name="one"), b.op("Conv", b.op("Neg", y), shared, name="two")
+    model = b.model(b.conv(b.op("Concat", b.op("Relu", one), b.op("Relu", two), axis=1), 12, 4, name="last"))
+    result, bare = (repaired(model, images(96, 2, 6, 6), options) for options in (EXACT, None))
+    np.testing.assert_array_equal(arrays(result.to_proto())["shared"], arrays(bare.to_proto())["shared"])
+    assert set(fits(result)) == {"last"}
+    assert distance(model, result, images(20, 2, 6, 6, seed=9)) < distance(model, bare, images(20, 2, 6, 6, seed=9))
+
+
+def test_a_shared_bias_is_split() -> None:
+    b = Builder(seed=2)
+    y = stem(b, b.input(["N", 2, 6, 6]), 2)
+    bias = b.weight(6, fan_in=6, name="shared")
+    one, two = (b.op("Relu", b.op("Conv", y, b.weight(6, WIDTH, 3, 3), bias, name=name)) for name in ("one", "two"))
+    model = b.model(b.op("Add", one, two))
+    result = repaired(model, images(96, 2, 6, 6))
+    assert set(fits(result).values()) == {"weights"}
+    assert distance(model, result, images(20, 2, 6, 6, seed=9)) <= 1e-4
+
+
+# ---- where there is less to win ----------------------------------------------------------------------------------------
+
+
+def test_dead_channels() -> None:
+    """Kept channels that are always zero neither break the fit nor get weights."""
+    b = Builder(seed=2)
+    weight, bias = b.random.standard_normal((WIDTH, 2, 3, 3)) / 4, b.random.standard_normal(WIDTH) / 3
+    weight[[0, 2, 4]], bias[[0, 2, 4]] = 0, -1
+    y = b.op("Relu", b.op("Conv", b.input(["N", 2, 6, 6]), b.const(weight), b.const(bias), name="stem"))
+    model = b.model(b.op("Relu", b.conv(y, WIDTH, 6, name="reader")))
+    result, bare = (repaired(model, images(96, 2, 6, 6), options, {"stem": [1, 4]}) for options in (RepairOptions(), None))
+    fresh = images(40, 2, 6, 6, seed=9)
+    assert distance(model, result, fresh) < 0.9 * distance(model, bare, fresh)
+    own, other = arrays(result.to_proto())["reader.weight"], arrays(bare.to_proto())["reader.weight"]
+    np.testing.assert_allclose(own[:, [0, 1]], other[:, [0, 1]], atol=1e-6)  # channels 0 and 2
+
+
+def test_only_dead_channels_are_left() -> None:
+    b = Builder(seed=2)
+    weight, bias = b.random.standard_normal((WIDTH, 2, 3, 3)) / 4, b.random.standard_normal(WIDTH) / 3
+    weight[:4], bias[:4] = 0, -1
+    y = b.op("Relu", b.op("Conv", b.input(["N", 2, 6, 6]), b.const(weight), b.const(bias), name="stem"))
+    model = b.model(b.op("Relu", b.conv(y, WIDTH, 6, name="reader")))
+    result = repaired(model, images(96, 2, 6, 6), RepairOptions(), {"stem": [4, 5, 6, 7]})
+    made = run(result.to_proto(), {"x": images(20, 2, 6, 6)})[0]
+    assert np.isfinite(made).all() and fits(result)["reader"] in ("bias", "weights")
+
+
+@pytest.mark.parametrize("kind", ["conv", "gemm", "matmul and add", "transposed", "grouped"])
+@pytest.mark.parametrize("fit", ["lstsq", "bias"])
+def test_one_sample(kind: str, fit: str) -> None:
+    model = MODELS[kind]()
+    options = RepairOptions(fit=fit, force=True)
+    result, bare = repaired(model, data_of(model, 1), options), repaired(model, data_of(model, 1), None)
+    assert np.isfinite(run(result.to_proto(), {"x": data_of(model, 5)})[0]).all()
+    assert result.repaired is not None and not result.repaired.held_out and "too few to hold any out" in " ".join(result.notes)
+    if kind == "gemm":  # one row, so none that could judge
+        assert set(fits(result).values()) == {"unchanged"}
+        np.testing.assert_array_equal(
+            run(result.to_proto(), {"x": data_of(model, 5)})[0], run(bare.to_proto(), {"x": data_of(model, 5)})[0]
+        )
+
+
+def residual(blocks: int = 2, wide: int = 24) -> onnx.ModelProto:
+    """Stream of 6 channels, each block adds convolution, Relu, convolution to it."""
+    b = Builder(seed=7)
+    y = b.conv(b.input(["N", 2, 6, 6]), 2, 6, name="first")
+    for number in range(blocks):
+        inner = b.op("Relu", b.conv(y, 6, wide if number else WIDTH, name=f"in{number}"))
+        y = b.op("Add", y, b.conv(inner, wide if number else WIDTH, 6, name=f"out{number}"), outputs=[f"sum{number}"])
+    return b.model(b.op("Abs", y))
+
+
+def stream_errors(model: onnx.ModelProto, result: Pruned, data: np.ndarray) -> dict[str, float]:
+    found = []
+    for own in (model, result.to_proto()):
+        whole = with_all_tensors(own)
+        found.append(dict(zip([item.name for item in whole.graph.output], run(whole, {"x": data}), strict=True)))
+    before, after = found
+    return {name: float(np.square(after[name] - before[name]).sum()) for name in before if name.startswith("sum")}
+
+
+def test_a_block_corrects_the_error_of_the_stream() -> None:
+    """The second block loses nothing itself, but brings the sum nearer to the original one than it came in."""
+    model = residual()
+    result, bare = (repaired(model, images(256, 2, 6, 6), options, {"in0": [0, 1, 2, 3, 4]}) for options in (RepairOptions(), None))
+    fresh = images(40, 2, 6, 6, seed=9)
+    own, plain = stream_errors(model, result, fresh), stream_errors(model, bare, fresh)
+    assert own["sum0"] < 0.9 * plain["sum0"]
+    assert own["sum1"] < 0.8 * own["sum0"]
+    assert fits(result) == {"out0": "weights", "in1": "weights", "out1": "weights"}
+
+
+def test_bias_is_fitted_to_the_mean() -> None:
+    """What the removed channels fed on average: the means of the sums over the calibration data are those of the original."""
+    model = residual(1)
+    data = images(64, 2, 6, 6)
+    result = repaired(model, data, RepairOptions(fit="bias", rows_per_input=1e6), {"in0": [0, 1, 2]})
+    tensors = []
+    for own in (model, result.to_proto()):
+        whole = with_all_tensors(own)
+        tensors.append(dict(zip([item.name for item in whole.graph.output], run(whole, {"x": data}), strict=True))["sum0"])
+    bare = repaired(model, data, None, {"in0": [0, 1, 2]}).to_proto()
+    whole = with_all_tensors(bare)
+    plain = dict(zip([item.name for item in whole.graph.output], run(whole, {"x": data}), strict=True))["sum0"]
+    shift = np.abs((tensors[1] - tensors[0]).mean((0, 2, 3))).max()
+    assert shift < 0.1 * np.abs((plain - tensors[0]).mean((0, 2, 3))).max()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_batch_normalization_is_re_estimated(shared: bool) -> None:
+    """One after the other: each sees the new statistics of those before. Vectors keep their names, shared ones are split."""
+    b = Builder(seed=4)
+    y = b.op("Relu", b.batch_norm(b.conv(b.input(["N", 2, 6, 6]), 2, WIDTH, bias=False, name="stem"), WIDTH, name="bn0"))
+    y = b.op("Relu", b.batch_norm(b.conv(y, WIDTH, 6, bias=False, name="second"), 6, name="bn1"))
+    y = b.conv(y, 6, 5, bias=False, name="third")
+    vectors = [b.uniform(5)] * 4 if shared else [b.uniform(5) for _ in range(4)]
+    y = b.op("BatchNormalization", y, *vectors, name="bn2")
+    model, data = b.model(b.op("Abs", y)), images(64, 2, 6, 6)
+    result, bare = (repaired(model, data, options, {"stem": [0, 1, 2, 3, 4]}) for options in (RepairOptions(fit="bn", force=True), None))
+    proto = result.to_proto()
+    assert [node.name for node in proto.graph.node] == [node.name for node in bare.to_proto().graph.node]
+    whole, held = with_all_tensors(proto), arrays(proto)
+    values = dict(zip([item.name for item in whole.graph.output], run(whole, {"x": data}), strict=True))
+    plain = arrays(bare.to_proto())
+    for node in proto.graph.node:
+        if node.op_type == "BatchNormalization":
+            _, _, _, mean, variance = node.input
+            maps = values[node.input[0]]
+            np.testing.assert_allclose(held[mean], maps.mean((0, 2, 3)), atol=0.1)  # of all but the samples that judge
+            np.testing.assert_allclose(held[variance], maps.var((0, 2, 3)), rtol=0.2)
+    assert set(held) >= set(plain) if shared else set(held) == set(plain)
+
+
+@pytest.mark.parametrize("fit", ["lstsq", "bias"])
+def test_half_precision(fit: str) -> None:
+    b = Builder(seed=2)
+    y = b.input(["N", 2, 6, 6], dtype=onnx.TensorProto.FLOAT16)
+    wide = [WIDTH, 6, 3]
+    for number, (c_in, c_out) in enumerate(zip([2, *wide], wide, strict=False)):
+        operands = [b.const(b.random.standard_normal(shape) / 4, np.float16) for shape in ((c_out, c_in, 3, 3), (c_out,))]
+        y = b.op("Relu", b.op("Conv", y, *operands, pads=[1] * 4, name=f"conv{number}"))
+    model = b.model(y)
+    data = images(64, 2, 6, 6).astype(np.float16)
+    result, bare = (repaired(model, data, options, {"conv0": [0, 1, 2]}) for options in (RepairOptions(fit=fit), None))
+    assert {array.dtype for array in arrays(result.to_proto()).values()} == {np.dtype(np.float16)}
+    dense, plain, own = (run(proto, {"x": data})[0].astype(np.float64) for proto in (model, bare.to_proto(), result.to_proto()))
+    assert np.square(own - dense).sum() < (0.8 if fit == "lstsq" else 0.99) * np.square(plain - dense).sum()
+
+
+@pytest.mark.parametrize("sparsity", ["unstructured", "2:4"])
+def test_zeros_of_a_mask_stay_zero(sparsity: str) -> None:
+    model = MODELS["conv"]()
+    analysis, data = sfp_onnx.inspect(model), data_of(model)
+    old = {name: array for name, array in arrays(model).items() if array.ndim == 4 and name != "stem.w"}
+    masks: dict[str, BoolArray] = {}
+    for name, array in old.items():
+        mask = np.random.default_rng(1).random(array.shape) < 0.5
+        if sparsity == "2:4":
+            mask = np.zeros(array.shape, bool)
+            mask.reshape(-1)[::2] = True
+        masks[name] = mask
+    changed = graph.with_constants(analysis.prepared.model, {name: array * masks[name] for name, array in old.items()})
+    none = np.zeros(analysis.coupling.units, bool)
+    batches = [{"x": part} for part in np.array_split(data, 12)]
+    made, found = repair(analysis.prepared, analysis.coupling, none, changed, batches, RepairOptions(), masks)
+    assert found[0].kind == "weights" and len(found) == 2
+    own = arrays(graph.to_proto(made))
+    for (name, mask), fit in zip(masks.items(), found, strict=True):
+        assert not own[name][~mask].any() and (own[name][mask] != old[name][mask]).any() == (fit.kind == "weights")
+    fresh = data_of(model, 30, seed=9)
+    dense, plain, fitted = (run(proto, {"x": fresh})[0] for proto in (model, graph.to_proto(changed), graph.to_proto(made)))
+    assert np.square(fitted - dense).sum() < 0.8 * np.square(plain - dense).sum()
