@@ -185,3 +185,8 @@ def interleaved(
 def version() -> str:
     """onnxruntime's version."""
     return str(ort.__version__)
+
+
+def providers() -> list[str]:
+    """Execution providers of this onnxruntime."""
+    return list(map(str, ort.get_available_providers()))

@@ -10,7 +10,9 @@ import click
 
 from .common import EPILOG
 from .dilute import dilute_command
+from .doctor import doctor_command
 from .evaluate import evaluate_command
+from .init import init_command
 from .inspect import inspect_command
 from .profile import profile_command
 from .prune import apply_command, plan_command, prune_command
@@ -19,11 +21,23 @@ from .sweep import sweep_command
 
 COMMANDS = (
     inspect_command, plan_command, apply_command, prune_command, sweep_command, dilute_command, score_command, evaluate_command,
-    profile_command,
+    profile_command, init_command, doctor_command,
 )  # fmt: skip
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+FIRST = """sfp-onnx makes ONNX models smaller and faster by removing channels, and proves the result.
+
+  1. sfp-onnx doctor                                   does this installation work?
+  2. sfp-onnx inspect model.onnx                       what can be removed, and why not more?
+  3. sfp-onnx prune model.onnx -o smaller.onnx --target macs=50% --data FOLDER_OR_NPZ
+                                                       remove half of the computation, repair, verify
+  4. sfp-onnx evaluate model.onnx smaller.onnx --data TEST
+                                                       accuracy, agreement, size and latency of both
+
+Images in a folder: add --preset imagenet (or cifar10, yolo). All commands: sfp-onnx --help"""
+
+
+@click.group(invoke_without_command=True, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("-v", "--verbose", count=True, help="Say more.")
 @click.option("-q", "--quiet", count=True, help="Say only errors.")
 @click.version_option(package_name="sfp_onnx")
@@ -32,6 +46,8 @@ def main(verbose: int, quiet: int) -> None:
 
     Example: sfp-onnx prune model.onnx -o smaller.onnx --ratio 0.5
     """
+    if click.get_current_context().invoked_subcommand is None:
+        click.echo(FIRST)
 
 
 for command in COMMANDS:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import click
 
 from .. import graph, pipeline
-from ..data import Dataset, Preprocessing
+from ..data import Dataset
 from ..errors import OptionError, SfpError
+from .data_options import given, preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +30,14 @@ def say(text: str, level: int = 0) -> None:
     """A message for people on standard error (level 1: only with -v)."""
     if _verbosity() >= level:
         click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A warning on standard error, once per command."""
+    said = click.get_current_context().meta.setdefault("sfp_onnx.warnings", set())
+    if text not in said:
+        said.add(text)
+        say(f"Warning: {text}")
 
 
 @contextmanager
@@ -63,16 +72,22 @@ def guarded(function: F) -> F:
 
 
 def dataset(model: graph.Model, path: Path | None, options: dict[str, Any]) -> Dataset | None:
-    """The data that the options describe; None without a path."""
-    steps = Preprocessing(options["mean"], options["std"], options["scale"], options["layout"])
+    """The data that the options describe; None without a path. Says what looks like a mistake of model or data."""
+    for text in pipeline.training_mode(model):
+        warn(text)
     if path is None:
-        if steps.given or options["labels"] is not None or options["samples"] is not None:
-            raise OptionError("--labels, --mean, --std, --scale and --samples need --data")
+        if given(options) or options["labels"] is not None or options["samples"] is not None:
+            raise OptionError("--labels, --preset, --mean, --std, --scale, --resize, --center-crop, --color and --samples need --data")
         return None
+    steps, notes = preprocessing(model, path, options)
     data = pipeline.data_for(
         model, path, preprocessing=steps, labels=options["labels"], samples=options["samples"], seed=options["seed"]
     )
     assert data is not None
+    for note in (*notes, *data.notes):
+        say(f"{data.name}: {note}")
+    for text in pipeline.chance_level(model, data):
+        warn(text)
     say(f"{data.name}: {data.samples} samples, labels {'given' if data.labels is not None else 'none'}", 1)
     return data
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..dilute import METHODS, removed_share
 from ..records import RepairOptions
 from . import options as take
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .data_options import NOTHING
 from .prune import _accuracy
 
 NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
@@ -31,14 +33,15 @@ NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
               help="sparse: weights as sparse initializers where that is smaller.")
 @click.option("--regroup", is_flag=True, help="Rewrite block-diagonal convolutions as grouped ones, where that is measured to be faster.")
 @click.option("--force", is_flag=True, help="Dilute layers by labels even where these carry too little signal.")
-@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy before and after.")
 @take.preprocessing_options
 @take.shape_option
 @take.manifest_option
+@take.json_option
 @guarded
 def dilute_command(
-    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, store: str, **options: Any
+    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, store: str, as_json: bool, **options: Any
 ) -> None:
     """Zero connections (kernels, weights) without changing a shape.
 
@@ -51,15 +54,19 @@ def dilute_command(
     loaded = pipeline.load(model)
     check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
-    shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
+    shared = NOTHING if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})
     say(f"method: {method}{'' if options['method'] else ' (default)'}")
     analysis = pipeline.inspect(loaded, options["input_shapes"], data_set)
     result = pipeline.dilute(analysis, wanted, data_set, bar)
     measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
     result.save(output, sparse=store == "sparse")
+    found = pipeline.dilution_manifest(result, output)
     if manifest is not None:
-        pipeline.write_json(manifest, pipeline.dilution_manifest(result, output), [*loaded.paths, output])
+        pipeline.write_json(manifest, found, [*loaded.paths, output])
+    if as_json:
+        click.echo(json.dumps(found | {"evaluation": [asdict(own) for own in measured] if measured else None}, indent=1))
+        return
     _show(result, output, store)
     if measured:
         measured[1] = replace(measured[1], model=str(output))

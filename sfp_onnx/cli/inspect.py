@@ -9,7 +9,7 @@ import click
 
 from .. import pipeline, report
 from . import options as take
-from .common import EPILOG, guarded, say
+from .common import EPILOG, guarded, say, warn
 
 
 @click.command("inspect", epilog=EPILOG)
@@ -24,7 +24,9 @@ def inspect_command(model: Path, input_shapes: dict[str, list[int]], cut_layerno
     Example: sfp-onnx inspect model.onnx
     """
     analysis = pipeline.inspect(model, input_shapes, cut_layernorm=cut_layernorm)
+    for text in pipeline.training_mode(analysis.model):
+        warn(text)
     found = report.inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
     click.echo(json.dumps(found, indent=1) if as_json else report.inspection_text(found))
     if not as_json and found["groups"]:
-        say(f"Next: sfp-onnx prune {model} -o {model.stem}-pruned.onnx --ratio 0.5 --data calibration.npz")
+        say(f"Next: sfp-onnx prune {model} -o {model.stem}-pruned.onnx --target macs=50% --data FOLDER_OR_NPZ")

@@ -19,6 +19,8 @@ from ..sfp import PROBES
 from ..targets import parse_target
 from .bandit_options import bandit_options
 from .common import F
+from .config import settle
+from .data_options import data_options
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
 
@@ -68,6 +70,7 @@ def _stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
+DATA = "images in a folder (class sub-folders are labels), .npz, .npy, test_data_set_* folders, or module:function that yields batches."
 model_argument = click.argument("model", type=FILE)
 shape_option = click.option(
     "--input-shape", "input_shapes", multiple=True, callback=_shapes, metavar="NAME=1,3,224,224",
@@ -77,11 +80,12 @@ layernorm_option = click.option(
     "--cut-layernorm", is_flag=True, help="Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower."
 )
 preprocessing_options = _stack(
-    click.option("--labels", type=FILE, help="Labels (.npy or .npz), if they are not in the data."),
+    click.option("--labels", type=FILE, help="Labels, if they are not in the data: .npy, .npz, or for images .csv of filename,label."),
     click.option("--mean", callback=_floats, metavar="M1,M2,..", help="Subtracted per channel, after --scale."),
     click.option("--std", callback=_floats, metavar="S1,S2,..", help="Divided by per channel, after --mean."),
     click.option("--scale", type=click.FloatRange(min=0, min_open=True), help="Value range of the raw data: 255 for 8-bit images."),
     click.option("--layout", type=click.Choice(["nchw", "nhwc"]), default="nchw", show_default=True, help="Layout of the data."),
+    data_options,
     click.option("--samples", type=click.IntRange(min=1), help="Use only so many samples, drawn with --seed."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."),
 )
@@ -126,6 +130,7 @@ plan_options = _stack(
 
 def chosen_plan(options: dict[str, Any]) -> PlanOptions:
     """The options of the plan, which must say how much leaves."""
+    settle(options)
     if (options["ratio"] is None) == (not options["targets"] and options["max_drop"] is None):
         raise click.UsageError("Give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%.")
     if options["metric"] is not None and options["max_drop"] is None:
@@ -183,4 +188,8 @@ external_option = click.option(
 output_option = click.option("-o", "--output", type=FILE, required=True, help="Where the pruned model goes.")
 manifest_option = click.option(
     "--manifest", type=FILE, help="Write versions, hashes, options, plan and cuts as JSON."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+locked_option = click.option(
+    "--locked", type=FILE, metavar="MANIFEST", help="Reproduce the run of a manifest byte for byte, or say what differs (exit code 3)."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -23,10 +24,12 @@ SHOWN = 10
 @click.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.")
 @take.shape_option
 @take.layernorm_option
+@take.json_option
 @guarded
 def profile_command(
-    model: Path, output: Path, threads: int, batch: int, provider: str, fresh: bool, input_shapes: dict[str, list[int]], cut_layernorm: bool
-) -> None:
+    model: Path, output: Path, threads: int, batch: int, provider: str, fresh: bool, input_shapes: dict[str, list[int]],
+    cut_layernorm: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Measure the model's nodes at many widths on this machine; plan with it anywhere.
 
     Example: sfp-onnx profile model.onnx -o cpu.json --threads 1
@@ -36,6 +39,9 @@ def profile_command(
     analysis = pipeline.inspect(loaded, input_shapes, cut_layernorm=cut_layernorm)
     profile = pipeline.measure_profile(analysis, Setup(threads, provider), batch, bar, fresh)
     pipeline.write_json(output, to_json(profile), loaded.paths)
+    if as_json:
+        click.echo(json.dumps(to_json(profile), indent=1))
+        return
     where = profile.device
     click.echo(f"{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}")
     click.echo(f"threads {where['threads'] or 'all'}, batch {batch}")

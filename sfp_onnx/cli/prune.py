@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ from ..records import Evaluation, Plan, RepairOptions, ScoreOptions
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .config import config_option
+from .data_options import NOTHING
+from .gates import gated
+from .locked import Lock, command
 
 
 def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any]) -> pipeline.Analysis:
@@ -36,14 +42,15 @@ def _scored(
 @click.command("plan", epilog=EPILOG)
 @take.model_argument
 @click.option("-o", "--output", type=take.FILE, required=True, help="Where the plan (JSON) goes.")
-@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @take.plan_options
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
 @take.repair_options
+@take.json_option
 @guarded
-def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -> None:
+def plan_command(model: Path, output: Path, data: Path | None, as_json: bool, **options: Any) -> None:
     """Decide which channels leave; cut nothing.
 
     Example: sfp-onnx plan model.onnx -o plan.json --target macs=50%
@@ -56,8 +63,8 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
     data_set = dataset(loaded, data, options)
     made = _scored(_analysed(loaded, data_set, options), data_set, options, take.chosen_repair(options, data_set))
     pipeline.write_json(output, to_json(made), filter(None, inputs))
-    click.echo(report.plan_text(made))
-    if made.figures:
+    click.echo(json.dumps(to_json(made), indent=1) if as_json else report.plan_text(made))
+    if made.figures and not as_json:
         click.echo(report.figures_text(made))
     say(f"Next: sfp-onnx apply {model} {output} -o {model.stem}-pruned.onnx")
 
@@ -72,6 +79,7 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
 @take.manifest_option
 @take.verify_option
 @take.external_option
+@take.json_option
 @guarded
 def apply_command(
     model: Path, plan: Path, output: Path, data: Path | None, manifest: Path | None, verify: bool, external: bool | None, **options: Any
@@ -91,7 +99,7 @@ def apply_command(
 @click.command("prune", epilog=EPILOG)
 @take.model_argument
 @take.output_option
-@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy and latency before and after.")
 @take.plan_options
 @take.preprocessing_options
@@ -101,10 +109,14 @@ def apply_command(
 @take.manifest_option
 @take.verify_option
 @take.external_option
+@take.json_option
+@take.locked_option
+@config_option
 @guarded
+@gated
 def prune_command(
     model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, verify: bool,
-    external: bool | None, **options: Any,
+    external: bool | None, locked: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Plan, cut, verify and write in one.
 
@@ -112,30 +124,48 @@ def prune_command(
     """
     take.chosen_plan(options)
     chosen_bandit(options)
+    lock = None if locked is None else Lock(locked)
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest, *bandit_files(options))
+    check_outputs([*loaded.paths, locked, data, test_data, options["labels"]], output, manifest, *bandit_files(options))
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
-    shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
+    shared = NOTHING if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})
     repair = take.chosen_repair(options, data_set)
     analysis = _analysed(loaded, data_set, options)
-    made = _scored(analysis, data_set, options, repair)
+    made = lock.plan(loaded, data_set, options) if lock else None
+    made = made or _scored(analysis, data_set, options, repair)
     say(report.plan_text(made), 1)
     result = pipeline.apply(analysis, made, data_set, verify, bar, repair)
-    measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
-    _write(result, output, manifest, external)
-    if measured:
-        measured[1] = replace(measured[1], model=str(output))
+    if lock:
+        lock.check(result, output, external)
+    measured = [] if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
+    measured[1:] = [replace(own, model=str(output)) for own in measured[1:]]
+    shown = _write(result, output, manifest, external, measured, held_out)
+    if measured and shown:
         _accuracy(measured)
         say(report.evaluation_text(measured))
 
 
-def _write(result: pipeline.Pruned, output: Path, manifest: Path | None, external: bool | None) -> None:
+def _write(
+    result: pipeline.Pruned, output: Path, manifest: Path | None, external: bool | None, measured: Sequence[Evaluation] = (),
+    test_data: Dataset | None = None,
+) -> bool:  # fmt: skip
+    """Write the model and its manifest, and say so; whether it was said in words (and not as JSON)."""
     result.save(output, external)
+    found = pipeline.manifest(result, output) | {"command": command(), "evaluation": [asdict(own) for own in measured] or None}
+    found["test_data"] = None if test_data is None else pipeline.describe(test_data)
     if manifest is not None:
-        pipeline.write_json(manifest, pipeline.manifest(result, output), [*result.original.paths, output])
+        pipeline.write_json(manifest, found, [*result.original.paths, output])
     for note in result.notes:
         say(f"Note: {note}")
+    if click.get_current_context().params.get("as_json"):
+        click.echo(json.dumps(found, indent=1))
+        return False
+    _say_sizes(result, output)
+    return True
+
+
+def _say_sizes(result: pipeline.Pruned, output: Path) -> None:
     check = result.verification
     click.echo(report.sizes_text(result.plan.before, result.plan.after))
     before, after = graph.file_bytes(result.original), graph.file_bytes(pipeline.load(output))

@@ -17,7 +17,7 @@ from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 
 @click.command("score", epilog=EPILOG)
 @take.model_argument
-@click.option("--data", type=take.FILE, help="Calibration data: .npz, .npy or test_data_set_* folders.")
+@click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @take.score_options
 @click.option("--save", type=take.FILE, help="Write scores (and class profiles) as .npz.")
 @take.preprocessing_options

@@ -16,6 +16,8 @@ from ..report import number, table
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .config import config_option
+from .data_options import NOTHING
 
 
 @click.command("sweep", epilog=EPILOG)
@@ -31,6 +33,7 @@ from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 @take.shape_option
 @take.layernorm_option
 @take.repair_options
+@config_option
 @guarded
 def sweep_command(
     model: Path, sweeps: tuple[str, ...], data: Path | None, test_data: Path | None, output: Path | None, save_dir: Path | None,
@@ -49,7 +52,7 @@ def sweep_command(
     check_outputs([*loaded.paths, data, test_data, options["labels"]], output, *bandit_files(options))
     if save_dir is not None:
         _make(save_dir)
-    nothing = {"mean": None, "std": None, "scale": None, "labels": None, "samples": None}
+    nothing = {**NOTHING, "labels": None, "samples": None}
     seen = dataset(loaded, data, options if data else {**options, **nothing})
     judge = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     if judge is None and seen is not None:

@@ -6,11 +6,13 @@ from .mask import QUANTIZED, insert_mask, zero_of
 from .model import Model, Prepared, check, make_initializer
 from .probe import conv_chain, named_by_output
 from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
-from .save import atomic, check_output, file_bytes, full_size, save, to_proto, write_text
+from .save import PROTOBUF_LIMIT, atomic, check_output, file_bytes, full_size, save, to_proto, write_text
 from .segment import between, segment, with_constants
+from .training import training_nodes
 from .view import Constants, initializers, inputs, nodes, outputs, serialized, tensor_types
 
 __all__ = [
+    "PROTOBUF_LIMIT",
     "QUANTIZED",
     "Constants",
     "Editor",
@@ -42,6 +44,7 @@ __all__ = [
     "shape_program",
     "tensor_types",
     "to_proto",
+    "training_nodes",
     "with_constants",
     "write_text",
     "zero_of",

@@ -6,9 +6,13 @@ from .cutting import Pruned, apply, prune
 from .deciding import Candidates, plan_for
 from .diluting import Seen, check_dilution, default_method, dilute, look, masked
 from .dilution import Diluted, DiluteOptions, dilution_manifest
+from .doctoring import Finding, examine
 from .dropping import held_out
 from .evaluating import evaluate
+from .gating import Verdict, against, dropped, reached, read_baseline
+from .locking import clocked, differences, digest_of, locked_plan, plain_options, read_manifest, version_differences
 from .manifest import manifest, read_plan, versions, write_json
+from .noticing import chance_level, training_mode
 from .planning import candidates, default_score, plan
 from .profiling import clock_of, measure_profile, profile_rows, read_profile
 from .repairing import REPAIRS, Repaired
@@ -16,6 +20,15 @@ from .scoring import Scored, profile, save_scores, score, scored
 from .sweeping import Point, parse_sweep, sweep, sweep_data
 
 __all__ = [
+    "Finding",
+    "examine",
+    "Verdict",
+    "against",
+    "dropped",
+    "reached",
+    "read_baseline",
+    "chance_level",
+    "training_mode",
     "Analysis",
     "Candidates",
     "DataSource",
@@ -33,27 +46,33 @@ __all__ = [
     "candidates",
     "check_dilution",
     "clock_of",
+    "clocked",
     "data_for",
     "default_method",
     "default_score",
     "describe",
     "device",
+    "differences",
+    "digest_of",
     "dilute",
     "dilution_manifest",
     "evaluate",
     "held_out",
     "inspect",
     "load",
+    "locked_plan",
     "look",
     "manifest",
     "masked",
     "measure_profile",
     "parse_sweep",
+    "plain_options",
     "plan",
     "plan_for",
     "profile",
     "profile_rows",
     "prune",
+    "read_manifest",
     "read_plan",
     "read_profile",
     "reasons",
@@ -63,6 +82,7 @@ __all__ = [
     "silent",
     "sweep",
     "sweep_data",
+    "version_differences",
     "versions",
     "write_json",
 ]

@@ -13,13 +13,13 @@ import onnx
 
 from .. import cost, graph
 from ..coupling import couple
-from ..data import Dataset, check_classes, open_data
+from ..data import Dataset, Source, check_classes, open_data
 from ..graph import Model, Prepared
-from ..records import Array, BoolArray, Coupling, Size
+from ..records import BoolArray, Coupling, Size
 from ..trace import prepare
 
 ModelSource = str | Path | onnx.ModelProto | Model
-DataSource = str | Path | Mapping[str, Array] | Array | Dataset
+DataSource = Source | Dataset
 Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """``with progress(title, total) as advance: advance(steps)``, or ``advance(steps, text)`` with a word on how things stand."""
 

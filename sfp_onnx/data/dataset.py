@@ -1,0 +1,217 @@
+"""Data that fit a model: checked against it, preprocessed, and streamed in batches. Nothing is held but one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, OptionError
+from ..records import Array, IntArray, Port
+from .calls import is_call, open_call
+from .images import is_images, open_images
+from .labels import LABEL_NAMES, check_labels, load_labels
+from .preprocessing import Preprocessing
+from .readers import Opened, Reader, open_source
+
+BATCH = 64
+Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]
+"""A path, arrays, or a function that yields batches (also by its name, ``module:function``)."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples that fit a model. ``labels`` belong to the chosen samples, in their order; ``axis`` is that of the channels as the model
+    takes them; ``notes`` tell the user how the data were read."""
+
+    name: str
+    sha256: str
+    ports: tuple[Port, ...]
+    readers: Mapping[str, Reader]
+    indices: IntArray
+    labels: IntArray | None
+    preprocessing: Preprocessing
+    batch: int
+    fixed: bool
+    axis: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """How many samples are used."""
+        return len(self.indices)
+
+    def part(self, positions: IntArray) -> Dataset:
+        """Some of the samples, by their positions."""
+        labels = None if self.labels is None else self.labels[positions]
+        return replace(self, indices=self.indices[positions], labels=labels)
+
+    def batches(self) -> Iterator[tuple[dict[str, Array], int]]:
+        """Inputs for one run, and how many of its rows are samples (a model with a fixed batch gets the last one padded).
+
+        Raises:
+            DataError: NaN or infinity; the array and the sample are named.
+        """
+        streams = [self.readers[port.name].rows(self.indices, self.batch) for port in self.ports]
+        start = 0
+        for arrays in zip(*streams, strict=True):
+            count = len(arrays[0])
+            feeds = {}
+            for port, array in zip(self.ports, arrays, strict=True):
+                array = self._prepared(port, array, start)
+                if self.fixed and count < self.batch:
+                    array = np.concatenate([array, np.repeat(array[-1:], self.batch - count, axis=0)])
+                feeds[port.name] = array
+            yield feeds, count
+            start += count
+
+    def _prepared(self, port: Port, array: Array, start: int) -> Array:
+        steps = self.preprocessing
+        if array.ndim >= 3 and steps.layout == "nhwc":
+            array = np.moveaxis(array, -1, 1)
+        dtype = np.dtype(port.dtype)
+        if dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                values = array.astype(np.float32 if dtype.itemsize < 8 else np.float64)
+            shape = [1] * array.ndim
+            shape[self.axis if array.ndim > 1 else 0] = -1
+            if steps.scale is not None:
+                values = values / values.dtype.type(steps.scale)
+            if steps.mean is not None:
+                values = values - np.asarray(steps.mean, values.dtype).reshape(shape)
+            if steps.std is not None:
+                values = values / np.asarray(steps.std, values.dtype).reshape(shape)
+            with np.errstate(over="ignore"):
+                array = values.astype(dtype, copy=False)
+            bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
+            if bad.any():
+                row = int(self.indices[start + int(np.argmax(bad))])
+                raise DataError(f"{self.name}: sample {row} of '{port.name}' holds NaN, infinity or what {dtype} cannot hold. Repair it.")
+        return np.ascontiguousarray(array.astype(dtype, copy=False))
+
+
+def open_data(
+    source: Source,
+    ports: Sequence[Port],
+    preprocessing: Preprocessing | None = None,
+    labels: str | Path | Array | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Open data for a model with inputs ``ports``; ``samples`` of them, drawn with ``seed`` (default: all).
+
+    ``source``: .npz, .npy, ``test_data_set_*`` folders, arrays, a folder of images, or a function that yields batches: an array,
+    (array, labels), or a dict by input name (and ``labels``), the same at every call.
+
+    Raises:
+        DataError: wrong names, shapes, types, labels, or no samples.
+    """
+    preprocessing = preprocessing or Preprocessing()
+    preprocessing.check()
+    if samples is not None and samples < 1:
+        raise DataError(f"--samples {samples}: expected at least 1")
+    if is_images(source):
+        opened = open_images(Path(str(source)), ports, preprocessing, labels, (samples, seed))
+        labels, samples, preprocessing = None, None, opened.steps or preprocessing
+    else:
+        opened = open_call(source, ports) if is_call(source) else _opened(source, ports)
+        _check_no_images(preprocessing, opened.name)
+    readers, name = opened.readers, opened.name
+    count = _count(readers, name)
+    for port in ports:
+        _check_port(port, readers[port.name], preprocessing, name, opened.axis)
+    loaded = load_labels(labels) if labels is not None else opened.labels
+    if loaded is not None:
+        loaded = check_labels(loaded, count, name if labels is None else str(labels) if not isinstance(labels, np.ndarray) else "labels")
+    indices = np.arange(count)
+    if samples is not None and samples < count:
+        indices = np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
+    fixed = [port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)]
+    return Dataset(
+        name, opened.sha256, tuple(ports), readers, indices, None if loaded is None else loaded[indices], preprocessing,
+        fixed[0] if fixed else BATCH, bool(fixed), opened.axis, opened.notes,
+    )  # fmt: skip
+
+
+def _opened(source: Any, ports: Sequence[Port]) -> Opened:
+    readers, name, digest = open_source(source, ports)
+    readers, labels = _assign(readers, ports, name)
+    return Opened(readers, name, digest, labels)
+
+
+def _check_no_images(steps: Preprocessing, name: str) -> None:
+    """Pixels of arrays are what they are: steps for image files would silently do nothing."""
+    given = [f"--{what}" for what, own in (("resize", steps.resize), ("center-crop", steps.center_crop)) if own is not None]
+    given += ["--color"] if steps.color != "rgb" else []
+    if given:
+        raise OptionError(f"{name}: {', '.join(given)} are for a folder of images; arrays are fed as they are. Leave them away.")
+
+
+def _assign(readers: dict[str, Reader], ports: Sequence[Port], name: str) -> tuple[dict[str, Reader], Array | None]:
+    """Which array feeds which input; the labels apart."""
+    wanted = [port.name for port in ports]
+    label_name = next((key for key in LABEL_NAMES if key in readers and key not in wanted), None)
+    labels = None
+    if label_name:
+        count = next(iter(readers[label_name].shape), 0)
+        labels = next(readers[label_name].rows(np.arange(count), count), None) if count else np.zeros(0, np.int64)
+    others = {key: reader for key, reader in readers.items() if key != label_name}
+    if all(key in others for key in wanted):
+        return {key: others[key] for key in wanted}, labels
+    if len(wanted) == 1 and len(others) == 1:
+        return {wanted[0]: next(iter(others.values()))}, labels
+    raise DataError(
+        f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. Name the arrays like the inputs "
+        f"(labels: 'labels' or 'y')."
+    )
+
+
+def _count(readers: Mapping[str, Reader], name: str) -> int:
+    counts = {key: reader.shape[0] if reader.shape else 0 for key, reader in readers.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"{name}: the arrays have different numbers of samples: {counts}")
+    count = next(iter(counts.values()))
+    if not count:
+        raise DataError(f"{name}: there are no samples in it.")
+    return count
+
+
+def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axis: int) -> None:
+    found = tuple(reader.shape)
+    first = (found[0], found[-1], *found[1:-1]) if len(found) >= 3 else found
+    moved = first if steps.layout == "nhwc" else found
+    if port.shape is not None and not _fits(port.shape, moved):
+        hint = " The data look like channels-last: pass --layout nhwc." if moved != first and _fits(port.shape, first) else ""
+        expected = ["N" if axis == 0 else dim if dim is not None else "?" for axis, dim in enumerate(port.shape)]
+        raise DataError(f"{name}: input '{port.name}' expects shape {expected}, the data have {list(moved)}.{hint}")
+    kind, wanted = np.dtype(reader.dtype).kind, np.dtype(port.dtype).kind
+    if kind not in "fiub" or (wanted in "iub" and kind == "f"):
+        raise DataError(f"{name}: input '{port.name}' expects {np.dtype(port.dtype)}, the data are {np.dtype(reader.dtype)}.")
+    if wanted == "f" and kind in "iub" and not steps.given:
+        raise DataError(
+            f"{name}: input '{port.name}' expects {np.dtype(port.dtype)}, the data are raw {np.dtype(reader.dtype)} values. Say how to "
+            "convert them: --scale 255 (value range), --mean and --std (or --preset imagenet), or --scale 1 to feed them as they are."
+        )
+    for label, values in (("mean", steps.mean), ("std", steps.std)):
+        if values is not None and len(values) not in (1, moved[axis] if len(moved) > 1 else 1):
+            raise DataError(f"--{label} has {len(values)} values, input '{port.name}' has {moved[axis]} channels.")
+
+
+def _fits(expected: Sequence[int | str | None], found: Sequence[int]) -> bool:
+    sizes = zip(expected[1:], found[1:], strict=False)
+    return len(expected) == len(found) and all(not isinstance(dim, int) or dim == size for dim, size in sizes)
+
+
+def check_classes(data: Dataset, classes: int) -> None:
+    """Labels must be class indices of the model's output.
+
+    Raises:
+        DataError: a label is negative or not below the number of classes.
+    """
+    if data.labels is not None and len(data.labels) and not (data.labels.min() >= 0 and data.labels.max() < classes):
+        low, high = int(data.labels.min()), int(data.labels.max())
+        hint = " They look as if they started at 1." if low == 1 and high == classes else ""
+        raise DataError(f"{data.name}: labels run from {low} to {high}, but the model has classes 0 to {classes - 1}.{hint}")

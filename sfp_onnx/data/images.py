@@ -1,0 +1,274 @@
+"""Folders of image files: found, labelled, decoded one batch at a time with Pillow (extra ``images``)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, OptionError
+from ..extras import need
+from ..records import Array, IntArray, Port
+from .preprocessing import Preprocessing
+from .readers import Opened
+
+ENDINGS = frozenset(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
+SKIPPED = 0.01  # share of damaged images up to which they are left out (one is always allowed)
+SHOWN = 10
+GREY = (114, 114, 114)  # what YOLO pads with
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def is_images(source: object) -> bool:
+    """Whether a source is a folder of images: any folder without ``input_*.pb`` tensors."""
+    if not isinstance(source, (str, Path)) or not Path(source).is_dir():
+        return False
+    path = Path(source)
+    return not any(path.glob("input_*.pb")) and not any(path.glob("test_data_set_*"))
+
+
+def image_side(ports: Sequence[Port]) -> tuple[int, int | None, int | None, bool]:
+    """(channels, height, width, channels last) of the one image input of a model; dynamic sides are None.
+
+    Raises:
+        DataError: the model has several inputs, or none of the shape of an image.
+    """
+    shape = ports[0].shape if len(ports) == 1 else None
+    if shape is None or len(shape) != 4:
+        found = ", ".join(f"'{port.name}' {list(port.shape) if port.shape else 'of unknown shape'}" for port in ports)
+        raise DataError(f"a folder of images feeds one input of four dimensions; the model takes {found}. Give arrays (.npz).")
+    last = shape[3] in MODES and shape[1] not in MODES
+    height, width = (dim if isinstance(dim, int) else None for dim in (shape[1:3] if last else shape[2:4]))
+    channels = shape[3] if last else shape[1]
+    if isinstance(channels, int) and channels not in MODES:
+        raise DataError(f"input '{ports[0].name}' has {channels} channels; images have 1, 3 or 4. Give arrays (.npz).")
+    return channels if isinstance(channels, int) else 3, height, width, last
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images as uint8 rows (height, width, channels). ``files`` are relative to ``folder``."""
+
+    folder: Path
+    files: tuple[str, ...]
+    steps: Preprocessing
+    side: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return (len(self.files), *self.side)
+
+    @property
+    def dtype(self) -> Any:
+        """8-bit."""
+        return np.dtype(np.uint8)
+
+    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
+        """Images ``indices``, ``size`` at a time.
+
+        Raises:
+            DataError: an image that could be decoded before no longer can.
+        """
+        for start in range(0, len(indices), size):
+            yield np.stack([self._row(self.files[index]) for index in indices[start : start + size]])
+
+    def _row(self, file: str) -> Array:
+        try:
+            return decode(self.folder / file, self.steps, self.side[2])
+        except Damaged as error:
+            raise DataError(f"{self.folder / file}: {error}") from error
+
+
+class Damaged(Exception):
+    """An image cannot be decoded; why."""
+
+
+def decode(path: Path, steps: Preprocessing, channels: int) -> Array:
+    """One image, resized and cropped, as uint8 (H, W, C).
+
+    Raises:
+        Damaged: Pillow cannot read it. DataError: it is smaller than the crop.
+    """
+    pillow = need("PIL.Image", "images", "reading images")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a truncated tag in a readable file is nobody's business here
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            with pillow.open(path) as opened:
+                image = opened.convert(MODES[channels])
+    except Exception as error:  # Pillow's plugins raise whatever their parsers do
+        raise Damaged(f"cannot be decoded: {error}") from error
+    image = _resized(image, steps, pillow)
+    if steps.center_crop is not None:
+        height, width = steps.center_crop
+        if image.height < height or image.width < width:
+            size = f"{image.height}x{image.width}"
+            raise DataError(f"{path}: {size} pixels (height x width) are less than --center-crop {height}x{width}. Give --resize as well.")
+        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    array: Array = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+    return array[:, :, ::-1] if steps.color == "bgr" and channels == 3 else array
+
+
+def _resized(image: Any, steps: Preprocessing, pillow: Any) -> Any:
+    """The shorter side to ``resize`` (as torchvision does, with antialiasing), or exactly to (height, width)."""
+    if steps.resize is None:
+        return image
+    how = getattr(pillow.Resampling, steps.resample.upper())
+    if len(steps.resize) == 1:
+        side, short = steps.resize[0], min(image.width, image.height)
+        return image.resize(tuple(side if own == short else int(side * own / short) for own in image.size), how)
+    height, width = steps.resize
+    if not steps.letterbox:
+        return image.resize((width, height), how)
+    ratio = min(height / image.height, width / image.width)
+    inner = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), how)
+    canvas = pillow.new(image.mode, (width, height), GREY[0] if image.mode == "L" else GREY + (255,) * (image.mode == "RGBA"))
+    canvas.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
+    return canvas
+
+
+# ---- files and labels ------------------------------------------------------------------------------------------------
+
+
+def find(folder: Path) -> tuple[list[str], list[int] | None, list[str]]:
+    """Images under a folder (relative, sorted), their labels if they lie in class sub-folders, and notes.
+
+    Raises:
+        DataError: no images, or some in class sub-folders and some beside these.
+    """
+    files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    if not files:
+        raise DataError(f"{folder}: no images in this folder ({' '.join(sorted(ENDINGS))}), and no test_data_set_*/input_*.pb tensors.")
+    beside = [file for file in files if len(file.parts) == 1]
+    names = [file.as_posix() for file in files]
+    if len(beside) == len(files):
+        return names, None, []
+    if beside:
+        raise DataError(
+            f"{folder}: {len(beside)} images such as {beside[0]} lie beside the class sub-folders. "
+            "Move them into their class, or give --labels labels.csv."
+        )
+    classes = sorted({file.parts[0] for file in files})
+    notes = [f"{len(classes)} class folders, numbered by name: {_listed(classes)}"]
+    if all(name.isdecimal() for name in classes) and [int(name) for name in classes] != list(range(len(classes))):
+        notes.append("the folders' names are numbers, but the labels are their places when sorted by name; else give --labels labels.csv")
+    return names, [classes.index(file.parts[0]) for file in files], notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [f"{index} {name}" for index, name in enumerate(names)]
+    return ", ".join(shown if len(shown) <= 4 else [*shown[:2], "..", shown[-1]])
+
+
+def read_csv(path: Path, folder: Path) -> tuple[list[str], list[int], list[str]]:
+    """Files of a folder and their labels from rows ``filename,label`` (a first row that names no file is a header).
+
+    Class names instead of numbers are numbered in their order by name.
+
+    Raises:
+        DataError: unreadable, not two columns, a file that is missing or twice there.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(stream), 1) if any(row)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: cannot read labels: {error}") from error
+    for number, row in rows:
+        if len(row) < 2:
+            raise DataError(f"{path}: line {number}: expected filename,label, found '{','.join(row)}'")
+    if rows and not (folder / rows[0][1][0]).is_file() and Path(rows[0][1][0]).suffix.lower() not in ENDINGS:
+        rows = rows[1:]
+    root, seen = folder.resolve(), set()
+    for number, row in rows:
+        if not (folder / row[0]).resolve().is_relative_to(root) or not (folder / row[0]).is_file():
+            raise DataError(f"{path}: line {number}: there is no file '{row[0]}' in {folder}")
+        if row[0] in seen:
+            raise DataError(f"{path}: line {number}: '{row[0]}' is there twice")
+        seen.add(row[0])
+    if not rows:
+        raise DataError(f"{path}: no rows filename,label in it")
+    texts = [row[1] for _, row in rows]
+    if all(text.lstrip("-").isdecimal() for text in texts):
+        return [row[0] for _, row in rows], [int(text) for text in texts], []
+    classes = sorted(set(texts))
+    note = f"{len(classes)} class names in {path.name}, numbered by name: {_listed(classes)}"
+    return [row[0] for _, row in rows], [classes.index(text) for text in texts], [note]
+
+
+# ---- opening ---------------------------------------------------------------------------------------------------------
+
+
+def open_images(
+    folder: Path, ports: Sequence[Port], steps: Preprocessing, labels: str | Path | Array | None, draw: tuple[int | None, int]
+) -> Opened:
+    """A folder of images as one array; ``draw`` is (how many samples, seed). All chosen ones are decoded once, to find damaged ones.
+
+    Raises:
+        DataError: no images, too many damaged ones, different sizes, labels that do not fit.
+    """
+    need("PIL.Image", "images", f"{folder}: reading images")
+    notes: list[str] = []
+    found: list[int] | None
+    if isinstance(labels, np.ndarray) or (labels is not None and Path(labels).suffix.lower() != ".csv"):
+        raise OptionError("labels of a folder of images come from class sub-folders, or from --labels labels.csv (filename,label)")
+    names, found, notes = read_csv(Path(labels), folder) if labels is not None else find(folder)
+    chosen = np.arange(len(names))
+    samples, seed = draw
+    if samples is not None and samples < len(names):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(names), samples, replace=False))
+    channels, height, width, last = image_side(ports)
+    if steps.resize is None and steps.center_crop is None and height and width:
+        steps = replace(steps, resize=(height, width))
+        notes.append(f"images are resized to {height}x{width}, as the model takes them (else give --resize, --center-crop or --preset)")
+    kept, side, digest = _decoded(folder, [names[index] for index in chosen], steps, channels, notes)
+    steps = replace(steps, layout="nchw" if last else "nhwc")
+    reader = Images(folder, tuple(names[chosen[index]] for index in kept), steps, side)
+    own = None if found is None else np.asarray(found, np.int64)[chosen[kept]]
+    if own is not None:  # a file of labels is part of the data
+        digest = hashlib.sha256(digest.encode() + own.tobytes()).hexdigest()
+    return Opened({ports[0].name: reader}, str(folder), digest, own, tuple(notes), steps, -1 if last else 1)
+
+
+def _decoded(
+    folder: Path, names: Sequence[str], steps: Preprocessing, channels: int, notes: list[str]
+) -> tuple[IntArray, tuple[int, int, int], str]:
+    """Which images can be decoded, their common size, and the SHA-256 of all files. Adds to ``notes``."""
+    digest, kept, bad = hashlib.sha256(), [], []
+    side: tuple[int, ...] | None = None
+    allowed = max(1, math.floor(SKIPPED * len(names)))
+    for index, name in enumerate(names):
+        try:
+            digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
+            shape = decode(folder / name, steps, channels).shape
+        except (Damaged, OSError) as error:
+            bad.append(f"{name}: {error}")
+            if len(bad) > allowed:
+                listed = "; ".join(bad[:SHOWN])
+                raise DataError(
+                    f"{folder}: more than {allowed} of {len(names)} images cannot be decoded (1 %, at least one, may be skipped): {listed}"
+                ) from error
+            continue
+        if side is not None and shape != side:
+            raise DataError(
+                f"{folder / name}: {shape[0]}x{shape[1]} pixels, others have {side[0]}x{side[1]}. "
+                "Give --resize HxW, or --resize and --center-crop."
+            )
+        side = shape
+        kept.append(index)
+    notes.extend(f"skipped {text}" for text in bad)
+    if side is None:
+        raise DataError(f"{folder}: no image can be decoded: {'; '.join(bad)}")
+    return np.asarray(kept, np.int64), (side[0], side[1], side[2]), digest.hexdigest()
