@@ -14,6 +14,7 @@ from .evaluate import evaluate_command
 from .inspect import inspect_command
 from .profile import profile_command
 from .prune import apply_command, plan_command, prune_command
+from .reporting import Recorded
 from .score import score_command
 from .sweep import sweep_command
 
@@ -23,7 +24,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Recorded, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("-v", "--verbose", count=True, help="Say more.")
 @click.option("-q", "--quiet", count=True, help="Say only errors.")
 @click.version_option(package_name="sfp_onnx")

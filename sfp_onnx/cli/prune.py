@@ -15,20 +15,21 @@ from ..records import Evaluation, Plan, ScoreOptions
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .reporting import check_report, report_option, report_prune
 
 
 def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any]) -> pipeline.Analysis:
     return pipeline.inspect(model, options["input_shapes"], data, options["cut_layernorm"])
 
 
-def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> Plan:
+def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> tuple[pipeline.Candidates, Plan]:
     name = options["score"] or pipeline.default_score(data, options.get("repair") in (None, "lstsq"))
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
     chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar)
+    candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar)
     for note in made.notes:
         say(f"Note: {note}")
-    return made
+    return candidates, made
 
 
 @click.command("plan", epilog=EPILOG)
@@ -51,7 +52,7 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
     inputs = [*loaded.paths, data, options["labels"]]
     check_outputs(inputs, output, *bandit_files(options))
     data_set = dataset(loaded, data, options)
-    made = _scored(_analysed(loaded, data_set, options), data_set, options)
+    made = _scored(_analysed(loaded, data_set, options), data_set, options)[1]
     pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(report.plan_text(made))
     if made.figures:
@@ -98,10 +99,11 @@ def apply_command(
 @take.manifest_option
 @take.verify_option
 @take.external_option
+@report_option
 @guarded
 def prune_command(
     model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, verify: bool,
-    external: bool | None, **options: Any,
+    external: bool | None, report_to: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Plan, cut, verify and write in one.
 
@@ -110,13 +112,14 @@ def prune_command(
     take.chosen_plan(options)
     chosen_bandit(options)
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest, *bandit_files(options))
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest, report_to, *bandit_files(options))
+    check_report(report_to)
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})
     repair = take.chosen_repair(options, data_set)
     analysis = _analysed(loaded, data_set, options)
-    made = _scored(analysis, data_set, options)
+    scored, made = _scored(analysis, data_set, options)
     say(report.plan_text(made), 1)
     result = pipeline.apply(analysis, made, data_set, verify, bar, repair)
     measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
@@ -125,6 +128,8 @@ def prune_command(
         measured[1] = replace(measured[1], model=str(output))
         _accuracy(measured)
         say(report.evaluation_text(measured))
+    if report_to is not None:
+        report_prune(report_to, result, scored, output, (data_set, held_out), measured)
 
 
 def _write(result: pipeline.Pruned, output: Path, manifest: Path | None, external: bool | None) -> None:

@@ -15,6 +15,7 @@ from ..report import number, table
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .reporting import check_report, report_option, typed, write
 
 
 @click.command("sweep", epilog=EPILOG)
@@ -29,10 +30,11 @@ from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
+@report_option
 @guarded
 def sweep_command(
     model: Path, sweeps: tuple[str, ...], data: Path | None, test_data: Path | None, output: Path | None, save_dir: Path | None,
-    as_json: bool, **options: Any,
+    as_json: bool, report_to: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Plan for many targets with one calibration; show accuracy, size and latency of each.
 
@@ -44,7 +46,8 @@ def sweep_command(
         pipeline.parse_sweep(text)
     chosen = take.chosen_plan({**options, "targets": options["targets"] or ("macs=100%",)})
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, *bandit_files(options))
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, report_to, *bandit_files(options))
+    check_report(report_to)
     if save_dir is not None:
         _make(save_dir)
     nothing = {"mean": None, "std": None, "scale": None, "labels": None, "samples": None}
@@ -61,6 +64,8 @@ def sweep_command(
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:
         pipeline.write_json(output, found, loaded.paths)
+    if report_to is not None:
+        write(report_to, pipeline.sweep_page(points, scored, pipeline.Context(typed(), judge)), [*loaded.paths])
     click.echo(json.dumps(found, indent=1) if as_json else _text(points))
     for point in points:
         if point.failure:

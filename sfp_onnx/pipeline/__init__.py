@@ -9,15 +9,17 @@ from .dilution import Diluted, DiluteOptions, dilution_manifest
 from .dropping import held_out
 from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
-from .planning import candidates, default_score, plan
+from .planning import candidates, default_score, plan, planned
 from .profiling import clock_of, measure_profile, profile_rows, read_profile
 from .repairing import REPAIRS, Repaired
+from .reporting import Context, evaluate_page, prune_page, sweep_page, write_page
 from .scoring import Scored, profile, save_scores, score, scored
 from .sweeping import Point, parse_sweep, sweep, sweep_data
 
 __all__ = [
     "Analysis",
     "Candidates",
+    "Context",
     "DataSource",
     "DiluteOptions",
     "Diluted",
@@ -41,6 +43,7 @@ __all__ = [
     "dilute",
     "dilution_manifest",
     "evaluate",
+    "evaluate_page",
     "held_out",
     "inspect",
     "load",
@@ -51,9 +54,11 @@ __all__ = [
     "parse_sweep",
     "plan",
     "plan_for",
+    "planned",
     "profile",
     "profile_rows",
     "prune",
+    "prune_page",
     "read_plan",
     "read_profile",
     "reasons",
@@ -63,6 +68,8 @@ __all__ = [
     "silent",
     "sweep",
     "sweep_data",
+    "sweep_page",
     "versions",
     "write_json",
+    "write_page",
 ]

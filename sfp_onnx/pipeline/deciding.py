@@ -10,6 +10,7 @@ from .. import plan as plans
 from ..records import FloatArray, Group, Plan, PlanOptions
 from ..targets import bounds, parse_target
 from .analysis import Analysis, Progress, silent
+from .examples import FilterExample
 from .targeting import Reached, Ruler, block_of, narrowest, ranking, reach, ruler_for, solver
 
 
@@ -19,6 +20,7 @@ class Candidates:
 
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores).
+    ``examples`` are filters that show what class profiles say, where the score needed any.
     """
 
     analysis: Analysis
@@ -27,6 +29,7 @@ class Candidates:
     recorded: Mapping[str, Any]
     errors: Mapping[str, FloatArray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    examples: tuple[FilterExample, ...] = ()
 
 
 def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:

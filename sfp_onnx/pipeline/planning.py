@@ -13,6 +13,7 @@ from ..records import Plan, PlanOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
 from .deciding import Candidates, plan_for
 from .dropping import held_out, plan_with_drop
+from .examples import examples_of
 from .scoring import Scored, scored
 from .searching import search
 
@@ -38,13 +39,27 @@ def plan(
         TargetError: nothing can be pruned, or a target cannot be met.
         OptionError, ModelError, DataError: bad options or input.
     """
+    return planned(source, options, score_name, data, score_options, progress)[1]
+
+
+def planned(
+    source: ModelSource | Analysis,
+    options: PlanOptions,
+    score_name: str | None = None,
+    data: Dataset | None = None,
+    score_options: ScoreOptions | None = None,
+    progress: Progress = silent,
+) -> tuple[Candidates, Plan]:
+    """As `plan`, with the scores that the plan was made from."""
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     if options.max_drop is None:
-        return plan_for(candidates(analysis, options, score_name, data, score_options, progress), options, progress)
+        found = candidates(analysis, options, score_name, data, score_options, progress)
+        return found, plan_for(found, options, progress)
     if options.ratio is not None:
         raise OptionError("give either --ratio or --max-drop")
     seen, judge = held_out(data, (score_options or ScoreOptions()).seed)
-    return plan_with_drop(candidates(analysis, options, score_name, seen, score_options, progress), options, judge, progress=progress)
+    found = candidates(analysis, options, score_name, seen, score_options, progress)
+    return found, plan_with_drop(found, options, judge, progress=progress)
 
 
 def candidates(
@@ -74,4 +89,4 @@ def candidates(
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes)
+    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, examples_of(found.profiles))
