@@ -23,12 +23,15 @@ SIDE = 300
 
 def short_names(names: Sequence[str]) -> list[str]:
     """Names of nodes as people say them: ``/layer1/layer1.0/conv1/Conv`` -> ``layer1.0/conv1``."""
-    found = []
-    for name in names:
-        parts = [part for part in name.split("/") if part]
-        parts = parts[:-1] if len(parts) > 2 else parts
-        found.append("/".join(parts[-2:])[-LONGEST:] or name)
-    return found if len(set(found)) == len(set(names)) else [name[-LONGEST:] for name in names]
+    for depth in (2, 3, 4):
+        found = []
+        for name in names:
+            parts = [part for part in name.split("/") if part]
+            parts = parts[:-1] if len(parts) > 2 else parts
+            found.append("/".join(parts[-depth:])[-LONGEST:] or name)
+        if len(set(found)) == len(set(names)):
+            return found
+    return [name[-LONGEST:] for name in names]
 
 
 def _short(value: float) -> str:

@@ -173,9 +173,10 @@ def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation
     before, after = sizes
     if before is not None and after is not None:
         pairs = ((before.macs, after.macs), (before.params, after.params), (before.bytes, after.bytes))
-        for name, (old, new) in zip(("MACs per sample", "Parameters", "Bytes"), pairs, strict=True):
+        for name, (old, new) in zip(("MACs per sample", "Parameters", "File"), pairs, strict=True):
             if old and new is not None:
-                cards.append(Card(name, number(old), number(new), f"{new / old:.1%} of the original"))
+                unit = "B" if name == "File" else ""
+                cards.append(Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
     if len(measured) == 2 and measured[1].latency_min_ms is not None:
         share = f"{measured[1].latency_ratio:.2f} of the original; per batch, least of interleaved runs on this machine"
         before_ms = f"{measured[0].latency_min_ms:.3g} ms"
@@ -273,7 +274,7 @@ def _pinned(pinned: Sequence[Pinned]) -> list[Section]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     words = "; ".join(f"{reason}: {count} channels" for reason, count in ordered) + "."
     rows = [(pin.reason, str(pin.channels), pin.node, ", ".join(pin.layers[:3])) for pin in pinned[:MOST_ROWS]]
-    return [Section("What could not shrink", (words,), (), Table(("because", "channels", "at node", "layers"), tuple(rows), "Where"))]
+    return [Section("What could not shrink", (words,), (), Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes"))]
 
 
 def _notes(notes: Sequence[str]) -> list[Section]:
@@ -350,7 +351,7 @@ def _differences(models: tuple[graph.Model, graph.Model], context: Context) -> l
             break
     if not seen:
         return []
-    words = f"The first {len(pictures)} of {seen} samples looked at." if pictures else f"None among {seen} samples."
+    words = f"The first {len(pictures)}, found among {seen} samples." if pictures else f"Nowhere, on {seen} samples."
     return [Section("Where the two models answer differently", (words,), (), None, tuple(pictures))]
 
 
