@@ -17,7 +17,7 @@ FLOORS = (
     "records errors",
     "graph runtime labels forms",
     "rules scores cost units leastsquares bandits obs sfp masks work device allocate targets",
-    "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls profiles latency metrics html",
+    "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls profiles latency metrics html packaging",
     "pipeline",
     "cli __init__ __main__",
 )

@@ -15,6 +15,7 @@ from ..records import Evaluation, Plan, ScoreOptions
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from .packaging import chosen_packaging, ort_paths, packaging_options, steps_text
 from .reporting import check_report, report_option, report_prune
 
 
@@ -99,6 +100,7 @@ def apply_command(
 @take.manifest_option
 @take.verify_option
 @take.external_option
+@packaging_options
 @report_option
 @guarded
 def prune_command(
@@ -112,7 +114,8 @@ def prune_command(
     take.chosen_plan(options)
     chosen_bandit(options)
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest, report_to, *bandit_files(options))
+    written = (output, manifest, report_to, *ort_paths(options), *bandit_files(options))
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], *written)
     check_report(report_to)
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     shared = {"mean": None, "std": None, "scale": None} if test_data and not data else {}  # given for the held-out data
@@ -123,7 +126,15 @@ def prune_command(
     say(report.plan_text(made), 1)
     result = pipeline.apply(analysis, made, data_set, verify, bar, repair)
     measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
+    packaged = None
+    if chosen_packaging(options).given:
+        packaged = pipeline.package(analysis, result.model, chosen_packaging(options), data_set, held_out)
+        result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes))
     _write(result, output, manifest, external)
+    if packaged:
+        if packaged.ort:
+            packaged.ort.save(options["save_ort"], [*loaded.paths, output])
+        click.echo(steps_text(packaged.steps))
     if measured:
         measured[1] = replace(measured[1], model=str(output))
         _accuracy(measured)

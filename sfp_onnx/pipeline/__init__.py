@@ -9,6 +9,7 @@ from .dilution import Diluted, DiluteOptions, dilution_manifest
 from .dropping import held_out
 from .evaluating import evaluate
 from .manifest import manifest, read_plan, versions, write_json
+from .packaging import Packaged, PackagingOptions, Step, package
 from .planning import candidates, default_score, plan, planned
 from .profiling import clock_of, measure_profile, profile_rows, read_profile
 from .repairing import REPAIRS, Repaired
@@ -24,6 +25,8 @@ __all__ = [
     "DiluteOptions",
     "Diluted",
     "ModelSource",
+    "Packaged",
+    "PackagingOptions",
     "Point",
     "Progress",
     "Pruned",
@@ -31,6 +34,7 @@ __all__ = [
     "Repaired",
     "Scored",
     "Seen",
+    "Step",
     "apply",
     "candidates",
     "check_dilution",
@@ -51,6 +55,7 @@ __all__ = [
     "manifest",
     "masked",
     "measure_profile",
+    "package",
     "parse_sweep",
     "plan",
     "plan_for",

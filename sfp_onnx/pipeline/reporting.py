@@ -274,7 +274,8 @@ def _pinned(pinned: Sequence[Pinned]) -> list[Section]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     words = "; ".join(f"{reason}: {count} channels" for reason, count in ordered) + "."
     rows = [(pin.reason, str(pin.channels), pin.node, ", ".join(pin.layers[:3])) for pin in pinned[:MOST_ROWS]]
-    return [Section("What could not shrink", (words,), (), Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes"))]
+    table = Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes")
+    return [Section("What could not shrink", (words,), (), table)]
 
 
 def _notes(notes: Sequence[str]) -> list[Section]:
