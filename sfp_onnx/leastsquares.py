@@ -17,7 +17,9 @@ import numpy as np
 from .records import Array, BoolArray, FloatArray
 
 CG_STEPS = 60
-CG_TOLERANCE = 1e-5
+CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
+ROUNDING = 1e-6
+TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass
@@ -93,8 +95,8 @@ def solve(normal: Normal, ridge: float, mask: BoolArray | None = None) -> tuple[
     """
     covariance, cross = normal.centred()
     size = covariance.shape[1]
-    diagonal = np.einsum("gkk->gk", covariance)
-    strength = ridge * np.maximum(diagonal.mean(1), np.finfo(np.float64).tiny)
+    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
+    strength = np.maximum(ridge * diagonal.mean(1), _rounding(normal))
     diagonal = diagonal + strength[:, None]
     covariance[:, np.arange(size), np.arange(size)] = diagonal
     if mask is None or mask.all():
@@ -103,6 +105,13 @@ def solve(normal: Normal, ridge: float, mask: BoolArray | None = None) -> tuple[
         change = _conjugate_gradients(covariance, cross, mask.astype(np.float64), diagonal)
     mean = normal.rows / max(normal.count, 1.0)
     return change, normal.errors / max(normal.count, 1.0) - (mean[:, None, :] @ change)[:, 0]
+
+
+def _rounding(normal: Normal) -> FloatArray:
+    """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""
+    size = np.einsum("gkk->gk", normal.gram).mean(1)
+    found: FloatArray = np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
+    return found
 
 
 def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray, diagonal: FloatArray) -> FloatArray:
@@ -118,12 +127,13 @@ def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray
         if (old <= goal).all():
             break
         image = (matrix @ step) * mask
-        length = old / np.maximum((step * image).sum(1), np.finfo(np.float64).tiny)
+        bend = (step * image).sum(1)
+        length = np.where(bend > TINY, old / np.maximum(bend, TINY), 0.0)  # rounding may leave a direction flat
         change += length[:, None] * step
         residual -= length[:, None] * image
         scaled = residual * inverse
         new = (residual * scaled).sum(1)
-        step = scaled + (new / np.maximum(old, np.finfo(np.float64).tiny))[:, None] * step
+        step = scaled + (new / np.maximum(old, TINY))[:, None] * step
         old = new
     return change
 

@@ -68,7 +68,7 @@ class Reader:
 
 def reader(covariance: FloatArray, weights: FloatArray, unit: IntArray, scale: float, ridge: float) -> Reader:
     """A reader from the covariance (k, k) of its inputs and its weights (k, o)."""
-    strength = ridge * max(float(np.diag(covariance).mean()), np.finfo(np.float64).tiny)
+    strength = ridge * max(float(np.diag(covariance).mean()), np.finfo(np.float32).tiny)
     inverse = np.linalg.inv(covariance + strength * np.eye(len(covariance)))
     return Reader((inverse + inverse.T) / 2, weights.astype(np.float64), unit, scale)
 

@@ -114,7 +114,8 @@ def test_batch_size_and_order_of_samples_do_not_matter(name: str) -> None:
             given = sfp_onnx.data_for(analysis.model, {"x": np.ascontiguousarray(data), "labels": labels})
             assert given is not None
             found.append(sfp_onnx.score(analysis, name, replace(given, batch=batch)))
-        np.testing.assert_allclose(*found, rtol=1e-5)
+        # obs inverts matrices whose products are summed in float32 within a batch (and sees every position of maps as small as these)
+        np.testing.assert_allclose(*found, rtol=1e-3 if name == "obs" else 1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(SCORES) - {"random"}))
@@ -232,6 +233,9 @@ def test_scores_see_dequantised_weights(name: str) -> None:
     assert [group.producers for group in first.coupling.groups] == [group.producers for group in second.coupling.groups]
     assert all(layer.weight is not None for layer in first.coupling.layers)
     assert first.coupling.channels_total == second.coupling.channels_total == 8 + 6 + 7 + 5
+    if name == "obs":  # what is dequantised cannot be re-fitted, and obs says what is lost after that
+        np.testing.assert_array_equal(own, scores(dequantised(True), "magnitude")[1])
+        return
     # onnxruntime may multiply by the integers themselves while it calibrates
     needs = SCORES[name].needs
     tolerance = 3e-2 if "profile" in needs else 1e-2 if needs else 1e-5  # a probe sees the last layers' errors several times over

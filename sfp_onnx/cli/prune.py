@@ -11,7 +11,7 @@ import click
 from .. import graph, pipeline, report
 from ..data import Dataset
 from ..plan import to_json
-from ..records import Evaluation, Plan, ScoreOptions
+from ..records import Evaluation, Plan, RepairOptions, ScoreOptions
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
@@ -23,11 +23,13 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
     return pipeline.inspect(model, options["input_shapes"], data, options["cut_layernorm"])
 
 
-def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any]) -> tuple[pipeline.Candidates, Plan]:
-    name = options["score"] or pipeline.default_score(data, options.get("repair") in (None, "lstsq"))
+def _scored(
+    analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any], repair: RepairOptions | None
+) -> tuple[pipeline.Candidates, Plan]:
+    name = options["score"] or pipeline.default_score(data, repair is not None and repair.fit == "lstsq")
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
     chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar)
+    candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar, repair)
     for note in made.notes:
         say(f"Note: {note}")
     return candidates, made
@@ -41,6 +43,7 @@ def _scored(analysis: pipeline.Analysis, data: Dataset | None, options: dict[str
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
+@take.repair_options
 @guarded
 def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -> None:
     """Decide which channels leave; cut nothing.
@@ -53,7 +56,8 @@ def plan_command(model: Path, output: Path, data: Path | None, **options: Any) -
     inputs = [*loaded.paths, data, options["labels"]]
     check_outputs(inputs, output, *bandit_files(options))
     data_set = dataset(loaded, data, options)
-    made = _scored(_analysed(loaded, data_set, options), data_set, options)[1]
+    repair = take.chosen_repair(options, data_set)
+    made = _scored(_analysed(loaded, data_set, options), data_set, options, repair)[1]
     pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(report.plan_text(made))
     if made.figures:
@@ -122,7 +126,7 @@ def prune_command(
     data_set = dataset(loaded, data, {**options, **shared})
     repair = take.chosen_repair(options, data_set)
     analysis = _analysed(loaded, data_set, options)
-    scored, made = _scored(analysis, data_set, options)
+    scored, made = _scored(analysis, data_set, options, repair)
     say(report.plan_text(made), 1)
     result = pipeline.apply(analysis, made, data_set, verify, bar, repair)
     measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)

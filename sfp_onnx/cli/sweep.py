@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from .reporting import check_report, report_option, typed, write
 @take.preprocessing_options
 @take.shape_option
 @take.layernorm_option
+@take.repair_options
 @report_option
 @guarded
 def sweep_command(
@@ -57,9 +59,10 @@ def sweep_command(
         seen, judge = pipeline.held_out(seen, options["seed"])
         say(f"accuracy on {judge.samples} samples held out from --data")
     analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
-    name = options["score"] or pipeline.default_score(seen)
+    repair = take.chosen_repair(options, seen)
+    name = options["score"] or pipeline.default_score(seen, repair is not None and repair.fit == "lstsq")
     details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    scored = pipeline.candidates(analysis, chosen, name, seen, details, bar)
+    scored = replace(pipeline.candidates(analysis, chosen, name, seen, details, bar), repair=repair)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:

@@ -22,6 +22,7 @@ from ..trace import random_feeds
 from ..units import cuts, keep_mask, vanishing
 from ..verify import compare, maskable, runs_at
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
+from .planning import default_score
 from .planning import plan as make_plan
 from .repairing import Repaired, repaired
 
@@ -155,5 +156,6 @@ def prune(
         the errors of `inspect`, `plan` and `apply`.
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
-    made = make_plan(analysis, options, score_name, data, score_options, progress)
+    name = score_name or default_score(data, repair is not None and repair.fit == "lstsq")
+    made = make_plan(analysis, options, name, data, score_options, progress, repair)
     return apply(analysis, made, data, verify, progress, repair)

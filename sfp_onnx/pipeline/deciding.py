@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .. import plan as plans
-from ..records import FloatArray, Group, Plan, PlanOptions
+from ..data import Dataset
+from ..records import FloatArray, Group, Plan, PlanOptions, RepairOptions
 from ..targets import bounds, parse_target
 from .analysis import Analysis, Progress, silent
 from .examples import FilterExample
@@ -19,7 +20,8 @@ class Candidates:
     """A model that is ready to be planned for.
 
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
-    group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores).
+    group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
+    built to be measured, they are repaired with ``repair`` on ``data``.
     ``examples`` are filters that show what class profiles say, where the score needed any.
     """
 
@@ -29,6 +31,8 @@ class Candidates:
     recorded: Mapping[str, Any]
     errors: Mapping[str, FloatArray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    data: Dataset | None = None
+    repair: RepairOptions | None = None
     examples: tuple[FilterExample, ...] = ()
 
 

@@ -14,21 +14,28 @@ from ..errors import DataError, TargetError
 from ..graph import Model
 from ..metrics import metric_for, outputs, parse_drop
 from ..records import Plan, PlanOptions
-from .analysis import Analysis, Progress, silent
+from .analysis import Progress, silent
 from .deciding import Candidates, plan_for
+from .repairing import repaired
 
 HELD_OUT = 1 / 3
 FEWEST = 8
 TRIALS = 8
 
-Build = Callable[[Analysis, Plan], Model]
+Build = Callable[[Candidates, Plan], Model]
 """The model that a plan makes."""
 
 
-def built(analysis: Analysis, plan: Plan) -> Model:
-    """The cut model, nothing repaired."""
+def built(scored: Candidates, plan: Plan) -> Model:
+    """The cut model, repaired if the candidates say so (better or worse: it is judged afterwards)."""
+    analysis = scored.analysis
     removed = plans.removal_of(plan, analysis.coupling, analysis.model.sha256)
-    return cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+    if not removed.any():
+        return analysis.model
+    pruned = cut(analysis.prepared, analysis.coupling, removed)
+    if scored.repair is None or scored.data is None:
+        return pruned
+    return repaired(analysis, pruned, removed, scored.data, replace(scored.repair, force=True)).model
 
 
 def held_out(data: Dataset | None, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -73,7 +80,7 @@ def plan_with_drop(scored: Candidates, options: PlanOptions, judge: Dataset, bui
 
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(scored, replace(options, targets=targets))
-        return _Trial(plan, metric(outputs(build(scored.analysis, plan), judge.batches()), judge.labels, original))
+        return _Trial(plan, metric(outputs(build(scored, plan), judge.batches()), judge.labels, original))
 
     if options.targets:
         best = trial(options.targets)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from .. import plan as plans
 from ..bandits import PREFIX
 from ..data import Dataset
 from ..errors import OptionError, TargetError
-from ..records import Plan, PlanOptions, ScoreOptions
+from ..records import Plan, PlanOptions, RepairOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
 from .deciding import Candidates, plan_for
 from .dropping import held_out, plan_with_drop
 from .examples import examples_of
 from .scoring import Scored, scored
 from .searching import search
+
+# Errors of several groups do more harm together than alone, so that one large error counts for more than several small ones.
+# On held-out calibration images, KL divergence after the repair with exponents 1 / 1.5 / 2: ResNet-20 at 70 % of the MACs
+# removed 1.08 / 1.01 / 0.99, at 50 % 0.249 / 0.250 / 0.290; ResNet-56 at 70 % 0.296 / 0.295 / 0.299.
+COMPOUNDING = 1.5
 
 
 def default_score(data: Dataset | None, repaired: bool = False) -> str:
@@ -32,14 +37,15 @@ def plan(
     data: Dataset | None = None,
     score_options: ScoreOptions | None = None,
     progress: Progress = silent,
+    repair: RepairOptions | None = None,
 ) -> Plan:
-    """Decide which units leave.
+    """Decide which units leave. With ``max_drop``, models are built to be judged, and repaired with ``repair``.
 
     Raises:
         TargetError: nothing can be pruned, or a target cannot be met.
         OptionError, ModelError, DataError: bad options or input.
     """
-    return planned(source, options, score_name, data, score_options, progress)[1]
+    return planned(source, options, score_name, data, score_options, progress, repair)[1]
 
 
 def planned(
@@ -49,6 +55,7 @@ def planned(
     data: Dataset | None = None,
     score_options: ScoreOptions | None = None,
     progress: Progress = silent,
+    repair: RepairOptions | None = None,
 ) -> tuple[Candidates, Plan]:
     """As `plan`, with the scores that the plan was made from."""
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
@@ -58,8 +65,8 @@ def planned(
     if options.ratio is not None:
         raise OptionError("give either --ratio or --max-drop")
     seen, judge = held_out(data, (score_options or ScoreOptions()).seed)
-    found = candidates(analysis, options, score_name, seen, score_options, progress)
-    return found, plan_with_drop(found, options, judge, progress=progress)
+    ready = replace(candidates(analysis, options, score_name, seen, score_options, progress), repair=repair)
+    return ready, plan_with_drop(ready, options, judge, progress=progress)
 
 
 def candidates(
@@ -89,4 +96,5 @@ def candidates(
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, examples_of(found.profiles))
+    errors = {name: own**COMPOUNDING for name, own in found.errors.items()}
+    return Candidates(analysis, tuple(groups), found.values, recorded, errors, found.notes, data, examples=examples_of(found.profiles))

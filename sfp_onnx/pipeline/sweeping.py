@@ -96,7 +96,7 @@ def sweep(
             except TargetError as error:
                 points.append(Point(target, failure=str(error)))
             else:
-                result = apply(analysis, plan)
+                result = apply(analysis, plan, scored.data, repair=scored.repair)
                 file = None if folder is None else result.save(folder / f"{_stem(analysis)}-{_file_name(target)}.onnx")
                 points.append(Point(target, size=plan.after, file=None if file is None else str(file)))
                 models.append(result.model)

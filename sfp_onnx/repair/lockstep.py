@@ -22,6 +22,7 @@ from .steps import Scene, Step, candidates, give_biases, plan_steps, tainted
 from .store import Store
 from .walk import Walk
 
+MASKED_RIDGE = 1e-2  # masked problems are solved iteratively, which takes many times as long: one strength is tried
 HELD_OUT = 8  # every eighth batch judges the fits
 Feeds = Mapping[str, Array]
 
@@ -227,7 +228,8 @@ def _accept(setting: Setting, step: Step, sums: tuple[Normal, Normal], scale: Ar
     if held.count and step.bias is not None and (shifted := held.error(*mean_shift(fit))) < best:
         best, kind = shifted, "bias"
     if held.count and setting.options.fit == "lstsq":
-        ridge, error = best_ridge(fit, held, setting.options.ridges, mask)
+        ridges = setting.options.ridges if mask is None else (MASKED_RIDGE,)
+        ridge, error = best_ridge(fit, held, ridges, mask)
         if error < best:
             best, kind = error, "weights"
     if kind != "unchanged":

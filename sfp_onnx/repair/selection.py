@@ -91,7 +91,7 @@ def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_I
         data, target = found[step.data], found[step.output]
         blocks = form.blocks(data.shape, weight.shape, target.shape)
         if blocks > MOST_BLOCKS:
-            break
+            continue  # the segment must still run on every batch
         if step.target != step.output:
             chain = chain if batch else measure_chain(walk, step, target)
             target = target_at(walk, step, chain, target, batch)
@@ -108,7 +108,7 @@ def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_I
     if sums is None or not sums.count:
         return []
     variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
-    return _inputs(step, layer, sums, (weight, chain.scale, blocks), max(variance, np.finfo(np.float64).tiny))
+    return _inputs(step, layer, sums, (weight, chain.scale, blocks), max(variance, np.finfo(np.float32).tiny))
 
 
 def _inputs(step: Step, layer: Layer, sums: Normal, parts: tuple[Array, Array, int], variance: float) -> list[_Inputs]:

@@ -1,0 +1,148 @@
+"""Top-1 after pruning with closed-form repair: ``python benchmarks/accuracy.py TABLE [FOLDER]``, with TABLE one of
+
+  cuts    30 / 50 / 70 % of the MACs removed from block-internal channels, then from all groups; ResNet-56 (both exports) and ResNet-20
+  ladder  every score x every repair x every cut
+  cost    seconds and memory of the repair against plain forward passes
+
+FOLDER holds models/ and data/ (default: ../shared beside the repository). Calibration is unlabelled images of the training split;
+top-1 is on the 2000 test images, which nothing else looks at. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import numpy as np
+from ranking import CIFAR10, RESNET20, RESNET56, VGG11, Case
+
+import sfp_onnx
+from sfp_onnx import graph, runtime
+from sfp_onnx.records import RepairOptions
+
+CUTS = (30, 50, 70)
+# The names of the dynamo export say nothing: groups that one layer makes and one reads are chosen instead.
+DYNAMO = Case("ResNet-56, dynamo export", "resnet56_cifar10_dynamo.onnx", "", "cifar10", CIFAR10)
+
+
+class Bench:
+    """A model opened with its data."""
+
+    def __init__(self, case: Case, root: Path, images: int) -> None:
+        self.case = case
+        self.analysis = case.analysis(root)
+        self.calibration = replace(case.images(root, "calib", images), labels=None)
+        self.test = case.images(root, "test")
+        self.only = case.only or self._inner()
+
+    def _inner(self) -> str:
+        """A pattern for the layers that alone make what one other layer alone reads."""
+        coupling = self.analysis.coupling
+        groups = [group for group in coupling.groups if len(group.producers) == len(group.consumers) == 1]
+        return "^(" + "|".join(name for group in groups for name in group.producers) + ")$"
+
+    def plan(self, score: str, cut: int, only: str | None) -> sfp_onnx.Plan:
+        options = sfp_onnx.PlanOptions(targets=(f"macs={100 - cut}%",), only=only)
+        return sfp_onnx.plan(self.analysis, options, score, self.calibration)
+
+    def top1(self, model: graph.Model) -> tuple[float, float, float]:
+        """Top-1 in %, agreement with the original in %, KL divergence, on the test images."""
+        found = sfp_onnx.evaluate([self.analysis.model, model], self.test, latency=False)[1]
+        return 100 * (found.top1 or 0), 100 * (found.agreement or 0), found.kl or 0.0
+
+    def pruned(self, plan: sfp_onnx.Plan, fit: str) -> graph.Model:
+        repair = None if fit == "none" else RepairOptions(fit=fit, force=True)
+        return sfp_onnx.apply(self.analysis, plan, self.calibration, verify=False, repair=repair).model
+
+
+def cuts(root: Path) -> None:
+    """The default (score `obs`, repair `lstsq`) on 2048 images."""
+    print("| model, groups | 30 % | 50 % | 70 % |\n|---|---|---|---|")
+    for case, inner in ((RESNET56, True), (RESNET20, True), (RESNET56, False), (RESNET20, False), (DYNAMO, True)):
+        bench = Bench(case, root, 2048)
+        feeds, _ = next(iter(replace(bench.test, batch=16).batches()))
+        cells = []
+        for cut in CUTS:
+            model = bench.pruned(bench.plan("obs", cut, bench.only if inner else None), "lstsq")
+            top1, agreement, divergence = bench.top1(model)
+            ratio = latency(bench, model, feeds)
+            cells.append(f"{top1:.2f} (agreement {agreement:.1f}, KL {divergence:.3f}; latency {ratio:.2f})")
+        print(f"| {case.title}, {'block-internal' if inner else 'all'} | {' | '.join(cells)} |", flush=True)
+
+
+def latency(bench: Bench, model: graph.Model, feeds: dict[str, np.ndarray]) -> float:
+    """Latency relative to the original, one thread, interleaved minima."""
+    sessions = [runtime.open_session(graph.serialized(own), own.weights, own.name, threads=1) for own in (bench.analysis.model, model)]
+    times = runtime.latencies(sessions, feeds, 50)
+    return min(times[1]) / min(times[0])
+
+
+def ladder(root: Path, images: int = 1024) -> None:
+    """Scores x repairs x cuts."""
+    print(f"{images} calibration images.\n\n| model | score | repair | 30 % | 50 % | 70 % |\n|---|---|---|---|---|---|")
+    for case in (RESNET20, RESNET56, VGG11):
+        bench = Bench(case, root, images)
+        repairs = ["none", "bias", *(["bn"] if bench.analysis.coupling.affines else []), "lstsq"]
+        for score in ("random", "magnitude", "contribution", "sfp", "obs"):
+            plans = [bench.plan(score, cut, bench.only) for cut in CUTS]
+            for fit in repairs:
+                found = [bench.top1(bench.pruned(plan, fit))[0] for plan in plans]
+                print(f"| {case.title} | {score} | {fit} | {' | '.join(f'{value:.2f}' for value in found)} |", flush=True)
+
+
+def cost(root: Path) -> None:
+    """Selection and repair in units of a plain forward pass over the same images, each model in a process of its own."""
+    print("| model | images | plain pass | selection | repair | both, passes | peak memory |\n|---|---|---|---|---|---|---|")
+    for name in ("resnet56", "resnet20", "resnet50"):
+        subprocess.run([sys.executable, __file__, f"cost-{name}", str(root)], check=True)
+
+
+def cost_of(name: str, root: Path) -> None:
+    """One row of `cost`."""
+    if name == "resnet50":
+        model = models.resnet50()
+        data = np.random.default_rng(0).standard_normal((256, 3, 224, 224), np.float32)
+        analysis = sfp_onnx.inspect(model)
+        calibration = sfp_onnx.data_for(analysis.model, data)
+        only = None
+    else:
+        bench = Bench({"resnet56": RESNET56, "resnet20": RESNET20}[name], root, 1024)
+        analysis, calibration, only = bench.analysis, bench.calibration, bench.only
+    session = runtime.open_session(graph.serialized(analysis.model), analysis.model.weights, name)
+    seconds = [time.perf_counter()]
+    for feeds, _ in calibration.batches():
+        session.run(feeds)
+    seconds.append(time.perf_counter())
+    plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=("macs=50%",), only=only), "obs", calibration)
+    seconds.append(time.perf_counter())
+    sfp_onnx.apply(analysis, plan, calibration, verify=False, repair=RepairOptions(force=True))
+    seconds.append(time.perf_counter())
+    plain, selection, repair = np.diff(seconds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    passes = (selection + repair) / plain
+    print(
+        f"| {name} | {calibration.samples} | {plain:.1f} s | {selection:.1f} s ({selection / plain:.1f}) | {repair:.1f} s "
+        f"({repair / plain:.1f}) | {passes:.1f} | {peak:.2f} GiB |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Run one table."""
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    root = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent.parent.parent / "shared"
+    table = sys.argv[1]
+    if table.startswith("cost-"):
+        cost_of(table.removeprefix("cost-"), root)
+    else:
+        {"cuts": cuts, "ladder": ladder, "cost": cost}[table](root)
+
+
+if __name__ == "__main__":
+    main()

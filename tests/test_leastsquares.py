@@ -1,0 +1,270 @@
+"""Streamed least squares and backward elimination against brute force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from sfp_onnx import obs
+from sfp_onnx.leastsquares import Normal, best_ridge, mean_shift, solve
+from sfp_onnx.obs import Reader, eliminate, reader
+
+BLOCKS, ROWS, INPUTS, OUTPUTS = 3, 60, 6, 4
+
+
+def problem(seed: int = 0, rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (g, n, k) with means other than zero and correlated columns, errors (g, n, o) that partly follow from them."""
+    generator = np.random.default_rng(seed)
+    p = generator.standard_normal((BLOCKS, rows, INPUTS)) @ generator.standard_normal((BLOCKS, INPUTS, INPUTS)) + 2
+    e = p @ generator.standard_normal((BLOCKS, INPUTS, OUTPUTS)) / 4 + generator.standard_normal((BLOCKS, rows, OUTPUTS)) + 1
+    return p, e
+
+
+def summed(p: np.ndarray, e: np.ndarray, parts: int = 1) -> Normal:
+    sums = Normal.empty(len(p), p.shape[2], e.shape[2])
+    for rows, errors in zip(np.array_split(p, parts, 1), np.array_split(e, parts, 1), strict=True):
+        sums.update(rows, errors)
+    return sums
+
+
+def brute(p: np.ndarray, e: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge by augmented rows, the bias by a column of ones that is not penalised."""
+    inputs = p.shape[1]
+    rows = np.block([[p, np.ones((len(p), 1))], [np.sqrt(strength) * np.eye(inputs), np.zeros((inputs, 1))]])
+    wanted = np.concatenate([e, np.zeros((inputs, e.shape[1]))])
+    found = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    return found[:-1], found[-1]
+
+
+def strength_of(p: np.ndarray, ridge: float) -> float:
+    """The ridge is relative to the mean of the diagonal of C."""
+    return ridge * float(np.square(p - p.mean(0)).sum(0).mean())
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1e-3, 0.1, 10.0])
+def test_solve_against_lstsq(ridge: float) -> None:
+    p, e = problem()
+    change, bias = solve(summed(p, e), ridge)
+    for block in range(BLOCKS):
+        own = p[block].astype(np.float64)
+        expected = brute(own, e[block], strength_of(own, ridge))
+        np.testing.assert_allclose(change[block], expected[0], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(bias[block], expected[1], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.1])
+def test_masked_solve_against_lstsq_of_each_column(ridge: float) -> None:
+    p, e = problem(1)
+    mask = np.random.default_rng(2).random((BLOCKS, INPUTS, OUTPUTS)) < 0.6
+    mask[0, :, 0] = False  # a column without any weight
+    change, bias = solve(summed(p, e), ridge, mask)
+    assert (change[~mask] == 0).all()
+    for block in range(BLOCKS):
+        own = p[block].astype(np.float64)
+        for column in range(OUTPUTS):
+            rows = mask[block, :, column]
+            expected = brute(own[:, rows], e[block][:, [column]], strength_of(own, ridge))
+            np.testing.assert_allclose(change[block, rows, column], expected[0][:, 0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(bias[block, column], expected[1][0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_mask_is_no_mask() -> None:
+    sums = summed(*problem())
+    for own, other in zip(solve(sums, 0.1), solve(sums, 0.1, np.ones((BLOCKS, INPUTS, OUTPUTS), bool)), strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_masked_solve_of_a_badly_conditioned_problem() -> None:
+    """Conjugate gradients stop early, but not far from what is there to win."""
+    generator = np.random.default_rng(3)
+    p = (generator.standard_normal((1, 400, 40)) * np.logspace(0, -3, 40)).astype(np.float32)
+    p[:, :, 1:] += p[:, :, :1]
+    e = (p @ generator.standard_normal((1, 40, 3))).astype(np.float32)
+    mask = generator.random((1, 40, 3)) < 0.7
+    sums = summed(p, e)
+    won = sums.error(*solve(sums, 1e-4, mask))
+    best = 0.0
+    for column in range(3):
+        rows = mask[0, :, column]
+        own = p[0].astype(np.float64)
+        change, bias = brute(own[:, rows], e[0][:, [column]], strength_of(own, 1e-4))
+        best += float(np.square(e[0][:, [column]] - own[:, rows] @ change - bias).sum())
+    assert won <= best + 1e-3 * float(sums.squares.sum())
+
+
+@pytest.mark.parametrize("kind", ["dead", "double", "few", "one", "constant", "zero"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_rank_deficient_grams(kind: str, masked: bool) -> None:
+    """Finite, no worse than nothing, and dead inputs keep their weights."""
+    p, e = problem(4, {"few": 3, "one": 1}.get(kind, ROWS))
+    p, e = p.astype(np.float32), e.astype(np.float32)
+    if kind == "dead":
+        p[:, :, 2] = 0
+    elif kind == "double":
+        p[:, :, 3] = p[:, :, 1]
+    elif kind == "constant":
+        p[:] = np.float32(1e3) * p[:, :1]
+    elif kind == "zero":
+        p[:] = 0
+    mask = None
+    if masked:
+        mask = np.ones((BLOCKS, INPUTS, OUTPUTS), bool)
+        mask[:, 0, 0] = False
+    sums = summed(p, e)
+    change, bias = solve(sums, 1e-3, mask)
+    assert np.isfinite(change).all() and np.isfinite(bias).all() and np.abs(change).max() < 1e3
+    nothing = sums.error(np.zeros_like(change), np.zeros_like(bias))
+    assert sums.error(change, bias) <= sums.error(*mean_shift(sums)) * (1 + 1e-6) + 1e-3 <= nothing + 1e-3
+    if kind == "dead":
+        np.testing.assert_allclose(change[:, 2], 0, atol=1e-9)
+    elif kind == "double" and not masked:  # equal inputs share the change
+        np.testing.assert_allclose(change[:, 3], change[:, 1], rtol=1e-3, atol=1e-4)
+    elif kind == "zero":
+        np.testing.assert_allclose(bias, e.mean(1), rtol=1e-5)
+
+
+def test_error_is_that_of_the_residuals() -> None:
+    p, e = problem(5)
+    generator = np.random.default_rng(6)
+    change, bias = generator.standard_normal((BLOCKS, INPUTS, OUTPUTS)), generator.standard_normal((BLOCKS, OUTPUTS))
+    expected = np.square(e - p.astype(np.float64) @ change - bias[:, None]).sum()
+    assert summed(p, e).error(change, bias) == pytest.approx(expected, rel=1e-5)
+    assert summed(p, e).error(np.zeros_like(change), np.zeros_like(bias)) == pytest.approx(np.square(e).sum(), rel=1e-5)
+
+
+def test_mean_shift_is_the_mean_error() -> None:
+    p, e = problem(7)
+    change, bias = mean_shift(summed(p, e))
+    assert change.shape == (BLOCKS, INPUTS, OUTPUTS) and not change.any()
+    np.testing.assert_allclose(bias, e.mean(1), rtol=1e-5)
+
+
+def test_sums_of_parts_are_the_sums_of_all() -> None:
+    p, e = problem(8)
+    whole = summed(p, e)
+    first, second = summed(p[:, :25], e[:, :25]), summed(p[:, 25:], e[:, 25:], 3)
+    for together in (summed(p, e, 7), first.merge(second), second.merge(first)):
+        assert together.count == whole.count == ROWS
+        for name in ("gram", "cross", "rows", "errors", "squares"):
+            np.testing.assert_allclose(getattr(together, name), getattr(whole, name), rtol=1e-4, atol=1e-3)
+    for name in ("gram", "cross"):
+        assert getattr(whole, name).dtype == np.float64
+    np.testing.assert_array_equal(first.merge(Normal.empty(BLOCKS, INPUTS, OUTPUTS)).gram, first.gram)
+    single, own = summed(p[:1], e[:1]), Normal.empty(1, INPUTS, OUTPUTS)
+    own.merge(own)
+    np.testing.assert_allclose(single.gram, whole.gram[:1], rtol=1e-5)
+
+
+def test_no_rows_change_nothing() -> None:
+    change, bias = solve(Normal.empty(BLOCKS, INPUTS, OUTPUTS), 1e-3)
+    assert not change.any() and not bias.any()
+
+
+def test_best_ridge_is_judged_on_other_rows() -> None:
+    """Few rows of noise: the strongest ridge. Many rows of a plain dependence: the weakest."""
+    ridges = (1e-4, 1e-1, 1e2)
+    generator = np.random.default_rng(9)
+    p = generator.standard_normal((1, 8, 6)).astype(np.float32)
+    noise, other = (generator.standard_normal((1, 8, 2)).astype(np.float32) for _ in range(2))
+    held = summed(generator.standard_normal((1, 8, 6)).astype(np.float32), other)
+    ridge, error = best_ridge(summed(p, noise), held, ridges)
+    assert ridge == 1e2 and error == held.error(*solve(summed(p, noise), 1e2))
+    p = generator.standard_normal((1, 200, 6)).astype(np.float32)
+    e = (p @ generator.standard_normal((6, 2))).astype(np.float32)
+    assert best_ridge(summed(p[:, :100], e[:, :100]), summed(p[:, 100:], e[:, 100:]), ridges)[0] == 1e-4
+
+
+# ---- backward elimination --------------------------------------------------------------------------------------------
+
+
+class Brute:
+    """A reader that solves anew after every removal: min over x of tr (x - w)' C (x - w) + strength |x - w|^2, x = 0 on removed rows."""
+
+    def __init__(self, covariance: np.ndarray, weights: np.ndarray, unit: np.ndarray, scale: float, ridge: float) -> None:
+        self.matrix = covariance + ridge * np.diag(covariance).mean() * np.eye(len(covariance))
+        self.weights, self.unit, self.scale = weights, unit, scale
+
+    def error(self, removed: Sequence[int]) -> float:
+        gone = np.isin(self.unit, list(removed))
+        half = np.linalg.cholesky(self.matrix).T  # |half (x - w)|^2
+        found = np.zeros_like(self.weights)
+        if not gone.all():
+            found[~gone] = np.linalg.lstsq(half[:, ~gone], half @ self.weights, rcond=None)[0]
+        return float(np.square(half @ (found - self.weights)).sum() / self.scale)
+
+
+def brute_elimination(readers: Sequence[Brute], width: int) -> tuple[list[int], list[float]]:
+    removed: list[int] = []
+    errors = [0.0]
+    while len(removed) < width:
+        left = [unit for unit in range(width) if unit not in removed]
+        costs = [sum(own.error([*removed, unit]) for own in readers) for unit in left]
+        removed.append(left[int(np.argmin(costs))])
+        errors.append(min(costs))
+    return removed, errors
+
+
+def readers_of(seed: int, count: int, width: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, float, float]]:
+    """Layers of one to three rows per unit (in any order), some with rows of no unit of the group, of different scales."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        unit = np.repeat(np.arange(width), 1 + number)
+        if number % 2:
+            unit = np.concatenate([unit, [-1, -1]])
+        unit = generator.permutation(unit)
+        samples = generator.standard_normal((4 * len(unit), len(unit))) @ generator.standard_normal((len(unit), len(unit)))
+        covariance = np.cov(samples.T)
+        found.append((covariance, generator.standard_normal((len(unit), 3)), unit, float(generator.uniform(0.5, 20)), 1e-3))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_elimination_against_solving_anew(seed: int, count: int) -> None:
+    width = 6
+    cases = readers_of(seed, count, width)
+    order, added = eliminate([reader(*case) for case in cases], width)
+    expected, errors = brute_elimination([Brute(*case) for case in cases], width)
+    assert order.tolist() == expected
+    np.testing.assert_allclose(added, np.maximum.accumulate(np.diff(errors)), rtol=1e-6)
+    own, brute = reader(*cases[0]), Brute(*cases[0])
+    np.testing.assert_allclose(own.costs(np.arange(width)), [brute.error([unit]) for unit in range(width)], rtol=1e-6)
+
+
+def test_units_removed_together_cost_what_both_cost() -> None:
+    case = readers_of(5, 2, 6)[1]
+    own, brute = reader(*case), Brute(*case)
+    assert own.remove(np.array([1, 4])) == pytest.approx(brute.error([1, 4]), rel=1e-6)
+    assert own.remove(np.array([0])) == pytest.approx(brute.error([0, 1, 4]) - brute.error([1, 4]), rel=1e-6)
+    assert own.remove(np.array([4])) == 0
+
+
+def test_wide_groups_lose_several_units_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obs, "PASSES", 4)
+    cases = readers_of(6, 2, 10)
+    order, added = eliminate([reader(*case) for case in cases], 10)
+    assert sorted(order) == list(range(10)) and (np.diff(added) >= 0).all()
+    brutes = [Brute(*case) for case in cases]
+    first = np.argsort([sum(own.error([unit]) for own in brutes) for unit in range(10)])[:3]  # ten in four passes
+    assert set(order[:3]) == set(first)
+    assert 3 * added[0] == pytest.approx(sum(own.error(first) for own in brutes), rel=1e-6)
+
+
+def test_a_copy_leaves_first_and_for_free() -> None:
+    """One of two equal inputs costs nothing; afterwards the other one is precious."""
+    generator = np.random.default_rng(7)
+    x = generator.standard_normal((500, 4))
+    x = np.concatenate([x, x[:, 2:3]], 1)
+    weights = generator.standard_normal((5, 3)) + 3
+    order, added = eliminate([reader(np.cov(x.T), weights, np.arange(5), 1.0, 1e-6)], 5)
+    assert order[0] in (2, 4) and set(order[1:]) == set(range(5)) - {order[0]}
+    assert added[0] < 1e-3 < added[1]
+
+
+def test_no_variance_at_all() -> None:
+    order, added = eliminate([reader(np.zeros((3, 3)), np.ones((3, 2)), np.arange(3), 1.0, 1e-3)], 3)
+    assert order.tolist() == [0, 1, 2] and np.isfinite(added).all() and (added < 1e-6).all()
+    assert isinstance(reader(np.eye(2), np.ones((2, 1)), np.arange(2), 1.0, 1e-3), Reader)
