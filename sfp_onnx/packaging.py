@@ -17,7 +17,10 @@ QUANTIZERS = ("int8",)
 
 @dataclass(frozen=True)
 class OrtFile:
-    """A model in onnxruntime's format, and the operators and types that a reduced build of onnxruntime needs for it."""
+    """A model in onnxruntime's format, and the operators and types that a reduced build of onnxruntime needs for it.
+
+    Unlike everything else here, ``data`` may differ from run to run: onnxruntime writes some of its tables in an order left to chance.
+    """
 
     data: bytes
     operators: str
