@@ -560,7 +560,7 @@ class RepairOptions:
     seed: int = 0
     rows_per_input: float = 128.0
     least_positions: int = 4
-    ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
     memory: int = 2 * 10**9
 
 

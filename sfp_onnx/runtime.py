@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from .errors import ModelError, OptionError
+from .errors import ModelError, OptionError, SfpError
 from .records import Array
 
 ort.set_default_logger_severity(4)
@@ -190,3 +195,80 @@ def version() -> str:
 def providers() -> list[str]:
     """Execution providers of this onnxruntime."""
     return list(map(str, ort.get_available_providers()))
+# ---- other forms of a model ------------------------------------------------------------------------------------------
+
+
+def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] | None, name: str) -> None:
+    """Quantise a model file to 8-bit integers with onnxruntime's own tool: static with data, else dynamic.
+
+    Weights are signed, one scale per output channel; activations unsigned, from their least to their largest value on the data.
+
+    Raises:
+        ModelError: the tool cannot do it.
+    """
+    try:
+        with _quiet():
+            _quantize(source, target, batches)
+    except SfpError:
+        raise
+    except Exception as error:  # the tool raises whatever it meets
+        raise ModelError(f"{name}: onnxruntime's quantiser cannot handle the model: {type(error).__name__}: {_words(error)}") from error
+
+
+def _quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] | None) -> None:
+    from onnxruntime import quantization as tool  # imports slowly, and is seldom needed
+
+    if batches is None:
+        tool.quantize_dynamic(source, target, per_channel=True, weight_type=tool.QuantType.QUInt8)
+        return
+    given = iter(batches)
+
+    class Reader(tool.CalibrationDataReader):  # type: ignore[misc]
+        """The batches, as the tool wants them."""
+
+        def get_next(self) -> Mapping[str, Array] | None:
+            """The next batch, or None."""
+            return next(given, None)
+
+    kinds = {"activation_type": tool.QuantType.QUInt8, "weight_type": tool.QuantType.QInt8}
+    tool.quantize_static(source, target, Reader(), quant_format=tool.QuantFormat.QDQ, per_channel=True, **kinds)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's tools log to, and set up, the root logger; here it stays as the application has it. They leave files open, too."""
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+            gc.collect()
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def save_ort(serialized: bytes, path: Path, name: str) -> str:
+    """Write a model in onnxruntime's format. Returns its required operators and types, as reduced builds of onnxruntime take them.
+
+    Raises:
+        ModelError: onnxruntime cannot convert it.
+    """
+    options = _options(1)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # layouts would tie it to this processor
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    _open(serialized, {}, name, options, PROVIDERS)
+    listed = path.with_suffix(".config")
+    try:
+        with _quiet():
+            from onnxruntime.tools.ort_format_model import create_config_from_models
+
+            create_config_from_models([path], listed, True)
+    except Exception as error:  # the tool raises whatever it meets
+        raise ModelError(f"{name}: cannot list the operators of the .ort file: {type(error).__name__}: {_words(error)}") from error
+    lines = listed.read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#")) + "\n"  # comments name a temporary path

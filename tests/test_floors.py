@@ -17,7 +17,7 @@ FLOORS = (
     "records errors",
     "graph runtime labels forms extras",
     "rules scores cost units leastsquares bandits obs sfp masks work device allocate targets",
-    "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls profiles latency metrics",
+    "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls profiles latency metrics html packaging",
     "pipeline",
     "cli __init__ __main__",
 )
@@ -30,6 +30,7 @@ NEIGHBOURS = {
 # Who may import onnxruntime, and onnx or onnx_graphsurgeon. `pipeline` names ModelProto in the types of its doors.
 DOORS = {"onnxruntime": {"runtime"}, "onnx": {"graph", "pipeline"}, "onnx_graphsurgeon": {"graph"}}
 FIVE = {"onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "click", "google"}  # google.protobuf comes with onnx
+OPTIONAL = {"jinja2": {"html"}}  # packages of the extras, and who may import them (inside a function)
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -77,7 +78,8 @@ def test_only_doors_import_the_libraries(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_only_five_dependencies(file: Path) -> None:
     for name in imports(file):
-        assert name[0] == "sfp_onnx" or name[0] in FIVE or name[0] in sys.stdlib_module_names, ".".join(name)
+        known = name[0] == "sfp_onnx" or name[0] in FIVE or name[0] in sys.stdlib_module_names
+        assert known or part(file) in OPTIONAL.get(name[0], ()), ".".join(name)
 
 
 # ---- operator names --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from .init import init_command
 from .inspect import inspect_command
 from .profile import profile_command
 from .prune import apply_command, plan_command, prune_command
+from .reporting import Recorded
 from .score import score_command
 from .sweep import sweep_command
 
@@ -37,7 +38,10 @@ FIRST = """sfp-onnx makes ONNX models smaller and faster by removing channels, a
 Images in a folder: add --preset imagenet (or cifar10, yolo). All commands: sfp-onnx --help"""
 
 
-@click.group(invoke_without_command=True, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Recorded, invoke_without_command=True, epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
 @click.option("-v", "--verbose", count=True, help="Say more.")
 @click.option("-q", "--quiet", count=True, help="Say only errors.")
 @click.version_option(package_name="sfp_onnx")

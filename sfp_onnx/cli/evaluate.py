@@ -16,8 +16,9 @@ from ..errors import OptionError
 from ..metrics import parse_drop
 from ..records import Evaluation
 from . import options as take
-from .common import EPILOG, bar, dataset, guarded, say
+from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 from .gates import check, gated
+from .reporting import check_report, report_option, typed, write
 
 
 @click.command("evaluate", epilog=EPILOG)
@@ -32,19 +33,28 @@ from .gates import check, gated
               "(default 0), else below the first model.")
 @click.option("--target", "targets", multiple=True, metavar="macs=50%", help="The last model must hold it: macs, params, size. Repeatable.")
 @take.json_option
+@report_option
 @guarded
 @gated
-def evaluate_command(models: tuple[Path, ...], data: Path, latency: bool, threads: int, as_json: bool, **options: Any) -> None:
+def evaluate_command(
+    models: tuple[Path, ...], data: Path, latency: bool, threads: int, as_json: bool, report_to: Path | None, **options: Any
+) -> None:
     """Measure models on data; the first is the reference.
 
     Example: sfp-onnx evaluate model.onnx smaller.onnx --data test.npz
     """
     gate = _Gate(options["baseline"], options["max_drop"], options["targets"], len(models))
     loaded = [pipeline.load(path) for path in models]
+    inputs = [*(path for model in loaded for path in model.paths), data, *filter(None, [options["labels"]])]
+    check_outputs(inputs, report_to)
+    check_report(report_to)
     data_set = dataset(loaded[0], data, options)
     assert data_set is not None
     results = pipeline.evaluate(loaded, data_set, latency, threads, bar)
     click.echo(json.dumps([asdict(item) for item in results], indent=1) if as_json else report.evaluation_text(results))
+    if report_to is not None:
+        analyses = [pipeline.inspect(model, data=data_set) for model in loaded]
+        write(report_to, pipeline.evaluate_page(analyses, results, pipeline.Context(typed(), data_set)), inputs)
     for name, passed, text in gate.verdicts(results, data_set):
         check(name, passed, text)
         say(f"{'passed' if passed else 'FAILED'}: {name}: {text}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from .. import graph, pipeline, report
 from ..data import Dataset
@@ -21,6 +22,8 @@ from .config import config_option
 from .data_options import NOTHING
 from .gates import gated
 from .locked import Lock, command
+from .packaging import chosen_packaging, ort_paths, packaging_options, steps_text
+from .reporting import check_report, report_option, report_prune
 
 
 def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any]) -> pipeline.Analysis:
@@ -29,14 +32,14 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
 
 def _scored(
     analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any], repair: RepairOptions | None
-) -> Plan:
+) -> tuple[pipeline.Candidates, Plan]:
     name = options["score"] or pipeline.default_score(data, repair is not None and repair.fit == "lstsq")
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
     chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    made = pipeline.plan(analysis, take.chosen_plan(options), name, data, chosen, bar, repair)
+    candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar, repair)
     for note in made.notes:
         say(f"Note: {note}")
-    return made
+    return candidates, made
 
 
 @click.command("plan", epilog=EPILOG)
@@ -61,7 +64,8 @@ def plan_command(model: Path, output: Path, data: Path | None, as_json: bool, **
     inputs = [*loaded.paths, data, options["labels"]]
     check_outputs(inputs, output, *bandit_files(options))
     data_set = dataset(loaded, data, options)
-    made = _scored(_analysed(loaded, data_set, options), data_set, options, take.chosen_repair(options, data_set))
+    repair = take.chosen_repair(options, data_set)
+    made = _scored(_analysed(loaded, data_set, options), data_set, options, repair)[1]
     pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(json.dumps(to_json(made), indent=1) if as_json else report.plan_text(made))
     if made.figures and not as_json:
@@ -112,11 +116,13 @@ def apply_command(
 @take.json_option
 @take.locked_option
 @config_option
+@packaging_options
+@report_option
 @guarded
 @gated
 def prune_command(
     model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, verify: bool,
-    external: bool | None, locked: Path | None, **options: Any,
+    external: bool | None, locked: Path | None, report_to: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Plan, cut, verify and write in one.
 
@@ -126,24 +132,39 @@ def prune_command(
     chosen_bandit(options)
     lock = None if locked is None else Lock(locked)
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, locked, data, test_data, options["labels"]], output, manifest, *bandit_files(options))
+    written = (output, manifest, report_to, *ort_paths(options), *bandit_files(options))
+    check_outputs([*loaded.paths, locked, data, test_data, options["labels"]], *written)
+    check_report(report_to)
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     shared = NOTHING if test_data and not data else {}  # given for the held-out data
     data_set = dataset(loaded, data, {**options, **shared})
     repair = take.chosen_repair(options, data_set)
     analysis = _analysed(loaded, data_set, options)
+    scored: pipeline.Candidates | None = None
     made = lock.plan(loaded, data_set, options) if lock else None
-    made = made or _scored(analysis, data_set, options, repair)
+    if made is None:
+        scored, made = _scored(analysis, data_set, options, repair)
     say(report.plan_text(made), 1)
     result = pipeline.apply(analysis, made, data_set, verify, bar, repair)
     if lock:
         lock.check(result, output, external)
     measured = [] if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
     measured[1:] = [replace(own, model=str(output)) for own in measured[1:]]
+    packaged = None
+    if chosen_packaging(options).given:
+        packaged = pipeline.package(analysis, result.model, chosen_packaging(options), data_set, held_out)
+        result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes))
     shown = _write(result, output, manifest, external, measured, held_out)
+    if packaged and packaged.ort:
+        packaged.ort.save(options["save_ort"], [*loaded.paths, output])
+    if packaged and shown:
+        click.echo(steps_text(packaged.steps))
     if measured and shown:
         _accuracy(measured)
         say(report.evaluation_text(measured))
+    if report_to is not None:
+        scored = scored or pipeline.Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
+        report_prune(report_to, result, scored, output, (data_set, held_out), measured)
 
 
 def _write(
@@ -174,7 +195,8 @@ def _say_sizes(result: pipeline.Pruned, output: Path) -> None:
         click.echo("not verified (--no-verify)")
     else:
         parts = ", ".join(f"{kind} input {error:.1e}" for kind, error in check.errors.items())
-        click.echo(f"verified: equal to the masked original (relative difference on {parts}; allowed {check.tolerance:g})")
+        word = "verified before the repair" if result.repaired else "verified"
+        click.echo(f"{word}: equal to the masked original (relative difference on {parts}; allowed {check.tolerance:g})")
     if result.plan.figures:
         click.echo(report.figures_text(result.plan))
     click.echo(f"wrote {output}")

@@ -18,6 +18,7 @@ from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 from .config import config_option
 from .data_options import NOTHING
+from .reporting import check_report, report_option, typed, write
 
 
 @click.command("sweep", epilog=EPILOG)
@@ -34,10 +35,11 @@ from .data_options import NOTHING
 @take.layernorm_option
 @take.repair_options
 @config_option
+@report_option
 @guarded
 def sweep_command(
     model: Path, sweeps: tuple[str, ...], data: Path | None, test_data: Path | None, output: Path | None, save_dir: Path | None,
-    as_json: bool, **options: Any,
+    as_json: bool, report_to: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Plan for many targets with one calibration; show accuracy, size and latency of each.
 
@@ -49,7 +51,8 @@ def sweep_command(
         pipeline.parse_sweep(text)
     chosen = take.chosen_plan({**options, "targets": options["targets"] or ("macs=100%",)})
     loaded = pipeline.load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, *bandit_files(options))
+    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, report_to, *bandit_files(options))
+    check_report(report_to)
     if save_dir is not None:
         _make(save_dir)
     nothing = {**NOTHING, "labels": None, "samples": None}
@@ -67,6 +70,8 @@ def sweep_command(
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:
         pipeline.write_json(output, found, loaded.paths)
+    if report_to is not None:
+        write(report_to, pipeline.sweep_page(points, scored, pipeline.Context(typed(), judge)), [*loaded.paths])
     click.echo(json.dumps(found, indent=1) if as_json else _text(points))
     for point in points:
         if point.failure:

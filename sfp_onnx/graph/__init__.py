@@ -1,6 +1,7 @@
 """The only door to onnx and onnx-graphsurgeon: load, look at, edit and save models."""
 
 from .edit import Editor
+from .half import half_weights
 from .load import load, load_tensor
 from .mask import QUANTIZED, insert_mask, zero_of
 from .model import Model, Prepared, check, make_initializer
@@ -29,6 +30,7 @@ __all__ = [
     "file_bytes",
     "from_constants",
     "full_size",
+    "half_weights",
     "initializers",
     "inputs",
     "insert_mask",

@@ -13,28 +13,25 @@ from .gating import Verdict, against, dropped, reached, read_baseline
 from .locking import clocked, differences, digest_of, locked_plan, plain_options, read_manifest, version_differences
 from .manifest import manifest, read_plan, versions, write_json
 from .noticing import chance_level, training_mode
-from .planning import candidates, default_score, plan
+from .packaging import Packaged, PackagingOptions, Step, package
+from .planning import candidates, default_score, plan, planned
 from .profiling import clock_of, measure_profile, profile_rows, read_profile
 from .repairing import REPAIRS, Repaired
+from .reporting import Context, evaluate_page, prune_page, sweep_page, write_page
 from .scoring import Scored, profile, save_scores, score, scored
 from .sweeping import Point, parse_sweep, sweep, sweep_data
 
 __all__ = [
-    "Finding",
-    "examine",
-    "Verdict",
-    "against",
-    "dropped",
-    "reached",
-    "read_baseline",
-    "chance_level",
-    "training_mode",
     "Analysis",
     "Candidates",
+    "Context",
     "DataSource",
     "DiluteOptions",
     "Diluted",
+    "Finding",
     "ModelSource",
+    "Packaged",
+    "PackagingOptions",
     "Point",
     "Progress",
     "Pruned",
@@ -42,8 +39,12 @@ __all__ = [
     "Repaired",
     "Scored",
     "Seen",
+    "Step",
+    "Verdict",
+    "against",
     "apply",
     "candidates",
+    "chance_level",
     "check_dilution",
     "clock_of",
     "clocked",
@@ -56,7 +57,10 @@ __all__ = [
     "digest_of",
     "dilute",
     "dilution_manifest",
+    "dropped",
     "evaluate",
+    "evaluate_page",
+    "examine",
     "held_out",
     "inspect",
     "load",
@@ -65,13 +69,18 @@ __all__ = [
     "manifest",
     "masked",
     "measure_profile",
+    "package",
     "parse_sweep",
     "plain_options",
     "plan",
     "plan_for",
+    "planned",
     "profile",
     "profile_rows",
     "prune",
+    "prune_page",
+    "reached",
+    "read_baseline",
     "read_manifest",
     "read_plan",
     "read_profile",
@@ -82,7 +91,10 @@ __all__ = [
     "silent",
     "sweep",
     "sweep_data",
+    "sweep_page",
+    "training_mode",
     "version_differences",
     "versions",
     "write_json",
+    "write_page",
 ]

@@ -11,6 +11,7 @@ from ..data import Dataset
 from ..records import FloatArray, Group, Plan, PlanOptions, RepairOptions
 from ..targets import bounds, parse_target
 from .analysis import Analysis, Progress, silent
+from .examples import FilterExample
 from .targeting import Reached, Ruler, block_of, narrowest, ranking, reach, ruler_for, solver
 
 
@@ -21,6 +22,7 @@ class Candidates:
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``.
+    ``examples`` are filters that show what class profiles say, where the score needed any.
     """
 
     analysis: Analysis
@@ -31,6 +33,7 @@ class Candidates:
     notes: tuple[str, ...] = ()
     data: Dataset | None = None
     repair: RepairOptions | None = None
+    examples: tuple[FilterExample, ...] = ()
 
 
 def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:

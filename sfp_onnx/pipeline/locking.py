@@ -19,7 +19,7 @@ from ..records import Plan
 from ..targets import parse_target
 from .manifest import versions
 
-FREE = {"model", "data", "test_data", "output", "manifest", "locked", "as_json"}
+FREE = {"model", "data", "test_data", "output", "manifest", "locked", "as_json", "report_to", "save_ort"}
 """Options that say where things are or go, not what is done; model and data are compared by their hashes."""
 CLOCKED = ("latency",)
 

@@ -13,8 +13,10 @@ from ..records import Plan, PlanOptions, RepairOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
 from .deciding import Candidates, plan_for
 from .dropping import held_out, plan_with_drop
+from .examples import examples_of
 from .scoring import Scored, scored
 from .searching import search
+
 
 def default_score(data: Dataset | None, repaired: bool = False) -> str:
     """The score that is used if none is named, for models that are ``repaired`` after the cut or not."""
@@ -38,14 +40,28 @@ def plan(
         TargetError: nothing can be pruned, or a target cannot be met.
         OptionError, ModelError, DataError: bad options or input.
     """
+    return planned(source, options, score_name, data, score_options, progress, repair)[1]
+
+
+def planned(
+    source: ModelSource | Analysis,
+    options: PlanOptions,
+    score_name: str | None = None,
+    data: Dataset | None = None,
+    score_options: ScoreOptions | None = None,
+    progress: Progress = silent,
+    repair: RepairOptions | None = None,
+) -> tuple[Candidates, Plan]:
+    """As `plan`, with the scores that the plan was made from."""
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     if options.max_drop is None:
-        return plan_for(candidates(analysis, options, score_name, data, score_options, progress), options, progress)
+        found = candidates(analysis, options, score_name, data, score_options, progress)
+        return found, plan_for(found, options, progress)
     if options.ratio is not None:
         raise OptionError("give either --ratio or --max-drop")
     seen, judge = held_out(data, (score_options or ScoreOptions()).seed)
     ready = replace(candidates(analysis, options, score_name, seen, score_options, progress), repair=repair)
-    return plan_with_drop(ready, options, judge, progress=progress)
+    return ready, plan_with_drop(ready, options, judge, progress=progress)
 
 
 def candidates(
@@ -75,4 +91,5 @@ def candidates(
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data)
+    shown = examples_of(found.profiles)
+    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, examples=shown)

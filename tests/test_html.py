@@ -1,0 +1,186 @@
+"""The report: one file, well-formed, no resource from elsewhere, the same bytes for the same input, and right in a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import sys
+import zlib
+from base64 import b64decode
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import CLASSES, classifier, images, invoke, labels_of
+from onnx import numpy_helper
+
+pytest.importorskip("jinja2", reason="needs the extra `report` (Jinja2)")
+
+from sfp_onnx import html
+from sfp_onnx.html.charts import ticks
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Checker(HTMLParser):
+    """Counts elements; fails on one that is not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.found)
+
+
+def checked(text: str) -> Checker:
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert text.startswith("<!DOCTYPE html>") and not checker.open
+    assert not re.search(r"https?://|//[a-z]+\.|<script|@import|url\(", text)
+    for _, attributes in checker.found:
+        for name in ("src", "href", "srcset", "action"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    numbers = [value or "" for _, own in checker.found for name, value in own.items() if name in ("x", "y", "cx", "cy", "width", "height")]
+    assert not [value for value in numbers if "nan" in value or "inf" in value]
+    return checker
+
+
+def page_of(*arguments: object, report: Path) -> str:
+    result = invoke(*arguments, "--report", report)
+    assert result.exit_code == 0, result.stderr
+    return report.read_text()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "many.npz"
+    np.savez(path, x=images(60), labels=labels_of(60) % CLASSES)
+    return path
+
+
+def test_prune_shows_widths_scores_repair_and_clusters(model_file: Path, data: Path, tmp_path: Path) -> None:
+    text = page_of(
+        "prune", model_file, "-o", tmp_path / "small.onnx", "--data", data, "--ratio", "0.5", "--score", "sfp", report=tmp_path / "r.html"
+    )
+    checker = checked(text)
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles[:3] == ["Widths", "Where the MACs went", "Scores and the cut"]
+    assert {"What single filters recognise", "Repair (lstsq)", "What could not shrink", "To repeat this"} <= set(titles)
+    assert checker.count("svg") >= 5 and checker.count("circle") == 20  # 8 + 12 channels
+    assert "--ratio 0.5 --score sfp" in text and "onnxruntime" in text and "calibration samples" in text
+    assert "conv1: 8 \u2192 4" in text
+
+
+def test_pictures_show_the_original_pixels_where_answers_differ(model_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.onnx"
+    opposite = classifier()
+    for tensor in opposite.graph.initializer:
+        if tensor.name in ("w3", "b3"):
+            tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(opposite, other)
+    raw = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+    path = tmp_path / "raw.npz"
+    np.savez(path, x=raw, labels=labels_of(20))
+    options = ("--layout", "nhwc", "--scale", "255", "--mean", "0.4,0.5,0.6", "--std", "0.2,0.3,0.4", "--no-latency")
+    command = ("evaluate", model_file, other, "--data", path, *options)
+    text = page_of(*command, report=tmp_path / "r.html")
+    checker = checked(text)
+    assert 1 <= checker.count("img") <= 12
+    shown = [b64decode(own["src"].split(",")[1]) for tag, own in checker.found if tag == "img"]  # type: ignore[union-attr]
+    decoded = {zlib.decompress(own[41 : 41 + struct.unpack(">I", own[33:37])[0]]) for own in shown}
+    known = {b"".join(b"\0" + line.tobytes() for line in image) for image in raw}
+    assert decoded <= known
+    assert page_of(*command, report=tmp_path / "r.html") == text  # the same input, the same bytes
+
+
+def test_sweep_shows_the_front(model_file: Path, data: Path, tmp_path: Path) -> None:
+    text = page_of("sweep", model_file, "--data", data, "--targets", "macs=90%:50%:20%", report=tmp_path / "r.html")
+    assert checked(text).count("svg") == 3 and "macs=70%" in text and "Pareto front" in text
+
+
+def test_what_the_user_names_is_escaped(data: Path, tmp_path: Path) -> None:
+    model = classifier()
+    model.graph.node[0].name = '<script>alert("1")</script>'
+    path = tmp_path / "a & b.onnx"
+    onnx.save(model, path)
+    text = page_of("evaluate", path, path, "--data", data, "--no-latency", report=tmp_path / "r.html")
+    checked(text)
+    assert "a &amp; b.onnx" in text and "&lt;script&gt;" in text
+
+
+def test_without_jinja_the_extra_is_named_before_any_work(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = invoke("prune", model_file, "-o", tmp_path / "s.onnx", "--ratio", "0.5", "--report", tmp_path / "r.html")
+    assert result.exit_code == 2 and "sfp_onnx[report]" in result.stderr
+    assert not (tmp_path / "s.onnx").exists() and not (tmp_path / "r.html").exists()
+
+
+def test_a_report_is_no_input_and_no_other_output(model_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "s.onnx"
+    for path in (model_file, output, tmp_path / "missing" / "r.html"):
+        result = invoke("prune", model_file, "-o", output, "--ratio", "0.5", "--report", path)
+        assert result.exit_code == 4 and not output.exists()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 64), (93.1, 93.4), (-3, 5), (0, 2.4e6), (5, 5), (0, 0)])
+def test_ticks_are_round_and_cover_the_values(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-9 and found[-1] >= high - 1e-9 and 2 <= len(found) <= 8
+
+
+def test_heat_map_frames_clusters_as_blocks() -> None:
+    matrix = np.zeros((4, 4))
+    matrix[np.ix_([1, 3], [1, 3])] = 2
+    chart = html.heat_map("m", matrix, [(1, 3)])
+    frames = [mark for mark in chart.marks if mark.kind == "frame"]
+    assert len(frames) == 1 and frames[0].numbers[2] * 2 == pytest.approx(html.heat_map("m", matrix, []).marks[0].numbers[2])
+
+
+def test_png_refuses_other_arrays() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        html.png(np.zeros((2, 2, 3)))
+
+
+# ---- a real browser --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1000, "light")])
+def test_a_browser_shows_it_without_errors_or_requests(width: int, scheme: Any, model_file: Path, data: Path, tmp_path: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("there is no Chromium")
+    report = tmp_path / "r.html"
+    page_of("prune", model_file, "-o", tmp_path / "s.onnx", "--data", data, "--ratio", "0.5", "--score", "sfp", report=report)
+    said: list[str] = []
+    asked: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(report.as_uri())
+        boxes = page.eval_on_selector_all("svg", "all => all.map(own => own.getBoundingClientRect().height)")
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        browser.close()
+    assert said == [] and [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+    assert len(boxes) >= 5 and min(boxes) > 20 and overflow == 0
+    assert (max(map(int, re.findall(r"\d+", background)[:3])) < 60) == (scheme == "dark")
