@@ -204,6 +204,8 @@ def test_a_shared_bias_is_split() -> None:
     model = b.model(b.op("Add", one, two))
     result = repaired(model, images(96, 2, 6, 6))
     assert set(fits(result).values()) == {"weights"}
+    biases = [node.input[2] for node in result.to_proto().graph.node if node.name in ("one", "two")]
+    assert len(set(biases)) == 2
     assert distance(model, result, images(20, 2, 6, 6, seed=9)) <= 1e-4
 
 
