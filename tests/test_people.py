@@ -275,10 +275,15 @@ def test_locked_needs_a_manifest(text: str, model_file: Path, tmp_path: Path) ->
     assert result.exit_code == 2 and "cannot read the manifest" in result.stderr
 
 
-def test_measured_plans_are_taken_from_the_manifest(model_file: Path, tmp_path: Path) -> None:
-    manifest = tmp_path / "m.json"
-    good("prune", model_file, "-o", tmp_path / "a.onnx", "--target", "latency=99%", "--align", "none", "--manifest", manifest)
-    result = good("prune", model_file, "-o", tmp_path / "b.onnx", "--target", "latency=99%", "--align", "none", "--locked", manifest)
+def test_measured_plans_are_taken_from_the_manifest(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a clock in the test: a plan counts as measured, and cannot be made again."""
+    assert pipeline.clocked({"targets": ("macs=50%", "latency=60%")}) and not pipeline.clocked({"targets": ("macs=50%",)})
+    assert pipeline.clocked({"score": "bandit:sar", "budget": 60.0}) and not pipeline.clocked({"score": "bandit:sar", "budget": None})
+    manifest, shared = tmp_path / "m.json", ["prune", model_file, "--ratio", 0.5]
+    good(*shared, "-o", tmp_path / "a.onnx", "--manifest", manifest)
+    monkeypatch.setattr(pipeline, "clocked", lambda options: True)
+    monkeypatch.setattr(pipeline, "plan", lambda *arguments: 1 / 0)
+    result = good(*shared, "-o", tmp_path / "b.onnx", "--locked", manifest)
     assert "the plan is that of the manifest" in result.stderr
     assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()
 
