@@ -309,14 +309,14 @@ def labelled(wide: Path, tmp_path: Path) -> Path:
 
 def test_max_drop_finds_a_smaller_model_that_holds_it(wide: Path, labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    result = invoke("prune", wide, "-o", out, "--data", labelled, "--max-drop", "10%", "--align", "none")
+    result = invoke("prune", wide, "-o", out, "--data", labelled, "--max-drop", "10%", "--align", "none", "--repair", "none")
     assert result.exit_code == 0, result.stderr
     assert "top-1 on 30 calibration samples that were not scored with: 1.0000 -> " in result.stderr
     drop = float(result.stderr.split("(drop ")[1].split(",")[0])
     assert 0 <= drop <= 0.1 + 1e-9
     assert actual(out)["macs"] < 0.95 * actual(wide)["macs"]
     looser = tmp_path / "looser.onnx"
-    assert invoke("prune", wide, "-o", looser, "--data", labelled, "--max-drop", "40%", "--align", "none").exit_code == 0
+    assert invoke("prune", wide, "-o", looser, "--data", labelled, "--max-drop", "40%", "--align", "none", "--repair", "none").exit_code == 0
     assert actual(looser)["macs"] < actual(out)["macs"]
 
 
@@ -329,7 +329,7 @@ def test_max_drop_without_labels_is_agreement(wide: Path, save: Callable[..., Pa
 
 def test_max_drop_and_a_target_are_both_held_or_refused(wide: Path, labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    common = ["prune", wide, "-o", out, "--data", labelled, "--align", "none"]
+    common = ["prune", wide, "-o", out, "--data", labelled, "--align", "none", "--repair", "none"]
     refused = invoke(*common, "--target", "macs=1%", "--max-drop", "1%")
     assert refused.exit_code == 3 and "--max-drop cannot be held" in refused.stderr and not out.exists()
     held = invoke(*common, "--target", "macs=90%", "--max-drop", "60%")

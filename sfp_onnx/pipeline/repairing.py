@@ -40,8 +40,9 @@ class Repaired:
     @property
     def figures(self) -> dict[str, object]:
         """For the manifest."""
-        shown = ("kind", "measure", "before", "after", "checked", "held_out")
-        return {**{name: getattr(self, name) for name in shown}, "layers": [vars(fit) for fit in self.fits]}
+        distances = {name: value if np.isfinite(value) else None for name, value in (("before", self.before), ("after", self.after))}
+        shown = {name: getattr(self, name) for name in ("kind", "measure", "checked", "held_out")}
+        return {**shown, **distances, "layers": [vars(fit) for fit in self.fits]}
 
 
 def repaired(
