@@ -93,4 +93,6 @@ def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> I
 def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Mapping[str, Array], int]]:
     for feeds, count in part.batches():
         array: FloatArray | Array = feeds[name]
-        yield {name: np.ascontiguousarray(change(array)).astype(array.dtype)}, count
+        with np.errstate(all="ignore"):  # a wrong guess may overflow
+            changed = np.ascontiguousarray(change(array)).astype(array.dtype)
+        yield {name: changed}, count
