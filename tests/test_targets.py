@@ -316,7 +316,8 @@ def test_max_drop_finds_a_smaller_model_that_holds_it(wide: Path, labelled: Path
     assert 0 <= drop <= 0.1 + 1e-9
     assert actual(out)["macs"] < 0.95 * actual(wide)["macs"]
     looser = tmp_path / "looser.onnx"
-    assert invoke("prune", wide, "-o", looser, "--data", labelled, "--max-drop", "40%", "--align", "none", "--repair", "none").exit_code == 0
+    again = invoke("prune", wide, "-o", looser, "--data", labelled, "--max-drop", "40%", "--align", "none", "--repair", "none")
+    assert again.exit_code == 0
     assert actual(looser)["macs"] < actual(out)["macs"]
 
 
