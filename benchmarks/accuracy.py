@@ -96,7 +96,8 @@ def ladder(root: Path, images: int = 1024) -> None:
 
 
 def cost(root: Path) -> None:
-    """Selection and repair in units of a plain forward pass over the same images, each model in a process of its own."""
+    """Selection and repair in units of a plain forward pass over the same images, in processor time (all threads), each model in a
+    process of its own."""
     print("| model | images | plain pass | selection | repair | both, passes | peak memory |\n|---|---|---|---|---|---|---|")
     for name in ("resnet56", "resnet20", "resnet50"):
         subprocess.run([sys.executable, __file__, f"cost-{name}", str(root)], check=True)
@@ -114,14 +115,14 @@ def cost_of(name: str, root: Path) -> None:
         bench = Bench({"resnet56": RESNET56, "resnet20": RESNET20}[name], root, 1024)
         analysis, calibration, only = bench.analysis, bench.calibration, bench.only
     session = runtime.open_session(graph.serialized(analysis.model), analysis.model.weights, name)
-    seconds = [time.perf_counter()]
+    seconds = [time.process_time()]
     for feeds, _ in calibration.batches():
         session.run(feeds)
-    seconds.append(time.perf_counter())
+    seconds.append(time.process_time())
     plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=("macs=50%",), only=only), "obs", calibration)
-    seconds.append(time.perf_counter())
+    seconds.append(time.process_time())
     sfp_onnx.apply(analysis, plan, calibration, verify=False, repair=RepairOptions(force=True))
-    seconds.append(time.perf_counter())
+    seconds.append(time.process_time())
     plain, selection, repair = np.diff(seconds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     passes = (selection + repair) / plain
