@@ -23,6 +23,8 @@ from .store import Store
 from .walk import Walk
 
 MASKED_RIDGE = 1e-2  # masked problems are solved iteratively, which takes many times as long: one strength is tried
+GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
+ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
 Feeds = Mapping[str, Array]
 
@@ -120,7 +122,7 @@ def _refit(setting: Setting, step: Step, number: int) -> LayerFit:
         answers = step.linear.form.answers(wanted, chosen, blocks).astype(np.float32)
         energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
         errors = answers - _present(step, walk, chain, (rows, matrix, wanted, chosen, batch))
-        if setting.options.fit == "bias":
+        if setting.options.fit == "bias" or not solvable(matrix.shape[1]):
             rows = rows[:, :, :0]
         if not sums:
             sums = [Normal.empty(blocks, rows.shape[2], errors.shape[2]) for _ in range(2)]
@@ -129,6 +131,12 @@ def _refit(setting: Setting, step: Step, number: int) -> LayerFit:
     setting.before.finish()
     walk.finish()
     return _accept(setting, step, (sums[0], sums[1]), chain.scale, energy)
+
+
+def solvable(inputs: int) -> bool:
+    """Whether the Gram matrices of a layer with so many inputs (sums to fit and to judge, and copies to solve) take reasonable memory;
+    if they do not, only its bias is fitted."""
+    return GRAM_COPIES * 8 * inputs**2 <= GRAM_BYTES
 
 
 def operands(walk: Walk, step: Step) -> list[str]:
@@ -199,7 +207,8 @@ def positions(setting: Setting, step: Step, seed: tuple[int, int], output: Seque
     each of as many equal stretches."""
     samples, size = step.linear.form.positions(output)
     rows = setting.options.rows_per_input * inputs / max(1, setting.batches * samples)
-    count = min(size, max(setting.options.least_positions, ceil(rows)))
+    most = max(1, ROW_BYTES // (4 * inputs * samples))
+    count = min(size, most, max(setting.options.least_positions, ceil(rows)))
     if count == size:
         return np.broadcast_to(np.arange(size), (samples, size))
     draws = np.random.default_rng([setting.options.seed, *seed]).random((samples, count))
@@ -227,7 +236,7 @@ def _accept(setting: Setting, step: Step, sums: tuple[Normal, Normal], scale: Ar
         mask = step.linear.form.matrix(step.mask, blocks)
     if held.count and step.bias is not None and (shifted := held.error(*mean_shift(fit))) < best:
         best, kind = shifted, "bias"
-    if held.count and setting.options.fit == "lstsq":
+    if held.count and fit.gram.shape[1]:
         ridges = setting.options.ridges if mask is None else (MASKED_RIDGE,)
         ridge, error = best_ridge(fit, held, ridges, mask)
         if error < best:

@@ -11,7 +11,7 @@ from ..graph import Prepared
 from ..leastsquares import Normal
 from ..obs import Reader, eliminate, reader
 from ..records import Array, Coupling, FloatArray, IntArray, Layer, RepairOptions
-from .lockstep import Chain, Setting, measure_chain, operands, positions, target_at
+from .lockstep import Chain, Setting, measure_chain, operands, positions, solvable, target_at
 from .steps import Scene, Step, plan_steps
 from .store import Store
 from .walk import Walk
@@ -96,6 +96,8 @@ def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_I
             chain = chain if batch else measure_chain(walk, step, target)
             target = target_at(walk, step, chain, target, batch)
         matrix = form.matrix(weight, blocks)
+        if not solvable(matrix.shape[1]):
+            continue
         chosen = positions(setting, step, (number, batch), target.shape, matrix.shape[1])
         rows = form.rows(data, target.shape, chosen, blocks)
         answers = form.answers(target, chosen, blocks).astype(np.float64)
