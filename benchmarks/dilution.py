@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ranking import CIFAR10, CIFAR100
 
 import sfp_onnx
 from sfp_onnx import dilute, graph, pipeline, runtime
@@ -21,8 +22,6 @@ from sfp_onnx.pipeline import DiluteOptions
 from sfp_onnx.profiles import ProfileOptions
 from sfp_onnx.records import RepairOptions
 
-CIFAR10 = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
-CIFAR100 = sfp_onnx.Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), scale=255, layout="nhwc")
 NETWORKS = {
     "vgg": ("vgg11_cifar100.onnx", "cifar100", CIFAR100, "^/(15|18|22|25)/Conv$"),
     "vgg-classifier": ("vgg11_cifar100.onnx", "cifar100", CIFAR100, "Gemm"),

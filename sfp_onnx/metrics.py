@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from . import graph, runtime
 from .errors import DataError, OptionError
+from .extras import user_function
 from .graph import Model
 from .records import Array, IntArray
 
@@ -68,15 +66,7 @@ def _imported(name: str) -> Metric:
     module, colon, attribute = name.partition(":")
     if not colon or not module or not attribute:
         raise OptionError(f"--metric '{name}': expected module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module raises
-        raise OptionError(f"--metric '{name}': cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise OptionError(f"--metric '{name}': '{attribute}' is no function")
+    function = user_function(name, f"--metric '{name}'")
 
     def metric(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> float:
         try:

@@ -33,7 +33,7 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
 def _scored(
     analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any], repair: RepairOptions | None
 ) -> tuple[pipeline.Candidates, Plan]:
-    name = options["score"] or pipeline.default_score(data, repair is not None and repair.fit == "lstsq")
+    name = options["score"] or pipeline.default_score(data, repair)
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
     chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
     candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar, repair)

@@ -63,7 +63,7 @@ def sweep_command(
         say(f"accuracy on {judge.samples} samples held out from --data")
     analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
     repair = take.chosen_repair(options, seen)
-    name = options["score"] or pipeline.default_score(seen, repair is not None and repair.fit == "lstsq")
+    name = options["score"] or pipeline.default_score(seen, repair)
     details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
     scored = replace(pipeline.candidates(analysis, chosen, name, seen, details, bar), repair=repair)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)

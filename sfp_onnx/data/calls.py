@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, OptionError
+from ..errors import DataError
+from ..extras import user_function
 from ..records import Array, IntArray, Port
 from .labels import LABEL_NAMES
 from .readers import Opened
@@ -26,21 +25,6 @@ def is_call(source: object) -> bool:
     if callable(source):
         return True
     return isinstance(source, (str, Path)) and NAME.fullmatch(str(source)) is not None and not Path(source).exists()
-
-
-def _function(source: Any) -> Callable[[], Any]:
-    if callable(source):
-        return source  # type: ignore[no-any-return]
-    module, _, attribute = str(source).partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module raises
-        raise OptionError(f"--data {source}: cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise OptionError(f"--data {source}: '{attribute}' is no function")
-    return function  # type: ignore[no-any-return]
 
 
 def _batches(function: Callable[[], Any], name: str, ports: Sequence[Port]) -> Iterator[tuple[dict[str, Array], Array | None]]:
@@ -125,7 +109,7 @@ def open_call(source: Any, ports: Sequence[Port]) -> Opened:
         OptionError: it cannot be imported. DataError: it yields no batches for the model.
     """
     name = str(source) if not callable(source) else getattr(source, "__name__", "the function")
-    function = _function(source)
+    function: Callable[[], Any] = source if callable(source) else user_function(name, f"--data {name}")
     digest, labels, count = hashlib.sha256(), [], 0
     first: dict[str, Array] = {}
     for arrays, own in _batches(function, name, ports):

@@ -156,6 +156,6 @@ def prune(
         the errors of `inspect`, `plan` and `apply`.
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
-    name = score_name or default_score(data, repair is not None and repair.fit == "lstsq")
+    name = score_name or default_score(data, repair)
     made = make_plan(analysis, options, name, data, score_options, progress, repair)
     return apply(analysis, made, data, verify, progress, repair)

@@ -18,11 +18,11 @@ from .scoring import Scored, scored
 from .searching import search
 
 
-def default_score(data: Dataset | None, repaired: bool = False) -> str:
-    """The score that is used if none is named, for models that are ``repaired`` after the cut or not."""
+def default_score(data: Dataset | None, repair: RepairOptions | None = None) -> str:
+    """The score that is used if none is named: `obs` knows the least-squares repair that follows."""
     if data is None:
         return "magnitude"
-    return "obs" if repaired else "contribution"
+    return "obs" if repair is not None and repair.fit == "lstsq" else "contribution"
 
 
 def plan(

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from .. import bandits
 from ..cut import cut
 from ..data import Dataset
 from ..errors import DataError, OptionError
+from ..extras import user_function
 from ..graph import Model, write_text
 from ..pulls import Block, Pulls, Running
 from ..records import BanditOptions, BoolArray, FloatArray, Group, IntArray, PlanOptions, ScoreOptions
@@ -325,11 +325,4 @@ class _Search:
 def _reward(name: str | None, engine: Pulls, labels: IntArray | None) -> bandits.Reward:
     if name is None or ":" not in name:
         return bandits.make_reward(name, engine.references, labels)
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(import_module(module), function)
-    except Exception as error:
-        raise OptionError(f"--reward {name}: cannot import it: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise OptionError(f"--reward {name}: expected a function, found {type(found).__name__}")
-    return bandits.checked(found, name)
+    return bandits.checked(user_function(name, f"--reward {name}"), name)
