@@ -9,8 +9,9 @@ so the ridge pulls towards the present weight and the bias is free: D = (C + r I
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -18,8 +19,10 @@ from .records import Array, BoolArray, FloatArray
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
+LOOKS = (5, 10, 15, 20, 30, 45)  # steps after which held-out data are asked whether more would help
+WIDE = 1024  # from so many inputs on the steps are in single precision: half the time, and the tolerance is far above its rounding
 ROUNDING = 1e-6
-TINY = float(np.finfo(np.float64).tiny)
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Normal:
 
     def update(self, rows: Array, errors: Array) -> None:
         """Add rows (g, n, k) with errors (g, n, o). Products of one call are float32, sums over calls float64."""
+        if not rows.shape[1]:
+            return  # adding zeros to the sums of a wide layer takes as long as a batch
         turned = rows.transpose(0, 2, 1)
         if len(rows) == 1:
             self.gram[0] += rows[0].T @ rows[0]  # one symmetric product
@@ -90,25 +95,55 @@ def mean_shift(normal: Normal) -> tuple[FloatArray, FloatArray]:
     return np.zeros_like(normal.cross), normal.errors / max(normal.count, 1.0)
 
 
-def solve(normal: Normal, ridge: float, mask: BoolArray | None = None) -> tuple[FloatArray, FloatArray]:
+def solve(normal: Normal, ridge: float, mask: BoolArray | None = None, steps: int | None = None) -> tuple[FloatArray, FloatArray]:
     """The change (D, d) of weight and bias.
 
     Args:
         ridge: relative to the mean of the diagonal of C.
         mask: (g, k, o) weights that may change; the others have D = 0.
+        steps: of the descent, for masked problems (default: until it is solved); fewer regularise, too.
     """
-    covariance, cross = normal.centred()
-    size = covariance.shape[1]
-    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
-    strength = np.maximum(ridge * diagonal.mean(1), _rounding(normal))
-    diagonal = diagonal + strength[:, None]
-    covariance[:, np.arange(size), np.arange(size)] = diagonal
+    change: FloatArray
     if mask is None or mask.all():
-        change: FloatArray = np.linalg.solve(covariance, cross).astype(np.float64)
+        covariance, cross, _ = _ridged(normal, ridge)
+        change = np.linalg.solve(covariance, cross).astype(np.float64)
     else:
-        change = _conjugate_gradients(covariance, cross, mask.astype(np.float64), diagonal)
-    mean = normal.rows / max(normal.count, 1.0)
-    return change, normal.errors / max(normal.count, 1.0) - (mean[:, None, :] @ change)[:, 0]
+        change = np.zeros_like(normal.cross)
+        for found in islice(_descent(normal, ridge, mask), CG_STEPS if steps is None else steps):
+            change = found
+        change = change.astype(np.float64)
+    return change, _bias(normal, change)
+
+
+def best_steps(fit: Normal, held: Normal, ridge: float, mask: BoolArray) -> tuple[int, float]:
+    """How many steps of the masked descent on ``fit`` leave the least error on ``held``, and that error. Stops where it rises."""
+    best = 0, float("inf")
+    number, change = 0, np.zeros_like(fit.cross)
+    for number, change in enumerate(islice(_descent(fit, ridge, mask), CG_STEPS), 1):
+        if number in LOOKS:
+            error = held.error(change, _bias(fit, change))
+            if error >= best[1]:
+                return best
+            best = number, error
+    error = held.error(change, _bias(fit, change))
+    return (number, error) if error < best[1] else best
+
+
+def _bias(normal: Normal, change: Array) -> FloatArray:
+    """The best bias for a change of the weights: d = mean e - mean p D."""
+    count = max(normal.count, 1.0)
+    bias: FloatArray = normal.errors / count - ((normal.rows / count)[:, None, :] @ change)[:, 0]
+    return bias
+
+
+def _ridged(normal: Normal, ridge: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """C + r I, its right-hand side, and its diagonal."""
+    covariance, cross = normal.centred()
+    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
+    diagonal = diagonal + np.maximum(ridge * diagonal.mean(1), _rounding(normal))[:, None]
+    every = np.arange(covariance.shape[1])
+    covariance[:, every, every] = diagonal
+    return covariance, cross, diagonal
 
 
 def _rounding(normal: Normal) -> FloatArray:
@@ -118,32 +153,41 @@ def _rounding(normal: Normal) -> FloatArray:
     return found
 
 
-def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray, diagonal: FloatArray) -> FloatArray:
-    """Solve each column on its own surviving rows, all columns at once: conjugate gradients with the diagonal as
-    preconditioner (one Cholesky per column would cost outputs x inputs^3)."""
-    inverse = mask / diagonal[:, :, None]
-    change = np.zeros_like(cross)
-    residual = cross * mask
-    goal = CG_TOLERANCE**2 * (residual * inverse * residual).sum(1)
+def _descent(normal: Normal, ridge: float, mask: BoolArray) -> Iterator[Array]:
+    """Solve each column on its own surviving rows, all columns at once: conjugate gradients with the diagonal as preconditioner (one
+    Cholesky per column would cost outputs x inputs^3). Yields the change after every step, in an array that the next step reuses."""
+    covariance, target, diagonal = _ridged(normal, ridge)
+    precision = np.float32 if covariance.shape[1] >= WIDE else np.float64
+    scale = diagonal.mean(1)[:, None, None]  # single precision has a short range
+    covariance /= scale
+    matrix, free = covariance.astype(precision), mask.astype(precision)
+    del covariance
+    residual = (target / scale).astype(precision) * free
+    inverse = free / (diagonal[:, :, None] / scale).astype(precision)
+    change = np.zeros_like(residual)
     step = residual * inverse
     old = (residual * step).sum(1)
-    for _ in range(CG_STEPS):
-        if (old <= goal).all():
-            break
-        image = (matrix @ step) * mask
-        bend = (step * image).sum(1)
-        length = np.where(bend > TINY, old / np.maximum(bend, TINY), 0.0)  # rounding may leave a direction flat
+    goal = CG_TOLERANCE**2 * old
+    while (old > goal).any():
+        image = (matrix @ step) * free
+        length = _ratio(old, (step * image).sum(1))
         change += length[:, None] * step
+        yield change
         residual -= length[:, None] * image
         scaled = residual * inverse
         new = (residual * scaled).sum(1)
-        step = scaled + (new / np.maximum(old, TINY))[:, None] * step
+        step = scaled + _ratio(new, old)[:, None] * step
         old = new
-    return change
 
 
-def best_ridge(fit: Normal, held: Normal, ridges: Sequence[float], mask: BoolArray | None = None) -> tuple[float, float]:
+def _ratio(above: Array, below: Array) -> Array:
+    """above / below; 0 where rounding left nothing below."""
+    found: Array = np.divide(above, below, out=np.zeros_like(above), where=below > TINY)
+    return found
+
+
+def best_ridge(fit: Normal, held: Normal, ridges: Sequence[float]) -> tuple[float, float]:
     """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
-    errors = [held.error(*solve(fit, ridge, mask)) for ridge in ridges]
+    errors = [held.error(*solve(fit, ridge)) for ridge in ridges]
     best = int(np.argmin(errors))
     return ridges[best], errors[best]

@@ -164,7 +164,8 @@ def batch_size(analysis: Analysis, data: Dataset) -> int:
     """The data's batch size, less if all activations of one batch would take more than `ACTIVATION_BYTES`."""
     if data.fixed:
         return data.batch
-    total = sum(prod(shape) for shape in analysis.prepared.trace.shapes.values()) * 4 / analysis.samples
+    held = graph.initializers(analysis.prepared.model)
+    total = sum(prod(shape) for name, shape in analysis.prepared.trace.shapes.items() if name not in held) * 4 / analysis.samples
     return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
 
 

@@ -15,14 +15,14 @@ import numpy as np
 
 from .. import graph, runtime
 from ..graph import Model, Prepared
-from ..leastsquares import Normal, best_ridge, mean_shift, solve
+from ..leastsquares import Normal, best_ridge, best_steps, mean_shift, solve
 from ..records import Array, BoolArray, Coupling, FloatArray, IntArray, LayerFit, RepairOptions
 from ..units import keep_mask
 from .steps import Scene, Step, candidates, give_biases, plan_steps, tainted
 from .store import Store
 from .walk import Walk
 
-MASKED_RIDGE = 1e-2  # masked problems are solved iteratively, which takes many times as long: one strength is tried
+MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
 ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
@@ -227,8 +227,8 @@ def _split(setting: Setting, batch: int, rows: int) -> tuple[IntArray, IntArray]
 def _accept(setting: Setting, step: Step, sums: tuple[Normal, Normal], scale: Array, energy: float) -> LayerFit:
     """Take the change that leaves the least error on held-out rows, fitted again on all rows; none if nothing helps."""
     fit, held = sums if step.bias is not None else (sums[0].without_means(), sums[1].without_means())
-    nothing = np.zeros_like(held.cross), np.zeros_like(held.errors)
-    before, kind, ridge = held.error(*nothing), "unchanged", 0.0
+    before, kind, ridge = float(held.squares.sum()), "unchanged", 0.0
+    steps: int | None = None
     best = before
     weight, mask = setting.after.constant(step.weight), None
     blocks = len(fit.gram)
@@ -237,13 +237,16 @@ def _accept(setting: Setting, step: Step, sums: tuple[Normal, Normal], scale: Ar
     if held.count and step.bias is not None and (shifted := held.error(*mean_shift(fit))) < best:
         best, kind = shifted, "bias"
     if held.count and fit.gram.shape[1]:
-        ridges = setting.options.ridges if mask is None else (MASKED_RIDGE,)
-        ridge, error = best_ridge(fit, held, ridges, mask)
+        if mask is None:
+            ridge, error = best_ridge(fit, held, setting.options.ridges)
+        else:
+            ridge = MASKED_RIDGE
+            steps, error = best_steps(fit, held, ridge, mask)
         if error < best:
             best, kind = error, "weights"
     if kind != "unchanged":
         together = fit.merge(held)
-        change, shift = solve(together, ridge, mask) if kind == "weights" else mean_shift(together)
+        change, shift = solve(together, ridge, mask, steps) if kind == "weights" else mean_shift(together)
         _write(setting, step, weight, (change, shift), scale)
     rows = fit.count + held.count
     share = rows / held.count / energy if held.count and energy else 0.0
