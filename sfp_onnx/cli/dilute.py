@@ -23,7 +23,7 @@ NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
 @click.command("dilute", epilog=EPILOG)
 @take.model_argument
 @take.output_option
-@click.option("--method", help=f"How connections are chosen: {NAMES}.  [default: wanda with data, else l1]")
+@click.option("--method", help=f"How connections are chosen: {NAMES}.  [default: obs with data, else l1]")
 @click.option("--rate", type=float, help="Share of the kernels (weights, blocks) to remove; AFCC and nm set it themselves.")
 @click.option("--scope", type=click.Choice(["layer", "global", "filter"]), default="layer", show_default=True,
               help="The same share of every layer, one ranking over all layers, or the same share of every filter.")

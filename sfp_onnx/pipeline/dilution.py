@@ -25,7 +25,7 @@ class DiluteOptions:
     labels carry too little signal, too. ``repair``: how the rest is re-fitted.
     """
 
-    method: str = "wanda"
+    method: str = "obs"
     rate: float | None = None
     scope: str = "layer"
     layers: str | None = None

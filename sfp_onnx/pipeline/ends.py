@@ -33,8 +33,8 @@ def ends_of(
     made = {target.name: _read_later(analysis, target.layer) for target in found}
     wanted = {target.layer.data_name for target in found} | {layer.data_name for layer in made.values() if layer}
     known = profiles.profile(
-        analysis.prepared, [tap for tap in taps if tap.tensor in wanted], (output, classes), (pass_batches(analysis, data), data.samples, data.labels), options,
-        free, progress,
+        analysis.prepared, [tap for tap in taps if tap.tensor in wanted], (output, classes),
+        (pass_batches(analysis, data), data.samples, data.labels), options, free, progress,
     )  # fmt: skip
     layers = {(own.tensor, own.axis): own for own in known.layers}
     reasons = dict(skipped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +31,13 @@ class Elimination:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What one layer reads: covariance (k, k) per block, weights (k, o) in units of the target, the unit of each row."""
+class Inputs:
+    """What one block of a layer reads: covariance (k, k), weights (k, o) in units of the target, the channel of the block and the unit of
+    each row."""
 
     covariance: Array
     weights: Array
+    channels: IntArray
     units: IntArray
     variance: float
 
@@ -52,11 +54,30 @@ def elimination(
     Raises:
         ModelError: the model cannot be run in segments.
     """
+    inputs: list[Inputs] = []
+    for _, _, own in observed(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), batches, options, progress):
+        inputs += own
+    return _eliminate(coupling, inputs)
+
+
+def observed(
+    prepared: Prepared,
+    coupling: Coupling,
+    wanted: Callable[[Layer], bool],
+    batches: Iterable[Mapping[str, Array]],
+    options: RepairOptions,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[Layer, Step, list[Inputs]]]:
+    """What the layers that could be re-fitted, and are ``wanted``, read in the original network: one entry per block of a layer, none
+    where a layer is too wide or has too many blocks.
+
+    Raises:
+        ModelError: the model cannot be run in segments.
+    """
     scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
-    layers = [layer for layer in coupling.layers if _reads_units(scene, layer)]
+    layers = [layer for layer in coupling.layers if _has_weight(scene, layer) and wanted(layer)]
     steps = plan_steps(scene, layers, {})
     store = Store(options.memory)
-    inputs: list[_Inputs] = []
     try:
         walk = Walk(prepared.model, store)
         for feeds in batches:
@@ -64,20 +85,17 @@ def elimination(
         none = np.zeros(coupling.units, bool)
         setting = Setting(options, coupling, none, walk, walk, walk.batches)
         for number, (step, layer) in enumerate(zip(steps, layers, strict=True)):
-            inputs += _observe(setting, step, layer, number)
+            yield layer, step, _observe(setting, step, layer, number)
             progress(number + 1, len(steps))
     finally:
         store.close()
-    return _eliminate(coupling, inputs)
 
 
-def _reads_units(scene: Scene, layer: Layer) -> bool:
-    if layer.linear is None or layer.weight is None or not (layer.source >= 0).any():
-        return False
-    return layer.node.inputs[layer.weight.position] in scene.constants
+def _has_weight(scene: Scene, layer: Layer) -> bool:
+    return layer.linear is not None and layer.weight is not None and layer.node.inputs[layer.weight.position] in scene.constants
 
 
-def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_Inputs]:
+def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[Inputs]:
     """Covariance of a layer's inputs and variance of its target."""
     walk, form = setting.after, step.linear.form
     weight = walk.constant(step.weight)
@@ -113,22 +131,23 @@ def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_I
     return _inputs(step, layer, sums, (weight, chain.scale, blocks), max(variance, np.finfo(np.float32).tiny))
 
 
-def _inputs(step: Step, layer: Layer, sums: Normal, parts: tuple[Array, Array, int], variance: float) -> list[_Inputs]:
+def _inputs(step: Step, layer: Layer, sums: Normal, parts: tuple[Array, Array, int], variance: float) -> list[Inputs]:
     weight, scale, blocks = parts
     form = step.linear.form
     matrix = form.matrix(weight, blocks).astype(np.float64)
     covariance = sums.centred()[0] / sums.count
     factor = np.broadcast_to(scale, (blocks * matrix.shape[2],)).reshape(blocks, 1, -1)
     channel = form.inputs_of(weight.shape, blocks)
-    per_block = len(layer.source) // blocks
+    source = layer.source if len(layer.source) else np.full(blocks * (int(channel.max()) + 1), -1)
+    per_block = len(source) // blocks
     found = []
     for block in range(blocks):
-        units = layer.source[block * per_block + channel]
-        found.append(_Inputs(covariance[block].astype(np.float32), (matrix * factor)[block].astype(np.float32), units, variance))
+        units = source[block * per_block + channel]
+        found.append(Inputs(covariance[block].astype(np.float32), (matrix * factor)[block].astype(np.float32), channel, units, variance))
     return found
 
 
-def _eliminate(coupling: Coupling, inputs: list[_Inputs]) -> Elimination:
+def _eliminate(coupling: Coupling, inputs: list[Inputs]) -> Elimination:
     scores = np.zeros(coupling.units)
     errors: dict[str, FloatArray] = {}
     blind: list[str] = []
