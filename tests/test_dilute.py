@@ -397,6 +397,37 @@ def test_afcc_follows_the_label_sets_of_both_ends() -> None:
     assert (masks_of["w2"].any((2, 3)) == common).all() and (masks_of["w3"] == sets[1].T).all()
 
 
+@pytest.mark.parametrize("kind", ["stack", "flatten"])
+def test_afcc_of_fully_connected_stacks_and_heads_after_flatten(kind: str) -> None:
+    """Nodes have label sets like filters; all columns of a flattened map have those of their filter."""
+    random = np.random.default_rng(5)
+    shapes = {"stack": {"w1": (192, 12), "w2": (12, 10), "w3": (10, 5)}, "flatten": {"w1": (6, 3, 3, 3), "w3": (6 * 64, 5)}}[kind]
+    constants = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    if kind == "stack":
+        steps = [("Flatten", ["x"], "f"), ("Gemm", ["f", "w1"], "a"), ("Relu", ["a"], "p"), ("Gemm", ["p", "w2"], "b")]
+        steps.append(("Relu", ["b"], "q"))
+        nodes = [helper.make_node(op, inputs, [output], output) for op, inputs, output in steps]
+    else:
+        nodes = [helper.make_node("Conv", ["x", "w1"], ["a"], "a", pads=[1] * 4), helper.make_node("Relu", ["a"], ["p"], "p")]
+        nodes.append(helper.make_node("Flatten", ["p"], ["q"], "q"))
+    nodes.append(helper.make_node("Gemm", ["q", "w3"], ["logits"], "head"))
+    model = graph.load(model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("logits", np.float32, ["N", 5])], constants))
+    data = sfp_onnx.data_for(model, {"x": images(80), "labels": labels_of(80)})
+    assert data is not None
+    analysis = sfp_onnx.inspect(model, data=data)
+    known = {own.tensor: own for own in pipeline.profile(analysis, data, ProfileOptions("ridge", 2)).layers}
+    seen = pipeline.look(analysis, None, data, ProfileOptions("ridge", 2))
+    found, *_ = pipeline.masked(analysis, seen, DiluteOptions("afcc", force=True))
+    own = known["q"]
+    assert (found["w3"] == own.label_sets[own.filters]).all() and 0 < found["w3"].mean() < 1
+    if kind == "stack":
+        first, second = known["p"].label_sets.astype(int), own.label_sets.astype(int)
+        assert (found["w2"] == (first @ second.T > 0)).all()
+    made = pipeline.dilute(analysis, DiluteOptions("afcc", force=True, probe="ridge", pool=2), data)
+    zeros = [item.weights_removed for item in made.layers]
+    assert zeros == [int((~found[item.weight]).sum()) for item in made.layers]
+
+
 def test_layers_with_too_little_signal_are_skipped_unless_forced() -> None:
     with pytest.raises(TargetError, match="signal-to-noise"):  # random weights and labels
         labelled(method="afcc", layers="conv2")

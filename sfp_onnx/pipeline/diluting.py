@@ -88,7 +88,7 @@ def dilute(
     method, _ = check_dilution(options, data is not None)
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     if seen is None:
-        wanted = ProfileOptions(seed=options.seed) if "profiles" in method.needs else None
+        wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in method.needs else None
         seen = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
     masks, figures, skipped, notes = masked(analysis, seen, options)
     diluted = stage.zeroed(analysis.prepared.model, masks)
