@@ -85,9 +85,11 @@ class Normal:
 
     def error(self, change: FloatArray, bias: FloatArray) -> float:
         """sum |e - p D - d|^2 after a change."""
-        explained = 2 * (change * self.cross).sum() + 2 * (bias * self.errors).sum()
+        shifted = self.squares.sum() - 2 * (bias * self.errors).sum() + self.count * (bias**2).sum()
+        if not change.any():
+            return float(shifted)
         quadratic = (change * (self.gram @ change)).sum() + 2 * (self.rows[:, None, :] @ change * bias[:, None, :]).sum()
-        return float(self.squares.sum() - explained + quadratic + self.count * (bias**2).sum())
+        return float(shifted - 2 * (change * self.cross).sum() + quadratic)
 
 
 def mean_shift(normal: Normal) -> tuple[FloatArray, FloatArray]:
