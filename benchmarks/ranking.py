@@ -17,7 +17,7 @@ from sfp_onnx import pipeline
 from sfp_onnx.cut import cut
 from sfp_onnx.plan import choose, eligible
 from sfp_onnx.records import RepairOptions
-from sfp_onnx.scores import SCORES
+from sfp_onnx.scores import SCORES, parts
 
 CIFAR10 = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
 CIFAR100 = sfp_onnx.Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), scale=255, layout="nhwc")
@@ -79,7 +79,8 @@ def ranking(
     found: dict[float, dict[str, float]] = {ratio: {} for ratio in ratios}
     mended: dict[float, dict[str, float]] = {ratio: {} for ratio in ratios}
     shares: dict[float, float] = {}
-    known = sfp_onnx.profile(analysis, calibration, sfp_onnx.ProfileOptions(loss=True))
+    labelled = any({"profile", "loss"} & own.needs for name in names for own in parts(name))
+    known = sfp_onnx.profile(analysis, calibration, sfp_onnx.ProfileOptions(loss="probe-drop" in names)) if labelled else None
     for name in names:
         every = range(seeds) if name == "random" else range(1)
         values = [sfp_onnx.scored(analysis, name, calibration, sfp_onnx.ScoreOptions(seed=seed), known=known).values for seed in every]

@@ -8,7 +8,7 @@
 - channels: top-1 after removing 20 and 40 % of the block-internal channels, without repair and with the re-fit (lstsq), for all scores of
   the registry. On VGG-11 every convolution is internal, and at 40 % nothing is left of it without repair.
 
-Titles (``VGG-11``, ``ResNet-20``, ``ResNet-56``) among the arguments leave the other networks out.
+Titles (``VGG-11``, ``ResNet-20``, ``ResNet-56``) among the arguments leave the other networks out, names of scores the other scores.
 
 Calibration images come from the training sets (the networks know them by heart), accuracies from the test sets.
 """
@@ -109,7 +109,8 @@ def cost(root: Path, titles: Sequence[str]) -> None:
 
 def channels(root: Path, titles: Sequence[str]) -> None:
     """Single filter performance among all scores, as channel scores."""
-    names = [*SCORES, "sfp+contribution"]
+    every = [*SCORES, "sfp+contribution"]
+    names = [name for name in every if name in sys.argv] or every
     for case, images, options in ((ranking.RESNET56, 512, RESNET_REPAIR), (ranking.VGG11, 1000, VGG_REPAIR)):
         if titles and case.title not in titles:
             continue
@@ -124,7 +125,7 @@ def main() -> None:
     every = {"layers": layers, "cost": cost, "channels": channels}
     parts = [name for name in every if name in sys.argv] or list(every)
     titles = [case.title for case in (ranking.RESNET56, ranking.RESNET20, ranking.VGG11) if case.title in sys.argv]
-    folders = [Path(item) for item in sys.argv[1:] if item not in (*every, *titles)]
+    folders = [Path(item) for item in sys.argv[1:] if item not in (*every, *titles, *SCORES, "sfp+contribution")]
     root = folders[0] if folders else ranking.SHARED
     print(f"onnxruntime {runtime.version()}, numpy {np.__version__}")
     for name in parts:
