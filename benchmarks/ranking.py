@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sfp_onnx
-from sfp_onnx import pipeline
 from sfp_onnx.cut import cut
+from sfp_onnx.pipeline.repairing import repaired
 from sfp_onnx.plan import choose, eligible
 from sfp_onnx.records import RepairOptions
 from sfp_onnx.scores import SCORES, parts
@@ -93,7 +93,7 @@ def ranking(
             found[ratio][name] = sum(top1(own, test) for own in smaller) / len(smaller)
             said = f"{case.title} {ratio:.0%} {name}: {found[ratio][name]:.2%}"
             if repair is not None:
-                again = pipeline.repaired(analysis, smaller[0], every[0], *repair).model
+                again = repaired(analysis, smaller[0], every[0], *repair).model
                 mended[ratio][name] = top1(again, test)
                 said += f", repaired {mended[ratio][name]:.2%}"
             print(said, file=sys.stderr, flush=True)
