@@ -9,6 +9,7 @@ from .dilution import Diluted, DiluteOptions, dilution_manifest
 from .doctoring import Finding, examine
 from .dropping import held_out
 from .evaluating import evaluate
+from .examples import few_examples
 from .gating import Verdict, against, dropped, reached, read_baseline
 from .layering import LayerTimes, layer_times
 from .locking import clocked, differences, locked_plan, plain_options, read_manifest, version_differences
@@ -62,6 +63,7 @@ __all__ = [
     "evaluate",
     "evaluate_page",
     "examine",
+    "few_examples",
     "held_out",
     "inspect",
     "layer_times",
