@@ -15,13 +15,14 @@ from .. import graph
 from .. import plan as plans
 from ..cut import cut
 from ..data import Dataset
-from ..errors import DataError
+from ..errors import DataError, VerificationError
 from ..graph import Model
 from ..records import Array, BoolArray, Coupling, Cut, Plan, PlanOptions, RepairOptions, ScoreOptions, Verification
 from ..trace import random_feeds
 from ..units import cuts, keep_mask, vanishing
 from ..verify import compare, maskable, runs_at
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
+from .noticing import training_mode
 from .planning import default_score
 from .planning import plan as make_plan
 from .repairing import Repaired, repaired
@@ -77,7 +78,11 @@ def apply(
     verification = None
     if verify:
         with progress("verifying", 1) as advance:
-            verification = _verify(analysis, pruned, removed, data)
+            try:
+                verification = _verify(analysis, pruned, removed, data)
+            except VerificationError as error:
+                training = training_mode(analysis.model)
+                raise VerificationError(f"{training[0]} So nothing can be verified, and nothing was written.") if training else error
             advance(1)
     notes = _notes(analysis.coupling, removed)
     if analysis.model.complaint:
