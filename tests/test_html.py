@@ -111,7 +111,7 @@ def test_pictures_show_the_original_pixels_where_answers_differ(model_file: Path
 
 def test_sweep_shows_the_front(model_file: Path, data: Path, tmp_path: Path) -> None:
     text = page_of("sweep", model_file, "--data", data, "--targets", "macs=90%:50%:20%", report=tmp_path / "r.html")
-    assert checked(text).count("svg") == 3 and "macs=70%" in text and "Pareto front" in text
+    assert checked(text).count("svg") == 5 and "single filters recognise" in text and "macs=70%" in text and "Pareto front" in text
 
 
 def test_what_the_user_names_is_escaped(data: Path, tmp_path: Path) -> None:

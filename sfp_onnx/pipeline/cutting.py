@@ -82,7 +82,9 @@ def apply(
                 verification = _verify(analysis, pruned, removed, data)
             except VerificationError as error:
                 training = training_mode(analysis.model)
-                raise VerificationError(f"{training[0]} So nothing can be verified, and nothing was written.") if training else error
+                if not training:
+                    raise
+                raise VerificationError(f"{training[0]} So nothing can be verified, and nothing was written.") from error
             advance(1)
     notes = _notes(analysis.coupling, removed)
     if analysis.model.complaint:
