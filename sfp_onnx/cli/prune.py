@@ -160,7 +160,9 @@ def prune_command(
         packaged = pipeline.package(analysis, result.model, chosen_packaging(options), data_set, held_out)
         result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes))
     measured = [] if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
-    measured[1:] = [replace(own, model=str(output)) for own in measured[1:]]
+    if measured:
+        size = replace(measured[1].size, bytes=graph.fingerprint(result.model, output, external)[1])
+        measured[1] = replace(measured[1], model=str(output), size=size)
     page = None
     if report_to is not None:
         scored = scored or pipeline.Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
