@@ -26,7 +26,7 @@ def load_labels(source: str | Path | Array) -> Array:
             raise DataError(f"{path}: which of the arrays {loaded.files} holds the labels? Name it 'labels'.")
         return np.asarray(loaded[names[0]])
     except DAMAGED as error:
-        raise DataError(f"{path}: cannot read labels (.npy or .npz expected): {error}") from error
+        raise DataError(f"{path}: cannot read labels (.npy or .npz expected): {getattr(error, 'strerror', None) or error}") from error
 
 
 def check_labels(labels: Array, count: int, name: str) -> IntArray:
