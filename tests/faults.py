@@ -192,6 +192,44 @@ def killed(runs: int, seed: int = 0, show: Callable[[str], None] = lambda text: 
     return counts, faults
 
 
+def hunted(runs: int) -> tuple[int, list[str]]:
+    """Kill -9 at the worst moments: as soon as a temporary file over 1 MB is seen. Returns how often one was, and faults."""
+    seen, faults = 0, []
+    with tempfile.TemporaryDirectory(prefix="faults ") as folder:
+        place = Place(Path(folder) / "p")
+        large_model(place.model)
+        place.hashes[place.model] = sha256(place.model)
+        for number in range(runs):
+            options = [text.format(ort=place.output.with_suffix(".ort")) for text in OPTIONS["packaged"]]
+            process = place.start(place.prune(*options, "--repair", "none"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            wanted = number % 4 + 1  # the first, second, ... of its kind
+            names: set[Path] = set()
+            while process.poll() is None:
+                names |= {path for path in _large(place) if path not in names}
+                if len(names) >= wanted:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    seen += 1
+                    break
+            process.wait()
+            time.sleep(0.3)
+            faults += [f"hunt {number}: {text}" for text in place.faults()]
+    return seen, faults
+
+
+def _large(place: Place) -> list[Path]:
+    found = []
+    for root, _, files in os.walk(place.root):
+        for name in files:
+            path = Path(root) / name
+            try:
+                large = path.stat().st_size > LARGEST
+            except OSError:
+                continue
+            if large and path not in (place.model, place.data, *outputs_of(place.output)):
+                found.append(path)
+    return found
+
+
 # ---- two at once -----------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +396,11 @@ def main() -> None:
     start = time.monotonic()
     counts, faults = killed(given.runs, given.seed, print)
     print(f"killed at random moments: {given.runs} runs, {len(faults)} faults; " + ", ".join(f"{k}: {counts[k]}" for k in sorted(counts)))
+    hunts, more = hunted(given.runs // 4)
+    print(f"killed when a temporary file over 1 MB was there: {hunts} of {given.runs // 4} runs, {len(more)} faults")
+    for text in more:
+        print(f"    {text}")
+    faults += more
     checks: dict[str, Callable[[], list[str] | None]] = {
         f"two runs to one name ({given.rounds} rounds)": lambda: raced(given.rounds), "full disk (tmpfs)": full_disk,
         "file size limit": limited_file, "read-only folder": read_only, "odd paths": odd_paths,

@@ -47,6 +47,11 @@ def test_killed_runs_leave_nothing_half() -> None:
     assert found == [] and sum(counts.values()) >= 3
 
 
+def test_killed_with_large_temporary_files_they_go() -> None:
+    seen, found = faults.hunted(1)
+    assert seen == 1 and found == []
+
+
 def test_two_runs_to_one_name() -> None:
     assert faults.raced(1) == []
 
