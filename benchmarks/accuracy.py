@@ -1,7 +1,8 @@
 """Top-1 after pruning with closed-form repair: ``python benchmarks/accuracy.py TABLE [FOLDER]``, with TABLE one of
 
   cuts    30 / 50 / 70 % of the MACs removed from block-internal channels, then from all groups; ResNet-56 (both exports) and ResNet-20
-  ladder  every score x every repair x every cut
+  ladder  every score x every repair x every cut; takes [FOLDER [ROWS [MODEL]]]: ROWS (default ladder.txt) is a file that keeps what was measured,
+          so that an interrupted run goes on, MODEL a part of a model's file name
   cost    seconds and memory of the repair against plain forward passes
 
 FOLDER holds models/ and data/ (default: ../shared beside the repository). Calibration is unlabelled images of the training split;
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import models
@@ -22,7 +24,7 @@ import numpy as np
 from ranking import CIFAR10, RESNET20, RESNET56, VGG11, Case
 
 import sfp_onnx
-from sfp_onnx import graph, runtime
+from sfp_onnx import graph, pipeline, runtime
 from sfp_onnx.records import RepairOptions
 
 CUTS = (30, 50, 70)
@@ -39,6 +41,7 @@ class Bench:
         self.calibration = replace(case.images(root, "calib", images), labels=None)
         self.test = case.images(root, "test")
         self.only = case.only or self._inner()
+        self.scores: dict[tuple[str, str | None], pipeline.Candidates] = {}
 
     def _inner(self) -> str:
         """A pattern for the layers that alone make what one other layer alone reads."""
@@ -48,7 +51,9 @@ class Bench:
 
     def plan(self, score: str, cut: int, only: str | None) -> sfp_onnx.Plan:
         options = sfp_onnx.PlanOptions(targets=(f"macs={100 - cut}%",), only=only)
-        return sfp_onnx.plan(self.analysis, options, score, self.calibration)
+        if (score, only) not in self.scores:
+            self.scores[score, only] = pipeline.candidates(self.analysis, options, score, self.calibration)
+        return pipeline.plan_for(self.scores[score, only], options)
 
     def top1(self, model: graph.Model) -> tuple[float, float, float]:
         """Top-1 in %, agreement with the original in %, KL divergence, on the test images."""
@@ -82,17 +87,26 @@ def latency(bench: Bench, model: graph.Model, feeds: dict[str, np.ndarray]) -> f
     return min(times[1]) / min(times[0])
 
 
-def ladder(root: Path, images: int = 1024) -> None:
-    """Scores x repairs x cuts."""
-    print(f"{images} calibration images.\n\n| model | score | repair | 30 % | 50 % | 70 % |\n|---|---|---|---|---|---|")
-    for case in (RESNET20, RESNET56, VGG11):
-        bench = Bench(case, root, images)
-        repairs = ["none", "bias", *(["bn"] if bench.analysis.coupling.affines else []), "lstsq"]
-        for score in ("random", "magnitude", "contribution", "sfp", "obs"):
-            plans = [bench.plan(score, cut, bench.only) for cut in CUTS]
-            for fit in repairs:
-                found = [bench.top1(bench.pruned(plan, fit))[0] for plan in plans]
-                print(f"| {case.title} | {score} | {fit} | {' | '.join(f'{value:.2f}' for value in found)} |", flush=True)
+def ladder(root: Path, rows: Path, only: str = "") -> None:
+    """Scores x repairs x cuts. Values are kept in the file ``rows`` as they come; those that it holds are not measured again."""
+    known = dict(line.rsplit(" | ", 1) for line in rows.read_text().splitlines()) if rows.exists() else {}
+    for case, images in ((RESNET20, 1024), (RESNET56, 1024), (VGG11, 512)):
+        if only in case.file:
+            _measure_ladder(Bench(case, root, images), rows, known)
+    print("| model, images | score | repair | 30 % | 50 % | 70 % |\n|---|---|---|---|---|---|")
+    for name in dict.fromkeys(name.rsplit(" | ", 1)[0] for name in known):
+        print(f"| {name} | {' | '.join(known.get(f'{name} | {cut}', '') for cut in CUTS)} |")
+
+
+def _measure_ladder(bench: Bench, rows: Path, known: dict[str, str]) -> None:
+    repairs = ["none", "bias", *(["bn"] if bench.analysis.coupling.affines else []), "lstsq"]
+    for score in ("random", "magnitude", "contribution", "sfp", "obs"):
+        for fit, cut in product(repairs, CUTS):
+            name = f"{bench.case.title}, {bench.calibration.samples} | {score} | {fit} | {cut}"
+            if name not in known:
+                known[name] = f"{bench.top1(bench.pruned(bench.plan(score, cut, bench.only), fit))[0]:.2f}"
+                with rows.open("a") as stream:
+                    print(name, known[name], sep=" | ", file=stream)
 
 
 def cost(root: Path) -> None:
@@ -141,8 +155,10 @@ def main() -> None:
     table = sys.argv[1]
     if table.startswith("cost-"):
         cost_of(table.removeprefix("cost-"), root)
+    elif table == "ladder":
+        ladder(root, Path(sys.argv[3] if len(sys.argv) > 3 else "ladder.txt"), *sys.argv[4:5])
     else:
-        {"cuts": cuts, "ladder": ladder, "cost": cost}[table](root)
+        {"cuts": cuts, "cost": cost}[table](root)
 
 
 if __name__ == "__main__":

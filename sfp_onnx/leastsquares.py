@@ -5,117 +5,107 @@ With rows p (inputs of a layer) and errors e = wanted - (p W + b) of the present
     sum |e - p D - d|^2 + ridge * mean(diag C) * |D|^2,        C = sum (p - mean p)(p - mean p)'
 
 so the ridge pulls towards the present weight and the bias is free: D = (C + r I)^-1 sum (p - mean p) e', d = mean e - mean p D.
+
+Where there are fewer rows than inputs, the rows themselves are kept (`Samples`) instead of their products (`Normal`), and the same change
+comes from the dual problem: with the centred rows Q and errors F, D = Q' (Q Q' + r I)^-1 F.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .records import Array, BoolArray, FloatArray
+from .cholesky import positive_inverse, positive_solve
+from .normal import Joint, Normal, Samples, Sums
+from .records import BoolArray, FloatArray
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
-ROUNDING = 1e-6
 TINY = float(np.finfo(np.float64).tiny)
 
 
-@dataclass
-class Normal:
-    """Sums over rows, for each of g blocks: ``gram`` (g, k, k) of p p', ``cross`` (g, k, o) of p e', ``rows`` (g, k) of p,
-    ``errors`` (g, o) of e, ``squares`` (g, o) of e^2, ``count`` rows. Float64; add up with `merge`."""
-
-    gram: FloatArray
-    cross: FloatArray
-    rows: FloatArray
-    errors: FloatArray
-    squares: FloatArray
-    count: float = 0.0
-
-    @classmethod
-    def empty(cls, blocks: int, inputs: int, outputs: int) -> Normal:
-        """All sums zero."""
-        return cls(
-            gram=np.zeros((blocks, inputs, inputs)),
-            cross=np.zeros((blocks, inputs, outputs)),
-            rows=np.zeros((blocks, inputs)),
-            errors=np.zeros((blocks, outputs)),
-            squares=np.zeros((blocks, outputs)),
-        )
-
-    def update(self, rows: Array, errors: Array) -> None:
-        """Add rows (g, n, k) with errors (g, n, o). Products of one call are float32, sums over calls float64."""
-        turned = rows.transpose(0, 2, 1)
-        if len(rows) == 1:
-            self.gram[0] += rows[0].T @ rows[0]  # one symmetric product
-        else:
-            self.gram += turned @ rows
-        self.cross += turned @ errors
-        self.rows += rows.sum(1, dtype=np.float64)
-        self.errors += errors.sum(1, dtype=np.float64)
-        self.squares += np.square(errors).sum(1, dtype=np.float64)
-        self.count += rows.shape[1]
-
-    def merge(self, other: Normal) -> Normal:
-        """Both sums together."""
-        return Normal(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.rows + other.rows,
-            self.errors + other.errors,
-            self.squares + other.squares,
-            self.count + other.count,
-        )
-
-    def without_means(self) -> Normal:
-        """For layers that have no bias: nothing is taken as its share, so that `solve` and `error` see the weights alone."""
-        return replace(self, rows=np.zeros_like(self.rows), errors=np.zeros_like(self.errors))
-
-    def centred(self) -> tuple[FloatArray, FloatArray]:
-        """Covariance sums C (g, k, k) and (g, k, o), about the means."""
-        share = self.rows[:, :, None] / max(self.count, 1.0)
-        return self.gram - share * self.rows[:, None, :], self.cross - share * self.errors[:, None, :]
-
-    def error(self, change: FloatArray, bias: FloatArray) -> float:
-        """sum |e - p D - d|^2 after a change."""
-        explained = 2 * (change * self.cross).sum() + 2 * (bias * self.errors).sum()
-        quadratic = (change * (self.gram @ change)).sum() + 2 * (self.rows[:, None, :] @ change * bias[:, None, :]).sum()
-        return float(self.squares.sum() - explained + quadratic + self.count * (bias**2).sum())
-
-
-def mean_shift(normal: Normal) -> tuple[FloatArray, FloatArray]:
+def mean_shift(sums: Sums) -> tuple[FloatArray, FloatArray]:
     """The best change of the bias alone."""
-    return np.zeros_like(normal.cross), normal.errors / max(normal.count, 1.0)
+    return np.zeros(sums.shape), sums.means[1]
 
 
-def solve(normal: Normal, ridge: float, mask: BoolArray | None = None) -> tuple[FloatArray, FloatArray]:
+def solve(sums: Sums, ridge: float, mask: BoolArray | None = None) -> tuple[FloatArray, FloatArray]:
     """The change (D, d) of weight and bias.
 
     Args:
         ridge: relative to the mean of the diagonal of C.
         mask: (g, k, o) weights that may change; the others have D = 0.
     """
-    covariance, cross = normal.centred()
-    size = covariance.shape[1]
+    return next(solutions(sums, [ridge], mask))
+
+
+def solutions(sums: Sums, ridges: Sequence[float], mask: BoolArray | None = None) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """As `solve`, for several ridges."""
+    if mask is not None and mask.all():
+        mask = None
+    if mask is not None and isinstance(sums, Samples):
+        sums = sums.summed()
+    rows, errors = sums.means
+    strength_of, change_of = _dual(sums) if isinstance(sums, Samples) else _primal(sums, mask)
+    for ridge in ridges:
+        change = change_of(np.maximum(strength_of(ridge), sums.rounding()))
+        yield change, errors - (rows[..., None, :] @ change)[..., 0, :]
+
+
+Strength = Callable[[float], FloatArray]
+Change = Callable[[FloatArray], FloatArray]
+
+
+def _primal(sums: Normal | Joint, mask: BoolArray | None) -> tuple[Strength, Change]:
+    """Strength (g,) of a relative ridge, and the change for a strength, from C and its right-hand side."""
+    covariance, cross = sums.centred()
     diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
-    strength = np.maximum(ridge * diagonal.mean(1), _rounding(normal))
-    diagonal = diagonal + strength[:, None]
-    covariance[:, np.arange(size), np.arange(size)] = diagonal
-    if mask is None or mask.all():
-        change: FloatArray = np.linalg.solve(covariance, cross).astype(np.float64)
-    else:
-        change = _conjugate_gradients(covariance, cross, mask.astype(np.float64), diagonal)
-    mean = normal.rows / max(normal.count, 1.0)
-    return change, normal.errors / max(normal.count, 1.0) - (mean[:, None, :] @ change)[:, 0]
+    size = np.arange(diagonal.shape[1])
+
+    def change(strength: FloatArray) -> FloatArray:
+        covariance[:, size, size] = diagonal
+        if mask is None:
+            solved = [positive_solve(*own) for own in zip(covariance, cross, strength.tolist(), strict=True)]
+            return np.stack(solved) if solved else np.zeros(cross.shape)
+        loaded = diagonal + strength[:, None]
+        covariance[:, size, size] = loaded
+        return _conjugate_gradients(covariance, cross, mask.astype(np.float64), loaded)
+
+    return lambda ridge: ridge * diagonal.mean(1), change
 
 
-def _rounding(normal: Normal) -> FloatArray:
-    """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""
-    size = np.einsum("gkk->gk", normal.gram).mean(1)
-    found: FloatArray = np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
-    return found
+def _dual(sums: Samples) -> tuple[Strength, Change]:
+    """As `_primal`, from Q Q' and F."""
+    rows, errors = sums.centred()
+    products = rows @ rows.transpose(0, 2, 1)
+    diagonal = np.einsum("gnn->gn", products).copy()
+    size = np.arange(diagonal.shape[1])
+
+    def change(strength: FloatArray) -> FloatArray:
+        products[:, size, size] = diagonal
+        solved = [own.T @ positive_solve(*rest) for own, *rest in zip(rows, products, errors, strength.tolist(), strict=True)]
+        return np.stack(solved)
+
+    return lambda ridge: ridge * diagonal.sum(1) / max(sums.shape[1], 1), change
+
+
+def ridge_inverse(sums: Normal | Samples, ridge: float) -> Iterator[FloatArray]:
+    """(C / n + r I)^-1 (k, k) of each block, with r = ridge times the mean variance of the n rows."""
+    count = max(sums.count, 1.0)
+    if isinstance(sums, Normal):
+        covariance = sums.centred()[0]
+        covariance /= count
+        for block in covariance:
+            yield positive_inverse(block, ridge * float(np.trace(block)) / len(block))
+        return
+    for rows in sums.centred()[0]:
+        rows = rows / np.sqrt(count)
+        strength = max(ridge * float(np.square(rows).sum()) / rows.shape[1], float(np.finfo(np.float32).tiny))
+        found = rows.T @ positive_solve(rows @ rows.T, -rows, strength)
+        found[np.diag_indices(len(found))] += 1
+        found /= strength
+        yield found
 
 
 def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray, diagonal: FloatArray) -> FloatArray:
@@ -142,8 +132,8 @@ def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray
     return change
 
 
-def best_ridge(fit: Normal, held: Normal, ridges: Sequence[float], mask: BoolArray | None = None) -> tuple[float, float]:
+def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float], mask: BoolArray | None = None) -> tuple[float, float]:
     """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
-    errors = [held.error(*solve(fit, ridge, mask)) for ridge in ridges]
+    errors = [held.error(*found) for found in solutions(fit, ridges, mask)]
     best = int(np.argmin(errors))
     return ridges[best], errors[best]

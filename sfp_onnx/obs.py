@@ -15,15 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .cholesky import positive_inverse
 from .records import FloatArray, IntArray
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
+SHRINK = 0.75  # rows that are left when the matrices are copied without those that are gone
+STRIP = 512  # rows that are updated at a time, for the sake of memory
 
 
 @dataclass
 class Reader:
-    """One layer that reads a group: ``inverse`` H^-1 (k, k), weights ``x`` (k, o), the position in the group of each row (-1: not
-    of the group), and what its error is divided by."""
+    """One layer that reads a group: ``inverse`` H^-1 (k, k) and weights ``x`` (k, o), which are changed in place, the position in the
+    group of each row (-1: not of the group; -2: gone), and what its error is divided by."""
 
     inverse: FloatArray
     x: FloatArray
@@ -54,23 +57,26 @@ class Reader:
         rows = self.rows(units)
         if not len(rows):
             return 0.0
-        block = self.inverse[np.ix_(rows, rows)]
-        joined = np.linalg.solve(block, np.concatenate([self.x[rows], self.inverse[rows]], 1))
+        block, columns = self.inverse[np.ix_(rows, rows)], self.inverse[:, rows]
+        joined = np.linalg.solve(block, np.concatenate([self.x[rows], columns.T], 1))
         width = self.x.shape[1]
         added = float((self.x[rows] * joined[:, :width]).sum())
-        columns = self.inverse[:, rows]
-        self.x = self.x - columns @ joined[:, :width]
-        self.inverse = self.inverse - columns @ joined[:, width:]
-        kept = np.setdiff1d(np.arange(len(self.unit)), rows)
-        self.inverse, self.x, self.unit = self.inverse[np.ix_(kept, kept)], self.x[kept], self.unit[kept]
+        self.unit[rows] = -2
+        kept = np.flatnonzero(self.unit != -2)
+        if len(kept) <= SHRINK * len(self.unit):
+            self.inverse, self.x, self.unit, columns = self.inverse[np.ix_(kept, kept)], self.x[kept], self.unit[kept], columns[kept]
+            joined = joined[:, np.concatenate([np.arange(width), width + kept])]
+        for start in range(0, len(self.unit), STRIP):
+            strip = slice(start, start + STRIP)
+            self.inverse[strip] -= columns[strip] @ joined[:, width:]
+            self.x[strip] -= columns[strip] @ joined[:, :width]
         return added / self.scale
 
 
 def reader(covariance: FloatArray, weights: FloatArray, unit: IntArray, scale: float, ridge: float) -> Reader:
     """A reader from the covariance (k, k) of its inputs and its weights (k, o)."""
-    strength = ridge * max(float(np.diag(covariance).mean()), np.finfo(np.float32).tiny)
-    inverse = np.linalg.inv(covariance + strength * np.eye(len(covariance)))
-    return Reader((inverse + inverse.T) / 2, weights.astype(np.float64), unit, scale)
+    strength = ridge * float(np.diag(covariance).mean())
+    return Reader(positive_inverse(covariance.copy(), strength), weights.astype(np.float64), unit.copy(), scale)
 
 
 def eliminate(readers: Sequence[Reader], width: int) -> tuple[IntArray, FloatArray]:

@@ -276,6 +276,8 @@ class Coupling:
     ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``branches`` maps groups that may leave altogether to what vanishes with them.
+    ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
+    integers, scale, zero point).
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -294,6 +296,7 @@ class Coupling:
     channels_total: int
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
+    dequantised: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

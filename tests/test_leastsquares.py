@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sfp_onnx import leastsquares, obs
-from sfp_onnx.leastsquares import Normal, best_ridge, mean_shift, solve
+from sfp_onnx.leastsquares import best_ridge, mean_shift, solve
+from sfp_onnx.normal import Normal
 from sfp_onnx.obs import Reader, eliminate, reader
 
 BLOCKS, ROWS, INPUTS, OUTPUTS = 3, 60, 6, 4
