@@ -569,8 +569,8 @@ class RepairOptions:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What the repair did to one layer: ``kind`` is "weights", "bias" or "unchanged"; errors are those of its target on held-out
-    rows, relative to the target's variance."""
+    """What the repair did to one layer: ``kind`` is "weights", "bias", "unchanged" (nothing helped) or "kept" (it cannot be re-fitted);
+    errors are those of its target on held-out rows, relative to the target's variance."""
 
     layer: str
     kind: str

@@ -44,7 +44,7 @@ class Held:
     def nearest(self, get: Get, value: Array, ratio: Array | None = None) -> tuple[dict[str, Array], Array]:
         """Initializers that come nearest to a value, and the value that they then stand for. ``ratio``: factor on the scale (its shape)."""
         if not self.scale:
-            stored = np.ascontiguousarray(value.astype(get(self.name).dtype))
+            stored = np.asarray(value.astype(get(self.name).dtype), order="C")
             return {self.name: stored}, stored
         scale, integers = get(self.scale), get(self.name)
         changed = {} if ratio is None else {self.scale: (scale * ratio).astype(scale.dtype)}
