@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +19,8 @@ from test_repair import EXACT, WIDTH, arrays, distance, fits, images, repaired, 
 
 import sfp_onnx
 from sfp_onnx import Pruned, graph
+from sfp_onnx.cli import main
+from sfp_onnx.cli.quantities import byte_size
 from sfp_onnx.errors import VerificationError
 from sfp_onnx.pipeline import repairing
 from sfp_onnx.records import LayerFit, RepairOptions
@@ -248,10 +251,21 @@ def test_a_repair_needs_data(command: str, kind: str, model_file: Path, tmp_path
     assert invoke(command, model_file, *own, "-o", tmp_path / "out.onnx", "--repair", "none").exit_code == 0
 
 
-@pytest.mark.parametrize("memory", ["", "0", "-1GB", "2XB", "lots", "1.2.3GB", "0.0001"])
+@pytest.mark.parametrize("memory", ["", "0", "-1GB", "2XB", "lots", "1.2.3GB", "0.0001", "1e3", "1 0 MB"])
 def test_bad_memory(memory: str, model_file: Path, data_file: Path, tmp_path: Path) -> None:
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--data", data_file, "--memory", memory)
     assert result.exit_code == 2 and "--memory" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1), ("12k", 12_000), ("1.5KB", 1500), (".5 mb", 500_000), ("2GB", 2 * 10**9), ("1GiB", 2**30), ("3 MiB", 3 << 20)]
+)
+def test_sizes_are_decimal_unless_they_say_otherwise(text: str, size: int) -> None:
+    """The same reader serves --memory and --pull-memory."""
+    for name in ("--memory", "--pull-memory"):
+        option = next(own for own in main.commands["prune"].params if name in own.opts)
+        assert option.callback is byte_size
+    assert byte_size(click.Context(main), option, text) == size
 
 
 def test_memory_changes_no_byte(model_file: Path, tmp_path: Path) -> None:

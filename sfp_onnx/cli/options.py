@@ -21,6 +21,7 @@ from .bandit_options import bandit_options
 from .common import F
 from .config import settle
 from .data_options import data_options
+from .quantities import byte_size
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
 
@@ -144,22 +145,11 @@ def chosen_plan(options: dict[str, Any]) -> PlanOptions:
     return PlanOptions(**{name: options[name] for name in names}, device_profile=None if profile is None else str(profile))
 
 
-def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?)B?\s*", value, re.IGNORECASE)
-    try:
-        found = int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()]) if match else 0
-    except ValueError:
-        found = 0
-    if found < 1:
-        raise click.BadParameter(f"'{value}': expected bytes such as 500MB or 2GB")
-    return found
-
-
 repair_options = _stack(
     click.option("--repair", type=click.Choice(REPAIRS),
                  help="Re-fit what is left so that the model answers like the original: weights and biases (lstsq), biases alone, or the "
                       "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]"),
-    click.option("--memory", callback=_bytes, default="2GB", show_default=True, metavar="2GB",
+    click.option("--memory", callback=byte_size, default="2GB", show_default=True, metavar="2GB",
                  help="Activations that the repair holds in memory; the rest goes to a temporary file."),
     click.option("--force", is_flag=True, help="Write the model even if the repair took it away from the original."),
 )  # fmt: skip
