@@ -24,8 +24,8 @@ SHRINK = 0.5  # share of rows left at which the matrices are copied without thos
 
 @dataclass
 class Reader:
-    """One layer that reads a group: ``inverse`` H^-1 (k, k), weights ``x`` (k, o) and the position in the group of each row ``unit`` (-1: none;
-    -2: gone), all of which are changed, and what its error is divided by.
+    """One layer that reads a group: ``inverse`` H^-1 (k, k), weights ``x`` (k, o) and the position in the group of each row, ``unit`` (-1:
+    none; -2: gone), all of which are changed, and what its error is divided by.
 
     What a removal subtracts from H^-1 is V V' with V = H^-1_.g L'^-1, where H^-1_gg = L L'. The V are collected, and H^-1 is only computed
     where it is needed: the columns of the rows that leave, and the blocks of single units.

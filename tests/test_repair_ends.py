@@ -258,7 +258,7 @@ def test_bad_memory(memory: str, model_file: Path, data_file: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("1", 1), ("12k", 12_000), ("1.5KB", 1500), (".5 mb", 500_000), ("2GB", 2 * 10**9), ("1GiB", 2**30), ("3 MiB", 3 << 20)]
+    ("text", "size"), [("1", 1), ("12k", 12_000), ("1.5KB", 1500), (".5 mb", 500_000), ("2GB", 2 * 10**9), ("1GiB", 2**30)]
 )
 def test_sizes_are_decimal_unless_they_say_otherwise(text: str, size: int) -> None:
     """The same reader serves --memory and --pull-memory."""
