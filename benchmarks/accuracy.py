@@ -1,8 +1,8 @@
 """Top-1 after pruning with closed-form repair: ``python benchmarks/accuracy.py TABLE [FOLDER]``, with TABLE one of
 
   cuts    30 / 50 / 70 % of the MACs removed from block-internal channels, then from all groups; ResNet-56 (both exports) and ResNet-20
-  ladder  every score x every repair x every cut; takes [FOLDER [ROWS [MODEL]]]: ROWS (default ladder.txt) is a file that keeps what was measured,
-          so that an interrupted run goes on, MODEL a part of a model's file name
+  ladder  every score x every repair x every cut; takes [FOLDER [ROWS [MODEL]]]: ROWS (default ladder.txt) is a file that keeps what was
+          measured, so that an interrupted run goes on, MODEL a part of a model's file name
   cost    seconds and memory of the repair against plain forward passes
 
 FOLDER holds models/ and data/ (default: ../shared beside the repository). Calibration is unlabelled images of the training split;

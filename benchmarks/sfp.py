@@ -1,11 +1,13 @@
 """Single filter performance: what it says of real networks, what it costs, and how it ranks channels.
 
-``python benchmarks/sfp.py [folder with models/ and data/] [layers] [channels]`` prints Markdown tables (default: both parts).
+``python benchmarks/sfp.py [folder with models/ and data/] [layers] [channels] [title ...]`` prints Markdown tables (default: both parts).
 
 - layers: per layer probe accuracy (on held-out calibration images), clusters, noise, SNR; the pass against a plain forward pass
   (interleaved, sessions included, minimum of several repeats), and seconds per probe.
-- channels: top-1 after removing 20 and 40 % of the block-internal channels without any repair, for all scores of the registry. On VGG-11
-  every convolution is internal, and at 40 % nothing is left of it without repair; it has 10 % as well.
+- channels: top-1 after removing 20 and 40 % of the block-internal channels, without repair and with the re-fit (lstsq), for all scores of
+  the registry. On VGG-11 every convolution is internal, and at 40 % nothing is left of it without repair.
+
+Titles (``VGG-11``, ``ResNet-20``, ``ResNet-56``) among the arguments leave the other networks out.
 
 Calibration images come from the training sets (the networks know them by heart), accuracies from the test sets.
 """
@@ -14,6 +16,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +27,12 @@ import ranking
 
 import sfp_onnx
 from sfp_onnx import graph, profiles, runtime, sfp
+from sfp_onnx.records import RepairOptions
 from sfp_onnx.scores import SCORES
 
 REPEATS, TIMED, CALIBRATION = 5, 512, 2000
+RESNET_REPAIR = RepairOptions(force=True)
+VGG_REPAIR = RepairOptions(ridges=(1e-2,), rows_per_input=4, force=True)  # layers of 4608 inputs: one ridge instead of four, fewer rows
 STATISTICS = {
     "probe acc.": "probe_accuracy", "cluster size": "cluster_size", "clusters/filter": "clusters_per_filter",
     "labels/filter": "labels_per_filter", "one cluster": "one_cluster", "noise": "noise", "SNR": "snr", "no cluster": "no_cluster",
@@ -78,9 +85,11 @@ def pass_cost(analysis: sfp_onnx.Analysis, data: sfp_onnx.Dataset) -> str:
     )
 
 
-def layers(root: Path) -> None:
+def layers(root: Path, titles: Sequence[str]) -> None:
     """What the measure says per layer, and what it costs."""
     for case in (ranking.VGG11, ranking.RESNET20, ranking.RESNET56):
+        if titles and case.title not in titles:
+            continue
         analysis = case.analysis(root)
         start = time.perf_counter()
         found = sfp_onnx.profile(analysis, case.images(root, "calib"))
@@ -90,25 +99,27 @@ def layers(root: Path) -> None:
         print(f"{pass_cost(analysis, case.images(root, 'calib', TIMED))}.", flush=True)
 
 
-def channels(root: Path) -> None:
+def channels(root: Path, titles: Sequence[str]) -> None:
     """Single filter performance among all scores, as channel scores."""
     names = [*SCORES, "sfp+contribution"]
-    columns = {}
-    for case, ratios in ((ranking.RESNET56, (0.2, 0.4)), (ranking.VGG11, (0.1, 0.2, 0.4))):
+    for case, images, options in ((ranking.RESNET56, 512, RESNET_REPAIR), (ranking.VGG11, 1000, VGG_REPAIR)):
+        if titles and case.title not in titles:
+            continue
         data = (case.analysis(root), case.images(root, "calib", CALIBRATION), case.images(root, "test"))
-        found = ranking.ranking(case, ratios, names, data, seeds=3)
-        columns.update({f"{case.title} {ratio:.0%}": (found, ratio) for ratio in ratios})
-    print(f"\n## As channel scores, no repair\n\n{ranking.ranking_table(columns)}", flush=True)
+        found = ranking.ranking(case, (0.2, 0.4), names, data, 3, (replace(case.images(root, "calib", images), labels=None), options))
+        columns = {f"{case.title} {ratio:.0%}": (found, ratio) for ratio in (0.2, 0.4)}
+        print(f"\n## As channel scores: {case.title}\n\n{ranking.ranking_table(columns)}", flush=True)
 
 
 def main() -> None:
     """Run the parts that were asked for."""
     parts = [name for name in ("layers", "channels") if name in sys.argv] or ["layers", "channels"]
-    folders = [Path(item) for item in sys.argv[1:] if item not in ("layers", "channels")]
+    titles = [case.title for case in (ranking.RESNET56, ranking.RESNET20, ranking.VGG11) if case.title in sys.argv]
+    folders = [Path(item) for item in sys.argv[1:] if item not in ("layers", "channels", *titles)]
     root = folders[0] if folders else ranking.SHARED
     print(f"onnxruntime {runtime.version()}, numpy {np.__version__}")
     for name in parts:
-        {"layers": layers, "channels": channels}[name](root)
+        {"layers": layers, "channels": channels}[name](root, titles)
 
 
 if __name__ == "__main__":

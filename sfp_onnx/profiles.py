@@ -260,8 +260,9 @@ class Store:
         """
         try:
             self.file.seek(self._start(index) + 4 * first * self.widths[index])
-            self.file.write(np.ascontiguousarray(features, np.float32).data)
-            self.file.flush()
+            left = memoryview(np.ascontiguousarray(features, np.float32).data).cast("B")
+            while left:
+                left = left[self.file.write(left) :]
         except OSError as error:
             need = f"{self._start(len(self.widths)) / 2**20:.0f} MiB of features ({error.strerror or error})"
             raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. Set TMPDIR, or lower --samples or --pool.") from error
@@ -274,7 +275,7 @@ class Store:
 @contextmanager
 def room(rows: int, widths: Sequence[int]) -> Iterator[Store]:
     """A store for ``rows`` samples of features of these widths."""
-    with tempfile.TemporaryFile(prefix="sfp_onnx-") as file:
+    with tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0) as file:
         yield Store(file, rows, tuple(widths))
 
 

@@ -27,6 +27,7 @@ from .searching import search
 ACTIVATION_BYTES = 512 * 2**20
 MATRIX_BYTES = 2**30
 BATCH, LEAST_BATCHES = 64, 8
+PASS_BATCH = 32
 PROFILE, MOMENTS = frozenset({"profile", "loss"}), frozenset({"squares", "zeros"})
 ELIMINATION_ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
@@ -147,9 +148,15 @@ def profile(analysis: Analysis, data: Dataset, options: ProfileOptions | None = 
     free = ", ".join(sorted(own.name for own in SCORES.values() if not own.needs & PROFILE))
     output = profiles.classes_of(analysis.prepared, analysis.samples, free)
     chosen, skipped = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, options.pool)
-    batches = replace(data, batch=batch_size(analysis, data)).batches()
+    batches = pass_batches(analysis, data)
     found = profiles.profile(analysis.prepared, chosen, output, (batches, data.samples, data.labels), options, free, progress)
     return replace(found, skipped=tuple(skipped))
+
+
+def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[tuple[Mapping[str, Array], int]]:
+    """Inputs for the pass that collects class profiles, in batches whose feature maps are still in the caches when they are pooled."""
+    most = data.batch if data.fixed else PASS_BATCH
+    return replace(data, batch=min(most, batch_size(analysis, data))).batches()
 
 
 def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
@@ -164,7 +171,8 @@ def batch_size(analysis: Analysis, data: Dataset) -> int:
     """The data's batch size, less if all activations of one batch would take more than `ACTIVATION_BYTES`."""
     if data.fixed:
         return data.batch
-    total = sum(prod(shape) for shape in analysis.prepared.trace.shapes.values()) * 4 / analysis.samples
+    held = graph.initializers(analysis.prepared.model)
+    total = sum(prod(shape) for name, shape in analysis.prepared.trace.shapes.items() if name not in held) * 4 / analysis.samples
     return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
 
 
