@@ -194,17 +194,32 @@ def weight_terms(coupling: Coupling, parameters: Iterable[Parameter], sizes: Ite
 
 @dataclass(frozen=True)
 class Liveness:
-    """Which activation tensors are alive while each node runs: ``alive`` is (steps, tensors), ``terms`` their bytes, one each."""
+    """Which activation tensors are alive while each node runs: ``alive`` is (steps, tensors), ``terms`` their bytes, one each.
+    ``tails`` are (axis, tensors): these become constants, and no activations, where that axis has no length left."""
 
     terms: Terms
     alive: FloatArray
+    tails: tuple[tuple[int, IntArray], ...] = ()
 
     def peak(self, lengths: FloatArray) -> FloatArray:
         """Largest sum of bytes of tensors alive at once (...) at lengths (..., axes)."""
         if not len(self.alive):
             return np.zeros(np.shape(lengths)[:-1])
-        found: FloatArray = (self.terms.values(lengths) @ self.alive.T).max(-1)
+        values = self.terms.values(lengths)
+        for axis, columns in self.tails:
+            values[..., columns] *= (np.asarray(lengths)[..., axis, None] > 0)
+        found: FloatArray = (values @ self.alive.T).max(-1)
         return found
+
+
+def needed(nodes: Sequence[Node], outputs: Iterable[str], constants: Iterable[str]) -> list[Node]:
+    """Nodes that the outputs still need if ``constants`` need no node any more."""
+    known, wanted, found = set(constants), set(outputs), []
+    for node in reversed(nodes):
+        if any(name in wanted and name not in known for name in node.outputs):
+            wanted.update((*node.inputs, *node.captures))
+            found.append(node)
+    return found[::-1]
 
 
 def liveness(
@@ -231,15 +246,23 @@ def liveness(
             if name in first:
                 last[name] = step
         for name in node.outputs:
-            if name in trace.shapes and name not in trace.values:
+            if name in trace.shapes and name not in trace.values and name not in constants:
                 first.setdefault(name, step)
                 last[name] = step
     last.update({name: len(nodes) - 1 for name in outputs if name in first})
     names = [name for name in first if name in trace.shapes]
-    alive = np.zeros((len(nodes), len(names)))
+    branches = [(group.units, coupling.branches[group.name]) for group in coupling.groups if group.name in coupling.branches]
+    alive = np.zeros((len(nodes), len(names) + len(branches)))
     products: list[Product] = []
     for column, name in enumerate(names):
         alive[first[name] : last[name] + 1, column] = 1
         elements, axes = _activation(name, coupling, trace)
         products.append((elements * sizes.get(name, 4) * scale, axes, column, Kind.WRITTEN))
-    return Liveness(terms(coupling, products), np.unique(alive, axis=0))
+    products += [(0.0, [(units, False)], len(names), Kind.WRITTEN) for units, _ in branches]  # gives their units an axis
+    found = terms(coupling, products)
+    place = {name: column for column, name in enumerate(names)}
+    tails = tuple(
+        (int(found.axes[len(names) + number, 0]), np.asarray([place[name] for name in branch.constant if name in place], np.int64))
+        for number, (_, branch) in enumerate(branches)
+    )
+    return Liveness(found, np.unique(alive, axis=0), tails)

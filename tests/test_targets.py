@@ -12,12 +12,14 @@ import onnx
 import pytest
 from conftest import classifier, files_in, images, invoke, labels_of, model_of, weights_of
 from onnx import helper
+from test_branches import residual, without
 
 import sfp_onnx
 from sfp_onnx import PlanOptions, TargetError, device, graph, latency, pipeline
 from sfp_onnx.device import Block, DeviceProfile
 from sfp_onnx.pipeline import targeting
 from sfp_onnx.pipeline.profiling import names_of
+from sfp_onnx.plan import removal_of
 from sfp_onnx.targets import Target, bounds, parse_target
 
 WIDE = (64, 96)
@@ -171,6 +173,21 @@ def test_memory_counts_a_residual_while_its_branch_runs(save: Callable[..., Path
     model = model_of(nodes, [("x", np.float32, [1, 4, 5])], [("y", np.float32, [1, 4, 5])], {})
     analysis = sfp_onnx.inspect(save(model))
     assert targeting.ruler_for(analysis, PlanOptions(targets=("memory=50%",))).before["memory"] == 3 * 20 * 4
+
+
+@pytest.mark.parametrize("others", [0.0, 0.5])
+@pytest.mark.parametrize("tail", ["Add", "Mul"])
+def test_memory_without_a_branch_is_that_of_the_built_model(tail: str, others: float) -> None:
+    analysis = sfp_onnx.inspect(residual(tail=tail))
+    ruler = targeting.ruler_for(analysis, PlanOptions(targets=("memory=50%",)))
+    plan = without(analysis, "conv1", others)
+    removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
+    shape = {"x": list(analysis.prepared.feeds["x"].shape)}
+    built = sfp_onnx.inspect(sfp_onnx.apply(analysis, plan).model, shape)
+    found = targeting.ruler_for(built, PlanOptions(targets=("memory=50%",))).before["memory"]
+    assert ruler.predicted(removed)["memory"] == found < ruler.before["memory"]
+    kept = np.asarray([int((~removed[group.units]).sum()) for group in analysis.coupling.groups])
+    assert found <= float(ruler.cost("memory")(kept)) <= ruler.before["memory"]
 
 
 # ---- latency from a profile of another machine -----------------------------------------------------------------------

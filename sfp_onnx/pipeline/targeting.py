@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,7 +17,8 @@ from ..graph import Model
 from ..records import BoolArray, Coupling, FloatArray, Group, PlanOptions
 from ..runtime import Setup
 from ..targets import Target
-from ..work import Liveness, Terms, liveness, macs_terms, node_terms, weight_terms
+from ..units import vanishing
+from ..work import Liveness, Terms, liveness, macs_terms, needed, node_terms, weight_terms
 from .analysis import Analysis, Progress, silent
 from .profiling import clock_of, measure_profile, read_profile, timing_feeds
 
@@ -66,12 +67,17 @@ class Ruler:
     @cached_property
     def live(self) -> Liveness:
         """Activations that are alive together."""
+        return self._live(())
+
+    def _live(self, constants: Collection[str]) -> Liveness:
         model, prepared = self.analysis.prepared.model, self.analysis.prepared
         types = prepared.types
         sizes = {name: np.dtype(dtype).itemsize for name, dtype in types.items() if dtype is not None and np.dtype(dtype).kind not in "OSU"}
         ends = ([port.name for port in graph.inputs(model)], [port.name for port in graph.outputs(model)])
         scale = self.batch / self.analysis.samples
-        return liveness(self.analysis.coupling, prepared.nodes, prepared.trace, graph.initializers(model), ends, sizes, scale)
+        nodes = needed(prepared.nodes, ends[1], constants)
+        held = {*graph.initializers(model), *constants}
+        return liveness(self.analysis.coupling, nodes, prepared.trace, held, ends, sizes, scale)
 
     @cached_property
     def weights(self) -> Terms:
@@ -98,10 +104,15 @@ class Ruler:
         if "size" in self.names:
             found["size"] = self._size(self.weights.lengths_after(removed))
         if "memory" in self.names:
-            found["memory"] = float(self.live.peak(self.live.terms.lengths_after(removed)))
+            found["memory"] = self._memory(removed)
         if "latency" in self.names:
             found["latency"] = float(self.clock(self.terms.lengths_after(removed)))
         return found
+
+    def _memory(self, removed: BoolArray) -> float:
+        constants = {name for branch in vanishing(self.analysis.coupling, removed) for name in branch.constant}
+        live = self._live(constants) if constants else self.live  # without a branch, what only it read goes, too
+        return float(live.peak(live.terms.lengths_after(removed)))
 
     def _size(self, lengths: FloatArray) -> float:
         full = self.weights.values(self.weights.full).sum()
