@@ -17,7 +17,7 @@ from test_branches import residual, without
 import sfp_onnx
 from sfp_onnx import PlanOptions, TargetError, device, graph, latency, pipeline
 from sfp_onnx.device import Block, DeviceProfile
-from sfp_onnx.pipeline import targeting
+from sfp_onnx.pipeline import reaching, targeting
 from sfp_onnx.pipeline.profiling import names_of
 from sfp_onnx.plan import removal_of
 from sfp_onnx.targets import Target, bounds, parse_target
@@ -299,8 +299,8 @@ def looped(wide: Path, monkeypatch: pytest.MonkeyPatch, wrong: float, target: st
 def test_the_loop_corrects_a_wrong_prediction(wrong: float, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, ratios = looped(wide, monkeypatch, wrong)
     figures = plan.figures["latency"]
-    assert 0.55 < figures["actual"] / figures["before"] <= 0.6 * (1 + targeting.NOISE)
-    assert len(ratios) <= targeting.ROUNDS
+    assert 0.55 < figures["actual"] / figures["before"] <= 0.6 * (1 + reaching.NOISE)
+    assert len(ratios) <= reaching.ROUNDS
     assert len(ratios) == 1 or wrong != 1.0
     assert figures["actual"] / figures["predicted"] == pytest.approx(wrong, rel=0.05)
 

@@ -12,7 +12,8 @@ from ..records import FloatArray, Group, Plan, PlanOptions, RepairOptions
 from ..targets import bounds, parse_target
 from .analysis import Analysis, Progress, silent
 from .examples import FilterExample
-from .targeting import Reached, Ruler, block_of, narrowest, ranking, reach, ruler_for, solver
+from .reaching import reach
+from .targeting import Choice, Reached, Ruler, block_of, narrowest, ranking, ruler_for, solver
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ def decide(
         removed = plans.choose(analysis.coupling, groups, scores, used, ruler.predicted)
         assert removed is not None
         return Reached(removed, {}, {}), used
-    choice = solver(ruler, groups, scores, used, scored.errors) if allocation == "solve" else ranking(ruler, groups, scores, used)
+
+    def choosing(own: Ruler) -> Choice:
+        return solver(own, groups, scores, used, scored.errors) if allocation == "solve" else ranking(own, groups, scores, used)
+
     most = narrowest(analysis.coupling, groups, scores, used)
     with progress("planning", 1) as advance:
-        found = reach(ruler, wanted, choice, most)
+        found = reach(ruler, wanted, choosing, most)
         advance(1)
     return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
 

@@ -1,4 +1,4 @@
-"""Plans that hold targets: predict, choose, build, measure, correct."""
+"""Figures of a model after a removal, predicted and measured; and widths chosen so that bounds on them hold."""
 
 from __future__ import annotations
 
@@ -16,16 +16,11 @@ from ..device import Clock, DeviceProfile, scaled
 from ..graph import Model
 from ..records import BoolArray, Coupling, FloatArray, Group, PlanOptions
 from ..runtime import Setup
-from ..targets import Target
 from ..units import vanishing
 from ..work import Liveness, Terms, liveness, macs_terms, needed, node_terms, weight_terms
 from .analysis import Analysis, Progress, silent
 from .profiling import clock_of, measure_profile, read_profile, timing_feeds
 
-ROUNDS = 4
-CLOSE = 0.03  # a latency this far below its bound (as a share of the original) is raised again, if rounds are left
-MARGIN = 0.985  # aim below the bounds after a plan that broke one
-NOISE = 0.005  # of a measured latency ratio; a bound counts as held up to it
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 
 
@@ -269,67 +264,3 @@ def ranking(ruler: Ruler, groups: Sequence[Group], scores: FloatArray, options: 
         return None if removed is None else (removed, f"allocation: {options.allocation}")
 
     return choose
-
-
-# ---- the closed loop -------------------------------------------------------------------------------------------------
-
-
-def reach(ruler: Ruler, wanted: Sequence[Target], choose: Choice, most: BoolArray) -> Reached:
-    """Choose, build, measure and correct, at most four times; the result holds every target as built and measured.
-
-    Args:
-        most: the largest removal, for the message if the targets cannot be held.
-
-    Raises:
-        TargetError: the targets cannot be held; with the best reachable figures.
-    """
-    bounds = targets.bounds(wanted, ruler.before)
-    ratio = dict.fromkeys(bounds, 1.0)  # actual over predicted
-    held: Reached | None = None
-    closest: Reached | None = None
-    for number in range(1, ROUNDS + 1):
-        aim = 1.0 if closest is None or held is not None else MARGIN
-        found = choose({name: aim * bound / ratio[name] for name, bound in bounds.items()})
-        if found is None and closest is not None:
-            break
-        removed, note = found or (most, "allocation: the narrowest widths")
-        own = Reached(removed, ruler.predicted(removed), ruler.actual(removed), number, (note,))
-        if closest is None or _excess(own, bounds) < _excess(closest, bounds):
-            closest = own
-        if _excess(own, bounds) <= NOISE and (held is None or own.actual["macs"] >= held.actual["macs"]):
-            held = own
-        before_ratio = dict(ratio)
-        ratio = {name: own.actual[name] / own.predicted[name] for name in bounds}
-        settled = all(abs(ratio[name] - before_ratio[name]) < 1e-9 for name in bounds)
-        if not _again(own, bounds, ruler) or (settled and held is not None):
-            break
-        if found is None and held is None:
-            break
-    if held is None:
-        best = ruler.actual(most)
-        raise targets.unreachable(bounds, ruler.before, best, _how(ruler, bounds))
-    return held
-
-
-def _excess(found: Reached, bounds: Mapping[str, float]) -> float:
-    """How far the worst figure is above its bound, relatively; counted figures have no noise."""
-    over = {name: found.actual[name] / bound - 1 for name, bound in bounds.items()}
-    return max(value if name == "latency" or value <= 1e-12 else value + NOISE for name, value in over.items())
-
-
-def _again(found: Reached, bounds: Mapping[str, float], ruler: Ruler) -> bool:
-    """Whether another round may help: a bound is broken, or latency is the only limit and far below it."""
-    if _excess(found, bounds) > NOISE:
-        return True
-    if "latency" not in bounds or not ruler.here:
-        return False
-    slack = (bounds["latency"] - found.actual["latency"]) / ruler.before["latency"]
-    others = [name for name in bounds if name != "latency"]
-    limited = any(found.actual[name] > 0.99 * bounds[name] for name in others)
-    return slack > CLOSE and not limited
-
-
-def _how(ruler: Ruler, bounds: Mapping[str, float]) -> str:
-    if "latency" not in bounds:
-        return ""
-    return " (latency measured on this machine)" if ruler.here else " (latency predicted from the device profile)"
