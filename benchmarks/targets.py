@@ -71,7 +71,11 @@ def tuned(bench: Bench, options: PlanOptions, wanted: float) -> Found:
     best: Found | None = None
     for _ in range(TRIALS):
         share = (low + high) / 2
-        plan = bench.plan(replace(options, targets=(f"macs={100 * share:.4f}%",)))
+        try:
+            plan = bench.plan(replace(options, targets=(f"macs={100 * share:.4f}%",)))
+        except sfp_onnx.TargetError:
+            low = share
+            continue
         own = Found(plan, bench.ratio(bench.cut(plan))[0])
         print(f"#   {options.allocation} align {options.align} macs {share:.3f} -> {own.ratio:.3f}", file=sys.stderr, flush=True)
         if best is None or abs(own.ratio - wanted) < abs(best.ratio - wanted):

@@ -34,6 +34,7 @@ CACHE_VARIABLE = "SFP_ONNX_CACHE"
 CACHE_VERSION = 1
 WIDEST = 64
 PROBES = (64, 63, 62, 60, 56, 52, 48, 32)
+FINE = 4  # below one block, every so many channels count; other widths leave the blocked layout
 LEAST_RUNS, FEWEST_RUNS, MOST_RUNS = 5, 10, 150  # of each variant: without any time left, and otherwise
 FLAT = 0.93  # a width costs as much as a wider one from this ratio of times on
 

@@ -13,7 +13,7 @@ from ..targets import bounds, parse_target
 from .analysis import Analysis, Progress, silent
 from .examples import FilterExample
 from .reaching import reach
-from .targeting import Choice, Reached, Ruler, block_of, narrowest, ranking, ruler_for, solver
+from .targeting import Choice, Reached, Ruler, align_of, narrowest, ranking, ruler_for, solver
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def decide(
     allocation = options.allocation
     if allocation == "default":
         allocation = "solve" if asked & {"latency", "memory"} or options.max_drop is not None or scored.errors else "uniform"
-    used = replace(options, allocation=allocation, align=block_of(options, ruler.profile))
+    used = replace(options, allocation=allocation, align=align_of(options, ruler.profile))
     if options.ratio is not None or not wanted:
         used = replace(used, allocation="uniform" if allocation == "solve" else allocation)
         removed = plans.choose(analysis.coupling, groups, scores, used, ruler.predicted)

@@ -16,8 +16,8 @@ from ..allocate import choices
 from ..cut import cut
 from ..device import Clock, DeviceProfile
 from ..errors import OptionError, ProfileError
-from ..latency import Variant
-from ..plan import step_of
+from ..latency import FINE, Variant
+from ..plan import Grid, steps_of
 from ..records import Array, BoolArray, IntArray
 from ..runtime import Setup
 from ..units import emptied
@@ -138,11 +138,12 @@ def _measure(
 
 
 def _candidates(analysis: Analysis, block: int, around: IntArray | None = None) -> list[IntArray]:
-    """Kept units per group: all, the fewest (or ``around``), and random block-aligned widths (seeded); with ``around``, every other
+    """Kept units per group: all, the fewest (or ``around``), and random widths on the staircase (seeded); with ``around``, every other
     one has widths at most one step away from it."""
     groups = analysis.coupling.groups
     vanish = [group.name in analysis.coupling.branches for group in groups]
-    offered = [choices(group.width, step_of(analysis.coupling, group, block), 1, own) for group, own in zip(groups, vanish, strict=True)]
+    grid = Grid(block, min(block, FINE))
+    offered = [choices(group.width, steps_of(analysis.coupling, group, grid), 1, own) for group, own in zip(groups, vanish, strict=True)]
     full = np.asarray([group.width for group in groups], np.int64)
     random = np.random.default_rng(0)
     rows = [full, np.asarray([own[-1] for own in offered], np.int64)]

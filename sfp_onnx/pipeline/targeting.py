@@ -174,17 +174,22 @@ def ruler_for(analysis: Analysis, options: PlanOptions, progress: Progress = sil
     return replace(ruler, profile=scaled(profile, latencies_of([analysis.model], analysis, setup, options.batch)[0]))
 
 
-def block_of(options: PlanOptions, profile: DeviceProfile | None) -> int | None:
-    """What kept widths are multiples of: as asked, or the block of the device (``auto``, and the default with a latency target)."""
-    if isinstance(options.align, int):
-        return options.align
-    if options.align is None or options.align == "none":
-        return None
-    asked = any(targets.parse_target(text).what == "latency" for text in options.targets) or options.max_drop is not None
+def align_of(options: PlanOptions, profile: DeviceProfile | None) -> int | str | None:
+    """The widths that may be kept, as `plan.grid_of` reads them: as asked; or the staircase of the device (``auto``, and the default with
+    a latency target); or (the default otherwise) multiples of 4.
+
+    A width that is no multiple of 4 is slower than the next wider one that is, on every processor for which onnxruntime has blocked
+    convolutions, so that plans for counted targets need no measurement, and do not depend on the machine.
+    """
+    if options.align not in ("auto", "default"):
+        return None if options.align == "none" else options.align
+    asked = any(targets.parse_target(text).what == "latency" for text in options.targets)
     if options.align == "default" and not asked:
-        return None
-    found = profile.block.width if profile else latency.block(Setup(options.threads, options.provider)).width
-    return found if found > 1 else None
+        return latency.FINE
+    found = profile.block if profile else latency.block(Setup(options.threads, options.provider))
+    if found.width <= latency.FINE:
+        return found.width if found.width > 1 else None
+    return f"{found.width}:{latency.FINE}"
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------
@@ -229,12 +234,12 @@ def solver(
 
 def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
     """Widths that every group of the model may have; only ``groups`` have a choice."""
-    align = options.align if isinstance(options.align, int) else None
+    grid = plans.grid_of(options.align)
     chosen = {group.name for group in groups}
     found = []
     for group in coupling.groups:
         vanish = group.name in coupling.branches and options.min_channels == 1
-        own = allocate.choices(group.width, plans.step_of(coupling, group, align), options.min_channels, vanish)
+        own = allocate.choices(group.width, plans.steps_of(coupling, group, grid), options.min_channels, vanish)
         found.append(own if group.name in chosen else [group.width])
     return found
 
