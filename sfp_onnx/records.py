@@ -261,11 +261,12 @@ class Pinned:
 @dataclass(frozen=True)
 class Branch:
     """A part of the graph that vanishes if a whole group leaves: its ``dead`` tensors, those of them that mixing layers read
-    (``sources``), and the tensors that become constant and are read beside a residual (``ends``)."""
+    (``sources``), the tensors that become ``constant``, and those of them that are read beside a residual (``ends``)."""
 
     dead: tuple[str, ...]
     sources: tuple[str, ...]
     ends: tuple[str, ...]
+    constant: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

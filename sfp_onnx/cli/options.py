@@ -13,6 +13,7 @@ from ..bandits import BANDIT_SCORES
 from ..errors import OptionError
 from ..metrics import parse_drop
 from ..pipeline import REPAIRS
+from ..plan import grid_of
 from ..records import PlanOptions, RepairOptions
 from ..scores import SCORES, parts
 from ..sfp import PROBES
@@ -57,9 +58,11 @@ def _score(context: click.Context, parameter: click.Parameter, value: str | None
 def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | str | None:
     if value in ("none", "auto", "default"):
         return None if value == "none" else value
-    if not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"'{value}': expected a positive number, 'auto' or 'none'")
-    return int(value)
+    try:
+        grid_of(value)
+    except OptionError as error:
+        raise click.BadParameter(str(error)) from error
+    return int(value) if value.isdigit() else value
 
 
 def _stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
