@@ -14,9 +14,12 @@ No repair anywhere yet. Needs ``pip install -r benchmarks/requirements.txt`` for
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,17 @@ from onnx import TensorProto, helper, numpy_helper
 import sfp_onnx
 from sfp_onnx import bandits, graph, runtime
 from sfp_onnx.cut import cut
+from sfp_onnx.evaluate import measure
 from sfp_onnx.pipeline.bandit_aim import Aim
 from sfp_onnx.pipeline.bandit_steps import gather, order
+from sfp_onnx.pipeline.repairing import repaired
 from sfp_onnx.plan import eligible
 from sfp_onnx.pulls import Block, Pulls, Running, share
 from sfp_onnx.units import removal
 
 NORMALISATION = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
 MODELS = {"ResNet-20": ("resnet20_cifar10.onnx", r"layer.*conv1"), "ResNet-56": ("resnet56_cifar10_bn.onnx", r"layer\d/layer\d\.\d/conv1")}
-TEST_IMAGES = 1000
+TEST_IMAGES, REPAIR_IMAGES = 1000, 512
 NAMES = [name for name in bandits.POLICIES if name != "leave-one-out"]
 
 
@@ -52,11 +57,13 @@ class Net:
     """A CIFAR network, its groups that may shrink, and its data."""
 
     def __init__(self, title: str, shared: Path) -> None:
-        file, self.only = MODELS[title]
+        self.title, (file, self.only) = title, MODELS[title]
         self.analysis = sfp_onnx.inspect(shared / "models" / file)
         calib, test = (shared / "data" / f"cifar10_{part}.npz" for part in ("calib", "test"))
         self.calib = sfp_onnx.data_for(self.analysis.model, calib, preprocessing=NORMALISATION)
         self.test = sfp_onnx.data_for(self.analysis.model, test, preprocessing=NORMALISATION, samples=TEST_IMAGES)
+        drawn = np.random.default_rng(0).permutation(self.calib.samples)
+        self.fitted, self.judge = (self.calib.part(np.sort(own)) for own in (drawn[:REPAIR_IMAGES], drawn[-REPAIR_IMAGES:]))
         self.groups = eligible(self.analysis.coupling, sfp_onnx.PlanOptions(ratio=0.5, only=self.only), {})
 
     def blocks(self, images: int, batch: int) -> list[Block]:
@@ -65,14 +72,37 @@ class Net:
     def removed(self, scores: np.ndarray, ratio: float, allocation: str = "uniform") -> np.ndarray:
         return Aim(self.analysis, self.groups, sfp_onnx.PlanOptions(ratio=ratio, allocation=allocation)).removed(scores)
 
-    def top1(self, removed: np.ndarray) -> float:
-        model = cut(self.analysis.prepared, self.analysis.coupling, removed) if removed.any() else self.analysis.model
-        session = runtime.open_session(graph.serialized(model), model.weights, "pruned")
-        right = start = 0
-        for feeds, count in self.test.batches():
-            right += int((session.run(feeds)[0].argmax(1) == self.test.labels[start : start + count]).sum())
-            start += count
-        return right / start
+    def whole(self, engine: Pulls, values: np.ndarray) -> np.ndarray:
+        """Scores of all units from those of the arms."""
+        scores = np.ones(self.analysis.coupling.units)
+        scores[engine.arms] = values
+        return scores
+
+    def pruned(self, removed: np.ndarray, repair: str = "none") -> Any:
+        if not removed.any():
+            return self.analysis.model
+        model = cut(self.analysis.prepared, self.analysis.coupling, removed)
+        if repair == "none":
+            return model
+        return repaired(self.analysis, model, removed, self.fitted, sfp_onnx.RepairOptions(fit=repair, force=True)).model
+
+    def judged(self, removed: np.ndarray, repair: str = "none") -> tuple[float, float]:
+        """Top-1 on test images, and the divergence from the original on calibration images that nothing was fitted or searched on."""
+        model = self.pruned(removed, repair)
+        answers = measure([self.analysis.model, model], self.judge.batches(), None)[0][1]
+        return _top1(model, self.test), answers.divergence / answers.samples
+
+    def top1(self, removed: np.ndarray, repair: str = "none") -> float:
+        return _top1(self.pruned(removed, repair), self.test)
+
+
+def _top1(model: Any, data: Any) -> float:
+    session = runtime.open_session(graph.serialized(model), model.weights, "pruned")
+    right = start = 0
+    for feeds, count in data.batches():
+        right += int((session.run(feeds)[0].argmax(1) == data.labels[start : start + count]).sum())
+        start += count
+    return right / start
 
 
 # ---- 1. speed --------------------------------------------------------------------------------------------------------
@@ -146,53 +176,93 @@ def replayed(name: str, table: np.ndarray, batch: int, pulls: int, seed: int, qu
 # ---- 2. policies -----------------------------------------------------------------------------------------------------
 
 
-def policies(shared: Path) -> None:
+def policies(shared: Path, tables: Path | None) -> None:
     net = Net("ResNet-56", shared)
-    start = time.process_time()
-    engine = Pulls(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(128, 32))
-    table = table_of(engine)
+    kinds = {"zero": Running(), "mean": Running(means=True)}
+    engines, rewards = {}, {}
+    for kind, how in kinds.items():
+        start = time.process_time()
+        engines[kind] = Pulls(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(128, 32), how)
+        file = None if tables is None else tables / f"ResNet-56-{kind}.npy"
+        rewards[kind] = np.load(file) if file and file.exists() else table_of(engines[kind])
+        if file:
+            np.save(file, rewards[kind])
+        own = rewards[kind]
+        spread, spent = f"{own.mean():.4f} +- {own.mean(1).std():.4f}", time.process_time() - start
+        print(f"\nRewards, masked by the {kind}: {spread} over arms ({spent:.0f} s of CPU).")
+    engine, table = engines["zero"], rewards["zero"]
+    _overlaps(net, engine, table)
+    _accuracies(net, engine, rewards, Known(None if tables is None else tables / "top1.json"))
+
+
+class Known:
+    """Figures by what was removed and how it was repaired, kept in a file so that a run that is cut off can go on."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file, self.held = file, json.loads(file.read_text()) if file and file.exists() else {}
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self.held:
+            self.held[key] = make()
+            if self.file:
+                self.file.write_text(json.dumps(self.held))
+        return self.held[key]
+
+    def top1(self, net: Net, removed: np.ndarray, repair: str) -> float:
+        key = f"{net.title} {repair} {hashlib.sha256(removed.tobytes()).hexdigest()}"
+        return float(self.get(key, lambda: net.top1(removed, repair)))
+
+
+def quota_of(engine: Pulls, ratio: float, allocation: str = "uniform") -> Any:
+    """What a removal gives up of every group, or of all arms."""
+    if allocation == "global":
+        return lambda means: (np.zeros(len(means), np.int64), np.array([int(ratio * len(means) + 1e-9)]))
+    widths = np.bincount(engine.owner)
+    return lambda means: (engine.owner, np.array([int(ratio * width + 1e-9) for width in widths]))
+
+
+def _overlaps(net: Net, engine: Pulls, table: np.ndarray) -> None:
     print(f"\n### 2. Policies at equal pulls, ResNet-56 ({len(table)} arms, 128 images, 4 per pull, 40 % of every group)\n")
-    spread = f"{table.mean():.4f} +- {table.mean(1).std():.4f}"
-    print(f"Table of all rewards: {time.process_time() - start:.0f} s of CPU; rewards {spread} over arms.\n")
-    scores = np.ones(net.analysis.coupling.units)
-
-    def whole(values: np.ndarray) -> np.ndarray:
-        filled = scores.copy()
-        filled[engine.arms] = values
-        return filled
-
-    def quota_of(ratio: float) -> Any:
-        return lambda means: (engine.owner, np.array([int(ratio * group.width + 1e-9) for group in net.groups]))
-
-    best = {ratio: net.removed(whole(1 - table.mean(1)), ratio) for ratio in (0.2, 0.4)}
+    best = net.removed(net.whole(engine, 1 - table.mean(1)), 0.4)
     budgets, seeds = (1, 2, 5, 20), 5
     head("policy", *[f"overlap at {pulls} pulls" for pulls in budgets])
     for name in NAMES:
         cells = []
         for pulls in budgets:
-            overlap = [(net.removed(whole(replayed(name, table, 4, pulls, seed, quota_of(0.4))), 0.4) & best[0.4]).sum() / best[0.4].sum()
-                       for seed in range(seeds)]  # fmt: skip
+            found = [replayed(name, table, 4, pulls, seed, quota_of(engine, 0.4)) for seed in range(seeds)]
+            overlap = [(net.removed(net.whole(engine, own), 0.4) & best).sum() / best.sum() for own in found]
             cells.append(f"{np.mean(overlap):.3f} +- {np.std(overlap):.3f}")
         line(name, *cells)
-    print(f"\nTop-1 on {TEST_IMAGES} test images, no repair (dense {net.top1(np.zeros(len(scores), bool)):.3f}):\n")
-    head("score", "20 %", "40 %", "20 %, global", "40 %, global")
-    rows: dict[str, Any] = {"leave-one-out (128 images)": lambda ratio, seed: 1 - table.mean(1)}
-    for name in NAMES:
-        rows[f"{name}, 5 pulls"] = lambda ratio, seed, name=name: replayed(name, table, 4, 5, seed, quota_of(ratio))
-    data = sfp_onnx.score(net.analysis, "contribution", net.calib)[engine.arms]
-    rows["contribution (all images)"] = lambda ratio, seed: data
-    rows["random"] = lambda ratio, seed: np.random.default_rng(seed).random(len(table))
-    for title, make in rows.items():
-        cells = []
-        for allocation in ("uniform", "global"):
-            for ratio in (0.2, 0.4):
-                count = 2 if "pulls" in title or title == "random" else 1
-                if allocation == "global" and not title.startswith(("leave", "round", "contribution", "random")):
-                    cells.append("")
-                    continue
-                found = [net.top1(net.removed(whole(make(ratio, seed)), ratio, allocation)) for seed in range(count)]
-                cells.append(" / ".join(f"{value:.3f}" for value in found))
-        line(title, *cells)
+
+
+def _accuracies(net: Net, engine: Pulls, rewards: dict[str, np.ndarray], known: Known) -> None:
+    """Top-1 by policy, per layer and global, without and with repair; what removes the same is measured once."""
+    none = np.zeros(net.analysis.coupling.units, bool)
+    print(f"\nTop-1 on {TEST_IMAGES} test images (dense {net.top1(none):.3f}):\n")
+    rows: dict[str, tuple[Any, int]] = {}
+    for kind, own in rewards.items():
+        word = "" if kind == "zero" else ", masked by the mean"
+        rows[f"leave-one-out (128 images){word}"] = (lambda ratio, seed, how, own=own: 1 - own.mean(1)), 1
+        for name in NAMES if kind == "zero" else ("round-robin", "sar"):
+            rows[f"{name}, 5 pulls{word}"] = (
+                lambda ratio, seed, how, name=name, own=own: replayed(name, own, 4, 5, seed, quota_of(engine, ratio, how)), 2)  # fmt: skip
+    for name in ("contribution", "obs"):
+        data = sfp_onnx.score(net.analysis, name, net.calib)[engine.arms]
+        rows[f"{name} (all images)"] = (lambda ratio, seed, how, data=data: data), 1
+    rows["random"] = (lambda ratio, seed, how: np.random.default_rng(seed).random(len(engine.arms))), 2
+    for allocation in ("uniform", "global"):
+        print(f"\n{'The same share of every group' if allocation == 'uniform' else 'One ranking over all groups'}:\n")
+        head("score", "20 %", "40 %", "20 %, lstsq", "40 %, lstsq")
+        for title, (make, seeds) in rows.items():
+            cells = []
+            for kind in ("none", "lstsq"):
+                for ratio in (0.2, 0.4):
+                    found = []
+                    for seed in range(seeds):
+                        removed = net.removed(net.whole(engine, make(ratio, seed, allocation)), ratio, allocation)
+                        found.append(known.top1(net, removed, kind))
+                    cells.append(" / ".join(f"{value:.3f}" for value in found))
+            line(title, *cells)
 
 
 # ---- 3. tabular ------------------------------------------------------------------------------------------------------
@@ -318,20 +388,35 @@ def _ranks(results: np.ndarray, names: list[str]) -> None:
 # ---- 4. rounds -------------------------------------------------------------------------------------------------------
 
 
-def rounds(shared: Path) -> None:
-    print(f"\n### 4. Rounds of round-robin at equal pulls in all, top-1 on {TEST_IMAGES} test images, no repair\n")
-    head("model", "images per arm in all", "removed", "1 round", "3 rounds", "10 rounds")
-    for title, batch, ratios in (("ResNet-20", 4, (0.4, 0.6)),):
+CELLS = [(mask, repair) for repair in ("none", "bias", "lstsq") for mask in ("zero", "mean")]
+
+
+def rounds(shared: Path, tables: Path | None, titles: Sequence[str] = ("ResNet-20", "ResNet-56")) -> None:
+    print(f"\n### 4. Rounds of round-robin at equal pulls per arm in all (4 images per pull), top-1 on {TEST_IMAGES} test images\n")
+    known = Known(None if tables is None else tables / "rounds.json")
+    figures = ("top-1", "KL", "top-1, lstsq", "KL, lstsq")
+    head("model", "removed", "masked by", "between rounds", "rounds", "images per arm", *figures)
+    for title in titles:
         net = Net(title, shared)
-        for ratio in ratios:
-            cells = []
+        images = {"ResNet-20": 40, "ResNet-56": 20}[title]
+        for ratio in (0.4, 0.6):
             for count in (1, 3, 10):
-                pulls = max(1, 10 // count)
-                options = sfp_onnx.ScoreOptions(bandit=sfp_onnx.BanditOptions(pulls=pulls, pull_batch=batch, rounds=count))
-                aim = sfp_onnx.PlanOptions(ratio=ratio, only=net.only)
-                plan = sfp_onnx.plan(net.analysis, aim, "bandit:round-robin", net.calib, options)
-                cells.append(f"{net.top1(removal(net.analysis.coupling, {own.group: own.remove for own in plan.groups})):.3f}")
-            line(title, f"{10 * batch} (3 rounds: {9 * batch})", f"{ratio:.0%}", *cells)
+                for mask, repair in CELLS:
+                    if (count == 1 and repair != "none") or (title == "ResNet-56" and repair == "bias"):
+                        continue
+                    pulls = max(1, images // 4 // count)
+                    key = f"{title} {ratio} {mask} {repair} {count} {pulls}"
+                    found = known.get(key, lambda: _after_rounds(net, ratio, mask, repair, count, pulls))  # noqa: B023
+                    line(title, f"{ratio:.0%}", mask, repair, count, 4 * pulls * count, *[f"{value:.4g}" for value in found])
+
+
+def _after_rounds(net: Net, ratio: float, mask: str, repair: str, count: int, pulls: int) -> list[float]:
+    """Top-1 and divergence without a last repair, and the two with one."""
+    own = sfp_onnx.BanditOptions(pulls=pulls, pull_batch=4, rounds=count, masked_by=mask, round_repair=repair)
+    aim = sfp_onnx.PlanOptions(ratio=ratio, only=net.only)
+    plan = sfp_onnx.plan(net.analysis, aim, "bandit:round-robin", net.fitted, sfp_onnx.ScoreOptions(bandit=own))
+    removed = removal(net.analysis.coupling, {own.group: own.remove for own in plan.groups})
+    return [figure for kind in ("none", "lstsq") for figure in net.judged(removed, kind)]
 
 
 def main() -> None:
@@ -339,12 +424,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["speed", "policies", "tabular", "rounds"])
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared")
+    parser.add_argument("--tables", type=Path, help="Folder that keeps the tables of all rewards.")
     options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
+    if hasattr(os, "sched_setaffinity") and options.parts == ["speed"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])  # one thread
     for part in options.parts:
         start = time.perf_counter()
-        tabular() if part == "tabular" else globals()[part](options.shared)
+        given = {"tabular": (), "speed": (options.shared,)}.get(part, (options.shared, options.tables))
+        globals()[part](*given)
         print(f"\n({part}: {time.perf_counter() - start:.0f} s)", flush=True)
 
 

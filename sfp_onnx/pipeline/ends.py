@@ -12,7 +12,7 @@ from ..data import Dataset
 from ..dilute import METHODS, Ends, Profile, Target, label_profile
 from ..records import FloatArray, IntArray, Layer, LayerProfile
 from .analysis import Analysis, Progress
-from .scoring import batch_size
+from .feeding import batch_size
 
 
 def ends_of(
