@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import graph, html
 from .. import plan as plans
+from ..answers import is_classifier, log_probabilities
 from ..cost import layer_macs
 from ..data import Dataset
-from ..evaluate import is_classifier, log_probabilities
 from ..html import Card, Chart, Page, Picture, Section, Table
 from ..records import Array, BoolArray, Evaluation, Pinned, Size
 from ..report import number
