@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import classifier, images, invoke, labels_of, model_of
+from graphs import sample
 from onnx import helper
 
 import sfp_onnx
@@ -64,6 +65,22 @@ def test_a_channel_masked_by_its_mean_is_one_folded_into_the_biases_of_its_reade
             masked[:, arm] = 0
             folded = masked @ held["w2"] + held["b2"] + hidden[:, arm].mean() * held["w2"][arm]
             np.testing.assert_allclose(found[0], folded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_masking_by_the_mean_on_random_graphs(seed: int) -> None:
+    case = sample(seed)
+    analysis = sfp_onnx.inspect(case.model)
+    if not analysis.coupling.groups:
+        pytest.skip("nothing can be pruned in this graph")
+    feeds = dict(analysis.prepared.feeds)
+    blocks, groups = [Block(feeds, len(next(iter(feeds.values()))))], list(analysis.coupling.groups)
+    engine = Pulls(analysis.prepared, analysis.coupling, groups, blocks, Running(means=True))
+    for run in engine.runs(np.sort(np.random.default_rng(seed).permutation(len(engine.arms))[:12])):
+        for found in engine.outputs(run, 0):
+            assert all(own.shape == other.shape for own, other in zip(found, engine.references[0], strict=True))
+    shifted = [mask.means is not None for section in engine.sections for mask in section.masks]
+    assert any(shifted) or not shifted
 
 
 def test_masking_by_the_mean_is_gentler_and_leaves_the_references_alone() -> None:
