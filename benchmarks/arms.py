@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,21 +90,27 @@ def _top1(model: Any, data: Any) -> float:
 
 
 class Known:
-    """Figures by what was removed and how it was repaired, kept in a file so that a run that is cut off can go on."""
+    """Figures by what was done, kept in a file so that a run that is cut off can go on; after ``deadline`` (of the monotonic clock)
+    nothing more is measured."""
 
-    def __init__(self, file: Path | None) -> None:
-        self.file, self.held = file, json.loads(file.read_text()) if file and file.exists() else {}
+    def __init__(self, file: Path | None, deadline: float = math.inf) -> None:
+        self.file, self.deadline = file, deadline
+        self.held = json.loads(file.read_text()) if file and file.exists() else {}
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """A figure; None if it is unknown and the time is over."""
         if key not in self.held:
+            if time.monotonic() > self.deadline:
+                return None
             self.held[key] = make()
             if self.file:
                 self.file.write_text(json.dumps(self.held))
         return self.held[key]
 
-    def top1(self, net: Net, removed: np.ndarray, repair: str) -> float:
+    def top1(self, net: Net, removed: np.ndarray, repair: str) -> float | None:
         key = f"{net.title} {repair} {hashlib.sha256(removed.tobytes()).hexdigest()}"
-        return float(self.get(key, lambda: net.top1(removed, repair)))
+        found: float | None = self.get(key, lambda: net.top1(removed, repair))
+        return found
 
 
 # ---- replaying policies on a table of rewards ------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from sfp_onnx.units import removal
 
 def speed(shared: Path) -> None:
     print("\n### 1. Pulls per second (32 images per pull, one thread, CPU time)\n")
-    head("model", "arms", "naive", "ours", "ratio", "ceiling", "share of the ceiling", "sessions opened in")
+    head("model", "arms", "naive", "ours", "ratio", "ceiling", "share of the ceiling", "masked by the mean", "sessions opened in")
     subjects = [(title, Net(title, shared)) for title in MODELS]
     for title, net in subjects:
         _speed(title, net.analysis, net.groups, net.blocks(32, 32))
@@ -48,12 +50,14 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
     ours = Pulls(analysis.prepared, analysis.coupling, groups, blocks)
     opened = time.process_time() - start
     naive = Pulls(analysis.prepared, analysis.coupling, groups, blocks, Running(whole=True))
-    spent = {"ours": 0.0, "naive": 0.0}
+    by_mean = Pulls(analysis.prepared, analysis.coupling, groups, blocks, Running(means=True))
+    spent = {"ours": 0.0, "naive": 0.0, "mean": 0.0}
     for _ in range(2):  # the first time warms up
         spent = dict.fromkeys(spent, 0.0)
         for group in range(len(groups)):
             arms = np.flatnonzero(ours.owner == group)
-            for kind, engine, run in (("ours", ours, ours.runs(arms)[0]), ("naive", naive, arms[:1])):
+            run = ours.runs(arms)[0]
+            for kind, engine, run in (("ours", ours, run), ("mean", by_mean, run), ("naive", naive, arms[:1])):
                 start = time.process_time()
                 engine.outputs(run, 0)
                 spent[kind] += (time.process_time() - start) / len(run) * len(arms)
@@ -62,33 +66,36 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
     ceiling = total / sum(own * group.width for own, group in zip(shares, groups, strict=True))
     ratio = spent["naive"] / spent["ours"]
     line(title, total, f"{total / spent['naive']:.1f}", f"{total / spent['ours']:.1f}", f"{ratio:.2f}", f"{ceiling:.2f}",
-         f"{ratio / ceiling:.0%}", f"{opened:.2f} s")  # fmt: skip
+         f"{ratio / ceiling:.0%}", f"{spent['naive'] / spent['mean']:.2f}", f"{opened:.2f} s")  # fmt: skip
 
 
 # ---- 2. policies -----------------------------------------------------------------------------------------------------
 
 
-def policies(shared: Path, tables: Path | None) -> None:
+CELLS = [("uniform", "lstsq", 0.4), ("global", "lstsq", 0.4), ("uniform", "none", 0.4), ("global", "none", 0.4),
+         ("uniform", "lstsq", 0.2), ("global", "lstsq", 0.2), ("uniform", "none", 0.2), ("global", "none", 0.2)]  # fmt: skip
+
+
+def policies(shared: Path, tables: Path | None, deadline: float, masks: Sequence[str] = ("zero", "mean")) -> None:
     net = Net("ResNet-56", shared)
-    kinds = {"zero": Running(), "mean": Running(means=True)}
-    engines, rewards = {}, {}
-    for kind, how in kinds.items():
+    rewards = {}
+    for mask in masks:
+        engine = Pulls(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(128, 32), Running(means=mask == "mean"))
         start = time.process_time()
-        engines[kind] = Pulls(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(128, 32), how)
-        file = None if tables is None else tables / f"ResNet-56-{kind}.npy"
-        rewards[kind] = np.load(file) if file and file.exists() else table_of(engines[kind])
+        file = None if tables is None else tables / f"ResNet-56-{mask}.npy"
+        rewards[mask] = own = np.load(file) if file and file.exists() else table_of(engine)
         if file:
-            np.save(file, rewards[kind])
-        own = rewards[kind]
+            np.save(file, own)
         spread, spent = f"{own.mean():.4f} +- {own.mean(1).std():.4f}", time.process_time() - start
-        print(f"\nRewards, masked by the {kind}: {spread} over arms ({spent:.0f} s of CPU).")
-    engine, table = engines["zero"], rewards["zero"]
-    _overlaps(net, engine, table)
-    _accuracies(net, engine, rewards, Known(None if tables is None else tables / "top1.json"))
+        print(f"\nRewards, masked by the {mask}: {spread} over arms ({spent:.0f} s of CPU).")
+    for mask in masks:
+        _overlaps(net, engine, rewards[mask], mask)
+    _accuracies(net, engine, rewards, Known(None if tables is None else tables / "top1.json", deadline))
 
 
-def _overlaps(net: Net, engine: Pulls, table: np.ndarray) -> None:
-    print(f"\n### 2. Policies at equal pulls, ResNet-56 ({len(table)} arms, 128 images, 4 per pull, 40 % of every group)\n")
+def _overlaps(net: Net, engine: Pulls, table: np.ndarray, mask: str) -> None:
+    about = f"{len(table)} arms masked by the {mask}, 128 images, 4 per pull, 40 % of every group"
+    print(f"\n### 2. Policies at equal pulls, ResNet-56 ({about})\n")
     best = net.removed(net.whole(engine, 1 - table.mean(1)), 0.4)
     budgets, seeds = (1, 2, 5, 20), 5
     head("policy", *[f"overlap at {pulls} pulls" for pulls in budgets])
@@ -103,57 +110,57 @@ def _overlaps(net: Net, engine: Pulls, table: np.ndarray) -> None:
 
 def _accuracies(net: Net, engine: Pulls, rewards: dict[str, np.ndarray], known: Known) -> None:
     """Top-1 by policy, per layer and global, without and with repair; what removes the same is measured once."""
-    none = np.zeros(net.analysis.coupling.units, bool)
-    print(f"\nTop-1 on {TEST_IMAGES} test images (dense {net.top1(none):.3f}):\n")
-    rows: dict[str, tuple[Any, int]] = {}
-    for kind, own in rewards.items():
-        word = "" if kind == "zero" else ", masked by the mean"
-        rows[f"leave-one-out (128 images){word}"] = (lambda ratio, seed, how, own=own: 1 - own.mean(1)), 1
-        for name in NAMES if kind == "zero" else ("round-robin", "sar"):
-            rows[f"{name}, 5 pulls{word}"] = (
-                lambda ratio, seed, how, name=name, own=own: replayed(name, own, 4, 5, seed, quota_of(engine, ratio, how)), 2)  # fmt: skip
-    for name in ("contribution", "obs"):
-        data = sfp_onnx.score(net.analysis, name, net.calib)[engine.arms]
-        rows[f"{name} (all images)"] = (lambda ratio, seed, how, data=data: data), 1
-    rows["random"] = (lambda ratio, seed, how: np.random.default_rng(seed).random(len(engine.arms))), 2
+    print(f"\nTop-1 on {TEST_IMAGES} test images (dense {net.top1(np.zeros(net.analysis.coupling.units, bool)):.3f}):")
+    rows = {title: (make, seeds) for title, make, seeds in _rows(net, engine, rewards)}
+
+    def cell(title: str, allocation: str, repair: str, ratio: float) -> str:
+        make, seeds = rows[title]
+        found = [known.top1(net, net.removed(net.whole(engine, make(ratio, seed, allocation)), ratio, allocation), repair)
+                 for seed in range(seeds)]  # fmt: skip
+        return " / ".join("" if value is None else f"{value:.3f}" for value in found).strip(" /")
+
+    shown = {(title, *own): cell(title, *own) for own in CELLS for title in rows}
     for allocation in ("uniform", "global"):
         print(f"\n{'The same share of every group' if allocation == 'uniform' else 'One ranking over all groups'}:\n")
         head("score", "20 %", "40 %", "20 %, lstsq", "40 %, lstsq")
-        for title, (make, seeds) in rows.items():
-            cells = []
-            for kind in ("none", "lstsq"):
-                for ratio in (0.2, 0.4):
-                    found = []
-                    for seed in range(seeds):
-                        removed = net.removed(net.whole(engine, make(ratio, seed, allocation)), ratio, allocation)
-                        found.append(known.top1(net, removed, kind))
-                    cells.append(" / ".join(f"{value:.3f}" for value in found))
-            line(title, *cells)
+        for title in rows:
+            line(title, *[shown[title, allocation, repair, ratio] for repair in ("none", "lstsq") for ratio in (0.2, 0.4)])
+
+
+def _rows(net: Net, engine: Pulls, rewards: dict[str, np.ndarray]) -> Iterator[tuple[str, Any, int]]:
+    """Title, scores of the arms by (ratio, seed, allocation), seeds."""
+    for mask, table in rewards.items():
+        word = "" if mask == "zero" else ", masked by the mean"
+        yield f"leave-one-out (128 images){word}", lambda ratio, seed, how, table=table: 1 - table.mean(1), 1
+        for name in NAMES if mask == "zero" else ("round-robin", "sar"):
+
+            def made(ratio: float, seed: int, how: str, name: str = name, table: np.ndarray = table) -> np.ndarray:
+                return replayed(name, table, 4, 5, seed, quota_of(engine, ratio, how))
+
+            yield f"{name}, 5 pulls{word}", made, 2
+    for name in ("contribution", "obs"):
+        data = sfp_onnx.score(net.analysis, name, net.calib)[engine.arms]
+        yield f"{name} (all images)", lambda ratio, seed, how, data=data: data, 1
+    yield "random", lambda ratio, seed, how: np.random.default_rng(seed).random(len(engine.arms)), 2
 
 
 # ---- 4. rounds -------------------------------------------------------------------------------------------------------
 
 
-CELLS = [(mask, repair) for repair in ("none", "bias", "lstsq") for mask in ("zero", "mean")]
-
-
-def rounds(shared: Path, tables: Path | None, titles: Sequence[str] = ("ResNet-20", "ResNet-56")) -> None:
+def rounds(shared: Path, tables: Path | None, deadline: float, titles: Sequence[str] = ("ResNet-20", "ResNet-56")) -> None:
     print(f"\n### 4. Rounds of round-robin at equal pulls per arm in all (4 images per pull), top-1 on {TEST_IMAGES} test images\n")
-    known = Known(None if tables is None else tables / "rounds.json")
+    known = Known(None if tables is None else tables / "rounds.json", deadline)
     figures = ("top-1", "KL", "top-1, lstsq", "KL, lstsq")
     head("model", "removed", "masked by", "between rounds", "rounds", "images per arm", *figures)
     for title in titles:
         net = Net(title, shared)
         images = {"ResNet-20": 40, "ResNet-56": 20}[title]
-        for ratio in (0.4, 0.6):
-            for count in (1, 3, 10):
-                for mask, repair in CELLS:
-                    if (count == 1 and repair != "none") or (title == "ResNet-56" and repair == "bias"):
-                        continue
-                    pulls = max(1, images // 4 // count)
-                    key = f"{title} {ratio} {mask} {repair} {count} {pulls}"
-                    found = known.get(key, lambda: _after_rounds(net, ratio, mask, repair, count, pulls))  # noqa: B023
-                    line(title, f"{ratio:.0%}", mask, repair, count, 4 * pulls * count, *[f"{value:.4g}" for value in found])
+        for count, ratio, repair, mask in product((1, 3, 10), (0.4, 0.6), ("none", "lstsq"), ("zero", "mean")):
+            if count > 1 or repair == "none":
+                pulls = max(1, images // 4 // count)
+                key = f"{title} {ratio} {mask} {repair} {count} {pulls}"
+                found = known.get(key, partial(_after_rounds, net, ratio, mask, repair, count, pulls))
+                line(title, f"{ratio:.0%}", mask, repair, count, 4 * pulls * count, *[f"{value:.4g}" for value in found or [np.nan] * 4])
 
 
 def _after_rounds(net: Net, ratio: float, mask: str, repair: str, count: int, pulls: int) -> list[float]:
@@ -245,12 +252,14 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["speed", "policies", "tabular", "rounds", "settings"])
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared")
     parser.add_argument("--tables", type=Path, help="Folder that keeps the tables of all rewards.")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="Seconds for `policies` and `rounds`; later cells stay empty.")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity") and options.parts == ["speed"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])  # one thread
     for part in options.parts:
         start = time.perf_counter()
-        given = {"tabular": (), "speed": (options.shared,), "settings": (options.shared,)}.get(part, (options.shared, options.tables))
+        timed = (options.shared, options.tables, time.monotonic() + options.limit)
+        given = {"tabular": (), "policies": timed, "rounds": timed}.get(part, (options.shared,))
         globals()[part](*given)
         print(f"\n({part}: {time.perf_counter() - start:.0f} s)", flush=True)
 

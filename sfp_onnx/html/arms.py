@@ -75,7 +75,7 @@ def _arm(arms: Arms, arm: int, across: tuple[float, float], y: object, bars: tup
     marks = [Mark("rect", (x + step * 0.1, bottom - pulls * unit, step * 0.8, pulls * unit), "before", tip)]
     if pulls:
         marks.append(Mark("line", (middle, y(cost - half), middle, y(cost + half)), "interval"))
-        marks.append(Mark("dot", (middle, y(cost), min(3.0, 0.55 * step)), word, tip))
+        marks.append(Mark("dot", (middle, y(cost), float(np.clip(0.55 * step, 1.6, 3.0))), word, tip))
     return marks
 
 
