@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def sweep_command(
     repair = take.chosen_repair(options, seen)
     name = options["score"] or pipeline.default_score(seen, repair)
     details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    scored = replace(pipeline.candidates(analysis, chosen, name, seen, details, bar), repair=repair)
+    scored = pipeline.candidates(analysis, chosen, name, seen, details, bar, repair)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:

@@ -3,7 +3,7 @@
 from .edit import Editor
 from .half import half_weights
 from .load import load, load_tensor
-from .mask import QUANTIZED, insert_mask, zero_of
+from .mask import QUANTIZED, insert_mask, insert_shift, zero_of
 from .model import Model, Prepared, check, make_initializer
 from .probe import conv_chain, named_by_output
 from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
@@ -34,6 +34,7 @@ __all__ = [
     "initializers",
     "inputs",
     "insert_mask",
+    "insert_shift",
     "load",
     "load_tensor",
     "make_initializer",

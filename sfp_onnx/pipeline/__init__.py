@@ -19,6 +19,7 @@ from .profiling import clock_of, measure_profile, profile_rows, read_profile
 from .repairing import REPAIRS, Repaired
 from .reporting import Context, evaluate_page, prune_page, sweep_page, write_page
 from .scoring import Scored, profile, save_scores, score, scored
+from .searching import MASKS, ROUND_REPAIRS
 from .sweeping import Point, parse_sweep, sweep, sweep_data
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "DiluteOptions",
     "Diluted",
     "Finding",
+    "MASKS",
     "ModelSource",
     "Packaged",
     "PackagingOptions",
@@ -36,6 +38,7 @@ __all__ = [
     "Progress",
     "Pruned",
     "REPAIRS",
+    "ROUND_REPAIRS",
     "Repaired",
     "Scored",
     "Seen",

@@ -11,7 +11,7 @@ from ..data import Dataset
 from ..dilute import METHODS, Ends, Profile, Target, label_profile
 from ..records import FloatArray, IntArray, Layer, LayerProfile
 from .analysis import Analysis, Progress
-from .scoring import pass_batches
+from .feeding import pass_batches
 
 
 def ends_of(

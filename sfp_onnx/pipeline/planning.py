@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from .. import plan as plans
@@ -15,7 +15,7 @@ from .deciding import Candidates, plan_for
 from .dropping import held_out, plan_with_drop
 from .examples import examples_of
 from .scoring import Scored, scored
-from .searching import search
+from .searching import search, settled
 
 
 def default_score(data: Dataset | None, repair: RepairOptions | None = None) -> str:
@@ -55,20 +55,20 @@ def planned(
     """As `plan`, with the scores that the plan was made from."""
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     if options.max_drop is None:
-        found = candidates(analysis, options, score_name, data, score_options, progress)
+        found = candidates(analysis, options, score_name, data, score_options, progress, repair)
         return found, plan_for(found, options, progress)
     if options.ratio is not None:
         raise OptionError("give either --ratio or --max-drop")
     seen, judge = held_out(data, (score_options or ScoreOptions()).seed)
-    ready = replace(candidates(analysis, options, score_name, seen, score_options, progress), repair=repair)
+    ready = candidates(analysis, options, score_name, seen, score_options, progress, repair)
     return ready, plan_with_drop(ready, options, judge, progress=progress)
 
 
 def candidates(
     analysis: Analysis, options: PlanOptions, score_name: str | None = None, data: Dataset | None = None,
-    score_options: ScoreOptions | None = None, progress: Progress = silent,
+    score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = None,
 ) -> Candidates:  # fmt: skip
-    """Everything that plans need of a model and its data, once for any number of plans.
+    """Everything that plans need of a model and its data, once for any number of plans, which ``repair`` follows.
 
     Raises:
         TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
@@ -81,8 +81,9 @@ def candidates(
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
     if name.startswith(PREFIX):
+        score_options = settled(score_options, repair)
         searched = search(analysis, name, data, score_options, (options, groups), progress)
-        found = Scored(name, searched.scores, said=searched.notes)
+        found = Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
     else:
         found = scored(analysis, name, data, score_options, progress)
     recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
@@ -92,4 +93,4 @@ def candidates(
     if data is not None:
         recorded["data"] = describe(data)
     shown = examples_of(found.profiles)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, examples=shown)
+    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, repair, shown, found.traces)

@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import graph, html
 from .. import plan as plans
+from ..answers import is_classifier, log_probabilities
 from ..cost import layer_macs
 from ..data import Dataset
-from ..evaluate import is_classifier, log_probabilities
 from ..html import Card, Chart, Page, Picture, Section, Table
 from ..records import Array, BoolArray, Evaluation, Pinned, Size
 from ..report import number
@@ -22,6 +22,7 @@ from .analysis import Analysis
 from .cutting import Pruned
 from .deciding import Candidates
 from .manifest import versions
+from .search_charts import searched
 from .sweeping import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
@@ -74,6 +75,7 @@ def prune_page(result: Pruned, scored: Candidates, sizes: tuple[int, int], measu
         _widths(before, after),
         _macs(before, after),
         _scores(scored, removed),
+        *searched(scored, removed),
         *_examples(scored),
         *_repair(result),
         *_differences((result.original, result.model), context),
@@ -119,7 +121,7 @@ def sweep_page(points: Sequence[Point], scored: Candidates, context: Context) ->
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
     words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
     sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
-    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *_examples(scored)]
+    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *searched(scored, None), *_examples(scored)]
     sections += _pinned(scored.analysis.coupling.pinned)
     best = _choice(reached, loss)
     cards = _cards((reached[0].size, best.size), (_evaluation(reached[0]), _evaluation(best)), context) if best else ()
