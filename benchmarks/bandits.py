@@ -57,9 +57,9 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
         for group in range(len(groups)):
             arms = np.flatnonzero(ours.owner == group)
             run = ours.runs(arms)[0]
-            for kind, engine, run in (("ours", ours, run), ("mean", by_mean, run), ("naive", naive, arms[:1])):
+            for kind, engine, chosen in (("ours", ours, run), ("mean", by_mean, run), ("naive", naive, arms[:1])):
                 start = time.process_time()
-                engine.outputs(run, 0)
+                engine.outputs(chosen, 0)
                 spent[kind] += (time.process_time() - start) / len(run) * len(arms)
     total = len(ours.arms)
     shares = [share(section.part, analysis.coupling) for section in ours.sections]

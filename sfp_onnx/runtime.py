@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from . import scratch
 from .errors import ModelError, OptionError, SfpError
 from .records import Array
 
@@ -133,7 +134,7 @@ def open_timed(serialized: bytes, weights: Mapping[str, Array], name: str, setup
     options = _options(setup.threads)
     if events:
         options.enable_profiling = True
-        options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"sfp_onnx_{os.getpid()}_{time.monotonic_ns()}")
+        options.profile_file_prefix = str(scratch.folder() / f"events_{time.monotonic_ns()}")
     return _open(serialized, weights, name, options, list(dict.fromkeys((provider, *PROVIDERS))))
 
 
@@ -236,16 +237,20 @@ def _quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime's tools log to, and set up, the root logger; here it stays as the application has it. They leave files open, too."""
+    """onnxruntime's tools log to, and set up, the root logger; here it stays as the application has it. They leave files open, too,
+    and put whole models into the temporary folder, here one that is removed however the program ends."""
+    temporary = tempfile.tempdir
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
     logging.disable(logging.CRITICAL)
+    tempfile.tempdir = str(scratch.folder())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             yield
             gc.collect()
     finally:
+        tempfile.tempdir = temporary
         logging.disable(disabled)
         root.handlers[:] = handlers
         root.setLevel(level)

@@ -80,7 +80,7 @@ def test_prune_shows_widths_scores_repair_and_clusters(model_file: Path, data: P
     )
     checker = checked(text)
     titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert titles[:3] == ["Widths", "Where the MACs went", "Scores and the cut"]
+    assert titles[:4] == ["Widths", "Where the MACs went", "Where the milliseconds went", "Scores and the cut"]
     assert {"What single filters recognise", "Repair (lstsq)", "What could not shrink", "To repeat this"} <= set(titles)
     assert checker.count("svg") >= 5 and checker.count("circle") == 20  # 8 + 12 channels
     assert "--ratio 0.5 --score sfp" in text and "onnxruntime" in text and "calibration samples" in text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import click
 
+from .. import memory
 from .common import EPILOG
 from .dilute import dilute_command
 from .doctor import doctor_command
@@ -56,3 +57,9 @@ def main(verbose: int, quiet: int) -> None:
 
 for command in COMMANDS:
     main.add_command(command)
+
+
+def run() -> None:
+    """The program: the command line in a process of its own, which may be told how much memory it gets."""
+    memory.bound()
+    main(prog_name="sfp-onnx")

@@ -18,6 +18,7 @@ from .data_options import given, preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+INTERRUPTED = 130  # as shells count a program that Ctrl-C ended
 EPILOG = "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path."
 
 
@@ -62,6 +63,13 @@ def guarded(function: F) -> F:
             raise click.exceptions.Exit(error.exit_code) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except KeyboardInterrupt as error:
+            click.echo("Interrupted; nothing was written that is not whole.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from error
+        except MemoryError as error:
+            said = f" ({error})" if str(error) else ""
+            click.echo(f"Error: not enough memory{said}. Are the sizes in the model and the data what you expect?", err=True)
+            raise click.exceptions.Exit(4) from error
         except Exception as error:
             if _verbosity() > 0:
                 raise

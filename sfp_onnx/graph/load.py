@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from ..errors import DataError, ModelError
 from ..records import Array
 from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, make_stub
+from .sound import check_sound
 from .sparse import densify, to_dense
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
@@ -42,7 +43,8 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         proto, digest = _parse(path)
     name = str(path) if path else "the model"
     if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+        proto = _inlined(proto, name)
+    check_sound(proto, name)
     densify(proto.graph, name)
     _constants_to_initializers(proto)
     _name_apart(proto.graph)
@@ -62,6 +64,13 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     if found and not any(words in found for words in RUNTIME_DECIDES):
         raise ModelError(f"{name}: onnx.checker rejects the model: {found}")
     return replace(model, complaint=found)
+
+
+def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except Exception as error:  # onnx raises whatever its C++ does
+        raise ModelError(f"{name}: its local functions are damaged: {error}. Export the model again.") from error
 
 
 def _parse(path: Path) -> tuple[onnx.ModelProto, Any]:

@@ -10,7 +10,8 @@ from .doctoring import Finding, examine
 from .dropping import held_out
 from .evaluating import evaluate
 from .gating import Verdict, against, dropped, reached, read_baseline
-from .locking import clocked, differences, digest_of, locked_plan, plain_options, read_manifest, version_differences
+from .layering import LayerTimes, layer_times
+from .locking import clocked, differences, locked_plan, plain_options, read_manifest, version_differences
 from .manifest import manifest, read_plan, versions, write_json
 from .noticing import chance_level, training_mode
 from .packaging import Packaged, PackagingOptions, Step, package
@@ -30,6 +31,7 @@ __all__ = [
     "DiluteOptions",
     "Diluted",
     "Finding",
+    "LayerTimes",
     "MASKS",
     "ModelSource",
     "Packaged",
@@ -57,7 +59,6 @@ __all__ = [
     "describe",
     "device",
     "differences",
-    "digest_of",
     "dilute",
     "dilution_manifest",
     "dropped",
@@ -66,6 +67,7 @@ __all__ = [
     "examine",
     "held_out",
     "inspect",
+    "layer_times",
     "load",
     "locked_plan",
     "look",

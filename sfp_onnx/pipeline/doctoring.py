@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .. import graph, runtime
+from .. import graph, runtime, scratch
 from ..latency import cache_folder
 from ..records import PlanOptions
 from .analysis import load
@@ -76,7 +76,7 @@ def _cache() -> str:
 def _prune() -> str:
     """Prune, save, load and run a tiny chain of convolutions."""
     result = prune(graph.conv_chain(8, layers=2, side=4), PlanOptions(ratio=0.5))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch.folder()) as folder:
         saved = load(result.save(Path(folder) / "pruned.onnx"))
         runtime.open_session(graph.serialized(saved), saved.weights, saved.name)
     assert result.verification is not None

@@ -21,8 +21,11 @@ from ..units import keep_mask
 from .analysis import Analysis
 from .cutting import Pruned
 from .deciding import Candidates
+from .layering import LayerTimes
 from .manifest import versions
+from .packaging import Packaged
 from .search_charts import searched
+from .sections import packaging_section, times_section
 from .sweeping import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
@@ -52,11 +55,13 @@ def widths_of(analysis: Analysis, removed: BoolArray | None = None) -> list[Widt
 
 @dataclass(frozen=True)
 class Context:
-    """What all pages end with: the command that made them, and the data they were measured on."""
+    """What a page is told besides results: the command that made it, the data it was measured on, and what else was measured."""
 
     command: str
     data: Dataset | None = None
     unseen: bool = True
+    packaged: Packaged | None = None
+    times: LayerTimes | None = None
 
     @property
     def place(self) -> str:
@@ -66,18 +71,20 @@ class Context:
         return f"{self.data.samples} {'held-out samples' if self.unseen else 'calibration samples, which the pruning has seen'}"
 
 
-def prune_page(result: Pruned, scored: Candidates, sizes: tuple[int, int], measured: Sequence[Evaluation], context: Context) -> Page:
-    """The page of one pruned model. ``sizes`` are bytes of the files, ``measured`` the original and the result (or nothing)."""
+def prune_page(result: Pruned, scored: Candidates, measured: Sequence[Evaluation], context: Context) -> Page:
+    """The page of one pruned model. ``measured`` are the original and the result (or nothing)."""
     analysis = scored.analysis
     removed = plans.removal_of(result.plan, analysis.coupling, analysis.model.sha256)
     before, after = widths_of(analysis), widths_of(analysis, removed)
     sections = [
         _widths(before, after),
         _macs(before, after),
+        *times_section(context.times),
         _scores(scored, removed),
         *searched(scored, removed),
         *_examples(scored),
         *_repair(result),
+        *packaging_section(context.packaged),
         *_differences((result.original, result.model), context),
         *_pinned(analysis.coupling.pinned),
         *_notes(result.notes),
@@ -85,7 +92,8 @@ def prune_page(result: Pruned, scored: Candidates, sizes: tuple[int, int], measu
     words = [_verified(result)]
     if result.plan.figures:
         words.append("Targets: " + ", ".join(str(target) for target in result.plan.options.get("targets", ())))
-    sized = (_with_bytes(result.plan.before, sizes[0]), _with_bytes(result.plan.after, sizes[1]))
+    files = (graph.file_bytes(result.original), graph.fingerprint(result.model, "model.onnx")[1])
+    sized = (_with_bytes(result.plan.before, files[0]), _with_bytes(result.plan.after, files[1]))
     title = f"{_name(analysis)}, pruned"
     return Page(title, tuple(words), _cards(sized, measured, context), tuple(sections), context.command, _facts(analysis, result.data))
 
@@ -98,6 +106,7 @@ def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], 
     sections = []
     if len(analyses) > 1 and shared:
         sections += [_widths(shared, [known[row.name] for row in shared]), _macs(shared, [known[row.name] for row in shared])]
+    sections += times_section(context.times)
     sections.append(_table(measured))
     if len(analyses) > 1:
         sections += _differences((analyses[0].model, analyses[-1].model), context)
