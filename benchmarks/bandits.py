@@ -60,7 +60,7 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
             for kind, engine, chosen in (("ours", ours, run), ("mean", by_mean, run), ("naive", naive, arms[:1])):
                 start = time.process_time()
                 engine.outputs(chosen, 0)
-                spent[kind] += (time.process_time() - start) / len(run) * len(arms)
+                spent[kind] += (time.process_time() - start) / len(chosen) * len(arms)
     total = len(ours.arms)
     shares = [share(section.part, analysis.coupling) for section in ours.sections]
     ceiling = total / sum(own * group.width for own, group in zip(shares, groups, strict=True))

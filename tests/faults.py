@@ -331,7 +331,8 @@ def odd_paths() -> list[str]:
             [*run, "apply", str(place.model), str(plan), "-o", str(place.output)],
             [*run, "init", str(place.model), "-o", str(toml)],
             [*run, "prune", "--config", str(toml), "-o", str(place.output)],
-            [*run, "sweep", str(place.model), "--targets", "macs=80%:60%:20%", "--save-dir", str(root / "swéep x"), "-o", str(root / "ß.json")],
+            [*run, "sweep", str(place.model), "--targets", "macs=80%:60%:20%", "--save-dir", str(root / "swéep x"),
+             "-o", str(root / "ß.json")],
             [*run, "dilute", str(place.model), "-o", str(root / "out" / "dünn 1.onnx"), "--method", "l1", "--rate", "0.5"],
             [*run, "score", str(place.model), "--score", "magnitude", "--save", str(root / "out" / "wért 1.json")],
         ]  # fmt: skip

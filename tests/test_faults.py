@@ -119,7 +119,8 @@ ABSURD: dict[str, Callable[[], onnx.ModelProto]] = {
     "Expand": lambda: of(helper.make_node("Expand", ["c", "s"], ["y"], "expand"), s=np.array([10**6, 8, 8, 10**3])),
     "Tile": lambda: of(helper.make_node("Tile", ["c", "s"], ["y"], "tile"), s=np.array([10**6, 1, 10**5, 1])),
     "Range": lambda: of(
-        helper.make_node("Range", ["a", "b", "d"], ["r"], "range"), helper.make_node("Cast", ["r"], ["y"], to=1), a=np.int64(0), b=np.int64(10**13), d=np.int64(1)
+        helper.make_node("Range", ["a", "b", "d"], ["r"], "range"), helper.make_node("Cast", ["r"], ["y"], to=1),
+        a=np.int64(0), b=np.int64(10**13), d=np.int64(1)
     ),
     "Pad": lambda: of(helper.make_node("Pad", ["c", "s"], ["y"], "pad"), s=np.array([0, 0, 10**6, 10**6, 0, 0, 10**6, 10**6])),
     "Resize": lambda: of(
@@ -145,7 +146,7 @@ ABSURD: dict[str, Callable[[], onnx.ModelProto]] = {
         helper.make_node("ConstantOfShape", ["m"], ["y"], "fill"), s=np.array([1, 10**4, 10**4, 10**3]),
     ),
     "nested": nested,
-}  # fmt: skip
+}
 
 BOUNDED = """
 import json, resource, sys

@@ -25,7 +25,7 @@ class Aim:
     def removed(self, scores: FloatArray, part: float = 1.0) -> BoolArray:
         """Flags per unit of the model after a part of the removal: that part of the ratio, or of the way down to every target (all
         that may leave where the targets cannot be held)."""
-        options, coupling = self.options, self.analysis.coupling
+        options, coupling = replace(self.options, align=None), self.analysis.coupling  # only the final plan needs aligned widths
         if options.ratio is not None:
             options = replace(options, ratio=options.ratio * part)
         before = self.figures(None)
