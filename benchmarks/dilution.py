@@ -10,6 +10,7 @@ stage), resnet20-classifier. ``--no-refit``: masks alone.
 from __future__ import annotations
 
 import argparse
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -86,6 +87,19 @@ def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool) 
     return [calibration, calibration.part(np.sort(order[:REFIT_SAMPLES])), test]
 
 
+def looked(
+    analysis: sfp_onnx.Analysis, name: str, calibration: sfp_onnx.Dataset, labelled: bool, given: argparse.Namespace
+) -> pipeline.Seen:
+    """What is measured of the layers, from an earlier run if that kept it."""
+    path = given.keep / f"{name}-{labelled}-{given.held_out}.pickle" if given.keep else None
+    if path is not None and path.exists():
+        return pickle.loads(path.read_bytes())
+    seen = pipeline.look(analysis, NETWORKS[name][3], calibration, ProfileOptions() if labelled else None)
+    if path is not None:
+        path.write_bytes(pickle.dumps(seen))
+    return seen
+
+
 def masks_of(analysis: sfp_onnx.Analysis, seen: pipeline.Seen, method: str, rate: str | None) -> tuple[Masks, float]:
     """Masks, and the share of kernels that they remove (mean over layers)."""
     masks: Masks = {}
@@ -111,7 +125,7 @@ def rows(name: str, given: argparse.Namespace) -> None:
     calibration, fitting, judge = data_of(analysis, name, given.shared, given.held_out)
     start = time.process_time()
     labelled = "afcc" in given.rates or any("profiles" in dilute.find_method(method)[0].needs for method in methods)
-    seen = pipeline.look(analysis, NETWORKS[name][3], calibration, ProfileOptions() if labelled else None)
+    seen = looked(analysis, name, calibration, labelled, given)
     print(f"# {name}: looked at {len(seen.targets)} layers in {time.process_time() - start:.0f} s", flush=True)
     known = answers(analysis.model, judge)
     print(f"| {name} | original | 0.0% | {figures(known, known, judge)} | - | - | - |", flush=True)
@@ -153,6 +167,7 @@ def main() -> None:
     take.add_argument("--methods", default=",".join(METHODS))
     take.add_argument("--no-refit", dest="refit", action="store_false")
     take.add_argument("--held-out", action="store_true")
+    take.add_argument("--keep", type=Path, help="folder that keeps statistics between runs")
     given = take.parse_args()
     print("| network | method | removed | masked: top-1 / KL | re-fit: top-1 / KL | bytes sparse | time of the re-fit |")
     print("|---|---|---|---|---|---|---|")
