@@ -285,7 +285,7 @@ def test_few_rows_give_the_same_change_as_their_sums(centre: bool, ridge: float)
     samples, sums = Samples(p, e, centre), summed(p, e)
     sums = sums if centre else sums.without_means()
     for own, other in zip(solve(samples, ridge), solve(sums, ridge), strict=True):
-        np.testing.assert_allclose(own, other, rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(own, other, rtol=2e-3, atol=5e-4)  # that of the sums has float32 products
     change, bias = solve(sums, ridge)
     assert samples.error(change, bias) == pytest.approx(sums.error(change, bias), rel=1e-3, abs=1e-3)
     for own, other in zip(ridge_inverse(samples, ridge), ridge_inverse(sums, ridge), strict=True):
@@ -348,3 +348,5 @@ def test_cholesky_against_numpy(size: int) -> None:
 def test_a_matrix_that_rounding_made_indefinite_takes_more_ridge() -> None:
     matrix = np.diag([1.0, 1.0, -1e-9])
     assert np.isfinite(positive_solve(matrix.copy(), np.ones((3, 1)), 1e-12)).all()
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(positive_solve(np.full((2, 2), np.inf), np.ones((2, 1)), 1e-12)).any()
