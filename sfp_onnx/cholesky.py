@@ -12,19 +12,19 @@ SMALL = 128  # below, a general solver is as fast
 def factor(matrix: FloatArray, strength: float) -> FloatArray:
     """Lower L with L L' = matrix + strength I; ``matrix`` (k, k) is symmetric and changed on its diagonal.
 
-    A matrix whose rounding errors are larger than ``strength`` takes as much more as it needs (ten times as much at a time).
+    A matrix whose rounding errors are larger than ``strength`` takes as much more as it needs (ten times as much at a time); one that is
+    not finite gives NaN.
     """
     size = np.arange(len(matrix))
     diagonal = matrix[size, size].copy()
     strength = max(strength, float(np.finfo(np.float32).tiny))
-    while True:
+    while np.isfinite(strength):
         matrix[size, size] = diagonal + strength
         try:
             return np.asarray(np.linalg.cholesky(matrix), np.float64)
         except np.linalg.LinAlgError:
-            if not np.isfinite(strength) or not np.isfinite(diagonal).all():
-                raise
             strength *= 10
+    return np.full_like(matrix, np.nan)
 
 
 def forward(lower: FloatArray, right: FloatArray) -> FloatArray:
