@@ -135,9 +135,9 @@ def test_the_fit_finds_the_costs_of_a_made_up_machine(tmp_path: Path) -> None:
         timings.append(Timing(seconds + overhead * kernels, kernels, np.ones(len(nodes), bool), float(seconds.sum())))
     variants = [Variant(analysis.prepared.model, rows) for rows in work]
     profile = latency.fit(variants, timings, nodes, (analysis.model.sha256, 1), (SETUP, Block(16, 1.5, {})))
-    assert profile.error < 1e-4 and profile.checked == 3 and profile.factor == pytest.approx(1, rel=1e-4)
+    assert profile.error < 1e-3 and profile.checked == 3 and profile.factor == pytest.approx(1, rel=1e-3)
     clock = pipeline.clock_of(analysis, profile)
-    assert clock(terms.lengths(kept)) == pytest.approx([own.whole for own in timings], rel=1e-4)
+    assert clock(terms.lengths(kept)) == pytest.approx([own.whole for own in timings], rel=1e-3)
     # 16-channel blocks: 49 channels cost as much as 64 would, and more, being no multiple of 4
     widths = [np.asarray([width, 96]) for width in (64, 52, 49)]
     times = [float(clock(terms.lengths(own))) for own in widths]
