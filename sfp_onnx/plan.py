@@ -56,23 +56,25 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """Widths that a weight axis may end up with: multiples of ``block``, and below one block multiples of ``fine``."""
+    """Widths that a weight axis may end up with: multiples of ``block``, but below ``start`` multiples of ``fine``."""
 
     block: int = 1
     fine: int = 1
+    start: int = 1
 
 
 def grid_of(align: int | str | None) -> Grid:
-    """Read ``None`` or "none" (any width), 8 or "8" (multiples), "16:4" (multiples of 16, below 16 of 4).
+    """Read ``None`` or "none" (any width), 8 or "8" (multiples), "16:4" (multiples of 16, below 16 of 4), "4:1:12" (multiples of 4, below
+    12 any width).
 
     Raises:
         OptionError: not of that form.
     """
     text = "1" if align is None or align == "none" else str(align)
-    match = re.fullmatch(r"([1-9][0-9]{0,5})(?::([1-9][0-9]{0,5}))?", text)
+    match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?(?::([1-9]\d{0,5}))?", text, re.ASCII)
     if match is None:
-        raise OptionError(f"alignment '{align}': expected a positive number, such as 8, two of them, such as 16:4, 'auto' or 'none'")
-    return Grid(int(match[1]), int(match[2] or match[1]))
+        raise OptionError(f"alignment '{align}': expected a positive number, such as 8, several, such as 16:4 or 4:1:12, 'auto' or 'none'")
+    return Grid(int(match[1]), int(match[2] or match[1]), int(match[3] or match[1]))
 
 
 def step_of(coupling: Coupling, group: Group, align: int) -> int:
@@ -85,10 +87,10 @@ def step_of(coupling: Coupling, group: Group, align: int) -> int:
     return step
 
 
-def steps_of(coupling: Coupling, group: Group, grid: Grid) -> tuple[int, int]:
-    """Kept units come in multiples of the first, and below one of these in multiples of the second."""
-    coarse = step_of(coupling, group, grid.block)
-    return coarse, coarse if grid.fine == grid.block else step_of(coupling, group, grid.fine)
+def steps_of(coupling: Coupling, group: Group, grid: Grid) -> tuple[int, int, int]:
+    """Kept units come in multiples of the first, and below the third in multiples of the second."""
+    coarse, fine, start = (step_of(coupling, group, own) for own in (grid.block, grid.fine, grid.start))
+    return coarse, fine, start
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class _Chooser:
         return grid_of(self.options.align)
 
     def _kept(self, group: Group, wanted: int) -> int:
-        coarse, fine = steps_of(self.coupling, group, self.grid)
+        coarse, fine, start = steps_of(self.coupling, group, self.grid)
         least = max(wanted, self.options.min_channels, 1)
-        step = fine if least < coarse else coarse
+        step = fine if least < start else coarse
         return min(group.width, -(-least // step) * step)
 
     def _orders(self) -> list[IntArray]:

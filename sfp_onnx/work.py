@@ -172,7 +172,7 @@ def _extents(layer: Layer, trace: Trace) -> list[tuple[IntArray, int]]:
     """The axes that a layer's multiply-accumulates are proportional to, with their roles."""
     if len(trace.shapes.get(layer.node.outputs[0], ())) != BLOCKED_RANK:
         return [(units, Role.NONE) for units in layer.extents]
-    if len(layer.extents) == 1:  # depthwise, or one of the axes is no axis of the weight
+    if len(layer.extents) == 1 and np.array_equal(layer.reads, layer.writes):  # depthwise
         return [(layer.extents[0], Role.BOTH)]
     made = next((at for at, units in enumerate(layer.extents) if np.array_equal(units, layer.writes)), -1)
     return [(units, Role.MADE if at == made else Role.READ) for at, units in enumerate(layer.extents)]

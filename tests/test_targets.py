@@ -270,7 +270,7 @@ def test_counted_targets_do_not_depend_on_the_machine(wide: Path, monkeypatch: p
 
     monkeypatch.setattr(latency, "block", never)
     plan = sfp_onnx.plan(wide, PlanOptions(targets=("macs=50%",)))
-    assert plan.options["align"] == 4
+    assert plan.options["align"] == targeting.LIGHT
     with pytest.raises(AssertionError, match="measured"):
         sfp_onnx.plan(wide, PlanOptions(targets=("macs=50%",), align="auto"))
 
@@ -362,7 +362,7 @@ def test_max_drop_without_labels_is_agreement(wide: Path, save: Callable[..., Pa
 def test_max_drop_and_a_target_are_both_held_or_refused(wide: Path, labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     common = ["prune", wide, "-o", out, "--data", labelled, "--align", "none", "--repair", "none"]
-    refused = invoke(*common, "--target", "macs=1%", "--max-drop", "1%")
+    refused = invoke(*common, "--target", "macs=1%", "--max-drop", "6%")
     assert refused.exit_code == 3 and "--max-drop cannot be held" in refused.stderr and not out.exists()
     held = invoke(*common, "--target", "macs=90%", "--max-drop", "60%")
     assert held.exit_code == 0, held.stderr
@@ -450,7 +450,10 @@ def test_sweep(wide: Path, labelled: Path, tmp_path: Path) -> None:
         assert actual(Path(point["file"]))["macs"] == pytest.approx(point["size"]["macs"])
         assert point["size"]["macs"] <= share * points[0]["size"]["macs"]
         assert Path(point["file"]).stat().st_size == pytest.approx(point["size"]["bytes"], rel=0.01)
-    assert any(point["front"] for point in points) and len(list(folder.iterdir())) == 2
+        notes = json.loads(Path(point["manifest"]).read_text())
+        assert notes["output"]["sha256"] == sfp_onnx.load(Path(point["file"])).sha256
+        assert notes["after"]["macs"] == point["size"]["macs"] and notes["plan"]["options"]["targets"][-1] == point["target"]
+    assert any(point["front"] for point in points) and len(list(folder.iterdir())) == 4
     assert "not reached" in result.stdout and "size=0.1%: the target cannot be met" in result.stderr
 
 
@@ -483,3 +486,33 @@ def test_profile_command(model_file: Path, tmp_path: Path) -> None:
 
 def test_weights_of_the_wide_classifier(wide: Path) -> None:
     assert actual(wide)["params"] == sum(array.size for array in weights_of(widths=WIDE).values())
+
+
+def test_alignments_that_are_none(wide: Path, tmp_path: Path) -> None:
+    for align in ("0", "x", "16:", "1:2:3:4", "-8"):
+        result = invoke("plan", wide, "-o", tmp_path / "p.json", "--target", "macs=50%", "--align", align)
+        assert result.exit_code == 2 and "alignment" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("options", [["--target", "macs=50%"], ["--ratio", "0.4"], ["--target", "size=60%", "--allocation", "solve"]])
+def test_by_default_widths_are_not_slower_than_wider_ones(options: list[str], wide: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    assert invoke("plan", wide, "-o", out, *options).exit_code == 0
+    plan = json.loads(out.read_text())
+    widths = [group["width"] - len(group["remove"]) for group in plan["groups"]]
+    assert plan["options"]["align"] == targeting.LIGHT and all(width % 4 == 0 or width < 12 for width in widths) and widths != list(WIDE)
+    out.unlink()
+    assert invoke("plan", wide, "-o", out, *options, "--align", "none").exit_code == 0
+    assert any(group["remove"] for group in json.loads(out.read_text())["groups"])
+
+
+def test_a_plan_on_the_measured_staircase_is_reproduced(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "block", lambda setup: Block(16, 1.5, {}))
+    out, manifest = tmp_path / "out.onnx", tmp_path / "m.json"
+    common = ["prune", wide, "--target", "macs=50%", "--align", "auto"]
+    assert invoke(*common, "-o", out, "--manifest", manifest).exit_code == 0
+    assert json.loads(manifest.read_text())["options"]["align"] == "16:4"
+    monkeypatch.setattr(latency, "block", lambda setup: Block(8, 1.5, {}))  # another machine
+    again = invoke(*common, "-o", tmp_path / "again.onnx", "--locked", manifest)
+    assert again.exit_code == 0, again.stderr
+    assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()

@@ -26,7 +26,7 @@ from .reporting import check_report, report_option, typed, write
 @click.option("--data", type=take.FILE, help="Calibration data; without --test-data a third of it is held out to judge on.")
 @click.option("--test-data", type=take.FILE, help="Data to judge on.")
 @click.option("-o", "--output", type=take.FILE, help="Where the JSON goes.")
-@click.option("--save-dir", type=take.FILE, help="Folder (made if missing) for the models.")
+@click.option("--save-dir", type=take.FILE, help="Folder (made if missing) for the models and their manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @take.plan_options
 @take.preprocessing_options

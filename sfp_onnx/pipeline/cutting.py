@@ -22,6 +22,7 @@ from ..trace import random_feeds
 from ..units import cuts, keep_mask, vanishing
 from ..verify import compare, maskable, runs_at
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
+from .judging import held_out
 from .planning import default_score
 from .planning import plan as make_plan
 from .repairing import Repaired, repaired
@@ -149,6 +150,7 @@ def prune(
     verify: bool = True,
     progress: Progress = silent,
     repair: RepairOptions | None = None,
+    eval_data: Dataset | None = None,
 ) -> Pruned:
     """Plan and apply in one. For other shapes or options of the analysis, `inspect` first and pass its result to both.
 
@@ -157,5 +159,7 @@ def prune(
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     name = score_name or default_score(data, repair)
-    made = make_plan(analysis, options, name, data, score_options, progress, repair)
+    made = make_plan(analysis, options, name, data, score_options, progress, repair, eval_data)
+    if options.max_drop is not None and eval_data is None:
+        data = held_out(data, (score_options or ScoreOptions()).seed)[0]  # the model that was judged is the one that is made
     return apply(analysis, made, data, verify, progress, repair)

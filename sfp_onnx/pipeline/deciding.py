@@ -80,6 +80,9 @@ def decide(
     with progress("planning", 1) as advance:
         found = reach(ruler, wanted, choosing, most)
         advance(1)
+    if ruler.profile is not None and ruler.profile.cut_short:
+        short = f"fewer widths than usual were timed, since the budget of {ruler.profile.cut_short:g} s for the profile was spent"
+        found = replace(found, notes=(*found.notes, short))
     return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
 
 

@@ -142,7 +142,7 @@ def _candidates(analysis: Analysis, block: int, around: IntArray | None = None) 
     one has widths at most one step away from it."""
     groups = analysis.coupling.groups
     vanish = [group.name in analysis.coupling.branches for group in groups]
-    grid = Grid(block, min(block, FINE))
+    grid = Grid(block, min(block, FINE), block)
     offered = [choices(group.width, steps_of(analysis.coupling, group, grid), 1, own) for group, own in zip(groups, vanish, strict=True)]
     full = np.asarray([group.width for group in groups], np.int64)
     random = np.random.default_rng(0)

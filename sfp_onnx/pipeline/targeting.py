@@ -21,6 +21,7 @@ from ..work import Liveness, Terms, liveness, macs_terms, needed, node_terms, we
 from .analysis import Analysis, Progress, silent
 from .profiling import clock_of, measure_profile, read_profile, timing_feeds
 
+LIGHT = "4:1:12"  # other widths are slower than the next wider multiple of 4 (measured, AVX-512)
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 
 
@@ -170,22 +171,20 @@ def ruler_for(analysis: Analysis, options: PlanOptions, progress: Progress = sil
     if options.device_profile is not None:
         profile = read_profile(options.device_profile, analysis.model.sha256)
         return replace(ruler, profile=profile, here=profile.device == latency.device(setup) and profile.batch == options.batch)
-    profile = measure_profile(analysis, setup, options.batch, progress)
+    profile = measure_profile(analysis, setup, options.batch, progress, budget=options.profile_budget)
     return replace(ruler, profile=scaled(profile, latencies_of([analysis.model], analysis, setup, options.batch)[0]))
 
 
 def align_of(options: PlanOptions, profile: DeviceProfile | None) -> int | str | None:
     """The widths that may be kept, as `plan.grid_of` reads them: as asked; or the staircase of the device (``auto``, and the default with
-    a latency target); or (the default otherwise) multiples of 4.
-
-    A width that is no multiple of 4 is slower than the next wider one that is, on every processor for which onnxruntime has blocked
-    convolutions, so that plans for counted targets need no measurement, and do not depend on the machine.
+    a latency target); or (the default otherwise) `LIGHT`, a staircase that needs no measurement, so that such plans do not depend on the
+    machine.
     """
     if options.align not in ("auto", "default"):
         return None if options.align == "none" else options.align
     asked = any(targets.parse_target(text).what == "latency" for text in options.targets)
     if options.align == "default" and not asked:
-        return latency.FINE
+        return LIGHT
     found = profile.block if profile else latency.block(Setup(options.threads, options.provider))
     if found.width <= latency.FINE:
         return found.width if found.width > 1 else None
