@@ -55,7 +55,7 @@ class Place:
     def prune(self, *options: object) -> list[str]:
         """A run that repairs, writes a manifest, and takes about a second."""
         words = ["prune", self.model, "-o", self.output, "--data", self.data, *PIXELS, "--manifest", self.manifest, *options]
-        return [sys.executable, "-m", "sfp_onnx", *map(str, words)]
+        return [sys.executable, "-m", "sfp_onnx_program", *map(str, words)]
 
     def environment(self) -> dict[str, str]:
         """Temporary files and cache inside the place."""
@@ -110,9 +110,11 @@ def sha256(path: Path) -> str:
 
 
 def loaded_hash(path: Path) -> str:
-    """As the package counts it: the model and its external data."""
+    """As the package counts it: the model and, if it refers to any, its external data."""
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
     data = path.with_name(path.name + ".data")
-    return hashlib.sha256(path.read_bytes() + (data.read_bytes() if data.exists() else b"")).hexdigest()
+    apart = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors)
+    return hashlib.sha256(path.read_bytes() + (data.read_bytes() if apart else b"")).hexdigest()
 
 
 # ---- killed ----------------------------------------------------------------------------------------------------------
@@ -321,7 +323,7 @@ def odd_paths() -> list[str]:
         report, junit, plan, toml = (root / "out" / name for name in ("r é.html", "j ü.xml", "plän 1.json", "sfp ö.toml"))
         ort = place.output.with_suffix(".ort")
         written = ("--report", report, "--junit", junit, "--save-ort", ort)
-        run = [sys.executable, "-m", "sfp_onnx"]
+        run = [sys.executable, "-m", "sfp_onnx_program"]
         commands = [
             place.prune("--ratio", "0.3", "--external-data", *written, "--test-data", place.data),
             [*run, "evaluate", str(place.model), str(place.output), "--data", str(place.data), *PIXELS, "--baseline", str(place.manifest)],
@@ -331,8 +333,7 @@ def odd_paths() -> list[str]:
             [*run, "apply", str(place.model), str(plan), "-o", str(place.output)],
             [*run, "init", str(place.model), "-o", str(toml)],
             [*run, "prune", "--config", str(toml), "-o", str(place.output)],
-            [*run, "sweep", str(place.model), "--targets", "macs=80%:60%:20%", "--save-dir", str(root / "swéep x"),
-             "-o", str(root / "ß.json")],
+            [*run, "sweep", str(place.model), "--targets", "macs=80%:60%:20%", "--save-dir", str(root / "swéep x")],
             [*run, "dilute", str(place.model), "-o", str(root / "out" / "dünn 1.onnx"), "--method", "l1", "--rate", "0.5"],
             [*run, "score", str(place.model), "--score", "magnitude", "--save", str(root / "out" / "wért 1.json")],
         ]  # fmt: skip

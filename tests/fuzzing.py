@@ -33,6 +33,7 @@ import onnx
 HERE = Path(__file__).resolve().parent
 MEMORY = 4 << 30  # bytes of address space of a worker
 SECONDS = 40.0  # for one case
+SLOW = 5.0  # worth a look
 ALLOWED = (0, 2, 3, 4)  # exit codes: done, usage, not reached, bad input
 NUMBERS = (0, -1, 1, 2, 3, 7, 127, 255, 1 << 16, 1 << 20, (1 << 31) - 1, -(1 << 31), 10**10, 10**12, (1 << 62), (1 << 63) - 1, -(1 << 63))
 
@@ -227,6 +228,10 @@ def _case(kind: str, seed: int, folder: Path, bases: Bases, good: Path, more: tu
         options = draw.choice((["--ratio", "0.4", "--repair", "none"], ["--ratio", "0.4", "--score", "apoz"], ["--ratio", "0.5"]))
         command = ["prune", good, "-o", out, "--data", path, *options]
         command = command if draw.random() < 0.8 else ["evaluate", good, "--data", path, "--no-latency"]
+    if more == ("apart",):
+        words = [sys.executable, "-m", "sfp_onnx_program", *map(str, command)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        return {"code": done.returncode, "text": done.stderr[-1500:]}
     result = invoke(*more, *command)
     text = result.stderr
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -235,7 +240,7 @@ def _case(kind: str, seed: int, folder: Path, bases: Bases, good: Path, more: tu
         text += f" ESCAPED {type(result.exception).__name__}: {result.exception}"
     left = [own.name for own in folder.iterdir() if own.name.endswith(".tmp")]
     if left:
-        text += f" LEFT {left}"
+        text += f" LEFT BEHIND {left}"
     if result.exit_code and out.exists():
         text += " OUTPUT AFTER AN ERROR"
     return {"code": result.exit_code, "text": text[-1500:]}
@@ -300,12 +305,25 @@ class Worker:
 
 def fault_of(code: int, text: str) -> str:
     """What is wrong with an exit code and the words on standard error; empty if nothing."""
-    for word in ("Traceback", "Internal error", "ESCAPED", "LEFT", "OUTPUT AFTER"):
+    for word in ("Traceback", "Internal error", "ESCAPED", "LEFT BEHIND", "OUTPUT AFTER"):
         if word in text:
             return word
     if code not in ALLOWED:
         return f"exit code {code}"
     return "" if code == 0 or "Error: " in text else "no message"
+
+
+def apart(outcome: Outcome) -> Outcome:
+    """A case that brought its process down again, as a user would run it: the command line must say something."""
+    if outcome.fault.startswith("no end"):
+        return outcome
+    with tempfile.TemporaryDirectory() as folder:
+        bases = base_models(), base_archives(Path(folder))
+        good = Path(folder) / "good.onnx"
+        good.write_bytes(bases[0][0])
+        found = _case(outcome.kind, outcome.seed, Path(folder), bases, good, ("apart",))
+    text = f"(brought its process down: {outcome.fault}) {found['text']}"
+    return Outcome(outcome.kind, outcome.seed, found["code"], fault_of(found["code"], found["text"]), text, outcome.seconds)
 
 
 def run(cases: Iterable[tuple[str, int]], workers: int = 1, show: Callable[[Outcome], None] = lambda own: None) -> list[Outcome]:
@@ -320,12 +338,13 @@ def run(cases: Iterable[tuple[str, int]], workers: int = 1, show: Callable[[Outc
             if own is None:
                 break
             outcome = worker.run(*own)
-            with lock:
-                found.append(outcome)
-                show(outcome)
             if outcome.code is None:
                 worker.close()
                 worker = Worker()
+                outcome = apart(outcome)
+            with lock:
+                found.append(outcome)
+                show(outcome)
         worker.close()
 
     threads = [threading.Thread(target=drain) for _ in range(workers)]
@@ -361,8 +380,9 @@ def main() -> None:
         return
 
     def show(own: Outcome) -> None:
-        if own.fault:
-            print(f"FAULT {own.kind} {own.seed}: {own.fault} (exit {own.code}, {own.seconds:.1f} s)", flush=True)
+        if own.fault or own.seconds > SLOW:
+            verdict = "FAULT" if own.fault else "SLOW"
+            print(f"{verdict} {own.kind} {own.seed}: {own.fault} (exit {own.code}, {own.seconds:.1f} s)", flush=True)
             print(f"    {own.text.strip()[-700:]}", flush=True)
 
     cases = [(kind, seed) for seed in range(given.first, given.first + given.cases) for kind in given.kinds]
@@ -373,8 +393,9 @@ def main() -> None:
         codes = Counter(outcome.code for outcome in own)
         faults = sum(bool(outcome.fault) for outcome in own)
         longest = max((outcome.seconds for outcome in own), default=0.0)
+        crashed = sum(outcome.text.startswith("(brought") for outcome in own)
         counted = ", ".join(f"exit {code}: {count}" for code, count in sorted(codes.items(), key=str))
-        print(f"{kind}: {len(own)} cases, {faults} faults; {counted}; longest {longest:.1f} s")
+        print(f"{kind}: {len(own)} cases, {faults} faults; {counted}; crashes caught: {crashed}; longest {longest:.1f} s")
     print(f"{time.monotonic() - start:.0f} s")
     sys.exit(any(outcome.fault for outcome in found))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -120,7 +122,7 @@ ABSURD: dict[str, Callable[[], onnx.ModelProto]] = {
     "Tile": lambda: of(helper.make_node("Tile", ["c", "s"], ["y"], "tile"), s=np.array([10**6, 1, 10**5, 1])),
     "Range": lambda: of(
         helper.make_node("Range", ["a", "b", "d"], ["r"], "range"), helper.make_node("Cast", ["r"], ["y"], to=1),
-        a=np.int64(0), b=np.int64(10**13), d=np.int64(1)
+        a=np.int64(0), b=np.int64(10**13), d=np.int64(1),
     ),
     "Pad": lambda: of(helper.make_node("Pad", ["c", "s"], ["y"], "pad"), s=np.array([0, 0, 10**6, 10**6, 0, 0, 10**6, 10**6])),
     "Resize": lambda: of(
@@ -365,6 +367,66 @@ def test_ctrl_c_is_no_internal_error(model_file: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(cli.prune.pipeline, "inspect", interrupt)
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5")
     assert result.exit_code == 130 and "Interrupted" in result.stderr and "nothing was written that is not whole" in result.stderr
+
+
+GUARDED = "import os, sys, time; from sfp_onnx_program import guarded_run; guarded_run(lambda: ({}))"
+
+
+def guarded(action: str, end: int | None = None) -> tuple[int, str]:
+    """An action under the guard of the program, perhaps ended by a signal to its parent alone; exit code and words."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(sfp_onnx.__file__).parents[1])}
+    command = [sys.executable, "-c", GUARDED.format(action)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        if end is not None:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(end)
+        return process.wait(), process.stderr.read() if process.stderr else ""
+
+
+def test_a_crash_of_the_interpreter_is_an_error() -> None:
+    code, said = guarded("os.kill(os.getpid(), 11)")
+    assert code == 4 and said.startswith("Error: onnxruntime or onnx crashed (segmentation fault)") and "not whole" in said
+    assert guarded("sys.exit(3)") == (3, "") and guarded("None") == (0, "")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_signals_reach_the_work(end: signal.Signals, tmp_path: Path) -> None:
+    code, _ = guarded(f"print(os.getpid(), file=open({str(tmp_path / 'pid')!r}, 'w'), flush=True), print(flush=True), time.sleep(20)", end)
+    assert code in (-end, 1)  # Python's own end by Ctrl-C
+    child = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail("the work goes on")
+
+
+def test_messages_have_a_bearable_length(model_file: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", **{"n" * 5000: images(4), "m": images(4)})
+    result = invoke("evaluate", model_file, "--data", tmp_path / "d.npz")
+    assert result.exit_code == 4 and len(result.stderr) < 1500 and "[...]" in result.stderr
+
+
+def test_attributes_that_are_no_text(tmp_path: Path) -> None:
+    model = classifier()
+    model.graph.node[0].attribute.add(name="auto_pad", type=onnx.AttributeProto.STRING, s=b"\xff\xff")
+    path = tmp_path / "own.onnx"
+    path.write_bytes(model.SerializeToString())
+    result = invoke("inspect", path)
+    assert result.exit_code == 4 and "'conv1'" in result.stderr and "auto_pad" in result.stderr
+
+
+def test_a_size_of_minus_one_is_any_size(tmp_path: Path) -> None:
+    model = classifier()
+    model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(model, tmp_path / "own.onnx")
+    assert invoke("prune", tmp_path / "own.onnx", "-o", tmp_path / "out.onnx", "--ratio", "0.5").exit_code == 0
 
 
 def test_labels_of_an_archive_are_counted_before_they_are_read(tmp_path: Path, model_file: Path) -> None:

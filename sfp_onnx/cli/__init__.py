@@ -60,6 +60,6 @@ for command in COMMANDS:
 
 
 def run() -> None:
-    """The program: the command line in a process of its own, which may be told how much memory it gets."""
+    """The program: the command line in a process of its own, whose memory is bounded."""
     memory.bound()
     main(prog_name="sfp-onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,15 @@ def page_of_prune(
     used = judge or seen
     if not measured and used is not None:
         measured = pipeline.evaluate([result.original, result.model], used, progress=bar)
+    scored = with_examples(scored, seen)
     times = pipeline.layer_times(scored.analysis, result.model, *setup, bar)
     context = pipeline.Context(typed(), used, judge is not None, packaged, times)
     return pipeline.prune_page(result, scored, measured or (), context)
+
+
+def with_examples(scored: pipeline.Candidates, data: Dataset | None) -> pipeline.Candidates:
+    """With filters that show what class profiles say, if the score has not brought any."""
+    return scored if scored.examples else replace(scored, examples=pipeline.few_examples(scored.analysis, data, progress=bar))
 
 
 def write(path: Path, page: html.Page, inputs: list[Path]) -> None:

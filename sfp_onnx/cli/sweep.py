@@ -17,7 +17,7 @@ from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 from .config import config_option
 from .data_options import NOTHING
-from .reporting import check_report, report_option, typed, write
+from .reporting import check_report, report_option, typed, with_examples, write
 
 
 @click.command("sweep", epilog=EPILOG)
@@ -70,7 +70,7 @@ def sweep_command(
     if output is not None:
         pipeline.write_json(output, found, loaded.paths)
     if report_to is not None:
-        write(report_to, pipeline.sweep_page(points, scored, pipeline.Context(typed(), judge)), [*loaded.paths])
+        write(report_to, pipeline.sweep_page(points, with_examples(scored, seen), pipeline.Context(typed(), judge)), [*loaded.paths])
     click.echo(json.dumps(found, indent=1) if as_json else _text(points))
     for point in points:
         if point.failure:

@@ -34,6 +34,10 @@ def check_sound(proto: onnx.ModelProto, name: str) -> None:
             kind = item.type.tensor_type.elem_type if item.type.HasField("tensor_type") else 0
             if kind and not _known(kind):
                 raise ModelError(f"{name}: tensor '{item.name}' has the unknown element type {kind}. The file is damaged: export it again.")
+        for node in graph.node:
+            for attribute in node.attribute:
+                if not all(_is_text(own) for own in (attribute.s, *attribute.strings)):
+                    raise ModelError(f"{name}: node '{node.name}': attribute '{attribute.name}' is no UTF-8 text. Export the model again.")
         for tensor in _tensors(graph):
             found = _complaint(tensor)
             if found:
@@ -60,6 +64,14 @@ def _known(kind: int) -> bool:
     try:
         onnx.helper.tensor_dtype_to_np_dtype(kind)
     except (KeyError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
         return False
     return True
 

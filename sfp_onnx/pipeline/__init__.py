@@ -8,10 +8,11 @@ from .diluting import Seen, check_dilution, default_method, dilute, look, masked
 from .dilution import Diluted, DiluteOptions, dilution_manifest
 from .doctoring import Finding, examine
 from .evaluating import evaluate
+from .examples import few_examples
 from .gating import Verdict, against, dropped, reached, read_baseline
 from .judging import held_out
 from .layering import LayerTimes, layer_times
-from .locking import clocked, differences, digest_of, locked_plan, plain_options, read_manifest, version_differences
+from .locking import clocked, differences, locked_plan, plain_options, read_manifest, version_differences
 from .manifest import manifest, read_plan, versions, write_json
 from .noticing import chance_level, training_mode
 from .packaging import Packaged, PackagingOptions, Step, package
@@ -65,6 +66,7 @@ __all__ = [
     "evaluate",
     "evaluate_page",
     "examine",
+    "few_examples",
     "held_out",
     "inspect",
     "layer_times",

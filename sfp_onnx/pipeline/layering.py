@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,15 +51,22 @@ def layer_times(
             advance(1)
     except SfpError:
         return None  # a report can do without
-    before, after = (_column(own, [layer.index for layer in layers]) for own in found)
+    indices = [layer.index for layer in layers]
+    mixing = np.isin(np.arange(len(nodes)), indices)
+    before, after = (_column(own, latency.classes(nodes, [own], mixing), indices) for own in found)
     samples = next((array.shape[0] for array in feeds.values() if array.ndim), 1)
     return LayerTimes((*(layer.name for layer in layers), "all else"), before, after, samples)
 
 
-def _column(timing: Timing, layers: list[int]) -> FloatArray:
-    """Milliseconds per layer and of the rest. overhead = (sum of all records - a run without recording) / number of kernels."""
+def _column(timing: Timing, classes: Sequence[int], layers: Sequence[int]) -> FloatArray:
+    """Milliseconds per layer and of the rest. overhead = (sum of all records - a run without recording) / number of kernels.
+
+    ``classes`` are those of nodes that share a kernel; several layers in one of them share its time.
+    """
     overhead = (timing.nodes.sum() - timing.whole) / max(timing.kernels.sum(), 1.0)
     net = np.maximum(timing.nodes - overhead * timing.kernels, 0.0)
-    own = net[layers]
-    column: FloatArray = 1e3 * np.append(own, net.sum() - own.sum())
+    sums = np.bincount(classes, net, minlength=len(net))
+    owners = np.asarray(classes)[list(layers)]
+    own = np.where(timing.there[list(layers)], sums[owners], 0.0) / np.bincount(owners, minlength=len(net))[owners]
+    column: FloatArray = 1e3 * np.append(own, max(net.sum() - own.sum(), 0.0))
     return column

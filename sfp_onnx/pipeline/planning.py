@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from .. import plan as plans
@@ -70,7 +70,7 @@ def planned(
     seen, own = (data, eval_data) if eval_data is not None else held_out(data, seed)
     limit, apart = parse_drop(options.max_drop), eval_data is not None
     judge = Judge(analysis.model, own, limit, options.confidence, options.metric, apart, seed)
-    ready = replace(candidates(analysis, options, score_name, seen, score_options, progress, repair), repair=repair)
+    ready = candidates(analysis, options, score_name, seen, score_options, progress, repair)
     if apart:
         ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(own)})
     return ready, plan_with_drop(ready, options, judge, progress=progress)
