@@ -75,7 +75,8 @@ def repair(
     planned = plan_steps(scene, tasks, masks, ends(scene, removed))
     if not planned:
         return changed, fits
-    stores = [Store(options.memory // 2), Store(options.memory // 2)]
+    budget = budget_of(options.memory, [step for task in planned if isinstance(task, tuple) for step in task])
+    stores = [Store(budget // 2), Store(budget // 2)]
     try:
         before, after = Walk(prepared.model, stores[0]), Walk(scene.model, stores[1])
         count = 0
@@ -196,6 +197,13 @@ def solvable(inputs: int, rows: float) -> bool:
     """Whether the matrices of a layer with so many inputs and rows (sums to fit and to judge, and copies to solve) take reasonable memory;
     if they do not, only its bias is fitted."""
     return GRAM_COPIES * 8 * min(inputs, rows) * inputs <= GRAM_BYTES
+
+
+def budget_of(memory: int, steps: Iterable[Step]) -> int:
+    """Bytes that are left for activations when the matrices of the widest layer have their share."""
+    inputs = [len(step.linear.form.inputs_of(step.weight.shape, 1)) for step in steps]
+    largest = max((own for own in inputs if solvable(own, np.inf)), default=0)
+    return max(memory - GRAM_COPIES * 8 * largest**2, memory // 4)
 
 
 def operands(walk: Walk, step: Aim) -> list[str]:
