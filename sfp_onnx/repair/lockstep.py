@@ -108,11 +108,13 @@ class Chain:
 
 @dataclass
 class Use:
-    """What is gathered of one layer: sums to fit on and to judge by, and the variance of the target."""
+    """What is gathered of one layer: sums to fit on and to judge by, over its ``inputs`` (0: only the bias is fitted), and the variance of
+    the target."""
 
     step: Step
     chain: Chain = field(default_factory=lambda: Chain(None, (), np.ones(1)))
     energy: float = 0.0
+    inputs: int = 0
     sums: tuple[Gathered, ...] = ()
 
     def add(self, setting: Setting, weight: Array, tensors: tuple[Array, Array], seed: tuple[int, ...], scaled: bool) -> None:
@@ -132,9 +134,11 @@ class Use:
         errors = answers - _present(step, walk, self.chain, (rows, matrix, wanted, chosen, batch))
         if not scaled:
             errors = errors * inverse_of(per_block(self.chain.scale, errors)).astype(np.float32)
-        if setting.options.fit == "bias" or not solvable(matrix.shape[1], chosen.size * setting.batches):
-            rows = rows[:, :, :0]
-        self.sums = self.sums or tuple(Gathered(blocks, rows.shape[2], errors.shape[2]) for _ in range(2))
+        if not self.sums:
+            few = chosen.size * setting.batches if scaled and step.mask is None else np.inf  # others need products of inputs
+            self.inputs = matrix.shape[1] if setting.options.fit == "lstsq" and solvable(matrix.shape[1], few) else 0
+            self.sums = tuple(Gathered(blocks, self.inputs, errors.shape[2]) for _ in range(2))
+        rows = rows[:, :, : self.inputs]
         for own, places in zip(self.sums, _split(setting, batch, rows.shape[1]), strict=True):
             if places is not None:
                 own.add(rows[:, places], errors[:, places])
