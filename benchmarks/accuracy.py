@@ -128,9 +128,9 @@ def _cell_of_latency(bench: Bench, share: int, inner: bool) -> str:
 
 
 def latency(bench: Bench, model: graph.Model, feeds: dict[str, np.ndarray]) -> float:
-    """Latency relative to the original, one thread, interleaved minima."""
+    """Latency relative to the original, one thread, interleaved minima of processor time."""
     sessions = [runtime.open_session(graph.serialized(own), own.weights, own.name, threads=1) for own in (bench.analysis.model, model)]
-    times = runtime.latencies(sessions, feeds, 50)
+    times = runtime.interleaved(sessions, [feeds] * 2, 50, runtime.steady_clock(runtime.Setup(1)))
     return min(times[1]) / min(times[0])
 
 

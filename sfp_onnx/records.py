@@ -512,13 +512,15 @@ class BanditOptions:
 @dataclass(frozen=True)
 class ScoreOptions:
     """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of everything random, and for class profiles the
-    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled; ``bandit`` for the scores ``bandit:*``."""
+    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled; ``bandit`` for the scores ``bandit:*``. ``memory``: as
+    that of `RepairOptions`, for `obs`; it changes no result."""
 
     p: int = 2
     seed: int = 0
     probe: str = "sgd"
     pool: int = 4
     bandit: BanditOptions | None = None
+    memory: int = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -563,8 +565,8 @@ class RepairOptions:
     ``fit``: "lstsq" (weights and biases), "bias", or "bn" (statistics of BatchNormalization).
     ``rows_per_input``: rows of the least-squares problem per input of a layer;
     ``least_positions``: at least so many positions of each sample; ``ridges``: strengths tried, relative to the mean variance of the
-    inputs; ``memory``: bytes of activations held in memory; the rest goes to a temporary file. ``force``: keep a repair that took the
-    model away from the original on held-out samples.
+    inputs; ``memory``: bytes of activations and of the widest layer's matrices held in memory; the rest goes to a
+    temporary file. ``force``: keep a repair that took the model away from the original on held-out samples.
     """
 
     fit: str = "lstsq"

@@ -18,13 +18,13 @@ from conftest import images as pictures
 from test_repair import EXACT, WIDTH, arrays, distance, fits, images, repaired, residual, stem, tail
 
 import sfp_onnx
-from sfp_onnx import Pruned, graph
+from sfp_onnx import Pruned, graph, obs
 from sfp_onnx.cli import main
 from sfp_onnx.cli.quantities import byte_size
 from sfp_onnx.errors import VerificationError
 from sfp_onnx.pipeline import repairing
 from sfp_onnx.records import LayerFit, RepairOptions
-from sfp_onnx.repair import lockstep
+from sfp_onnx.repair import elimination, lockstep
 from sfp_onnx.repair.selection import MOST_BLOCKS
 from sfp_onnx.repair.store import Store
 
@@ -325,3 +325,39 @@ def test_obs_knows_that_copies_are_free() -> None:
     free = {int(unit) for unit in np.argsort(own)[:2]}
     assert len(free & {1, 3}) == 1 and len(free & {5, 7}) == 1
     assert max(own[list(free)]) < 0.1 * min(np.delete(own, list(free)))
+
+
+def two_groups() -> onnx.ModelProto:
+    """Two layers; one reader of both (1 x 1), another of the first alone."""
+    b = Builder(seed=4)
+    x = b.input(["N", 2, 6, 6])
+    first, second = (b.op("Relu", b.conv(x, 2, size, name=name), outputs=[f"read {name}"]) for name, size in (("one", 8), ("two", 4)))
+    both = b.op("Relu", b.conv(b.op("Concat", first, second, axis=1), 12, 5, 1, name="both"))
+    return b.model(b.conv(b.op("Concat", both, b.op("Relu", b.conv(first, 8, 3, 1, name="alone")), axis=1), 8, 2, 1, name="last"))
+
+
+@pytest.mark.parametrize("memory", [10**9, 1])
+def test_selection_against_elimination_by_hand(memory: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers of several groups are kept (in the file, if memory is small) until their last group was eliminated."""
+    spilled: list[int] = []
+    monkeypatch.setattr(Store, "close", lambda self, close=Store.close: (spilled.append(self.spilled), close(self))[1])
+    model, data = two_groups(), images(64, 2, 6, 6)
+    analysis = sfp_onnx.inspect(model)
+    options = RepairOptions(rows_per_input=1e6, memory=memory)
+    found = elimination(analysis.prepared, analysis.coupling, [{"x": own} for own in np.split(data, 8)], options)
+    assert (spilled[0] > 0) == (memory == 1) and not list(scratch.glob("sfp_onnx*"))
+    whole, held = with_all_tensors(model), arrays(model)
+    values = dict(zip([item.name for item in whole.graph.output], run(whole, {"x": data}), strict=True))
+    rows = {name: np.moveaxis(values[f"read {name}"], 1, -1).reshape(-1, size) for name, size in (("one", 8), ("two", 4))}
+    joined = np.concatenate([rows["one"], rows["two"]], 1)
+    weights = {name: held[f"{name}.weight"].reshape(-1, held[f"{name}.weight"].shape[1]).T for name in ("both", "alone")}
+    spread = {name: values[next(node for node in model.graph.node if node.name == name).output[0]].var((0, 2, 3)).sum() for name in weights}
+    none = np.full(8, -1)
+    for name, own in (("one", np.r_[np.arange(8), none[:4]]), ("two", np.r_[none, np.arange(4)])):
+        readers = [obs.reader(np.cov(joined.T, bias=True), weights["both"], own, spread["both"], 1e-3)]
+        if name == "one":
+            readers.append(obs.reader(np.cov(rows["one"].T, bias=True), weights["alone"], np.arange(8), spread["alone"], 1e-3))
+        group = next(group for group in analysis.coupling.groups if group.producers == (name,))
+        order, added = obs.eliminate(readers, group.width)
+        np.testing.assert_allclose(found.scores[group.units[order]], added, rtol=2e-3)
+        np.testing.assert_allclose(found.errors[group.name][0], added.sum(), rtol=2e-3)

@@ -165,7 +165,7 @@ repair_options = _stack(
                  help="Re-fit what is left so that the model answers like the original: weights and biases (lstsq), biases alone, or the "
                       "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]"),
     click.option("--memory", callback=byte_size, default="2GB", show_default=True, metavar="2GB",
-                 help="Activations that the repair holds in memory; the rest goes to a temporary file."),
+                 help="What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file."),
     click.option("--force", is_flag=True, help="Write the model even if the repair took it away from the original."),
 )  # fmt: skip
 

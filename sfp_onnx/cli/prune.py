@@ -43,7 +43,7 @@ def _scored(
 ) -> tuple[pipeline.Candidates, Plan]:
     name = options["score"] or pipeline.default_score(data, repair)
     say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
-    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
+    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options), options["memory"])
     candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar, repair, judge)
     for note in made.notes:
         say(f"Note: {note}")

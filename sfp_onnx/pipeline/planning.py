@@ -99,6 +99,7 @@ def candidates(
     else:
         found = scored(analysis, name, data, score_options, progress)
     recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
+    del recorded["memory"]
     if recorded["bandit"] is None:
         del recorded["bandit"]
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}

@@ -75,7 +75,8 @@ def repair(
     planned = plan_steps(scene, tasks, masks, ends(scene, removed))
     if not planned:
         return changed, fits
-    stores = [Store(options.memory // 2), Store(options.memory // 2)]
+    budget = budget_of(options.memory, [step for task in planned if isinstance(task, tuple) for step in task])
+    stores = [Store(budget // 2), Store(budget // 2)]
     try:
         before, after = Walk(prepared.model, stores[0]), Walk(scene.model, stores[1])
         count = 0
@@ -107,11 +108,13 @@ class Chain:
 
 @dataclass
 class Use:
-    """What is gathered of one layer: sums to fit on and to judge by, and the variance of the target."""
+    """What is gathered of one layer: sums to fit on and to judge by, over its ``inputs`` (0: only the bias is fitted), and the variance of
+    the target."""
 
     step: Step
     chain: Chain = field(default_factory=lambda: Chain(None, (), np.ones(1)))
     energy: float = 0.0
+    inputs: int = 0
     sums: tuple[Gathered, ...] = ()
 
     def add(self, setting: Setting, weight: Array, tensors: tuple[Array, Array], seed: tuple[int, ...], scaled: bool) -> None:
@@ -131,9 +134,11 @@ class Use:
         errors = answers - _present(step, walk, self.chain, (rows, matrix, wanted, chosen, batch))
         if not scaled:
             errors = errors * inverse_of(per_block(self.chain.scale, errors)).astype(np.float32)
-        if setting.options.fit == "bias" or not solvable(matrix.shape[1], chosen.size * setting.batches):
-            rows = rows[:, :, :0]
-        self.sums = self.sums or tuple(Gathered(blocks, rows.shape[2], errors.shape[2]) for _ in range(2))
+        if not self.sums:
+            few = chosen.size * setting.batches if scaled and step.mask is None else np.inf  # others need products of inputs
+            self.inputs = matrix.shape[1] if setting.options.fit == "lstsq" and solvable(matrix.shape[1], few) else 0
+            self.sums = tuple(Gathered(blocks, self.inputs, errors.shape[2]) for _ in range(2))
+        rows = rows[:, :, : self.inputs]
         for own, places in zip(self.sums, _split(setting, batch, rows.shape[1]), strict=True):
             if places is not None:
                 own.add(rows[:, places], errors[:, places])
@@ -196,6 +201,13 @@ def solvable(inputs: int, rows: float) -> bool:
     """Whether the matrices of a layer with so many inputs and rows (sums to fit and to judge, and copies to solve) take reasonable memory;
     if they do not, only its bias is fitted."""
     return GRAM_COPIES * 8 * min(inputs, rows) * inputs <= GRAM_BYTES
+
+
+def budget_of(memory: int, steps: Iterable[Step]) -> int:
+    """Bytes that are left for activations when the matrices of the widest layer have their share."""
+    inputs = [len(step.linear.form.inputs_of(step.weight.shape, 1)) for step in steps]
+    largest = max((own for own in inputs if solvable(own, np.inf)), default=0)
+    return max(memory - GRAM_COPIES * 8 * largest**2, memory // 4)
 
 
 def operands(walk: Walk, step: Aim) -> list[str]:

@@ -13,7 +13,7 @@ from ..leastsquares import ridge_inverse
 from ..normal import Gathered, Normal, Samples
 from ..obs import Reader, eliminate
 from ..records import Array, Coupling, FloatArray, IntArray, Layer, RepairOptions
-from .lockstep import Chain, Setting, measure_chain, operands, positions, solvable, target_at
+from .lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
 from .steps import Scene, Step, plan_steps
 from .store import Store
 from .walk import Walk
@@ -58,7 +58,7 @@ def elimination(
     scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
     layers = [layer for layer in coupling.layers if _reads_units(scene, layer)]
     steps = [own[0] for own in plan_steps(scene, [[layer] for layer in layers], {}) if isinstance(own, tuple)]
-    store = Store(options.memory)
+    store = Store(budget_of(options.memory, steps))
     try:
         walk = Walk(prepared.model, store)
         for feeds in batches:

@@ -218,7 +218,7 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
     ordered = _ordered(scene, sorted(tasks, key=lambda own: scene.by_output[own[0].node.outputs[0]].index))
     taken = {id(layer) for own in ordered for layer in own}
     left += [layer.node.name for own in tasks for layer in own if id(layer) not in taken]
-    return ordered, left
+    return ordered, list(dict.fromkeys(left))
 
 
 def _alike(scene: Scene, layers: Sequence[Layer]) -> bool:
