@@ -65,12 +65,12 @@ class Grid:
 
 def grid_of(align: int | str | None) -> Grid:
     """Read ``None`` or "none" (any width), 8 or "8" (multiples), "16:4" (multiples of 16, below 16 of 4), "4:1:12" (multiples of 4, below
-    12 any width).
+    12 any width). "auto" and "default", before a device has settled them, leave any width.
 
     Raises:
         OptionError: not of that form.
     """
-    text = "1" if align is None or align == "none" else str(align)
+    text = "1" if align in (None, "none", "auto", "default") else str(align)
     match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?(?::([1-9]\d{0,5}))?", text, re.ASCII)
     if match is None:
         raise OptionError(f"alignment '{align}': expected a positive number, such as 8, several, such as 16:4 or 4:1:12, 'auto' or 'none'")

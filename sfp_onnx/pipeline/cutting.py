@@ -27,7 +27,7 @@ from .planning import default_score
 from .planning import plan as make_plan
 from .repairing import Repaired, repaired
 
-SLOW_WIDTHS = 4  # onnxruntime uses its blocked convolutions only for multiples of 4 channels
+SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
     if not removed.any():
         return ("the plan removes nothing; the model is written unchanged",)
     widths = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
-    odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 for kept in widths if not kept.all())
+    odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in widths if not kept.all())
     if not odd:
         return ()
     return (
-        f"{odd} of {len(widths)} prunable layers end with a width that is no multiple of {SLOW_WIDTHS}; onnxruntime may run them slower "
-        "than the original. --align 8 (or 16) keeps widths on the block.",
+        f"{odd} of {len(widths)} prunable layers end with a width over {SLOW_FROM} that is no multiple of {SLOW_WIDTHS}; onnxruntime may "
+        "run them slower than the original. --align 4 (or 8, 16) avoids such widths.",
     )
 
 
