@@ -56,8 +56,8 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
         spent = dict.fromkeys(spent, 0.0)
         for group in range(len(groups)):
             arms = np.flatnonzero(ours.owner == group)
-            run = ours.runs(arms)[0]
-            for kind, engine, run in (("ours", ours, run), ("mean", by_mean, run), ("naive", naive, arms[:1])):
+            shared_run = ours.runs(arms)[0]
+            for kind, engine, run in (("ours", ours, shared_run), ("mean", by_mean, shared_run), ("naive", naive, arms[:1])):
                 start = time.process_time()
                 engine.outputs(run, 0)
                 spent[kind] += (time.process_time() - start) / len(run) * len(arms)

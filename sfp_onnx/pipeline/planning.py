@@ -15,7 +15,7 @@ from .deciding import Candidates, plan_for
 from .dropping import held_out, plan_with_drop
 from .examples import examples_of
 from .scoring import Scored, scored
-from .searching import search, settled
+from .searching import search
 
 
 def default_score(data: Dataset | None, repair: RepairOptions | None = None) -> str:
@@ -81,7 +81,6 @@ def candidates(
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
     if name.startswith(PREFIX):
-        score_options = settled(score_options, repair)
         searched = search(analysis, name, data, score_options, (options, groups), progress)
         found = Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
     else:
