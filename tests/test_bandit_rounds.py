@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import graphs
 import numpy as np
 import pytest
 from conftest import classifier, images, invoke, labels_of, model_of
 from graphs import sample
 from onnx import helper
+from test_bandits import truly_cut
 
 import sfp_onnx
 from sfp_onnx import BanditOptions, PlanOptions, RepairOptions, ScoreOptions, graph
@@ -93,6 +95,19 @@ def test_masking_by_the_mean_is_gentler_and_leaves_the_references_alone() -> Non
         outputs = [own[0] for run in engine.runs(np.arange(40)) for own in engine.outputs(run, 0)]
         changes.append(float(np.mean([np.square(own - engine.references[0][0]).mean() for own in outputs])))
     assert changes[1] < 0.5 * changes[0]
+
+
+@pytest.mark.parametrize("kind", ["attention", "residual", "excite", "recurrent"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_heads_residual_stages_and_gates_are_arms(kind: str, seed: int) -> None:
+    analysis = sfp_onnx.inspect(sample(seed, [getattr(graphs, kind)], 2).model)
+    feeds = dict(analysis.prepared.feeds)
+    engine = Pulls(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [Block(feeds, len(next(iter(feeds.values()))))])
+    assert len(engine.arms) == sum(group.width for group in analysis.coupling.groups)
+    for run in engine.runs(np.arange(len(engine.arms))):
+        for arm, found in zip(run, engine.outputs(run, 0), strict=True):
+            for own, other in zip(found, truly_cut(analysis, int(engine.arms[arm]), feeds), strict=True):
+                np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(other).max()))
 
 
 # ---- rounds ----------------------------------------------------------------------------------------------------------
