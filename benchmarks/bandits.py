@@ -1,14 +1,18 @@
-"""Bandit pruning measured: ``python benchmarks/bandits.py [speed policies tabular rounds] [--shared FOLDER]``.
+"""Bandit pruning measured: ``python benchmarks/bandits.py [speed policies tabular rounds settings] [--shared FOLDER]``.
 
 1. speed: pulls per second of the naive way (the whole model at every pull) and ours, 32-image pulls, one thread, CPU time, interleaved.
 2. policies: at equal pulls on ResNet-56, 1008 block-internal channels, 4 images per pull of 128: overlap with the leave-one-out choice
-   (5 seeds: other images in other order, other draws), and top-1 on 1000 test images (2 seeds at 5 pulls; leave-one-out, `contribution`
-   and `random` beside it). The policies are replayed on the table of all rewards, which the pull engine measures once.
+   (5 seeds: other images in other order, other draws), and top-1 on 1000 test images without and with repair, the same share of every
+   group and one ranking (2 seeds at 5 pulls; leave-one-out, `contribution`, `obs` and `random` beside it). The policies are replayed on
+   the table of all rewards, which the pull engine measures once for channels masked by zero, and once by their mean.
 3. tabular: scikit-learn's MLPs (64 and 32 neurons) on five data sets, 10 seeds; test accuracy or R^2 at 30, 50 and 70 % of the neurons
    removed, 5 pulls of 8 rows per arm; mean ranks over data set x rate with Friedman's test and Nemenyi's critical difference.
-4. rounds: ResNet-20's top-1 on 1000 test images after 1, 3 and 10 rounds of round-robin at 40 and 60 %, at equal pulls in all.
+4. rounds: top-1 on 1000 test images, and divergence on calibration images that nothing else saw, after 1, 3 and 10 rounds of round-robin
+   at 40 and 60 %, at equal pulls per arm in all, with and without a repair between rounds and at the end.
+5. settings: what the defaults of the reward and of the policies do to the choice, on ResNet-20.
 
-No repair anywhere yet. Needs ``pip install -r benchmarks/requirements.txt`` for 3.
+2 and 4 take half an hour each: with ``--tables FOLDER`` what was measured is kept there, and ``--limit SECONDS`` ends a piece.
+Needs ``pip install -r benchmarks/requirements.txt`` for 3.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from .dropping import plan_with_drop
 from .examples import examples_of
 from .judging import Judge, held_out
 from .scoring import Scored, scored
-from .searching import search, settled
+from .searching import search
 
 
 def default_score(data: Dataset | None, repair: RepairOptions | None = None) -> str:
@@ -93,7 +93,6 @@ def candidates(
     name = score_name or default_score(data)
     score_options = score_options or ScoreOptions()
     if name.startswith(PREFIX):
-        score_options = settled(score_options, repair)
         searched = search(analysis, name, data, score_options, (options, groups), progress)
         found = Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
     else:

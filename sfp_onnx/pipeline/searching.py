@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,21 +55,12 @@ def search(
         OptionError: options out of range, unknown policy or reward, or a state that belongs to another search.
         DataError: no data, or data that the reward cannot use.
     """
-    options = settled(options, None)
     chosen = options.bandit or BanditOptions()
     policy = name.removeprefix(bandits.PREFIX)
     _check(policy, chosen)
     if data is None:
         raise DataError(f"score '{name}' needs calibration data: give --data, or use a score that needs none: magnitude")
     return _Search(analysis, policy, data, options, aim, progress).run()
-
-
-def settled(options: ScoreOptions, repair: RepairOptions | None) -> ScoreOptions:
-    """The options of a search with those defaults filled in that depend on the repair that follows."""
-    own = options.bandit or BanditOptions()
-    kind = "none" if repair is None else repair.fit if repair.fit in ROUND_REPAIRS else "bias"
-    masked_by = own.masked_by or ("zero" if repair is None else "mean")
-    return replace(options, bandit=replace(own, masked_by=masked_by, round_repair=own.round_repair or kind))
 
 
 def _check(policy: str, options: BanditOptions) -> None:
@@ -208,7 +199,7 @@ class _Search:
     def _repaired(self, model: Model, removed: BoolArray, number: int) -> Model:
         """The model re-fitted to the original, unless that takes it away from it on held-out samples."""
         drawn = np.random.default_rng(self.options.seed).permutation(self.data.samples)[:REPAIR_SAMPLES]
-        options = RepairOptions(fit=str(self.own.round_repair), seed=self.options.seed, force=True)
+        options = RepairOptions(fit=self.own.round_repair, seed=self.options.seed, force=True)
         found = repaired(self.analysis, model, removed, self.data.part(np.sort(drawn)), options, self.progress)
         better = found.after <= found.before
         self.notes.append(
