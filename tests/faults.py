@@ -352,15 +352,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--killed-only", action="store_true")
     given = parser.parse_args()
     start = time.monotonic()
-    counts, faults = killed(given.runs, show=print)
+    counts, faults = killed(given.runs, given.seed, print)
     print(f"killed at random moments: {given.runs} runs, {len(faults)} faults; " + ", ".join(f"{k}: {counts[k]}" for k in sorted(counts)))
     checks: dict[str, Callable[[], list[str] | None]] = {
         f"two runs to one name ({given.rounds} rounds)": lambda: raced(given.rounds), "full disk (tmpfs)": full_disk,
         "file size limit": limited_file, "read-only folder": read_only, "odd paths": odd_paths,
     }  # fmt: skip
-    for name, check in checks.items():
+    for name, check in () if given.killed_only else checks.items():
         found = check()
         print(f"{name}: " + ("cannot be tried here" if found is None else f"{len(found)} faults"))
         for text in found or ():

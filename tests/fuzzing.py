@@ -381,8 +381,7 @@ def main() -> None:
 
     def show(own: Outcome) -> None:
         if own.fault or own.seconds > SLOW:
-            verdict = "FAULT" if own.fault else "SLOW"
-            print(f"{verdict} {own.kind} {own.seed}: {own.fault} (exit {own.code}, {own.seconds:.1f} s)", flush=True)
+            print(f"{'FAULT' if own.fault else 'SLOW'} {own.kind} {own.seed}: {own.fault} ({own.code}, {own.seconds:.0f} s)", flush=True)
             print(f"    {own.text.strip()[-700:]}", flush=True)
 
     cases = [(kind, seed) for seed in range(given.first, given.first + given.cases) for kind in given.kinds]

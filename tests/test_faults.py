@@ -431,6 +431,37 @@ def test_a_size_of_minus_one_is_any_size(tmp_path: Path) -> None:
     assert invoke("prune", tmp_path / "own.onnx", "-o", tmp_path / "out.onnx", "--ratio", "0.5").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("model.onnx", "--target", "macs=0.5"), "write macs=50%"),
+        (("data.npz", "--ratio", "0.5"), "zip archive"),
+        (("model.onnx", "--ratio", "0.5", "--data", "names.npz"), "Number the classes"),
+        (("model.onnx", "--ratio", "0.5", "--data", "onehot.npz"), "argmax"),
+        (("model.onnx", "--ratio", "0.5", "--data", "floats.npz"), "astype(int)"),
+        (("model.onnx", "--ratio", "0.5", "--data", "long.npz"), "one for each"),
+        (("model.onnx", "--ratio", "0.5", "--data", "size.npz"), "resize"),
+        (("training.onnx", "--ratio", "0.5"), "model.eval()"),
+    ],
+)
+def test_typical_mistakes_are_told_what_to_do(
+    words: tuple[str, ...], said: str, model_file: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own, labels = images(10), labels_of(10)
+    many = {"names": labels.astype(str), "onehot": np.eye(5)[labels], "floats": labels.astype(np.float32), "long": np.tile(labels, 2)}
+    for name, values in many.items():
+        np.savez(f"{name}.npz", x=own, labels=values)
+    np.savez("size.npz", x=own[:, :, :6, :6])
+    training = classifier()
+    training.graph.initializer.extend([helper.make_tensor("half", 1, [], [0.5]), helper.make_tensor("on", TensorProto.BOOL, [], [True])])
+    training.graph.node.insert(5, helper.make_node("Dropout", ["r2", "half", "on"], ["d"], "drop"))
+    training.graph.node[6].input[0] = "d"
+    onnx.save(training, "training.onnx")
+    result = invoke("prune", *words, "-o", "out.onnx")
+    assert result.exit_code in (2, 3, 4) and said in result.stderr.replace("\n", " ") and not Path("out.onnx").exists(), result.stderr
+
+
 def test_labels_of_an_archive_are_counted_before_they_are_read(tmp_path: Path, model_file: Path) -> None:
     np.savez(tmp_path / "d.npz", x=images(4), labels=labels_of(4))
     assert invoke("evaluate", model_file, "--data", tmp_path / "d.npz", "--no-latency").exit_code == 0

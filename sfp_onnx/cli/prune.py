@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..data import Dataset
 from ..plan import to_json
 from ..records import Evaluation, Plan, RepairOptions, ScoreOptions
 from ..runtime import Setup
+from ..scores import SCORES
 from . import options as take
 from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
@@ -42,11 +44,13 @@ def _scored(
     analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any], repair: RepairOptions | None, judge: Dataset | None
 ) -> tuple[pipeline.Candidates, Plan]:
     name = options["score"] or pipeline.default_score(data, repair)
-    say(f"score: {name}{'' if options['score'] else ' (default)'}", 0)
+    known = SCORES.get(name)
+    meaning = f": {known.summary}" if known else ""
+    say(f"score: {name}{'' if options['score'] else ' (default)'}{meaning}")
     chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options), options["memory"])
     candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar, repair, judge)
     for note in made.notes:
-        say(f"Note: {note}")
+        say(f"Note: {note}", 1 if note.startswith("allocation:") else 0)
     return candidates, made
 
 
@@ -80,7 +84,7 @@ def plan_command(model: Path, output: Path, data: Path | None, eval_data: Path |
     click.echo(json.dumps(to_json(made), indent=1) if as_json else report.plan_text(made))
     if made.figures and not as_json:
         click.echo(report.figures_text(made))
-    say(f"Next: sfp-onnx apply {model} {output} -o {model.stem}-pruned.onnx")
+    say(f"Next: sfp-onnx apply {shlex.quote(str(model))} {shlex.quote(str(output))} -o {shlex.quote(model.stem)}-pruned.onnx")
 
 
 @click.command("apply", epilog=EPILOG)
@@ -169,7 +173,9 @@ def prune_command(
         packaged = pipeline.package(analysis, result.model, chosen_packaging(options), data_set, held_out)
         result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes))
     measured = [] if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
-    measured[1:] = [replace(own, model=str(output)) for own in measured[1:]]
+    if measured:
+        size = replace(measured[1].size, bytes=graph.fingerprint(result.model, output, external)[1])
+        measured[1] = replace(measured[1], model=str(output), size=size)
     page = None
     if report_to is not None:
         scored = scored or pipeline.Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
@@ -190,6 +196,8 @@ def prune_command(
         say(report.evaluation_text(measured))
     if report_to is not None:
         say(f"report: {report_to}")
+    if not measured and shown:
+        say(f"Next: sfp-onnx evaluate {shlex.quote(str(model))} {shlex.quote(str(output))} --data TEST_DATA (with the same preprocessing)")
 
 
 def _described(

@@ -79,6 +79,8 @@ def _parse(path: Path) -> tuple[onnx.ModelProto, Any]:
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from error
     digest = hashlib.sha256(data)
+    if data.startswith(b"PK\x03\x04"):
+        raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .. import graph, runtime, scratch
+from ..extras import PACKAGES
 from ..latency import cache_folder
 from ..records import PlanOptions
 from .analysis import load
@@ -44,11 +45,11 @@ def examine() -> list[Finding]:
     found = [_tried(name, own) for name, own in checks.items()]
     for extra, module in EXTRAS.items():
         there = find_spec(module) is not None
-        text = "installed" if there else f"not installed; if you want it: pip install 'sfp_onnx[{extra}]'"
+        text = "installed" if there else f"not installed; if you want it: pip install {PACKAGES.get(module, module)}"
         found.append(Finding(f"extra {extra}", True if there else None, text))
     if sys.version_info < (3, 11):
         there = find_spec("tomli") is not None
-        found.append(Finding("extra toml", True if there else None, "installed" if there else "for --config: pip install 'sfp_onnx[toml]'"))
+        found.append(Finding("extra toml", True if there else None, "installed" if there else "for --config: pip install tomli"))
     return found
 
 

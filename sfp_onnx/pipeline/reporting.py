@@ -240,7 +240,8 @@ def _scores(scored: Candidates, removed: BoolArray) -> Section:
     lines = [words]
     if tangled:
         lines.append(f"In {tangled} groups no score separates what leaves from what stays (the plan weighs more than it); no line there.")
-    return Section("Scores and the cut", tuple(lines), (html.strips("Scores of the channels of every group", rows),) if rows else ())
+    title = "Scores and the cut" if removed.any() else "Scores"
+    return Section(title, tuple(lines), (html.strips("Scores of the channels of every group", rows),) if rows else ())
 
 
 def _examples(scored: Candidates) -> list[Section]:
