@@ -25,7 +25,7 @@ from sfp_onnx.dilute.labelled import correlation
 from sfp_onnx.dilute.registry import method as register
 from sfp_onnx.masks import KERNEL, tile_sums
 from sfp_onnx.pipeline import DiluteOptions
-from sfp_onnx.pipeline.diluting import refitted
+from sfp_onnx.pipeline.diluting import losses_of, refitted
 from sfp_onnx.profiles import ProfileOptions
 from sfp_onnx.records import Array, BoolArray, RepairOptions
 
@@ -37,7 +37,7 @@ NETWORKS = {
     "resnet20-classifier": ("resnet20_cifar10.onnx", "cifar10", CIFAR10, "Gemm"),
     "resnet56": ("resnet56_cifar10_bn.onnx", "cifar10", CIFAR10, "layer3.*Conv"),
 }
-METHODS = ("soft-afcc", "l1", "wanda", "random")
+METHODS = ("obs", "soft-afcc", "l1", "wanda", "random")
 REFIT_SAMPLES = 1000
 HELD_OUT = 4  # every so many-th image of the calibration set, in random order, is held out
 REPAIR = RepairOptions(rows_per_input=32)  # a quarter of the default, for time
@@ -47,27 +47,33 @@ Masks = dict[str, BoolArray]
 # ---- trial forms -----------------------------------------------------------------------------------------------------
 
 
-def trial(name: str, function: Callable[[Array, Array, Array, Array, Array, Array], Array]) -> None:
-    """Register a form of ``soft-afcc`` as a function of (L2 norms n, L1 norms m, RMS r, correlations of profiles rho, of class means
-    rmu, signs of sums)."""
+def trial(name: str, function: Callable[..., Array]) -> None:
+    """Register a form of ``soft-afcc`` as a function of L2 norms n, L1 norms m, RMS r, losses q after a re-fit of the others, correlations
+    of profiles rho and of class means rmu, signs s of sums."""
 
     def form(view: dilute.KernelView, options: dilute.MethodOptions) -> Array:
         assert view.ends is not None
         ends, pair = view.ends, lambda values: values[view.filter, view.channel][:, :, None]
-        norms = np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL)), tile_sums(np.abs(view.values), KERNEL)
+        norms = {"n": np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL)), "m": tile_sums(np.abs(view.values), KERNEL)}
         rho = pair(correlation(ends.writes.evidence, ends.reads.evidence))
         rmu = pair(correlation(ends.writes.activity, ends.reads.activity))
-        return function(*norms, view.read_rms[:, :, None], rho, rmu, np.sign(tile_sums(view.values, KERNEL)))
+        q = np.ones(1) if view.losses is None else view.losses[:, :, None]
+        return function(**norms, q=q, r=view.read_rms[:, :, None], rho=rho, rmu=rmu, s=np.sign(tile_sums(view.values, KERNEL)))
 
-    register(name, name, "trial", needs=("activations", "profiles"))(form)
+    register(name, name, "trial", needs=("activations", "profiles") + (("losses",) if name.startswith("q") else ()))(form)
 
 
-trial("l-r", lambda n, m, r, rho, rmu, s: m * np.sqrt(r))
-trial("l-r-rmu", lambda n, m, r, rho, rmu, s: m * np.sqrt(r) * (1 + abs(rmu)))
-trial("l-r-rho", lambda n, m, r, rho, rmu, s: m * np.sqrt(r) * (1 + abs(rho) + s * rho / 2))
-trial("l-r-abs", lambda n, m, r, rho, rmu, s: m * np.sqrt(r) * (1 + abs(rho)))
-trial("w-rho", lambda n, m, r, rho, rmu, s: n * r * (1 + abs(rho) + s * rho / 2))
-trial("w-rmu", lambda n, m, r, rho, rmu, s: n * r * (1 + abs(rmu)))
+trial("l-r", lambda m, r, **_: m * np.sqrt(r))
+trial("l-r-rmu", lambda m, r, rmu, **_: m * np.sqrt(r) * (1 + abs(rmu)))
+trial("l-r-rho", lambda m, r, rho, s, **_: m * np.sqrt(r) * (1 + abs(rho) + s * rho / 2))
+trial("w-rho", lambda n, r, rho, s, **_: n * r * (1 + abs(rho) + s * rho / 2))
+trial("w-rmu", lambda n, r, rmu, **_: n * r * (1 + abs(rmu)))
+trial("q", lambda q, **_: q)
+trial("q-rmu", lambda q, rmu, **_: q * (1 + abs(rmu)))
+trial("q-rho", lambda q, rho, s, **_: q * (1 + abs(rho) + s * rho / 2))
+trial("q-m-rmu", lambda q, m, rmu, **_: np.sqrt(q * m) * (1 + abs(rmu)))
+trial("q-m-half", lambda q, m, rmu, **_: np.sqrt(q * m) * (1 + abs(rmu) / 2))
+trial("q-m-less", lambda q, m, rmu, **_: np.sqrt(q * m) * (1 - abs(rmu) / 4))
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -126,6 +132,8 @@ def rows(name: str, given: argparse.Namespace) -> None:
     start = time.process_time()
     labelled = "afcc" in given.rates or any("profiles" in dilute.find_method(method)[0].needs for method in methods)
     seen = looked(analysis, name, calibration, labelled, given)
+    if not seen.losses and any("losses" in dilute.find_method(method)[0].needs for method in methods):
+        seen = replace(seen, losses=losses_of(analysis, seen.targets, fitting, pipeline.analysis.silent))
     print(f"# {name}: looked at {len(seen.targets)} layers in {time.process_time() - start:.0f} s", flush=True)
     known = answers(analysis.model, judge)
     print(f"| {name} | original | 0.0% | {figures(known, known, judge)} | - | - | - |", flush=True)

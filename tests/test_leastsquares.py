@@ -127,7 +127,7 @@ def test_steps_are_chosen_by_other_rows() -> None:
     assert error < held.error(*solve(fit, 1e-6, mask, leastsquares.LOOKS[0]))
 
 
-def test_no_more_rows_change_no_sums() -> None:
+def test_adding_no_rows_changes_nothing() -> None:
     sums, (p, e) = summed(*problem()), problem(1)
     before = sums.gram.copy()
     sums.update(p[:, :0], e[:, :0])

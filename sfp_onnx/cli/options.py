@@ -108,14 +108,17 @@ machine_options = _stack(
     click.option("--profile-budget", type=click.FloatRange(min=1), default=60.0, show_default=True, metavar="SECONDS",
                  help="Wall time for timing layers; where it does not suffice, fewer widths are timed."),
 )  # fmt: skip
+profile_options = _stack(
+    click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
+    click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
+)
 score_options = _stack(
     click.option("--score", callback=_score, metavar="NAME[+NAME..]",
                  help="Importance of a channel: " + ", ".join(sorted(SCORES)) + "; joined by '+': their ranks, averaged; or "
                  + ", ".join(BANDIT_SCORES) + ".  "
                  "[default: obs where a repair follows, contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
-    click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
-    click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
+    profile_options,
     bandit_options,
 )  # fmt: skip
 plan_options = _stack(
