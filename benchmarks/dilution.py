@@ -79,7 +79,7 @@ trial("q-m-less", lambda q, m, rmu, **_: np.sqrt(q * m) * (1 - abs(rmu) / 4))
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool) -> list[sfp_onnx.Dataset]:
+def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool, fitted: int = REFIT_SAMPLES) -> list[sfp_onnx.Dataset]:
     """Data to calibrate on, to fit on and to measure on."""
     _, images, steps, _ = NETWORKS[name]
     calibration = sfp_onnx.data_for(analysis.model, root / "data" / f"{images}_calib.npz", preprocessing=steps)
@@ -90,20 +90,29 @@ def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool) 
         count = calibration.samples // HELD_OUT
         calibration, test = calibration.part(np.sort(order[count:])), calibration.part(np.sort(order[:count]))
         order = np.random.default_rng(0).permutation(calibration.samples)
-    return [calibration, calibration.part(np.sort(order[:REFIT_SAMPLES])), test]
+    return [calibration, calibration.part(np.sort(order[:fitted])), test]
 
 
 def looked(
     analysis: sfp_onnx.Analysis, name: str, calibration: sfp_onnx.Dataset, labelled: bool, given: argparse.Namespace
 ) -> pipeline.Seen:
     """What is measured of the layers, from an earlier run if that kept it."""
-    path = given.keep / f"{name}-{labelled}-{given.held_out}.pickle" if given.keep else None
+    path = kept(name, labelled, given)
     if path is not None and path.exists():
         return pickle.loads(path.read_bytes())
     seen = pipeline.look(analysis, NETWORKS[name][3], calibration, ProfileOptions() if labelled else None)
-    if path is not None:
-        path.write_bytes(pickle.dumps(seen))
+    keep(seen, name, labelled, given)
     return seen
+
+
+def kept(name: str, labelled: bool, given: argparse.Namespace) -> Path | None:
+    return given.keep / f"{name}-{labelled}-{given.held_out}.pickle" if given.keep else None
+
+
+def keep(seen: pipeline.Seen, name: str, labelled: bool, given: argparse.Namespace) -> None:
+    """Write what was measured, if asked to."""
+    if (path := kept(name, labelled, given)) is not None:
+        path.write_bytes(pickle.dumps(seen))
 
 
 def masks_of(analysis: sfp_onnx.Analysis, seen: pipeline.Seen, method: str, rate: str | None) -> tuple[Masks, float]:
@@ -128,12 +137,13 @@ def rows(name: str, given: argparse.Namespace) -> None:
     """Measure one network and print a row per method and rate."""
     methods: list[str] = given.methods.split(",")
     analysis = sfp_onnx.inspect(given.shared / "models" / NETWORKS[name][0])
-    calibration, fitting, judge = data_of(analysis, name, given.shared, given.held_out)
+    calibration, fitting, judge = data_of(analysis, name, given.shared, given.held_out, given.images)
     start = time.process_time()
     labelled = "afcc" in given.rates or any("profiles" in dilute.find_method(method)[0].needs for method in methods)
     seen = looked(analysis, name, calibration, labelled, given)
     if not seen.losses and any("losses" in dilute.find_method(method)[0].needs for method in methods):
         seen = replace(seen, losses=losses_of(analysis, seen.targets, fitting, pipeline.analysis.silent))
+        keep(seen, name, labelled, given)
     print(f"# {name}: looked at {len(seen.targets)} layers in {time.process_time() - start:.0f} s", flush=True)
     known = answers(analysis.model, judge)
     print(f"| {name} | original | 0.0% | {figures(known, known, judge)} | - | - | - |", flush=True)
@@ -175,6 +185,7 @@ def main() -> None:
     take.add_argument("--methods", default=",".join(METHODS))
     take.add_argument("--no-refit", dest="refit", action="store_false")
     take.add_argument("--held-out", action="store_true")
+    take.add_argument("--images", type=int, default=REFIT_SAMPLES, help="images that the re-fit sees")
     take.add_argument("--keep", type=Path, help="folder that keeps statistics between runs")
     given = take.parse_args()
     print("| network | method | removed | masked: top-1 / KL | re-fit: top-1 / KL | bytes sparse | time of the re-fit |")
