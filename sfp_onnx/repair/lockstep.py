@@ -296,7 +296,7 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     """Take the change that leaves the least error on held-out rows, fitted again on all rows; none if nothing helps."""
     steps, scale = [use.step for use in uses], uses[0].chain.scale if len(uses) == 1 else np.ones(1)
     fit, held = (_sums(uses, part) for part in range(2))
-    blocks, inputs, outputs = fit.shape
+    blocks, inputs, _ = fit.shape
     rows, energy = fit.count + held.count, sum(use.energy for use in uses)
     share = rows / held.count / energy if held.count and energy else 0.0
     nothing = mean_shift(fit)[0], np.zeros_like(mean_shift(fit)[1])
