@@ -77,7 +77,7 @@ class Found:
 def tuned(bench: Bench, options: PlanOptions, wanted: float) -> Found:
     """The plan whose *measured* latency is nearest to ``wanted``: its MACs target is bisected (and once near, all MACs between are tried,
     since latency does not fall with every channel that leaves)."""
-    low, high = 0.02, 1.0
+    low, high = max(0.1, 0.35 * wanted), min(1.0, 1.15 * wanted)
     best: Found | None = None
     for _ in range(TRIALS):
         share = (low + high) / 2

@@ -18,7 +18,7 @@ ROUNDS = 5
 CLOSE = 0.015  # a latency this far below its bound (as a share of the original) is raised again, if rounds are left
 MARGIN = 0.985  # aim below the bounds after a plan that broke one
 NOISE = 0.005  # of a measured latency ratio; a bound counts as held up to it
-SURPRISE = 0.10  # prediction and measurement this far apart (as a share of the original): measure again, then time the layers again
+SURPRISE = 0.05  # prediction and measurement this far apart (as a share of the original): measure again, then time the layers again
 
 
 @dataclass
