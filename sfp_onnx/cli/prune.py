@@ -172,10 +172,7 @@ def prune_command(
     if chosen_packaging(options).given:
         packaged = pipeline.package(analysis, result.model, chosen_packaging(options), data_set, held_out)
         result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes))
-    measured = [] if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
-    if measured:
-        size = replace(measured[1].size, bytes=graph.fingerprint(result.model, output, external)[1])
-        measured[1] = replace(measured[1], model=str(output), size=size)
+    measured = _measured(result, held_out, output, external)
     page = None
     if report_to is not None:
         scored = scored or pipeline.Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
@@ -189,15 +186,31 @@ def prune_command(
         if page is not None and report_to is not None:
             pipeline.write_page(report_to, page, [*loaded.paths, output])
     shown = _show(result, output, found)
-    if packaged and shown:
-        click.echo(steps_text(packaged.steps))
-    if measured and shown:
-        _accuracy(measured)
-        say(report.evaluation_text(measured))
+    if shown:
+        _show_measured(packaged, measured, (model, output))
     if report_to is not None:
         say(f"report: {report_to}")
-    if not measured and shown:
-        say(f"Next: sfp-onnx evaluate {shlex.quote(str(model))} {shlex.quote(str(output))} --data TEST_DATA (with the same preprocessing)")
+
+
+def _measured(result: pipeline.Pruned, data: Dataset | None, output: Path, external: bool | None) -> list[Evaluation]:
+    """The original and the result on held-out data, if there are any."""
+    if data is None:
+        return []
+    first, last = pipeline.evaluate([result.original, result.model], data, progress=bar)
+    size = replace(last.size, bytes=graph.fingerprint(result.model, output, external)[1])
+    return [first, replace(last, model=str(output), size=size)]
+
+
+def _show_measured(packaged: pipeline.Packaged | None, measured: list[Evaluation], paths: tuple[Path, Path]) -> None:
+    """Say what the steps gave, and how good the result is or how to find out."""
+    if packaged:
+        click.echo(steps_text(packaged.steps))
+    if measured:
+        _accuracy(measured)
+        say(report.evaluation_text(measured))
+    else:
+        model, output = (shlex.quote(str(path)) for path in paths)
+        say(f"Next: sfp-onnx evaluate {model} {output} --data TEST_DATA (with the same preprocessing)")
 
 
 def _described(

@@ -79,13 +79,7 @@ def apply(
     verification = None
     if verify:
         with progress("verifying", 1) as advance:
-            try:
-                verification = _verify(analysis, pruned, removed, data)
-            except VerificationError as error:
-                training = training_mode(analysis.model)
-                if not training:
-                    raise
-                raise VerificationError(f"{training[0]} So nothing can be verified, and nothing was written.") from error
+            verification = _verify(analysis, pruned, removed, data)
             advance(1)
     notes = _notes(analysis.coupling, removed)
     if analysis.model.complaint:
@@ -145,7 +139,13 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
         if maskable_there:
             inputs["other sizes"] = variant
     types = analysis.prepared.types
-    return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+    try:
+        return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+    except VerificationError as error:
+        training = training_mode(analysis.model)
+        if not training:
+            raise
+        raise VerificationError(f"{training[0]} So nothing can be verified, and nothing was written.") from error
 
 
 def prune(

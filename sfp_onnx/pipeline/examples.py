@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ from .. import profiles
 from ..data import Dataset
 from ..errors import SfpError
 from ..profiles import ProfileOptions
-from ..records import FloatArray, Profiles
+from ..records import FloatArray, LayerProfile, Profiles
 from .analysis import Analysis, Progress, silent
 from .feeding import batch_size
 
@@ -34,8 +34,12 @@ class FilterExample:
 
 def examples_of(known: Profiles | None) -> tuple[FilterExample, ...]:
     """The filter with the most ones inside its clusters and the fewest outside, from layers early, in the middle and last."""
+    return _shown(_three([layer for layer in known.layers if len(layer.units)] if known else []))
+
+
+def _shown(layers: Iterable[LayerProfile]) -> tuple[FilterExample, ...]:
     found = []
-    for layer in _three([layer for layer in known.layers if len(layer.units)] if known else []):
+    for layer in layers:
         best = int(np.argmax(layer.signal - layer.noise))
         found.append(FilterExample(layer.layer, best, layer.accuracy, layer.matrix(best), layer.clusters[best]))
     return tuple(found)
@@ -60,4 +64,4 @@ def few_examples(analysis: Analysis, data: Dataset | None, seed: int = 0, progre
         found = profiles.profile(analysis.prepared, _three(taps), output, (batches, data.samples, data.labels), options, "", progress)
     except SfpError:
         return ()  # a report can do without
-    return examples_of(found)
+    return _shown(layer for layer in found.layers if len(layer.units))

@@ -25,7 +25,7 @@ from .layering import LayerTimes
 from .manifest import versions
 from .packaging import Packaged
 from .search_charts import searched
-from .sections import packaging_section, times_section
+from .sections import figures_section, packaging_section, times_section
 from .sweeping import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
@@ -107,7 +107,7 @@ def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], 
     if len(analyses) > 1 and shared:
         sections += [_widths(shared, [known[row.name] for row in shared]), _macs(shared, [known[row.name] for row in shared])]
     sections += times_section(context.times)
-    sections.append(_table(measured))
+    sections.append(figures_section(measured))
     if len(analyses) > 1:
         sections += _differences((analyses[0].model, analyses[-1].model), context)
     sections += _pinned(analyses[0].coupling.pinned)
@@ -294,22 +294,6 @@ def _pinned(pinned: Sequence[Pinned]) -> list[Section]:
 
 def _notes(notes: Sequence[str]) -> list[Section]:
     return [Section("Notes", tuple(notes))] if notes else []
-
-
-def _table(measured: Sequence[Evaluation]) -> Section:
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    rows = [
-        (
-            own.model, shown(own.top1, ".2%"), shown(own.agreement, ".2%"), shown(own.kl, ".4f"), shown(own.relative_error, ".4f"),
-            number(own.size.macs), number(own.size.params), number(own.size.bytes or 0), shown(own.latency_min_ms, ".3f"),
-            shown(own.latency_ratio, ".2f"),
-        )
-        for own in measured
-    ]  # fmt: skip
-    header = ("model", "top-1", "agreement", "KL", "rel. error", "MACs", "params", "bytes", "min ms", "ratio")
-    return Section("All figures", (), (), Table(header, tuple(rows)))
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------

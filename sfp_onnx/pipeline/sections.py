@@ -1,9 +1,12 @@
-"""Sections of a report about what was measured besides accuracy: time per layer, and the steps of the packaging."""
+"""Sections of a report about what was measured: time per layer, the steps of the packaging, all figures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .. import html
 from ..html import Section, Table
+from ..records import Evaluation
 from ..report import number
 from .layering import LayerTimes
 from .packaging import Packaged
@@ -57,3 +60,20 @@ def packaging_section(packaged: Packaged | None) -> list[Section]:
     table = Table(("step", "file", "top-1", "agreement", "rel. error", "min ms", "ratio"), tuple(rows))
     words = "Each step starts from the one before. Agreement and error are to the pruned float model, the ratio of times to the original."
     return [Section("Packaging", (words,), (bars,), table)]
+
+
+def figures_section(measured: Sequence[Evaluation]) -> Section:
+    """All that was measured of every model."""
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = [
+        (
+            own.model, shown(own.top1, ".2%"), shown(own.agreement, ".2%"), shown(own.kl, ".4f"), shown(own.relative_error, ".4f"),
+            number(own.size.macs), number(own.size.params), number(own.size.bytes or 0), shown(own.latency_min_ms, ".3f"),
+            shown(own.latency_ratio, ".2f"),
+        )
+        for own in measured
+    ]  # fmt: skip
+    header = ("model", "top-1", "agreement", "KL", "rel. error", "MACs", "params", "bytes", "min ms", "ratio")
+    return Section("All figures", (), (), Table(header, tuple(rows)))
