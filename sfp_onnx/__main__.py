@@ -1,5 +1,5 @@
 """``python -m sfp_onnx``."""
 
-from .cli import run
+from .cli import program
 
-run()
+program()

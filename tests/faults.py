@@ -55,7 +55,7 @@ class Place:
     def prune(self, *options: object) -> list[str]:
         """A run that repairs, writes a manifest, and takes about a second."""
         words = ["prune", self.model, "-o", self.output, "--data", self.data, *PIXELS, "--manifest", self.manifest, *options]
-        return [sys.executable, "-m", "sfp_onnx_program", *map(str, words)]
+        return [sys.executable, "-m", "sfp_onnx", *map(str, words)]
 
     def environment(self) -> dict[str, str]:
         """Temporary files and cache inside the place."""
@@ -361,7 +361,7 @@ def odd_paths() -> list[str]:
         report, junit, plan, toml = (root / "out" / name for name in ("r é.html", "j ü.xml", "plän 1.json", "sfp ö.toml"))
         ort = place.output.with_suffix(".ort")
         written = ("--report", report, "--junit", junit, "--save-ort", ort)
-        run = [sys.executable, "-m", "sfp_onnx_program"]
+        run = [sys.executable, "-m", "sfp_onnx"]
         commands = [
             place.prune("--ratio", "0.3", "--external-data", *written, "--test-data", place.data),
             [*run, "evaluate", str(place.model), str(place.output), "--data", str(place.data), *PIXELS, "--baseline", str(place.manifest)],

@@ -229,7 +229,7 @@ def _case(kind: str, seed: int, folder: Path, bases: Bases, good: Path, more: tu
         command = ["prune", good, "-o", out, "--data", path, *options]
         command = command if draw.random() < 0.8 else ["evaluate", good, "--data", path, "--no-latency"]
     if more == ("apart",):
-        words = [sys.executable, "-m", "sfp_onnx_program", *map(str, command)]
+        words = [sys.executable, "-m", "sfp_onnx", *map(str, command)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
         return {"code": done.returncode, "text": done.stderr[-1500:]}
     result = invoke(*more, *command)

@@ -153,7 +153,7 @@ ABSURD: dict[str, Callable[[], onnx.ModelProto]] = {
         helper.make_node("ConstantOfShape", ["m"], ["y"], "fill"), s=np.array([1, 10**4, 10**4, 10**3]),
     ),
     "nested": nested,
-}  # fmt: skip
+}
 
 BOUNDED = """
 import json, resource, sys
@@ -375,7 +375,7 @@ def test_ctrl_c_is_no_internal_error(model_file: Path, tmp_path: Path, monkeypat
     assert result.exit_code == 130 and "Interrupted" in result.stderr and "nothing was written that is not whole" in result.stderr
 
 
-GUARDED = "import os, sys, time; from sfp_onnx_program import guarded_run; guarded_run(lambda: ({}))"
+GUARDED = "import os, sys, time; from sfp_onnx.cli.guard import guarded_run; guarded_run(lambda: ({}))"
 
 
 def guarded(action: str, end: int | None = None) -> tuple[int, str]:

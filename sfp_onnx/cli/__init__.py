@@ -13,6 +13,7 @@ from .common import EPILOG
 from .dilute import dilute_command
 from .doctor import doctor_command
 from .evaluate import evaluate_command
+from .guard import guarded_run
 from .init import init_command
 from .inspect import inspect_command
 from .profile import profile_command
@@ -59,7 +60,11 @@ for command in COMMANDS:
     main.add_command(command)
 
 
-def run() -> None:
+def program() -> None:
     """The program: the command line in a process of its own, whose memory is bounded."""
+    guarded_run(_run)
+
+
+def _run() -> None:
     memory.bound()
     main(prog_name="sfp-onnx")

@@ -33,15 +33,22 @@ def _analysed(model: graph.Model, data: Dataset | None, options: dict[str, Any])
     return pipeline.inspect(model, options["input_shapes"], data, options["cut_layernorm"])
 
 
+def _judge(model: graph.Model, path: Path | None, options: dict[str, Any]) -> Dataset | None:
+    """The data of --eval-data, read as those of --data are."""
+    if path is not None and options["max_drop"] is None:
+        raise click.UsageError("--eval-data needs --max-drop.")
+    return dataset(model, path, {**options, "samples": None, "labels": None}) if path else None
+
+
 def _scored(
-    analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any], repair: RepairOptions | None
+    analysis: pipeline.Analysis, data: Dataset | None, options: dict[str, Any], repair: RepairOptions | None, judge: Dataset | None
 ) -> tuple[pipeline.Candidates, Plan]:
     name = options["score"] or pipeline.default_score(data, repair)
     known = SCORES.get(name)
     meaning = f": {known.summary}" if known else ""
     say(f"score: {name}{'' if options['score'] else ' (default)'}{meaning}")
-    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar, repair)
+    chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options), options["memory"])
+    candidates, made = pipeline.planned(analysis, take.chosen_plan(options), name, data, chosen, bar, repair, judge)
     for note in made.notes:
         say(f"Note: {note}", 1 if note.startswith("allocation:") else 0)
     return candidates, made
@@ -51,6 +58,7 @@ def _scored(
 @take.model_argument
 @click.option("-o", "--output", type=take.FILE, required=True, help="Where the plan (JSON) goes.")
 @click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
+@take.eval_option
 @take.plan_options
 @take.preprocessing_options
 @take.shape_option
@@ -58,7 +66,7 @@ def _scored(
 @take.repair_options
 @take.json_option
 @guarded
-def plan_command(model: Path, output: Path, data: Path | None, as_json: bool, **options: Any) -> None:
+def plan_command(model: Path, output: Path, data: Path | None, eval_data: Path | None, as_json: bool, **options: Any) -> None:
     """Decide which channels leave; cut nothing.
 
     Example: sfp-onnx plan model.onnx -o plan.json --target macs=50%
@@ -66,11 +74,12 @@ def plan_command(model: Path, output: Path, data: Path | None, as_json: bool, **
     take.chosen_plan(options)
     chosen_bandit(options)
     loaded = pipeline.load(model)
-    inputs = [*loaded.paths, data, options["labels"]]
+    inputs = [*loaded.paths, data, eval_data, options["labels"]]
     check_outputs(inputs, output, *bandit_files(options))
+    judge = _judge(loaded, eval_data, options)
     data_set = dataset(loaded, data, options)
     repair = take.chosen_repair(options, data_set)
-    made = _scored(_analysed(loaded, data_set, options), data_set, options, repair)[1]
+    made = _scored(_analysed(loaded, data_set, options), data_set, options, repair, judge)[1]
     pipeline.write_json(output, to_json(made), filter(None, inputs))
     click.echo(json.dumps(to_json(made), indent=1) if as_json else report.plan_text(made))
     if made.figures and not as_json:
@@ -112,6 +121,7 @@ def apply_command(
 @take.output_option
 @click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy and latency before and after.")
+@take.eval_option
 @take.plan_options
 @take.preprocessing_options
 @take.shape_option
@@ -128,7 +138,7 @@ def apply_command(
 @guarded
 @gated
 def prune_command(
-    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, verify: bool,
+    model: Path, output: Path, data: Path | None, test_data: Path | None, eval_data: Path | None, manifest: Path | None, verify: bool,
     external: bool | None, locked: Path | None, report_to: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Plan, cut, verify and write in one.
@@ -140,18 +150,21 @@ def prune_command(
     lock = None if locked is None else Lock(locked)
     loaded = pipeline.load(model)
     written = (output, manifest, report_to, *ort_paths(options), *bandit_files(options))
-    check_outputs([*loaded.paths, locked, data, test_data, options["labels"]], *written)
+    check_outputs([*loaded.paths, locked, data, test_data, eval_data, options["labels"]], *written)
     check_report(report_to)
     held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     shared = NOTHING if test_data and not data else {}  # given for the held-out data
+    judge = _judge(loaded, eval_data, options)
     data_set = dataset(loaded, data, {**options, **shared})
     repair = take.chosen_repair(options, data_set)
     analysis = _analysed(loaded, data_set, options)
     scored: pipeline.Candidates | None = None
     made = lock.plan(loaded, data_set, options) if lock else None
     if made is None:
-        scored, made = _scored(analysis, data_set, options, repair)
+        scored, made = _scored(analysis, data_set, options, repair, judge)
     say(report.plan_text(made), 1)
+    if options["max_drop"] is not None and judge is None:
+        data_set = pipeline.held_out(data_set, options["seed"])[0]  # the model that was judged is the one that is written
     result = pipeline.apply(analysis, made, data_set, verify, bar, repair)
     if lock:
         lock.check(result, output, external)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from .reporting import check_report, report_option, typed, with_examples, write
 @click.option("--data", type=take.FILE, help="Calibration data; without --test-data a third of it is held out to judge on.")
 @click.option("--test-data", type=take.FILE, help="Data to judge on.")
 @click.option("-o", "--output", type=take.FILE, help="Where the JSON goes.")
-@click.option("--save-dir", type=take.FILE, help="Folder (made if missing) for the models.")
+@click.option("--save-dir", type=take.FILE, help="Folder (made if missing) for the models and their manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @take.plan_options
 @take.preprocessing_options
@@ -64,8 +63,8 @@ def sweep_command(
     analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
     repair = take.chosen_repair(options, seen)
     name = options["score"] or pipeline.default_score(seen, repair)
-    details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    scored = replace(pipeline.candidates(analysis, chosen, name, seen, details, bar), repair=repair)
+    details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options), options["memory"])
+    scored = pipeline.candidates(analysis, chosen, name, seen, details, bar, repair)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:

@@ -4,7 +4,7 @@ from .atomic import atomic, together
 from .edit import Editor
 from .half import half_weights
 from .load import load, load_tensor
-from .mask import QUANTIZED, insert_mask, zero_of
+from .mask import QUANTIZED, insert_mask, insert_shift, zero_of
 from .model import Model, Prepared, check, make_initializer
 from .probe import conv_chain, named_by_output
 from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
@@ -36,6 +36,7 @@ __all__ = [
     "initializers",
     "inputs",
     "insert_mask",
+    "insert_shift",
     "load",
     "load_tensor",
     "make_initializer",

@@ -63,7 +63,7 @@ def pair_bars(title: str, names: Sequence[str], before: Sequence[float], after: 
     def y(value: float) -> float:
         return TOP + PLOT * (1 - value / scale[-1])
 
-    marks = _grid(scale, y, width)
+    marks = grid(scale, y, width)
     for index, (name, old, new) in enumerate(zip(names, before, after, strict=True)):
         x = LEFT + step * index
         tip = f"{name}: {_short(old)} \u2192 {_short(new)}"
@@ -78,7 +78,8 @@ def pair_bars(title: str, names: Sequence[str], before: Sequence[float], after: 
     return Chart(title, width, TOP + PLOT + room, tuple(marks), (("before", words[0]), ("after", words[1])))
 
 
-def _grid(scale: Sequence[float], y: object, width: float) -> list[Mark]:
+def grid(scale: Sequence[float], y: object, width: float) -> list[Mark]:
+    """Lines across with their numbers; ``y`` gives the height of a value."""
     assert callable(y)
     marks = []
     for value in scale:

@@ -14,7 +14,7 @@ from ..errors import SfpError
 from ..profiles import ProfileOptions
 from ..records import FloatArray, LayerProfile, Profiles
 from .analysis import Analysis, Progress, silent
-from .scoring import batch_size
+from .feeding import batch_size
 
 PLACES = (1 / 3, 2 / 3, 1.0)
 SAMPLES = 1024

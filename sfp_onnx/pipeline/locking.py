@@ -71,7 +71,7 @@ def version_differences(manifest: Mapping[str, Any]) -> list[str]:
 def clocked(options: Mapping[str, Any]) -> bool:
     """Whether a plan depends on measured times, which never come out the same twice."""
     timed = any(parse_target(text).what in CLOCKED for text in options.get("targets") or ())
-    return timed or (str(options.get("score")).startswith(PREFIX) and options.get("budget") is not None)
+    return timed or options.get("align") == "auto" or (str(options.get("score")).startswith(PREFIX) and options.get("budget") is not None)
 
 
 def locked_plan(manifest: Mapping[str, Any]) -> Plan:

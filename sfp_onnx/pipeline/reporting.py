@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import graph, html
 from .. import plan as plans
+from ..answers import is_classifier, log_probabilities
 from ..cost import layer_macs
 from ..data import Dataset
-from ..evaluate import is_classifier, log_probabilities
 from ..html import Card, Chart, Page, Picture, Section, Table
 from ..records import Array, BoolArray, Evaluation, Pinned, Size
 from ..report import number
@@ -24,6 +24,7 @@ from .deciding import Candidates
 from .layering import LayerTimes
 from .manifest import versions
 from .packaging import Packaged
+from .search_charts import searched
 from .sections import figures_section, packaging_section, times_section
 from .sweeping import Point
 
@@ -80,6 +81,7 @@ def prune_page(result: Pruned, scored: Candidates, measured: Sequence[Evaluation
         _macs(before, after),
         *times_section(context.times),
         _scores(scored, removed),
+        *searched(scored, removed),
         *_examples(scored),
         *_repair(result),
         *packaging_section(context.packaged),
@@ -128,7 +130,7 @@ def sweep_page(points: Sequence[Point], scored: Candidates, context: Context) ->
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
     words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
     sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
-    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *_examples(scored)]
+    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *searched(scored, None), *_examples(scored)]
     sections += _pinned(scored.analysis.coupling.pinned)
     best = _choice(reached, loss)
     cards = _cards((reached[0].size, best.size), (_evaluation(reached[0]), _evaluation(best)), context) if best else ()
@@ -263,7 +265,9 @@ def _repair(result: Pruned) -> list[Section]:
         return []
     place = "held-out samples" if done.held_out else "samples of the calibration data (too few to hold any out)"
     words = f"{done.measure} to the original on {done.checked} {place}: {done.before:.4g} before the repair, {done.after:.4g} after it."
-    fits = [fit for fit in done.fits if np.isfinite([fit.error_before, fit.error_after]).all()]
+    kept = [fit.layer for fit in done.fits if fit.kind == "kept"]
+    words += f" These cannot be re-fitted and keep their weights: {', '.join(kept)}." if kept else ""
+    fits = [fit for fit in done.fits if fit.kind != "kept" and np.isfinite([fit.error_before, fit.error_after]).all()]
     charts: tuple[Chart, ...] = ()
     table = None
     if fits:

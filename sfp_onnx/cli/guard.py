@@ -1,8 +1,6 @@
-"""The program `sfp-onnx`: the command line in a process of its own. If onnxruntime brings that down, as it can with damaged models,
-there is still an error.
+"""The command line in a process of its own. If onnxruntime brings that down, as it can with damaged models, there is still an error.
 
-This stands beside the package because the process must be made before onnxruntime is loaded, which starts threads that do not survive it.
-`python -m sfp_onnx` is the same without this net.
+The process is made by fork, before onnxruntime is loaded: that starts threads, which do not survive it (see `runtime`).
 """
 
 from __future__ import annotations
@@ -18,21 +16,7 @@ from contextlib import suppress
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 PATIENCE = 0.5  # seconds in which a child that got Ctrl-C itself may end
 PR_SET_PDEATHSIG = 1
-EXIT_CODE, INTERRUPTED = 4, 130
-
-
-def main() -> None:
-    """Run the command line."""
-    guarded_run(_work)
-
-
-def _work() -> None:
-    try:
-        from sfp_onnx.cli import run
-
-        run()
-    except KeyboardInterrupt:  # while it still loads
-        sys.exit(INTERRUPTED)
+EXIT_CODE = 4
 
 
 def guarded_run(run: Callable[[], None]) -> None:
@@ -79,7 +63,3 @@ def _pass_on(child: int, number: int) -> None:
     with suppress(ProcessLookupError, ChildProcessError):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             os.kill(child, number)
-
-
-if __name__ == "__main__":
-    main()
