@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from ..bandits import BANDIT_SCORES
+from ..confidence import parse_confidence
 from ..errors import OptionError
 from ..metrics import parse_drop
 from ..pipeline import REPAIRS
+from ..plan import grid_of
 from ..records import PlanOptions, RepairOptions
 from ..scores import SCORES, parts
 from ..sfp import PROBES
@@ -21,6 +23,7 @@ from .bandit_options import bandit_options
 from .common import F
 from .config import settle
 from .data_options import data_options
+from .quantities import byte_size
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
 
@@ -56,9 +59,18 @@ def _score(context: click.Context, parameter: click.Parameter, value: str | None
 def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | str | None:
     if value in ("none", "auto", "default"):
         return None if value == "none" else value
-    if not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"'{value}': expected a positive number, 'auto' or 'none'")
-    return int(value)
+    try:
+        grid_of(value)
+    except OptionError as error:
+        raise click.BadParameter(str(error)) from error
+    return int(value) if value.isdigit() else value
+
+
+def _confidence(context: click.Context, parameter: click.Parameter, value: str) -> float:
+    found = parse_confidence(str(value))
+    if found is None:
+        raise click.BadParameter(f"'{value}': expected from 50% to below 100%")
+    return found
 
 
 def _stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -93,7 +105,9 @@ machine_options = _stack(
     click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Threads of onnxruntime (0: all cores)."),
     click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size to time with."),
     click.option("--provider", default="cpu", show_default=True, help="Execution provider of onnxruntime."),
-)
+    click.option("--profile-budget", type=click.FloatRange(min=1), default=60.0, show_default=True, metavar="SECONDS",
+                 help="Wall time for timing layers; where it does not suffice, fewer widths are timed."),
+)  # fmt: skip
 profile_options = _stack(
     click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
     click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
@@ -114,8 +128,10 @@ plan_options = _stack(
                  help="Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. "
                       "Repeatable; all are held at once."),
     click.option("--max-drop", metavar="1%",
-                 help="Top-1 (without labels: agreement with the original) falls by no more, on a third of --data that is not scored with; "
-                      "alone: the smallest model that holds it."),
+                 help="Top-1 (without labels: agreement with the original) falls by no more, on --eval-data or else a third of --data that "
+                      "is not scored with; alone: the smallest model that holds it."),
+    click.option("--confidence", callback=_confidence, default="95%", show_default=True, metavar="95%",
+                 help="How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is."),
     click.option("--metric", metavar="MODULE:FUNCTION", help="For --max-drop: function(outputs, labels) -> float, larger is better."),
     click.option("--allocation", type=click.Choice(["default", "uniform", "global", "solve"]), default="default",
                  help="The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
@@ -123,9 +139,9 @@ plan_options = _stack(
     click.option("--keep", metavar="REGEX", help="Layers (node or weight names) that keep all their output channels."),
     click.option("--only", metavar="REGEX", help="Shrink only groups that are made by matching layers alone."),
     click.option("--min-channels", type=click.IntRange(min=1), default=1, show_default=True, help="Keep at least so many per group."),
-    click.option("--align", callback=_align, default="default", metavar="auto|N|none",
-                 help="Kept widths are multiples of N; auto: of the measured channel block.  "
-                      "[default: auto with a latency target or --max-drop, else none]"),
+    click.option("--align", callback=_align, default="default", metavar="auto|N|N:M|none",
+                 help="Kept widths are multiples of N, and below N of M; auto: the measured staircase.  "
+                      "[default: auto with a latency target, else 4:1:12 (of 4, below 12 any)]"),
     machine_options,
     click.option("--device-profile", type=FILE, help="Latency from a profile measured elsewhere (`sfp-onnx profile`)."),
 )  # fmt: skip
@@ -142,28 +158,17 @@ def chosen_plan(options: dict[str, Any]) -> PlanOptions:
         parse_drop(options["max_drop"])
     for text in options["targets"]:
         parse_target(text)
-    names = "ratio targets allocation keep only min_channels align max_drop metric threads batch provider".split()
+    names = "ratio targets allocation keep only min_channels align max_drop metric confidence threads batch provider profile_budget".split()
     profile = options["device_profile"]
     return PlanOptions(**{name: options[name] for name in names}, device_profile=None if profile is None else str(profile))
-
-
-def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?)B?\s*", value, re.IGNORECASE)
-    try:
-        found = int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()]) if match else 0
-    except ValueError:
-        found = 0
-    if found < 1:
-        raise click.BadParameter(f"'{value}': expected bytes such as 500MB or 2GB")
-    return found
 
 
 repair_options = _stack(
     click.option("--repair", type=click.Choice(REPAIRS),
                  help="Re-fit what is left so that the model answers like the original: weights and biases (lstsq), biases alone, or the "
                       "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]"),
-    click.option("--memory", callback=_bytes, default="2GB", show_default=True, metavar="2GB",
-                 help="Activations that the repair holds in memory; the rest goes to a temporary file."),
+    click.option("--memory", callback=byte_size, default="2GB", show_default=True, metavar="2GB",
+                 help="What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file."),
     click.option("--force", is_flag=True, help="Write the model even if the repair took it away from the original."),
 )  # fmt: skip
 
@@ -187,6 +192,9 @@ verify_option = click.option(
 )
 external_option = click.option(
     "--external-data/--single-file", "external", default=None, help="Weights in OUT.data, or in one file.  [default: one file up to 2 GB]"
+)
+eval_option = click.option(
+    "--eval-data", type=FILE, help="What --max-drop is judged on, with labels of its own  [default: a third of --data]."
 )
 output_option = click.option("-o", "--output", type=FILE, required=True, help="Where the pruned model goes.")
 manifest_option = click.option(

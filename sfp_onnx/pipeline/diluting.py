@@ -21,7 +21,7 @@ from ..views import scales
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, silent
 from .dilution import Diluted, DiluteOptions
 from .ends import ends_of
-from .scoring import batch_size, feeds_of
+from .feeding import batch_size, feeds_of
 from .tidying import batches, check, finished
 
 SNR_FEATURES = 0.8

@@ -11,7 +11,7 @@ from ..data import Dataset
 from ..dilute import METHODS, Ends, Profile, Target, label_profile
 from ..records import FloatArray, IntArray, Layer, LayerProfile
 from .analysis import Analysis, Progress
-from .scoring import pass_batches
+from .feeding import pass_batches
 
 
 def ends_of(
@@ -32,10 +32,9 @@ def ends_of(
     taps, skipped = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, options.pool)
     made = {target.name: _read_later(analysis, target.layer) for target in found}
     wanted = {target.layer.data_name for target in found} | {layer.data_name for layer in made.values() if layer}
-    known = profiles.profile(
-        analysis.prepared, [tap for tap in taps if tap.tensor in wanted], (output, classes),
-        (pass_batches(analysis, data), data.samples, data.labels), options, free, progress,
-    )  # fmt: skip
+    stream = (pass_batches(analysis, data), data.samples, data.labels)
+    taps = [tap for tap in taps if tap.tensor in wanted]
+    known = profiles.profile(analysis.prepared, taps, (output, classes), stream, options, free, progress)
     layers = {(own.tensor, own.axis): own for own in known.layers}
     reasons = dict(skipped)
     ends = {target.name: _ends(analysis, target, made[target.name], layers, reasons, classes) for target in found}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing
 
 import numpy as np
 
 from ..graph import Prepared
 from ..records import Array, Coupling, FloatArray, RepairOptions
-from .selection import Inputs, observed
+from .selection import Inputs, Look
 
 RIDGE = 1e-2
 
@@ -29,22 +30,21 @@ def kernel_losses(
         ModelError: the model cannot be run in segments.
     """
     found = {}
-    for layer, step, inputs in observed(prepared, coupling, lambda own: own.node.name in names, batches, options, progress):
-        if inputs and layer.weight is not None:
-            joined = 0 if step.linear.form.out_axis == 0 or layer.weight.out_axis == 0 else 1
-            found[layer.node.name] = np.concatenate([block_losses(own) for own in inputs], joined)
+    look = Look.at(prepared, coupling, lambda layer: layer.node.name in names, options, RIDGE)
+    with closing(look.store()) as store:
+        for layer, step, blocks in look.observed(store, batches, progress):
+            losses = [block_losses(own, inverse) for own, inverse in blocks]
+            if losses and layer.weight is not None:
+                joined = 0 if step.linear.form.out_axis == 0 or layer.weight.out_axis == 0 else 1
+                found[layer.node.name] = np.concatenate(losses, joined)
     return found
 
 
-def block_losses(inputs: Inputs) -> FloatArray:
+def block_losses(inputs: Inputs, inverse: FloatArray) -> FloatArray:
     """q[o, i] = sqrt(w' [(C + r I)^-1]_ii^-1 w) with w = W[o, i] and the rows and columns ii of channel i, (O, I).
 
     The optimal brain surgeon, a kernel at a time: Hassibi and Stork, NeurIPS 1992; Frantar and Alistarh, NeurIPS 2022.
     """
-    covariance = inputs.covariance.astype(np.float64)
-    strength = RIDGE * float(np.diagonal(covariance).mean()) or 1.0  # inputs that are all constant are worth nothing
-    covariance[np.diag_indices(len(covariance))] += strength
-    inverse = np.linalg.inv(covariance)
     rows = np.argsort(inputs.channels, kind="stable").reshape(int(inputs.channels.max()) + 1, -1)
     own = inverse[rows[:, :, None], rows[:, None, :]]
     weights = inputs.weights.astype(np.float64)[rows]  # (I, K, O)
