@@ -1,9 +1,11 @@
-"""Top-1 after pruning with closed-form repair: ``python benchmarks/accuracy.py TABLE [FOLDER]``, with TABLE one of
+"""Top-1 after pruning with closed-form repair: ``python benchmarks/accuracy.py TABLE [FOLDER [ROWS [PART]]]``, with TABLE one of
 
   cuts    30 / 50 / 70 % of the MACs removed from block-internal channels, then from all groups; ResNet-56 (both exports) and ResNet-20
+  latency block-internal against all groups at 60 and 40 % of the original's latency
   ladder  every score x every repair x every cut
   cost    seconds and memory of the repair against plain forward passes
 
+ROWS (default TABLE.txt) is a file that keeps what was measured, so that an interrupted run goes on; PART a part of a model's file name.
 FOLDER holds models/ and data/ (default: ../shared beside the repository). Calibration is unlabelled images of the training split;
 top-1 is on the 2000 test images, which nothing else looks at. Prints Markdown.
 """
@@ -14,7 +16,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import models
@@ -22,10 +26,11 @@ import numpy as np
 from ranking import CIFAR10, RESNET20, RESNET56, VGG11, Case
 
 import sfp_onnx
-from sfp_onnx import graph, runtime
+from sfp_onnx import graph, pipeline, runtime
 from sfp_onnx.records import RepairOptions
 
 CUTS = (30, 50, 70)
+SHARES = (60, 40)
 # The names of the dynamo export say nothing: groups that one layer makes and one reads are chosen instead.
 DYNAMO = Case("ResNet-56, dynamo export", "resnet56_cifar10_dynamo.onnx", "", "cifar10", CIFAR10)
 
@@ -39,6 +44,7 @@ class Bench:
         self.calibration = replace(case.images(root, "calib", images), labels=None)
         self.test = case.images(root, "test")
         self.only = case.only or self._inner()
+        self.scores: dict[tuple[str, str | None], pipeline.Candidates] = {}
 
     def _inner(self) -> str:
         """A pattern for the layers that alone make what one other layer alone reads."""
@@ -46,9 +52,11 @@ class Bench:
         groups = [group for group in coupling.groups if len(group.producers) == len(group.consumers) == 1]
         return "^(" + "|".join(name for group in groups for name in group.producers) + ")$"
 
-    def plan(self, score: str, cut: int, only: str | None) -> sfp_onnx.Plan:
-        options = sfp_onnx.PlanOptions(targets=(f"macs={100 - cut}%",), only=only)
-        return sfp_onnx.plan(self.analysis, options, score, self.calibration)
+    def plan(self, score: str, target: str, only: str | None) -> sfp_onnx.Plan:
+        options = sfp_onnx.PlanOptions(targets=(target,), only=only, threads=1, batch=16, align=None)
+        if (score, only) not in self.scores:
+            self.scores[score, only] = pipeline.candidates(self.analysis, options, score, self.calibration)
+        return pipeline.plan_for(self.scores[score, only], options)
 
     def top1(self, model: graph.Model) -> tuple[float, float, float]:
         """Top-1 in %, agreement with the original in %, KL divergence, on the test images."""
@@ -60,39 +68,87 @@ class Bench:
         return sfp_onnx.apply(self.analysis, plan, self.calibration, verify=False, repair=repair).model
 
 
-def cuts(root: Path) -> None:
+class Rows:
+    """What was measured, by name, in a text file; what it holds is not measured again, so that an interrupted run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = dict(line.rsplit(" | ", 1) for line in path.read_text().splitlines()) if path.exists() else {}
+
+    def measure(self, name: str, function: Callable[..., str], *arguments: object) -> None:
+        if name not in self.known:
+            self.known[name] = function(*arguments)
+            with self.path.open("a") as stream:
+                print(name, self.known[name], sep=" | ", file=stream)
+
+    def table(self, head: str, columns: Sequence[object]) -> None:
+        """Markdown: names end with the column."""
+        width = head.count("|") + 1
+        print(f"| {head} | {' | '.join(f'{own} %' for own in columns)} |\n|{'---|' * (width + len(columns))}")
+        for name in dict.fromkeys(name.rsplit(" | ", 1)[0] for name in self.known):
+            print(f"| {name} | {' | '.join(self.known.get(f'{name} | {own}', '') for own in columns)} |", flush=True)
+
+
+def cuts(root: Path, rows: Rows, only: str = "") -> None:
     """The default (score `obs`, repair `lstsq`) on 2048 images."""
-    print("| model, groups | 30 % | 50 % | 70 % |\n|---|---|---|---|")
-    for case, inner in ((RESNET56, True), (RESNET20, True), (RESNET56, False), (RESNET20, False), (DYNAMO, True)):
+    for case, inner in ((RESNET56, True), (RESNET20, True), (DYNAMO, True), (RESNET20, False), (RESNET56, False)):
+        if only not in f"{case.file} {'block-internal' if inner else 'all'}":
+            continue
         bench = Bench(case, root, 2048)
-        feeds, _ = next(iter(replace(bench.test, batch=16).batches()))
-        cells = []
         for cut in CUTS:
-            model = bench.pruned(bench.plan("obs", cut, bench.only if inner else None), "lstsq")
-            top1, agreement, divergence = bench.top1(model)
-            ratio = latency(bench, model, feeds)
-            cells.append(f"{top1:.2f} (agreement {agreement:.1f}, KL {divergence:.3f}; latency {ratio:.2f})")
-        print(f"| {case.title}, {'block-internal' if inner else 'all'} | {' | '.join(cells)} |", flush=True)
+            rows.measure(f"{case.title}, {'block-internal' if inner else 'all'} | {cut}", _cell, bench, cut, inner)
+    rows.table("model, groups", CUTS)
+
+
+def _cell(bench: Bench, cut: int, inner: bool) -> str:
+    feeds, _ = next(iter(replace(bench.test, batch=16).batches()))
+    model = bench.pruned(bench.plan("obs", f"macs={100 - cut}%", bench.only if inner else None), "lstsq")
+    top1, agreement, divergence = bench.top1(model)
+    return f"{top1:.2f} (agreement {agreement:.1f}, KL {divergence:.3f}; latency {latency(bench, model, feeds):.2f})"
+
+
+def same_latency(root: Path, rows: Rows, only: str = "") -> None:
+    """Block-internal against all groups at the same measured latency (one thread, batch 16), 1024 images."""
+    for case in (RESNET20, RESNET56):
+        if only not in case.file:
+            continue
+        bench = Bench(case, root, 1024)
+        for inner, share in product((True, False), SHARES):
+            name = f"{case.title}, {'block-internal' if inner else 'all'} | {share}"
+            rows.measure(name, _cell_of_latency, bench, share, inner)
+    rows.table("model, groups", SHARES)
+
+
+def _cell_of_latency(bench: Bench, share: int, inner: bool) -> str:
+    feeds, _ = next(iter(replace(bench.test, batch=16).batches()))
+    plan = bench.plan("obs", f"latency={share}%", bench.only if inner else None)
+    model = bench.pruned(plan, "lstsq")
+    top1, macs = bench.top1(model)[0], plan.after.macs / plan.before.macs
+    return f"{top1:.2f} (MACs {macs:.0%}, measured latency {latency(bench, model, feeds):.2f})"
 
 
 def latency(bench: Bench, model: graph.Model, feeds: dict[str, np.ndarray]) -> float:
-    """Latency relative to the original, one thread, interleaved minima."""
+    """Latency relative to the original, one thread, interleaved minima of processor time."""
     sessions = [runtime.open_session(graph.serialized(own), own.weights, own.name, threads=1) for own in (bench.analysis.model, model)]
-    times = runtime.latencies(sessions, feeds, 50)
+    times = runtime.interleaved(sessions, [feeds] * 2, 50, runtime.steady_clock(runtime.Setup(1)))
     return min(times[1]) / min(times[0])
 
 
-def ladder(root: Path, images: int = 1024) -> None:
+def ladder(root: Path, rows: Rows, only: str = "") -> None:
     """Scores x repairs x cuts."""
-    print(f"{images} calibration images.\n\n| model | score | repair | 30 % | 50 % | 70 % |\n|---|---|---|---|---|---|")
-    for case in (RESNET20, RESNET56, VGG11):
+    for case, images in ((RESNET20, 1024), (RESNET56, 1024), (VGG11, 512)):
+        if only not in case.file:
+            continue
         bench = Bench(case, root, images)
         repairs = ["none", "bias", *(["bn"] if bench.analysis.coupling.affines else []), "lstsq"]
-        for score in ("random", "magnitude", "contribution", "sfp", "obs"):
-            plans = [bench.plan(score, cut, bench.only) for cut in CUTS]
-            for fit in repairs:
-                found = [bench.top1(bench.pruned(plan, fit))[0] for plan in plans]
-                print(f"| {case.title} | {score} | {fit} | {' | '.join(f'{value:.2f}' for value in found)} |", flush=True)
+        for score, fit, cut in product(("random", "magnitude", "contribution", "sfp", "obs"), repairs, CUTS):
+            name = f"{case.title}, {images} | {score} | {fit} | {cut}"
+            rows.measure(name, _cell_of_ladder, bench, score, fit, cut)
+    rows.table("model, images | score | repair", CUTS)
+
+
+def _cell_of_ladder(bench: Bench, score: str, fit: str, cut: int) -> str:
+    return f"{bench.top1(bench.pruned(bench.plan(score, f'macs={100 - cut}%', bench.only), fit))[0]:.2f}"
 
 
 def cost(root: Path) -> None:
@@ -141,8 +197,11 @@ def main() -> None:
     table = sys.argv[1]
     if table.startswith("cost-"):
         cost_of(table.removeprefix("cost-"), root)
+    elif table == "cost":
+        cost(root)
     else:
-        {"cuts": cuts, "ladder": ladder, "cost": cost}[table](root)
+        rows = Rows(Path(sys.argv[3] if len(sys.argv) > 3 else f"{table}.txt"))
+        {"cuts": cuts, "latency": same_latency, "ladder": ladder}[table](root, rows, *sys.argv[4:5])
 
 
 if __name__ == "__main__":

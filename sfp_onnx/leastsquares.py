@@ -5,145 +5,176 @@ With rows p (inputs of a layer) and errors e = wanted - (p W + b) of the present
     sum |e - p D - d|^2 + ridge * mean(diag C) * |D|^2,        C = sum (p - mean p)(p - mean p)'
 
 so the ridge pulls towards the present weight and the bias is free: D = (C + r I)^-1 sum (p - mean p) e', d = mean e - mean p D.
+
+Where there are fewer rows than inputs, the rows themselves are kept (`Samples`) instead of their products (`Normal`), and the same change
+comes from the dual problem: with the centred rows Q and errors F, D = Q' (Q Q' + r I)^-1 F.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
+from .cholesky import positive_inverse, positive_solve
+from .normal import Joint, Normal, Samples, Sums
 from .records import Array, BoolArray, FloatArray
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
-ROUNDING = 1e-6
-TINY = float(np.finfo(np.float64).tiny)
+LOOKS = (5, 10, 15, 20, 30, 45)  # steps after which held-out data are asked whether more would help
+WIDE = 1024  # from so many inputs on the steps are in single precision: half the time, and the tolerance is far above its rounding
+TINY = float(np.finfo(np.float32).tiny)
 
 
-@dataclass
-class Normal:
-    """Sums over rows, for each of g blocks: ``gram`` (g, k, k) of p p', ``cross`` (g, k, o) of p e', ``rows`` (g, k) of p,
-    ``errors`` (g, o) of e, ``squares`` (g, o) of e^2, ``count`` rows. Float64; add up with `merge`."""
-
-    gram: FloatArray
-    cross: FloatArray
-    rows: FloatArray
-    errors: FloatArray
-    squares: FloatArray
-    count: float = 0.0
-
-    @classmethod
-    def empty(cls, blocks: int, inputs: int, outputs: int) -> Normal:
-        """All sums zero."""
-        return cls(
-            gram=np.zeros((blocks, inputs, inputs)),
-            cross=np.zeros((blocks, inputs, outputs)),
-            rows=np.zeros((blocks, inputs)),
-            errors=np.zeros((blocks, outputs)),
-            squares=np.zeros((blocks, outputs)),
-        )
-
-    def update(self, rows: Array, errors: Array) -> None:
-        """Add rows (g, n, k) with errors (g, n, o). Products of one call are float32, sums over calls float64."""
-        turned = rows.transpose(0, 2, 1)
-        if len(rows) == 1:
-            self.gram[0] += rows[0].T @ rows[0]  # one symmetric product
-        else:
-            self.gram += turned @ rows
-        self.cross += turned @ errors
-        self.rows += rows.sum(1, dtype=np.float64)
-        self.errors += errors.sum(1, dtype=np.float64)
-        self.squares += np.square(errors).sum(1, dtype=np.float64)
-        self.count += rows.shape[1]
-
-    def merge(self, other: Normal) -> Normal:
-        """Both sums together."""
-        return Normal(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.rows + other.rows,
-            self.errors + other.errors,
-            self.squares + other.squares,
-            self.count + other.count,
-        )
-
-    def without_means(self) -> Normal:
-        """For layers that have no bias: nothing is taken as its share, so that `solve` and `error` see the weights alone."""
-        return replace(self, rows=np.zeros_like(self.rows), errors=np.zeros_like(self.errors))
-
-    def centred(self) -> tuple[FloatArray, FloatArray]:
-        """Covariance sums C (g, k, k) and (g, k, o), about the means."""
-        share = self.rows[:, :, None] / max(self.count, 1.0)
-        return self.gram - share * self.rows[:, None, :], self.cross - share * self.errors[:, None, :]
-
-    def error(self, change: FloatArray, bias: FloatArray) -> float:
-        """sum |e - p D - d|^2 after a change."""
-        explained = 2 * (change * self.cross).sum() + 2 * (bias * self.errors).sum()
-        quadratic = (change * (self.gram @ change)).sum() + 2 * (self.rows[:, None, :] @ change * bias[:, None, :]).sum()
-        return float(self.squares.sum() - explained + quadratic + self.count * (bias**2).sum())
-
-
-def mean_shift(normal: Normal) -> tuple[FloatArray, FloatArray]:
+def mean_shift(sums: Sums) -> tuple[FloatArray, FloatArray]:
     """The best change of the bias alone."""
-    return np.zeros_like(normal.cross), normal.errors / max(normal.count, 1.0)
+    return np.zeros(sums.shape), sums.means[1]
 
 
-def solve(normal: Normal, ridge: float, mask: BoolArray | None = None) -> tuple[FloatArray, FloatArray]:
+def solve(sums: Sums, ridge: float, mask: BoolArray | None = None, steps: int | None = None) -> tuple[FloatArray, FloatArray]:
     """The change (D, d) of weight and bias.
 
     Args:
         ridge: relative to the mean of the diagonal of C.
         mask: (g, k, o) weights that may change; the others have D = 0.
+        steps: of the descent, for masked problems (default: until it is solved); fewer regularise, too.
     """
-    covariance, cross = normal.centred()
-    size = covariance.shape[1]
-    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
-    strength = np.maximum(ridge * diagonal.mean(1), _rounding(normal))
-    diagonal = diagonal + strength[:, None]
-    covariance[:, np.arange(size), np.arange(size)] = diagonal
     if mask is None or mask.all():
-        change: FloatArray = np.linalg.solve(covariance, cross).astype(np.float64)
-    else:
-        change = _conjugate_gradients(covariance, cross, mask.astype(np.float64), diagonal)
-    mean = normal.rows / max(normal.count, 1.0)
-    return change, normal.errors / max(normal.count, 1.0) - (mean[:, None, :] @ change)[:, 0]
+        return next(solutions(sums, [ridge]))
+    change: Array = np.zeros(sums.shape)
+    for found in islice(_descent(sums, ridge, mask), CG_STEPS if steps is None else steps):
+        change = found
+    change = change.astype(np.float64)
+    return change, _bias(sums, change)
 
 
-def _rounding(normal: Normal) -> FloatArray:
-    """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""
-    size = np.einsum("gkk->gk", normal.gram).mean(1)
-    found: FloatArray = np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
+def solutions(sums: Sums, ridges: Sequence[float]) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """As `solve` without a mask, for several ridges."""
+    strength_of, change_of = _dual(sums) if isinstance(sums, Samples) else _primal(sums)
+    for ridge in ridges:
+        change = change_of(_strength(sums, strength_of(ridge)))
+        yield change, _bias(sums, change)
+
+
+def _bias(sums: Sums, change: Array) -> FloatArray:
+    """The best bias for a change of the weights: d = mean e - mean p D."""
+    rows, errors = sums.means
+    bias: FloatArray = errors - (rows[..., None, :] @ change)[..., 0, :]
+    return bias
+
+
+def _strength(sums: Sums, wanted: FloatArray) -> FloatArray:
+    found: FloatArray = np.maximum(wanted, sums.rounding())
     return found
 
 
-def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray, diagonal: FloatArray) -> FloatArray:
-    """Solve each column on its own surviving rows, all columns at once: conjugate gradients with the diagonal as
-    preconditioner (one Cholesky per column would cost outputs x inputs^3)."""
-    inverse = mask / diagonal[:, :, None]
-    change = np.zeros_like(cross)
-    residual = cross * mask
-    goal = CG_TOLERANCE**2 * (residual * inverse * residual).sum(1)
+Strength = Callable[[float], FloatArray]
+Change = Callable[[FloatArray], FloatArray]
+
+
+def _primal(sums: Normal | Joint) -> tuple[Strength, Change]:
+    """Strength (g,) of a relative ridge, and the change for a strength, from C and its right-hand side."""
+    covariance, cross = sums.centred()
+    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
+    size = np.arange(diagonal.shape[1])
+
+    def change(strength: FloatArray) -> FloatArray:
+        covariance[:, size, size] = diagonal
+        solved = [positive_solve(*own) for own in zip(covariance, cross, strength.tolist(), strict=True)]
+        return np.stack(solved) if solved else np.zeros(cross.shape)
+
+    return lambda ridge: ridge * diagonal.mean(1), change
+
+
+def _dual(sums: Samples) -> tuple[Strength, Change]:
+    """As `_primal`, from Q Q' and F."""
+    rows, errors = sums.centred()
+    products = rows @ rows.transpose(0, 2, 1)
+    diagonal = np.einsum("gnn->gn", products).copy()
+    size = np.arange(diagonal.shape[1])
+
+    def change(strength: FloatArray) -> FloatArray:
+        products[:, size, size] = diagonal
+        solved = [own.T @ positive_solve(*rest) for own, *rest in zip(rows, products, errors, strength.tolist(), strict=True)]
+        return np.stack(solved)
+
+    return lambda ridge: ridge * diagonal.sum(1) / max(sums.shape[1], 1), change
+
+
+def ridge_inverse(sums: Normal | Samples, ridge: float) -> Iterator[FloatArray]:
+    """(C / n + r I)^-1 (k, k) of each block, with r = ridge times the mean variance of the n rows."""
+    count = max(sums.count, 1.0)
+    if isinstance(sums, Normal):
+        covariance = sums.centred()[0]
+        covariance /= count
+        for block in covariance:
+            yield positive_inverse(block, ridge * float(np.trace(block)) / len(block))
+        return
+    for rows in sums.centred()[0]:
+        rows = rows / np.sqrt(count)
+        strength = max(ridge * float(np.square(rows).sum()) / rows.shape[1], float(np.finfo(np.float32).tiny))
+        found = rows.T @ positive_solve(rows @ rows.T, -rows, strength)
+        found[np.diag_indices(len(found))] += 1
+        found /= strength
+        yield found
+
+
+def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float]) -> tuple[float, float]:
+    """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
+    errors = [held.error(*found) for found in solutions(fit, ridges)]
+    best = int(np.argmin(errors))
+    return ridges[best], errors[best]
+
+
+def best_steps(fit: Sums, held: Sums, ridge: float, mask: BoolArray) -> tuple[int, float]:
+    """How many steps of the masked descent on ``fit`` leave the least error on ``held``, and that error. Stops where it rises."""
+    best = 0, float("inf")
+    number, change = 0, np.zeros(fit.shape)
+    for number, change in enumerate(islice(_descent(fit, ridge, mask), CG_STEPS), 1):
+        if number in LOOKS:
+            error = held.error(change, _bias(fit, change))
+            if error >= best[1]:
+                return best
+            best = number, error
+    error = held.error(change, _bias(fit, change))
+    return (number, error) if error < best[1] else best
+
+
+def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
+    """Solve each column on its own surviving rows, all columns at once: conjugate gradients with the diagonal as preconditioner (one
+    Cholesky per column would cost outputs x inputs^3). Yields the change after every step, in an array that the next step reuses."""
+    sums = sums.summed() if isinstance(sums, Samples) else sums
+    covariance, target = sums.centred()
+    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
+    diagonal = diagonal + _strength(sums, ridge * diagonal.mean(1))[:, None]
+    size = np.arange(diagonal.shape[1])
+    covariance[:, size, size] = diagonal
+    precision = np.float32 if len(size) >= WIDE else np.float64
+    scale = diagonal.mean(1)[:, None, None]  # single precision has a short range
+    covariance /= scale
+    matrix, free = covariance.astype(precision), mask.astype(precision)
+    del covariance
+    residual = (target / scale).astype(precision) * free
+    inverse = free / (diagonal[:, :, None] / scale).astype(precision)
+    change = np.zeros_like(residual)
     step = residual * inverse
     old = (residual * step).sum(1)
-    for _ in range(CG_STEPS):
-        if (old <= goal).all():
-            break
-        image = (matrix @ step) * mask
-        bend = (step * image).sum(1)
-        length = np.where(bend > TINY, old / np.maximum(bend, TINY), 0.0)  # rounding may leave a direction flat
+    goal = CG_TOLERANCE**2 * old
+    while (old > goal).any():
+        image = (matrix @ step) * free
+        length = _ratio(old, (step * image).sum(1))
         change += length[:, None] * step
+        yield change
         residual -= length[:, None] * image
         scaled = residual * inverse
         new = (residual * scaled).sum(1)
-        step = scaled + (new / np.maximum(old, TINY))[:, None] * step
+        step = scaled + _ratio(new, old)[:, None] * step
         old = new
-    return change
 
 
-def best_ridge(fit: Normal, held: Normal, ridges: Sequence[float], mask: BoolArray | None = None) -> tuple[float, float]:
-    """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
-    errors = [held.error(*solve(fit, ridge, mask)) for ridge in ridges]
-    best = int(np.argmin(errors))
-    return ridges[best], errors[best]
+def _ratio(above: Array, below: Array) -> Array:
+    """above / below; 0 where rounding left nothing below."""
+    found: Array = np.divide(above, below, out=np.zeros_like(above), where=below > TINY)
+    return found

@@ -277,6 +277,8 @@ class Coupling:
     ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``branches`` maps groups that may leave altogether to what vanishes with them.
+    ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
+    integers, scale, zero point).
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -295,6 +297,7 @@ class Coupling:
     channels_total: int
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
+    dequantised: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -486,7 +489,9 @@ class BanditOptions:
     """What the user may set for the scores ``bandit:*``.
 
     ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
-    the policies of those names; ``reward`` (None: by the kind of model); ``rounds``: remove a share, pull again on the pruned model;
+    the policies of those names; ``reward`` (None: by the kind of model); ``masked_by``: what stands for a masked channel, "zero" or its
+    "mean" over the images of the search (what folding the mean into the biases of its readers leaves of the damage); ``rounds``: remove
+    a share, pull again on the pruned model; ``round_repair``: "none", "bias" or "lstsq" between rounds;
     ``pull_memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
     """
 
@@ -496,7 +501,9 @@ class BanditOptions:
     epsilon: float = 0.1
     temperature: float = 0.05
     reward: str | None = None
+    masked_by: str = "zero"
     rounds: int = 1
+    round_repair: str = "none"
     pull_memory: int = 2**30
     state: str | None = None
     traces: str | None = None
@@ -505,13 +512,15 @@ class BanditOptions:
 @dataclass(frozen=True)
 class ScoreOptions:
     """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of everything random, and for class profiles the
-    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled; ``bandit`` for the scores ``bandit:*``."""
+    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled; ``bandit`` for the scores ``bandit:*``. ``memory``: as
+    that of `RepairOptions`, for `obs`; it changes no result."""
 
     p: int = 2
     seed: int = 0
     probe: str = "sgd"
     pool: int = 4
     bandit: BanditOptions | None = None
+    memory: int = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -556,8 +565,8 @@ class RepairOptions:
     ``fit``: "lstsq" (weights and biases), "bias", or "bn" (statistics of BatchNormalization).
     ``rows_per_input``: rows of the least-squares problem per input of a layer;
     ``least_positions``: at least so many positions of each sample; ``ridges``: strengths tried, relative to the mean variance of the
-    inputs; ``memory``: bytes of activations held in memory; the rest goes to a temporary file. ``force``: keep a repair that took the
-    model away from the original on held-out samples.
+    inputs; ``memory``: bytes of activations and of the widest layer's matrices held in memory; the rest goes to a
+    temporary file. ``force``: keep a repair that took the model away from the original on held-out samples.
     """
 
     fit: str = "lstsq"
@@ -571,8 +580,8 @@ class RepairOptions:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What the repair did to one layer: ``kind`` is "weights", "bias" or "unchanged"; errors are those of its target on held-out
-    rows, relative to the target's variance."""
+    """What the repair did to one layer: ``kind`` is "weights", "bias", "unchanged" (nothing helped) or "kept" (it cannot be re-fitted);
+    errors are those of its target on held-out rows, relative to the target's variance."""
 
     layer: str
     kind: str

@@ -12,7 +12,7 @@ import pytest
 from conftest import classifier
 
 import sfp_onnx
-from sfp_onnx import device, graph, latency, pipeline, runtime
+from sfp_onnx import device, graph, latency, pipeline, runtime, scratch
 from sfp_onnx.device import Block, nonnegative_fit
 from sfp_onnx.latency import Timing, Variant
 from sfp_onnx.pipeline import profiling
@@ -173,7 +173,7 @@ def test_records_name_the_nodes_of_the_model(tmp_path: Path) -> None:
     owned = {latency._owner(name, made, -1) for name in times} - {-1}
     assert made["logits"] in owned and len(owned) >= 3
     assert all(len(own) == 5 for name, own in times.items() if name.startswith("logits"))
-    assert not list(tmp_path.iterdir()) and not list(Path.cwd().glob("*sfp_onnx_*"))
+    assert not [*tmp_path.iterdir(), *Path.cwd().glob("*.json"), *scratch.folder().glob("events_*")]
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from sfp_onnx import leastsquares, obs
-from sfp_onnx.leastsquares import Normal, best_ridge, mean_shift, solve
+from sfp_onnx.cholesky import positive_inverse, positive_solve
+from sfp_onnx.leastsquares import best_ridge, best_steps, mean_shift, ridge_inverse, solve
+from sfp_onnx.normal import Gathered, Joint, Normal, Samples, together
 from sfp_onnx.obs import Reader, eliminate, reader
 
 BLOCKS, ROWS, INPUTS, OUTPUTS = 3, 60, 6, 4
@@ -95,6 +97,43 @@ def test_masked_solve_of_a_badly_conditioned_problem() -> None:
     assert won <= best + 1e-3 * float(sums.squares.sum())
 
 
+@pytest.mark.parametrize("ridge", [1e-2, 0.1])
+def test_single_precision_of_wide_layers_is_enough(ridge: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the change is that of double precision, on features of very different sizes."""
+    generator = np.random.default_rng(5)
+    p = (generator.standard_normal((1, 300, 50)) * np.logspace(-2, 3, 50)).astype(np.float32)
+    e = (p @ generator.standard_normal((1, 50, 4)) * 1e-8).astype(np.float32)
+    sums, mask = summed(p, e), generator.random((1, 50, 4)) < 0.5
+    double = sums.error(*solve(sums, ridge, mask))
+    monkeypatch.setattr(leastsquares, "WIDE", 1)
+    single = sums.error(*solve(sums, ridge, mask))
+    assert single == pytest.approx(double, rel=1e-3) and double < 0.9 * sums.squares.sum()
+
+
+def test_steps_are_chosen_by_other_rows() -> None:
+    """Of noise the fewest steps are taken, of what is there to learn as many as are left, and the error is the one that is reported."""
+    generator = np.random.default_rng(6)
+    p = (generator.standard_normal((1, 100, 80)) * np.logspace(0, -2, 80)).astype(np.float32)
+    mask = generator.random((1, 80, 3)) < 0.8
+    noise = generator.standard_normal((1, 100, 3)).astype(np.float32)
+    fit, held = summed(p[:, :70], noise[:, :70]), summed(p[:, 70:], noise[:, 70:])
+    steps, error = best_steps(fit, held, 1e-4, mask)
+    assert steps == leastsquares.LOOKS[0] and error == pytest.approx(held.error(*solve(fit, 1e-4, mask, steps)))
+    weights = np.where(mask[0], generator.standard_normal((80, 3)), 0)
+    e = (p @ weights).astype(np.float32)
+    fit, held = summed(p[:, :90], e[:, :90]), summed(p[:, 90:], e[:, 90:])
+    steps, error = best_steps(fit, held, 1e-6, mask)
+    assert steps > leastsquares.LOOKS[1] and error == pytest.approx(held.error(*solve(fit, 1e-6, mask, steps)), rel=1e-3)
+    assert error < held.error(*solve(fit, 1e-6, mask, leastsquares.LOOKS[0]))
+
+
+def test_adding_no_rows_changes_nothing() -> None:
+    sums, (p, e) = summed(*problem()), problem(1)
+    before = sums.gram.copy()
+    sums.update(p[:, :0], e[:, :0])
+    assert sums.count == ROWS and (sums.gram == before).all()
+
+
 @pytest.mark.parametrize("kind", ["dead", "double", "few", "one", "constant", "zero"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_rank_deficient_grams(kind: str, masked: bool) -> None:
@@ -146,10 +185,10 @@ def test_sums_of_parts_are_the_sums_of_all() -> None:
     p, e = problem(8)
     whole = summed(p, e)
     first, second = summed(p[:, :25], e[:, :25]), summed(p[:, 25:], e[:, 25:], 3)
-    for together in (summed(p, e, 7), first.merge(second), second.merge(first)):
-        assert together.count == whole.count == ROWS
+    for both in (summed(p, e, 7), first.merge(second), second.merge(first)):
+        assert both.count == whole.count == ROWS
         for name in ("gram", "cross", "rows", "errors", "squares"):
-            np.testing.assert_allclose(getattr(together, name), getattr(whole, name), rtol=1e-4, atol=1e-3)
+            np.testing.assert_allclose(getattr(both, name), getattr(whole, name), rtol=1e-4, atol=1e-3)
     for name in ("gram", "cross"):
         assert getattr(whole, name).dtype == np.float64
     np.testing.assert_array_equal(first.merge(Normal.empty(BLOCKS, INPUTS, OUTPUTS)).gram, first.gram)
@@ -269,3 +308,80 @@ def test_no_variance_at_all() -> None:
     order, added = eliminate([reader(np.zeros((3, 3)), np.ones((3, 2)), np.arange(3), 1.0, 1e-3)], 3)
     assert order.tolist() == [0, 1, 2] and np.isfinite(added).all() and (added < 1e-6).all()
     assert isinstance(reader(np.eye(2), np.ones((2, 1)), np.arange(2), 1.0, 1e-3), Reader)
+
+
+# ---- kinds of sums -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("ridge", [1e-2, 1e-1])
+def test_few_rows_give_the_same_change_as_their_sums(centre: bool, ridge: float) -> None:
+    """The dual problem: 5 rows of 40 inputs."""
+    generator = np.random.default_rng(1)
+    p, e = (generator.standard_normal((2, 5, size)).astype(np.float32) + 1 for size in (40, 3))
+    samples, sums = Samples(p, e, centre), summed(p, e)
+    sums = sums if centre else sums.without_means()
+    for own, other in zip(solve(samples, ridge), solve(sums, ridge), strict=True):
+        np.testing.assert_allclose(own, other, rtol=2e-3, atol=5e-4)  # that of the sums has float32 products
+    change, bias = solve(sums, ridge)
+    assert samples.error(change, bias) == pytest.approx(sums.error(change, bias), rel=1e-3, abs=1e-3)
+    for own, other in zip(ridge_inverse(samples, ridge), ridge_inverse(sums, ridge), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 60])
+@pytest.mark.parametrize("rows", [3, 5, 6, 60])
+def test_gathered_rows_become_sums_where_there_are_enough(pieces: int, rows: int) -> None:
+    p, e = problem(2, rows)
+    gathered = Gathered(BLOCKS, INPUTS, OUTPUTS)
+    for own, other in zip(np.array_split(p, pieces, 1), np.array_split(e, pieces, 1), strict=True):
+        gathered.add(own.astype(np.float32), other.astype(np.float32))
+    found = gathered.sums()
+    assert isinstance(found, Samples if rows < INPUTS else Normal) and found.count == rows and found.shape == (BLOCKS, INPUTS, OUTPUTS)
+    for own, other in zip(solve(found, 1e-2), solve(summed(p, e), 1e-2), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (3, 40), (40, 3), (40, 50)])
+def test_together(counts: tuple[int, int]) -> None:
+    """Whatever kinds they are."""
+    parts, whole = [], [problem(seed, count) for seed, count in enumerate(counts)]
+    for p, e in whole:
+        gathered = Gathered(BLOCKS, INPUTS, OUTPUTS)
+        gathered.add(p.astype(np.float32), e.astype(np.float32))
+        parts.append(gathered.sums())
+    found = solve(together(*parts), 1e-2)
+    expected = solve(summed(*(np.concatenate([first, second], 1) for first, second in zip(*whole, strict=True))), 1e-2)
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4)
+
+
+def test_joint_sums_share_the_weight_and_not_the_bias() -> None:
+    """Against one problem with an indicator column per use, which the ridge leaves alone."""
+    (p, e), (q, f) = problem(1), problem(2, 30)
+    f = f + 5
+    change, bias = solve(Joint((summed(p, e), summed(q, f))), 1e-3)
+    assert bias.shape == (2, BLOCKS, OUTPUTS)
+    for block in range(BLOCKS):
+        rows = np.concatenate([p[block] - p[block].mean(0), q[block] - q[block].mean(0)])
+        errors = np.concatenate([e[block] - e[block].mean(0), f[block] - f[block].mean(0)])
+        strength = 1e-3 * float(np.square(rows).sum(0).mean())
+        expected = np.linalg.solve(rows.T @ rows + strength * np.eye(INPUTS), rows.T @ errors)
+        np.testing.assert_allclose(change[block], expected, rtol=1e-5, atol=1e-7)
+        for use, (own, other) in enumerate(((p, e), (q, f))):
+            np.testing.assert_allclose(bias[use, block], other[block].mean(0) - own[block].mean(0) @ expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 5, 127, 128, 129, 300])
+def test_cholesky_against_numpy(size: int) -> None:
+    generator = np.random.default_rng(size)
+    half = generator.standard_normal((size, 2 * size))
+    matrix, right = half @ half.T, generator.standard_normal((size, 3))
+    loaded = matrix + 0.5 * np.eye(size)
+    np.testing.assert_allclose(positive_solve(matrix.copy(), right, 0.5), np.linalg.solve(loaded, right), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(positive_inverse(matrix.copy(), 0.5), np.linalg.inv(loaded), rtol=1e-6, atol=1e-10)
+
+
+def test_a_matrix_that_rounding_made_indefinite_takes_more_ridge() -> None:
+    matrix = np.diag([1.0, 1.0, -1e-9])
+    assert np.isfinite(positive_solve(matrix.copy(), np.ones((3, 1)), 1e-12)).all()

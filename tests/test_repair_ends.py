@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -17,11 +18,13 @@ from conftest import images as pictures
 from test_repair import EXACT, WIDTH, arrays, distance, fits, images, repaired, residual, stem, tail
 
 import sfp_onnx
-from sfp_onnx import Pruned, graph
+from sfp_onnx import Pruned, graph, obs
+from sfp_onnx.cli import main
+from sfp_onnx.cli.quantities import byte_size
 from sfp_onnx.errors import VerificationError
 from sfp_onnx.pipeline import repairing
 from sfp_onnx.records import LayerFit, RepairOptions
-from sfp_onnx.repair import lockstep
+from sfp_onnx.repair import elimination, lockstep
 from sfp_onnx.repair.selection import MOST_BLOCKS
 from sfp_onnx.repair.store import Store
 
@@ -88,7 +91,7 @@ def test_a_gemm_that_adds_what_is_no_vector_is_left_alone(shape: tuple[int, ...]
     y = b.op("Gemm", features, b.weight(WIDTH, 5 if shape is None else 6, name="w"), added, name="reader")
     model = b.model(b.gemm(b.op("Relu", y), 5 if shape is None else 6, 3, name="last"))
     result, bare = (repaired(model, images(320, 2, 6, 6), own, {"stem": [0, 2, 5]}) for own in (EXACT, None))
-    assert set(fits(result)) == {"last"}
+    assert fits(result).pop("reader") == "kept" and set(fits(result)) == {"last", "reader"}
     np.testing.assert_array_equal(arrays(result.to_proto())["w"], arrays(bare.to_proto())["w"])
     fresh = images(5, 2, 6, 6, seed=9)
     assert squared(model, result, fresh) < squared(model, bare, fresh)
@@ -248,10 +251,21 @@ def test_a_repair_needs_data(command: str, kind: str, model_file: Path, tmp_path
     assert invoke(command, model_file, *own, "-o", tmp_path / "out.onnx", "--repair", "none").exit_code == 0
 
 
-@pytest.mark.parametrize("memory", ["", "0", "-1GB", "2XB", "lots", "1.2.3GB", "0.0001"])
+@pytest.mark.parametrize("memory", ["", "0", "-1GB", "2XB", "lots", "1.2.3GB", "0.0001", "1e3", "1 0 MB"])
 def test_bad_memory(memory: str, model_file: Path, data_file: Path, tmp_path: Path) -> None:
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--data", data_file, "--memory", memory)
     assert result.exit_code == 2 and "--memory" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1), ("12k", 12_000), ("1.5KB", 1500), (".5 mb", 500_000), ("2GB", 2 * 10**9), ("1GiB", 2**30)]
+)
+def test_sizes_are_decimal_unless_they_say_otherwise(text: str, size: int) -> None:
+    """The same reader serves --memory and --pull-memory."""
+    for name in ("--memory", "--pull-memory"):
+        option = next(own for own in main.commands["prune"].params if name in own.opts)
+        assert option.callback is byte_size
+    assert byte_size(click.Context(main), option, text) == size
 
 
 def test_memory_changes_no_byte(model_file: Path, tmp_path: Path) -> None:
@@ -311,3 +325,39 @@ def test_obs_knows_that_copies_are_free() -> None:
     free = {int(unit) for unit in np.argsort(own)[:2]}
     assert len(free & {1, 3}) == 1 and len(free & {5, 7}) == 1
     assert max(own[list(free)]) < 0.1 * min(np.delete(own, list(free)))
+
+
+def two_groups() -> onnx.ModelProto:
+    """Two layers; one reader of both (1 x 1), another of the first alone."""
+    b = Builder(seed=4)
+    x = b.input(["N", 2, 6, 6])
+    first, second = (b.op("Relu", b.conv(x, 2, size, name=name), outputs=[f"read {name}"]) for name, size in (("one", 8), ("two", 4)))
+    both = b.op("Relu", b.conv(b.op("Concat", first, second, axis=1), 12, 5, 1, name="both"))
+    return b.model(b.conv(b.op("Concat", both, b.op("Relu", b.conv(first, 8, 3, 1, name="alone")), axis=1), 8, 2, 1, name="last"))
+
+
+@pytest.mark.parametrize("memory", [10**9, 1])
+def test_selection_against_elimination_by_hand(memory: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers of several groups are kept (in the file, if memory is small) until their last group was eliminated."""
+    spilled: list[int] = []
+    monkeypatch.setattr(Store, "close", lambda self, close=Store.close: (spilled.append(self.spilled), close(self))[1])
+    model, data = two_groups(), images(64, 2, 6, 6)
+    analysis = sfp_onnx.inspect(model)
+    options = RepairOptions(rows_per_input=1e6, memory=memory)
+    found = elimination(analysis.prepared, analysis.coupling, [{"x": own} for own in np.split(data, 8)], options)
+    assert (spilled[0] > 0) == (memory == 1) and not list(scratch.glob("sfp_onnx*"))
+    whole, held = with_all_tensors(model), arrays(model)
+    values = dict(zip([item.name for item in whole.graph.output], run(whole, {"x": data}), strict=True))
+    rows = {name: np.moveaxis(values[f"read {name}"], 1, -1).reshape(-1, size) for name, size in (("one", 8), ("two", 4))}
+    joined = np.concatenate([rows["one"], rows["two"]], 1)
+    weights = {name: held[f"{name}.weight"].reshape(-1, held[f"{name}.weight"].shape[1]).T for name in ("both", "alone")}
+    spread = {name: values[next(node for node in model.graph.node if node.name == name).output[0]].var((0, 2, 3)).sum() for name in weights}
+    none = np.full(8, -1)
+    for name, own in (("one", np.r_[np.arange(8), none[:4]]), ("two", np.r_[none, np.arange(4)])):
+        readers = [obs.reader(np.cov(joined.T, bias=True), weights["both"], own, spread["both"], 1e-3)]
+        if name == "one":
+            readers.append(obs.reader(np.cov(rows["one"].T, bias=True), weights["alone"], np.arange(8), spread["alone"], 1e-3))
+        group = next(group for group in analysis.coupling.groups if group.producers == (name,))
+        order, added = obs.eliminate(readers, group.width)
+        np.testing.assert_allclose(found.scores[group.units[order]], added, rtol=2e-3)
+        np.testing.assert_allclose(found.errors[group.name][0], added.sum(), rtol=2e-3)

@@ -233,9 +233,6 @@ def test_scores_see_dequantised_weights(name: str) -> None:
     assert [group.producers for group in first.coupling.groups] == [group.producers for group in second.coupling.groups]
     assert all(layer.weight is not None for layer in first.coupling.layers)
     assert first.coupling.channels_total == second.coupling.channels_total == 8 + 6 + 7 + 5
-    if name == "obs":  # what is dequantised cannot be re-fitted, and obs says what is lost after that
-        np.testing.assert_array_equal(own, scores(dequantised(True), "magnitude")[1])
-        return
     # onnxruntime may multiply by the integers themselves while it calibrates
     needs = SCORES[name].needs
     tolerance = 3e-2 if "profile" in needs else 1e-2 if needs else 1e-5  # a probe sees the last layers' errors several times over

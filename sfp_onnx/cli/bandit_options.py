@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,32 +9,17 @@ from typing import Any, TypeVar
 
 import click
 
+from ..pipeline import MASKS, ROUND_REPAIRS
 from ..records import BanditOptions
+from .quantities import byte_size, seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
-SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-BYTES = {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30}
-NAMES = ("pulls", "budget", "pull_batch", "epsilon", "temperature", "reward", "rounds", "pull_memory", "state", "traces")
-
-
-def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    return None if value is None else _quantity(value, SECONDS, "60s, 5m or 1h")
-
-
-def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    return int(_quantity(value, BYTES, "500MB or 2GB"))
-
-
-def _quantity(text: str, units: dict[str, Any], example: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in units or not float(match[1]):
-        raise click.BadParameter(f"'{text}': expected a positive amount such as {example}")
-    return float(match[1]) * float(units[match[2]])
+NAMES = tuple(vars(BanditOptions()))
 
 
 _OPTIONS = (
     click.option("--pulls", type=click.IntRange(min=1), help="bandit: pulls per arm and round.  [default: 5]"),
-    click.option("--budget", callback=_seconds, metavar="60s", help="bandit: time for pulling (5m, 1h), instead of --pulls."),
+    click.option("--budget", callback=seconds, metavar="60s", help="bandit: time for pulling (5m, 1h), instead of --pulls."),
     click.option("--pull-batch", "pull_batch", type=click.IntRange(min=1), default=8, show_default=True,
                  help="bandit: images in one pull."),
     click.option("--epsilon", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Exploration of bandit:epsilon-greedy."),
@@ -44,9 +28,13 @@ _OPTIONS = (
     click.option("--reward", metavar="NAME|MODULE:FUNCTION",
                  help="bandit: divergence, relative-error, loss (needs labels), or your own function.  [default: divergence for "
                       "classifiers, else relative-error]"),
+    click.option("--masked-by", type=click.Choice(MASKS), default="zero", show_default=True,
+                 help="bandit: what stands for a masked channel; mean: as if a repair had folded it into biases."),
     click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True,
                  help="bandit: remove a share, and pull again on the pruned network."),
-    click.option("--pull-memory", callback=_bytes, default="1GB", show_default=True, help="bandit: bound on kept activations."),
+    click.option("--round-repair", type=click.Choice(ROUND_REPAIRS), default="none", show_default=True,
+                 help="bandit: repair between rounds."),
+    click.option("--pull-memory", callback=byte_size, default="1GiB", show_default=True, help="bandit: bound on kept activations."),
     click.option("--state", type=click.Path(), help="bandit: file to resume from, written while pulling."),
     click.option("--traces", type=click.Path(), help="bandit: write scores, pulls, means and 95 % intervals per arm as JSON."),
 )  # fmt: skip

@@ -23,6 +23,7 @@ from .bandit_options import bandit_options
 from .common import F
 from .config import settle
 from .data_options import data_options
+from .quantities import byte_size
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
 
@@ -107,14 +108,17 @@ machine_options = _stack(
     click.option("--profile-budget", type=click.FloatRange(min=1), default=60.0, show_default=True, metavar="SECONDS",
                  help="Wall time for timing layers; where it does not suffice, fewer widths are timed."),
 )  # fmt: skip
+profile_options = _stack(
+    click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
+    click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
+)
 score_options = _stack(
     click.option("--score", callback=_score, metavar="NAME[+NAME..]",
                  help="Importance of a channel: " + ", ".join(sorted(SCORES)) + "; joined by '+': their ranks, averaged; or "
                  + ", ".join(BANDIT_SCORES) + ".  "
                  "[default: obs where a repair follows, contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
-    click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
-    click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
+    profile_options,
     bandit_options,
 )  # fmt: skip
 plan_options = _stack(
@@ -159,23 +163,12 @@ def chosen_plan(options: dict[str, Any]) -> PlanOptions:
     return PlanOptions(**{name: options[name] for name in names}, device_profile=None if profile is None else str(profile))
 
 
-def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?)B?\s*", value, re.IGNORECASE)
-    try:
-        found = int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()]) if match else 0
-    except ValueError:
-        found = 0
-    if found < 1:
-        raise click.BadParameter(f"'{value}': expected bytes such as 500MB or 2GB")
-    return found
-
-
 repair_options = _stack(
     click.option("--repair", type=click.Choice(REPAIRS),
                  help="Re-fit what is left so that the model answers like the original: weights and biases (lstsq), biases alone, or the "
                       "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]"),
-    click.option("--memory", callback=_bytes, default="2GB", show_default=True, metavar="2GB",
-                 help="Activations that the repair holds in memory; the rest goes to a temporary file."),
+    click.option("--memory", callback=byte_size, default="2GB", show_default=True, metavar="2GB",
+                 help="What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file."),
     click.option("--force", is_flag=True, help="Write the model even if the repair took it away from the original."),
 )  # fmt: skip
 

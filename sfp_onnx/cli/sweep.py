@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 from .config import config_option
 from .data_options import NOTHING
-from .reporting import check_report, report_option, typed, write
+from .reporting import check_report, report_option, typed, with_examples, write
 
 
 @click.command("sweep", epilog=EPILOG)
@@ -64,14 +63,14 @@ def sweep_command(
     analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
     repair = take.chosen_repair(options, seen)
     name = options["score"] or pipeline.default_score(seen, repair)
-    details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options))
-    scored = replace(pipeline.candidates(analysis, chosen, name, seen, details, bar), repair=repair)
+    details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options), options["memory"])
+    scored = pipeline.candidates(analysis, chosen, name, seen, details, bar, repair)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:
         pipeline.write_json(output, found, loaded.paths)
     if report_to is not None:
-        write(report_to, pipeline.sweep_page(points, scored, pipeline.Context(typed(), judge)), [*loaded.paths])
+        write(report_to, pipeline.sweep_page(points, with_examples(scored, seen), pipeline.Context(typed(), judge)), [*loaded.paths])
     click.echo(json.dumps(found, indent=1) if as_json else _text(points))
     for point in points:
         if point.failure:

@@ -43,6 +43,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         pinned=_reasons(facts, parent, unit_of),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         additive=facts.additive,
+        dequantised=facts.dequantised,
         masked_inputs={
             prepared.nodes[node].inputs[at]: _channels(constants.get((node, at), ()), units) for node, at in facts.masked_inputs
         },

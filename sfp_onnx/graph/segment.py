@@ -81,7 +81,7 @@ def with_constants(model: Model, values: Mapping[str, Array]) -> Model:
         if name in weights:
             weights[name] = array
         else:
-            fresh = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+            fresh = onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
             annotate(fresh, tensor)
             tensor.CopyFrom(fresh)
     return replace(model, proto=proto, weights=weights, edited=True)

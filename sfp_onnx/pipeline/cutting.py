@@ -15,7 +15,7 @@ from .. import graph
 from .. import plan as plans
 from ..cut import cut
 from ..data import Dataset
-from ..errors import DataError
+from ..errors import DataError, VerificationError
 from ..graph import Model
 from ..records import Array, BoolArray, Coupling, Cut, Plan, PlanOptions, RepairOptions, ScoreOptions, Verification
 from ..trace import random_feeds
@@ -23,6 +23,7 @@ from ..units import cuts, keep_mask, vanishing
 from ..verify import compare, maskable, runs_at
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
 from .judging import held_out
+from .noticing import training_mode
 from .planning import default_score
 from .planning import plan as make_plan
 from .repairing import Repaired, repaired
@@ -138,7 +139,13 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
         if maskable_there:
             inputs["other sizes"] = variant
     types = analysis.prepared.types
-    return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+    try:
+        return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+    except VerificationError as error:
+        training = training_mode(analysis.model)
+        if not training:
+            raise
+        raise VerificationError(f"{training[0]} So nothing can be verified, and nothing was written.") from error
 
 
 def prune(

@@ -23,7 +23,7 @@ class Candidates:
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``.
-    ``examples`` are filters that show what class profiles say, where the score needed any.
+    ``examples`` are filters that show what class profiles say, where the score needed any; ``traces`` what a bandit search saw of each arm.
     """
 
     analysis: Analysis
@@ -35,6 +35,7 @@ class Candidates:
     data: Dataset | None = None
     repair: RepairOptions | None = None
     examples: tuple[FilterExample, ...] = ()
+    traces: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import graph
 from .. import plan as plans
 from ..bandits import PREFIX
 from ..data import Dataset
@@ -84,11 +81,3 @@ def locked_plan(manifest: Mapping[str, Any]) -> Plan:
         PlanError: damaged.
     """
     return plans.from_json(manifest["plan"])
-
-
-def digest_of(model: Model, output: Path, external: bool | None) -> str:
-    """The SHA-256 that the saved model would have, as `load` computes it."""
-    if external is False or (external is None and graph.full_size(model) <= graph.PROTOBUF_LIMIT):
-        return hashlib.sha256(graph.to_proto(model).SerializeToString(deterministic=True)).hexdigest()
-    with tempfile.TemporaryDirectory(prefix=".sfp-", dir=output.parent) as folder:
-        return graph.load(graph.save(model, Path(folder) / output.name, external)).sha256

@@ -62,7 +62,7 @@ def planned(
     """As `plan`, with the scores that the plan was made from."""
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     if options.max_drop is None:
-        found = candidates(analysis, options, score_name, data, score_options, progress)
+        found = candidates(analysis, options, score_name, data, score_options, progress, repair)
         return found, plan_for(found, options, progress)
     if options.ratio is not None:
         raise OptionError("give either --ratio or --max-drop")
@@ -70,7 +70,7 @@ def planned(
     seen, own = (data, eval_data) if eval_data is not None else held_out(data, seed)
     limit, apart = parse_drop(options.max_drop), eval_data is not None
     judge = Judge(analysis.model, own, limit, options.confidence, options.metric, apart, seed)
-    ready = replace(candidates(analysis, options, score_name, seen, score_options, progress), repair=repair)
+    ready = candidates(analysis, options, score_name, seen, score_options, progress, repair)
     if apart:
         ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(own)})
     return ready, plan_with_drop(ready, options, judge, progress=progress)
@@ -78,9 +78,9 @@ def planned(
 
 def candidates(
     analysis: Analysis, options: PlanOptions, score_name: str | None = None, data: Dataset | None = None,
-    score_options: ScoreOptions | None = None, progress: Progress = silent,
+    score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = None,
 ) -> Candidates:  # fmt: skip
-    """Everything that plans need of a model and its data, once for any number of plans.
+    """Everything that plans need of a model and its data, once for any number of plans, which ``repair`` follows.
 
     Raises:
         TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
@@ -94,14 +94,15 @@ def candidates(
     score_options = score_options or ScoreOptions()
     if name.startswith(PREFIX):
         searched = search(analysis, name, data, score_options, (options, groups), progress)
-        found = Scored(name, searched.scores, said=searched.notes)
+        found = Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
     else:
         found = scored(analysis, name, data, score_options, progress)
     recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
+    del recorded["memory"]
     if recorded["bandit"] is None:
         del recorded["bandit"]
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
     shown = examples_of(found.profiles)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, examples=shown)
+    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, repair, shown, found.traces)

@@ -14,10 +14,11 @@ from ..graph import Model
 from ..records import BoolArray, LayerFit, RepairOptions
 from ..repair import reestimate, repair
 from .analysis import Analysis, Progress, silent
-from .scoring import feeds_of
+from .feeding import feeds_of
 
 REPAIRS = ("none", "bias", "bn", "lstsq")
 CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
+SHOWN = 5  # names in a sentence
 NOTHING = 1e-6  # distances below this are rounding
 
 
@@ -92,7 +93,12 @@ def _weights(
         feeds = feeds_of(analysis, data)
         model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, lambda done, total: advance(1))
     counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
-    return model, fits, f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
+    said = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
+    kept = [fit.layer for fit in fits if fit.kind == "kept"]
+    if kept:
+        shown = ", ".join(kept[:SHOWN]) + (", ..." if len(kept) > SHOWN else "")
+        said += f"; {len(kept)} cannot be re-fitted (recurrent, integer, or a weight that is computed or used otherwise): {shown}"
+    return model, fits, said
 
 
 def _moments(

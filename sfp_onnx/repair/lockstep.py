@@ -8,21 +8,23 @@ target is the sum behind a residual connection, the layer so corrects the error 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 import numpy as np
 
 from .. import graph, runtime
 from ..graph import Model, Prepared
-from ..leastsquares import Normal, best_ridge, mean_shift, solve
-from ..records import Array, BoolArray, Coupling, FloatArray, IntArray, LayerFit, RepairOptions
+from ..leastsquares import best_ridge, best_steps, mean_shift, solve
+from ..normal import Gathered, Joint, Normal, Sums, together
+from ..records import Array, BoolArray, Coupling, IntArray, LayerFit, RepairOptions
 from ..units import keep_mask
-from .steps import Scene, Step, candidates, give_biases, plan_steps, tainted
+from .steps import Aim, End, Scene, Step, candidates, ends, give_biases, plan_steps, tainted
 from .store import Store
 from .walk import Walk
+from .writing import Coding, inverse_of, per_block, ways, write
 
-MASKED_RIDGE = 1e-2  # masked problems are solved iteratively, which takes many times as long: one strength is tried
+MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
 ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
@@ -67,12 +69,14 @@ def repair(
     """
     masks = masks or {}
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
-    layers = candidates(scene, tainted(prepared.nodes, coupling, removed, masks), masks)
-    if not layers:
-        return changed, []
-    scene = give_biases(scene, layers)
-    steps = plan_steps(scene, layers, masks)
-    stores = [Store(options.memory // 2), Store(options.memory // 2)]
+    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, masks), masks)
+    fits = [LayerFit(name, "kept", 0.0, 0, 0.0, 0.0) for name in kept]
+    scene = give_biases(scene, [layer for own in tasks for layer in own])
+    planned = plan_steps(scene, tasks, masks, ends(scene, removed))
+    if not planned:
+        return changed, fits
+    budget = budget_of(options.memory, [step for task in planned if isinstance(task, tuple) for step in task])
+    stores = [Store(budget // 2), Store(budget // 2)]
     try:
         before, after = Walk(prepared.model, stores[0]), Walk(scene.model, stores[1])
         count = 0
@@ -80,10 +84,9 @@ def repair(
             before.feed(feeds)
             count = after.feed(feeds)
         setting = Setting(options, coupling, removed, before, after, count)
-        fits = []
-        for number, step in enumerate(steps):
-            fits.append(_refit(setting, step, number))
-            progress(number + 1, len(steps))
+        for number, task in enumerate(planned):
+            fits += [refit_end(setting, task)] if isinstance(task, End) else _refit(setting, task, number)
+            progress(number + 1, len(planned))
     finally:
         for store in stores:
             store.close()
@@ -103,43 +106,111 @@ class Chain:
     scale: Array
 
 
-def _refit(setting: Setting, step: Step, number: int) -> LayerFit:
-    """One step: gather sums over all batches, solve, keep what held-out data confirm."""
-    walk = setting.after
-    weight = walk.constant(step.weight)
-    reference, segment = setting.before.advance([step.reference]), walk.advance([step.data, *operands(walk, step)])
-    sums: list[Normal] = []
-    chain, energy = Chain(None, (), np.ones(1)), 0.0
-    for batch in range(setting.batches):
-        wanted = _kept(setting, step, reference.run(batch)[step.reference])
-        data = segment.run(batch)[step.data]
+@dataclass
+class Use:
+    """What is gathered of one layer: sums to fit on and to judge by, over its ``inputs`` (0: only the bias is fitted), and the variance of
+    the target."""
+
+    step: Step
+    chain: Chain = field(default_factory=lambda: Chain(None, (), np.ones(1)))
+    energy: float = 0.0
+    inputs: int = 0
+    sums: tuple[Gathered, ...] = ()
+
+    def add(self, setting: Setting, weight: Array, tensors: tuple[Array, Array], seed: tuple[int, ...], scaled: bool) -> None:
+        """One more batch: the layer's input and what the original has for its target. ``scaled``: errors in units of the target, not of
+        the output."""
+        step, walk, (data, wanted), batch = self.step, setting.after, tensors, seed[1]
+        wanted = _kept(setting, step, wanted)
         if batch == 0 and step.target != step.output:
-            chain = measure_chain(walk, step, wanted)
-        blocks = step.linear.form.blocks(data.shape, weight.shape, wanted.shape)
-        matrix = step.linear.form.matrix(weight, blocks).astype(np.float32)
-        chosen = positions(setting, step, (number, batch), wanted.shape, matrix.shape[1])
-        rows = step.linear.form.rows(data, wanted.shape, chosen, blocks)
-        answers = step.linear.form.answers(wanted, chosen, blocks).astype(np.float32)
-        energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
-        errors = answers - _present(step, walk, chain, (rows, matrix, wanted, chosen, batch))
-        if setting.options.fit == "bias" or not solvable(matrix.shape[1]):
-            rows = rows[:, :, :0]
-        if not sums:
-            sums = [Normal.empty(blocks, rows.shape[2], errors.shape[2]) for _ in range(2)]
-        for own, places in zip(sums, _split(setting, batch, rows.shape[1]), strict=True):
-            own.update(rows[:, places], errors[:, places])
+            self.chain = measure_chain(walk, step, wanted)
+        form = step.linear.form
+        blocks = form.blocks(data.shape, weight.shape, wanted.shape)
+        matrix = form.matrix(weight, blocks).astype(np.float32)
+        chosen = positions(setting, step, seed, wanted.shape, matrix.shape[1])
+        rows = form.rows(data, wanted.shape, chosen, blocks)
+        answers = form.answers(wanted, chosen, blocks).astype(np.float32)
+        self.energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
+        errors = answers - _present(step, walk, self.chain, (rows, matrix, wanted, chosen, batch))
+        if not scaled:
+            errors = errors * inverse_of(per_block(self.chain.scale, errors)).astype(np.float32)
+        if not self.sums:
+            few = chosen.size * setting.batches if scaled and step.mask is None else np.inf  # others need products of inputs
+            self.inputs = matrix.shape[1] if setting.options.fit == "lstsq" and solvable(matrix.shape[1], few) else 0
+            self.sums = tuple(Gathered(blocks, self.inputs, errors.shape[2]) for _ in range(2))
+        rows = rows[:, :, : self.inputs]
+        for own, places in zip(self.sums, _split(setting, batch, rows.shape[1]), strict=True):
+            if places is not None:
+                own.add(rows[:, places], errors[:, places])
+
+
+def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFit]:
+    """One layer, or those that share a weight: gather sums over all batches, solve, keep what held-out data confirm."""
+    walk = setting.after
+    weight = steps[0].weight.value(walk.constant)
+    reference = setting.before.advance([step.reference for step in steps])
+    segment = walk.advance([name for step in steps for name in (step.data, *operands(walk, step))])
+    uses = [Use(step) for step in steps]
+    for batch in range(setting.batches):
+        originals, found = reference.run(batch), segment.run(batch)
+        for place, use in enumerate(uses):
+            tensors = found[use.step.data], originals[use.step.reference]
+            use.add(setting, weight, tensors, (number, batch, *([place] if place else [])), len(uses) == 1)
     setting.before.finish()
     walk.finish()
-    return _accept(setting, step, (sums[0], sums[1]), chain.scale, energy)
+    return _accept(setting, uses, weight)
 
 
-def solvable(inputs: int) -> bool:
-    """Whether the Gram matrices of a layer with so many inputs (sums to fit and to judge, and copies to solve) take reasonable memory;
+def refit_end(setting: Setting, end: End) -> LayerFit:
+    """The constant of a vanished branch: what the original sum has on average more than the rest of it in the changed model."""
+    walk = setting.after
+    value = walk.constant(end.output)
+    reference, segment = setting.before.advance([end.reference]), walk.advance(operands(walk, end))
+    chain, sums = Chain(None, (), np.ones(1)), [Normal.empty(1, 0, value.size) for _ in range(2)]
+    energy = 0.0
+    for batch in range(setting.batches):
+        wanted = _kept(setting, end, reference.run(batch)[end.reference])
+        segment.run(batch)
+        chain = chain if batch else measure_chain(walk, end, wanted, value)
+        errors = wanted.astype(np.float32) - target_at(walk, end, chain, value, batch)
+        rows, answers = (_vectors(own, end.axis, value.size) for own in (errors, wanted))
+        energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
+        for own, places in zip(sums, _split(setting, batch, rows.shape[1]), strict=True):
+            if places is not None:
+                own.update(rows[:, places, :0], rows[:, places])
+    setting.before.finish()
+    walk.finish()
+    fit, held = sums
+    nothing = np.zeros(fit.shape), np.zeros((1, value.size))
+    before, after = held.error(*nothing), held.error(*mean_shift(fit))
+    better = bool(held.count) and after < before
+    if better:
+        shift = mean_shift(fit.absorb(held))[1] * inverse_of(chain.scale if value.size > 1 else chain.scale.mean(keepdims=True))
+        walk.overrides[end.output] = (value + shift.reshape(value.shape)).astype(value.dtype)
+    share = fit.count / held.count / energy if held.count and energy else 0.0
+    return LayerFit(end.layer, "bias" if better else "unchanged", 0.0, int(fit.count), before * share, min(before, after) * share)
+
+
+def _vectors(array: Array, axis: int, size: int) -> Array:
+    """Values (1, positions, channels along ``axis``) of a tensor; one channel if ``size`` is 1."""
+    moved: Array = np.moveaxis(array, axis, -1) if size > 1 else array[..., None]
+    return moved.reshape(1, -1, size)
+
+
+def solvable(inputs: int, rows: float) -> bool:
+    """Whether the matrices of a layer with so many inputs and rows (sums to fit and to judge, and copies to solve) take reasonable memory;
     if they do not, only its bias is fitted."""
-    return GRAM_COPIES * 8 * inputs**2 <= GRAM_BYTES
+    return GRAM_COPIES * 8 * min(inputs, rows) * inputs <= GRAM_BYTES
 
 
-def operands(walk: Walk, step: Step) -> list[str]:
+def budget_of(memory: int, steps: Iterable[Step]) -> int:
+    """Bytes that are left for activations when the matrices of the widest layer have their share."""
+    inputs = [len(step.linear.form.inputs_of(step.weight.shape, 1)) for step in steps]
+    largest = max((own for own in inputs if solvable(own, np.inf)), default=0)
+    return max(memory - GRAM_COPIES * 8 * largest**2, memory // 4)
+
+
+def operands(walk: Walk, step: Aim) -> list[str]:
     """What the nodes between output and target read beside it."""
     if step.target == step.output:
         return []
@@ -154,7 +225,7 @@ def operands(walk: Walk, step: Step) -> list[str]:
     return sorted({name for node in chain for name in node.inputs if walk.is_tensor(name)} - behind)
 
 
-def _kept(setting: Setting, step: Step, array: Array) -> Array:
+def _kept(setting: Setting, step: Aim, array: Array) -> Array:
     """A tensor of the original without the channels that were removed."""
     for own in setting.coupling.tensors.get(step.reference, ()):
         mask = keep_mask(own.units, setting.removed)
@@ -163,20 +234,22 @@ def _kept(setting: Setting, step: Step, array: Array) -> Array:
     return array
 
 
-def measure_chain(walk: Walk, step: Step, wanted: Array) -> Chain:
-    """The scale is what the target gains when the output goes from zeros to ones.
+def measure_chain(walk: Walk, step: Step | End, wanted: Array, like: Array | None = None) -> Chain:
+    """The scale is what the target gains when the output (of the shape of ``like``, by default that of the target) goes from zeros to ones.
 
     Raises:
         ModelError: onnxruntime cannot run that part alone.
     """
     session, inputs = walk.side([step.output], step.target)
     chain = Chain(session, inputs, np.ones(1))
-    gained = target_at(walk, step, chain, np.ones_like(wanted), 0) - target_at(walk, step, chain, np.zeros_like(wanted), 0)
-    per_channel = np.moveaxis(gained, step.linear.form.out_axis, -1).reshape(-1, gained.shape[step.linear.form.out_axis])
+    like = wanted if like is None else like
+    gained = target_at(walk, step, chain, np.ones_like(like), 0) - target_at(walk, step, chain, np.zeros_like(like), 0)
+    axis = step.axis if isinstance(step, End) else step.linear.form.out_axis
+    per_channel = np.moveaxis(gained, axis, -1).reshape(-1, gained.shape[axis])
     return Chain(session, inputs, per_channel.mean(0, dtype=np.float64))
 
 
-def target_at(walk: Walk, step: Step, chain: Chain, output: Array, batch: int) -> Array:
+def target_at(walk: Walk, step: Aim, chain: Chain, output: Array, batch: int) -> Array:
     assert chain.session is not None
     feeds = {name: walk.store.get((name, batch)) for name in chain.inputs}
     found: Array = chain.session.run({step.output: output, **feeds}, [step.target])[0]
@@ -188,21 +261,16 @@ def _present(step: Step, walk: Walk, chain: Chain, parts: tuple[Array, Array, Ar
     rows, matrix, wanted, chosen, batch = parts
     made = rows @ matrix
     if step.bias is not None and step.inside:
-        vector = walk.constant(step.bias).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
+        vector = step.bias.value(walk.constant).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
         made += vector.reshape(len(made), 1, -1)
     if chain.session is None:
         return made
     rest = step.linear.form.answers(target_at(walk, step, chain, np.zeros_like(wanted), batch), chosen, len(rows))
-    found: Array = rest.astype(np.float32) + made * _per_block(chain.scale, made).astype(np.float32)
+    found: Array = rest.astype(np.float32) + made * per_block(chain.scale, made).astype(np.float32)
     return found
 
 
-def _per_block(scale: Array, made: Array) -> Array:
-    """A value per output channel as (blocks, 1, outputs of a block)."""
-    return np.broadcast_to(scale, (len(made) * made.shape[-1],)).reshape(len(made), 1, -1)
-
-
-def positions(setting: Setting, step: Step, seed: tuple[int, int], output: Sequence[int], inputs: int) -> IntArray:
+def positions(setting: Setting, step: Step, seed: tuple[int, ...], output: Sequence[int], inputs: int) -> IntArray:
     """Positions of the output to look at, (samples, per sample): enough rows for the number of inputs, one drawn at random from
     each of as many equal stretches."""
     samples, size = step.linear.form.positions(output)
@@ -215,51 +283,54 @@ def positions(setting: Setting, step: Step, seed: tuple[int, int], output: Seque
     return ((np.arange(count) + draws) * (size / count)).astype(np.int64)
 
 
-def _split(setting: Setting, batch: int, rows: int) -> tuple[IntArray, IntArray]:
+def _split(setting: Setting, batch: int, rows: int) -> tuple[slice | IntArray | None, slice | IntArray | None]:
     """Which rows of a batch are for fitting and which for judging: whole batches, or every eighth row of a single one."""
-    every = np.arange(rows)
     if setting.batches == 1:
+        every = np.arange(rows)
         return every[every % HELD_OUT != HELD_OUT - 1], every[every % HELD_OUT == HELD_OUT - 1]
     held = batch % HELD_OUT == HELD_OUT - 1 or (setting.batches < HELD_OUT and batch == setting.batches - 1)
-    return (every[:0], every) if held else (every, every[:0])
+    return (None, slice(None)) if held else (slice(None), None)
 
 
-def _accept(setting: Setting, step: Step, sums: tuple[Normal, Normal], scale: Array, energy: float) -> LayerFit:
+def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerFit]:
     """Take the change that leaves the least error on held-out rows, fitted again on all rows; none if nothing helps."""
-    fit, held = sums if step.bias is not None else (sums[0].without_means(), sums[1].without_means())
-    nothing = np.zeros_like(held.cross), np.zeros_like(held.errors)
-    before, kind, ridge = held.error(*nothing), "unchanged", 0.0
-    best = before
-    weight, mask = setting.after.constant(step.weight), None
-    blocks = len(fit.gram)
-    if step.mask is not None:
-        mask = step.linear.form.matrix(step.mask, blocks)
-    if held.count and step.bias is not None and (shifted := held.error(*mean_shift(fit))) < best:
+    steps, scale = [use.step for use in uses], uses[0].chain.scale if len(uses) == 1 else np.ones(1)
+    fit, held = (_sums(uses, part) for part in range(2))
+    blocks, inputs, _ = fit.shape
+    rows, energy = fit.count + held.count, sum(use.energy for use in uses)
+    share = rows / held.count / energy if held.count and energy else 0.0
+    nothing = mean_shift(fit)[0], np.zeros_like(mean_shift(fit)[1])
+    before = best = held.error(*nothing)
+    kind, ridge, coding = "unchanged", 0.0, Coding(setting.after, steps[0], weight, scale)
+    count: int | None = None  # of steps
+    mask = None if steps[0].mask is None else steps[0].linear.form.matrix(steps[0].mask, blocks)
+    if mask is not None and mask.all():
+        mask = None
+    biased = any(step.bias is not None for step in steps)
+    if held.count and biased and (shifted := held.error(*mean_shift(fit))) < best:
         best, kind = shifted, "bias"
-    if held.count and fit.gram.shape[1]:
-        ridges = setting.options.ridges if mask is None else (MASKED_RIDGE,)
-        ridge, error = best_ridge(fit, held, ridges, mask)
+    if held.count and inputs:
+        if mask is None:
+            ridge, error = best_ridge(fit, held, setting.options.ridges)
+        else:
+            ridge = MASKED_RIDGE
+            count, error = best_steps(fit, held, ridge, mask)
+        if steps[0].weight.scale:
+            coding, error = coding.chosen(fit, held, solve(fit, ridge, mask, count)[0], ways(steps))
         if error < best:
             best, kind = error, "weights"
     if kind != "unchanged":
-        together = fit.merge(held)
-        change, shift = solve(together, ridge, mask) if kind == "weights" else mean_shift(together)
-        _write(setting, step, weight, (change, shift), scale)
-    rows = fit.count + held.count
-    share = rows / held.count / energy if held.count and energy else 0.0
-    return LayerFit(step.layer, kind, ridge, int(rows), before * share, best * share)
+        both = together(fit, held)
+        change, shift = solve(both, ridge, mask, count) if kind == "weights" else mean_shift(both)
+        if steps[0].weight.scale and kind == "weights":
+            change, shift = coding.applied(both, change)
+        write(setting.after, steps, weight, (change, shift), scale, coding.stretch)
+    return [LayerFit(step.layer, kind, ridge, int(rows), before * share, best * share) for step in steps]
 
 
-def _write(setting: Setting, step: Step, weight: Array, change: tuple[FloatArray, FloatArray], scale: Array) -> None:
-    """Put a change, given in units of the target, into weight and bias."""
-    form, walk = step.linear.form, setting.after
-    factor = _per_block(np.asarray(scale, np.float64), change[0])
-    usable = np.abs(factor) > np.finfo(np.float32).tiny
-    inverse = np.where(usable, 1 / np.where(usable, factor, 1), 0.0)
-    if change[0].shape[1]:
-        matrix = form.matrix(weight, len(change[0])).astype(np.float64) + change[0] * inverse
-        walk.overrides[step.weight] = np.ascontiguousarray(form.weight(matrix, weight.shape).astype(weight.dtype))
-    if step.bias is not None:
-        old = walk.constant(step.bias)
-        shift = (change[1] * inverse[:, 0]).reshape(-1) / (step.linear.bias_scale if step.inside else 1.0)
-        walk.overrides[step.bias] = (old.astype(np.float64) + shift.reshape(old.shape)).astype(old.dtype)
+def _sums(uses: Sequence[Use], part: int) -> Sums:
+    found = []
+    for use in uses:
+        own = use.sums[part].sums()
+        found.append(own if use.step.bias is not None else own.without_means())
+    return found[0] if len(found) == 1 else Joint.of(found)

@@ -29,7 +29,7 @@ def reestimate(
     values, wanted = graph.Constants(changed), []
     for affine in coupling.affines:
         node = nodes.get(affine.node.outputs[0])
-        if node is not None and affine.node.outputs[0] in affected:
+        if node is not None and affine.tensor in affected:
             for position in affine.moments:
                 name = node.inputs[position]
                 if uses[name] > 1:  # exporters may share equal vectors

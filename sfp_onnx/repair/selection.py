@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..graph import Prepared
-from ..leastsquares import Normal
-from ..obs import Reader, eliminate, reader
+from ..leastsquares import ridge_inverse
+from ..normal import Gathered
+from ..obs import Reader, eliminate
 from ..records import Array, Coupling, FloatArray, IntArray, Layer, RepairOptions
-from .lockstep import Chain, Setting, measure_chain, operands, positions, solvable, target_at
+from .lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
 from .steps import Scene, Step, plan_steps
 from .store import Store
 from .walk import Walk
@@ -31,11 +34,13 @@ class Elimination:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What one layer reads: covariance (k, k) per block, weights (k, o) in units of the target, the unit of each row."""
+class Inputs:
+    """What one block of a layer reads: weights (k, o) in units of the target, the channel of the block and the unit of each row, the
+    variance of the target. ``key`` is a name for H^-1 (k, k)."""
 
-    covariance: Array
+    key: tuple[str, int]
     weights: Array
+    channels: IntArray
     units: IntArray
     variance: float
 
@@ -52,37 +57,71 @@ def elimination(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
-    layers = [layer for layer in coupling.layers if _reads_units(scene, layer)]
-    steps = plan_steps(scene, layers, {})
-    store = Store(options.memory)
-    inputs: list[_Inputs] = []
-    try:
-        walk = Walk(prepared.model, store)
+    look = Look.at(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE)
+    with closing(look.store()) as store:
+        ledger = _Ledger(coupling, store, look.layers)
+        for layer, _, found in look.observed(store, batches, progress):
+            ledger.add(layer, found)
+    blind = tuple(group.name for group in coupling.groups if group.name not in ledger.errors)
+    return Elimination(ledger.scores, ledger.errors, blind)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A pass over the original network, for what layers read: those of ``layers`` (with their ``steps``)."""
+
+    prepared: Prepared
+    coupling: Coupling
+    options: RepairOptions
+    ridge: float
+    layers: Sequence[Layer]
+    steps: Sequence[Step]
+
+    @classmethod
+    def at(
+        cls, prepared: Prepared, coupling: Coupling, wanted: Callable[[Layer], bool], options: RepairOptions, ridge: float
+    ) -> Look:
+        """The layers that are ``wanted`` and could be re-fitted."""
+        scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
+        layers = [layer for layer in coupling.layers if _has_weight(scene, layer) and wanted(layer)]
+        steps = [own[0] for own in plan_steps(scene, [[layer] for layer in layers], {}) if isinstance(own, tuple)]
+        return cls(prepared, coupling, options, ridge, layers, steps)
+
+    def store(self) -> Store:
+        """For the activations of the pass; to be closed."""
+        return Store(budget_of(self.options.memory, self.steps))
+
+    def observed(
+        self, store: Store, batches: Iterable[Mapping[str, Array]], progress: Callable[[int, int], None]
+    ) -> Iterator[tuple[Layer, Step, Iterable[tuple[Inputs, FloatArray]]]]:
+        """Each layer with what its blocks read, and H^-1 = (C + r I)^-1 (k, k) from the covariance C of that; nothing where a layer is too
+        wide or has too many blocks. To be used up before the next layer is asked for.
+
+        Raises:
+            ModelError: the model cannot be run in segments.
+        """
+        walk = Walk(self.prepared.model, store)
         for feeds in batches:
             walk.feed(feeds)
-        none = np.zeros(coupling.units, bool)
-        setting = Setting(options, coupling, none, walk, walk, walk.batches)
-        for number, (step, layer) in enumerate(zip(steps, layers, strict=True)):
-            inputs += _observe(setting, step, layer, number)
-            progress(number + 1, len(steps))
-    finally:
-        store.close()
-    return _eliminate(coupling, inputs)
+        none = np.zeros(self.coupling.units, bool)
+        setting = Setting(self.options, self.coupling, none, walk, walk, walk.batches)
+        for number, (step, layer) in enumerate(zip(self.steps, self.layers, strict=True)):
+            yield layer, step, _observe(setting, step, layer, (number, self.ridge))
+            progress(number + 1, len(self.steps))
 
 
-def _reads_units(scene: Scene, layer: Layer) -> bool:
-    if layer.linear is None or layer.weight is None or not (layer.source >= 0).any():
+def _has_weight(scene: Scene, layer: Layer) -> bool:
+    if layer.linear is None or layer.weight is None:
         return False
-    return layer.node.inputs[layer.weight.position] in scene.constants
+    return scene.held(layer.node.inputs[layer.weight.position]) is not None
 
 
-def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_Inputs]:
-    """Covariance of a layer's inputs and variance of its target."""
-    walk, form = setting.after, step.linear.form
-    weight = walk.constant(step.weight)
+def _observe(setting: Setting, step: Step, layer: Layer, place: tuple[int, float]) -> Iterable[tuple[Inputs, FloatArray]]:
+    """What is to be known of a layer's inputs (nothing, where its matrices would be too large), and variance of its target."""
+    walk, form, (number, ridge) = setting.after, step.linear.form, place
+    weight = step.weight.value(walk.constant)
     segment = walk.advance([step.data, step.output, *operands(walk, step)])
-    sums: Normal | None = None
+    gathered: Gathered | None = None
     chain = Chain(None, (), np.ones(1))
     total = squares = np.zeros(1)
     blocks = 1
@@ -96,55 +135,87 @@ def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> list[_I
             chain = chain if batch else measure_chain(walk, step, target)
             target = target_at(walk, step, chain, target, batch)
         matrix = form.matrix(weight, blocks)
-        if not solvable(matrix.shape[1]):
-            continue
         chosen = positions(setting, step, (number, batch), target.shape, matrix.shape[1])
+        if not solvable(matrix.shape[1], np.inf):
+            continue
         rows = form.rows(data, target.shape, chosen, blocks)
         answers = form.answers(target, chosen, blocks).astype(np.float64)
         total = total + answers.sum(1)
         squares = squares + np.square(answers).sum(1)
-        if sums is None:
-            sums = Normal.empty(blocks, rows.shape[2], 0)
-        sums.update(rows, np.zeros((blocks, rows.shape[1], 0), np.float32))
+        gathered = gathered or Gathered(blocks, rows.shape[2], 0)
+        gathered.add(rows, np.zeros((blocks, rows.shape[1], 0), np.float32))
     walk.finish()
+    sums = gathered.sums() if gathered else None
     if sums is None or not sums.count:
         return []
     variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
-    return _inputs(step, layer, sums, (weight, chain.scale, blocks), max(variance, np.finfo(np.float32).tiny))
+    variance = max(variance, float(np.finfo(np.float32).tiny))
+    return _inputs(step, layer, ridge_inverse(sums, ridge), (weight, chain.scale, blocks), variance)
 
 
-def _inputs(step: Step, layer: Layer, sums: Normal, parts: tuple[Array, Array, int], variance: float) -> list[_Inputs]:
+def _inputs(
+    step: Step, layer: Layer, inverses: Iterable[FloatArray], parts: tuple[Array, Array, int], variance: float
+) -> Iterator[tuple[Inputs, FloatArray]]:
+    """Each block's inputs, with the inverse of their covariance."""
     weight, scale, blocks = parts
     form = step.linear.form
     matrix = form.matrix(weight, blocks).astype(np.float64)
-    covariance = sums.centred()[0] / sums.count
     factor = np.broadcast_to(scale, (blocks * matrix.shape[2],)).reshape(blocks, 1, -1)
-    channel = form.inputs_of(weight.shape, blocks)
-    per_block = len(layer.source) // blocks
-    found = []
-    for block in range(blocks):
-        units = layer.source[block * per_block + channel]
-        found.append(_Inputs(covariance[block].astype(np.float32), (matrix * factor)[block].astype(np.float32), units, variance))
-    return found
+    channels = form.inputs_of(weight.shape, blocks)
+    source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
+    per_block = len(source) // blocks
+    for block, inverse in enumerate(inverses):
+        units = source[block * per_block + channels]
+        key = (f"inverse of {step.layer}", block)
+        yield Inputs(key, (matrix * factor)[block].astype(np.float32), channels, units, variance), inverse
 
 
-def _eliminate(coupling: Coupling, inputs: list[_Inputs]) -> Elimination:
-    scores = np.zeros(coupling.units)
-    errors: dict[str, FloatArray] = {}
-    blind: list[str] = []
-    place = np.full(coupling.units + 1, -1, np.int64)
-    for group in coupling.groups:
-        place[:] = -1
+class _Ledger:
+    """What is known of layers until all readers of a group have been seen; then the group is eliminated, and what nobody waits for
+    forgotten. The inverses of layers that read groups of which other readers are to come are in the store."""
+
+    def __init__(self, coupling: Coupling, store: Store, layers: Sequence[Layer]) -> None:
+        self.scores = np.zeros(coupling.units)
+        self.errors: dict[str, FloatArray] = {}
+        self._coupling, self._store = coupling, store
+        self._group = np.full(coupling.units + 1, -1, np.int64)  # the last place stands for -1
+        for number, group in enumerate(coupling.groups):
+            self._group[group.units] = number
+        self._expected = Counter(number for layer in layers for number in self._groups(layer.source))
+        self._waiting: dict[int, list[Inputs]] = {}
+        self._uses: Counter[tuple[str, int]] = Counter()
+
+    def _groups(self, units: IntArray) -> list[int]:
+        return sorted(set(self._group[units].tolist()) - {-1})
+
+    def add(self, layer: Layer, found: Iterable[tuple[Inputs, FloatArray]]) -> None:
+        """One more layer was seen; eliminates the groups of which it was the last reader."""
+        for own, matrix in found:
+            groups = self._groups(own.units)
+            self._uses[own.key] = len(groups)
+            self._store.put(own.key, matrix)
+            for number in groups:
+                self._waiting.setdefault(number, []).append(own)
+            del matrix
+        for number in self._groups(layer.source):
+            self._expected[number] -= 1
+            if not self._expected[number]:
+                self._eliminate(number)
+
+    def _eliminate(self, number: int) -> None:
+        group = self._coupling.groups[number]
+        place = np.full(self._coupling.units + 1, -1, np.int64)
         place[group.units] = np.arange(group.width)
-        readers: list[Reader] = []
-        for own in inputs:
-            unit = place[own.units]  # -1 reads the last entry, which stays -1
-            if (unit >= 0).any():
-                readers.append(reader(own.covariance.astype(np.float64), own.weights, unit, own.variance, RIDGE))
-        if not readers:
-            blind.append(group.name)
-            continue
-        order, added = eliminate(readers, group.width)
-        scores[group.units[order]] = added
-        errors[group.name] = np.concatenate([[0.0], np.cumsum(added)])[::-1].copy()
-    return Elimination(scores, errors, tuple(blind))
+        readers = []
+        for own in self._waiting.pop(number, []):
+            self._uses[own.key] -= 1
+            matrix = self._store.get(own.key)
+            if self._uses[own.key]:
+                matrix = matrix.copy()  # the elimination changes it
+            else:
+                self._store.drop(own.key)
+            readers.append(Reader(matrix, own.weights.astype(np.float64), place[own.units], own.variance))
+        if readers:
+            order, added = eliminate(readers, group.width)
+            self.scores[group.units[order]] = added
+            self.errors[group.name] = np.concatenate([[0.0], np.cumsum(added)])[::-1].copy()

@@ -11,36 +11,62 @@ import numpy as np
 from .. import graph
 from ..graph import Model
 from ..records import Additive, Array, BoolArray, Coupling, Layer, Linear, Node
-from ..units import keep_mask
+from ..rules import spreads
+from ..units import keep_mask, vanishing
+from .held import Held
 
 
 @dataclass(frozen=True)
-class Step:
-    """One layer of the changed model.
-
-    ``output`` is what it makes, ``target`` the tensor behind it that is compared with ``reference`` of the original (the same, or
-    the sum that the output goes into); ``bias`` is the initializer of its bias, which is added inside the layer if ``inside``, else by the
-    node behind it. ``mask`` (the weight's shape) tells which weights may be other than zero; None: all.
-    """
+class Aim:
+    """What something in the changed model aims at: ``output`` is what it makes, ``target`` the tensor behind it that is compared with
+    ``reference`` of the original (the same, or the sum that the output goes into)."""
 
     layer: str
-    linear: Linear
-    data: str
     output: str
     target: str
     reference: str
-    weight: str
-    bias: str | None
+
+
+@dataclass(frozen=True)
+class Step(Aim):
+    """One layer of the changed model.
+
+    ``bias`` is the constant that is its bias, which is added inside the layer if ``inside``, else by the node behind it. ``mask`` (the
+    weight's shape) tells which weights may be other than zero; None: all.
+    """
+
+    linear: Linear
+    data: str
+    weight: Held
+    bias: Held | None
     inside: bool
     mask: BoolArray | None = None
 
 
+@dataclass(frozen=True)
+class End(Aim):
+    """The constant ``output`` that stands for a vanished branch, with one value per index of ``axis``."""
+
+    axis: int
+
+
+Task = tuple[Step, ...] | End
+"""What is fitted at once: layers that share a weight (mostly one), or an end."""
+
+
 def tainted(original: Sequence[Node], coupling: Coupling, removed: BoolArray, masked: Collection[str]) -> set[str]:
-    """Tensors of the original that may differ in the changed model: behind nodes that read a cut tensor or a masked weight."""
-    cut = {name for name, channels in coupling.tensors.items() if any(not keep_mask(own.units, removed).all() for own in channels)}
+    """Tensors of the original whose kept channels may differ in the changed model: behind nodes that read a masked weight or a removed
+    channel. What works channel by channel (BatchNormalization, Relu) passes removed channels on without mixing them with others."""
+    gone: dict[str, set[int]] = {}
+    for name, channels in coupling.tensors.items():
+        units = {unit for own in channels for unit in own.units[~keep_mask(own.units, removed)].tolist()}
+        if units:
+            gone[name] = units
     found: set[str] = set()
     for node in original:
-        if any(name in found or name in cut or name in masked for name in (*node.inputs, *node.captures)):
+        read = (*node.inputs, *node.captures)
+        passed = gone.get(node.outputs[0], set()) if spreads(node) else set()
+        if any(name in found or name in masked or not gone.get(name, passed) <= passed for name in read):
             found.update(node.outputs)
     return found
 
@@ -81,6 +107,18 @@ class Scene:
     values: Mapping[str, Array] = field(init=False)
     additive: Mapping[str, Additive] = field(init=False)
     outputs: set[str] = field(init=False)
+
+    def held(self, name: str) -> Held | None:
+        """A constant that can be given another value: an initializer, or integers that only this tensor is dequantised from."""
+        if name in self.constants:
+            return Held(name, self.constants[name][0])
+        axis, node = self.coupling.dequantised.get(name), self.by_output.get(name)
+        if axis is None or node is None or any(other and other not in self.constants for other in node.inputs):
+            return None
+        values, scale, zero = [*node.inputs, ""][:3]
+        if len(self.readers[values]) > 1:
+            return None
+        return Held(values, self.constants[values][0], scale, zero, axis, len(self.readers[scale]) == 1)
 
     def only_reader(self, name: str) -> tuple[Node, int] | None:
         """The one node that reads a tensor which is no output of the model."""
@@ -131,46 +169,156 @@ def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
 
 def _zeros(scene: Scene, layer: Layer, node: Node, rank: int) -> Array:
     """A zero bias, shaped to be added to a tensor of ``rank`` (1: the vector that the operator takes)."""
-    assert layer.weight is not None and layer.linear is not None
-    shape, dtype = scene.constants[node.inputs[layer.weight.position]]
-    groups = int(node.attributes.get("group", 1)) if layer.weight.out_axis else 1
+    assert layer.linear is not None
     axis = layer.linear.form.out_axis
-    return np.zeros((shape[layer.weight.out_axis] * groups, *[1] * (rank - 1 - axis if rank > 1 else 0)), dtype)
+    weight = _weight(scene, layer, node)
+    dtype = scene.constants[weight.scale or weight.name][1]
+    return np.zeros((_width(weight, layer, node), *[1] * (rank - 1 - axis if rank > 1 else 0)), dtype)
 
 
-def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, BoolArray]) -> list[Layer]:
-    """Layers that can be re-fitted and have a reason to: they read something that may have changed, or their weight is masked."""
-    found = []
+def _weight(scene: Scene, layer: Layer, node: Node) -> Held:
+    assert layer.weight is not None
+    found = scene.held(node.inputs[layer.weight.position])
+    assert found is not None
+    return found
+
+
+def _width(weight: Held, layer: Layer, node: Node) -> int:
+    """Output channels."""
+    assert layer.weight is not None
+    return weight.shape[layer.weight.out_axis] * (int(node.attributes.get("group", 1)) if layer.weight.out_axis else 1)
+
+
+def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, BoolArray]) -> tuple[list[list[Layer]], list[str]]:
+    """Layers that can be re-fitted and have a reason to: they read something that may have changed, or their weight is masked.
+
+    Returns:
+        The layers in topological order, those that share a weight together; and the names of layers that have a reason but cannot be:
+        recurrent and integer ones, weights that are computed or that something else reads too.
+    """
+    users: dict[str, list[Layer]] = {}
+    left = []
     for layer in scene.coupling.layers:
         node = scene.by_output.get(layer.node.outputs[0])
-        if node is None or layer.linear is None or layer.weight is None:
+        if node is None or layer.weight is None:
             continue
         weight = node.inputs[layer.weight.position]
-        own = weight in scene.constants and len(scene.readers[weight]) == 1
-        if own and (layer.node.outputs[0] in affected or weight in masks) and _adds_a_vector(scene, layer, node):
-            found.append(layer)
-    return sorted(found, key=lambda layer: scene.by_output[layer.node.outputs[0]].index)
+        if layer.linear is not None and scene.held(weight) is not None and _adds_a_vector(scene, layer, node):
+            users.setdefault(weight, []).append(layer)
+        elif layer.node.outputs[0] in affected:
+            left.append(layer.node.name)
+    tasks = []
+    for weight, layers in users.items():
+        if weight not in masks and not any(layer.node.outputs[0] in affected for layer in layers):
+            continue
+        if len(layers) == len(scene.readers[weight]) and _alike(scene, layers):
+            tasks.append(layers)
+        else:
+            left += [layer.node.name for layer in layers]
+    ordered = _ordered(scene, sorted(tasks, key=lambda own: scene.by_output[own[0].node.outputs[0]].index))
+    taken = {id(layer) for own in ordered for layer in own}
+    left += [layer.node.name for own in tasks for layer in own if id(layer) not in taken]
+    return ordered, list(dict.fromkeys(left))
 
 
-def plan_steps(scene: Scene, layers: Sequence[Layer], masks: Mapping[str, BoolArray]) -> list[Step]:
-    """The layers in topological order, each with its target."""
-    pending = {layer.node.outputs[0] for layer in layers}
-    steps = []
-    for layer in layers:
-        node = scene.by_output[layer.node.outputs[0]]
-        assert layer.weight is not None and layer.linear is not None
-        place = bias_place(scene, layer, node)
-        bias = place.node.inputs[place.position] if place and place.position < len(place.node.inputs) else ""
-        if place is None or bias not in scene.constants or not _is_vector(scene, layer, place, bias):
-            bias = ""
-        weight = node.inputs[layer.weight.position]
-        chain = _chain(scene, node.outputs[0], layer.linear.form.out_axis, pending)
-        reference = next(name for name in reversed(chain) if name not in scene.added)
-        inside = place is None or place.inside
-        names = (layer.data_name, node.outputs[0], chain[-1], reference, weight)
-        steps.append(Step(node.name, layer.linear, *names, bias or None, inside, masks.get(weight)))
-        pending.discard(node.outputs[0])
-    return steps
+def _alike(scene: Scene, layers: Sequence[Layer]) -> bool:
+    """Whether layers read their common weight as the same matrix."""
+    nodes = [scene.by_output[layer.node.outputs[0]] for layer in layers]
+    pairs = zip(layers, nodes, strict=True)
+    found = [(type(own.linear.form), own.weight, node.attributes.get("group", 1)) for own, node in pairs if own.linear]
+    return len(set(found)) == 1
+
+
+def _ordered(scene: Scene, tasks: Sequence[list[Layer]]) -> list[list[Layer]]:
+    """Tasks after those that they read from. Layers that share a weight and feed each other, however indirectly, are left out."""
+    owner = {layer.node.outputs[0]: number for number, own in enumerate(tasks) for layer in own}
+    needs = [set().union(*(_sources(scene, layer, owner) for layer in own)) for own in tasks]
+    waiting = [number for number in range(len(tasks)) if len(tasks[number]) == 1 or number not in needs[number]]
+    done = set(range(len(tasks))) - set(waiting)
+    found = []
+    while waiting:
+        ready = next((number for number in waiting if needs[number] <= done), None)
+        if ready is None:  # a circle, which must hold a shared weight
+            done.add(next(number for number in waiting if len(tasks[number]) > 1))
+        else:
+            found.append(tasks[ready])
+            done.add(ready)
+        waiting = [number for number in waiting if number not in done]
+    return found
+
+
+def _sources(scene: Scene, layer: Layer, owner: Mapping[str, int]) -> set[int]:
+    """Tasks that make what a layer reads, without those in front of them."""
+    stack, seen, found = [layer.data_name], {layer.data_name}, set()
+    while stack:
+        name = stack.pop()
+        if name in owner:
+            found.add(owner[name])
+            continue
+        node = scene.by_output.get(name)
+        for other in (*node.inputs, *node.captures) if node else ():
+            if other and other not in seen and other not in scene.constants:
+                seen.add(other)
+                stack.append(other)
+    return found
+
+
+def ends(scene: Scene, removed: BoolArray) -> list[str]:
+    """Constants that stand for vanished branches, and are read once."""
+    names = [name for branch in vanishing(scene.coupling, removed) for name in branch.ends]
+    return [name for name in names if name in scene.constants and scene.only_reader(name) is not None]
+
+
+def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[str, BoolArray], ended: Sequence[str] = ()) -> list[Task]:
+    """What is to be fitted in topological order, each with its target. ``ended``: constants that stand for branches; each is fitted as soon
+    as what it meets is final."""
+    pending = {layer.node.outputs[0] for own in tasks for layer in own}
+    waiting = list(ended)
+    planned: list[Task] = []
+
+    def meet() -> None:
+        for name in list(waiting):
+            reader = scene.only_reader(name)
+            if reader is not None and not any(_depends(scene, other, pending) for other in reader[0].inputs if other and other != name):
+                waiting.remove(name)
+                planned.extend(_end(scene, name, pending))
+
+    for own in tasks:
+        meet()
+        steps = tuple(_step(scene, layer, pending, masks) for layer in own)
+        planned.append(steps)
+        pending -= {step.output for step in steps}
+    meet()
+    return planned
+
+
+def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray]) -> Step:
+    node = scene.by_output[layer.node.outputs[0]]
+    assert layer.weight is not None and layer.linear is not None
+    place = bias_place(scene, layer, node)
+    name = place.node.inputs[place.position] if place and place.position < len(place.node.inputs) else ""
+    bias = scene.held(name)
+    if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.readers[name]) > 1:
+        bias = None
+    chain = _chain(scene, node.outputs[0], layer.linear.form.out_axis, pending)
+    inside = place is None or place.inside
+    mask = masks.get(node.inputs[layer.weight.position])
+    weight = _weight(scene, layer, node)
+    return Step(node.name, node.outputs[0], chain[-1], _reference(scene, chain), layer.linear, layer.data_name, weight, bias, inside, mask)
+
+
+def _reference(scene: Scene, chain: Sequence[str]) -> str:
+    return next(name for name in reversed(chain) if name not in scene.added)
+
+
+def _end(scene: Scene, name: str, pending: Collection[str]) -> list[End]:
+    """A constant's aim; none if it varies along several axes or nothing behind it is affine in it."""
+    varying = [axis for axis, size in enumerate(scene.constants[name][0]) if size > 1]
+    if len(varying) > 1 or len(scene.constants[name][0]) != len(scene.shapes[name]):
+        return []
+    axis = varying[0] if varying else 1
+    chain = _chain(scene, name, axis, pending)
+    return [End(f"{name} (constant of a vanished branch)", name, chain[-1], _reference(scene, chain), axis)] if len(chain) > 1 else []
 
 
 def _adds_a_vector(scene: Scene, layer: Layer, node: Node) -> bool:
@@ -179,18 +327,17 @@ def _adds_a_vector(scene: Scene, layer: Layer, node: Node) -> bool:
     place = bias_place(scene, layer, node)
     if place is None or not place.inside or place.position >= len(node.inputs) or not node.inputs[place.position]:
         return True
-    name = node.inputs[place.position]
-    return name in scene.constants and _is_vector(scene, layer, place, name)
+    held = scene.held(node.inputs[place.position])
+    return held is not None and _is_vector(scene, layer, place, held)
 
 
-def _is_vector(scene: Scene, layer: Layer, place: BiasPlace, bias: str) -> bool:
+def _is_vector(scene: Scene, layer: Layer, place: BiasPlace, bias: Held) -> bool:
     """Whether a constant that is added to the output holds one value per output channel of the layer."""
-    assert layer.weight is not None and layer.linear is not None
+    assert layer.linear is not None
     output = layer.node.outputs[0]
     node = scene.by_output[output]
-    groups = int(node.attributes.get("group", 1)) if layer.weight.out_axis else 1
-    width = scene.constants[node.inputs[layer.weight.position]][0][layer.weight.out_axis] * groups
-    shape = scene.constants[bias][0]
+    width = _width(_weight(scene, layer, node), layer, node)
+    shape = bias.shape
     if place.inside and len(shape) == 1:
         return shape[0] == width
     axis = layer.linear.form.out_axis - len(scene.shapes[output])  # from the end, where broadcasting aligns

@@ -91,9 +91,9 @@ class Walk:
                     self.store.drop((name, batch))
 
     def side(self, given: Collection[str], target: str) -> tuple[runtime.Session | None, list[str]]:
-        """A session that computes ``target`` from live tensors and ``given`` ones, and the live tensors that it reads."""
+        """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and the live tensors that it reads."""
         indices = graph.between(self.nodes, {*given, *self._live}, [target])
-        reads = {name for index in indices for name in self._reads(index)}
+        reads = {name for index in indices for name in self._reads(index) | ({*self.nodes[index].inputs} & {*given})}
         made = {name for index in indices for name in self.nodes[index].outputs}
         inputs = sorted(reads - made)
         return self._session(inputs, [target]), [name for name in inputs if name not in given]

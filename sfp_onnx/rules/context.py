@@ -99,6 +99,7 @@ class Facts:
     masked_inputs: list[tuple[int, int]] = field(default_factory=list)
     zero_points: dict[str, str] = field(default_factory=dict)
     additive: dict[int, Additive] = field(default_factory=dict)
+    dequantised: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -356,6 +357,10 @@ class Context:
     def zero_point(self, tensor: str) -> None:
         """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers), or as 0 (an empty name)."""
         self.facts.zero_points[self.node.outputs[0]] = tensor
+
+    def dequantised(self, axis: int) -> None:
+        """State that output 0 is (input 0 - input 2) * input 1, constants of which the last two vary along ``axis`` at most."""
+        self.facts.dequantised[self.node.outputs[0]] = axis
 
     def mask_input(self, position: int) -> None:
         """State that the node itself reads a removed channel again through this constant (the recurrence of an LSTM), so that

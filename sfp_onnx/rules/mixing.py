@@ -218,7 +218,7 @@ def _gather_axes(array: IntArray, indices: Sequence[int]) -> IntArray:
 def _dense(ctx: Context, terms: Sequence[Term], output: Sequence[int], scales: Scales) -> Linear | None:
     """How a 2-d weight acts: one of its indices is summed with the data's, the other is the output's; the data's other indices
     keep their order."""
-    weight = next((term for term in terms if ctx.is_constant(term.position)), None)
+    weight = next((term for term in terms if ctx.is_weight(term.position)), None)
     data = next((term for term in terms if term is not weight), None)
     if weight is None or data is None or len(terms) != 2 or len(weight.indices) != 2:
         return None
