@@ -1,16 +1,19 @@
-"""What dilution costs: ``python benchmarks/dilution.py [network ...] [--shared DIR] [--rates 0.5] [--methods l1] [--refit] [--masks]``.
+"""What dilution costs: ``python benchmarks/dilution.py [network ...] [--shared DIR] [--rates 0.5,afcc] [--methods l1,...] [--held-out]``.
 
-Prints Markdown rows: top-1 on the 2000 test images of every method at equal rates, and of those that set their rate. Calibration and
-re-fit see images of the training set only. ``--masks``: accuracy of the masks alone, without files and removed channels. Networks:
-vgg (convs 4-7), vgg-classifier, resnet20 and resnet56 (third stage),
-resnet20-classifier.
+Prints a Markdown row per network, method and rate: top-1 and KL divergence to the original, of the mask alone and after the re-fit. On
+the 2000 test images; with ``--held-out`` on images of the training set that no statistic saw, which is where forms are chosen.
+Calibration and re-fit see images of the training set only. The rate ``afcc`` stands for what AFCC removes, layer by layer. Methods:
+those of the registry, and the trial forms below. Networks: vgg (convs 4-7), vgg-classifier, vgg-both, resnet20 and resnet56 (third
+stage), resnet20-classifier. ``--no-refit``: masks alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import pickle
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,74 +21,159 @@ from ranking import CIFAR10, CIFAR100
 
 import sfp_onnx
 from sfp_onnx import dilute, graph, pipeline, runtime
+from sfp_onnx.dilute.labelled import correlation
+from sfp_onnx.dilute.registry import method as register
+from sfp_onnx.masks import KERNEL, tile_sums
 from sfp_onnx.pipeline import DiluteOptions
+from sfp_onnx.pipeline.diluting import losses_of, refitted
 from sfp_onnx.profiles import ProfileOptions
-from sfp_onnx.records import RepairOptions
+from sfp_onnx.records import Array, BoolArray, RepairOptions
 
 NETWORKS = {
     "vgg": ("vgg11_cifar100.onnx", "cifar100", CIFAR100, "^/(15|18|22|25)/Conv$"),
     "vgg-classifier": ("vgg11_cifar100.onnx", "cifar100", CIFAR100, "Gemm"),
+    "vgg-both": ("vgg11_cifar100.onnx", "cifar100", CIFAR100, "^/(15|18|22|25)/Conv$|Gemm"),
     "resnet20": ("resnet20_cifar10.onnx", "cifar10", CIFAR10, "layer3.*Conv"),
     "resnet20-classifier": ("resnet20_cifar10.onnx", "cifar10", CIFAR10, "Gemm"),
     "resnet56": ("resnet56_cifar10_bn.onnx", "cifar10", CIFAR10, "layer3.*Conv"),
 }
-RANKED = ("l1", "wanda", "soft-afcc", "magnitude", "block:1x4", "random")
-FIXED = ("nm:2:4", "afcc", "random-afcc")
+METHODS = ("obs", "soft-afcc", "l1", "wanda", "random")
 REFIT_SAMPLES = 1000
-REPAIR = RepairOptions(ridges=(1e-2,))  # one ridge instead of four: a wide layer takes a minute per solution on one core
+HELD_OUT = 4  # every so many-th image of the calibration set, in random order, is held out
+REPAIR = RepairOptions(rows_per_input=32)  # a quarter of the default, for time
+Masks = dict[str, BoolArray]
 
 
-def rows(name: str, root: Path, rates: list[float], methods: list[str], how: argparse.Namespace) -> None:
+# ---- trial forms -----------------------------------------------------------------------------------------------------
+
+
+def trial(name: str, function: Callable[..., Array]) -> None:
+    """Register a form of ``soft-afcc`` as a function of L2 norms n, L1 norms m, RMS r, losses q after a re-fit of the others, correlations
+    of profiles rho and of class means rmu, signs s of sums."""
+
+    def form(view: dilute.KernelView, options: dilute.MethodOptions) -> Array:
+        assert view.ends is not None
+        ends, pair = view.ends, lambda values: values[view.filter, view.channel][:, :, None]
+        norms = {"n": np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL)), "m": tile_sums(np.abs(view.values), KERNEL)}
+        rho = pair(correlation(ends.writes.evidence, ends.reads.evidence))
+        rmu = pair(correlation(ends.writes.activity, ends.reads.activity))
+        q = np.ones(1) if view.losses is None else view.losses[:, :, None]
+        return function(**norms, q=q, r=view.read_rms[:, :, None], rho=rho, rmu=rmu, s=np.sign(tile_sums(view.values, KERNEL)))
+
+    register(name, name, "trial", needs=("activations", "profiles") + (("losses",) if name.startswith("q") else ()))(form)
+
+
+trial("l-r", lambda m, r, **_: m * np.sqrt(r))
+trial("l-r-rmu", lambda m, r, rmu, **_: m * np.sqrt(r) * (1 + abs(rmu)))
+trial("l-r-rho", lambda m, r, rho, s, **_: m * np.sqrt(r) * (1 + abs(rho) + s * rho / 2))
+trial("w-rho", lambda n, r, rho, s, **_: n * r * (1 + abs(rho) + s * rho / 2))
+trial("w-rmu", lambda n, r, rmu, **_: n * r * (1 + abs(rmu)))
+trial("q", lambda q, **_: q)
+trial("q-rmu", lambda q, rmu, **_: q * (1 + abs(rmu)))
+trial("q-rho", lambda q, rho, s, **_: q * (1 + abs(rho) + s * rho / 2))
+trial("q-m-rmu", lambda q, m, rmu, **_: np.sqrt(q * m) * (1 + abs(rmu)))
+trial("q-m-half", lambda q, m, rmu, **_: np.sqrt(q * m) * (1 + abs(rmu) / 2))
+trial("q-m-less", lambda q, m, rmu, **_: np.sqrt(q * m) * (1 - abs(rmu) / 4))
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool, fitted: int = REFIT_SAMPLES) -> list[sfp_onnx.Dataset]:
+    """Data to calibrate on, to fit on and to measure on."""
+    _, images, steps, _ = NETWORKS[name]
+    calibration = sfp_onnx.data_for(analysis.model, root / "data" / f"{images}_calib.npz", preprocessing=steps)
+    test = sfp_onnx.data_for(analysis.model, root / "data" / f"{images}_test.npz", preprocessing=steps)
+    assert calibration is not None and test is not None
+    order = np.random.default_rng(0).permutation(calibration.samples)
+    if held_out:
+        count = calibration.samples // HELD_OUT
+        calibration, test = calibration.part(np.sort(order[count:])), calibration.part(np.sort(order[:count]))
+        order = np.random.default_rng(0).permutation(calibration.samples)
+    return [calibration, calibration.part(np.sort(order[:fitted])), test]
+
+
+def looked(
+    analysis: sfp_onnx.Analysis, name: str, calibration: sfp_onnx.Dataset, labelled: bool, given: argparse.Namespace
+) -> pipeline.Seen:
+    """What is measured of the layers, from an earlier run if that kept it."""
+    path = kept(name, labelled, given)
+    if path is not None and path.exists():
+        return pickle.loads(path.read_bytes())
+    seen = pipeline.look(analysis, NETWORKS[name][3], calibration, ProfileOptions() if labelled else None)
+    keep(seen, name, labelled, given)
+    return seen
+
+
+def kept(name: str, labelled: bool, given: argparse.Namespace) -> Path | None:
+    return given.keep / f"{name}-{labelled}-{given.held_out}.pickle" if given.keep else None
+
+
+def keep(seen: pipeline.Seen, name: str, labelled: bool, given: argparse.Namespace) -> None:
+    """Write what was measured, if asked to."""
+    if (path := kept(name, labelled, given)) is not None:
+        path.write_bytes(pickle.dumps(seen))
+
+
+def masks_of(analysis: sfp_onnx.Analysis, seen: pipeline.Seen, method: str, rate: str | None) -> tuple[Masks, float]:
+    """Masks, and the share of kernels that they remove (mean over layers)."""
+    masks: Masks = {}
+    shares = []
+    for target in seen.targets:
+        own = replace(seen, targets=(target,), skipped=())
+        at = None if rate is None else afcc_rate(analysis, own) if rate == "afcc" else float(rate)
+        found, (figures,), _, _ = pipeline.masked(analysis, own, DiluteOptions(method, at, force=True))
+        masks.update(found)
+        shares.append(figures.removed / figures.total)
+    return masks, float(np.mean(shares))
+
+
+def afcc_rate(analysis: sfp_onnx.Analysis, seen: pipeline.Seen) -> float:
+    _, (figures,), _, _ = pipeline.masked(analysis, seen, DiluteOptions("afcc", None, force=True))
+    return figures.removed / figures.total
+
+
+def rows(name: str, given: argparse.Namespace) -> None:
     """Measure one network and print a row per method and rate."""
-    file, images, steps, layers = NETWORKS[name]
-    analysis = sfp_onnx.inspect(root / "models" / file)
-    load = {"preprocessing": steps}
-    calibration = sfp_onnx.data_for(analysis.model, root / "data" / f"{images}_calib.npz", **load)
-    fitting = sfp_onnx.data_for(analysis.model, root / "data" / f"{images}_calib.npz", samples=REFIT_SAMPLES, **load)
-    test = sfp_onnx.data_for(analysis.model, root / "data" / f"{images}_test.npz", **load)
-    assert calibration is not None and fitting is not None and test is not None
-    start = time.perf_counter()
-    needs = {pipeline.check_dilution(DiluteOptions(method, 0.5), True)[0] for method in methods}
-    profiles = ProfileOptions() if any("profiles" in own.needs for own in needs) else None
-    seen = pipeline.look(analysis, layers, calibration, profiles)
-    print(f"# {name}: looked at {len(seen.targets)} layers in {time.perf_counter() - start:.0f} s", flush=True)
-    if how.masks:
-        print(f"| {name} | - | 0.0% | original | {top1(analysis.model, test):.4f} |", flush=True)
-        for method in methods:
-            for rate in rates if method in RANKED else [None]:
-                masks, layers_done, _, _ = pipeline.masked(analysis, seen, DiluteOptions(method, rate, force=True))
-                share = np.mean([item.removed / item.total for item in layers_done])
-                found = top1(dilute.zeroed(analysis.prepared.model, masks), test)
-                print(f"| {name} | {method} | {share:.1%} | masked | {found:.4f} |", flush=True)
-        return
+    methods: list[str] = given.methods.split(",")
+    analysis = sfp_onnx.inspect(given.shared / "models" / NETWORKS[name][0])
+    calibration, fitting, judge = data_of(analysis, name, given.shared, given.held_out, given.images)
+    start = time.process_time()
+    labelled = "afcc" in given.rates or any("profiles" in dilute.find_method(method)[0].needs for method in methods)
+    seen = looked(analysis, name, calibration, labelled, given)
+    if not seen.losses and any("losses" in dilute.find_method(method)[0].needs for method in methods):
+        seen = replace(seen, losses=losses_of(analysis, seen.targets, fitting, pipeline.analysis.silent))
+        keep(seen, name, labelled, given)
+    print(f"# {name}: looked at {len(seen.targets)} layers in {time.process_time() - start:.0f} s", flush=True)
+    known = answers(analysis.model, judge)
+    print(f"| {name} | original | 0.0% | {figures(known, known, judge)} | - | - | - |", flush=True)
     for method in methods:
-        for rate in rates if method in RANKED else [None]:
-            for again in (False, True) if how.refit else (False,):
-                start = time.perf_counter()
-                options = DiluteOptions(method, rate, refit=again, force=True, repair=REPAIR)
-                result = pipeline.dilute(analysis, options, fitting, seen=seen)
-                before, after = pipeline.evaluate([analysis.model, result.model], test, latency=False)
-                took = time.perf_counter() - start
-                share = np.mean([item.removed / item.total for item in result.layers])
-                print(
-                    f"| {name} | {method} | {share:.1%} | {'re-fit' if again else 'masked'} | {before.top1:.4f} | {after.top1:.4f} | "
-                    f"{sizes(result)} | {result.cut} | {took:.0f} s |",
-                    flush=True,
-                )
+        fixed = dilute.find_method(method)[0].fixed
+        for rate in [None] if fixed else given.rates.split(","):
+            masks, share = masks_of(analysis, seen, method, rate)
+            model = dilute.zeroed(analysis.prepared.model, masks)
+            sparse = len(graph.to_proto(model, sparse=True).SerializeToString())
+            cells = f"| {name} | {method} | {share:.1%} | {figures(known, answers(model, judge), judge)}"
+            start = time.process_time()
+            after = "-"
+            if given.refit:
+                again, _ = refitted(analysis, model, masks, fitting, REPAIR, pipeline.analysis.silent)
+                after = figures(known, answers(again, judge), judge)
+            print(f"{cells} | {after} | {sparse} | {time.process_time() - start:.0f} s |", flush=True)
 
 
-def top1(model: graph.Model, test: sfp_onnx.Dataset) -> float:
-    """Share of right answers."""
+def answers(model: graph.Model, judge: sfp_onnx.Dataset) -> Array:
+    """Logits of all images, in float64."""
     session = runtime.open_session(graph.serialized(model), model.weights, model.name)
-    answers = [session.run(feeds)[0][:count].argmax(1) for feeds, count in test.batches()]
-    return float((np.concatenate(answers) == test.labels).mean())
+    return np.concatenate([session.run(feeds)[0][:count] for feeds, count in judge.batches()]).astype(np.float64)
 
 
-def sizes(result: pipeline.Diluted) -> str:
-    """File bytes of the original, and of the result stored sparse."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = result.save(Path(folder) / "sparse.onnx", sparse=True)
-        return f"{graph.file_bytes(result.original)} | {path.stat().st_size}"
+def figures(known: Array, found: Array, judge: sfp_onnx.Dataset) -> str:
+    """Top-1 and KL divergence to the original."""
+    first, second = (own - own.max(1, keepdims=True) for own in (known, found))
+    first, second = (own - np.log(np.exp(own).sum(1, keepdims=True)) for own in (first, second))
+    divergence = (np.exp(first) * (first - second)).sum(1).mean()
+    return f"{(found.argmax(1) == judge.labels).mean():.4f} / {divergence:.4f}"
 
 
 def main() -> None:
@@ -94,14 +182,16 @@ def main() -> None:
     take.add_argument("networks", nargs="*", default=list(NETWORKS))
     take.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared")
     take.add_argument("--rates", default="0.5,0.66,0.8")
-    take.add_argument("--methods", default=",".join((*RANKED, *FIXED)))
-    take.add_argument("--refit", action="store_true")
-    take.add_argument("--masks", action="store_true")
+    take.add_argument("--methods", default=",".join(METHODS))
+    take.add_argument("--no-refit", dest="refit", action="store_false")
+    take.add_argument("--held-out", action="store_true")
+    take.add_argument("--images", type=int, default=REFIT_SAMPLES, help="images that the re-fit sees")
+    take.add_argument("--keep", type=Path, help="folder that keeps statistics between runs")
     given = take.parse_args()
-    print("| network | method | removed | weights | top-1 before | top-1 after | bytes | bytes sparse | channels cut | time |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| network | method | removed | masked: top-1 / KL | re-fit: top-1 / KL | bytes sparse | time of the re-fit |")
+    print("|---|---|---|---|---|---|---|")
     for name in given.networks:
-        rows(name, given.shared, [float(item) for item in given.rates.split(",")], given.methods.split(","), given)
+        rows(name, given)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sfp_onnx
+from sfp_onnx import pipeline
 from sfp_onnx.cut import cut
 from sfp_onnx.plan import choose, eligible
+from sfp_onnx.records import RepairOptions
 from sfp_onnx.scores import SCORES
 
 CIFAR10 = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
@@ -51,11 +53,12 @@ VGG11 = Case("VGG-11", "vgg11_cifar100.onnx", "Conv", "cifar100", CIFAR100)
 
 @dataclass(frozen=True)
 class Ranking:
-    """Top-1 of the original, and per ratio the share of MACs left and top-1 per score."""
+    """Top-1 of the original, and per ratio the share of MACs left and top-1 per score, without repair and (if asked for) with it."""
 
     dense: float
     shares: dict[float, float]
     top1: dict[float, dict[str, float]]
+    repaired: dict[float, dict[str, float]]
 
 
 def top1(model: sfp_onnx.Model, data: sfp_onnx.Dataset) -> float:
@@ -68,10 +71,13 @@ def ranking(
     names: Sequence[str],
     data: tuple[sfp_onnx.Analysis, sfp_onnx.Dataset, sfp_onnx.Dataset],
     seeds: int,
+    repair: tuple[sfp_onnx.Dataset, RepairOptions] | None = None,
 ) -> Ranking:
-    """Score once per name and seed, then cut at every ratio. ``data`` are the analysis, calibration and test data."""
+    """Score once per name and seed, then cut at every ratio. ``data`` are the analysis, calibration and test data. ``repair``: data and
+    options of the repair, which is measured for the first seed."""
     analysis, calibration, test = data
     found: dict[float, dict[str, float]] = {ratio: {} for ratio in ratios}
+    mended: dict[float, dict[str, float]] = {ratio: {} for ratio in ratios}
     shares: dict[float, float] = {}
     known = sfp_onnx.profile(analysis, calibration, sfp_onnx.ProfileOptions(loss=True))
     for name in names:
@@ -80,23 +86,31 @@ def ranking(
         for ratio in ratios:
             options = sfp_onnx.PlanOptions(ratio=ratio, only=case.only)
             groups = eligible(analysis.coupling, options, {})
-            results = []
-            for own in values:
-                removed = choose(analysis.coupling, groups, own, options, analysis.size)
-                results.append(top1(cut(analysis.prepared, analysis.coupling, removed), test))
-                shares[ratio] = analysis.size(removed).macs / analysis.size().macs
-            found[ratio][name] = sum(results) / len(results)
-            print(f"{case.title} {ratio:.0%} {name}: {found[ratio][name]:.2%}", file=sys.stderr, flush=True)
-    return Ranking(top1(analysis.model, test), shares, found)
+            every = [choose(analysis.coupling, groups, own, options, analysis.size) for own in values]
+            smaller = [cut(analysis.prepared, analysis.coupling, removed) for removed in every]
+            shares[ratio] = analysis.size(every[0]).macs / analysis.size().macs
+            found[ratio][name] = sum(top1(own, test) for own in smaller) / len(smaller)
+            said = f"{case.title} {ratio:.0%} {name}: {found[ratio][name]:.2%}"
+            if repair is not None:
+                again = pipeline.repaired(analysis, smaller[0], every[0], *repair).model
+                mended[ratio][name] = top1(again, test)
+                said += f", repaired {mended[ratio][name]:.2%}"
+            print(said, file=sys.stderr, flush=True)
+    return Ranking(top1(analysis.model, test), shares, found, mended)
 
 
 def ranking_table(columns: dict[str, tuple[Ranking, float]]) -> str:
     """Markdown: one row per score, in the order of the first column; columns are (ranking, ratio) by title."""
-    heads = [f"{title} (dense {own.dense:.2%}, {own.shares[ratio]:.1%} of the MACs left)" for title, (own, ratio) in columns.items()]
+    heads, cells = [], []
+    for title, (own, ratio) in columns.items():
+        heads.append(f"{title} (dense {own.dense:.2%}, {own.shares[ratio]:.1%} of the MACs left)")
+        cells.append(own.top1[ratio])
+        if own.repaired[ratio]:
+            heads.append("the same, repaired")
+            cells.append(own.repaired[ratio])
     lines = [f"| score | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    first, ratio = next(iter(columns.values()))
-    for name in sorted(first.top1[ratio], key=lambda name: -first.top1[ratio][name]):
-        lines.append(f"| `{name}` | {' | '.join(f'{own.top1[rate][name]:.2%}' for own, rate in columns.values())} |")
+    for name in sorted(cells[0], key=lambda name: -cells[0][name]):
+        lines.append(f"| `{name}` | {' | '.join(f'{own[name]:.2%}' for own in cells)} |")
     return "\n".join(lines)
 
 

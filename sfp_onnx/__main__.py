@@ -1,5 +1,5 @@
 """``python -m sfp_onnx``."""
 
-from .cli import main
+from .cli import program
 
-main()
+program()

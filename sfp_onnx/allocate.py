@@ -28,11 +28,12 @@ BISECTIONS = 22
 SWEEPS = 6
 
 
-def choices(width: int, step: int, minimum: int, vanish: bool = False, most: int = MOST_CHOICES) -> list[int]:
-    """Widths that a group may have, widest first: all of it, multiples of ``step`` of at least ``minimum`` (``most`` of them), and
-    none at all if its branch may ``vanish``."""
-    steps = range(max(1, -(-max(minimum, 1) // step)), -(-width // step))
-    found = [count * step for count in steps][::-1]
+def choices(width: int, steps: tuple[int, int, int], minimum: int, vanish: bool = False, most: int = MOST_CHOICES) -> list[int]:
+    """Widths that a group may have, widest first: all of it, multiples of the first of ``steps``, below the third multiples of the
+    second, of at least ``minimum`` (``most`` of them), and none at all if its branch may ``vanish``."""
+    coarse, fine, start = steps
+    multiples = {own for own in range(coarse, width, coarse) if own >= start} | {*range(fine, min(start, width), fine)}
+    found = sorted((own for own in multiples if own >= minimum), reverse=True)
     if len(found) >= most:
         picked = np.unique(np.linspace(0, len(found) - 1, most - 1).round().astype(int))
         found = [found[index] for index in picked]

@@ -38,6 +38,7 @@ class DeviceProfile:
     ``device`` says which (CPU, onnxruntime, threads, provider); ``batch`` and ``seconds`` are batch size and measured time of the whole
     original; ``nodes`` maps the first output of a node to its seconds per unit of each `Kind`. ``factor`` brought the sum of nodes to the
     measured time of whole models; ``error`` is the mean relative error of predictions on ``checked`` models that were not used to fit.
+    ``cut_short`` is the budget (seconds) that kept some models from being timed, 0 if all were.
     """
 
     device: Mapping[str, Any]
@@ -50,6 +51,7 @@ class DeviceProfile:
     factor: float
     error: float
     checked: int
+    cut_short: float = 0.0
 
 
 def to_json(profile: DeviceProfile) -> dict[str, Any]:
@@ -75,7 +77,8 @@ def from_json(data: object, sha256: str | None = None) -> DeviceProfile:
         nodes = {str(key): tuple(float(item) for item in value) for key, value in data["nodes"].items()}
         found = DeviceProfile(
             device=dict(data["device"]), model_sha256=str(data["model_sha256"]), batch=batch,
-            block=Block(width, float(block["slow"]), curve), nodes=nodes, checked=int(data["checked"]), **numbers,
+            block=Block(width, float(block["slow"]), curve), nodes=nodes, checked=int(data["checked"]),
+            cut_short=float(data.get("cut_short", 0.0)), **numbers,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"

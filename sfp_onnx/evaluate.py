@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import graph, runtime
+from .answers import is_classifier, log_probabilities
 from .errors import DataError
 from .graph import Model
-from .records import Array, Evaluation, FloatArray, IntArray, Size
+from .records import Array, Evaluation, IntArray, Size
 
 LATENCY_REPEATS = 50
 
@@ -25,21 +26,6 @@ class Answers:
     divergence: float = 0.0
     squared_error: float = 0.0
     squared_reference: float = 0.0
-
-
-def log_probabilities(output: Array) -> FloatArray:
-    """Log of the class probabilities (N, L) of logits, or of probabilities if the rows already are."""
-    values = output.astype(np.float64)
-    if (values >= 0).all() and np.allclose(values.sum(1), 1, atol=1e-3):
-        return np.log(np.maximum(values, 1e-12))
-    shifted = values - values.max(1, keepdims=True)
-    normalised: FloatArray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return normalised
-
-
-def is_classifier(output: Array, samples: int) -> bool:
-    """One row of at least two class scores per sample."""
-    return output.dtype.kind == "f" and output.ndim == 2 and output.shape[0] == samples and output.shape[1] > 1
 
 
 def add(answers: Answers, found: Sequence[Array], reference: Sequence[Array], labels: IntArray | None, count: int, batch: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from .errors import OptionError
 
+PACKAGES = {"PIL": "pillow"}  # modules of packages with other names
+
 
 def need(module: str, extra: str, feature: str) -> Any:
     """A module of an optional package.
@@ -20,8 +22,10 @@ def need(module: str, extra: str, feature: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise OptionError(f"{feature} needs the package {package}, which is not installed: pip install 'sfp_onnx[{extra}]'") from error
+        package = PACKAGES.get(module.partition(".")[0], module)
+        raise OptionError(
+            f"{feature} needs {package}, which is not installed: pip install {package} (it is the extra '{extra}': sfp_onnx[{extra}])"
+        ) from error
 
 
 def user_function(name: str, option: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ CACHE_VARIABLE = "SFP_ONNX_CACHE"
 CACHE_VERSION = 1
 WIDEST = 64
 PROBES = (64, 63, 62, 60, 56, 52, 48, 32)
+FINE = 4  # below one block, every so many channels count; other widths leave the blocked layout
+LEAST_RUNS, FEWEST_RUNS, MOST_RUNS = 5, 10, 150  # of each variant: without any time left, and otherwise
 FLAT = 0.93  # a width costs as much as a wider one from this ratio of times on
 
 
@@ -175,9 +178,10 @@ class Timing:
 
 
 def time_variants(
-    variants: Sequence[Variant], nodes: Sequence[Node], feeds: Mapping[str, Array], setup: Setup, seconds: float
+    variants: Sequence[Variant], nodes: Sequence[Node], feeds: Mapping[str, Array], setup: Setup, seconds: float, wall: float = np.inf
 ) -> list[Timing]:
-    """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds``."""
+    """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
+    ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
     plain: list[runtime.Session] = []
     recorded: list[runtime.Session] = []
     for variant in variants:
@@ -186,8 +190,11 @@ def time_variants(
             sessions.append(runtime.open_timed(graph.serialized(model), model.weights, variant.model.name, setup, events))
     both = [*plain, *recorded]
     clock = runtime.steady_clock(setup)
+    start = time.perf_counter()
     warm = runtime.interleaved(both, [feeds] * len(both), 2, clock)
-    repeats = int(np.clip(seconds / max(sum(min(own) for own in warm), 1e-6), 10, 150))
+    each = (time.perf_counter() - start) / 3
+    repeats = int(np.clip(seconds / max(sum(min(own) for own in warm), 1e-6), FEWEST_RUNS, MOST_RUNS))
+    repeats = int(np.clip(wall / each, LEAST_RUNS, repeats))
     times = runtime.interleaved(both, [feeds] * len(both), repeats, clock)
     runs = 3 + 1 + repeats  # interleaved() warms up once per call
     owners = {name: node.index for node in nodes for name in node.outputs if name}

@@ -13,16 +13,19 @@ comes from the dual problem: with the centred rows Q and errors F, D = Q' (Q Q' 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
 from .cholesky import positive_inverse, positive_solve
 from .normal import Joint, Normal, Samples, Sums
-from .records import BoolArray, FloatArray
+from .records import Array, BoolArray, FloatArray
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
-TINY = float(np.finfo(np.float64).tiny)
+LOOKS = (5, 10, 15, 20, 30, 45)  # steps after which held-out data are asked whether more would help
+WIDE = 1024  # from so many inputs on the steps are in single precision: half the time, and the tolerance is far above its rounding
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def mean_shift(sums: Sums) -> tuple[FloatArray, FloatArray]:
@@ -30,34 +33,48 @@ def mean_shift(sums: Sums) -> tuple[FloatArray, FloatArray]:
     return np.zeros(sums.shape), sums.means[1]
 
 
-def solve(sums: Sums, ridge: float, mask: BoolArray | None = None) -> tuple[FloatArray, FloatArray]:
+def solve(sums: Sums, ridge: float, mask: BoolArray | None = None, steps: int | None = None) -> tuple[FloatArray, FloatArray]:
     """The change (D, d) of weight and bias.
 
     Args:
         ridge: relative to the mean of the diagonal of C.
         mask: (g, k, o) weights that may change; the others have D = 0.
+        steps: of the descent, for masked problems (default: until it is solved); fewer regularise, too.
     """
-    return next(solutions(sums, [ridge], mask))
+    if mask is None or mask.all():
+        return next(solutions(sums, [ridge]))
+    change: Array = np.zeros(sums.shape)
+    for found in islice(_descent(sums, ridge, mask), CG_STEPS if steps is None else steps):
+        change = found
+    change = change.astype(np.float64)
+    return change, _bias(sums, change)
 
 
-def solutions(sums: Sums, ridges: Sequence[float], mask: BoolArray | None = None) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """As `solve`, for several ridges."""
-    if mask is not None and mask.all():
-        mask = None
-    if mask is not None and isinstance(sums, Samples):
-        sums = sums.summed()
-    rows, errors = sums.means
-    strength_of, change_of = _dual(sums) if isinstance(sums, Samples) else _primal(sums, mask)
+def solutions(sums: Sums, ridges: Sequence[float]) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """As `solve` without a mask, for several ridges."""
+    strength_of, change_of = _dual(sums) if isinstance(sums, Samples) else _primal(sums)
     for ridge in ridges:
-        change = change_of(np.maximum(strength_of(ridge), sums.rounding()))
-        yield change, errors - (rows[..., None, :] @ change)[..., 0, :]
+        change = change_of(_strength(sums, strength_of(ridge)))
+        yield change, _bias(sums, change)
+
+
+def _bias(sums: Sums, change: Array) -> FloatArray:
+    """The best bias for a change of the weights: d = mean e - mean p D."""
+    rows, errors = sums.means
+    bias: FloatArray = errors - (rows[..., None, :] @ change)[..., 0, :]
+    return bias
+
+
+def _strength(sums: Sums, wanted: FloatArray) -> FloatArray:
+    found: FloatArray = np.maximum(wanted, sums.rounding())
+    return found
 
 
 Strength = Callable[[float], FloatArray]
 Change = Callable[[FloatArray], FloatArray]
 
 
-def _primal(sums: Normal | Joint, mask: BoolArray | None) -> tuple[Strength, Change]:
+def _primal(sums: Normal | Joint) -> tuple[Strength, Change]:
     """Strength (g,) of a relative ridge, and the change for a strength, from C and its right-hand side."""
     covariance, cross = sums.centred()
     diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
@@ -65,12 +82,8 @@ def _primal(sums: Normal | Joint, mask: BoolArray | None) -> tuple[Strength, Cha
 
     def change(strength: FloatArray) -> FloatArray:
         covariance[:, size, size] = diagonal
-        if mask is None:
-            solved = [positive_solve(*own) for own in zip(covariance, cross, strength.tolist(), strict=True)]
-            return np.stack(solved) if solved else np.zeros(cross.shape)
-        loaded = diagonal + strength[:, None]
-        covariance[:, size, size] = loaded
-        return _conjugate_gradients(covariance, cross, mask.astype(np.float64), loaded)
+        solved = [positive_solve(*own) for own in zip(covariance, cross, strength.tolist(), strict=True)]
+        return np.stack(solved) if solved else np.zeros(cross.shape)
 
     return lambda ridge: ridge * diagonal.mean(1), change
 
@@ -108,32 +121,60 @@ def ridge_inverse(sums: Normal | Samples, ridge: float) -> Iterator[FloatArray]:
         yield found
 
 
-def _conjugate_gradients(matrix: FloatArray, cross: FloatArray, mask: FloatArray, diagonal: FloatArray) -> FloatArray:
-    """Solve each column on its own surviving rows, all columns at once: conjugate gradients with the diagonal as
-    preconditioner (one Cholesky per column would cost outputs x inputs^3)."""
-    inverse = mask / diagonal[:, :, None]
-    change = np.zeros_like(cross)
-    residual = cross * mask
-    goal = CG_TOLERANCE**2 * (residual * inverse * residual).sum(1)
+def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float]) -> tuple[float, float]:
+    """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
+    errors = [held.error(*found) for found in solutions(fit, ridges)]
+    best = int(np.argmin(errors))
+    return ridges[best], errors[best]
+
+
+def best_steps(fit: Sums, held: Sums, ridge: float, mask: BoolArray) -> tuple[int, float]:
+    """How many steps of the masked descent on ``fit`` leave the least error on ``held``, and that error. Stops where it rises."""
+    best = 0, float("inf")
+    number, change = 0, np.zeros(fit.shape)
+    for number, change in enumerate(islice(_descent(fit, ridge, mask), CG_STEPS), 1):
+        if number in LOOKS:
+            error = held.error(change, _bias(fit, change))
+            if error >= best[1]:
+                return best
+            best = number, error
+    error = held.error(change, _bias(fit, change))
+    return (number, error) if error < best[1] else best
+
+
+def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
+    """Solve each column on its own surviving rows, all columns at once: conjugate gradients with the diagonal as preconditioner (one
+    Cholesky per column would cost outputs x inputs^3). Yields the change after every step, in an array that the next step reuses."""
+    sums = sums.summed() if isinstance(sums, Samples) else sums
+    covariance, target = sums.centred()
+    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
+    diagonal = diagonal + _strength(sums, ridge * diagonal.mean(1))[:, None]
+    size = np.arange(diagonal.shape[1])
+    covariance[:, size, size] = diagonal
+    precision = np.float32 if len(size) >= WIDE else np.float64
+    scale = diagonal.mean(1)[:, None, None]  # single precision has a short range
+    covariance /= scale
+    matrix, free = covariance.astype(precision), mask.astype(precision)
+    del covariance
+    residual = (target / scale).astype(precision) * free
+    inverse = free / (diagonal[:, :, None] / scale).astype(precision)
+    change = np.zeros_like(residual)
     step = residual * inverse
     old = (residual * step).sum(1)
-    for _ in range(CG_STEPS):
-        if (old <= goal).all():
-            break
-        image = (matrix @ step) * mask
-        bend = (step * image).sum(1)
-        length = np.where(bend > TINY, old / np.maximum(bend, TINY), 0.0)  # rounding may leave a direction flat
+    goal = CG_TOLERANCE**2 * old
+    while (old > goal).any():
+        image = (matrix @ step) * free
+        length = _ratio(old, (step * image).sum(1))
         change += length[:, None] * step
+        yield change
         residual -= length[:, None] * image
         scaled = residual * inverse
         new = (residual * scaled).sum(1)
-        step = scaled + (new / np.maximum(old, TINY))[:, None] * step
+        step = scaled + _ratio(new, old)[:, None] * step
         old = new
-    return change
 
 
-def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float], mask: BoolArray | None = None) -> tuple[float, float]:
-    """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
-    errors = [held.error(*found) for found in solutions(fit, ridges, mask)]
-    best = int(np.argmin(errors))
-    return ridges[best], errors[best]
+def _ratio(above: Array, below: Array) -> Array:
+    """above / below; 0 where rounding left nothing below."""
+    found: Array = np.divide(above, below, out=np.zeros_like(above), where=below > TINY)
+    return found

@@ -10,7 +10,7 @@ from . import graph, runtime
 from .errors import DataError, OptionError
 from .extras import user_function
 from .graph import Model
-from .records import Array, IntArray
+from .records import Array, BoolArray, IntArray
 
 Metric = Callable[[Sequence[Array], "IntArray | None", Sequence[Array]], float]
 """(outputs, labels, outputs of the original) -> value, larger is better; the first axis of all runs over the samples."""
@@ -34,15 +34,24 @@ def outputs(model: Model, batches: Iterable[tuple[Mapping[str, Array], int]]) ->
     return [np.concatenate(own) for own in parts]
 
 
-def top1(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> float:
-    """Share of samples whose largest class score is that of their label."""
+def right(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:
+    """Which samples have their largest class score at their label."""
     assert labels is not None
-    return float((found[0].argmax(1) == labels).mean())
+    return np.asarray(found[0].argmax(1) == labels)
 
 
-def agreement(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> float:
-    """Share of samples with the same class as the original."""
-    return float((found[0].argmax(1) == original[0].argmax(1)).mean())
+def same(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:
+    """Which samples get the same class as from the original."""
+    return np.asarray(found[0].argmax(1) == original[0].argmax(1))
+
+
+EACH: Mapping[str, Callable[[Sequence[Array], IntArray | None, Sequence[Array]], BoolArray]]
+EACH = {"top-1": right, "agreement with the original": same}
+"""The metrics that are shares of samples, as one value per sample."""
+
+
+def _share(name: str) -> Metric:
+    return lambda found, labels, original: float(EACH[name](found, labels, original).mean())
 
 
 def metric_for(name: str | None, labelled: bool, original: Sequence[Array]) -> tuple[str, Metric]:
@@ -59,7 +68,8 @@ def metric_for(name: str | None, labelled: bool, original: Sequence[Array]) -> t
     if first.dtype.kind != "f" or first.ndim != 2 or first.shape[1] < 2:
         shape = list(first.shape)
         raise OptionError(f"--max-drop: the first output, of shape {shape}, has no row of class scores per sample. Give --metric.")
-    return ("top-1", top1) if labelled else ("agreement with the original", agreement)
+    own = "top-1" if labelled else "agreement with the original"
+    return own, _share(own)
 
 
 def _imported(name: str) -> Metric:

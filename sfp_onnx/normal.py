@@ -42,6 +42,8 @@ class Normal:
 
     def update(self, rows: Array, errors: Array) -> None:
         """Add rows (g, n, k) with errors (g, n, o). Products of one call are float32, sums over calls float64."""
+        if not rows.shape[1]:
+            return  # adding zeros to the sums of a wide layer takes as long as a batch
         turned = rows.transpose(0, 2, 1)
         if len(rows) == 1:
             self.gram[0] += rows[0].T @ rows[0]  # one symmetric product
@@ -108,6 +110,8 @@ class Normal:
     def error(self, change: FloatArray, bias: FloatArray) -> float:
         """sum |e - p D - d|^2 after a change."""
         explained = 2 * (change * self.cross).sum() + 2 * (bias * self.errors).sum()
+        if not change.any():
+            return float(self.squares.sum() - explained + self.count * (bias**2).sum())
         quadratic = (change * (self.gram @ change)).sum() + 2 * (self.rows[:, None, :] @ change * bias[:, None, :]).sum()
         return float(self.squares.sum() - explained + quadratic + self.count * (bias**2).sum())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import graph, runtime
+from . import graph, runtime, scratch
 from .errors import OptionError, OutputError
 from .graph import Model
 from .records import Array
@@ -67,7 +67,7 @@ def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Mo
     Raises:
         ModelError: onnxruntime cannot quantise it.
     """
-    with TemporaryDirectory(prefix="sfp_onnx-") as folder:
+    with TemporaryDirectory(dir=scratch.folder()) as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         graph.save(replace(model, source=None, files=()), source)
         runtime.quantize(source, target, batches, model.name)
@@ -83,7 +83,7 @@ def ort_file(model: Model) -> OrtFile:
         ModelError: over 2 GB, or onnxruntime cannot convert it.
     """
     proto = graph.to_proto(model)
-    with TemporaryDirectory(prefix="sfp_onnx-") as folder:
+    with TemporaryDirectory(dir=scratch.folder()) as folder:
         path = Path(folder) / "model.ort"
         operators = runtime.save_ort(proto.SerializeToString(deterministic=True), path, model.name)
         return OrtFile(path.read_bytes(), operators)

@@ -54,14 +54,43 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 # ---- choosing --------------------------------------------------------------------------------------------------------
 
 
-def step_of(coupling: Coupling, group: Group, align: int | None) -> int:
+@dataclass(frozen=True)
+class Grid:
+    """Widths that a weight axis may end up with: multiples of ``block``, but below ``start`` multiples of ``fine``."""
+
+    block: int = 1
+    fine: int = 1
+    start: int = 1
+
+
+def grid_of(align: int | str | None) -> Grid:
+    """Read ``None`` or "none" (any width), 8 or "8" (multiples), "16:4" (multiples of 16, below 16 of 4), "4:1:12" (multiples of 4, below
+    12 any width). "auto" and "default", before a device has settled them, leave any width.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    text = "1" if align in (None, "none", "auto", "default") else str(align)
+    match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?(?::([1-9]\d{0,5}))?", text, re.ASCII)
+    if match is None:
+        raise OptionError(f"alignment '{align}': expected a positive number, such as 8, several, such as 16:4 or 4:1:12, 'auto' or 'none'")
+    return Grid(int(match[1]), int(match[2] or match[1]), int(match[3] or match[1]))
+
+
+def step_of(coupling: Coupling, group: Group, align: int) -> int:
     """Kept units come in multiples of this, so that every weight axis that the group fills is a multiple of ``align``."""
     step = 1
-    for layer in coupling.layers if align else ():
+    for layer in coupling.layers if align > 1 else ():
         own = int((layer.writes == group.units[0]).sum())
-        if own and align:
+        if own:
             step = math.lcm(step, align // math.gcd(align, own))
     return step
+
+
+def steps_of(coupling: Coupling, group: Group, grid: Grid) -> tuple[int, int, int]:
+    """Kept units come in multiples of the first, and below the third in multiples of the second."""
+    coarse, fine, start = (step_of(coupling, group, own) for own in (grid.block, grid.fine, grid.start))
+    return coarse, fine, start
 
 
 @dataclass(frozen=True)
@@ -73,10 +102,16 @@ class _Chooser:
     scores: FloatArray
     options: PlanOptions
 
+    @property
+    def grid(self) -> Grid:
+        """Widths that may be kept."""
+        return grid_of(self.options.align)
+
     def _kept(self, group: Group, wanted: int) -> int:
-        align = self.options.align if isinstance(self.options.align, int) else None
-        step = step_of(self.coupling, group, align)
-        return min(group.width, -(-max(wanted, self.options.min_channels, 1) // step) * step)
+        coarse, fine, start = steps_of(self.coupling, group, self.grid)
+        least = max(wanted, self.options.min_channels, 1)
+        step = fine if least < start else coarse
+        return min(group.width, -(-least // step) * step)
 
     def _orders(self) -> list[IntArray]:
         """Positions of each group from least to most important; ties leave in the order of the channels."""
@@ -161,7 +196,7 @@ def least(coupling: Coupling, groups: Sequence[Group], scores: FloatArray, optio
 
 def of_widths(coupling: Coupling, scores: FloatArray, kept: Sequence[int]) -> BoolArray:
     """The removal of the least important units, so that each group of the model keeps so many."""
-    return _Chooser(coupling, coupling.groups, scores, PlanOptions()).keeping(kept)
+    return _Chooser(coupling, coupling.groups, scores, PlanOptions(align=None)).keeping(kept)
 
 
 # ---- plans as records ------------------------------------------------------------------------------------------------

@@ -260,8 +260,9 @@ class Store:
         """
         try:
             self.file.seek(self._start(index) + 4 * first * self.widths[index])
-            self.file.write(np.ascontiguousarray(features, np.float32).data)
-            self.file.flush()
+            left = memoryview(np.ascontiguousarray(features, np.float32).data).cast("B")
+            while left:
+                left = left[self.file.write(left) :]
         except OSError as error:
             need = f"{self._start(len(self.widths)) / 2**20:.0f} MiB of features ({error.strerror or error})"
             raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. Set TMPDIR, or lower --samples or --pool.") from error
@@ -274,7 +275,7 @@ class Store:
 @contextmanager
 def room(rows: int, widths: Sequence[int]) -> Iterator[Store]:
     """A store for ``rows`` samples of features of these widths."""
-    with tempfile.TemporaryFile(prefix="sfp_onnx-") as file:
+    with tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0) as file:
         yield Store(file, rows, tuple(widths))
 
 
@@ -294,13 +295,12 @@ def collect(
     for feeds, count in batches:
         results = session.run(feeds, names if given is not None else [*names, output[0]])
         labels = given[start : start + count] if given is not None else results[-1][:count].argmax(1).astype(np.int64)
-        present = np.unique(labels)
-        belongs = (labels == present[:, None]).astype(np.float64)
         low, high = np.searchsorted(stored, (start, start + count))
         for index, (tap, sums) in enumerate(zip(chosen, total.sums, strict=True)):
             rows = _rows(tap, results[index], len(next(iter(feeds.values()))))[:count]
             with np.errstate(invalid="ignore", over="ignore"):
-                sums[present] += belongs @ rows.astype(np.float64)
+                for label, row in zip(labels, rows, strict=True):
+                    sums[label] += row  # float32 into float64, without the copies that a product with one-hot labels makes
             if low < high:
                 store.put(index, int(low), rows[stored[low:high] - start] if high - low < count else rows)
         total.labels.append(labels)

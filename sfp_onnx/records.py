@@ -261,11 +261,12 @@ class Pinned:
 @dataclass(frozen=True)
 class Branch:
     """A part of the graph that vanishes if a whole group leaves: its ``dead`` tensors, those of them that mixing layers read
-    (``sources``), and the tensors that become constant and are read beside a residual (``ends``)."""
+    (``sources``), the tensors that become ``constant``, and those of them that are read beside a residual (``ends``)."""
 
     dead: tuple[str, ...]
     sources: tuple[str, ...]
     ends: tuple[str, ...]
+    constant: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -488,7 +489,9 @@ class BanditOptions:
     """What the user may set for the scores ``bandit:*``.
 
     ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
-    the policies of those names; ``reward`` (None: by the kind of model); ``rounds``: remove a share, pull again on the pruned model;
+    the policies of those names; ``reward`` (None: by the kind of model); ``masked_by``: what stands for a masked channel, "zero" or its
+    "mean" over the images of the search (what folding the mean into the biases of its readers leaves of the damage); ``rounds``: remove
+    a share, pull again on the pruned model; ``round_repair``: "none", "bias" or "lstsq" between rounds;
     ``pull_memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
     """
 
@@ -498,7 +501,9 @@ class BanditOptions:
     epsilon: float = 0.1
     temperature: float = 0.05
     reward: str | None = None
+    masked_by: str = "zero"
     rounds: int = 1
+    round_repair: str = "none"
     pull_memory: int = 2**30
     state: str | None = None
     traces: str | None = None
@@ -526,12 +531,14 @@ class PlanOptions:
     ``allocation`` is "uniform" (the same share of every group), "global" (one ranking over all groups), "solve" (least estimated
     error under all targets) or "default" (solve with a latency, memory or ``max_drop``, or the score `obs`; else uniform). ``keep``
     and ``only`` are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with ``only``,
-    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "auto" is the block of
-    the device's convolutions, "default" is "auto" with a latency target or ``max_drop`` and else None, so that plans for counted targets do
-    not depend on the machine they are made on. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is
-    a file with a profile measured elsewhere. ``max_drop`` ("1%") is how much ``metric`` ("module:function"; default top-1, or agreement
-    with the original without labels) may fall on calibration data that are held out from scoring; alone, it asks for the smallest model
-    that holds it.
+    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "16:4": of 16, and below 16 of
+    4; "4:1:12": of 4, and below 12 any; None: any. "auto" is the staircase of the device's convolutions, "default" is "auto" with a
+    latency target and else "4:1:12", so that plans for counted targets do not depend on the machine. ``threads``, ``batch``, ``provider``
+    say how latency is measured; ``device_profile`` is a file with a profile measured elsewhere. ``max_drop`` ("1%") is how much ``metric``
+    ("module:function"; default top-1, or agreement with the original without labels) may fall on data to judge on, or else calibration
+    data that are held out from scoring; alone, it asks for the smallest model
+    that holds it. The drop must hold with a ``confidence`` (one-sided; 0.5: as measured). ``profile_budget``: seconds of wall time in which
+    the model's layers are timed.
     """
 
     ratio: float | None = None
@@ -547,6 +554,8 @@ class PlanOptions:
     device_profile: str | None = None
     max_drop: str | None = None
     metric: str | None = None
+    confidence: float = 0.95
+    profile_budget: float = 60.0
 
 
 @dataclass(frozen=True)

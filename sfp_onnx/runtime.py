@@ -14,18 +14,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from . import scratch
 from .errors import ModelError, OptionError, SfpError
 from .records import Array
 
-ort.set_default_logger_severity(4)
 PROVIDERS = ("CPUExecutionProvider",)
 BURST = 5
+
+
+@cache
+def _ort() -> Any:
+    """onnxruntime, loaded when it is first needed: it starts a thread, which the fork of the program would lose."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    return onnxruntime
 
 
 @dataclass(frozen=True)
@@ -69,9 +78,9 @@ def _words(error: Exception) -> str:
 class Optimize(Enum):
     """How much onnxruntime rewrites the graph: nothing (its plain meaning), constant folding and the like, or all."""
 
-    NONE = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    BASIC = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    ALL = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    NONE = "ORT_DISABLE_ALL"
+    BASIC = "ORT_ENABLE_BASIC"
+    ALL = "ORT_ENABLE_ALL"
 
 
 def open_session(
@@ -83,7 +92,7 @@ def open_session(
         ModelError: onnxruntime cannot load the model (unknown operator, no kernel for a type, ...).
     """
     options = _options(threads)
-    options.graph_optimization_level = optimize.value
+    options.graph_optimization_level = getattr(_ort().GraphOptimizationLevel, optimize.value)
     options.enable_mem_pattern = False  # planning memory makes the first two runs slow, and most sessions here live for a few runs
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy's threads take turns with onnxruntime's
     if optimize is Optimize.NONE:
@@ -92,7 +101,7 @@ def open_session(
 
 
 def _options(threads: int) -> Any:
-    options = ort.SessionOptions()
+    options = _ort().SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     options.inter_op_num_threads = 1
@@ -102,9 +111,9 @@ def _options(threads: int) -> Any:
 def _open(serialized: bytes, weights: Mapping[str, Array], name: str, options: Any, providers: Sequence[str]) -> Session:
     try:
         if weights:
-            values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
+            values = [_ort().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
-        return Session(ort.InferenceSession(serialized, options, providers=list(providers)), name)
+        return Session(_ort().InferenceSession(serialized, options, providers=list(providers)), name)
     except Exception as error:  # onnxruntime's exception classes share no base but Exception
         raise ModelError(f"{name}: onnxruntime cannot load the model: {_words(error)}") from error
 
@@ -116,7 +125,7 @@ def full_provider(name: str) -> str:
         OptionError: there is none of that name.
     """
     ending = "executionprovider"
-    known: dict[str, str] = {own.lower().removesuffix(ending): own for own in ort.get_available_providers()}
+    known: dict[str, str] = {own.lower().removesuffix(ending): own for own in _ort().get_available_providers()}
     found = known.get(name.lower().removesuffix(ending))
     if found is None:
         raise OptionError(f"provider '{name}' is not in this onnxruntime {version()}. Available: {', '.join(sorted(known))}")
@@ -133,7 +142,7 @@ def open_timed(serialized: bytes, weights: Mapping[str, Array], name: str, setup
     options = _options(setup.threads)
     if events:
         options.enable_profiling = True
-        options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"sfp_onnx_{os.getpid()}_{time.monotonic_ns()}")
+        options.profile_file_prefix = str(scratch.folder() / f"events_{time.monotonic_ns()}")
     return _open(serialized, weights, name, options, list(dict.fromkeys((provider, *PROVIDERS))))
 
 
@@ -189,12 +198,12 @@ def interleaved(
 
 def version() -> str:
     """onnxruntime's version."""
-    return str(ort.__version__)
+    return str(_ort().__version__)
 
 
 def providers() -> list[str]:
     """Execution providers of this onnxruntime."""
-    return list(map(str, ort.get_available_providers()))
+    return list(map(str, _ort().get_available_providers()))
 # ---- other forms of a model ------------------------------------------------------------------------------------------
 
 
@@ -236,16 +245,20 @@ def _quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime's tools log to, and set up, the root logger; here it stays as the application has it. They leave files open, too."""
+    """onnxruntime's tools log to, and set up, the root logger; here it stays as the application has it. They leave files open, too,
+    and put whole models into the temporary folder, here one that is removed however the program ends."""
+    temporary = tempfile.tempdir
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
     logging.disable(logging.CRITICAL)
+    tempfile.tempdir = str(scratch.folder())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             yield
             gc.collect()
     finally:
+        tempfile.tempdir = temporary
         logging.disable(disabled)
         root.handlers[:] = handlers
         root.setLevel(level)
@@ -258,7 +271,7 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
         ModelError: onnxruntime cannot convert it.
     """
     options = _options(1)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # layouts would tie it to this processor
+    options.graph_optimization_level = _ort().GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # layouts would tie it to this processor
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", "ORT")
     _open(serialized, {}, name, options, PROVIDERS)

@@ -45,6 +45,8 @@ def parse_target(text: str) -> Target:
     if match is None or not known or (unit != "%" and unit not in known) or not value > 0 or (unit == "%" and value > 100):
         units = f"; units of {what}: %, {', '.join(filter(None, known))}" if known else ""
         raise OptionError(f"target '{text}': expected {EXAMPLES}{units}")
+    if value < 1 and not unit:
+        raise OptionError(f"target '{text}': less than one of them; for a share write {what}={100 * value:g}%")
     return Target(what, value / 100, True) if unit == "%" else Target(what, value * known[unit], False)
 
 

@@ -23,6 +23,7 @@ SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8)
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
+LARGEST_INPUT = 1 << 36  # numbers
 
 # Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
 NEVER_FOLD = graph.UNSTEADY | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
@@ -76,6 +77,8 @@ def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, 
     feeds = {}
     for port in ports:
         shape = shapes.get(port.name) or [_dimension(port, axis, sizes) for axis in range(len(port.shape or ()))]
+        if prod(map(int, shape)) > LARGEST_INPUT:
+            raise ModelError(f"input '{port.name}' of shape {list(shape)} does not fit into memory. Is the model damaged?")
         dtype = np.dtype(port.dtype if port.dtype is not None else np.float32)
         if dtype.kind == "f":
             feeds[port.name] = generator.standard_normal(shape).astype(dtype)

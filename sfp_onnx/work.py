@@ -14,7 +14,7 @@ from enum import IntEnum
 import numpy as np
 
 from .cost import Parameter
-from .records import BoolArray, Coupling, FloatArray, IntArray, Node, Trace
+from .records import BoolArray, Coupling, FloatArray, IntArray, Layer, Node, Trace
 from .units import keep_mask
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
@@ -30,28 +30,37 @@ class Kind(IntEnum):
     RUNS = 3
 
 
+class Role(IntEnum):
+    """How convolutions use an axis of channels: not at all (or not in blocks), as one that they make, read, or both (depthwise)."""
+
+    NONE = 0
+    MADE = 1
+    READ = 2
+    BOTH = 3
+
+
 @dataclass
 class _Axes:
     """Distinct axes while terms are collected; number 0 is the constant 1."""
 
     group_of: IntArray
     groups: int
-    known: dict[tuple[bytes, bool], int] = field(default_factory=dict)
+    known: dict[tuple[bytes, int], int] = field(default_factory=dict)
     units: list[IntArray] = field(default_factory=list)
     rows: list[FloatArray] = field(default_factory=list)
     full: list[float] = field(default_factory=list)
-    blocked: list[bool] = field(default_factory=list)
+    roles: list[int] = field(default_factory=list)
 
-    def number(self, units: IntArray, blocked: bool) -> int:
+    def number(self, units: IntArray, role: int) -> int:
         """Number of an axis; index i of it belongs to unit ``units[i]`` (-1: stays)."""
-        key = (units.tobytes(), blocked)
+        key = (units.tobytes(), role)
         if key not in self.known:
             counts = np.bincount(self.group_of[units[units >= 0]], minlength=self.groups).astype(float)
             self.known[key] = len(self.rows) + 1
             self.units.append(units)
             self.rows.append(counts)
             self.full.append(float(len(units)))
-            self.blocked.append(blocked)
+            self.roles.append(role)
         return self.known[key]
 
 
@@ -66,7 +75,7 @@ class Terms:
         kind: (terms,) a `Kind`.
         full, fixed: (axes,) length with all channels, and of what cannot leave.
         share: (axes, groups) indices of the axis that one unit of a group holds, on average.
-        blocked: (axes,) whether convolutions run it in blocks of channels.
+        role: (axes,) a `Role`.
         units: unit of each index of every axis (axis 0 has one that stays).
     """
 
@@ -77,7 +86,7 @@ class Terms:
     full: FloatArray
     fixed: FloatArray
     share: FloatArray
-    blocked: BoolArray
+    role: IntArray
     units: tuple[IntArray, ...]
 
     def lengths(self, kept: IntArray) -> FloatArray:
@@ -90,16 +99,18 @@ class Terms:
         return np.asarray([keep_mask(units, removed).sum() for units in self.units], float)
 
     def values(self, lengths: FloatArray, block: int = 1, slow: float = 1.0) -> FloatArray:
-        """Values (..., terms) at lengths (..., axes). Blocked axes count whole blocks; multiply-accumulates over a blocked axis that is no
-        multiple of 4 count ``slow`` times, since onnxruntime then leaves its blocked layout."""
-        paid = np.where(self.blocked, np.ceil(lengths / block - 1e-9) * block, lengths) / self.full
+        """Values (..., terms) at lengths (..., axes). Axes in a role count whole blocks; but fewer channels than one block are read one by
+        one. Multiply-accumulates that read more, and no multiple of 4, count ``slow`` times, since onnxruntime then leaves its blocked
+        layout."""
+        blocked = (self.role != Role.NONE) & ((self.role != Role.READ) | (lengths > block))
+        paid = np.where(blocked, np.ceil(lengths / block - 1e-9) * block, lengths) / self.full
         found: FloatArray = self.base * np.prod([paid[..., self.axes[:, at]] for at in range(AXES)], axis=0)
         runs = self.kind == Kind.RUNS
         if runs.any():
             there = np.prod([(lengths > 0)[..., self.axes[runs, at]] for at in range(AXES)], axis=0)
             found[..., runs] = self.base[runs] * there
         if slow != 1.0:
-            odd = self.blocked & (np.abs(lengths / 4 - np.round(lengths / 4)) > 1e-6) & (self.full > 4)
+            odd = blocked & (self.role != Role.MADE) & (np.abs(lengths / 4 - np.round(lengths / 4)) > 1e-6) & (self.full > 4)
             bad = np.any([odd[..., self.axes[:, at]] for at in range(AXES)], axis=0)
             found = np.where(bad & (self.kind == Kind.MACS), found * slow, found)
         return found
@@ -119,8 +130,8 @@ class Terms:
         return found
 
 
-Product = tuple[float, Sequence[tuple[IntArray, bool]], int, int]
-"""(value with all channels, axes as (units, blocked), owner, kind)."""
+Product = tuple[float, Sequence[tuple[IntArray, int]], int, int]
+"""(value with all channels, axes as (units, role), owner, kind)."""
 
 
 def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
@@ -130,7 +141,7 @@ def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
     axes = _Axes(group_of, groups)
     base, numbers, owners, kinds = [], [], [], []
     for value, units, owner, kind in products:
-        own = [axes.number(array, blocked) for array, blocked in units if (array >= 0).any()][:AXES]
+        own = [axes.number(array, role) for array, role in units if (array >= 0).any()][:AXES]
         base.append(value)
         numbers.append(own + [0] * (AXES - len(own)))
         owners.append(owner)
@@ -146,15 +157,25 @@ def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
         full=full,
         fixed=full - rows.sum(1),
         share=rows / np.maximum(widths, 1),
-        blocked=np.asarray([False, *axes.blocked]),
+        role=np.asarray([Role.NONE, *axes.roles], np.int64),
         units=(np.full(1, -1, np.int64), *axes.units),
     )
 
 
-def _activation(name: str, coupling: Coupling, trace: Trace) -> tuple[float, list[tuple[IntArray, bool]]]:
+def _activation(name: str, coupling: Coupling, trace: Trace) -> tuple[float, list[tuple[IntArray, int]]]:
     shape = trace.shapes[name]
-    blocked = len(shape) == BLOCKED_RANK
-    return float(np.prod(shape)), [(own.units, blocked and own.axis == 1) for own in coupling.tensors.get(name, ())]
+    role = Role.MADE if len(shape) == BLOCKED_RANK else Role.NONE
+    return float(np.prod(shape)), [(own.units, role if own.axis == 1 else Role.NONE) for own in coupling.tensors.get(name, ())]
+
+
+def _extents(layer: Layer, trace: Trace) -> list[tuple[IntArray, int]]:
+    """The axes that a layer's multiply-accumulates are proportional to, with their roles."""
+    if len(trace.shapes.get(layer.node.outputs[0], ())) != BLOCKED_RANK:
+        return [(units, Role.NONE) for units in layer.extents]
+    if len(layer.extents) == 1 and np.array_equal(layer.reads, layer.writes):  # depthwise
+        return [(layer.extents[0], Role.BOTH)]
+    made = next((at for at, units in enumerate(layer.extents) if np.array_equal(units, layer.writes)), -1)
+    return [(units, Role.MADE if at == made else Role.READ) for at, units in enumerate(layer.extents)]
 
 
 def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms:
@@ -167,15 +188,14 @@ def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms
                 if name in trace.shapes and not constant and np.prod(trace.shapes[name]) > 0:
                     products.append((*_activation(name, coupling, trace), node.index, kind))
     for layer in coupling.layers:
-        blocked = len(trace.shapes.get(layer.node.outputs[0], ())) == BLOCKED_RANK
-        extents = [(units, blocked) for units in layer.extents]
+        extents = _extents(layer, trace)
         products += [(layer.macs, extents, layer.node.index, Kind.MACS), (1.0, extents, layer.node.index, Kind.RUNS)]
     return terms(coupling, products)
 
 
 def macs_terms(coupling: Coupling, samples: int) -> Terms:
     """Multiply-accumulates for one sample."""
-    rows = ((layer.macs / samples, [(units, False) for units in layer.extents], 0, Kind.MACS) for layer in coupling.layers)
+    rows = ((layer.macs / samples, [(units, Role.NONE) for units in layer.extents], 0, Kind.MACS) for layer in coupling.layers)
     return terms(coupling, rows)
 
 
@@ -184,7 +204,7 @@ def weight_terms(coupling: Coupling, parameters: Iterable[Parameter], sizes: Ite
     owned = list(parameters)
     products: list[Product] = []
     for parameter, size in zip(owned, sizes or [1.0] * len(owned), strict=True):
-        axes = [(own.units, False) for own in parameter.uses[0]]
+        axes = [(own.units, int(Role.NONE)) for own in parameter.uses[0]]
         products.append((float(np.prod(parameter.shape)) * size, axes, 0, Kind.READ))
     return terms(coupling, products)
 
@@ -194,17 +214,32 @@ def weight_terms(coupling: Coupling, parameters: Iterable[Parameter], sizes: Ite
 
 @dataclass(frozen=True)
 class Liveness:
-    """Which activation tensors are alive while each node runs: ``alive`` is (steps, tensors), ``terms`` their bytes, one each."""
+    """Which activation tensors are alive while each node runs: ``alive`` is (steps, tensors), ``terms`` their bytes, one each.
+    ``tails`` are (axis, tensors): these become constants, and no activations, where that axis has no length left."""
 
     terms: Terms
     alive: FloatArray
+    tails: tuple[tuple[int, IntArray], ...] = ()
 
     def peak(self, lengths: FloatArray) -> FloatArray:
         """Largest sum of bytes of tensors alive at once (...) at lengths (..., axes)."""
         if not len(self.alive):
             return np.zeros(np.shape(lengths)[:-1])
-        found: FloatArray = (self.terms.values(lengths) @ self.alive.T).max(-1)
+        values = self.terms.values(lengths)
+        for axis, columns in self.tails:
+            values[..., columns] *= (np.asarray(lengths)[..., axis, None] > 0)
+        found: FloatArray = (values @ self.alive.T).max(-1)
         return found
+
+
+def needed(nodes: Sequence[Node], outputs: Iterable[str], constants: Iterable[str]) -> list[Node]:
+    """Nodes that the outputs still need if ``constants`` need no node any more."""
+    known, wanted, found = set(constants), set(outputs), []
+    for node in reversed(nodes):
+        if any(name in wanted and name not in known for name in node.outputs):
+            wanted.update((*node.inputs, *node.captures))
+            found.append(node)
+    return found[::-1]
 
 
 def liveness(
@@ -231,15 +266,23 @@ def liveness(
             if name in first:
                 last[name] = step
         for name in node.outputs:
-            if name in trace.shapes and name not in trace.values:
+            if name in trace.shapes and name not in trace.values and name not in constants:
                 first.setdefault(name, step)
                 last[name] = step
     last.update({name: len(nodes) - 1 for name in outputs if name in first})
     names = [name for name in first if name in trace.shapes]
-    alive = np.zeros((len(nodes), len(names)))
+    branches = [(group.units, coupling.branches[group.name]) for group in coupling.groups if group.name in coupling.branches]
+    alive = np.zeros((len(nodes), len(names) + len(branches)))
     products: list[Product] = []
     for column, name in enumerate(names):
         alive[first[name] : last[name] + 1, column] = 1
         elements, axes = _activation(name, coupling, trace)
         products.append((elements * sizes.get(name, 4) * scale, axes, column, Kind.WRITTEN))
-    return Liveness(terms(coupling, products), np.unique(alive, axis=0))
+    products += [(0.0, [(units, Role.NONE)], len(names), Kind.WRITTEN) for units, _ in branches]  # gives their units an axis
+    found = terms(coupling, products)
+    place = {name: column for column, name in enumerate(names)}
+    tails = tuple(
+        (int(found.axes[len(names) + number, 0]), np.asarray([place[name] for name in branch.constant if name in place], np.int64))
+        for number, (_, branch) in enumerate(branches)
+    )
+    return Liveness(found, np.unique(alive, axis=0), tails)

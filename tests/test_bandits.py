@@ -350,17 +350,6 @@ def test_the_second_round_measures_the_pruned_model() -> None:
         assert mean == pytest.approx(divergence(reference, outputs).mean(), abs=1e-5)
 
 
-def test_a_hook_sees_the_pruned_model_between_rounds() -> None:
-    analysis = sfp_onnx.inspect(classifier())
-    data = sfp_onnx.data_for(analysis.model, {"x": images(40)})
-    seen = []
-    search(
-        analysis, "bandit:round-robin", data, ScoreOptions(bandit=BanditOptions(pulls=1, rounds=3)),
-        (PlanOptions(ratio=0.5), list(analysis.coupling.groups)), between=lambda model: seen.append(model) or model,
-    )  # fmt: skip
-    assert len(seen) == 2
-
-
 def stop_after(monkeypatch: pytest.MonkeyPatch, runs: int) -> None:
     """Ctrl-C at the n-th run."""
     real, count = Pulls.outputs, [0]

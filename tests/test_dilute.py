@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from sfp_onnx.dilute import METHODS, Ends, KernelView, MethodOptions, Profile, l
 from sfp_onnx.errors import DataError, OptionError, TargetError
 from sfp_onnx.pipeline import DiluteOptions
 from sfp_onnx.profiles import ProfileOptions
+from sfp_onnx.records import RepairOptions
+from sfp_onnx.repair import kernel_losses
 
 NAMES = [own.pattern.replace("N:M", "2:4").replace("AxB", "1x4") or own.name for own in METHODS.values()]
 RANKED = [name for name in NAMES if not stage.find_method(name)[0].fixed]
@@ -38,6 +41,7 @@ def view(outputs: int = 12, inputs: int = 10, positions: int = 9, seed: int = 0)
     return KernelView(
         "layer", random.standard_normal((outputs, inputs, positions)).astype(np.float32), columns + 0 * rows, rows + 0 * columns,
         random.random(inputs) + 0.1, Ends(profile("a", inputs, 6, seed + 1), profile("b", outputs, 6, seed + 2)),
+        random.random((outputs, inputs)) + 0.1,
     )  # fmt: skip
 
 
@@ -95,12 +99,15 @@ def naive_scores(own: KernelView, name: str) -> np.ndarray:
                 found[o, i] = sum(abs(item) for item in kernel)
             elif name == "wanda":
                 found[o, i] = sum(item**2 for item in kernel) ** 0.5 * own.rms[i]
+            elif name == "obs":
+                assert own.losses is not None
+                found[o, i] = (own.losses[o, i] * sum(abs(item) for item in kernel)) ** 0.5
             elif name == "magnitude":
                 found[o, i] = [abs(item) for item in kernel]
     return found
 
 
-@pytest.mark.parametrize("name", ["l1", "wanda", "magnitude"])
+@pytest.mark.parametrize("name", ["l1", "wanda", "obs", "magnitude"])
 def test_scores_against_a_loop(name: str) -> None:
     own = view()
     kept, scores = chosen(own, name).mask, naive_scores(own, name)
@@ -390,6 +397,37 @@ def test_afcc_follows_the_label_sets_of_both_ends() -> None:
     assert (masks_of["w2"].any((2, 3)) == common).all() and (masks_of["w3"] == sets[1].T).all()
 
 
+@pytest.mark.parametrize("kind", ["stack", "flatten"])
+def test_afcc_of_fully_connected_stacks_and_heads_after_flatten(kind: str) -> None:
+    """Nodes have label sets like filters; all columns of a flattened map have those of their filter."""
+    random = np.random.default_rng(5)
+    shapes = {"stack": {"w1": (192, 12), "w2": (12, 10), "w3": (10, 5)}, "flatten": {"w1": (6, 3, 3, 3), "w3": (6 * 64, 5)}}[kind]
+    constants = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    if kind == "stack":
+        steps = [("Flatten", ["x"], "f"), ("Gemm", ["f", "w1"], "a"), ("Relu", ["a"], "p"), ("Gemm", ["p", "w2"], "b")]
+        steps.append(("Relu", ["b"], "q"))
+        nodes = [helper.make_node(op, inputs, [output], output) for op, inputs, output in steps]
+    else:
+        nodes = [helper.make_node("Conv", ["x", "w1"], ["a"], "a", pads=[1] * 4), helper.make_node("Relu", ["a"], ["p"], "p")]
+        nodes.append(helper.make_node("Flatten", ["p"], ["q"], "q"))
+    nodes.append(helper.make_node("Gemm", ["q", "w3"], ["logits"], "head"))
+    model = graph.load(model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("logits", np.float32, ["N", 5])], constants))
+    data = sfp_onnx.data_for(model, {"x": images(80), "labels": labels_of(80)})
+    assert data is not None
+    analysis = sfp_onnx.inspect(model, data=data)
+    known = {own.tensor: own for own in pipeline.profile(analysis, data, ProfileOptions("ridge", 2)).layers}
+    seen = pipeline.look(analysis, None, data, ProfileOptions("ridge", 2))
+    found, *_ = pipeline.masked(analysis, seen, DiluteOptions("afcc", force=True))
+    own = known["q"]
+    assert (found["w3"] == own.label_sets[own.filters]).all() and 0 < found["w3"].mean() < 1
+    if kind == "stack":
+        first, second = known["p"].label_sets.astype(int), own.label_sets.astype(int)
+        assert (found["w2"] == (first @ second.T > 0)).all()
+    made = pipeline.dilute(analysis, DiluteOptions("afcc", force=True, probe="ridge", pool=2), data)
+    zeros = [item.weights_removed for item in made.layers]
+    assert zeros == [int((~found[item.weight]).sum()) for item in made.layers]
+
+
 def test_layers_with_too_little_signal_are_skipped_unless_forced() -> None:
     with pytest.raises(TargetError, match="signal-to-noise"):  # random weights and labels
         labelled(method="afcc", layers="conv2")
@@ -400,15 +438,64 @@ def test_layers_with_too_little_signal_are_skipped_unless_forced() -> None:
 
 def test_soft_afcc_against_a_loop() -> None:
     own = view()
-    assert own.ends is not None and own.rms is not None
-    scores = np.zeros((12, 10))
+    assert own.ends is not None
+    scores = naive_scores(own, "obs")[:, :, 0]
     for o in range(12):
         for i in range(10):
             rho = float(np.corrcoef(own.ends.writes.evidence[o], own.ends.reads.evidence[i])[0, 1])
-            kernel = own.values[o, i].astype(np.float64)
-            scores[o, i] = np.linalg.norm(kernel) * own.rms[i] * (1 + abs(rho) + np.sign(kernel.sum()) * rho / 2)
+            scores[o, i] *= 1 + np.sign(own.values[o, i].astype(np.float64).sum()) * rho / 8
     kept = chosen(own, "soft-afcc").mask[:, :, 0]
     assert scores[kept].min() > scores[~kept].max()
+
+
+def test_obs_without_losses_is_wanda() -> None:
+    own = replace(view(), losses=None)
+    assert (chosen(own, "obs").mask == chosen(own, "wanda").mask).all()
+
+
+@pytest.mark.parametrize("kind", ["conv", "grouped", "transposed", "gemm"])
+def test_losses_against_a_re_fit_without_each_kernel(kind: str) -> None:
+    """The loss of a kernel is the error of its filter when the others are re-fitted by least squares without it."""
+    groups, spatial = (2 if kind == "grouped" else 1), kind != "gemm"
+    random = np.random.default_rng(3)
+    shape = {"conv": (5, 4, 2, 2), "grouped": (6, 2, 2, 2), "transposed": (4, 5, 2, 2), "gemm": (4, 5)}[kind]
+    size = 6 if spatial else 1
+    first = random.standard_normal((4, 3, 1, 1) if spatial else (3, 4)).astype(np.float32)
+    weight = random.standard_normal(shape).astype(np.float32)
+    middle = {"transposed": "ConvTranspose", "gemm": "Gemm"}.get(kind, "Conv")
+    nodes = [
+        helper.make_node("Conv" if spatial else "Gemm", ["x", "w1"], ["a"], "first"),
+        helper.make_node(middle, ["a", "w2"], ["y"], "second", **({"group": groups} if spatial else {})),
+    ]
+    ports = [("x", np.float32, ["N", 3, size, size] if spatial else ["N", 3])], [("y", np.float32, None)]
+    x = random.standard_normal((40, 3, size, size) if spatial else (400, 3)).astype(np.float32)
+    analysis = sfp_onnx.inspect(graph.load(model_of(nodes, *ports, {"w1": first, "w2": weight})), {"x": (2, *x.shape[1:])})
+    options = RepairOptions(rows_per_input=1e9, least_positions=10**6)
+    batches = [{"x": own} for own in np.array_split(x, 4)]
+    found = kernel_losses(analysis.prepared, analysis.coupling, {"second"}, batches, options)["second"]
+    (target,), _ = stage.targets(analysis.prepared, analysis.coupling, "second")
+    assert found.shape == target.channel.shape
+    layer = target.layer
+    assert layer.linear is not None
+    middle_x = np.tensordot(first[:, :, 0, 0], x, (1, 1)).swapaxes(0, 1) if spatial else x @ first
+    output = run_model(analysis.model.proto, {"x": x})[0]
+    form = layer.linear.form
+    chosen = np.broadcast_to(np.arange(form.positions(output.shape)[1]), form.positions(output.shape))
+    rows, matrix = form.rows(middle_x, output.shape, chosen, groups), form.matrix(weight, groups).astype(np.float64)
+    every = form.inputs_of(weight.shape, groups)
+    expected = []
+    for block in range(groups):
+        centred = rows[block].astype(np.float64) - rows[block].mean(0)
+        extra = np.sqrt(1e-2 * np.square(centred).sum(0).mean()) * np.eye(len(every))  # the ridge, towards the present weights
+        system = np.concatenate([centred, extra])
+        errors = []
+        for channel in range(every.max() + 1):
+            left = every != channel
+            gone = system[:, ~left] @ matrix[block][~left]
+            fitted = system[:, left] @ np.linalg.lstsq(system[:, left], gone, rcond=None)[0]
+            errors.append(np.sqrt(np.square(gone - fitted).sum(0) / len(centred)))
+        expected.append(np.stack(errors, 1))
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-3)
 
 
 def test_models_that_are_no_classifiers_are_refused() -> None:
@@ -416,7 +503,7 @@ def test_models_that_are_no_classifiers_are_refused() -> None:
     constants = {"w1": np.ones((4, 3, 1, 1), np.float32), "w2": np.ones((2, 4, 1, 1), np.float32)}
     model = model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("y", np.float32, ["N", 2, 8, 8])], constants)
     for method, rate in (("afcc", None), ("soft-afcc", 0.5)):
-        with pytest.raises(sfp_onnx.ModelError, match=r"need a classifier.*l1, wanda"):
+        with pytest.raises(sfp_onnx.ModelError, match=r"need a classifier.*l1, wanda, obs"):
             diluted(model, data=True, method=method, rate=rate)
 
 
@@ -425,14 +512,14 @@ def test_the_re_fit_keeps_zeros_and_comes_nearer() -> None:
     reference = run_model(model, {"x": x})[0]
     errors = []
     for refit in (False, True):
-        result = diluted(model, data=True, method="wanda", rate=0.6, refit=refit, layers="conv")
+        result = diluted(model, data=True, method="obs", rate=0.6, refit=refit, layers="conv")
         errors.append(float(np.square(run_model(result.to_proto(), {"x": x})[0] - reference).mean()))
         zeros = [(own == 0).sum() for own in weights(result.to_proto()).values() if own.ndim == 4]
         assert sum(zeros) >= sum(item.weights_removed for item in result.layers) - 9 * 16 * result.cut * 2
     assert errors[1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize("name", ["afcc", "random-afcc", "soft-afcc", "wanda"])
+@pytest.mark.parametrize("name", ["afcc", "random-afcc", "soft-afcc", "obs", "wanda"])
 def test_the_same_model_twice_with_labels(name: str) -> None:
     rate = None if name in FIXED else 0.5
     first, second = (labelled(rate, method=name, force=True, refit=True).to_proto().SerializeToString() for _ in range(2))
@@ -447,10 +534,10 @@ def test_the_command_prints_writes_and_keeps_a_manifest(model_file: Path, data_f
     done = invoke("dilute", model_file, "-o", out, "--rate", "0.5", "--data", data_file, "--no-refit", "--test-data", data_file,
                   "--store", "sparse", "--manifest", manifest)  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert "conv2" in done.stdout and "wanda" in done.stdout and "top-1 on 10 held-out samples" in done.stdout
-    assert "method: wanda (default)" in done.stderr
+    assert "conv2" in done.stdout and "obs" in done.stdout and "top-1 on 10 held-out samples" in done.stdout
+    assert "method: obs (default)" in done.stderr
     saved = json.loads(manifest.read_text())
-    assert saved["options"]["method"] == "wanda" and [item["layer"] for item in saved["layers"]] == ["conv1", "conv2", "head"]
+    assert saved["options"]["method"] == "obs" and [item["layer"] for item in saved["layers"]] == ["conv1", "conv2", "head"]
     assert saved["output"]["bytes"] == out.stat().st_size
     assert invoke("inspect", out).exit_code == 0
     assert invoke("evaluate", model_file, out, "--data", data_file, "--no-latency").exit_code == 0

@@ -14,9 +14,9 @@ from sfp_onnx.rules import RULES
 
 ROOT = Path(sfp_onnx.__file__).parent
 FLOORS = (
-    "records errors",
-    "graph runtime labels forms extras cholesky normal",
-    "rules scores cost units leastsquares bandits obs sfp masks work device allocate targets",
+    "records errors scratch memory",
+    "graph runtime labels forms extras answers cholesky normal",
+    "rules scores cost units leastsquares bandits obs sfp masks work device allocate targets confidence",
     "trace coupling data calibrate plan cut verify evaluate views report repair dilute pulls profiles latency metrics html packaging",
     "pipeline",
     "cli __init__ __main__",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import struct
@@ -20,8 +21,10 @@ from onnx import numpy_helper
 
 pytest.importorskip("jinja2", reason="needs the extra `report` (Jinja2)")
 
-from sfp_onnx import html
+import sfp_onnx
+from sfp_onnx import graph, html, pipeline
 from sfp_onnx.html.charts import ticks
+from sfp_onnx.runtime import Setup
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -80,7 +83,7 @@ def test_prune_shows_widths_scores_repair_and_clusters(model_file: Path, data: P
     )
     checker = checked(text)
     titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert titles[:3] == ["Widths", "Where the MACs went", "Scores and the cut"]
+    assert titles[:4] == ["Widths", "Where the MACs went", "Where the milliseconds went", "Scores and the cut"]
     assert {"What single filters recognise", "Repair (lstsq)", "What could not shrink", "To repeat this"} <= set(titles)
     assert checker.count("svg") >= 5 and checker.count("circle") == 20  # 8 + 12 channels
     assert "--ratio 0.5 --score sfp" in text and "onnxruntime" in text and "calibration samples" in text
@@ -111,7 +114,55 @@ def test_pictures_show_the_original_pixels_where_answers_differ(model_file: Path
 
 def test_sweep_shows_the_front(model_file: Path, data: Path, tmp_path: Path) -> None:
     text = page_of("sweep", model_file, "--data", data, "--targets", "macs=90%:50%:20%", report=tmp_path / "r.html")
-    assert checked(text).count("svg") == 3 and "macs=70%" in text and "Pareto front" in text
+    assert checked(text).count("svg") == 5 and "single filters recognise" in text and "macs=70%" in text and "Pareto front" in text
+
+
+def test_packaging_stands_in_the_report_and_the_manifest(data: Path, tmp_path: Path) -> None:
+    model, output, manifest = tmp_path / "wide.onnx", tmp_path / "small.onnx", tmp_path / "m.json"
+    onnx.save(classifier(widths=(32, 48)), model)
+    options = ("--ratio", "0.25", "--repair", "none", "--half", "--save-ort", tmp_path / "small.ort", "--manifest", manifest)
+    text = page_of("prune", model, "-o", output, "--data", data, "--test-data", data, *options, report=tmp_path / "r.html")
+    assert "<h2>Packaging</h2>" in text and "<td>half</td>" in text and "<td>ort</td>" in text
+    found = json.loads(manifest.read_text())
+    assert [step["name"] for step in found["packaging"]] == ["original", "pruned", "half", "ort"]
+    assert found["evaluation"][1]["size"]["bytes"] == found["output"]["bytes"] == output.stat().st_size
+
+
+def test_what_is_measured_is_what_is_written(data: Path, tmp_path: Path) -> None:
+    """Quantised: the accuracy in the manifest, on which a gate relies, is that of the integers."""
+    model, output, manifest = tmp_path / "wide.onnx", tmp_path / "small.onnx", tmp_path / "m.json"
+    onnx.save(classifier(widths=(32, 48)), model)
+    options = ("--ratio", "0.25", "--repair", "none", "--test-data", data, "--quantize", "int8", "--manifest", manifest)
+    assert invoke("prune", model, "-o", output, "--data", data, *options).exit_code == 0
+    again = json.loads(invoke("evaluate", model, output, "--data", data, "--no-latency", "--json").stdout)[1]
+    then = json.loads(manifest.read_text())["evaluation"][1]
+    assert then["relative_error"] == pytest.approx(again["relative_error"], rel=1e-5) and then["size"] == again["size"]
+
+
+def test_layers_add_up_to_a_run(model_file: Path, data: Path) -> None:
+    analysis = pipeline.inspect(model_file)
+    result = pipeline.prune(analysis, sfp_onnx.PlanOptions(ratio=0.5))
+    found = pipeline.layer_times(analysis, result.model, Setup(1))
+    assert found is not None and found.names == ("conv1", "conv2", "head", "all else") and found.batch == 1
+    for column in (found.before, found.after):
+        assert (column >= 0).all() and (column[:2] > 0).all() and 1e-4 < column.sum() < 100
+    assert pipeline.layer_times(analysis, graph.conv_chain(8, layers=2, side=4)) is None  # another model: other tensors
+
+
+def test_filters_are_shown_where_there_are_classes(model_file: Path, data: Path) -> None:
+    analysis = pipeline.inspect(model_file)
+    seen = pipeline.data_for(analysis.model, data)
+    found = pipeline.few_examples(analysis, seen)
+    assert 1 <= len(found) <= 3 and all(own.matrix.shape == (CLASSES, CLASSES) for own in found)
+    assert pipeline.few_examples(analysis, None) == ()
+    chain = pipeline.inspect(graph.conv_chain(8, layers=2, side=4))
+    assert pipeline.few_examples(chain, seen) == ()
+
+
+def test_names_of_points_do_not_lie_on_each_other() -> None:
+    chart = html.scatter("s", [(1.0, 2.0, "one", True), (1.02, 2.0, "two", False), (3.0, 1.0, "far", False)], ("x", "y"))
+    heights = {mark.text: mark.numbers[1] for mark in chart.marks if mark.shape == "text" and mark.kind == "name"}
+    assert heights["one"] != heights["two"]
 
 
 def test_what_the_user_names_is_escaped(data: Path, tmp_path: Path) -> None:
@@ -160,14 +211,24 @@ def test_png_refuses_other_arrays() -> None:
 # ---- a real browser --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["prune", "sweep", "evaluate"])
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1000, "light")])
-def test_a_browser_shows_it_without_errors_or_requests(width: int, scheme: Any, model_file: Path, data: Path, tmp_path: Path) -> None:
+def test_a_browser_shows_it_without_errors_or_requests(
+    kind: str, width: int, scheme: Any, model_file: Path, data: Path, tmp_path: Path
+) -> None:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         pytest.skip("there is no Chromium")
     report = tmp_path / "r.html"
-    page_of("prune", model_file, "-o", tmp_path / "s.onnx", "--data", data, "--ratio", "0.5", "--score", "sfp", report=report)
+    small = tmp_path / "s.onnx"
+    sfp_onnx.prune(model_file, sfp_onnx.PlanOptions(ratio=0.5)).save(small)
+    words: dict[str, tuple[object, ...]] = {
+        "prune": ("prune", model_file, "-o", tmp_path / "p.onnx", "--data", data, "--ratio", "0.5"),
+        "sweep": ("sweep", model_file, "--data", data, "--targets", "macs=90%:50%:20%"),
+        "evaluate": ("evaluate", model_file, small, "--data", data),
+    }
+    page_of(*words[kind], report=report)
     said: list[str] = []
     asked: list[str] = []
     with api.sync_playwright() as playwright:
@@ -182,5 +243,5 @@ def test_a_browser_shows_it_without_errors_or_requests(width: int, scheme: Any, 
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         browser.close()
     assert said == [] and [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
-    assert len(boxes) >= 5 and min(boxes) > 20 and overflow == 0
+    assert len(boxes) >= 3 and min(boxes) > 20 and overflow == 0
     assert (max(map(int, re.findall(r"\d+", background)[:3])) < 60) == (scheme == "dark")

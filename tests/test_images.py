@@ -172,7 +172,7 @@ def test_folders_without_images_or_with_both(folder: Path, tmp_path: Path) -> No
 
 def test_without_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(OptionError, match=r"pip install 'sfp_onnx\[images\]'"):
+    with pytest.raises(OptionError, match=r"pip install pillow .*sfp_onnx\[images\]"):
         sfp_onnx.open_data(folder, PORT, RAW)
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import classifier
 
 import sfp_onnx
-from sfp_onnx import device, graph, latency, pipeline, runtime
+from sfp_onnx import device, graph, latency, pipeline, runtime, scratch
 from sfp_onnx.device import Block, nonnegative_fit
 from sfp_onnx.latency import Timing, Variant
 from sfp_onnx.pipeline import profiling
@@ -135,9 +135,9 @@ def test_the_fit_finds_the_costs_of_a_made_up_machine(tmp_path: Path) -> None:
         timings.append(Timing(seconds + overhead * kernels, kernels, np.ones(len(nodes), bool), float(seconds.sum())))
     variants = [Variant(analysis.prepared.model, rows) for rows in work]
     profile = latency.fit(variants, timings, nodes, (analysis.model.sha256, 1), (SETUP, Block(16, 1.5, {})))
-    assert profile.error < 1e-6 and profile.checked == 3 and profile.factor == pytest.approx(1)
+    assert profile.error < 1e-3 and profile.checked == 3 and profile.factor == pytest.approx(1, rel=1e-3)
     clock = pipeline.clock_of(analysis, profile)
-    assert clock(terms.lengths(kept)) == pytest.approx([own.whole for own in timings], rel=1e-6)
+    assert clock(terms.lengths(kept)) == pytest.approx([own.whole for own in timings], rel=1e-3)
     # 16-channel blocks: 49 channels cost as much as 64 would, and more, being no multiple of 4
     widths = [np.asarray([width, 96]) for width in (64, 52, 49)]
     times = [float(clock(terms.lengths(own))) for own in widths]
@@ -173,7 +173,7 @@ def test_records_name_the_nodes_of_the_model(tmp_path: Path) -> None:
     owned = {latency._owner(name, made, -1) for name in times} - {-1}
     assert made["logits"] in owned and len(owned) >= 3
     assert all(len(own) == 5 for name, own in times.items() if name.startswith("logits"))
-    assert not list(tmp_path.iterdir()) and not list(Path.cwd().glob("*sfp_onnx_*"))
+    assert not [*tmp_path.iterdir(), *Path.cwd().glob("*.json"), *scratch.folder().glob("events_*")]
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
@@ -198,3 +198,51 @@ def test_a_model_with_a_fixed_batch_takes_no_other() -> None:
     with pytest.raises(sfp_onnx.OptionError, match="fixed batch size 2"):
         profiling.timing_feeds(analysis, 3)
     assert profiling.timing_feeds(sfp_onnx.inspect(classifier()), 3)["x"].shape[0] == 3
+
+
+# ---- the budget ------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_budget_times_fewer_widths_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = sfp_onnx.inspect(classifier(widths=(32, 32)))
+    short = pipeline.measure_profile(analysis, SETUP, budget=1e-3)
+    assert short.cut_short == 1e-3 and short.checked == profiling.FEWEST // 5
+    assert device.from_json(json.loads(json.dumps(device.to_json(short)))) == short
+    assert pipeline.measure_profile(analysis, SETUP, budget=1e-4) == short  # from the cache: no worse than asked
+    whole = pipeline.measure_profile(analysis, SETUP)  # measured again: more was asked
+    assert whole.cut_short == 0 and whole.checked == profiling.CHECKED
+    assert pipeline.measure_profile(analysis, SETUP, budget=1e-3) == whole
+    plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=("latency=100%",), threads=1, profile_budget=1e-3))
+    assert not any("budget" in note for note in plan.notes)
+    monkeypatch.setenv(latency.CACHE_VARIABLE, str(Path(latency.cache_folder()) / "other"))
+    plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=("latency=100%",), threads=1, profile_budget=1e-3))
+    assert any("the budget of 0.001 s for the profile was spent" in note for note in plan.notes)
+
+
+def test_widths_around_a_plan() -> None:
+    analysis = sfp_onnx.inspect(classifier(widths=(64, 96)))
+    around = np.asarray([32, 48])
+    rows = profiling._candidates(analysis, 16, around)
+    assert rows[0].tolist() == [64, 96] and rows[1].tolist() == [32, 48]
+    near = np.stack(rows[3::2])
+    assert set(near[:, 0]) <= {16, 32, 48} and set(near[:, 1]) <= {32, 48, 64} and len(near) >= 5
+    assert all(width % 16 == 0 or (width < 16 and width % 4 == 0) for row in rows for width in row)
+
+
+# ---- the staircase ---------------------------------------------------------------------------------------------------
+
+
+def test_less_than_a_block_is_read_channel_by_channel_but_made_whole() -> None:
+    analysis = sfp_onnx.inspect(classifier(widths=(64, 64)))
+    terms = node_terms(analysis.coupling, analysis.prepared.nodes, analysis.prepared.trace)
+    first, second = (layer.node.index for layer in analysis.coupling.layers[:2])
+
+    def macs(width: int) -> tuple[float, float]:
+        """Of the layer that makes ``width`` channels and of the one that reads them, as shares of all of it."""
+        work, whole = (terms.per_owner(terms.lengths(np.asarray([own, 64])), 8, 16, 1.5)[:, Kind.MACS] for own in (width, 64))
+        return work[first] / whole[first], work[second] / whole[second]
+
+    assert macs(16) == (0.25, 0.25)
+    assert macs(8) == (0.25, 0.125) and macs(6) == (0.25, pytest.approx(6 / 64))
+    assert macs(36) == (0.75, 0.75)
+    assert macs(38) == (0.75, 0.75 * 1.5)  # reads no multiple of 4

@@ -9,7 +9,7 @@ import pytest
 
 from sfp_onnx import leastsquares, obs
 from sfp_onnx.cholesky import positive_inverse, positive_solve
-from sfp_onnx.leastsquares import best_ridge, mean_shift, ridge_inverse, solve
+from sfp_onnx.leastsquares import best_ridge, best_steps, mean_shift, ridge_inverse, solve
 from sfp_onnx.normal import Gathered, Joint, Normal, Samples, together
 from sfp_onnx.obs import Reader, eliminate, reader
 
@@ -95,6 +95,43 @@ def test_masked_solve_of_a_badly_conditioned_problem() -> None:
         change, bias = brute(own[:, rows], e[0][:, [column]], strength_of(own, 1e-4))
         best += float(np.square(e[0][:, [column]] - own[:, rows] @ change - bias).sum())
     assert won <= best + 1e-3 * float(sums.squares.sum())
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 0.1])
+def test_single_precision_of_wide_layers_is_enough(ridge: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the change is that of double precision, on features of very different sizes."""
+    generator = np.random.default_rng(5)
+    p = (generator.standard_normal((1, 300, 50)) * np.logspace(-2, 3, 50)).astype(np.float32)
+    e = (p @ generator.standard_normal((1, 50, 4)) * 1e-8).astype(np.float32)
+    sums, mask = summed(p, e), generator.random((1, 50, 4)) < 0.5
+    double = sums.error(*solve(sums, ridge, mask))
+    monkeypatch.setattr(leastsquares, "WIDE", 1)
+    single = sums.error(*solve(sums, ridge, mask))
+    assert single == pytest.approx(double, rel=1e-3) and double < 0.9 * sums.squares.sum()
+
+
+def test_steps_are_chosen_by_other_rows() -> None:
+    """Of noise the fewest steps are taken, of what is there to learn as many as are left, and the error is the one that is reported."""
+    generator = np.random.default_rng(6)
+    p = (generator.standard_normal((1, 100, 80)) * np.logspace(0, -2, 80)).astype(np.float32)
+    mask = generator.random((1, 80, 3)) < 0.8
+    noise = generator.standard_normal((1, 100, 3)).astype(np.float32)
+    fit, held = summed(p[:, :70], noise[:, :70]), summed(p[:, 70:], noise[:, 70:])
+    steps, error = best_steps(fit, held, 1e-4, mask)
+    assert steps == leastsquares.LOOKS[0] and error == pytest.approx(held.error(*solve(fit, 1e-4, mask, steps)))
+    weights = np.where(mask[0], generator.standard_normal((80, 3)), 0)
+    e = (p @ weights).astype(np.float32)
+    fit, held = summed(p[:, :90], e[:, :90]), summed(p[:, 90:], e[:, 90:])
+    steps, error = best_steps(fit, held, 1e-6, mask)
+    assert steps > leastsquares.LOOKS[1] and error == pytest.approx(held.error(*solve(fit, 1e-6, mask, steps)), rel=1e-3)
+    assert error < held.error(*solve(fit, 1e-6, mask, leastsquares.LOOKS[0]))
+
+
+def test_adding_no_rows_changes_nothing() -> None:
+    sums, (p, e) = summed(*problem()), problem(1)
+    before = sums.gram.copy()
+    sums.update(p[:, :0], e[:, :0])
+    assert sums.count == ROWS and (sums.gram == before).all()
 
 
 @pytest.mark.parametrize("kind", ["dead", "double", "few", "one", "constant", "zero"])

@@ -253,7 +253,7 @@ def test_no_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         def write(self, data: object) -> int:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: Full())
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix, buffering: Full())
     x, labels = data_of(3, 8, 8)
     with pytest.raises(sfp_onnx.OutputError, match=r"no room for .* MiB of features \(No space left on device\)"):
         profiled(classifier(), x, labels)

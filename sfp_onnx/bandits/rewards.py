@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..answers import is_classifier, log_probabilities
 from ..errors import DataError, OptionError
 from ..records import Array, FloatArray, IntArray
 
@@ -31,7 +32,7 @@ def make_reward(name: str | None, references: Sequence[Outputs], labels: IntArra
         OptionError: unknown name.
     """
     first = references[0]
-    classes = _class_scores(first[0])
+    classes = is_classifier(first[0], len(first[0]))
     name = name or ("divergence" if classes else "relative-error")
     if name == "divergence":
         if not classes:
@@ -51,27 +52,12 @@ def make_reward(name: str | None, references: Sequence[Outputs], labels: IntArra
     return _squared_error(spread if spread > 0 else 1.0)
 
 
-def _class_scores(output: Array) -> bool:
-    return bool(output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1)
-
-
-def log_softmax(values: Array, temperature: float = 1.0) -> FloatArray:
-    """Log of softmax(z / T) along the last axis, in float64; rows of probabilities are taken as softmax(z)."""
-    scores = values.astype(np.float64)
-    if scores.size and (scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-3):
-        scores = np.log(np.maximum(scores, 1e-12))
-    scores = scores / temperature
-    scores = scores - scores.max(-1, keepdims=True)
-    normalised: FloatArray = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-    return normalised
-
-
 def divergence(reference: Outputs, outputs: Outputs, labels: IntArray | None = None) -> FloatArray:
     """r = 1 - min(1, sqrt(KL(softmax(z0 / T) || softmax(z / T)) / 2)), T = 4.
 
     By Pinsker's inequality a lower bound of 1 - the total variation between the softened outputs.
     """
-    p, q = log_softmax(reference[0], TEMPERATURE), log_softmax(outputs[0], TEMPERATURE)
+    p, q = log_probabilities(reference[0], TEMPERATURE), log_probabilities(outputs[0], TEMPERATURE)
     kl = (np.exp(p) * (p - q)).sum(-1)
     return _bounded(1 - np.sqrt(np.maximum(kl, 0) / 2))
 
@@ -102,7 +88,7 @@ def cross_entropy(reference: Outputs, outputs: Outputs, labels: IntArray | None)
     nothing changed."""
     assert labels is not None
     rows = np.arange(len(labels))
-    change = log_softmax(reference[0])[rows, labels] - log_softmax(outputs[0])[rows, labels]
+    change = log_probabilities(reference[0])[rows, labels] - log_probabilities(outputs[0])[rows, labels]
     return _logistic(change)
 
 

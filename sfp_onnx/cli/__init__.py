@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import click
 
+from .. import memory
 from .common import EPILOG
 from .dilute import dilute_command
 from .doctor import doctor_command
 from .evaluate import evaluate_command
+from .guard import guarded_run
 from .init import init_command
 from .inspect import inspect_command
 from .profile import profile_command
@@ -56,3 +58,13 @@ def main(verbose: int, quiet: int) -> None:
 
 for command in COMMANDS:
     main.add_command(command)
+
+
+def program() -> None:
+    """The program: the command line in a process of its own, whose memory is bounded."""
+    guarded_run(_run)
+
+
+def _run() -> None:
+    memory.bound()
+    main(prog_name="sfp-onnx")

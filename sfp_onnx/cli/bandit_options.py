@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import click
 
+from ..pipeline import MASKS, ROUND_REPAIRS
 from ..records import BanditOptions
 from .quantities import byte_size, seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
-NAMES = ("pulls", "budget", "pull_batch", "epsilon", "temperature", "reward", "rounds", "pull_memory", "state", "traces")
+NAMES = tuple(vars(BanditOptions()))
 
 
 _OPTIONS = (
@@ -27,8 +28,12 @@ _OPTIONS = (
     click.option("--reward", metavar="NAME|MODULE:FUNCTION",
                  help="bandit: divergence, relative-error, loss (needs labels), or your own function.  [default: divergence for "
                       "classifiers, else relative-error]"),
+    click.option("--masked-by", type=click.Choice(MASKS), default="zero", show_default=True,
+                 help="bandit: what stands for a masked channel; mean: as if a repair had folded it into biases."),
     click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True,
                  help="bandit: remove a share, and pull again on the pruned network."),
+    click.option("--round-repair", type=click.Choice(ROUND_REPAIRS), default="none", show_default=True,
+                 help="bandit: repair between rounds."),
     click.option("--pull-memory", callback=byte_size, default="1GiB", show_default=True, help="bandit: bound on kept activations."),
     click.option("--state", type=click.Path(), help="bandit: file to resume from, written while pulling."),
     click.option("--traces", type=click.Path(), help="bandit: write scores, pulls, means and 95 % intervals per arm as JSON."),

@@ -18,6 +18,8 @@ from .data_options import given, preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LONGEST = 1200  # characters of an error
+INTERRUPTED = 130  # as shells count a program that Ctrl-C ended
 EPILOG = "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path."
 
 
@@ -50,6 +52,11 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield shown.update
 
 
+def _bounded(text: str) -> str:
+    """A message of bearable length: names in damaged files can be anything."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST * 3 // 4]} [...] {text[-LONGEST // 4 :]}"
+
+
 def guarded(function: F) -> F:
     """Turn errors into a message and an exit code; a traceback only for internal errors with -v."""
 
@@ -58,10 +65,17 @@ def guarded(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except SfpError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {_bounded(str(error))}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except KeyboardInterrupt as error:
+            click.echo("Interrupted; nothing was written that is not whole.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from error
+        except MemoryError as error:
+            said = f" ({error})" if str(error) else ""
+            click.echo(f"Error: not enough memory{said}. Are the sizes in the model and the data what you expect?", err=True)
+            raise click.exceptions.Exit(4) from error
         except Exception as error:
             if _verbosity() > 0:
                 raise

@@ -61,10 +61,10 @@ def preprocessing(model: graph.Model, path: Path, options: dict[str, Any]) -> tu
         raise OptionError("--layout is for arrays; images are laid out as the model takes them. Leave it away.")
     if options.get("preset"):
         base = preset(options["preset"], graph.inputs(model), images)
+        notes.append(f"preset {options['preset']}: {_listed(base)} (options given win)")
     elif images and config is not None and config.is_file():
         base, left = hub_config(config)
-        shown = ", ".join(f"{name} {_shown(value)}" for name, value in base.items())
-        notes.append(f"preprocessing from {config}: {shown or 'none'} (options given win)")
+        notes.append(f"preprocessing from {config}: {_listed(base) or 'none'} (options given win)")
         if left:
             notes.append(f"{config}: not followed: {', '.join(left)}")
     own = {name: options[name] for name in FIELDS if options.get(name) is not None}
@@ -76,6 +76,10 @@ def preprocessing(model: graph.Model, path: Path, options: dict[str, Any]) -> tu
     if crop is not None and len(crop) == 1:
         own["center_crop"] = crop * 2
     return Preprocessing(**{**base, **own}, layout=options["layout"]), notes
+
+
+def _listed(steps: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', '-')} {_shown(value)}" for name, value in steps.items())
 
 
 def _shown(value: Any) -> str:

@@ -23,7 +23,7 @@ NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
 @click.command("dilute", epilog=EPILOG)
 @take.model_argument
 @take.output_option
-@click.option("--method", help=f"How connections are chosen: {NAMES}.  [default: wanda with data, else l1]")
+@click.option("--method", help=f"How connections are chosen: {NAMES}.  [default: obs with data, else l1]")
 @click.option("--rate", type=float, help="Share of the kernels (weights, blocks) to remove; AFCC and nm set it themselves.")
 @click.option("--scope", type=click.Choice(["layer", "global", "filter"]), default="layer", show_default=True,
               help="The same share of every layer, one ranking over all layers, or the same share of every filter.")
@@ -33,6 +33,7 @@ NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
               help="sparse: weights as sparse initializers where that is smaller.")
 @click.option("--regroup", is_flag=True, help="Rewrite block-diagonal convolutions as grouped ones, where that is measured to be faster.")
 @click.option("--force", is_flag=True, help="Dilute layers by labels even where these carry too little signal.")
+@take.profile_options
 @click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
 @click.option("--test-data", type=take.FILE, help="Held-out data: report accuracy before and after.")
 @take.preprocessing_options
@@ -47,7 +48,7 @@ def dilute_command(
 
     Example: sfp-onnx dilute model.onnx -o sparse.onnx --data calibration.npz --rate 0.5
     """
-    names = ("rate", "scope", "layers", "refit", "regroup", "force", "seed")
+    names = ("rate", "scope", "layers", "refit", "regroup", "force", "seed", "probe", "pool")
     method = options["method"] or pipeline.default_method(data is not None)
     wanted = pipeline.DiluteOptions(method=method, repair=RepairOptions(seed=options["seed"]), **{name: options[name] for name in names})
     pipeline.check_dilution(wanted, data is not None)

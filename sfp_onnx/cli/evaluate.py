@@ -15,6 +15,7 @@ from ..data import Dataset
 from ..errors import OptionError
 from ..metrics import parse_drop
 from ..records import Evaluation
+from ..runtime import Setup
 from . import options as take
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 from .gates import check, gated
@@ -54,7 +55,8 @@ def evaluate_command(
     click.echo(json.dumps([asdict(item) for item in results], indent=1) if as_json else report.evaluation_text(results))
     if report_to is not None:
         analyses = [pipeline.inspect(model, data=data_set) for model in loaded]
-        write(report_to, pipeline.evaluate_page(analyses, results, pipeline.Context(typed(), data_set)), inputs)
+        timed = pipeline.layer_times(analyses[0], loaded[-1], Setup(threads), progress=bar) if latency and len(loaded) > 1 else None
+        write(report_to, pipeline.evaluate_page(analyses, results, pipeline.Context(typed(), data_set, times=timed)), inputs)
     for name, passed, text in gate.verdicts(results, data_set):
         check(name, passed, text)
         say(f"{'passed' if passed else 'FAILED'}: {name}: {text}")

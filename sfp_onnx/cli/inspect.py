@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -29,4 +30,5 @@ def inspect_command(model: Path, input_shapes: dict[str, list[int]], cut_layerno
     found = report.inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
     click.echo(json.dumps(found, indent=1) if as_json else report.inspection_text(found))
     if not as_json and found["groups"]:
-        say(f"Next: sfp-onnx prune {model} -o {model.stem}-pruned.onnx --target macs=50% --data FOLDER_OR_NPZ")
+        name = shlex.quote(str(model))
+        say(f"Next: sfp-onnx prune {name} -o {shlex.quote(model.stem + '-pruned.onnx')} --target macs=50% --align 8 --data FOLDER_OR_NPZ")

@@ -58,7 +58,7 @@ class Lock:
             TargetError: it is not; with the versions that differ.
         """
         name = Path(self.manifest["output"]["path"] or output.name).name
-        found, expected = pipeline.digest_of(result.model, output.with_name(name), external), self.manifest["output"]["sha256"]
+        found, expected = graph.fingerprint(result.model, output.with_name(name), external)[0], self.manifest["output"]["sha256"]
         if found != expected:
             why = "; ".join(self.versions) or "all versions are the same; the processor or its number of threads may differ"
             raise TargetError(

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from ..bandits import BANDIT_SCORES
+from ..confidence import parse_confidence
 from ..errors import OptionError
 from ..metrics import parse_drop
 from ..pipeline import REPAIRS
+from ..plan import grid_of
 from ..records import PlanOptions, RepairOptions
 from ..scores import SCORES, parts
 from ..sfp import PROBES
@@ -57,9 +59,18 @@ def _score(context: click.Context, parameter: click.Parameter, value: str | None
 def _align(context: click.Context, parameter: click.Parameter, value: str) -> int | str | None:
     if value in ("none", "auto", "default"):
         return None if value == "none" else value
-    if not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"'{value}': expected a positive number, 'auto' or 'none'")
-    return int(value)
+    try:
+        grid_of(value)
+    except OptionError as error:
+        raise click.BadParameter(str(error)) from error
+    return int(value) if value.isdigit() else value
+
+
+def _confidence(context: click.Context, parameter: click.Parameter, value: str) -> float:
+    found = parse_confidence(str(value))
+    if found is None:
+        raise click.BadParameter(f"'{value}': expected from 50% to below 100%")
+    return found
 
 
 def _stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -94,6 +105,12 @@ machine_options = _stack(
     click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Threads of onnxruntime (0: all cores)."),
     click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size to time with."),
     click.option("--provider", default="cpu", show_default=True, help="Execution provider of onnxruntime."),
+    click.option("--profile-budget", type=click.FloatRange(min=1), default=60.0, show_default=True, metavar="SECONDS",
+                 help="Wall time for timing layers; where it does not suffice, fewer widths are timed."),
+)  # fmt: skip
+profile_options = _stack(
+    click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
+    click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
 )
 score_options = _stack(
     click.option("--score", callback=_score, metavar="NAME[+NAME..]",
@@ -101,8 +118,7 @@ score_options = _stack(
                  + ", ".join(BANDIT_SCORES) + ".  "
                  "[default: obs where a repair follows, contribution with data, else magnitude]"),
     click.option("--p", type=click.IntRange(1, 2), default=2, show_default=True, help="Norm of the magnitude score."),
-    click.option("--probe", type=click.Choice(list(PROBES)), default="sgd", show_default=True, help="How class profiles are learned."),
-    click.option("--pool", type=click.IntRange(min=1), default=4, show_default=True, help="Side to which class profiles pool maps."),
+    profile_options,
     bandit_options,
 )  # fmt: skip
 plan_options = _stack(
@@ -112,8 +128,10 @@ plan_options = _stack(
                  help="Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. "
                       "Repeatable; all are held at once."),
     click.option("--max-drop", metavar="1%",
-                 help="Top-1 (without labels: agreement with the original) falls by no more, on a third of --data that is not scored with; "
-                      "alone: the smallest model that holds it."),
+                 help="Top-1 (without labels: agreement with the original) falls by no more, on --eval-data or else a third of --data that "
+                      "is not scored with; alone: the smallest model that holds it."),
+    click.option("--confidence", callback=_confidence, default="95%", show_default=True, metavar="95%",
+                 help="How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is."),
     click.option("--metric", metavar="MODULE:FUNCTION", help="For --max-drop: function(outputs, labels) -> float, larger is better."),
     click.option("--allocation", type=click.Choice(["default", "uniform", "global", "solve"]), default="default",
                  help="The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
@@ -121,9 +139,9 @@ plan_options = _stack(
     click.option("--keep", metavar="REGEX", help="Layers (node or weight names) that keep all their output channels."),
     click.option("--only", metavar="REGEX", help="Shrink only groups that are made by matching layers alone."),
     click.option("--min-channels", type=click.IntRange(min=1), default=1, show_default=True, help="Keep at least so many per group."),
-    click.option("--align", callback=_align, default="default", metavar="auto|N|none",
-                 help="Kept widths are multiples of N; auto: of the measured channel block.  "
-                      "[default: auto with a latency target or --max-drop, else none]"),
+    click.option("--align", callback=_align, default="default", metavar="auto|N|N:M|none",
+                 help="Kept widths are multiples of N, and below N of M; auto: the measured staircase.  "
+                      "[default: auto with a latency target, else 4:1:12 (of 4, below 12 any)]"),
     machine_options,
     click.option("--device-profile", type=FILE, help="Latency from a profile measured elsewhere (`sfp-onnx profile`)."),
 )  # fmt: skip
@@ -140,7 +158,7 @@ def chosen_plan(options: dict[str, Any]) -> PlanOptions:
         parse_drop(options["max_drop"])
     for text in options["targets"]:
         parse_target(text)
-    names = "ratio targets allocation keep only min_channels align max_drop metric threads batch provider".split()
+    names = "ratio targets allocation keep only min_channels align max_drop metric confidence threads batch provider profile_budget".split()
     profile = options["device_profile"]
     return PlanOptions(**{name: options[name] for name in names}, device_profile=None if profile is None else str(profile))
 
@@ -174,6 +192,9 @@ verify_option = click.option(
 )
 external_option = click.option(
     "--external-data/--single-file", "external", default=None, help="Weights in OUT.data, or in one file.  [default: one file up to 2 GB]"
+)
+eval_option = click.option(
+    "--eval-data", type=FILE, help="What --max-drop is judged on, with labels of its own  [default: a third of --data]."
 )
 output_option = click.option("-o", "--output", type=FILE, required=True, help="Where the pruned model goes.")
 manifest_option = click.option(

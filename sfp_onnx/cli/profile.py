@@ -27,8 +27,8 @@ SHOWN = 10
 @take.json_option
 @guarded
 def profile_command(
-    model: Path, output: Path, threads: int, batch: int, provider: str, fresh: bool, input_shapes: dict[str, list[int]],
-    cut_layernorm: bool, as_json: bool,
+    model: Path, output: Path, threads: int, batch: int, provider: str, profile_budget: float, fresh: bool,
+    input_shapes: dict[str, list[int]], cut_layernorm: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure the model's nodes at many widths on this machine; plan with it anywhere.
 
@@ -37,7 +37,7 @@ def profile_command(
     loaded = pipeline.load(model)
     check_outputs(loaded.paths, output)
     analysis = pipeline.inspect(loaded, input_shapes, cut_layernorm=cut_layernorm)
-    profile = pipeline.measure_profile(analysis, Setup(threads, provider), batch, bar, fresh)
+    profile = pipeline.measure_profile(analysis, Setup(threads, provider), batch, bar, fresh, profile_budget)
     pipeline.write_json(output, to_json(profile), loaded.paths)
     if as_json:
         click.echo(json.dumps(to_json(profile), indent=1))
@@ -48,6 +48,8 @@ def profile_command(
     block = profile.block
     curve = ", ".join(f"{width}: {ratio:.2f}" for width, ratio in block.curve.items())
     click.echo(f"convolutions run in blocks of {block.width} channels (time by width: {curve})")
+    if profile.cut_short:
+        click.echo(f"fewer widths were timed than usual, since --profile-budget {profile.cut_short:g} s was spent")
     click.echo(f"measured {profile.seconds * 1e3:.3f} ms for the whole model; sum of kernels times {profile.factor:.3f}")
     click.echo(f"mean error of predictions on {profile.checked} models with other widths, not used to fit: {profile.error:.1%}")
     rows = [(name, f"{own * 1e3:.3f}", f"{own / profile.seconds:.1%}") for name, own in pipeline.profile_rows(analysis, profile)[:SHOWN]]

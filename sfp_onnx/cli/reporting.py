@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import graph, html, pipeline
+from .. import html, pipeline
 from ..data import Dataset
 from ..records import Evaluation
+from ..runtime import Setup
 from .common import bar, say
 from .options import FILE
 
@@ -45,18 +47,25 @@ def check_report(path: Path | None) -> None:
         html.require()
 
 
-def report_prune(
-    path: Path, result: pipeline.Pruned, scored: pipeline.Candidates, output: Path, data: tuple[Dataset | None, Dataset | None],
-    measured: list[Evaluation] | None,
-) -> None:  # fmt: skip
-    """The report of a pruned model. ``data`` are those for calibration and those held out; without the latter the former are measured."""
+def page_of_prune(
+    result: pipeline.Pruned, scored: pipeline.Candidates, packaged: pipeline.Packaged | None,
+    data: tuple[Dataset | None, Dataset | None], measured: list[Evaluation] | None, setup: tuple[Setup, int],
+) -> html.Page:  # fmt: skip
+    """The report of a pruned model. ``data`` are those for calibration and those held out; without the latter the former are measured.
+    ``setup`` is how layers are timed: threads and provider, and the batch size."""
     seen, judge = data
     used = judge or seen
     if not measured and used is not None:
         measured = pipeline.evaluate([result.original, result.model], used, progress=bar)
-    sizes = (graph.file_bytes(result.original), graph.file_bytes(pipeline.load(output)))
-    context = pipeline.Context(typed(), used, judge is not None)
-    write(path, pipeline.prune_page(result, scored, sizes, measured or (), context), [*result.original.paths, output])
+    scored = with_examples(scored, seen)
+    times = pipeline.layer_times(scored.analysis, result.model, *setup, bar)
+    context = pipeline.Context(typed(), used, judge is not None, packaged, times)
+    return pipeline.prune_page(result, scored, measured or (), context)
+
+
+def with_examples(scored: pipeline.Candidates, data: Dataset | None) -> pipeline.Candidates:
+    """With filters that show what class profiles say, if the score has not brought any."""
+    return scored if scored.examples else replace(scored, examples=pipeline.few_examples(scored.analysis, data, progress=bar))
 
 
 def write(path: Path, page: html.Page, inputs: list[Path]) -> None:

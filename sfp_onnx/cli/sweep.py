@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from .bandit_options import bandit_files, chosen_bandit
 from .common import EPILOG, bar, check_outputs, dataset, guarded, say
 from .config import config_option
 from .data_options import NOTHING
-from .reporting import check_report, report_option, typed, write
+from .reporting import check_report, report_option, typed, with_examples, write
 
 
 @click.command("sweep", epilog=EPILOG)
@@ -27,7 +26,7 @@ from .reporting import check_report, report_option, typed, write
 @click.option("--data", type=take.FILE, help="Calibration data; without --test-data a third of it is held out to judge on.")
 @click.option("--test-data", type=take.FILE, help="Data to judge on.")
 @click.option("-o", "--output", type=take.FILE, help="Where the JSON goes.")
-@click.option("--save-dir", type=take.FILE, help="Folder (made if missing) for the models.")
+@click.option("--save-dir", type=take.FILE, help="Folder (made if missing) for the models and their manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @take.plan_options
 @take.preprocessing_options
@@ -65,13 +64,13 @@ def sweep_command(
     repair = take.chosen_repair(options, seen)
     name = options["score"] or pipeline.default_score(seen, repair)
     details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options), options["memory"])
-    scored = replace(pipeline.candidates(analysis, chosen, name, seen, details, bar), repair=repair)
+    scored = pipeline.candidates(analysis, chosen, name, seen, details, bar, repair)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:
         pipeline.write_json(output, found, loaded.paths)
     if report_to is not None:
-        write(report_to, pipeline.sweep_page(points, scored, pipeline.Context(typed(), judge)), [*loaded.paths])
+        write(report_to, pipeline.sweep_page(points, with_examples(scored, seen), pipeline.Context(typed(), judge)), [*loaded.paths])
     click.echo(json.dumps(found, indent=1) if as_json else _text(points))
     for point in points:
         if point.failure:

@@ -74,7 +74,7 @@ def _branch(
                 return None
     if not walk.ends:
         return None
-    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends)), walk
+    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)), walk
 
 
 def _fixed(name: str, prepared: Prepared) -> bool:

@@ -185,6 +185,8 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axi
     moved = first if steps.layout == "nhwc" else found
     if port.shape is not None and not _fits(port.shape, moved):
         hint = " The data look like channels-last: pass --layout nhwc." if moved != first and _fits(port.shape, first) else ""
+        if not hint and len(moved) == len(port.shape) == 4 and moved[1] == port.shape[1]:
+            hint = " The images have another size: resize them (a folder of image files is resized by itself)."
         expected = ["N" if axis == 0 else dim if dim is not None else "?" for axis, dim in enumerate(port.shape)]
         raise DataError(f"{name}: input '{port.name}' expects shape {expected}, the data have {list(moved)}.{hint}")
     kind, wanted = np.dtype(reader.dtype).kind, np.dtype(port.dtype).kind

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -18,6 +19,7 @@ from ..records import Array, IntArray, Port
 from .preprocessing import Preprocessing
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted
+MOST_DEFLATED = 1100  # deflate packs at most 1032 bytes into one
 
 
 class Reader(Protocol):
@@ -96,7 +98,12 @@ def _exactly(stream: IO[bytes], count: int, path: Path, member: str) -> bytes:
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
     first = np.lib.format.read_magic(stream) == (1, 0)
-    return np.lib.format.read_array_header_1_0(stream) if first else np.lib.format.read_array_header_2_0(stream)
+    try:
+        return np.lib.format.read_array_header_1_0(stream) if first else np.lib.format.read_array_header_2_0(stream)
+    except DAMAGED:
+        raise
+    except Exception as error:  # numpy reads the header as Python, and raises what that does
+        raise ValueError(f"the header of an array is damaged: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -122,14 +129,25 @@ def _open_npz(path: Path) -> dict[str, Reader]:
         for member in archive.namelist():
             with archive.open(member) as stream:
                 shape, fortran, dtype = _header(stream)
+                start = stream.tell()
             if dtype.hasobject:
                 raise DataError(f"{path}: array '{member}' holds Python objects, which are not read. Save plain arrays.")
+            _check_size(archive.getinfo(member), start, shape, dtype, path)
             if fortran and len(shape) > 1:
                 with np.load(path) as arrays:
                     readers[member.removesuffix(".npy")] = Memory(arrays[member.removesuffix(".npy")])
             else:
                 readers[member.removesuffix(".npy")] = _Zipped(path, member, shape, dtype)
     return readers
+
+
+def _check_size(info: zipfile.ZipInfo, start: int, shape: tuple[int, ...], dtype: Any, path: Path) -> None:
+    """Refuse an array whose header promises other data than the archive holds, before room is made for it."""
+    name, wanted, found = info.filename.removesuffix(".npy"), prod(shape) * dtype.itemsize, info.file_size - start
+    if any(size < 0 for size in shape) or wanted != found:
+        raise DataError(f"{path}: array '{name}' is truncated or damaged: shape {list(shape)} needs {wanted} bytes, it has {found}")
+    if info.file_size > MOST_DEFLATED * max(info.compress_size, 1):
+        raise DataError(f"{path}: array '{name}' is damaged: {info.compress_size} bytes cannot unpack to {info.file_size}")
 
 
 def _open_folder(path: Path, ports: Sequence[Port]) -> dict[str, Reader]:

@@ -9,7 +9,7 @@ from ..masks import KERNEL, even_labels, intersect, tile_sums
 from ..records import Array, BoolArray, FloatArray
 from .registry import method
 from .view import Ends, KernelView, MethodOptions, Profile
-from .weights import named_generator
+from .weights import named_generator, obs
 
 
 def _ends(view: KernelView) -> Ends:
@@ -50,19 +50,19 @@ def _shuffled(profile: Profile, seed: int) -> BoolArray:
 
 
 @method(
-    "soft-afcc", "kernels of the smallest norm times activation, weighted by the overlap of the class profiles",
-    "ours, after Tzach et al. (2025) and Sun et al. (2024)", needs=("activations", "profiles"),
+    "soft-afcc", "as obs, and of related filters kernels that inhibit the like-minded or excite the opposed",
+    "ours, after Tzach et al. (2025)", needs=("activations", "losses", "profiles"),
 )  # fmt: skip
 def soft_afcc(view: KernelView, options: MethodOptions) -> Array:
-    """s[o, i] = ||W[o, i]||_2 rms_i (1 + |rho| + sign(sum_k W[o, i, k]) rho / 2), rho[o, i]: `correlation` of the profiles' evidence.
+    """s[o, i] = obs[o, i] (1 + sign(sum_k W[o, i, k]) rho[o, i] / 8), rho: `correlation` of the profiles' evidence.
 
-    Kernels between unrelated filters go first; of related ones those that inhibit a like-minded filter, or excite an opposed one.
+    Chosen with the re-fit on held-out training images: larger shares of rho, or its size without the sign, help masks that are not
+    re-fitted and harm those that are (benchmarks/dilution.md).
     """
-    norms = np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL)) * view.read_rms[:, :, None]
     ends = _ends(view)
     rho = _pairs(correlation(ends.writes.evidence, ends.reads.evidence), view)
     agreement = np.sign(tile_sums(view.values, KERNEL)) * rho
-    return np.asarray(norms * (1 + np.abs(rho) + agreement / 2))
+    return np.asarray(obs(view, options) * (1 + agreement / 8))
 
 
 def correlation(writes: FloatArray, reads: FloatArray) -> FloatArray:

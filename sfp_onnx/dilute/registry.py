@@ -13,7 +13,7 @@ from .view import KernelView, MethodOptions
 
 MethodFunction = Callable[[KernelView, MethodOptions], Array]
 TileFunction = Callable[[MethodOptions], Tile]
-NEEDS = ("activations", "profiles")
+NEEDS = ("activations", "losses", "profiles")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Method:
     """A way to choose connections.
 
     ``function`` gives scores per tile (larger = keep; shape as `masks.tile_sums`), or, if the rate is ``fixed`` by the method, a mask per
-    tile. ``needs`` is a subset of {"activations", "profiles"}; ``pattern`` shows the numbers that the name takes (``nm:N:M``);
+    tile. ``needs`` is a subset of `NEEDS`; ``pattern`` shows the numbers that the name takes (``nm:N:M``);
     ``gated``: the layer is skipped where its labels carry too little signal.
     """
 

@@ -50,7 +50,8 @@ class KernelView:
 
     ``channel`` and ``filter`` (O, I) are the input channel that each kernel reads and the output channel that it makes (grouped
     layers have fewer rows or columns than channels). ``rms`` holds the root mean square of each input channel, ``ends`` the class
-    profiles; each is None where it was not measured.
+    profiles, ``losses`` (O, I) the error of the output without a kernel after a re-fit of the others; each is None where it was not
+    measured.
     """
 
     layer: str
@@ -59,6 +60,7 @@ class KernelView:
     filter: IntArray
     rms: FloatArray | None = None
     ends: Ends | None = None
+    losses: FloatArray | None = None
 
     @property
     def read_rms(self) -> FloatArray:

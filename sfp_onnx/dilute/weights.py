@@ -27,6 +27,21 @@ def wanda(view: KernelView, options: MethodOptions) -> Array:
     return np.asarray(_norms(view) * view.read_rms[:, :, None])
 
 
+@method(
+    "obs", "kernels that are missed least once the others are re-fitted", "after Hassibi and Stork, NeurIPS 1992",
+    needs=("activations", "losses"),
+)  # fmt: skip
+def obs(view: KernelView, options: MethodOptions) -> Array:
+    """s[o, i] = sqrt(q[o, i] sum_k |W[o, i, k]|), q[o, i] the error without the kernel after a re-fit of the others of its filter.
+
+    The others leave, too, and cannot stand in for it then; the norm tempers q for that (benchmarks/dilution.md). Layers whose q was
+    not measured take `wanda`.
+    """
+    if view.losses is None:
+        return wanda(view, options)
+    return np.asarray(np.sqrt(view.losses[:, :, None] * l1(view, options)))
+
+
 @method("magnitude", "single weights of the smallest magnitude", "Han et al., NeurIPS 2015", tile=lambda options: WEIGHT)
 def magnitude(view: KernelView, options: MethodOptions) -> Array:
     """s[o, i, k] = |W[o, i, k]|."""

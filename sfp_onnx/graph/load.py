@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from ..errors import DataError, ModelError
 from ..records import Array
 from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, make_stub
+from .sound import check_sound
 from .sparse import densify, to_dense
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
@@ -42,7 +43,8 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         proto, digest = _parse(path)
     name = str(path) if path else "the model"
     if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+        proto = _inlined(proto, name)
+    check_sound(proto, name)
     densify(proto.graph, name)
     _constants_to_initializers(proto)
     _name_apart(proto.graph)
@@ -64,12 +66,21 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     return replace(model, complaint=found)
 
 
+def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except Exception as error:  # onnx raises whatever its C++ does
+        raise ModelError(f"{name}: its local functions are damaged: {error}. Export the model again.") from error
+
+
 def _parse(path: Path) -> tuple[onnx.ModelProto, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from error
     digest = hashlib.sha256(data)
+    if data.startswith(b"PK\x03\x04"):
+        raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)

@@ -42,6 +42,11 @@ def insert_mask(
         editor.insert_after(tensor, "Where", [mask(bool), editor.constant(f"{name}/zero", np.zeros((), dtype))], first=1)
 
 
+def insert_shift(editor: Editor, name: str, shift: Any) -> None:
+    """Let all readers of tensor ``name`` see it plus a shift; call it before `insert_mask`, so that the mask comes first."""
+    editor.insert_after(editor.tensor(name), "Add", [shift])
+
+
 def zero_of(constants: Constants, zero_point: str | None, shape: Sequence[int]) -> Array | str | None:
     """The zero point of a quantised tensor: its value in int32 where it is a constant (one per channel takes ``shape``), else its name."""
     if zero_point is None or zero_point not in constants:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,11 +14,14 @@ import onnx.checker
 import onnx.numpy_helper
 
 from ..errors import ModelError, OptionError, OutputError
+from ..records import Array
+from .atomic import atomic
 from .model import Model, annotate
 from .sparse import sparsify
 from .view import serialized
 
 PROTOBUF_LIMIT = 2**31 - 2**20
+PAGE = 4096  # external data start at a multiple, so that they can be mapped
 
 
 def full_size(model: Model) -> int:
@@ -74,37 +76,59 @@ def save(model: Model, path: str | Path, external: bool | None = None, sparse: b
     """
     path = Path(path)
     check_output(path, model.paths)
-    external = full_size(model) > PROTOBUF_LIMIT if external is None else external
-    if external and sparse:
-        raise OptionError("sparse initializers cannot be kept as external data (models over 2 GB need those): store the model dense")
+    files = _contents(model, path, external, sparse)
+    for other in files[1:]:
+        check_output(other[0], model.paths)
     try:
-        if external:
-            proto = onnx.ModelProto()
-            proto.CopyFrom(model.proto)
-            data = path.with_name(path.name + ".data")
-            check_output(data, model.paths)
-            with atomic(data, path) as (weights, stream):
-                _write_external(model, proto, data.name, weights)
-                stream.write(proto.SerializeToString(deterministic=True))
-        else:
-            proto = to_proto(model, sparse)
-            with atomic(path) as (stream,):
-                stream.write(proto.SerializeToString(deterministic=True))
+        with atomic(*(own for own, _ in reversed(files))) as streams:  # the data first, the model that refers to them last
+            for stream, (_, pieces) in zip(reversed(streams), files, strict=True):
+                for piece in pieces:
+                    stream.write(piece)
     except OSError as error:
         raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
     return path
 
 
-def _write_external(model: Model, proto: onnx.ModelProto, name: str, stream: Any) -> None:
+def fingerprint(model: Model, path: str | Path, external: bool | None = None) -> tuple[str, int]:
+    """SHA-256 (as `load` computes it) and bytes of what `save` writes under this name, without writing it."""
+    digest, count = hashlib.sha256(), 0
+    for _, pieces in _contents(model, Path(path), external, False):
+        for piece in pieces:
+            digest.update(piece)
+            count += len(piece)
+    return digest.hexdigest(), count
+
+
+def _contents(model: Model, path: Path, external: bool | None, sparse: bool) -> list[tuple[Path, Iterable[Any]]]:
+    """Files and what they hold, in pieces of bytes: the model, and its external data if it has any."""
+    external = full_size(model) > PROTOBUF_LIMIT if external is None else external
+    if external and sparse:
+        raise OptionError("sparse initializers cannot be kept as external data (models over 2 GB need those): store the model dense")
+    if not external:
+        return [(path, [to_proto(model, sparse).SerializeToString(deterministic=True)])]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    data, offset, arrays = path.with_name(path.name + ".data"), 0, []
     for tensor in proto.graph.initializer:
-        if tensor.name not in model.weights:
-            continue
-        stream.seek(-stream.tell() % 4096, os.SEEK_CUR)
-        offset, array = stream.tell(), np.ascontiguousarray(model.weights[tensor.name])
-        stream.write(array.data.cast("B") if array.dtype.isbuiltin == 1 else array.tobytes())
-        del tensor.external_data[:]
-        for key, value in (("location", name), ("offset", str(offset)), ("length", str(array.nbytes))):
-            tensor.external_data.add(key=key, value=value)
+        if tensor.name in model.weights:
+            array = model.weights[tensor.name]
+            arrays.append(array)
+            offset += -offset % PAGE
+            del tensor.external_data[:]
+            for key, value in (("location", data.name), ("offset", str(offset)), ("length", str(array.nbytes))):
+                tensor.external_data.add(key=key, value=value)
+            offset += array.nbytes
+    return [(path, [proto.SerializeToString(deterministic=True)]), (data, _pages(arrays))]
+
+
+def _pages(arrays: Iterable[Array]) -> Iterator[Any]:
+    """The bytes of arrays, each from the start of a page on."""
+    offset = 0
+    for array in arrays:
+        yield bytes(-offset % PAGE)
+        offset += -offset % PAGE + array.nbytes
+        held = np.ascontiguousarray(array)
+        yield held.data.cast("B") if held.dtype.isbuiltin == 1 and held.size else held.tobytes()
 
 
 def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
@@ -126,35 +150,6 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
             raise OutputError(f"{path}: no permission to write there.")
     except OSError as error:
         raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
-
-
-@contextmanager
-def atomic(*paths: Path) -> Iterator[list[IO[bytes]]]:
-    """Write to temporary files in the same folders, then rename all of them: ``with atomic(path) as (stream,)``."""
-    temporaries: list[str] = []
-    streams: list[IO[bytes]] = []
-    try:
-        for path in paths:
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            temporaries.append(temporary)
-            streams.append(os.fdopen(handle, "wb"))
-        yield streams
-        umask = os.umask(0)
-        os.umask(umask)
-        for stream, temporary in zip(streams, temporaries, strict=True):
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
-            os.chmod(temporary, 0o666 & ~umask)
-        for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
-    finally:
-        for stream in streams:
-            with suppress(OSError):
-                stream.close()
-        for temporary in temporaries:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
 
 
 def write_text(path: str | Path, text: str, inputs: Iterable[Path] = ()) -> None:

@@ -95,7 +95,8 @@ def _port(item: onnx.ValueInfoProto) -> Port:
         return Port(item.name, dtype, None)
     shape: list[int | str | None] = []
     for dim in tensor.shape.dim:
-        shape.append(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None)
+        fixed = dim.HasField("dim_value") and dim.dim_value >= 0  # some exporters write -1 for "any"
+        shape.append(dim.dim_value if fixed else dim.dim_param or None)
     return Port(item.name, dtype, tuple(shape))
 
 

@@ -4,18 +4,21 @@ Jinja2 fills the page and the charts, which are inline SVG: their colours follow
 text can be selected, and a plotting library of a hundred times the size would add nothing to bars, dots and squares.
 """
 
+from .arms import Arms, arm_chart
 from .blocks import Card, Chart, Page, Picture, Section, Table
 from .charts import heat_map, pair_bars, scatter, short_names, strips
 from .png import png
 from .render import render, require
 
 __all__ = [
+    "Arms",
     "Card",
     "Chart",
     "Page",
     "Picture",
     "Section",
     "Table",
+    "arm_chart",
     "heat_map",
     "pair_bars",
     "png",

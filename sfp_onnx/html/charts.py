@@ -19,6 +19,7 @@ ROW, NAMES = 15, 190
 LONGEST = 26
 MOST_NAMED = 110
 SIDE = 300
+ACROSS = 440  # two of them fit beside each other
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -62,7 +63,7 @@ def pair_bars(title: str, names: Sequence[str], before: Sequence[float], after: 
     def y(value: float) -> float:
         return TOP + PLOT * (1 - value / scale[-1])
 
-    marks = _grid(scale, y, width)
+    marks = grid(scale, y, width)
     for index, (name, old, new) in enumerate(zip(names, before, after, strict=True)):
         x = LEFT + step * index
         tip = f"{name}: {_short(old)} \u2192 {_short(new)}"
@@ -77,7 +78,8 @@ def pair_bars(title: str, names: Sequence[str], before: Sequence[float], after: 
     return Chart(title, width, TOP + PLOT + room, tuple(marks), (("before", words[0]), ("after", words[1])))
 
 
-def _grid(scale: Sequence[float], y: object, width: float) -> list[Mark]:
+def grid(scale: Sequence[float], y: object, width: float) -> list[Mark]:
+    """Lines across with their numbers; ``y`` gives the height of a value."""
     assert callable(y)
     marks = []
     for value in scale:
@@ -106,7 +108,8 @@ def strips(title: str, groups: Sequence[tuple[str, FloatArray, BoolArray]]) -> C
         if removed.any() and not removed.all() and scores[removed].max() <= scores[~removed].min():
             x = float(places[removed].max() + places[~removed].min()) / 2
             marks.append(Mark("line", (x, y - ROW * 0.48, x, y + ROW * 0.48), "cut"))
-    legend = (("stays", "stays"), ("leaves", "leaves"), ("cut", "cut"))
+    cut = any(removed.any() for _, _, removed in groups)
+    legend = (("stays", "stays"), ("leaves", "leaves"), ("cut", "cut")) if cut else ()
     return Chart(title, WIDTH, TOP + ROW * len(groups) + 6, tuple(marks), legend)
 
 
@@ -120,25 +123,30 @@ def scatter(title: str, points: Sequence[tuple[float, float, str, bool]], axes: 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - columns[0]) / (columns[-1] - columns[0])
         up = (y - rows[0]) / (rows[-1] - rows[0])
-        return LEFT + 14 + (WIDTH - LEFT - 40) * across, bottom - (bottom - TOP) * up
+        return LEFT + 14 + (ACROSS - LEFT - 40) * across, bottom - (bottom - TOP) * up
 
     marks = []
     for value in rows:
         y = place(columns[0], value)[1]
-        marks += [Mark("line", (LEFT, y, WIDTH - 8, y), "grid"), Mark("text", (LEFT - 6, y + 4, 0), "tick", _short(value), "end")]
+        marks += [Mark("line", (LEFT, y, ACROSS - 8, y), "grid"), Mark("text", (LEFT - 6, y + 4, 0), "tick", _short(value), "end")]
     for value in columns:
         x = place(value, rows[0])[0]
         marks += [Mark("line", (x, TOP, x, bottom), "grid"), Mark("text", (x, bottom + 15, 0), "tick", _short(value), "middle")]
-    marks.append(Mark("text", (WIDTH / 2, height - 6, 0), "axis", axes[0], "middle"))
+    marks.append(Mark("text", (ACROSS / 2, height - 6, 0), "axis", axes[0], "middle"))
     marks.append(Mark("text", (11, (TOP + bottom) / 2, -90), "axis", axes[1], "middle"))
     front = sorted(place(x, y) for x, y, _, best in points if best)
     marks += [Mark("line", (*one, *two), "front") for one, two in pairwise(front)]
-    for x, y, name, best in points:
+    named: list[tuple[float, float]] = []
+    for x, y, name, best in sorted(points, key=lambda own: (own[0], own[1])):
         across, up = place(x, y)
         marks.append(Mark("dot", (across, up, 5), "best" if best else "other", f"{name}: {axes[0]} {_short(x)}, {axes[1]} {_short(y)}"))
-        near_edge = across > WIDTH - 130
-        marks.append(Mark("text", (across + (-9 if near_edge else 9), up + 4, 0), "name", name, "end" if near_edge else "start"))
-    return Chart(title, WIDTH, height, tuple(marks), (("best", "on the Pareto front"), ("other", "not")))
+        crowded = any(abs(across - other) < 90 and abs(up - level) < 12 for other, level in named)
+        near_edge = across > ACROSS - 90
+        beside = (across + (-9 if near_edge else 9), up + 4, 0)
+        anchor = "middle" if crowded else "end" if near_edge else "start"
+        marks.append(Mark("text", (across, up - 9, 0) if crowded else beside, "name", name, anchor))
+        named.append((across, up))
+    return Chart(title, ACROSS, height, tuple(marks), (("best", "on the Pareto front"), ("other", "not")))
 
 
 def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Chart:

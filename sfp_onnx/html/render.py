@@ -21,7 +21,7 @@ def require() -> Any:
     try:
         import jinja2
     except ImportError as error:
-        hint = "Install it: pip install 'sfp_onnx[report]'"
+        hint = "Install it: pip install jinja2 (it is the extra 'report': sfp_onnx[report])"
         raise OptionError(f"--report needs Jinja2, which cannot be imported ({error}). {hint}") from error
     return jinja2
 

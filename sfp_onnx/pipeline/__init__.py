@@ -7,10 +7,12 @@ from .deciding import Candidates, plan_for
 from .diluting import Seen, check_dilution, default_method, dilute, look, masked
 from .dilution import Diluted, DiluteOptions, dilution_manifest
 from .doctoring import Finding, examine
-from .dropping import held_out
 from .evaluating import evaluate
+from .examples import few_examples
 from .gating import Verdict, against, dropped, reached, read_baseline
-from .locking import clocked, differences, digest_of, locked_plan, plain_options, read_manifest, version_differences
+from .judging import held_out
+from .layering import LayerTimes, layer_times
+from .locking import clocked, differences, locked_plan, plain_options, read_manifest, version_differences
 from .manifest import manifest, read_plan, versions, write_json
 from .noticing import chance_level, training_mode
 from .packaging import Packaged, PackagingOptions, Step, package
@@ -19,6 +21,7 @@ from .profiling import clock_of, measure_profile, profile_rows, read_profile
 from .repairing import REPAIRS, Repaired
 from .reporting import Context, evaluate_page, prune_page, sweep_page, write_page
 from .scoring import Scored, profile, save_scores, score, scored
+from .searching import MASKS, ROUND_REPAIRS
 from .sweeping import Point, parse_sweep, sweep, sweep_data
 
 __all__ = [
@@ -29,6 +32,8 @@ __all__ = [
     "DiluteOptions",
     "Diluted",
     "Finding",
+    "LayerTimes",
+    "MASKS",
     "ModelSource",
     "Packaged",
     "PackagingOptions",
@@ -36,6 +41,7 @@ __all__ = [
     "Progress",
     "Pruned",
     "REPAIRS",
+    "ROUND_REPAIRS",
     "Repaired",
     "Scored",
     "Seen",
@@ -54,15 +60,16 @@ __all__ = [
     "describe",
     "device",
     "differences",
-    "digest_of",
     "dilute",
     "dilution_manifest",
     "dropped",
     "evaluate",
     "evaluate_page",
     "examine",
+    "few_examples",
     "held_out",
     "inspect",
+    "layer_times",
     "load",
     "locked_plan",
     "look",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .. import plan as plans
-from ..errors import OptionError
 from ..records import BoolArray, FloatArray, Group, PlanOptions
 from ..targets import bounds, parse_target
 from .analysis import Analysis
@@ -26,30 +25,36 @@ class Aim:
     def removed(self, scores: FloatArray, part: float = 1.0) -> BoolArray:
         """Flags per unit of the model after a part of the removal: that part of the ratio, or of the way down to every target (all
         that may leave where the targets cannot be held)."""
-        options, coupling = self.options, self.analysis.coupling
+        options, coupling = replace(self.options, align=None), self.analysis.coupling  # only the final plan needs aligned widths
         if options.ratio is not None:
             options = replace(options, ratio=options.ratio * part)
-        before = self._figures(None)
+        before = self.figures(None)
         wanted = bounds([parse_target(text) for text in options.targets], before)
         wanted = {what: before[what] - (before[what] - min(bound, before[what])) * part for what, bound in wanted.items()}
-        found = plans.choose(coupling, self.groups, scores, options, self._figures, wanted)
+        found = plans.choose(coupling, self.groups, scores, options, self.figures, wanted)
         return plans.least(coupling, self.groups, scores, options) if found is None else found
 
-    def _figures(self, removed: BoolArray | None) -> dict[str, float]:
+    def figures(self, removed: BoolArray | None) -> dict[str, float]:
+        """What can be counted after a removal."""
         size = self.analysis.size(removed)
         return {"macs": size.macs, "params": float(size.params)}
 
 
-def aim_of(analysis: Analysis, groups: Sequence[Group], options: PlanOptions, rounds: int) -> Aim:
+def aim_of(analysis: Analysis, groups: Sequence[Group], options: PlanOptions) -> Aim:
     """The aim of a plan. Latency, memory, file size and ``max_drop`` are measured on models, too slow for a search: it then removes
-    half of every group (which matters for `sar` alone), and cannot go in rounds.
-
-    Raises:
-        OptionError: rounds without a ratio or counted targets.
-    """
-    counted = options.ratio is not None or (options.targets and all(parse_target(text).what in COUNTED for text in options.targets))
-    if not counted and rounds > 1:
-        raise OptionError("--rounds needs --ratio, or --target on macs or params")
+    half of every group (which matters for `sar`, and for rounds), and the plan goes on from there, or stops before, in the order
+    that was found."""
+    counted = options.ratio is not None or _shrinks(analysis, options.targets)
     chosen = options if counted else replace(options, ratio=STAND_IN.ratio, targets=())
     allocation = "global" if options.allocation == "global" else "uniform"
     return Aim(analysis, groups, replace(chosen, allocation=allocation, max_drop=None))
+
+
+def _shrinks(analysis: Analysis, targets: Sequence[str]) -> bool:
+    """Whether targets are all counted and one of them is below what the model has (a sweep starts from macs=100%)."""
+    wanted = [parse_target(text) for text in targets]
+    if not wanted or any(target.what not in COUNTED for target in wanted):
+        return False
+    size = analysis.size()
+    before = {"macs": size.macs, "params": float(size.params)}
+    return any(bound < before[what] for what, bound in bounds(wanted, before).items())

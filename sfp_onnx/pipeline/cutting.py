@@ -15,18 +15,20 @@ from .. import graph
 from .. import plan as plans
 from ..cut import cut
 from ..data import Dataset
-from ..errors import DataError
+from ..errors import DataError, VerificationError
 from ..graph import Model
 from ..records import Array, BoolArray, Coupling, Cut, Plan, PlanOptions, RepairOptions, ScoreOptions, Verification
 from ..trace import random_feeds
 from ..units import cuts, keep_mask, vanishing
 from ..verify import compare, maskable, runs_at
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
+from .judging import held_out
+from .noticing import training_mode
 from .planning import default_score
 from .planning import plan as make_plan
 from .repairing import Repaired, repaired
 
-SLOW_WIDTHS = 4  # onnxruntime uses its blocked convolutions only for multiples of 4 channels
+SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,12 @@ def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
     if not removed.any():
         return ("the plan removes nothing; the model is written unchanged",)
     widths = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
-    odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 for kept in widths if not kept.all())
+    odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in widths if not kept.all())
     if not odd:
         return ()
     return (
-        f"{odd} of {len(widths)} prunable layers end with a width that is no multiple of {SLOW_WIDTHS}; onnxruntime may run them slower "
-        "than the original. --align 8 (or 16) keeps widths on the block.",
+        f"{odd} of {len(widths)} prunable layers end with a width over {SLOW_FROM} that is no multiple of {SLOW_WIDTHS}; onnxruntime may "
+        "run them slower than the original. --align 4 (or 8, 16) avoids such widths.",
     )
 
 
@@ -137,7 +139,13 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
         if maskable_there:
             inputs["other sizes"] = variant
     types = analysis.prepared.types
-    return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+    try:
+        return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+    except VerificationError as error:
+        training = training_mode(analysis.model)
+        if not training:
+            raise
+        raise VerificationError(f"{training[0]} So nothing can be verified, and nothing was written.") from error
 
 
 def prune(
@@ -149,6 +157,7 @@ def prune(
     verify: bool = True,
     progress: Progress = silent,
     repair: RepairOptions | None = None,
+    eval_data: Dataset | None = None,
 ) -> Pruned:
     """Plan and apply in one. For other shapes or options of the analysis, `inspect` first and pass its result to both.
 
@@ -157,5 +166,7 @@ def prune(
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     name = score_name or default_score(data, repair)
-    made = make_plan(analysis, options, name, data, score_options, progress, repair)
+    made = make_plan(analysis, options, name, data, score_options, progress, repair, eval_data)
+    if options.max_drop is not None and eval_data is None:
+        data = held_out(data, (score_options or ScoreOptions()).seed)[0]  # the model that was judged is the one that is made
     return apply(analysis, made, data, verify, progress, repair)

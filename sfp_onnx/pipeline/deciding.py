@@ -12,7 +12,8 @@ from ..records import FloatArray, Group, Plan, PlanOptions, RepairOptions
 from ..targets import bounds, parse_target
 from .analysis import Analysis, Progress, silent
 from .examples import FilterExample
-from .targeting import Reached, Ruler, block_of, narrowest, ranking, reach, ruler_for, solver
+from .reaching import reach
+from .targeting import Choice, Reached, Ruler, align_of, narrowest, ranking, ruler_for, solver
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Candidates:
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``.
-    ``examples`` are filters that show what class profiles say, where the score needed any.
+    ``examples`` are filters that show what class profiles say, where the score needed any; ``traces`` what a bandit search saw of each arm.
     """
 
     analysis: Analysis
@@ -34,6 +35,7 @@ class Candidates:
     data: Dataset | None = None
     repair: RepairOptions | None = None
     examples: tuple[FilterExample, ...] = ()
+    traces: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:
@@ -64,17 +66,23 @@ def decide(
     allocation = options.allocation
     if allocation == "default":
         allocation = "solve" if asked & {"latency", "memory"} or options.max_drop is not None or scored.errors else "uniform"
-    used = replace(options, allocation=allocation, align=block_of(options, ruler.profile))
+    used = replace(options, allocation=allocation, align=align_of(options, ruler.profile))
     if options.ratio is not None or not wanted:
         used = replace(used, allocation="uniform" if allocation == "solve" else allocation)
         removed = plans.choose(analysis.coupling, groups, scores, used, ruler.predicted)
         assert removed is not None
         return Reached(removed, {}, {}), used
-    choice = solver(ruler, groups, scores, used, scored.errors) if allocation == "solve" else ranking(ruler, groups, scores, used)
+
+    def choosing(own: Ruler) -> Choice:
+        return solver(own, groups, scores, used, scored.errors) if allocation == "solve" else ranking(own, groups, scores, used)
+
     most = narrowest(analysis.coupling, groups, scores, used)
     with progress("planning", 1) as advance:
-        found = reach(ruler, wanted, choice, most)
+        found = reach(ruler, wanted, choosing, most)
         advance(1)
+    if ruler.profile is not None and ruler.profile.cut_short:
+        short = f"fewer widths than usual were timed, since the budget of {ruler.profile.cut_short:g} s for the profile was spent"
+        found = replace(found, notes=(*found.notes, short))
     return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
 
 

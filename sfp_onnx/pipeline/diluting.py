@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,37 +16,42 @@ from ..errors import DataError, OptionError, TargetError
 from ..graph import Model
 from ..profiles import ProfileOptions
 from ..records import BoolArray, FloatArray, RepairOptions
-from ..repair import repair
+from ..repair import kernel_losses, repair
 from ..views import scales
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, silent
 from .dilution import Diluted, DiluteOptions
 from .ends import ends_of
-from .scoring import batch_size, feeds_of
+from .feeding import batch_size, feeds_of
 from .tidying import batches, check, finished
 
 SNR_FEATURES = 0.8
 """Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
 mask was worse than random kernels, at 0.5 (ResNet-20) level with them, over 0.8 (its last layer) better; never better than kernel L1."""
+LOSS_ROWS = 4.0
+"""Rows per input of a layer that `obs` looks at: an order of kernels needs fewer than the re-fit."""
 SNR_LABELS = 0.3
 """The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The layers to dilute, and what was measured of them: RMS per channel of what each reads, and the class profiles of both ends (or
-    why there are none), by layer."""
+    """The layers to dilute, and what was measured of them: RMS per channel of what each reads, and by layer the class profiles of both
+    ends (or why there are none) and what each kernel is worth."""
 
     targets: tuple[Target, ...]
     skipped: tuple[SkippedLayer, ...]
     rms: Mapping[tuple[str, int], FloatArray]
     ends: Mapping[str, Ends | str]
     notes: tuple[str, ...] = ()
+    losses: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 def look(
-    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent
-) -> Seen:
-    """Find the layers and measure them; class profiles only with ``options`` for them. Several dilutions can share the result.
+    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent,
+    losses: bool = False,
+) -> Seen:  # fmt: skip
+    """Find the layers and measure them; class profiles only with ``options`` for them, what kernels are worth only if ``losses``.
+    Several dilutions can share the result.
 
     Raises:
         OptionError: the expression ``layers`` is invalid or matches nothing.
@@ -58,7 +63,8 @@ def look(
     notes: list[str] = []
     if options is not None and data is not None:
         ends, notes = ends_of(analysis, data, found, options, progress)
-    return Seen(tuple(found), tuple(skipped), rms, ends, tuple(notes))
+    worth = losses_of(analysis, found, data, progress) if losses and data is not None else {}
+    return Seen(tuple(found), tuple(skipped), rms, ends, tuple(notes), worth)
 
 
 def dilute(
@@ -82,8 +88,8 @@ def dilute(
     method, _ = check_dilution(options, data is not None)
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     if seen is None:
-        wanted = ProfileOptions(seed=options.seed) if "profiles" in method.needs else None
-        seen = look(analysis, options.layers, data, wanted, progress)
+        wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in method.needs else None
+        seen = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
     masks, figures, skipped, notes = masked(analysis, seen, options)
     diluted = stage.zeroed(analysis.prepared.model, masks)
     if options.refit or (options.refit is None and data is not None):
@@ -146,8 +152,9 @@ def _chosen(
 
     def views() -> Iterator[KernelView]:
         for view in stage.layer_views(model, found, factors, seen.rms):
-            known = seen.ends.get(view.layer)
-            yield replace(view, ends=known) if isinstance(known, Ends) else view
+            known, worth = seen.ends.get(view.layer), seen.losses.get(view.layer)
+            fits = worth is not None and worth.shape == view.channel.shape
+            yield replace(view, ends=known if isinstance(known, Ends) else None, losses=worth if fits else None)
 
     chosen = stage.choose(views, {target.name: target.weight for target in found}, method, options.rate or 0.0, options.scope)
     held = graph.initializers(model)
@@ -159,7 +166,7 @@ def _chosen(
 
 def default_method(with_data: bool) -> str:
     """The method that is used if none is named."""
-    return "wanda" if with_data else "l1"
+    return "obs" if with_data else "l1"
 
 
 def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, MethodOptions]:
@@ -215,6 +222,15 @@ def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: P
         parts = replace(data, batch=batch_size(analysis, data)).batches()
         moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
     return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
+
+
+def losses_of(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[str, FloatArray]:
+    """What each kernel of the targets is worth where the others are re-fitted."""
+    with progress("weighing kernels", 0) as advance:
+        options = RepairOptions(rows_per_input=LOSS_ROWS)
+        names = {target.name for target in found}
+        feeds = feeds_of(analysis, data)
+        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds, options, lambda done, total: advance(1))
 
 
 def refitted(

@@ -22,10 +22,10 @@ class DiluteOptions:
 
     ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that set it. ``scope``: see `masks.keep_by_rank`.
     ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with data. ``force``: dilute layers whose
-    labels carry too little signal, too. ``repair``: how the rest is re-fitted.
+    labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how the rest is re-fitted.
     """
 
-    method: str = "wanda"
+    method: str = "obs"
     rate: float | None = None
     scope: str = "layer"
     layers: str | None = None
@@ -33,6 +33,8 @@ class DiluteOptions:
     regroup: bool = False
     force: bool = False
     seed: int = 0
+    probe: str = "sgd"
+    pool: int = 4
     repair: RepairOptions = field(default_factory=RepairOptions)
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .. import graph, runtime
+from .. import graph, runtime, scratch
+from ..extras import PACKAGES
 from ..latency import cache_folder
 from ..records import PlanOptions
 from .analysis import load
@@ -44,11 +45,11 @@ def examine() -> list[Finding]:
     found = [_tried(name, own) for name, own in checks.items()]
     for extra, module in EXTRAS.items():
         there = find_spec(module) is not None
-        text = "installed" if there else f"not installed; if you want it: pip install 'sfp_onnx[{extra}]'"
+        text = "installed" if there else f"not installed; if you want it: pip install {PACKAGES.get(module, module)}"
         found.append(Finding(f"extra {extra}", True if there else None, text))
     if sys.version_info < (3, 11):
         there = find_spec("tomli") is not None
-        found.append(Finding("extra toml", True if there else None, "installed" if there else "for --config: pip install 'sfp_onnx[toml]'"))
+        found.append(Finding("extra toml", True if there else None, "installed" if there else "for --config: pip install tomli"))
     return found
 
 
@@ -76,7 +77,7 @@ def _cache() -> str:
 def _prune() -> str:
     """Prune, save, load and run a tiny chain of convolutions."""
     result = prune(graph.conv_chain(8, layers=2, side=4), PlanOptions(ratio=0.5))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch.folder()) as folder:
         saved = load(result.save(Path(folder) / "pruned.onnx"))
         runtime.open_session(graph.serialized(saved), saved.weights, saved.name)
     assert result.verification is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from ..data import Dataset
 from ..dilute import METHODS, Ends, Profile, Target, label_profile
 from ..records import FloatArray, IntArray, Layer, LayerProfile
 from .analysis import Analysis, Progress
-from .scoring import batch_size
+from .feeding import pass_batches
 
 
 def ends_of(
@@ -33,11 +32,9 @@ def ends_of(
     taps, skipped = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, options.pool)
     made = {target.name: _read_later(analysis, target.layer) for target in found}
     wanted = {target.layer.data_name for target in found} | {layer.data_name for layer in made.values() if layer}
-    batches = replace(data, batch=batch_size(analysis, data)).batches()
-    known = profiles.profile(
-        analysis.prepared, [tap for tap in taps if tap.tensor in wanted], (output, classes), (batches, data.samples, data.labels), options,
-        free, progress,
-    )  # fmt: skip
+    stream = (pass_batches(analysis, data), data.samples, data.labels)
+    taps = [tap for tap in taps if tap.tensor in wanted]
+    known = profiles.profile(analysis.prepared, taps, (output, classes), stream, options, free, progress)
     layers = {(own.tensor, own.axis): own for own in known.layers}
     reasons = dict(skipped)
     ends = {target.name: _ends(analysis, target, made[target.name], layers, reasons, classes) for target in found}

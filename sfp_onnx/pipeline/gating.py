@@ -51,7 +51,7 @@ def against(own: Evaluation, base: Mapping[str, Any], limit: float, alone: bool)
     for key, name in SIZES.items():
         before, now = base["size"][key], getattr(own.size, key)
         if before is not None and now is not None:
-            found.append((name, now <= before, f"{now:,} (baseline {before:,})"))
+            found.append((name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
     return found
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import graph
 from .. import plan as plans
 from ..bandits import PREFIX
 from ..data import Dataset
@@ -74,7 +71,7 @@ def version_differences(manifest: Mapping[str, Any]) -> list[str]:
 def clocked(options: Mapping[str, Any]) -> bool:
     """Whether a plan depends on measured times, which never come out the same twice."""
     timed = any(parse_target(text).what in CLOCKED for text in options.get("targets") or ())
-    return timed or (str(options.get("score")).startswith(PREFIX) and options.get("budget") is not None)
+    return timed or options.get("align") == "auto" or (str(options.get("score")).startswith(PREFIX) and options.get("budget") is not None)
 
 
 def locked_plan(manifest: Mapping[str, Any]) -> Plan:
@@ -84,11 +81,3 @@ def locked_plan(manifest: Mapping[str, Any]) -> Plan:
         PlanError: damaged.
     """
     return plans.from_json(manifest["plan"])
-
-
-def digest_of(model: Model, output: Path, external: bool | None) -> str:
-    """The SHA-256 that the saved model would have, as `load` computes it."""
-    if external is False or (external is None and graph.full_size(model) <= graph.PROTOBUF_LIMIT):
-        return hashlib.sha256(graph.to_proto(model).SerializeToString(deterministic=True)).hexdigest()
-    with tempfile.TemporaryDirectory(prefix=".sfp-", dir=output.parent) as folder:
-        return graph.load(graph.save(model, Path(folder) / output.name, external)).sha256

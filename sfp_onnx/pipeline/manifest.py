@@ -29,16 +29,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def manifest(result: Pruned, output: Path | None = None) -> dict[str, Any]:
-    """Everything needed to check or repeat a run, as plain data for JSON."""
-    digest = graph.load(output).sha256 if output is not None else None
+def manifest(result: Pruned, output: Path | None = None, external: bool | None = None) -> dict[str, Any]:
+    """Everything needed to check or repeat a run, as plain data for JSON; ``output`` and ``external`` as the result is saved."""
+    digest, size = graph.fingerprint(result.model, output, external) if output else (None, graph.full_size(result.model))
     check = result.verification
     return {
         "format": "sfp_onnx manifest",
         "version": 1,
         "versions": versions(),
         "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": graph.file_bytes(result.original)},
-        "output": {"path": str(output) if output else None, "sha256": digest, "bytes": graph.full_size(result.model)},
+        "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
         "options": dict(result.plan.options),
         "data": dict(result.data) or None,
         "before": asdict(result.plan.before),

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from .. import graph, runtime
+from ..answers import is_classifier
 from ..data import Dataset
 from ..errors import OptionError, VerificationError
-from ..evaluate import Answers, add, is_classifier
+from ..evaluate import Answers, add
 from ..graph import Model
 from ..packaging import QUANTIZERS, OrtFile, halved, ort_file, quantized
 from ..records import Array

@@ -9,11 +9,13 @@ from .. import plan as plans
 from ..bandits import PREFIX
 from ..data import Dataset
 from ..errors import OptionError, TargetError
+from ..metrics import parse_drop
 from ..records import Plan, PlanOptions, RepairOptions, ScoreOptions
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, reasons, silent
 from .deciding import Candidates, plan_for
-from .dropping import held_out, plan_with_drop
+from .dropping import plan_with_drop
 from .examples import examples_of
+from .judging import Judge, held_out
 from .scoring import Scored, scored
 from .searching import search
 
@@ -33,14 +35,18 @@ def plan(
     score_options: ScoreOptions | None = None,
     progress: Progress = silent,
     repair: RepairOptions | None = None,
+    eval_data: Dataset | None = None,
 ) -> Plan:
     """Decide which units leave. With ``max_drop``, models are built to be judged, and repaired with ``repair``.
+
+    Args:
+        eval_data: data to judge on for ``max_drop`` (default: a third of ``data``, which is then not scored with).
 
     Raises:
         TargetError: nothing can be pruned, or a target cannot be met.
         OptionError, ModelError, DataError: bad options or input.
     """
-    return planned(source, options, score_name, data, score_options, progress, repair)[1]
+    return planned(source, options, score_name, data, score_options, progress, repair, eval_data)[1]
 
 
 def planned(
@@ -51,24 +57,30 @@ def planned(
     score_options: ScoreOptions | None = None,
     progress: Progress = silent,
     repair: RepairOptions | None = None,
+    eval_data: Dataset | None = None,
 ) -> tuple[Candidates, Plan]:
     """As `plan`, with the scores that the plan was made from."""
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     if options.max_drop is None:
-        found = candidates(analysis, options, score_name, data, score_options, progress)
+        found = candidates(analysis, options, score_name, data, score_options, progress, repair)
         return found, plan_for(found, options, progress)
     if options.ratio is not None:
         raise OptionError("give either --ratio or --max-drop")
-    seen, judge = held_out(data, (score_options or ScoreOptions()).seed)
-    ready = replace(candidates(analysis, options, score_name, seen, score_options, progress), repair=repair)
+    seed = (score_options or ScoreOptions()).seed
+    seen, own = (data, eval_data) if eval_data is not None else held_out(data, seed)
+    limit, apart = parse_drop(options.max_drop), eval_data is not None
+    judge = Judge(analysis.model, own, limit, options.confidence, options.metric, apart, seed)
+    ready = candidates(analysis, options, score_name, seen, score_options, progress, repair)
+    if apart:
+        ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(own)})
     return ready, plan_with_drop(ready, options, judge, progress=progress)
 
 
 def candidates(
     analysis: Analysis, options: PlanOptions, score_name: str | None = None, data: Dataset | None = None,
-    score_options: ScoreOptions | None = None, progress: Progress = silent,
+    score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = None,
 ) -> Candidates:  # fmt: skip
-    """Everything that plans need of a model and its data, once for any number of plans.
+    """Everything that plans need of a model and its data, once for any number of plans, which ``repair`` follows.
 
     Raises:
         TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
@@ -82,7 +94,7 @@ def candidates(
     score_options = score_options or ScoreOptions()
     if name.startswith(PREFIX):
         searched = search(analysis, name, data, score_options, (options, groups), progress)
-        found = Scored(name, searched.scores, said=searched.notes)
+        found = Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
     else:
         found = scored(analysis, name, data, score_options, progress)
     recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
@@ -93,4 +105,4 @@ def candidates(
     if data is not None:
         recorded["data"] = describe(data)
     shown = examples_of(found.profiles)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, examples=shown)
+    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, repair, shown, found.traces)

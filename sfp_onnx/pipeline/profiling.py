@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,8 @@ from ..allocate import choices
 from ..cut import cut
 from ..device import Clock, DeviceProfile
 from ..errors import OptionError, ProfileError
-from ..latency import Variant
-from ..plan import step_of
+from ..latency import FINE, Variant
+from ..plan import Grid, steps_of
 from ..records import Array, BoolArray, IntArray
 from ..runtime import Setup
 from ..units import emptied
@@ -23,9 +25,12 @@ from ..work import node_terms
 from .analysis import Analysis, Progress, silent
 
 FITTED, CHECKED = 12, 3
+HEAVY = 3e8  # multiply-accumulates
 TOGETHER = 4  # variants that are open at once
 SECONDS = 24.0  # of running, at most
 EASY_SECONDS = 6.0
+BUDGET = 60.0  # of wall time for everything
+FEWEST = 8  # variants that are timed whatever the budget
 
 
 def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:
@@ -63,9 +68,13 @@ def clock_of(analysis: Analysis, profile: DeviceProfile) -> Clock:
 
 
 def measure_profile(
-    analysis: Analysis, setup: Setup, batch: int = 1, progress: Progress = silent, fresh: bool = False
+    analysis: Analysis, setup: Setup, batch: int = 1, progress: Progress = silent, fresh: bool = False, budget: float = BUDGET
 ) -> DeviceProfile:
     """The profile of a model on this machine, measured or from the user's cache.
+
+    Args:
+        budget: seconds of wall time; where they do not suffice, fewer widths are timed, and less often. A profile in the cache that
+            another budget cut short counts if that was no smaller.
 
     Raises:
         OptionError: unknown provider or batch size. ModelError: onnxruntime cannot run the model so.
@@ -76,41 +85,74 @@ def measure_profile(
     held = None if fresh else latency.read_cache("profile", key)
     if held is not None:
         try:
-            return devices.from_json(held, analysis.model.sha256)
+            known = devices.from_json(held, analysis.model.sha256)
+            if not 0 < known.cut_short < budget:
+                return known
         except ProfileError:
             pass  # measured again below
-    found = _measure(analysis, setup, batch, feeds, progress)
+    candidates = _candidates(analysis, latency.block(setup).width)
+    found = _measure(analysis, (setup, batch), feeds, candidates, budget, progress)
     latency.write_cache("profile", key, devices.to_json(found))
     return found
 
 
-def _measure(analysis: Analysis, setup: Setup, batch: int, feeds: Mapping[str, Array], progress: Progress) -> DeviceProfile:
-    block = latency.block(setup)
-    nodes = analysis.prepared.nodes
+def profile_around(analysis: Analysis, setup: Setup, batch: int, kept: IntArray) -> DeviceProfile:
+    """A profile that is most exact near ``kept`` units per group: half of the models that are timed have widths beside these.
+
+    Raises:
+        As `measure_profile`.
+    """
+    candidates = _candidates(analysis, latency.block(setup).width, kept)
+    return _measure(analysis, (setup, batch), timing_feeds(analysis, batch), candidates, BUDGET, silent)
+
+
+def _measure(
+    analysis: Analysis, how: tuple[Setup, int], feeds: Mapping[str, Array], candidates: Sequence[IntArray], budget: float,
+    progress: Progress,
+) -> DeviceProfile:  # fmt: skip
+    """Time variants with these kept units per group (the first: all), as many as the budget allows, and fit the profile."""
+    setup, batch = how
+    block, nodes = latency.block(setup), analysis.prepared.nodes
     terms = node_terms(analysis.coupling, nodes, analysis.prepared.trace)
-    candidates = _candidates(analysis, block.width)
-    kept, timings = [], []
+    kept: list[IntArray] = []
+    timings: list[latency.Timing] = []
+    longest, start = 0.0, time.perf_counter()
     with progress("timing layers", len(candidates)) as advance:
-        for start in range(0, len(candidates), TOGETHER):
-            own = [_variant(analysis, row) for row in candidates[start : start + TOGETHER]]
-            budget = (SECONDS if analysis.size().macs > 3e8 else EASY_SECONDS) * len(own) / len(candidates)
-            timings += latency.time_variants([Variant(model, np.zeros((0, 0))) for model, _ in own], nodes, feeds, setup, budget)
+        while len(kept) < len(candidates):
+            spent = time.perf_counter() - start
+            if len(kept) >= FEWEST and spent + longest > budget:
+                break
+            own = [_variant(analysis, row) for row in candidates[len(kept) : len(kept) + TOGETHER]]
+            share = len(own) / len(candidates)
+            seconds = share * (SECONDS if analysis.size().macs > HEAVY else EASY_SECONDS)
+            wall = max(0.0, budget - spent) * len(own) / (len(candidates) - len(kept))
+            models = [Variant(model, np.zeros((0, 0))) for model, _ in own]
+            timings += latency.time_variants(models, nodes, feeds, setup, seconds, wall)
             kept += [row for _, row in own]
+            longest = max(longest, time.perf_counter() - start - spent)
             advance(len(own))
     work = terms.per_owner(terms.lengths(np.stack(kept)), len(nodes), block.width, block.slow)
     variants = [Variant(analysis.prepared.model, rows) for rows in work]
-    return latency.fit(variants, timings, nodes, (analysis.model.sha256, batch), (setup, block))
+    found = latency.fit(variants, timings, nodes, (analysis.model.sha256, batch), (setup, block))
+    return replace(found, cut_short=budget if len(kept) < len(candidates) else 0.0)
 
 
-def _candidates(analysis: Analysis, block: int) -> list[IntArray]:
-    """Kept units per group: all, the fewest, and random block-aligned widths (seeded)."""
+def _candidates(analysis: Analysis, block: int, around: IntArray | None = None) -> list[IntArray]:
+    """Kept units per group: all, the fewest (or ``around``), and random widths on the staircase (seeded); with ``around``, every other
+    one has widths at most one step away from it."""
     groups = analysis.coupling.groups
     vanish = [group.name in analysis.coupling.branches for group in groups]
-    offered = [choices(group.width, step_of(analysis.coupling, group, block), 1, own) for group, own in zip(groups, vanish, strict=True)]
+    grid = Grid(block, min(block, FINE), block)
+    offered = [choices(group.width, steps_of(analysis.coupling, group, grid), 1, own) for group, own in zip(groups, vanish, strict=True)]
     full = np.asarray([group.width for group in groups], np.int64)
     random = np.random.default_rng(0)
     rows = [full, np.asarray([own[-1] for own in offered], np.int64)]
     rows += [np.asarray([random.choice(own) for own in offered], np.int64) for _ in range(FITTED + CHECKED - 2)]
+    if around is not None:
+        rows[1] = around
+        arrays = [np.asarray(own) for own in offered]
+        beside = [own[np.argsort(np.abs(own - at), kind="stable")[:3]] for own, at in zip(arrays, around, strict=True)]
+        rows[3::2] = [np.asarray([random.choice(own) for own in beside], np.int64) for _ in rows[3::2]]
     return rows if len(groups) else [full]
 
 

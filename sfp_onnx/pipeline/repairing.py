@@ -14,7 +14,7 @@ from ..graph import Model
 from ..records import BoolArray, LayerFit, RepairOptions
 from ..repair import reestimate, repair
 from .analysis import Analysis, Progress, silent
-from .scoring import feeds_of
+from .feeding import feeds_of
 
 REPAIRS = ("none", "bias", "bn", "lstsq")
 CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256

@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import graph, html
 from .. import plan as plans
+from ..answers import is_classifier, log_probabilities
 from ..cost import layer_macs
 from ..data import Dataset
-from ..evaluate import is_classifier, log_probabilities
 from ..html import Card, Chart, Page, Picture, Section, Table
 from ..records import Array, BoolArray, Evaluation, Pinned, Size
 from ..report import number
@@ -21,7 +21,11 @@ from ..units import keep_mask
 from .analysis import Analysis
 from .cutting import Pruned
 from .deciding import Candidates
+from .layering import LayerTimes
 from .manifest import versions
+from .packaging import Packaged
+from .search_charts import searched
+from .sections import figures_section, packaging_section, times_section
 from .sweeping import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
@@ -51,11 +55,13 @@ def widths_of(analysis: Analysis, removed: BoolArray | None = None) -> list[Widt
 
 @dataclass(frozen=True)
 class Context:
-    """What all pages end with: the command that made them, and the data they were measured on."""
+    """What a page is told besides results: the command that made it, the data it was measured on, and what else was measured."""
 
     command: str
     data: Dataset | None = None
     unseen: bool = True
+    packaged: Packaged | None = None
+    times: LayerTimes | None = None
 
     @property
     def place(self) -> str:
@@ -65,17 +71,20 @@ class Context:
         return f"{self.data.samples} {'held-out samples' if self.unseen else 'calibration samples, which the pruning has seen'}"
 
 
-def prune_page(result: Pruned, scored: Candidates, sizes: tuple[int, int], measured: Sequence[Evaluation], context: Context) -> Page:
-    """The page of one pruned model. ``sizes`` are bytes of the files, ``measured`` the original and the result (or nothing)."""
+def prune_page(result: Pruned, scored: Candidates, measured: Sequence[Evaluation], context: Context) -> Page:
+    """The page of one pruned model. ``measured`` are the original and the result (or nothing)."""
     analysis = scored.analysis
     removed = plans.removal_of(result.plan, analysis.coupling, analysis.model.sha256)
     before, after = widths_of(analysis), widths_of(analysis, removed)
     sections = [
         _widths(before, after),
         _macs(before, after),
+        *times_section(context.times),
         _scores(scored, removed),
+        *searched(scored, removed),
         *_examples(scored),
         *_repair(result),
+        *packaging_section(context.packaged),
         *_differences((result.original, result.model), context),
         *_pinned(analysis.coupling.pinned),
         *_notes(result.notes),
@@ -83,7 +92,8 @@ def prune_page(result: Pruned, scored: Candidates, sizes: tuple[int, int], measu
     words = [_verified(result)]
     if result.plan.figures:
         words.append("Targets: " + ", ".join(str(target) for target in result.plan.options.get("targets", ())))
-    sized = (_with_bytes(result.plan.before, sizes[0]), _with_bytes(result.plan.after, sizes[1]))
+    files = (graph.file_bytes(result.original), graph.fingerprint(result.model, "model.onnx")[1])
+    sized = (_with_bytes(result.plan.before, files[0]), _with_bytes(result.plan.after, files[1]))
     title = f"{_name(analysis)}, pruned"
     return Page(title, tuple(words), _cards(sized, measured, context), tuple(sections), context.command, _facts(analysis, result.data))
 
@@ -96,7 +106,8 @@ def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], 
     sections = []
     if len(analyses) > 1 and shared:
         sections += [_widths(shared, [known[row.name] for row in shared]), _macs(shared, [known[row.name] for row in shared])]
-    sections.append(_table(measured))
+    sections += times_section(context.times)
+    sections.append(figures_section(measured))
     if len(analyses) > 1:
         sections += _differences((analyses[0].model, analyses[-1].model), context)
     sections += _pinned(analyses[0].coupling.pinned)
@@ -119,7 +130,7 @@ def sweep_page(points: Sequence[Point], scored: Candidates, context: Context) ->
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
     words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
     sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
-    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *_examples(scored)]
+    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *searched(scored, None), *_examples(scored)]
     sections += _pinned(scored.analysis.coupling.pinned)
     best = _choice(reached, loss)
     cards = _cards((reached[0].size, best.size), (_evaluation(reached[0]), _evaluation(best)), context) if best else ()
@@ -229,7 +240,8 @@ def _scores(scored: Candidates, removed: BoolArray) -> Section:
     lines = [words]
     if tangled:
         lines.append(f"In {tangled} groups no score separates what leaves from what stays (the plan weighs more than it); no line there.")
-    return Section("Scores and the cut", tuple(lines), (html.strips("Scores of the channels of every group", rows),) if rows else ())
+    title = "Scores and the cut" if removed.any() else "Scores"
+    return Section(title, tuple(lines), (html.strips("Scores of the channels of every group", rows),) if rows else ())
 
 
 def _examples(scored: Candidates) -> list[Section]:
@@ -282,22 +294,6 @@ def _pinned(pinned: Sequence[Pinned]) -> list[Section]:
 
 def _notes(notes: Sequence[str]) -> list[Section]:
     return [Section("Notes", tuple(notes))] if notes else []
-
-
-def _table(measured: Sequence[Evaluation]) -> Section:
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    rows = [
-        (
-            own.model, shown(own.top1, ".2%"), shown(own.agreement, ".2%"), shown(own.kl, ".4f"), shown(own.relative_error, ".4f"),
-            number(own.size.macs), number(own.size.params), number(own.size.bytes or 0), shown(own.latency_min_ms, ".3f"),
-            shown(own.latency_ratio, ".2f"),
-        )
-        for own in measured
-    ]  # fmt: skip
-    header = ("model", "top-1", "agreement", "KL", "rel. error", "MACs", "params", "bytes", "min ms", "ratio")
-    return Section("All figures", (), (), Table(header, tuple(rows)))
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------

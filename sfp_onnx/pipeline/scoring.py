@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,25 +22,25 @@ from ..scores import SCORES, combined, parts
 from ..views import views
 from .analysis import Analysis, Progress, silent
 from .bandit_aim import STAND_IN
+from .feeding import batch_size, feeds_of, pass_batches
 from .searching import search
 
-ACTIVATION_BYTES = 512 * 2**20
 MATRIX_BYTES = 2**30
-BATCH, LEAST_BATCHES = 64, 8
 PROFILE, MOMENTS = frozenset({"profile", "loss"}), frozenset({"squares", "zeros"})
 ELIMINATION_ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Importance per unit of a model (larger = keep), the class profiles that it came from, if it needed any, and (`obs`) the error of
-    each group by the number of units that it keeps."""
+    """Importance per unit of a model (larger = keep), the class profiles that it came from, if it needed any, (`obs`) the error of
+    each group by the number of units that it keeps, and (`bandit:*`) what every arm was seen to do."""
 
     name: str
     values: FloatArray
     profiles: Profiles | None = None
     errors: Mapping[str, FloatArray] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+    traces: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def scored(
     """
     if name.startswith(PREFIX):
         searched = search(analysis, name, data, options or ScoreOptions(), (STAND_IN, analysis.coupling.groups), progress)
-        return Scored(name, searched.scores, said=searched.notes)
+        return Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
     chosen = parts(name)
     needs = frozenset[str]().union(*(own.needs for own in chosen))
     options = options or ScoreOptions()
@@ -147,25 +147,9 @@ def profile(analysis: Analysis, data: Dataset, options: ProfileOptions | None = 
     free = ", ".join(sorted(own.name for own in SCORES.values() if not own.needs & PROFILE))
     output = profiles.classes_of(analysis.prepared, analysis.samples, free)
     chosen, skipped = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, options.pool)
-    batches = replace(data, batch=batch_size(analysis, data)).batches()
+    batches = pass_batches(analysis, data)
     found = profiles.profile(analysis.prepared, chosen, output, (batches, data.samples, data.labels), options, free, progress)
     return replace(found, skipped=tuple(skipped))
-
-
-def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
-    """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
-    if not data.fixed:
-        data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
-    for feeds, count in data.batches():
-        yield feeds if data.fixed else {name: array[:count] for name, array in feeds.items()}
-
-
-def batch_size(analysis: Analysis, data: Dataset) -> int:
-    """The data's batch size, less if all activations of one batch would take more than `ACTIVATION_BYTES`."""
-    if data.fixed:
-        return data.batch
-    total = sum(prod(shape) for shape in analysis.prepared.trace.shapes.values()) * 4 / analysis.samples
-    return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -174,7 +158,9 @@ def batch_size(analysis: Analysis, data: Dataset) -> int:
 def save_scores(path: Path, analysis: Analysis, found: Scored, inputs: Iterable[Path] = ()) -> None:
     """Write scores, and profiles if there are any, as .npz, atomically; equal results give equal bytes.
 
-    ``groups`` (G,) names, ``scores`` of all groups one after the other, those of group g at ``offsets[g]:offsets[g + 1]``. With
+    ``groups`` (G,) names, ``scores`` of all groups one after the other, those of group g at ``offsets[g]:offsets[g + 1]``. Of a bandit
+    search, per round r and arm: ``rounds/r/units``, ``rounds/r/pulls``, ``rounds/r/mean`` reward and ``rounds/r/half_width`` of its 95 %
+    interval. With
     profiles, per layer i: ``layer_names``, ``tensors``, ``probe_accuracy``, and ``i/units``, ``i/matrices`` (F, L, L),
     ``i/label_sets`` (F, L), ``i/noise``, ``i/means`` and ``i/weights`` (F, P, L); cluster c of all has the filter
     ``i/cluster_filter[c]`` and the labels ``i/cluster_labels[i/cluster_offsets[c]:i/cluster_offsets[c + 1]]``. Matrices are left out
@@ -200,6 +186,10 @@ def _arrays(analysis: Analysis, found: Scored) -> Iterable[tuple[str, Array]]:
     yield "groups", np.array([group.name for group in groups], np.str_)
     yield "offsets", np.cumsum([0, *(group.width for group in groups)])
     yield "scores", found.values[np.concatenate([group.units for group in groups])] if groups else np.zeros(0)
+    for own in found.traces.get("rounds", ()):
+        place = {group.name: group.units for group in groups}
+        yield f"rounds/{own['round']}/units", np.array([place[name][at] for name, at in zip(own["group"], own["position"], strict=True)])
+        yield from ((f"rounds/{own['round']}/{key}", np.array(own[key])) for key in ("pulls", "mean", "half_width"))
     if found.profiles is None:
         return
     layers = found.profiles.layers

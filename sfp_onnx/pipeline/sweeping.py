@@ -16,9 +16,10 @@ from ..records import Evaluation, PlanOptions, Size
 from ..runtime import Setup
 from ..targets import parse_target
 from .analysis import Analysis, Progress, silent
-from .cutting import apply
+from .cutting import Pruned, apply
 from .deciding import Candidates, plan_for
 from .evaluating import evaluate
+from .manifest import manifest, write_json
 from .targeting import latencies_of, ruler_for
 
 MOST = 100
@@ -42,6 +43,7 @@ class Point:
     latency_ratio: float | None = None
     front: bool = False
     file: str | None = None
+    manifest: str | None = None
     failure: str = ""
 
 
@@ -77,7 +79,7 @@ def sweep(
 
     Args:
         judge: data for accuracy; not those of the scores.
-        folder: where each model goes (default: none is saved).
+        folder: where each model and its manifest (.json) go (default: none is saved).
 
     Raises:
         OptionError: bad targets. TargetError: none of them can be reached.
@@ -97,13 +99,21 @@ def sweep(
                 points.append(Point(target, failure=str(error)))
             else:
                 result = apply(analysis, plan, scored.data, repair=scored.repair)
-                file = None if folder is None else result.save(folder / f"{_stem(analysis)}-{_file_name(target)}.onnx")
-                points.append(Point(target, size=plan.after, file=None if file is None else str(file)))
+                file, notes = (None, None) if folder is None else _saved(result, folder / f"{_stem(analysis)}-{_file_name(target)}.onnx")
+                points.append(Point(target, size=plan.after, file=file, manifest=notes))
                 models.append(result.model)
             advance(1)
     if len(models) == 1:
         raise TargetError(f"none of the {len(wanted)} targets can be reached. The first: {points[0].failure}")
     return _measured(analysis, points, models, judge, options)
+
+
+def _saved(result: Pruned, path: Path) -> tuple[str, str]:
+    """Write a model and its manifest; where they are."""
+    file = result.save(path)
+    notes = file.with_suffix(".json")
+    write_json(notes, manifest(result, file), [*result.original.paths, file])
+    return str(file), str(notes)
 
 
 def _measured(

@@ -1,8 +1,8 @@
-"""Plans that hold targets: predict, choose, build, measure, correct."""
+"""Figures of a model after a removal, predicted and measured; and widths chosen so that bounds on them hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -16,15 +16,12 @@ from ..device import Clock, DeviceProfile, scaled
 from ..graph import Model
 from ..records import BoolArray, Coupling, FloatArray, Group, PlanOptions
 from ..runtime import Setup
-from ..targets import Target
-from ..work import Liveness, Terms, liveness, macs_terms, node_terms, weight_terms
+from ..units import vanishing
+from ..work import Liveness, Terms, liveness, macs_terms, needed, node_terms, weight_terms
 from .analysis import Analysis, Progress, silent
 from .profiling import clock_of, measure_profile, read_profile, timing_feeds
 
-ROUNDS = 4
-CLOSE = 0.03  # a latency this far below its bound (as a share of the original) is raised again, if rounds are left
-MARGIN = 0.985  # aim below the bounds after a plan that broke one
-NOISE = 0.005  # of a measured latency ratio; a bound counts as held up to it
+LIGHT = "4:1:12"  # other widths are slower than the next wider multiple of 4 (measured, AVX-512)
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 
 
@@ -66,12 +63,17 @@ class Ruler:
     @cached_property
     def live(self) -> Liveness:
         """Activations that are alive together."""
+        return self._live(())
+
+    def _live(self, constants: Collection[str]) -> Liveness:
         model, prepared = self.analysis.prepared.model, self.analysis.prepared
         types = prepared.types
         sizes = {name: np.dtype(dtype).itemsize for name, dtype in types.items() if dtype is not None and np.dtype(dtype).kind not in "OSU"}
         ends = ([port.name for port in graph.inputs(model)], [port.name for port in graph.outputs(model)])
         scale = self.batch / self.analysis.samples
-        return liveness(self.analysis.coupling, prepared.nodes, prepared.trace, graph.initializers(model), ends, sizes, scale)
+        nodes = needed(prepared.nodes, ends[1], constants)
+        held = {*graph.initializers(model), *constants}
+        return liveness(self.analysis.coupling, nodes, prepared.trace, held, ends, sizes, scale)
 
     @cached_property
     def weights(self) -> Terms:
@@ -98,10 +100,15 @@ class Ruler:
         if "size" in self.names:
             found["size"] = self._size(self.weights.lengths_after(removed))
         if "memory" in self.names:
-            found["memory"] = float(self.live.peak(self.live.terms.lengths_after(removed)))
+            found["memory"] = self._memory(removed)
         if "latency" in self.names:
             found["latency"] = float(self.clock(self.terms.lengths_after(removed)))
         return found
+
+    def _memory(self, removed: BoolArray) -> float:
+        constants = {name for branch in vanishing(self.analysis.coupling, removed) for name in branch.constant}
+        live = self._live(constants) if constants else self.live  # without a branch, what only it read goes, too
+        return float(live.peak(live.terms.lengths_after(removed)))
 
     def _size(self, lengths: FloatArray) -> float:
         full = self.weights.values(self.weights.full).sum()
@@ -164,21 +171,24 @@ def ruler_for(analysis: Analysis, options: PlanOptions, progress: Progress = sil
     if options.device_profile is not None:
         profile = read_profile(options.device_profile, analysis.model.sha256)
         return replace(ruler, profile=profile, here=profile.device == latency.device(setup) and profile.batch == options.batch)
-    profile = measure_profile(analysis, setup, options.batch, progress)
+    profile = measure_profile(analysis, setup, options.batch, progress, budget=options.profile_budget)
     return replace(ruler, profile=scaled(profile, latencies_of([analysis.model], analysis, setup, options.batch)[0]))
 
 
-def block_of(options: PlanOptions, profile: DeviceProfile | None) -> int | None:
-    """What kept widths are multiples of: as asked, or the block of the device (``auto``, and the default with a latency target)."""
-    if isinstance(options.align, int):
-        return options.align
-    if options.align is None or options.align == "none":
-        return None
-    asked = any(targets.parse_target(text).what == "latency" for text in options.targets) or options.max_drop is not None
+def align_of(options: PlanOptions, profile: DeviceProfile | None) -> int | str | None:
+    """The widths that may be kept, as `plan.grid_of` reads them: as asked; or the staircase of the device (``auto``, and the default with
+    a latency target); or (the default otherwise) `LIGHT`, a staircase that needs no measurement, so that such plans do not depend on the
+    machine.
+    """
+    if options.align not in ("auto", "default"):
+        return None if options.align == "none" else options.align
+    asked = any(targets.parse_target(text).what == "latency" for text in options.targets)
     if options.align == "default" and not asked:
-        return None
-    found = profile.block.width if profile else latency.block(Setup(options.threads, options.provider)).width
-    return found if found > 1 else None
+        return LIGHT
+    found = profile.block if profile else latency.block(Setup(options.threads, options.provider))
+    if found.width <= latency.FINE:
+        return found.width if found.width > 1 else None
+    return f"{found.width}:{latency.FINE}"
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------
@@ -223,12 +233,12 @@ def solver(
 
 def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
     """Widths that every group of the model may have; only ``groups`` have a choice."""
-    align = options.align if isinstance(options.align, int) else None
+    grid = plans.grid_of(options.align)
     chosen = {group.name for group in groups}
     found = []
     for group in coupling.groups:
         vanish = group.name in coupling.branches and options.min_channels == 1
-        own = allocate.choices(group.width, plans.step_of(coupling, group, align), options.min_channels, vanish)
+        own = allocate.choices(group.width, plans.steps_of(coupling, group, grid), options.min_channels, vanish)
         found.append(own if group.name in chosen else [group.width])
     return found
 
@@ -258,67 +268,3 @@ def ranking(ruler: Ruler, groups: Sequence[Group], scores: FloatArray, options: 
         return None if removed is None else (removed, f"allocation: {options.allocation}")
 
     return choose
-
-
-# ---- the closed loop -------------------------------------------------------------------------------------------------
-
-
-def reach(ruler: Ruler, wanted: Sequence[Target], choose: Choice, most: BoolArray) -> Reached:
-    """Choose, build, measure and correct, at most four times; the result holds every target as built and measured.
-
-    Args:
-        most: the largest removal, for the message if the targets cannot be held.
-
-    Raises:
-        TargetError: the targets cannot be held; with the best reachable figures.
-    """
-    bounds = targets.bounds(wanted, ruler.before)
-    ratio = dict.fromkeys(bounds, 1.0)  # actual over predicted
-    held: Reached | None = None
-    closest: Reached | None = None
-    for number in range(1, ROUNDS + 1):
-        aim = 1.0 if closest is None or held is not None else MARGIN
-        found = choose({name: aim * bound / ratio[name] for name, bound in bounds.items()})
-        if found is None and closest is not None:
-            break
-        removed, note = found or (most, "allocation: the narrowest widths")
-        own = Reached(removed, ruler.predicted(removed), ruler.actual(removed), number, (note,))
-        if closest is None or _excess(own, bounds) < _excess(closest, bounds):
-            closest = own
-        if _excess(own, bounds) <= NOISE and (held is None or own.actual["macs"] >= held.actual["macs"]):
-            held = own
-        before_ratio = dict(ratio)
-        ratio = {name: own.actual[name] / own.predicted[name] for name in bounds}
-        settled = all(abs(ratio[name] - before_ratio[name]) < 1e-9 for name in bounds)
-        if not _again(own, bounds, ruler) or (settled and held is not None):
-            break
-        if found is None and held is None:
-            break
-    if held is None:
-        best = ruler.actual(most)
-        raise targets.unreachable(bounds, ruler.before, best, _how(ruler, bounds))
-    return held
-
-
-def _excess(found: Reached, bounds: Mapping[str, float]) -> float:
-    """How far the worst figure is above its bound, relatively; counted figures have no noise."""
-    over = {name: found.actual[name] / bound - 1 for name, bound in bounds.items()}
-    return max(value if name == "latency" or value <= 1e-12 else value + NOISE for name, value in over.items())
-
-
-def _again(found: Reached, bounds: Mapping[str, float], ruler: Ruler) -> bool:
-    """Whether another round may help: a bound is broken, or latency is the only limit and far below it."""
-    if _excess(found, bounds) > NOISE:
-        return True
-    if "latency" not in bounds or not ruler.here:
-        return False
-    slack = (bounds["latency"] - found.actual["latency"]) / ruler.before["latency"]
-    others = [name for name in bounds if name != "latency"]
-    limited = any(found.actual[name] > 0.99 * bounds[name] for name in others)
-    return slack > CLOSE and not limited
-
-
-def _how(ruler: Ruler, bounds: Mapping[str, float]) -> str:
-    if "latency" not in bounds:
-        return ""
-    return " (latency measured on this machine)" if ruler.here else " (latency predicted from the device profile)"

@@ -17,7 +17,8 @@ import numpy as np
 from .. import graph, runtime
 from ..errors import ModelError
 from ..graph import Prepared
-from ..records import Array, Coupling, Group, IntArray
+from ..records import Array, Coupling, FloatArray, Group, IntArray
+from .masking import Mask, put, shape_of, spread
 from .parts import Part, parts
 
 ROWS = 1024  # rows in one run at most: small models gain by sharing a run (an MLP 4 times the pulls),
@@ -44,6 +45,8 @@ class Block:
 @dataclass(frozen=True)
 class Running:
     """How to run: ``memory`` bounds the kept activations (bytes); ``whole`` runs the whole model at every pull (for comparison).
+    ``means``: a masked channel is not zero but its mean over all blocks, y = m a + (1 - m) mean: what folding that mean into the biases
+    of its consumers would leave of the damage (up to their padding). Groups that hold anything but floating activations get zeros.
 
     With ``optimize`` ALL, onnxruntime adds up a residual in another order in a part of a graph than in the whole (its blocked layout),
     so that the two agree to rounding; with BASIC they agree bit for bit, at two thirds of the speed.
@@ -51,31 +54,8 @@ class Running:
 
     memory: float = 2**30
     whole: bool = False
+    means: bool = False
     optimize: runtime.Optimize = runtime.Optimize.ALL
-
-
-@dataclass(frozen=True)
-class Mask:
-    """A mask input: index i of ``axis`` belongs to unit ``units[i]``. ``rank`` is that of the tensor; ``rows``: axis 0 is the batch."""
-
-    name: str
-    units: IntArray
-    axis: int
-    rank: int
-    dtype: np.dtype[Any]
-    rows: bool
-
-    def values(self, arms: Sequence[int], rows: int, total: int) -> Array:
-        """0 where an arm is masked: ``rows`` rows for each arm, then ones up to ``total`` rows (one row if there are no rows)."""
-        shape = [1] * self.rank
-        shape[self.axis] = len(self.units)
-        if not self.rows:
-            single: Array = (self.units != arms[0]).astype(self.dtype)
-            return single.reshape(shape)
-        masks = np.ones((total, len(self.units)), self.dtype)
-        for place, arm in enumerate(arms):
-            masks[place * rows : (place + 1) * rows, self.units == arm] = 0
-        return masks.reshape([total, *shape[1:]])
 
 
 @dataclass
@@ -136,6 +116,8 @@ class Pulls:
             parts(prepared, coupling, groups, self.how.whole), parts(prepared, coupling, groups, True), strict=True)]  # fmt: skip
         inputs = {port.name for port in graph.inputs(prepared.model)}
         self.kept = sorted({name for part in found for name in part.feeds} - inputs)
+        sites = {(name, axis): None for part in found if self.how.means and self._is_plain(part) for name, axis, _ in part.masked}
+        self.sums: dict[tuple[str, int], FloatArray] = dict.fromkeys(sites, np.zeros(1))
         self.cache, self.forwards = _Cache(self.how.memory), 0
         self.prefix = self._open_prefix()
         self.all_fit = True
@@ -153,18 +135,34 @@ class Pulls:
 
     def _open_prefix(self) -> runtime.Session:
         editor = graph.Editor(self.prepared.model)
-        for name in self.kept:
+        for name in self._watched:
             editor.add_output(editor.tensor(name))
         model = editor.finish()
         return runtime.open_session(graph.serialized(model), model.weights, self.prepared.model.name, self.how.optimize)
 
+    @property
+    def _watched(self) -> list[str]:
+        """Tensors that are kept, and others whose means are wanted."""
+        return [*self.kept, *sorted({name for name, _ in self.sums} - {*self.kept})]
+
+    def _is_plain(self, part: Part) -> bool:
+        """Whether all that is masked are floating activations."""
+        types, constants = self.prepared.types, self.coupling.masked_inputs
+        return all(np.dtype(types.get(name) or np.float32).kind == "f" and name not in constants for name, _, _ in part.masked)
+
     def _look(self) -> None:
-        """Run every block once through the unmasked model; keep the inner tensors if those of all blocks fit."""
+        """Run every block once through the unmasked model; keep the inner tensors if those of all blocks fit, and add up the means
+        (per channel, in float64)."""
         for index, block in enumerate(self.blocks):
-            results = self.prefix.run(block.feeds, [*self.names, *self.kept])
+            results = self.prefix.run(block.feeds, [*self.names, *self._watched])
             self.forwards += 1
             self.raw.append(results[: len(self.names)])
-            inner = results[len(self.names) :]
+            seen = dict(zip(self._watched, results[len(self.names) :], strict=True))
+            for (name, axis), total in self.sums.items():
+                rows = seen[name][: block.count] if self._is_batch(name) else seen[name]
+                others = tuple(other for other in range(rows.ndim) if other != axis)
+                self.sums[name, axis] = total + rows.mean(others, dtype=np.float64) / len(self.blocks)
+            inner = [seen[name] for name in self.kept]
             if index == 0:
                 self.sizes = {name: (array.dtype, array.shape) for name, array in zip(self.kept, inner, strict=True)}
                 self.all_fit = sum(array.nbytes for array in inner) * len(self.blocks) <= self.how.memory
@@ -203,10 +201,11 @@ class Pulls:
             point = points.get(tensor) if dtype.name in graph.QUANTIZED else None
             if dtype.name in graph.QUANTIZED and point is None:
                 continue  # nothing there stands for zero; the tensors around it are masked
-            zero = graph.zero_of(constants, point, _spread(self._rank(tensor), axis, len(units)))
-            masks.append(_put(editor, tensor, dtype, zero, Mask("", units, axis, self._rank(tensor), dtype, by_rows)))
+            zero = graph.zero_of(constants, point, spread(self._rank(tensor), axis, len(units)))
+            means = self.sums[tensor, axis] if self.how.means and self._is_plain(part) else None
+            masks.append(put(editor, tensor, dtype, zero, Mask("", units, axis, self._rank(tensor), dtype, by_rows, means=means)))
         ports = {name: self._port(name) for name in part.feeds}
-        ports.update({mask.name: (mask.dtype, _mask_shape(mask)) for mask in masks})
+        ports.update({name: (mask.dtype, shape_of(mask)) for mask in masks for name in (mask.name, mask.shift) if name})
         outputs = {name: np.dtype(self.raw[0][self.names.index(name)].dtype) for name in part.outputs}
         model = graph.segment(editor.finish(), ports, outputs)
         used = {port.name for port in graph.inputs(model)}
@@ -289,7 +288,7 @@ class Pulls:
         feeds = dict(self._inputs(section, len(units), block))
         total = own.rows if self._fixed or not section.tiled else len(units) * own.count
         for mask in section.masks:
-            feeds[mask.name] = mask.values(units, own.count, total)
+            feeds.update(mask.feeds(units, own.count, total))
         return section.session.run(feeds, section.part.outputs)
 
     def _inputs(self, section: _Section, copies: int, block: int) -> Mapping[str, Array]:
@@ -335,32 +334,6 @@ class Pulls:
 
 def _described(array: Array) -> tuple[Any, tuple[int, ...]]:
     return array.dtype, array.shape
-
-
-def _put(editor: graph.Editor, tensor: str, dtype: np.dtype[Any], zero: Array | str | None, mask: Mask) -> Mask:
-    """Insert a mask input behind a tensor; returns the mask with its name and type."""
-    made: list[tuple[str, np.dtype[Any]]] = []
-
-    def operand(wanted: Any) -> Any:
-        variable = editor.variable(f"{tensor}/mask")
-        made.append((variable.name, np.dtype(wanted)))
-        return variable
-
-    graph.insert_mask(editor, tensor, dtype, operand, zero)
-    return Mask(made[0][0], mask.units, mask.axis, mask.rank, made[0][1], mask.rows)
-
-
-def _spread(rank: int, axis: int, size: int) -> list[int]:
-    shape = [1] * rank
-    shape[axis] = size
-    return shape
-
-
-def _mask_shape(mask: Mask) -> list[int | str]:
-    shape: list[int | str] = [*_spread(mask.rank, mask.axis, len(mask.units))]
-    if mask.rows:
-        shape[0] = "batch"
-    return shape
 
 
 def _needed(part: Part, used: set[str]) -> Part:

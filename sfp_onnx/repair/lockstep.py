@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import graph, runtime
 from ..graph import Model, Prepared
-from ..leastsquares import best_ridge, mean_shift, solve
+from ..leastsquares import best_ridge, best_steps, mean_shift, solve
 from ..normal import Gathered, Joint, Normal, Sums, together
 from ..records import Array, BoolArray, Coupling, IntArray, LayerFit, RepairOptions
 from ..units import keep_mask
@@ -24,7 +24,7 @@ from .store import Store
 from .walk import Walk
 from .writing import Coding, inverse_of, per_block, ways, write
 
-MASKED_RIDGE = 1e-2  # masked problems are solved iteratively, which takes many times as long: one strength is tried
+MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
 ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
@@ -302,20 +302,26 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     nothing = mean_shift(fit)[0], np.zeros_like(mean_shift(fit)[1])
     before = best = held.error(*nothing)
     kind, ridge, coding = "unchanged", 0.0, Coding(setting.after, steps[0], weight, scale)
+    count: int | None = None  # of steps
     mask = None if steps[0].mask is None else steps[0].linear.form.matrix(steps[0].mask, blocks)
+    if mask is not None and mask.all():
+        mask = None
     biased = any(step.bias is not None for step in steps)
     if held.count and biased and (shifted := held.error(*mean_shift(fit))) < best:
         best, kind = shifted, "bias"
     if held.count and inputs:
-        ridges = setting.options.ridges if mask is None else (MASKED_RIDGE,)
-        ridge, error = best_ridge(fit, held, ridges, mask)
+        if mask is None:
+            ridge, error = best_ridge(fit, held, setting.options.ridges)
+        else:
+            ridge = MASKED_RIDGE
+            count, error = best_steps(fit, held, ridge, mask)
         if steps[0].weight.scale:
-            coding, error = coding.chosen(fit, held, solve(fit, ridge, mask)[0], ways(steps))
+            coding, error = coding.chosen(fit, held, solve(fit, ridge, mask, count)[0], ways(steps))
         if error < best:
             best, kind = error, "weights"
     if kind != "unchanged":
         both = together(fit, held)
-        change, shift = solve(both, ridge, mask) if kind == "weights" else mean_shift(both)
+        change, shift = solve(both, ridge, mask, count) if kind == "weights" else mean_shift(both)
         if steps[0].weight.scale and kind == "weights":
             change, shift = coding.applied(both, change)
         write(setting.after, steps, weight, (change, shift), scale, coding.stretch)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..graph import Prepared
 from ..leastsquares import ridge_inverse
-from ..normal import Gathered, Normal, Samples
+from ..normal import Gathered
 from ..obs import Reader, eliminate
 from ..records import Array, Coupling, FloatArray, IntArray, Layer, RepairOptions
 from .lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
@@ -33,12 +34,13 @@ class Elimination:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What one block of a layer reads: weights (k, o) in units of the target, the unit of each row, the variance of the target, and under
-    ``key`` in the store H^-1 (k, k)."""
+class Inputs:
+    """What one block of a layer reads: weights (k, o) in units of the target, the channel of the block and the unit of each row, the
+    variance of the target. ``key`` is a name for H^-1 (k, k)."""
 
     key: tuple[str, int]
     weights: Array
+    channels: IntArray
     units: IntArray
     variance: float
 
@@ -55,35 +57,68 @@ def elimination(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
-    layers = [layer for layer in coupling.layers if _reads_units(scene, layer)]
-    steps = [own[0] for own in plan_steps(scene, [[layer] for layer in layers], {}) if isinstance(own, tuple)]
-    store = Store(budget_of(options.memory, steps))
-    try:
-        walk = Walk(prepared.model, store)
-        for feeds in batches:
-            walk.feed(feeds)
-        none = np.zeros(coupling.units, bool)
-        setting = Setting(options, coupling, none, walk, walk, walk.batches)
-        ledger = _Ledger(coupling, store, layers)
-        for number, (step, layer) in enumerate(zip(steps, layers, strict=True)):
-            ledger.add(layer, _observe(setting, step, layer, number))
-            progress(number + 1, len(steps))
-    finally:
-        store.close()
+    look = Look.at(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE)
+    with closing(look.store()) as store:
+        ledger = _Ledger(coupling, store, look.layers)
+        for layer, _, found in look.observed(store, batches, progress):
+            ledger.add(layer, found)
     blind = tuple(group.name for group in coupling.groups if group.name not in ledger.errors)
     return Elimination(ledger.scores, ledger.errors, blind)
 
 
-def _reads_units(scene: Scene, layer: Layer) -> bool:
-    if layer.linear is None or layer.weight is None or not (layer.source >= 0).any():
+@dataclass(frozen=True)
+class Look:
+    """A pass over the original network, for what layers read: those of ``layers`` (with their ``steps``)."""
+
+    prepared: Prepared
+    coupling: Coupling
+    options: RepairOptions
+    ridge: float
+    layers: Sequence[Layer]
+    steps: Sequence[Step]
+
+    @classmethod
+    def at(
+        cls, prepared: Prepared, coupling: Coupling, wanted: Callable[[Layer], bool], options: RepairOptions, ridge: float
+    ) -> Look:
+        """The layers that are ``wanted`` and could be re-fitted."""
+        scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
+        layers = [layer for layer in coupling.layers if _has_weight(scene, layer) and wanted(layer)]
+        steps = [own[0] for own in plan_steps(scene, [[layer] for layer in layers], {}) if isinstance(own, tuple)]
+        return cls(prepared, coupling, options, ridge, layers, steps)
+
+    def store(self) -> Store:
+        """For the activations of the pass; to be closed."""
+        return Store(budget_of(self.options.memory, self.steps))
+
+    def observed(
+        self, store: Store, batches: Iterable[Mapping[str, Array]], progress: Callable[[int, int], None]
+    ) -> Iterator[tuple[Layer, Step, Iterable[tuple[Inputs, FloatArray]]]]:
+        """Each layer with what its blocks read, and H^-1 = (C + r I)^-1 (k, k) from the covariance C of that; nothing where a layer is too
+        wide or has too many blocks. To be used up before the next layer is asked for.
+
+        Raises:
+            ModelError: the model cannot be run in segments.
+        """
+        walk = Walk(self.prepared.model, store)
+        for feeds in batches:
+            walk.feed(feeds)
+        none = np.zeros(self.coupling.units, bool)
+        setting = Setting(self.options, self.coupling, none, walk, walk, walk.batches)
+        for number, (step, layer) in enumerate(zip(self.steps, self.layers, strict=True)):
+            yield layer, step, _observe(setting, step, layer, (number, self.ridge))
+            progress(number + 1, len(self.steps))
+
+
+def _has_weight(scene: Scene, layer: Layer) -> bool:
+    if layer.linear is None or layer.weight is None:
         return False
     return scene.held(layer.node.inputs[layer.weight.position]) is not None
 
 
-def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> Iterable[tuple[_Inputs, FloatArray]]:
+def _observe(setting: Setting, step: Step, layer: Layer, place: tuple[int, float]) -> Iterable[tuple[Inputs, FloatArray]]:
     """What is to be known of a layer's inputs (nothing, where its matrices would be too large), and variance of its target."""
-    walk, form = setting.after, step.linear.form
+    walk, form, (number, ridge) = setting.after, step.linear.form, place
     weight = step.weight.value(walk.constant)
     segment = walk.advance([step.data, step.output, *operands(walk, step)])
     gathered: Gathered | None = None
@@ -114,22 +149,25 @@ def _observe(setting: Setting, step: Step, layer: Layer, number: int) -> Iterabl
     if sums is None or not sums.count:
         return []
     variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
-    return _inputs(step, layer, sums, (weight, chain.scale, blocks), max(variance, np.finfo(np.float32).tiny))
+    variance = max(variance, float(np.finfo(np.float32).tiny))
+    return _inputs(step, layer, ridge_inverse(sums, ridge), (weight, chain.scale, blocks), variance)
 
 
 def _inputs(
-    step: Step, layer: Layer, sums: Normal | Samples, parts: tuple[Array, Array, int], variance: float
-) -> Iterator[tuple[_Inputs, FloatArray]]:
+    step: Step, layer: Layer, inverses: Iterable[FloatArray], parts: tuple[Array, Array, int], variance: float
+) -> Iterator[tuple[Inputs, FloatArray]]:
     """Each block's inputs, with the inverse of their covariance."""
     weight, scale, blocks = parts
     form = step.linear.form
     matrix = form.matrix(weight, blocks).astype(np.float64)
     factor = np.broadcast_to(scale, (blocks * matrix.shape[2],)).reshape(blocks, 1, -1)
-    channel = form.inputs_of(weight.shape, blocks)
-    per_block = len(layer.source) // blocks
-    for block, inverse in enumerate(ridge_inverse(sums, RIDGE)):
-        units = layer.source[block * per_block + channel]
-        yield _Inputs((f"inverse of {step.layer}", block), (matrix * factor)[block].astype(np.float32), units, variance), inverse
+    channels = form.inputs_of(weight.shape, blocks)
+    source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
+    per_block = len(source) // blocks
+    for block, inverse in enumerate(inverses):
+        units = source[block * per_block + channels]
+        key = (f"inverse of {step.layer}", block)
+        yield Inputs(key, (matrix * factor)[block].astype(np.float32), channels, units, variance), inverse
 
 
 class _Ledger:
@@ -144,13 +182,13 @@ class _Ledger:
         for number, group in enumerate(coupling.groups):
             self._group[group.units] = number
         self._expected = Counter(number for layer in layers for number in self._groups(layer.source))
-        self._waiting: dict[int, list[_Inputs]] = {}
+        self._waiting: dict[int, list[Inputs]] = {}
         self._uses: Counter[tuple[str, int]] = Counter()
 
     def _groups(self, units: IntArray) -> list[int]:
         return sorted(set(self._group[units].tolist()) - {-1})
 
-    def add(self, layer: Layer, found: Iterable[tuple[_Inputs, FloatArray]]) -> None:
+    def add(self, layer: Layer, found: Iterable[tuple[Inputs, FloatArray]]) -> None:
         """One more layer was seen; eliminates the groups of which it was the last reader."""
         for own, matrix in found:
             groups = self._groups(own.units)
