@@ -104,10 +104,10 @@ def _dual(sums: Samples) -> tuple[Strength, Change]:
 
 
 def ridge_inverse(sums: Normal | Samples, ridge: float) -> Iterator[FloatArray]:
-    """(C / n + r I)^-1 (k, k) of each block, with r = ridge times the mean variance of the n rows."""
+    """(C / n + r I)^-1 (k, k) of each block, with r = ridge times the mean variance of the n rows. The sums are used up."""
     count = max(sums.count, 1.0)
     if isinstance(sums, Normal):
-        covariance = sums.centred()[0]
+        covariance = sums.turned()
         covariance /= count
         for block in covariance:
             yield positive_inverse(block, ridge * float(np.trace(block)) / len(block))

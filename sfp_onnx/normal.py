@@ -90,12 +90,18 @@ class Normal:
 
     def centred(self) -> tuple[FloatArray, FloatArray]:
         """Covariance sums C (g, k, k) and (g, k, o), about the means."""
-        rows, errors = self.means
-        covariance = self.gram.copy()
-        for own, block in enumerate(covariance):
+        return self._about_means(self.gram.copy()), self.cross - self.rows[:, :, None] * self.means[1][:, None, :]
+
+    def turned(self) -> FloatArray:
+        """C, in place of ``gram``: for the sake of memory, when the sums have served."""
+        return self._about_means(self.gram)
+
+    def _about_means(self, gram: FloatArray) -> FloatArray:
+        means = self.means[0]
+        for own, block in enumerate(gram):
             for start in range(0, len(block), STRIP):
-                block[start : start + STRIP] -= self.rows[own, start : start + STRIP, None] * rows[own]
-        return covariance, self.cross - self.rows[:, :, None] * errors[:, None, :]
+                block[start : start + STRIP] -= self.rows[own, start : start + STRIP, None] * means[own]
+        return gram
 
     def rounding(self) -> FloatArray:
         """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""

@@ -207,7 +207,7 @@ def budget_of(memory: int, steps: Iterable[Step]) -> int:
     """Bytes that are left for activations when the matrices of the widest layer have their share."""
     inputs = [len(step.linear.form.inputs_of(step.weight.shape, 1)) for step in steps]
     largest = max((own for own in inputs if solvable(own, np.inf)), default=0)
-    return max(memory - GRAM_COPIES * 8 * largest**2, memory // 4)
+    return max(memory - (GRAM_COPIES + 1) * 8 * largest**2, memory // 4)  # one for rows on their way into the sums
 
 
 def operands(walk: Walk, step: Aim) -> list[str]:
