@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -249,18 +249,20 @@ def _ordered(scene: Scene, tasks: Sequence[list[Layer]]) -> list[list[Layer]]:
 
 def _sources(scene: Scene, layer: Layer, owner: Mapping[str, int]) -> set[int]:
     """Tasks that make what a layer reads, without those in front of them."""
-    stack, seen, found = [layer.data_name], {layer.data_name}, set()
+    return {owner[name] for name in _upstream(scene, layer.data_name, owner) if name in owner}
+
+
+def _upstream(scene: Scene, name: str, ends: Container[str] = ()) -> Iterator[str]:
+    """The tensors that a tensor is made from, itself among them, constants left out; nothing behind those of ``ends``."""
+    stack, seen = [name], {name}
     while stack:
-        name = stack.pop()
-        if name in owner:
-            found.add(owner[name])
-            continue
-        node = scene.by_output.get(name)
+        current = stack.pop()
+        yield current
+        node = scene.by_output.get(current) if current not in ends else None
         for other in (*node.inputs, *node.captures) if node else ():
             if other and other not in seen and other not in scene.constants:
                 seen.add(other)
                 stack.append(other)
-    return found
 
 
 def ends(scene: Scene, removed: BoolArray) -> list[str]:
@@ -365,14 +367,4 @@ def _chain(scene: Scene, output: str, axis: int, pending: Collection[str]) -> li
 
 def _depends(scene: Scene, name: str, pending: Collection[str]) -> bool:
     """Whether a tensor is computed from the output of a pending layer."""
-    stack, seen = [name], {name}
-    while stack:
-        current = stack.pop()
-        if current in pending:
-            return True
-        node = scene.by_output.get(current)
-        for other in (*node.inputs, *node.captures) if node else ():
-            if other and other not in seen and other not in scene.constants:
-                seen.add(other)
-                stack.append(other)
-    return False
+    return any(current in pending for current in _upstream(scene, name))

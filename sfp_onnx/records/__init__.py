@@ -1,0 +1,93 @@
+"""The frozen records that pass between the stages. No behaviour beyond small derived values.
+
+Words: a *channel* is one index of an axis that carries labels; a *unit* is a set of channels (over many tensors) that can
+only leave together; a *group* is a set of units that touch the same tensors and axes.
+"""
+
+from __future__ import annotations
+
+from .arrays import Array, BoolArray, FloatArray, IntArray
+from .coupling import (
+    Additive,
+    Affine,
+    After,
+    AxisUnits,
+    Branch,
+    Channels,
+    Coupling,
+    Edit,
+    Follow,
+    Form,
+    Group,
+    InsertAfter,
+    InsertBefore,
+    Layer,
+    Linear,
+    Node,
+    Pinned,
+    Port,
+    SetAttribute,
+    SetInput,
+    Trace,
+    Weight,
+)
+from .options import BanditOptions, PlanOptions, RepairOptions, ScoreOptions
+from .results import (
+    Cut,
+    Evaluation,
+    GroupPlan,
+    GroupView,
+    LayerFit,
+    LayerProfile,
+    Moments,
+    Plan,
+    Profiles,
+    Size,
+    Verification,
+    WeightSlices,
+)
+
+__all__ = [
+    "Additive",
+    "Affine",
+    "After",
+    "Array",
+    "AxisUnits",
+    "BanditOptions",
+    "BoolArray",
+    "Branch",
+    "Channels",
+    "Coupling",
+    "Cut",
+    "Edit",
+    "Evaluation",
+    "FloatArray",
+    "Follow",
+    "Form",
+    "Group",
+    "GroupPlan",
+    "GroupView",
+    "InsertAfter",
+    "InsertBefore",
+    "IntArray",
+    "Layer",
+    "LayerFit",
+    "LayerProfile",
+    "Linear",
+    "Moments",
+    "Node",
+    "Pinned",
+    "Plan",
+    "PlanOptions",
+    "Port",
+    "Profiles",
+    "RepairOptions",
+    "ScoreOptions",
+    "SetAttribute",
+    "SetInput",
+    "Size",
+    "Trace",
+    "Verification",
+    "Weight",
+    "WeightSlices",
+]

@@ -1,0 +1,290 @@
+"""What is known of a graph: its nodes, layers, and the channels that can only leave together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .arrays import Array, BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of the graph. ``name`` is never empty (unnamed nodes get ``Conv_12``); ``captures`` are the outer
+    tensors that its sub-graphs read."""
+
+    index: int
+    name: str
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    captures: tuple[str, ...] = ()
+
+    @property
+    def operator(self) -> str:
+        """Operator with its domain, e.g. ``Conv`` or ``com.microsoft.FusedConv``."""
+        return f"{self.domain}.{self.op}" if self.domain else self.op
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the model. ``shape`` holds ints, names of dynamic dimensions, or None (unknown);
+    it is None as a whole if the file does not even give a rank."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one real run on a sample input showed: shape of every tensor, and the values of tensors that do not depend
+    on the input data. ``dynamic`` marks values and sizes that changed when the dynamic dimensions were changed. ``data_free``
+    names all tensors that do not depend on the data, also those whose value nothing but other such tensors needs."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, Array]
+    dynamic_values: Mapping[str, BoolArray]
+    dynamic_axes: Mapping[str, tuple[int, ...]]
+    data_free: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class AxisUnits:
+    """Which unit each index of one axis belongs to; -1 where the index cannot be removed."""
+
+    axis: int
+    units: IntArray
+
+
+Channels = tuple[AxisUnits, ...]
+"""All axes of one tensor that carry units."""
+
+
+class After(Protocol):
+    """What a follow fact may ask about its node in the pruned graph, on the sample input."""
+
+    def input_shape(self, position: int) -> tuple[int, ...]:
+        """Shape of an input after the cut."""
+
+    def output_shape(self, position: int) -> tuple[int, ...]:
+        """Shape of an output after the cut."""
+
+    def input_keep(self, position: int, axis: int) -> BoolArray:
+        """Which indices of an axis of an input stay, in the original numbering."""
+
+    def output_keep(self, position: int, axis: int) -> BoolArray:
+        """Which indices of an axis of an output stay, in the original numbering."""
+
+
+@dataclass(frozen=True)
+class SetInput:
+    """Replace input ``position`` of a node by a constant (None: remove the input)."""
+
+    position: int
+    value: Array | None
+
+
+@dataclass(frozen=True)
+class SetAttribute:
+    """Replace an attribute of a node (None: remove it)."""
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class InsertBefore:
+    """Feed input ``position`` of the node through ``op(input, *constants)``."""
+
+    position: int
+    op: str
+    constants: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class InsertAfter:
+    """Put ``op(output 0, *constants)`` behind the node; floating constants take the type of the output."""
+
+    op: str
+    constants: tuple[Array, ...]
+
+
+Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
+
+
+@dataclass(frozen=True)
+class Follow:
+    """A node whose shape constants or attributes are recomputed from the new sizes."""
+
+    node: int
+    edits: Callable[[After], Sequence[Edit]]
+
+
+class Form(Protocol):
+    """How a mixing layer is linear in its weight: outputs at chosen positions are rows times a matrix, in ``blocks`` blocks
+    (groups of a convolution). ``chosen`` is (samples, positions per sample). ``out_axis`` is the output's channel axis."""
+
+    @property
+    def out_axis(self) -> int:
+        """The channel axis of the output."""
+
+    def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
+        """Number of blocks, from the three shapes."""
+
+    def positions(self, output: Sequence[int]) -> tuple[int, int]:
+        """Samples, and output positions of each."""
+
+    def rows(self, data: Array, output: Sequence[int], chosen: IntArray, blocks: int) -> Array:
+        """Inputs that the chosen positions read: float32 (blocks, positions, inputs)."""
+
+    def answers(self, output: Array, chosen: IntArray, blocks: int) -> Array:
+        """The output at the chosen positions: (blocks, positions, outputs)."""
+
+    def matrix(self, weight: Array, blocks: int) -> Array:
+        """The weight as (blocks, inputs, outputs)."""
+
+    def weight(self, matrix: Array, like: Sequence[int]) -> Array:
+        """The inverse of `matrix`, for a weight of shape ``like``."""
+
+    def inputs_of(self, weight: Sequence[int], blocks: int) -> IntArray:
+        """Which input channel of its block each row of the matrix reads."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``form`` of a layer, and where its bias (one value per output channel) is: ``bias`` is the input position that holds it or
+    may hold it, None if the operator has no bias; the layer adds ``bias_scale`` times it."""
+
+    form: Form
+    bias: int | None
+    bias_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A node that is affine, element by element, in the inputs at ``positions``, whatever the others are; ``shift`` is the input
+    (if any) that is simply added and is a constant. ``varies``: axes of the output along which the factor of the inputs varies."""
+
+    positions: tuple[int, ...]
+    shift: int | None = None
+    varies: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The constant operand of a mixing layer: which of its axes carries output and input channels."""
+
+    position: int
+    out_axis: int
+    in_axis: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A mixing layer (Conv, ConvTranspose, Gemm, MatMul, ...): it reads channels and makes new ones.
+
+    ``extents`` are unit arrays of all axes that the multiply-accumulate count is proportional to; ``macs`` is the count
+    for one sample of the traced shape. ``linear`` is None where the weight cannot be re-fitted. ``reads``/``writes``
+    give the unit of each index of the weight's input and output
+    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``.
+    """
+
+    node: Node
+    macs: float
+    extents: tuple[IntArray, ...]
+    weight: Weight | None
+    reads: IntArray
+    writes: IntArray
+    data: int
+    data_axis: int
+    source: IntArray
+    linear: Linear | None = None
+
+    @property
+    def data_name(self) -> str:
+        """The tensor that the layer reads."""
+        return self.node.inputs[self.data]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A per-channel scale applied to ``tensor`` (BatchNormalization): scale[c] = gamma / sqrt(var + eps). ``moments`` are the input
+    positions of mean and variance."""
+
+    node: Node
+    tensor: str
+    gamma: FloatArray
+    scale: FloatArray
+    units: IntArray
+    moments: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``."""
+
+    name: str
+    units: IntArray
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Why some channels cannot leave: one entry per reason and node."""
+
+    reason: str
+    node: str
+    channels: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A part of the graph that vanishes if a whole group leaves: its ``dead`` tensors, those of them that mixing layers read
+    (``sources``), the tensors that become ``constant``, and those of them that are read beside a residual (``ends``)."""
+
+    dead: tuple[str, ...]
+    sources: tuple[str, ...]
+    ends: tuple[str, ...]
+    constant: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Everything that later stages need to know about who leaves with whom.
+
+    ``zero_points`` maps quantised tensors to the tensor that holds their zero point.
+    ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
+    ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
+    ``branches`` maps groups that may leave altogether to what vanishes with them.
+    ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
+    integers, scale, zero point).
+    ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
+    unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
+    """
+
+    units: int
+    groups: tuple[Group, ...]
+    tensors: Mapping[str, Channels]
+    constants: Mapping[tuple[int, int], Channels]
+    layers: tuple[Layer, ...]
+    affines: tuple[Affine, ...]
+    follows: tuple[Follow, ...]
+    pinned: tuple[Pinned, ...]
+    masked_inputs: Mapping[str, Channels]
+    zero_points: Mapping[str, str]
+    additive: Mapping[int, Additive]
+    channels_total: int
+    channels_prunable: int
+    branches: Mapping[str, Branch] = field(default_factory=dict)
+    dequantised: Mapping[str, int] = field(default_factory=dict)
