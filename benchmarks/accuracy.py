@@ -1,6 +1,7 @@
 """Top-1 after pruning with closed-form repair: ``python benchmarks/accuracy.py TABLE [FOLDER [ROWS [PART]]]``, with TABLE one of
 
-  cuts    30 / 50 / 70 % of the MACs removed from block-internal channels, then from all groups; ResNet-56 (both exports) and ResNet-20
+  cuts    30 / 50 / 70 % of the MACs removed from block-internal channels, then from all groups; ResNet-56 (both exports) and ResNet-20;
+          any width (--align none), then the default widths
   latency block-internal against all groups at 60 and 40 % of the original's latency
   ladder  every score x every repair x every cut
   cost    seconds and memory of the repair against plain forward passes
@@ -30,6 +31,7 @@ from sfp_onnx import graph, pipeline, runtime
 from sfp_onnx.records import RepairOptions
 
 CUTS = (30, 50, 70)
+ALIGNS = {None: "", "default": ", default widths"}
 SHARES = (60, 40)
 # The names of the dynamo export say nothing: groups that one layer makes and one reads are chosen instead.
 DYNAMO = Case("ResNet-56, dynamo export", "resnet56_cifar10_dynamo.onnx", "", "cifar10", CIFAR10)
@@ -52,8 +54,8 @@ class Bench:
         groups = [group for group in coupling.groups if len(group.producers) == len(group.consumers) == 1]
         return "^(" + "|".join(name for group in groups for name in group.producers) + ")$"
 
-    def plan(self, score: str, target: str, only: str | None) -> sfp_onnx.Plan:
-        options = sfp_onnx.PlanOptions(targets=(target,), only=only, threads=1, batch=16, align=None)
+    def plan(self, score: str, target: str, only: str | None, align: str | None = None) -> sfp_onnx.Plan:
+        options = sfp_onnx.PlanOptions(targets=(target,), only=only, threads=1, batch=16, align=align)
         if (score, only) not in self.scores:
             self.scores[score, only] = pipeline.candidates(self.analysis, options, score, self.calibration)
         return pipeline.plan_for(self.scores[score, only], options)
@@ -95,14 +97,15 @@ def cuts(root: Path, rows: Rows, only: str = "") -> None:
         if only not in f"{case.file} {'block-internal' if inner else 'all'}":
             continue
         bench = Bench(case, root, 2048)
-        for cut in CUTS:
-            rows.measure(f"{case.title}, {'block-internal' if inner else 'all'} | {cut}", _cell, bench, cut, inner)
+        for align, cut in product(ALIGNS, CUTS):
+            name = f"{case.title}, {'block-internal' if inner else 'all'}{ALIGNS[align]} | {cut}"
+            rows.measure(name, _cell, bench, cut, inner, align)
     rows.table("model, groups", CUTS)
 
 
-def _cell(bench: Bench, cut: int, inner: bool) -> str:
+def _cell(bench: Bench, cut: int, inner: bool, align: str | None) -> str:
     feeds, _ = next(iter(replace(bench.test, batch=16).batches()))
-    model = bench.pruned(bench.plan("obs", f"macs={100 - cut}%", bench.only if inner else None), "lstsq")
+    model = bench.pruned(bench.plan("obs", f"macs={100 - cut}%", bench.only if inner else None, align), "lstsq")
     top1, agreement, divergence = bench.top1(model)
     return f"{top1:.2f} (agreement {agreement:.1f}, KL {divergence:.3f}; latency {latency(bench, model, feeds):.2f})"
 
@@ -121,7 +124,7 @@ def same_latency(root: Path, rows: Rows, only: str = "") -> None:
 
 def _cell_of_latency(bench: Bench, share: int, inner: bool) -> str:
     feeds, _ = next(iter(replace(bench.test, batch=16).batches()))
-    plan = bench.plan("obs", f"latency={share}%", bench.only if inner else None)
+    plan = bench.plan("obs", f"latency={share}%", bench.only if inner else None, "default")
     model = bench.pruned(plan, "lstsq")
     top1, macs = bench.top1(model)[0], plan.after.macs / plan.before.macs
     return f"{top1:.2f} (MACs {macs:.0%}, measured latency {latency(bench, model, feeds):.2f})"
