@@ -20,6 +20,7 @@ from sfp_onnx.device import Block, DeviceProfile
 from sfp_onnx.pipeline import reaching, targeting
 from sfp_onnx.pipeline.profiling import names_of
 from sfp_onnx.plan import removal_of
+from sfp_onnx.records import Group
 from sfp_onnx.targets import Target, bounds, parse_target
 
 WIDE = (64, 96)
@@ -516,3 +517,11 @@ def test_a_plan_on_the_measured_staircase_is_reproduced(wide: Path, tmp_path: Pa
     again = invoke(*common, "-o", tmp_path / "again.onnx", "--locked", manifest)
     assert again.exit_code == 0, again.stderr
     assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
+
+
+def test_errors_of_scores_count_every_reader() -> None:
+    """Half of the squared scores lost is half an error for each layer that reads the group."""
+    scores = np.array([1.0, 1.0, 1.0, 1.0])
+    one, three = Group("a", np.arange(4), ("p",), ("q",)), Group("b", np.arange(4), ("p",), ("q", "r", "s"))
+    first, second = targeting.errors_of_scores([one, three], scores)
+    assert first.tolist() == [1, 0.75, 0.5, 0.25, 0] and (second == 3 * first).all()

@@ -198,13 +198,14 @@ Choice = Callable[[Mapping[str, float]], "tuple[BoolArray, str] | None"]
 
 
 def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatArray]:
-    """Error of each group by the number of units it keeps, 0 .. width: share of the squared scores that leaves."""
+    """Error of each group by the number of units it keeps, 0 .. width: share of the squared scores that leaves, summed over the layers
+    that read it (as the errors of `obs` are: a residual stream is worth more than what one layer reads)."""
     found = []
     for group in groups:
         squares = np.sort(np.maximum(scores[group.units], 0)) ** 2
         total = squares.sum()
         lost = np.concatenate([[0.0], np.cumsum(squares)])[::-1]
-        found.append(lost / total if total > 0 else np.linspace(1, 0, group.width + 1))
+        found.append(max(1, len(group.consumers)) * (lost / total if total > 0 else np.linspace(1, 0, group.width + 1)))
     return found
 
 
