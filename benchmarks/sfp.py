@@ -111,7 +111,7 @@ def channels(root: Path, titles: Sequence[str]) -> None:
     """Single filter performance among all scores, as channel scores."""
     every = [*SCORES, "sfp+contribution"]
     names = [name for name in every if name in sys.argv] or every
-    for case, images, options in ((ranking.RESNET56, 512, RESNET_REPAIR), (ranking.VGG11, 1000, VGG_REPAIR)):
+    for case, images, options in ((ranking.RESNET56, 512, RESNET_REPAIR), (ranking.VGG11, 256, VGG_REPAIR)):
         if titles and case.title not in titles:
             continue
         data = (case.analysis(root), case.images(root, "calib", CALIBRATION), case.images(root, "test"))
