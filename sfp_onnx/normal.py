@@ -20,7 +20,7 @@ STRIP = 512  # rows of a matrix that are updated at a time, for the sake of memo
 @dataclass
 class Normal:
     """Sums over rows, for each of g blocks: ``gram`` (g, k, k) of p p', ``cross`` (g, k, o) of p e', ``rows`` (g, k) of p,
-    ``errors`` (g, o) of e, ``squares`` (g, o) of e^2, ``count`` rows. Float64; add up with `merge`."""
+    ``errors`` (g, o) of e, ``squares`` (g, o) of e^2, ``count`` rows. Float64; add up with `absorb`."""
 
     gram: FloatArray
     cross: FloatArray
@@ -66,19 +66,8 @@ class Normal:
         """Of rows (g, k) and errors (g, o)."""
         return self.rows / max(self.count, 1.0), self.errors / max(self.count, 1.0)
 
-    def merge(self, other: Normal) -> Normal:
-        """Both sums together."""
-        return Normal(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.rows + other.rows,
-            self.errors + other.errors,
-            self.squares + other.squares,
-            self.count + other.count,
-        )
-
     def absorb(self, other: Normal) -> Normal:
-        """As `merge`, in place."""
+        """Add the sums of other rows, in place."""
         for name in ("gram", "cross", "rows", "errors", "squares"):
             np.add(getattr(self, name), getattr(other, name), out=getattr(self, name))
         self.count += other.count

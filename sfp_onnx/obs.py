@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .cholesky import factor, forward, positive_inverse
+from .cholesky import factor, forward
 from .records import FloatArray, IntArray
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
@@ -98,12 +98,6 @@ class Reader:
         for _, rows, blocks in self._classes:
             own = taken[rows]
             blocks -= own @ own.transpose(0, 2, 1)
-
-
-def reader(covariance: FloatArray, weights: FloatArray, unit: IntArray, scale: float, ridge: float) -> Reader:
-    """A reader from the covariance (k, k) of its inputs and its weights (k, o)."""
-    strength = ridge * float(np.diag(covariance).mean())
-    return Reader(positive_inverse(covariance.copy(), strength), weights.astype(np.float64), unit.copy(), scale)
 
 
 def eliminate(readers: Sequence[Reader], width: int) -> tuple[IntArray, FloatArray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -11,9 +12,15 @@ from sfp_onnx import leastsquares, obs
 from sfp_onnx.cholesky import positive_inverse, positive_solve
 from sfp_onnx.leastsquares import best_ridge, best_steps, mean_shift, ridge_inverse, solve
 from sfp_onnx.normal import Gathered, Joint, Normal, Samples, together
-from sfp_onnx.obs import Reader, eliminate, reader
+from sfp_onnx.obs import Reader, eliminate
 
 BLOCKS, ROWS, INPUTS, OUTPUTS = 3, 60, 6, 4
+
+
+def reader(covariance: np.ndarray, weights: np.ndarray, unit: np.ndarray, scale: float, ridge: float) -> Reader:
+    """A reader from the covariance (k, k) of its inputs and its weights (k, o)."""
+    strength = ridge * float(np.diag(covariance).mean())
+    return Reader(positive_inverse(covariance.copy(), strength), weights.astype(np.float64), unit.copy(), scale)
 
 
 def problem(seed: int = 0, rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
@@ -185,15 +192,15 @@ def test_sums_of_parts_are_the_sums_of_all() -> None:
     p, e = problem(8)
     whole = summed(p, e)
     first, second = summed(p[:, :25], e[:, :25]), summed(p[:, 25:], e[:, 25:], 3)
-    for both in (summed(p, e, 7), first.merge(second), second.merge(first)):
+    for both in (summed(p, e, 7), deepcopy(first).absorb(second), deepcopy(second).absorb(first)):
         assert both.count == whole.count == ROWS
         for name in ("gram", "cross", "rows", "errors", "squares"):
             np.testing.assert_allclose(getattr(both, name), getattr(whole, name), rtol=1e-4, atol=1e-3)
     for name in ("gram", "cross"):
         assert getattr(whole, name).dtype == np.float64
-    np.testing.assert_array_equal(first.merge(Normal.empty(BLOCKS, INPUTS, OUTPUTS)).gram, first.gram)
+    np.testing.assert_array_equal(deepcopy(first).absorb(Normal.empty(BLOCKS, INPUTS, OUTPUTS)).gram, first.gram)
     single, own = summed(p[:1], e[:1]), Normal.empty(1, INPUTS, OUTPUTS)
-    own.merge(own)
+    deepcopy(own).absorb(own)
     np.testing.assert_allclose(single.gram, whole.gram[:1], rtol=1e-5)
 
 

@@ -15,6 +15,7 @@ import pytest
 from building import Builder, run, with_all_tensors
 from conftest import files_in, invoke, run_model
 from conftest import images as pictures
+from test_leastsquares import reader
 from test_repair import EXACT, WIDTH, arrays, distance, fits, images, repaired, residual, stem, tail
 
 import sfp_onnx
@@ -354,9 +355,9 @@ def test_selection_against_elimination_by_hand(memory: int, scratch: Path, monke
     spread = {name: values[next(node for node in model.graph.node if node.name == name).output[0]].var((0, 2, 3)).sum() for name in weights}
     none = np.full(8, -1)
     for name, own in (("one", np.r_[np.arange(8), none[:4]]), ("two", np.r_[none, np.arange(4)])):
-        readers = [obs.reader(np.cov(joined.T, bias=True), weights["both"], own, spread["both"], 1e-3)]
+        readers = [reader(np.cov(joined.T, bias=True), weights["both"], own, spread["both"], 1e-3)]
         if name == "one":
-            readers.append(obs.reader(np.cov(rows["one"].T, bias=True), weights["alone"], np.arange(8), spread["alone"], 1e-3))
+            readers.append(reader(np.cov(rows["one"].T, bias=True), weights["alone"], np.arange(8), spread["alone"], 1e-3))
         group = next(group for group in analysis.coupling.groups if group.producers == (name,))
         order, added = obs.eliminate(readers, group.width)
         np.testing.assert_allclose(found.scores[group.units[order]], added, rtol=2e-3)

@@ -299,16 +299,16 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     blocks, inputs, _ = fit.shape
     rows, energy = fit.count + held.count, sum(use.energy for use in uses)
     share = rows / held.count / energy if held.count and energy else 0.0
-    nothing = mean_shift(fit)[0], np.zeros_like(mean_shift(fit)[1])
-    before = best = held.error(*nothing)
+    shifted = mean_shift(fit)
+    before = best = held.error(shifted[0], np.zeros_like(shifted[1]))
     kind, ridge, coding = "unchanged", 0.0, Coding(setting.after, steps[0], weight, scale)
     count: int | None = None  # of steps
     mask = None if steps[0].mask is None else steps[0].linear.form.matrix(steps[0].mask, blocks)
     if mask is not None and mask.all():
         mask = None
     biased = any(step.bias is not None for step in steps)
-    if held.count and biased and (shifted := held.error(*mean_shift(fit))) < best:
-        best, kind = shifted, "bias"
+    if held.count and biased and (error := held.error(*shifted)) < best:
+        best, kind = error, "bias"
     if held.count and inputs:
         if mask is None:
             ridge, error = best_ridge(fit, held, setting.options.ridges)
