@@ -33,6 +33,7 @@ from sfp_onnx.records import RepairOptions
 CUTS = (30, 50, 70)
 ALIGNS = {None: "", "default": ", default widths"}
 SHARES = (60, 40)
+REPAIR = RepairOptions(force=True)
 # The names of the dynamo export say nothing: groups that one layer makes and one reads are chosen instead.
 DYNAMO = Case("ResNet-56, dynamo export", "resnet56_cifar10_dynamo.onnx", "", "cifar10", CIFAR10)
 
@@ -57,7 +58,7 @@ class Bench:
     def plan(self, score: str, target: str, only: str | None, align: str | None = None) -> sfp_onnx.Plan:
         options = sfp_onnx.PlanOptions(targets=(target,), only=only, threads=1, batch=16, align=align)
         if (score, only) not in self.scores:
-            self.scores[score, only] = pipeline.candidates(self.analysis, options, score, self.calibration)
+            self.scores[score, only] = pipeline.candidates(self.analysis, options, score, self.calibration, repair=REPAIR)
         return pipeline.plan_for(self.scores[score, only], options)
 
     def top1(self, model: graph.Model) -> tuple[float, float, float]:

@@ -43,7 +43,7 @@ class Bench:
         self.test = case.images(root, "test")
         self.repair = RepairOptions(force=True)
         options = PlanOptions(targets=("macs=50%",))
-        self.scored = pipeline.candidates(self.analysis, options, "obs", self.seen)
+        self.scored = pipeline.candidates(self.analysis, options, "obs", self.seen, repair=self.repair)
 
     def plan(self, options: PlanOptions, ruler: object = None) -> sfp_onnx.Plan:
         return pipeline.plan_for(self.scored, options, ruler=ruler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from test_branches import residual, without
 import sfp_onnx
 from sfp_onnx import PlanOptions, TargetError, device, graph, latency, pipeline
 from sfp_onnx.device import Block, DeviceProfile
-from sfp_onnx.pipeline import reaching, targeting
+from sfp_onnx.pipeline import comparing, deciding, reaching, targeting
 from sfp_onnx.pipeline.profiling import names_of
 from sfp_onnx.plan import removal_of
-from sfp_onnx.records import Group
+from sfp_onnx.records import Group, RepairOptions
 from sfp_onnx.targets import Target, bounds, parse_target
 
 WIDE = (64, 96)
@@ -525,3 +526,53 @@ def test_errors_of_scores_count_every_reader() -> None:
     one, three = Group("a", np.arange(4), ("p",), ("q",)), Group("b", np.arange(4), ("p",), ("q", "r", "s"))
     first, second = targeting.errors_of_scores([one, three], scores)
     assert first.tolist() == [1, 0.75, 0.5, 0.25, 0] and (second == 3 * first).all()
+
+
+def test_the_default_score_knows_the_repair(wide: Path, save: Callable[..., Path]) -> None:
+    analysis = sfp_onnx.inspect(wide)
+    data = sfp_onnx.data_for(analysis.model, save({"x": images(40)}))
+    options = PlanOptions(targets=("macs=50%",))
+    repairs = (None, RepairOptions(fit="bias"), RepairOptions())
+    found = [sfp_onnx.plan(analysis, options, data=data, repair=repair).options["score"] for repair in repairs]
+    assert found == ["contribution", "contribution", "obs"]
+
+
+# ---- plans compared --------------------------------------------------------------------------------------------------
+
+
+def test_the_removal_that_leaves_less_is_taken(wide: Path, save: Callable[..., Path]) -> None:
+    analysis = sfp_onnx.inspect(wide)
+    data = sfp_onnx.data_for(analysis.model, save({"x": images(160)}))
+    assert data is not None
+    removals = {}
+    for name, share in (("most", 0.9), ("few", 0.2), ("half", 0.5)):
+        plan = sfp_onnx.plan(analysis, PlanOptions(ratio=share), "magnitude")
+        removals[name] = removal_of(plan, analysis.coupling, plan.model_sha256)
+    best, said = comparing.nearest(analysis, removals, data, RepairOptions())
+    assert best == "few" and said.startswith("KL divergence") and "on 40 samples" in said and said.endswith("taken: few")
+    values = {name: float(value) for value, name in re.findall(r"([0-9.e-]+) with (\w+)", said)}
+    assert 0 < values["few"] < values["half"] < values["most"]
+
+
+@pytest.mark.parametrize("winner", ["16:4", "16"])
+def test_widths_below_one_block_must_pay(winner: str, wide: Path, profile_file: Path, save: Callable[..., Path], monkeypatch: Any) -> None:
+    """A latency target offers two staircases where a repair and data can tell which is better; the nearer model decides."""
+    analysis = sfp_onnx.inspect(wide)
+    data = sfp_onnx.data_for(analysis.model, save({"x": images(160)}))
+    seen: list[dict[str, Any]] = []
+
+    def taken(*arguments: Any) -> tuple[str, str]:
+        seen.append(arguments[1])
+        return f"--align {winner}", "compared"
+
+    monkeypatch.setattr(deciding, "nearest", taken)
+    options = PlanOptions(targets=("latency=15%",), device_profile=profile_file)
+    plan = sfp_onnx.plan(analysis, options, "magnitude", data, repair=RepairOptions())
+    assert [*seen[0]] == ["--align 16:4", "--align 16"] and not np.array_equal(*seen[0].values())
+    assert plan.options["align"] == winner and plan.notes[-1] == "compared"
+    assert np.array_equal(removal_of(plan, analysis.coupling, plan.model_sha256), seen[0][f"--align {winner}"])
+    widths = [group.width - len(group.remove) for group in plan.groups]
+    assert all(width % 16 == 0 for width in widths) == (winner == "16")
+    for own in ({"repair": None}, {"data": None}):
+        sfp_onnx.plan(analysis, options, "magnitude", **{"data": data, "repair": RepairOptions(), **own})
+    assert len(seen) == 1  # nothing to judge with

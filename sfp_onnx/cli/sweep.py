@@ -62,9 +62,8 @@ def sweep_command(
         say(f"accuracy on {judge.samples} samples held out from --data")
     analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
     repair = take.chosen_repair(options, seen)
-    name = options["score"] or pipeline.default_score(seen, repair)
     details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options), options["memory"])
-    scored = pipeline.candidates(analysis, chosen, name, seen, details, bar, repair)
+    scored = pipeline.candidates(analysis, chosen, options["score"], seen, details, bar, repair)
     points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
     found = pipeline.sweep_data(points, analysis, scored)
     if output is not None:

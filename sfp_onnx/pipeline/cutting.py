@@ -24,7 +24,6 @@ from ..verify import compare, maskable, runs_at
 from .analysis import Analysis, ModelSource, Progress, describe, inspect, load, silent
 from .judging import held_out
 from .noticing import training_mode
-from .planning import default_score
 from .planning import plan as make_plan
 from .repairing import Repaired, repaired
 
@@ -84,9 +83,7 @@ def apply(
     notes = _notes(analysis.coupling, removed)
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
-    final = plans.make_plan(
-        analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options
-    )
+    final = plans.make_plan(analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options)
     final = replace(final, notes=plan.notes, figures=plan.figures)
     if vanishing(analysis.coupling, removed):  # the constants that stand for branches are no channels of anything
         final = replace(final, after=replace(final.after, params=_weights(pruned)))
@@ -165,8 +162,7 @@ def prune(
         the errors of `inspect`, `plan` and `apply`.
     """
     analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
-    name = score_name or default_score(data, repair)
-    made = make_plan(analysis, options, name, data, score_options, progress, repair, eval_data)
+    made = make_plan(analysis, options, score_name, data, score_options, progress, repair, eval_data)
     if options.max_drop is not None and eval_data is None:
         data = held_out(data, (score_options or ScoreOptions()).seed)[0]  # the model that was judged is the one that is made
     return apply(analysis, made, data, verify, progress, repair)

@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from .. import plan as plans
 from ..data import Dataset
+from ..errors import TargetError
 from ..records import FloatArray, Group, Plan, PlanOptions, RepairOptions
 from ..targets import bounds, parse_target
 from .analysis import Analysis, Progress, silent
+from .comparing import enough, nearest
 from .examples import FilterExample
 from .reaching import reach
 from .targeting import Choice, Reached, Ruler, align_of, narrowest, ranking, ruler_for, solver
@@ -38,22 +42,28 @@ class Candidates:
     traces: Mapping[str, Any] = field(default_factory=dict)
 
 
+Decision = tuple[Reached, PlanOptions]
+"""Which units leave, and the options with their defaults filled in."""
+
+
 def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:
-    """Decide which units leave.
+    """Decide which units leave. With a latency target, and data and a repair to judge by, widths below one block of the device have to
+    pay: they are compared with whole blocks.
 
     Raises:
         OptionError: bad options. TargetError: a target cannot be held.
     """
+    ruler = ruler or ruler_for(scored.analysis, options, progress)
     found, used = decide(scored, options, progress, ruler)
+    if options.align != used.align and "latency" in found.bounds and ":" in str(used.align) and found.removed.any():
+        found, used = _compared(scored, (found, used), progress, ruler)
     recorded = {**asdict(used), "targets": list(options.targets), **scored.recorded}
     analysis = scored.analysis
     made = plans.make_plan(analysis.coupling, found.removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
     return replace(made, notes=(*scored.notes, *found.notes), figures=_figures(found))
 
 
-def decide(
-    scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None
-) -> tuple[Reached, PlanOptions]:
+def decide(scored: Candidates, options: PlanOptions, progress: Progress, ruler: Ruler) -> Decision:
     """Which units leave, and the options with their defaults filled in.
 
     Raises:
@@ -61,7 +71,6 @@ def decide(
     """
     wanted = [parse_target(text) for text in options.targets]
     analysis, groups, scores = scored.analysis, scored.groups, scored.scores
-    ruler = ruler or ruler_for(analysis, options, progress)
     asked = {target.what for target in wanted}
     allocation = options.allocation
     if allocation == "default":
@@ -84,6 +93,25 @@ def decide(
         short = f"fewer widths than usual were timed, since the budget of {ruler.profile.cut_short:g} s for the profile was spent"
         found = replace(found, notes=(*found.notes, short))
     return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
+
+
+def _compared(scored: Candidates, first: Decision, progress: Progress, ruler: Ruler) -> Decision:
+    """A decision, or the one with whole blocks only if that leaves the model nearer to the original (where there is a repair, and
+    enough data to tell)."""
+    found, used = first
+    if scored.repair is None or scored.data is None or not enough(scored.data):
+        return first
+    try:
+        second = decide(scored, replace(used, align=str(used.align).split(":")[0]), progress, ruler)
+    except TargetError:
+        return first
+    if not second[0].removed.any() or np.array_equal(found.removed, second[0].removed):
+        return first
+    decisions = {f"--align {own[1].align}": own for own in (first, second)}
+    removals = {name: own[0].removed for name, own in decisions.items()}
+    best, said = nearest(scored.analysis, removals, scored.data, scored.repair, progress)
+    found, used = decisions[best]
+    return replace(found, notes=(*found.notes, said)), used
 
 
 def _figures(found: Reached) -> dict[str, dict[str, float]]:

@@ -90,7 +90,7 @@ def candidates(
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = plans.eligible(coupling, options, weights_of)
-    name = score_name or default_score(data)
+    name = score_name or default_score(data, repair)
     score_options = score_options or ScoreOptions()
     if name.startswith(PREFIX):
         searched = search(analysis, name, data, score_options, (options, groups), progress)

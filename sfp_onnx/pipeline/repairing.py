@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,7 @@ def repaired(
     else:
         model, fits, said = _weights(analysis, pruned, removed, fitted, options, progress)
     graph.check(model)
-    word, (before, after) = _distances(analysis, (pruned, model), judge)
+    word, (before, after) = distances(analysis, (pruned, model), judge)
     place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
     result = f"{word} to the original on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
     said = f"repair ({options.fit}, {fitted.samples} samples): {said}; {result}"
@@ -111,13 +112,17 @@ def _moments(
     return model, [], f"statistics of {len(names)} BatchNormalizations re-estimated"
 
 
-def _distances(analysis: Analysis, models: tuple[Model, Model], data: Dataset) -> tuple[str, tuple[float, float]]:
-    """How far models are from the original: KL divergence for classifiers, else relative error."""
+def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tuple[str, list[float]]:
+    """How far models are from the original: KL divergence for classifiers, else relative error.
+
+    Raises:
+        VerificationError: a model does not run.
+    """
     try:
         answers, classifier, _ = measure([analysis.model, *models], data.batches(), None)
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
     if classifier:
-        return "KL divergence", (answers[1].divergence / data.samples, answers[2].divergence / data.samples)
+        return "KL divergence", [own.divergence / data.samples for own in answers[1:]]
     ratios = [float(np.sqrt(own.squared_error / own.squared_reference)) if own.squared_reference else 0.0 for own in answers[1:]]
-    return "relative error", (ratios[0], ratios[1])
+    return "relative error", ratios

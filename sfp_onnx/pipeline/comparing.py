@@ -1,0 +1,43 @@
+"""Removals that hold the same targets, compared by how far they leave the repaired model from the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ..cut import cut
+from ..data import Dataset
+from ..records import BoolArray, RepairOptions
+from .analysis import Analysis, Progress, silent
+from .repairing import distances, repaired
+
+HELD_OUT = 1 / 4
+FEWEST = 16  # samples to compare on
+
+
+def enough(data: Dataset) -> bool:
+    """Whether there are samples enough to compare on."""
+    return data.samples * HELD_OUT >= FEWEST
+
+
+def nearest(
+    analysis: Analysis, removals: Mapping[str, BoolArray], data: Dataset, repair: RepairOptions, progress: Progress = silent
+) -> tuple[str, str]:
+    """The name of the removal whose repaired model is nearest to the original on a quarter of the data, which the repairs do not see, and
+    a word on each."""
+    order = np.random.default_rng([repair.seed, data.samples]).permutation(data.samples)
+    count = int(data.samples * HELD_OUT)
+    seen, judge = data.part(np.sort(order[count:])), data.part(np.sort(order[:count]))
+    models = []
+    with progress("comparing widths", len(removals)) as advance:
+        for removed in removals.values():
+            pruned = cut(analysis.prepared, analysis.coupling, removed)
+            models.append(repaired(analysis, pruned, removed, seen, replace(repair, force=True)).model)
+            advance(1)
+    word, found = distances(analysis, models, judge)
+    left = dict(zip(removals, found, strict=True))
+    best = min(left, key=lambda name: left[name])
+    shown = ", ".join(f"{value:.4g} with {name}" for name, value in left.items())
+    return best, f"{word} to the original after the repair, on {count} samples held out for this: {shown}; taken: {best}"
