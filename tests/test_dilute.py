@@ -538,7 +538,7 @@ def test_the_command_prints_writes_and_keeps_a_manifest(model_file: Path, data_f
     assert "method: obs (default)" in done.stderr
     saved = json.loads(manifest.read_text())
     assert saved["options"]["method"] == "obs" and [item["layer"] for item in saved["layers"]] == ["conv1", "conv2", "head"]
-    assert saved["output"]["bytes"] == out.stat().st_size
+    assert saved["output"]["bytes"] == out.stat().st_size and saved["output"]["sha256"] == sfp_onnx.load(out).sha256
     assert invoke("inspect", out).exit_code == 0
     assert invoke("evaluate", model_file, out, "--data", data_file, "--no-latency").exit_code == 0
 

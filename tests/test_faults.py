@@ -21,7 +21,7 @@ from conftest import classifier, files_in, images, invoke, labels_of, model_of
 from onnx import TensorProto, helper
 
 import sfp_onnx
-from sfp_onnx import cli, graph, memory, scratch
+from sfp_onnx import cli, graph, memory, pipeline, scratch
 from sfp_onnx.errors import OutputError
 
 faults = pytest.importorskip("faults", reason="needs Linux")
@@ -322,11 +322,11 @@ def test_a_name_that_cannot_be_taken_is_an_error(tmp_path: Path, monkeypatch: py
     assert files_in(tmp_path) == {}
 
 
-@pytest.mark.parametrize("external", [False, True])
-def test_a_fingerprint_is_that_of_the_saved_file(external: bool, model_file: Path, tmp_path: Path) -> None:
-    result = sfp_onnx.prune(model_file, sfp_onnx.PlanOptions(ratio=0.5))
-    path = result.save(tmp_path / "out.onnx", external)
-    digest, size = graph.fingerprint(result.model, path, external)
+@pytest.mark.parametrize(("external", "sparse"), [(False, False), (True, False), (False, True)])
+def test_a_fingerprint_is_that_of_the_saved_file(external: bool, sparse: bool, model_file: Path, tmp_path: Path) -> None:
+    result = pipeline.dilute(model_file, pipeline.DiluteOptions("magnitude", rate=0.8))
+    path = result.save(tmp_path / "out.onnx", external, sparse)
+    digest, size = graph.fingerprint(result.model, path, external, sparse)
     assert digest == graph.load(path).sha256 and size == sum(own.stat().st_size for own in tmp_path.glob("out*"))
 
 

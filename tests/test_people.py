@@ -104,7 +104,22 @@ def test_wrong_range(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
     data = pipeline.data_for(loaded, {"x": (x * 255).astype(np.float32), "labels": labels})
     assert data is not None
     remedies = dict(pipeline.noticing._remedies(loaded, data, np.zeros((len(x), CLASSES), np.float32), labels))
-    assert any(text.startswith("with values divided by 255") and value == 1 for text, value in remedies.items())
+    assert any(text.startswith("with values divided by 255") and right.all() for text, right in remedies.items())
+
+
+def test_colours_in_the_wrong_order(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    """The accuracy is far above chance, but clearly higher with the channels reversed."""
+    path, x, labels = centred
+    assert 0.2 < (run_model(onnx.load(path), {"x": np.ascontiguousarray(x[:, ::-1])})[0].argmax(1) == labels).mean() < 0.9
+    said = warnings_of(path, np.ascontiguousarray(x[:, ::-1]), labels)
+    assert "with the colour channels reversed (--color bgr for images) it is right on 100.0%" in said and "chance" not in said
+
+
+def test_noise_is_no_other_reading(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    """A fifth of the labels wrong: no reading is clearly better."""
+    path, x, labels = centred
+    wrong = np.random.default_rng(0).random(len(labels)) < 0.2
+    assert warnings_of(path, x, np.where(wrong, (labels + 1) % CLASSES, labels)) == ""
 
 
 def test_few_samples_prove_nothing(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:

@@ -100,7 +100,7 @@ def dataset(model: graph.Model, path: Path | None, options: dict[str, Any]) -> D
     assert data is not None
     for note in (*notes, *data.notes):
         say(f"{data.name}: {note}")
-    for text in pipeline.chance_level(model, data):
+    for text in pipeline.wrong_reading(model, data):
         warn(text)
     say(f"{data.name}: {data.samples} samples, labels {'given' if data.labels is not None else 'none'}", 1)
     return data

@@ -61,10 +61,12 @@ def dilute_command(
     analysis = pipeline.inspect(loaded, options["input_shapes"], data_set)
     result = pipeline.dilute(analysis, wanted, data_set, bar)
     measured = None if held_out is None else pipeline.evaluate([loaded, result.model], held_out, progress=bar)
-    result.save(output, sparse=store == "sparse")
-    found = pipeline.dilution_manifest(result, output)
-    if manifest is not None:
-        pipeline.write_json(manifest, found, [*loaded.paths, output])
+    sparse = store == "sparse"
+    found = pipeline.dilution_manifest(result, output, sparse)
+    with graph.together():
+        result.save(output, sparse=sparse)
+        if manifest is not None:
+            pipeline.write_json(manifest, found, [*loaded.paths, output])
     if as_json:
         click.echo(json.dumps(found | {"evaluation": [asdict(own) for own in measured] if measured else None}, indent=1))
         return

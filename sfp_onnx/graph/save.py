@@ -89,10 +89,10 @@ def save(model: Model, path: str | Path, external: bool | None = None, sparse: b
     return path
 
 
-def fingerprint(model: Model, path: str | Path, external: bool | None = None) -> tuple[str, int]:
+def fingerprint(model: Model, path: str | Path, external: bool | None = None, sparse: bool = False) -> tuple[str, int]:
     """SHA-256 (as `load` computes it) and bytes of what `save` writes under this name, without writing it."""
     digest, count = hashlib.sha256(), 0
-    for _, pieces in _contents(model, Path(path), external, False):
+    for _, pieces in _contents(model, Path(path), external, sparse):
         for piece in pieces:
             digest.update(piece)
             count += len(piece)

@@ -14,7 +14,7 @@ from .judging import held_out
 from .layering import LayerTimes, layer_times
 from .locking import clocked, differences, locked_plan, plain_options, read_manifest, version_differences
 from .manifest import manifest, read_plan, versions, write_json
-from .noticing import chance_level, training_mode
+from .noticing import training_mode, wrong_reading
 from .packaging import Packaged, PackagingOptions, Step, package
 from .planning import candidates, default_score, plan, planned
 from .profiling import clock_of, measure_profile, profile_rows, read_profile
@@ -50,7 +50,6 @@ __all__ = [
     "against",
     "apply",
     "candidates",
-    "chance_level",
     "check_dilution",
     "clock_of",
     "clocked",
@@ -104,4 +103,5 @@ __all__ = [
     "versions",
     "write_json",
     "write_page",
+    "wrong_reading",
 ]

@@ -64,9 +64,9 @@ class Diluted:
         return graph.to_proto(self.model, sparse)
 
 
-def dilution_manifest(result: Diluted, output: Path | None = None) -> dict[str, Any]:
-    """Everything needed to check or repeat a dilution, as plain data for JSON."""
-    written = graph.load(output) if output is not None else None
+def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool = False) -> dict[str, Any]:
+    """Everything needed to check or repeat a dilution, as plain data for JSON. ``output``: where it is (to be) saved, ``sparse`` or not."""
+    digest, size = graph.fingerprint(result.model, output, sparse=sparse) if output else (None, graph.full_size(result.model))
     return {
         "format": "sfp_onnx dilution manifest",
         "version": 1,
@@ -74,8 +74,8 @@ def dilution_manifest(result: Diluted, output: Path | None = None) -> dict[str, 
         "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": graph.file_bytes(result.original)},
         "output": {
             "path": str(output) if output else None,
-            "sha256": written.sha256 if written else None,
-            "bytes": graph.file_bytes(written) if written else graph.full_size(result.model),
+            "sha256": digest,
+            "bytes": size,
         },
         "options": asdict(result.options),
         "data": dict(result.data) or None,

@@ -11,10 +11,11 @@ from ..data import Dataset
 from ..errors import SfpError
 from ..graph import Model
 from ..metrics import outputs
-from ..records import Array, FloatArray, IntArray
+from ..records import Array, BoolArray, FloatArray, IntArray
 
 LOOKED_AT = 256
 FEWEST = 50
+CLEARLY = 3.0  # standard errors
 MEAN, STD = (np.array(own, np.float32).reshape(1, 3, 1, 1) for own in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet
 CHANGES: dict[str, Callable[[Array], Array]] = {
     "with the colour channels reversed (--color bgr for images)": lambda x: np.ascontiguousarray(x[:, ::-1]),
@@ -37,11 +38,13 @@ def training_mode(model: Model) -> list[str]:
     ]
 
 
-def chance_level(model: Model, data: Dataset) -> list[str]:
-    """What to say if the model is no better than chance on labelled data, with what would help; nothing otherwise.
+def wrong_reading(model: Model, data: Dataset) -> list[str]:
+    """What to say if the model is no better than chance on labelled data, or clearly better if they are read otherwise; nothing
+    otherwise.
 
     Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
-    is at it if within two standard errors, on at least 50 samples.
+    is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
+    loses by three standard errors (McNemar).
     """
     if data.labels is None or data.samples < FEWEST:
         return []
@@ -54,18 +57,29 @@ def chance_level(model: Model, data: Dataset) -> list[str]:
         return []  # who really needs to run the model says it better
     if scores.ndim != 2 or scores.shape[1] < 2 or labels.min() < 0 or labels.max() > scores.shape[1]:
         return []
-    accuracy, chance = _accuracy(scores, labels), _chance(scores, labels)
+    right, chance = _right(scores, labels), _chance(scores, labels)
     limit = chance + 2 * np.sqrt(max(chance * (1 - chance), 1e-6) / len(labels))
-    if accuracy > limit:
-        return []
-    words = f"the model is right on {accuracy:.1%} of {len(labels)} labelled samples of {data.name}, no better than chance ({chance:.1%})"
-    helps = [(value, text) for text, value in _remedies(model, part, scores, labels) if value > max(2 * limit, limit + 0.1)]
+    words = f"the model is right on {right.mean():.1%} of {len(labels)} labelled samples of {data.name}"
+    if right.mean() > limit:
+        if (~right).sum() <= CLEARLY**2:
+            return []  # too few mistakes for any other reading to be clearly better
+        better = [(own.mean(), text) for text, own in _remedies(model, part, scores, labels) if _clearly(own, right)]
+        return [f"{words}, but {max(better)[1]}."] if better else []
+    words += f", no better than chance ({chance:.1%})"
+    remedies = _remedies(model, part, scores, labels)
+    helps = [(own.mean(), text) for text, own in remedies if own.mean() > max(2 * limit, limit + 0.1)]
     advice = max(helps)[1] if helps else "check normalisation, colour order and layout, and that the labels are the model's class numbers"
     return [f"{words}: {advice}."]
 
 
-def _accuracy(scores: Array, labels: IntArray) -> float:
-    return float((scores.argmax(1) == labels).mean())
+def _right(scores: Array, labels: IntArray) -> BoolArray:
+    found: BoolArray = scores.argmax(1) == labels
+    return found
+
+
+def _clearly(other: BoolArray, right: BoolArray) -> bool:
+    won, lost = int((other & ~right).sum()), int((right & ~other).sum())
+    return bool(won - lost > CLEARLY * np.sqrt(won + lost))
 
 
 def _chance(scores: Array, labels: IntArray) -> float:
@@ -74,20 +88,20 @@ def _chance(scores: Array, labels: IntArray) -> float:
     return float((answers * asked).sum())
 
 
-def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> Iterator[tuple[str, float]]:
-    """What else could be meant, and the accuracy with it."""
+def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> Iterator[tuple[str, BoolArray]]:
+    """What else could be meant, and which answers are right with it."""
     for shift in (1, -1):
-        value = _accuracy(scores, labels - shift)
-        yield f"labels are off by one: with {'1 less' if shift > 0 else '1 more'} it is right on {value:.1%}", value
+        right = _right(scores, labels - shift)
+        yield f"labels are off by one: with {'1 less' if shift > 0 else '1 more'} it is right on {right.mean():.1%}", right
     port = part.ports[0]
     if len(part.ports) != 1 or part.axis != 1 or port.shape is None or len(port.shape) != 4 or port.shape[1] != 3:
         return
     for words, change in CHANGES.items():
         try:
-            value = _accuracy(outputs(model, _changed(part, port.name, change))[0], labels)
+            right = _right(outputs(model, _changed(part, port.name, change))[0], labels)
         except SfpError:
             continue
-        yield f"{words} it is right on {value:.1%}", value
+        yield f"{words} it is right on {right.mean():.1%}", right
 
 
 def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Mapping[str, Array], int]]:
