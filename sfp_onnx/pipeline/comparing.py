@@ -40,4 +40,4 @@ def nearest(
     left = dict(zip(removals, found, strict=True))
     best = min(left, key=lambda name: left[name])
     shown = ", ".join(f"{value:.4g} with {name}" for name, value in left.items())
-    return best, f"{word} to the original after the repair, on {count} samples held out for this: {shown}; taken: {best}"
+    return best, f"distance from the original after the repair ({word}), on {count} samples held out for this: {shown}; taken: {best}"

@@ -67,7 +67,7 @@ def repaired(
     graph.check(model)
     word, (before, after) = distances(analysis, (pruned, model), judge)
     place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
-    result = f"{word} to the original on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
+    result = f"distance from the original ({word}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
     said = f"repair ({options.fit}, {fitted.samples} samples): {said}; {result}"
     notes = [said]
     if not np.isfinite(after) or after > max(before, NOTHING):

@@ -264,7 +264,8 @@ def _repair(result: Pruned) -> list[Section]:
     if done is None:
         return []
     place = "held-out samples" if done.held_out else "samples of the calibration data (too few to hold any out)"
-    words = f"{done.measure} to the original on {done.checked} {place}: {done.before:.4g} before the repair, {done.after:.4g} after it."
+    figures = f"{done.before:.4g} before the repair, {done.after:.4g} after it."
+    words = f"Distance from the original ({done.measure}) on {done.checked} {place}: {figures}"
     kept = [fit.layer for fit in done.fits if fit.kind == "kept"]
     words += f" These cannot be re-fitted and keep their weights: {', '.join(kept)}." if kept else ""
     fits = [fit for fit in done.fits if fit.kind != "kept" and np.isfinite([fit.error_before, fit.error_after]).all()]

@@ -203,7 +203,7 @@ class _Search:
         found = repaired(self.analysis, model, removed, self.data.part(np.sort(drawn)), options, self.progress)
         better = found.after <= found.before
         self.notes.append(
-            f"after round {number}: {found.measure} to the original on {found.checked} samples {found.before:.4g}, "
+            f"after round {number}: distance from the original ({found.measure}) on {found.checked} samples {found.before:.4g}, "
             f"repaired ({found.kind}) {found.after:.4g}{'' if better else '; not repaired'}"
         )
         return found.model if better else model
