@@ -15,7 +15,7 @@ from ..records import Array, BoolArray, FloatArray, IntArray
 
 LOOKED_AT = 256
 FEWEST = 50
-CLEARLY = 3.0  # standard errors
+CLEARLY = 2.5  # standard errors
 MEAN, STD = (np.array(own, np.float32).reshape(1, 3, 1, 1) for own in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet
 CHANGES: dict[str, Callable[[Array], Array]] = {
     "with the colour channels reversed (--color bgr for images)": lambda x: np.ascontiguousarray(x[:, ::-1]),
@@ -44,7 +44,7 @@ def wrong_reading(model: Model, data: Dataset) -> list[str]:
 
     Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
     is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
-    loses by three standard errors (McNemar).
+    loses by two and a half standard errors (McNemar).
     """
     if data.labels is None or data.samples < FEWEST:
         return []
