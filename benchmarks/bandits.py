@@ -3,8 +3,9 @@
 1. speed: pulls per second of the naive way (the whole model at every pull) and ours, 32-image pulls, one thread, CPU time, interleaved.
 2. policies: at equal pulls on ResNet-56, 1008 block-internal channels, 4 images per pull of 128: overlap with the leave-one-out choice
    (5 seeds: other images in other order, other draws), and top-1 on 1000 test images without and with repair, the same share of every
-   group and one ranking (2 seeds at 5 pulls; leave-one-out, `contribution`, `obs` and `random` beside it). The policies are replayed on
-   the table of all rewards, which the pull engine measures once for channels masked by zero, and once by their mean.
+   group and one ranking (2 seeds at 5 pulls; leave-one-out, `contribution`, `obs` and `random` beside it), and by pulls (5 seeds).
+   The policies are replayed on the table of all rewards, which the pull engine measures once for channels masked by zero, and once by
+   their mean.
 3. tabular: scikit-learn's MLPs (64 and 32 neurons) on five data sets, 10 seeds; test accuracy or R^2 at 30, 50 and 70 % of the neurons
    removed, 5 pulls of 8 rows per arm; mean ranks over data set x rate with Friedman's test and Nemenyi's critical difference.
 4. rounds: top-1 on 1000 test images, and divergence on calibration images that nothing else saw, after 1, 3 and 10 rounds of round-robin
@@ -75,6 +76,8 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
 
 # ---- 2. policies -----------------------------------------------------------------------------------------------------
 
+BUDGETS, SEEDS = (1, 2, 5, 20), 5
+
 
 CELLS = [("uniform", "lstsq", 0.4), ("global", "lstsq", 0.4), ("uniform", "none", 0.4), ("global", "none", 0.4),
          ("uniform", "lstsq", 0.2), ("global", "lstsq", 0.2), ("uniform", "none", 0.2), ("global", "none", 0.2)]  # fmt: skip
@@ -94,19 +97,20 @@ def policies(shared: Path, tables: Path | None, deadline: float, masks: Sequence
         print(f"\nRewards, masked by the {mask}: {spread} over arms ({spent:.0f} s of CPU).")
     for mask in masks:
         _overlaps(net, engine, rewards[mask], mask)
-    _accuracies(net, engine, rewards, Known(None if tables is None else tables / "top1.json", deadline))
+    known = Known(None if tables is None else tables / "top1.json", deadline)
+    _accuracies(net, engine, rewards, known)
+    _budgets(net, engine, rewards[masks[0]], known)
 
 
 def _overlaps(net: Net, engine: Pulls, table: np.ndarray, mask: str) -> None:
     about = f"{len(table)} arms masked by the {mask}, 128 images, 4 per pull, 40 % of every group"
     print(f"\n### 2. Policies at equal pulls, ResNet-56 ({about})\n")
     best = net.removed(net.whole(engine, 1 - table.mean(1)), 0.4)
-    budgets, seeds = (1, 2, 5, 20), 5
-    head("policy", *[f"overlap at {pulls} pulls" for pulls in budgets])
+    head("policy", *[f"overlap at {pulls} pulls" for pulls in BUDGETS])
     for name in NAMES:
         cells = []
-        for pulls in budgets:
-            found = [replayed(name, table, 4, pulls, seed, quota_of(engine, 0.4)) for seed in range(seeds)]
+        for pulls in BUDGETS:
+            found = [replayed(name, table, 4, pulls, seed, quota_of(engine, 0.4)) for seed in range(SEEDS)]
             overlap = [(net.removed(net.whole(engine, own), 0.4) & best).sum() / best.sum() for own in found]
             cells.append(f"{np.mean(overlap):.3f} +- {np.std(overlap):.3f}")
         line(name, *cells)
@@ -129,6 +133,21 @@ def _accuracies(net: Net, engine: Pulls, rewards: dict[str, np.ndarray], known: 
         head("score", "20 %", "40 %", "20 %, lstsq", "40 %, lstsq")
         for title in rows:
             line(title, *[shown[title, allocation, repair, ratio] for repair in ("none", "lstsq") for ratio in (0.2, 0.4)])
+
+
+def _budgets(net: Net, engine: Pulls, table: np.ndarray, known: Known) -> None:
+    """Top-1 by policy and pulls, the same share of every group: mean and standard deviation over the seeds."""
+    for repair, ratio in product(("none", "lstsq"), (0.4, 0.2)):
+        print(f"\nTop-1 by pulls, {ratio:.0%} of every group removed, {'no repair' if repair == 'none' else repair} ({SEEDS} seeds):\n")
+        head("policy", *[f"{pulls} pulls" for pulls in BUDGETS])
+        for name in NAMES:
+            cells = []
+            for pulls in BUDGETS:
+                masks = [replayed(name, table, 4, pulls, seed, quota_of(engine, ratio)) for seed in range(SEEDS)]
+                found = [known.top1(net, net.removed(net.whole(engine, own), ratio), repair) for own in masks]
+                values = [value for value in found if value is not None]
+                cells.append(f"{np.mean(values):.3f} +- {np.std(values):.3f}" if len(values) == SEEDS else "")
+            line(name, *cells)
 
 
 def _rows(net: Net, engine: Pulls, rewards: dict[str, np.ndarray]) -> Iterator[tuple[str, Any, int]]:
