@@ -1,8 +1,8 @@
-"""Ideas for a better repair, each on images that nothing was fitted on: ``python benchmarks/ideas.py [FOLDER [DRAWS]]``.
+"""Ideas for a better repair, each on images that nothing was fitted on: ``python benchmarks/ideas.py [FOLDER [DRAWS [PART]]]``.
 
 ResNet-20, block-internal channels, any width, score `obs`. Each draw splits the training images anew: some to fit on, 1024 to judge on.
 Cells are the means over the draws: KL divergence from the original, and agreement with it in %. FOLDER holds models/ and data/
-(default: ../shared beside the repository). Prints Markdown.
+(default: ../shared beside the repository); PART is a part of an idea's name. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ IDEAS: dict[str, Callable[[Case, int], graph.Model]] = {
     "the classifier alone re-fitted": classifier_only,
     "all layers but the classifier": classifier_kept,
     "a second sweep": second_sweep,
+    "mirror images, too": partial(option, mirror=True),
     "64 rows per input": partial(option, rows_per_input=64.0),
     "256 rows per input": partial(option, rows_per_input=256.0),
     "512 images, as many rows": partial(option, images=512),
@@ -209,17 +210,19 @@ def main() -> None:
     """Run all."""
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else SHARED
     draws = int(sys.argv[2]) if len(sys.argv) > 2 else DRAWS
-    found: dict[str, list[np.ndarray]] = {name: [] for name in IDEAS}
+    part = sys.argv[3] if len(sys.argv) > 3 else ""
+    usual = next(iter(IDEAS))
+    ideas = {name: idea for name, idea in IDEAS.items() if part in name or name == usual}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ideas}
     for draw in range(draws):
         case = Case(root, draw)
-        for name, idea in IDEAS.items():
+        for name, idea in ideas.items():
             found[name].append(np.asarray([case.worth(idea(case, number)) for number in range(len(CUTS))]))
             print(f"# draw {draw}: {name}: {np.round(found[name][-1], 4).tolist()}", file=sys.stderr, flush=True)
     print(f"| repair | {' | '.join(f'{cut} %' for cut in CUTS)} |\n|---|{'---|' * len(CUTS)}")
-    usual = np.asarray(next(iter(found.values())))
     for name, values in found.items():
         mean = np.mean(values, 0)
-        gap = np.asarray(values)[:, :, 1] - usual[:, :, 1]
+        gap = np.asarray(values)[:, :, 1] - np.asarray(found[usual])[:, :, 1]
         spread = gap.std(0, ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else np.zeros(len(CUTS))
         parts = zip(mean, gap.mean(0), spread, strict=True)
         cells = [f"{kl:.3f}; {agreement:.1f} ({more:+.1f} ± {error:.1f})" for (kl, agreement), more, error in parts]
