@@ -6,6 +6,8 @@
   ladder  every score x every repair x every cut
   cost    seconds and memory of the repair against plain forward passes
 
+(Ideas for a better repair are in ideas.py.)
+
 ROWS (default TABLE.txt) is a file that keeps what was measured, so that an interrupted run goes on; PART a part of a model's file name.
 FOLDER holds models/ and data/ (default: ../shared beside the repository). Calibration is unlabelled images of the training split;
 top-1 is on the 2000 test images, which nothing else looks at. Prints Markdown.
