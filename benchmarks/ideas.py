@@ -49,10 +49,10 @@ class Case:
     def images(self, count: int) -> sfp_onnx.Dataset:
         return self.rest.part(np.arange(count))
 
-    def fitted(self, number: int, start: graph.Model | None = None, images: int = 1024, **options: object) -> graph.Model:
+    def fitted(self, number: int, start: graph.Model | None = None, data: sfp_onnx.Dataset | None = None, **options: object) -> graph.Model:
         """The model of a cut after the repair; from ``start``, if it is not as the cut left it."""
         wanted = replace(RepairOptions(force=True), **options)
-        return repaired(self.analysis, start or self.pruned[number], self.removed[number], self.images(images), wanted).model
+        return repaired(self.analysis, start or self.pruned[number], self.removed[number], data or self.data, wanted).model
 
     def worth(self, model: graph.Model) -> tuple[float, float]:
         """KL divergence, agreement in %."""
@@ -186,6 +186,17 @@ def option(case: Case, number: int, **options: object) -> graph.Model:
     return case.fitted(number, **options)
 
 
+def fewer(case: Case, number: int, images: int) -> graph.Model:
+    return case.fitted(number, data=case.images(images))
+
+
+def mirrored(case: Case, number: int) -> graph.Model:
+    """Every image is followed by its mirror image, so that both are fitted on, or both judge."""
+    images = np.concatenate([feeds["input"][:count] for feeds, count in case.data.batches()])
+    twice = np.stack([images, images[..., ::-1]], 1).reshape(-1, *images.shape[1:])
+    return case.fitted(number, data=sfp_onnx.data_for(case.analysis.model, {"input": twice}))
+
+
 IDEAS: dict[str, Callable[[Case, int], graph.Model]] = {
     "**as it is**: 1024 images, 128 rows per input": option,
     "no repair": cut_only,
@@ -194,11 +205,11 @@ IDEAS: dict[str, Callable[[Case, int], graph.Model]] = {
     "the classifier alone re-fitted": classifier_only,
     "all layers but the classifier": classifier_kept,
     "a second sweep": second_sweep,
-    "mirror images, too": partial(option, mirror=True),
+    "mirror images, too": mirrored,
     "64 rows per input": partial(option, rows_per_input=64.0),
     "256 rows per input": partial(option, rows_per_input=256.0),
-    "512 images, as many rows": partial(option, images=512),
-    "256 images, as many rows": partial(option, images=256),
+    "512 images, as many rows": partial(fewer, images=512),
+    "256 images, as many rows": partial(fewer, images=256),
     "positions at random": partial(looking, draw=random_positions),
     "positions by the golden ratio": partial(looking, draw=golden_positions),
     "positions by R2 in the plane": partial(looking, draw=plane_positions),

@@ -169,8 +169,6 @@ repair_options = _stack(
                       "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]"),
     click.option("--memory", callback=byte_size, default="2GB", show_default=True, metavar="2GB",
                  help="What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file."),
-    click.option("--mirror", is_flag=True,
-                 help="Repair on the images and their mirror images: better where much is cut and images are few. Not for text or digits."),
     click.option("--force", is_flag=True, help="Write the model even if the repair took it away from the original."),
 )  # fmt: skip
 
@@ -186,7 +184,7 @@ def chosen_repair(options: dict[str, Any], data: object) -> RepairOptions | None
         return None
     if data is None:
         raise OptionError(f"--repair {kind} needs --data")
-    return RepairOptions(fit=kind, **{name: options[name] for name in ("seed", "memory", "force", "mirror")})
+    return RepairOptions(fit=kind, seed=options["seed"], memory=options["memory"], force=options["force"])
 
 
 verify_option = click.option(

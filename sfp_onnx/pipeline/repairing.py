@@ -68,8 +68,7 @@ def repaired(
     word, (before, after) = distances(analysis, (pruned, model), judge)
     place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
     result = f"distance from the original ({word}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
-    seen = f"{fitted.samples} samples{' and their mirror images' if options.mirror else ''}"
-    said = f"repair ({options.fit}, {seen}): {said}; {result}"
+    said = f"repair ({options.fit}, {fitted.samples} samples): {said}; {result}"
     notes = [said]
     if not np.isfinite(after) or after > max(before, NOTHING):
         problem = f"the repair took the model away from the original: {said}. "
@@ -92,7 +91,7 @@ def _weights(
     analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress
 ) -> tuple[Model, list[LayerFit], str]:
     with progress("repairing", len(analysis.coupling.layers)) as advance:
-        feeds = feeds_of(analysis, data, options.mirror)
+        feeds = feeds_of(analysis, data)
         model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, lambda done, total: advance(1))
     counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
     said = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
@@ -108,7 +107,7 @@ def _moments(
 ) -> tuple[Model, list[LayerFit], str]:
     if not analysis.coupling.affines:
         raise OptionError("--repair bn: the model has no BatchNormalization (the export folded it). Use --repair lstsq or bias.")
-    feeds = feeds_of(analysis, data, options.mirror)
+    feeds = feeds_of(analysis, data)
     model, names = reestimate(analysis.prepared, analysis.coupling, removed, pruned, feeds, options.memory)
     return model, [], f"statistics of {len(names)} BatchNormalizations re-estimated"
 

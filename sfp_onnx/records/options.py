@@ -87,8 +87,7 @@ class RepairOptions:
     ``rows_per_input``: rows of the least-squares problem per input of a layer;
     ``least_positions``: at least so many positions of each sample; ``ridges``: strengths tried, relative to the mean variance of the
     inputs; ``memory``: bytes of activations and of the widest layer's matrices held in memory; the rest goes to a
-    temporary file. ``force``: keep a repair that took the model away from the original on held-out samples. ``mirror``: fit on images and
-    their mirror images.
+    temporary file. ``force``: keep a repair that took the model away from the original on held-out samples.
     """
 
     fit: str = "lstsq"
@@ -97,5 +96,4 @@ class RepairOptions:
     rows_per_input: float = 128.0
     least_positions: int = 4
     ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
-    mirror: bool = False
     memory: int = 2 * 10**9
