@@ -508,6 +508,25 @@ def test_by_default_widths_are_not_slower_than_wider_ones(options: list[str], wi
     assert any(group["remove"] for group in json.loads(out.read_text())["groups"])
 
 
+@pytest.mark.parametrize(("layers", "align"), [(8, targeting.BLOCKS), (1, targeting.LIGHT)])
+def test_solved_widths_fill_blocks_where_there_is_a_choice(layers: int, align: str, save: Callable[..., Path]) -> None:
+    """Among many groups whole blocks use the target up; with one group they would leave much of it, so its steps are finer."""
+    random = np.random.default_rng(0)
+    nodes, held, name = [], {"head": random.standard_normal((5, 64, 1, 1)).astype(np.float32)}, "x"
+    for layer in range(layers):
+        held[f"w{layer}"] = random.standard_normal((64, 64 if layer else 3, 3, 3)).astype(np.float32) / 24
+        nodes += [helper.make_node("Conv", [name, f"w{layer}"], [f"c{layer}"], f"conv{layer}", pads=[1] * 4)]
+        nodes += [helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"], f"relu{layer}")]
+        name = f"r{layer}"
+    nodes += [helper.make_node("Conv", [name, "head"], ["y"], "last")]
+    path = save(model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("y", np.float32, ["N", 5, 8, 8])], held))
+    plan = sfp_onnx.plan(path, PlanOptions(targets=("macs=45%",), allocation="solve"), "magnitude")
+    widths = [group.width - len(group.remove) for group in plan.groups]
+    block = 16 if align == targeting.BLOCKS else 4
+    assert plan.options["align"] == align and all(width % block == 0 or width < 12 for width in widths), widths
+    assert 0.42 < plan.after.macs / plan.before.macs <= 0.45
+
+
 def test_a_plan_on_the_measured_staircase_is_reproduced(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "block", lambda setup: Block(16, 1.5, {}))
     out, manifest = tmp_path / "out.onnx", tmp_path / "m.json"

@@ -141,7 +141,7 @@ plan_options = _stack(
     click.option("--min-channels", type=click.IntRange(min=1), default=1, show_default=True, help="Keep at least so many per group."),
     click.option("--align", callback=_align, default="default", metavar="auto|N|N:M|none",
                  help="Kept widths are multiples of N, and below N of M; auto: the measured staircase.  "
-                      "[default: auto with a latency target, else 4:1:12 (of 4, below 12 any)]"),
+                      "[default: auto with a latency target; else of 16 (solved) or 4, below 12 any (16:1:12, 4:1:12)]"),
     machine_options,
     click.option("--device-profile", type=FILE, help="Latency from a profile measured elsewhere (`sfp-onnx profile`)."),
 )  # fmt: skip

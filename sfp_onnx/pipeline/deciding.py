@@ -17,7 +17,7 @@ from .analysis import Analysis, Progress, silent
 from .comparing import enough, nearest
 from .examples import FilterExample
 from .reaching import reach
-from .targeting import Choice, Reached, Ruler, align_of, narrowest, ranking, ruler_for, solver
+from .targeting import BLOCKS, LIGHT, Choice, Reached, Ruler, align_of, narrowest, ranking, ruler_for, solver
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Candidates:
     traces: Mapping[str, Any] = field(default_factory=dict)
 
 
+FULL = 0.95  # of a bound: less than this used, finer steps are worth more than whole blocks
+
 Decision = tuple[Reached, PlanOptions]
 """Which units leave, and the options with their defaults filled in."""
 
@@ -55,6 +57,8 @@ def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = sile
     """
     ruler = ruler or ruler_for(scored.analysis, options, progress)
     found, used = decide(scored, options, progress, ruler)
+    if options.align == "default" and used.align == BLOCKS and used_share(found) < FULL:
+        found, used = decide(scored, replace(options, align=LIGHT), progress, ruler)
     if options.align != used.align and "latency" in found.bounds and ":" in str(used.align) and found.removed.any():
         found, used = _compared(scored, (found, used), progress, ruler)
     recorded = {**asdict(used), "targets": list(options.targets), **scored.recorded}
@@ -75,9 +79,11 @@ def decide(scored: Candidates, options: PlanOptions, progress: Progress, ruler: 
     allocation = options.allocation
     if allocation == "default":
         allocation = "solve" if asked & {"latency", "memory"} or options.max_drop is not None or scored.errors else "uniform"
-    used = replace(options, allocation=allocation, align=align_of(options, ruler.profile))
+    if allocation == "solve" and (options.ratio is not None or not wanted):
+        allocation = "uniform"
+    used = replace(options, allocation=allocation)
+    used = replace(used, align=align_of(used, ruler.profile))
     if options.ratio is not None or not wanted:
-        used = replace(used, allocation="uniform" if allocation == "solve" else allocation)
         removed = plans.choose(analysis.coupling, groups, scores, used, ruler.predicted)
         assert removed is not None
         return Reached(removed, {}, {}), used
@@ -93,6 +99,11 @@ def decide(scored: Candidates, options: PlanOptions, progress: Progress, ruler: 
         short = f"fewer widths than usual were timed, since the budget of {ruler.profile.cut_short:g} s for the profile was spent"
         found = replace(found, notes=(*found.notes, short))
     return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
+
+
+def used_share(found: Reached) -> float:
+    """How much of the tightest bound is used; coarse steps leave a lot unused where there are few groups to choose from."""
+    return max((found.actual[name] / bound for name, bound in found.bounds.items()), default=1.0)
 
 
 def _compared(scored: Candidates, first: Decision, progress: Progress, ruler: Ruler) -> Decision:

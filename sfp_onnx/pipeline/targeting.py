@@ -21,7 +21,8 @@ from ..work import Liveness, Terms, liveness, macs_terms, needed, node_terms, we
 from .analysis import Analysis, Progress, silent
 from .profiling import clock_of, measure_profile, read_profile, timing_feeds
 
-LIGHT = "4:1:12"  # other widths are slower than the next wider multiple of 4 (measured, AVX-512)
+BLOCKS = "16:1:12"  # channels are made in blocks of 16 (AVX-512) or 8 (AVX2), and fewer than 12 read one by one (measured, AVX-512)
+LIGHT = "4:1:12"  # other widths are slower than the next wider multiple of 4
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 
 
@@ -177,14 +178,14 @@ def ruler_for(analysis: Analysis, options: PlanOptions, progress: Progress = sil
 
 def align_of(options: PlanOptions, profile: DeviceProfile | None) -> int | str | None:
     """The widths that may be kept, as `plan.grid_of` reads them: as asked; or the staircase of the device (``auto``, and the default with
-    a latency target); or (the default otherwise) `LIGHT`, a staircase that needs no measurement, so that such plans do not depend on the
-    machine.
+    a latency target); or (the default otherwise) one that needs no measurement, so that such plans do not depend on the machine: `BLOCKS`
+    where the solver can give elsewhere what a coarse step takes (see `deciding.plan_for`), `LIGHT` where all groups are cut by one number.
     """
     if options.align not in ("auto", "default"):
         return None if options.align == "none" else options.align
     asked = any(targets.parse_target(text).what == "latency" for text in options.targets)
     if options.align == "default" and not asked:
-        return LIGHT
+        return BLOCKS if options.allocation == "solve" else LIGHT
     found = profile.block if profile else latency.block(Setup(options.threads, options.provider))
     if found.width <= latency.FINE:
         return found.width if found.width > 1 else None

@@ -51,15 +51,15 @@ class PlanOptions:
     Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "latency=5ms") is given.
     ``allocation`` is "uniform" (the same share of every group), "global" (one ranking over all groups), "solve" (least estimated
     error under all targets) or "default" (solve with a latency, memory or ``max_drop``, or the score `obs`; else uniform). ``keep``
-    and ``only`` are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with ``only``,
-    a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "16:4": of 16, and below 16 of
-    4; "4:1:12": of 4, and below 12 any; None: any. "auto" is the staircase of the device's convolutions, "default" is "auto" with a
-    latency target and else "4:1:12", so that plans for counted targets do not depend on the machine. ``threads``, ``batch``, ``provider``
-    say how latency is measured; ``device_profile`` is a file with a profile measured elsewhere. ``max_drop`` ("1%") is how much ``metric``
-    ("module:function"; default top-1, or agreement with the original without labels) may fall on data to judge on, or else calibration
-    data that are held out from scoring; alone, it asks for the smallest model
-    that holds it. The drop must hold with a ``confidence`` (one-sided; 0.5: as measured). ``profile_budget``: seconds of wall time in which
-    the model's layers are timed.
+    and ``only`` are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with
+    ``only``, a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "16:4": of 16,
+    and below 16 of 4; "16:1:12": of 16, and below 12 any; None: any. "auto" is the staircase of the device's convolutions,
+    "default" is "auto" with a latency target and else "16:1:12" (solved) or "4:1:12", so that plans for counted targets do not
+    depend on the machine. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is a file with a
+    profile measured elsewhere. ``max_drop`` ("1%") is how much ``metric`` ("module:function"; default top-1, or agreement with the
+    original without labels) may fall on data to judge on, or else calibration data that are held out from scoring; alone, it asks
+    for the smallest model that holds it. The drop must hold with a ``confidence`` (one-sided; 0.5: as measured).
+    ``profile_budget``: seconds of wall time in which the model's layers are timed.
     """
 
     ratio: float | None = None
