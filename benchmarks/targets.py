@@ -148,7 +148,7 @@ def drop(root: Path) -> None:
         )
 
 
-GRIDS = {"any width": None, "default (4:1:12)": "default", "multiples of 4": 4, "measured (16:4)": "auto"}
+GRIDS = {"any width": None, "default (16:1:12)": "default", "4:1:12": "4:1:12", "multiples of 4": 4, "measured (16:4)": "auto"}
 
 
 def default(root: Path) -> None:
