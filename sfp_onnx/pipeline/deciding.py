@@ -57,7 +57,7 @@ def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = sile
     """
     ruler = ruler or ruler_for(scored.analysis, options, progress)
     found, used = decide(scored, options, progress, ruler)
-    if options.align == "default" and used.align == BLOCKS and used_share(found) < FULL:
+    if options.align == "default" and used.align == BLOCKS and _used_share(found) < FULL:
         found, used = decide(scored, replace(options, align=LIGHT), progress, ruler)
     if options.align != used.align and "latency" in found.bounds and ":" in str(used.align) and found.removed.any():
         found, used = _compared(scored, (found, used), progress, ruler)
@@ -101,7 +101,7 @@ def decide(scored: Candidates, options: PlanOptions, progress: Progress, ruler: 
     return replace(found, before=ruler.before, bounds=bounds(wanted, ruler.before)), used
 
 
-def used_share(found: Reached) -> float:
+def _used_share(found: Reached) -> float:
     """How much of the tightest bound is used; coarse steps leave a lot unused where there are few groups to choose from."""
     return max((found.actual[name] / bound for name, bound in found.bounds.items()), default=1.0)
 
