@@ -2,7 +2,8 @@
 
   equal     top-1 at equal measured latency: plans that know the staircase against plans that count MACs (ResNet-56, with repair)
   drop      --max-drop 1% on ResNet-56 and VGG-11: what is reached, and the drop on images that the tool did not see
-  default   latency (and with repair, KL) of plans for MACs targets: any width, the default's light staircase, the measured one
+  default   latency (and with repair, KL) of plans for MACs targets: any width, the default's staircase, the measured one
+  widths    how the default's staircase was chosen: candidates by what is left after the repair on held-out images, and by latency
 
 FOLDER holds models/ and data/ (default: ../shared beside the repository). Calibration is unlabelled images of the training split;
 everything is chosen on images of the training split that were held out (KL); top-1 is on the 2000 test images. Prints Markdown.
@@ -14,10 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-from ranking import RESNET56, SHARED, VGG11, Case
+from ranking import RESNET20, RESNET56, SHARED, VGG11, Case
 
 import sfp_onnx
 from sfp_onnx import PlanOptions, graph, pipeline
@@ -34,15 +36,15 @@ VGG_IMAGES = 1200  # its layers of 512 channels take long to repair
 class Bench:
     """A model, scored once, with images to repair on, to choose on and to report on."""
 
-    def __init__(self, case: Case, root: Path, images: int) -> None:
+    def __init__(self, case: Case, root: Path, images: int, draw: int = 0, only: str | None = None) -> None:
         self.analysis = case.analysis(root)
         whole = case.images(root, "calib")
-        order = np.random.default_rng(0).permutation(whole.samples)
+        order = np.random.default_rng(draw).permutation(whole.samples)
         self.seen = replace(whole.part(np.sort(order[:images])), labels=None)
         self.judge = whole.part(np.sort(order[images : images + 1024]))
         self.test = case.images(root, "test")
         self.repair = RepairOptions(force=True)
-        options = PlanOptions(targets=("macs=50%",))
+        options = PlanOptions(targets=("macs=50%",), only=only)
         self.scored = pipeline.candidates(self.analysis, options, "obs", self.seen, repair=self.repair)
 
     def plan(self, options: PlanOptions, ruler: object = None) -> sfp_onnx.Plan:
@@ -169,7 +171,25 @@ def default(root: Path) -> None:
             print(f"| {Path(name).name} | {target} % | {' | '.join(cells)} |", flush=True)
 
 
-TABLES: dict[str, Callable[[Path], None]] = {"equal": equal, "drop": drop, "default": default}
+STAIRCASES = ("4:1:12", "8:1:12", "16:1:12")
+
+
+def widths(root: Path) -> None:
+    """Candidates for the default's staircase, on block-internal channels."""
+    print(f"| network, draw | MACs | {' | '.join(STAIRCASES)} |\n|---|---|{'---|' * len(STAIRCASES)}", flush=True)
+    for case, draw in product((RESNET20, RESNET56), (0, 1)):
+        bench = Bench(case, root, 1024, draw, case.only)
+        for target in (70, 50, 30):
+            plans = [bench.plan(PlanOptions(targets=(f"macs={target}%",), align=own)) for own in STAIRCASES]
+            models = [bench.repaired(plan) for plan in plans]
+            times = pipeline.targeting.latencies_of([bench.analysis.model, *models], bench.analysis, SETUP, 16)
+            found = sfp_onnx.evaluate([bench.analysis.model, *models], bench.judge, latency=False)[1:]
+            pairs = zip(found, times[1:], strict=True)
+            cells = [f"{100 * (own.agreement or 0):.2f}; {own.kl:.4f}; {time / times[0]:.2f}" for own, time in pairs]
+            print(f"| {case.title}, {draw} | {target} % | {' | '.join(cells)} |", flush=True)
+
+
+TABLES: dict[str, Callable[[Path], None]] = {"equal": equal, "drop": drop, "default": default, "widths": widths}
 
 
 def main() -> None:
