@@ -34,7 +34,8 @@ Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
 
 
 def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, data: Mapping[str, Array] | None = None) -> Prepared:
-    """Trace a model, fold what does not depend on data or dynamic dimensions, and trace the result.
+    """Trace a model, fold what does not depend on data or dynamic dimensions, write gathers that only reshape as what they are, and trace
+    the result.
 
     ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on.
 
@@ -44,12 +45,12 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
     """
     types = graph.tensor_types(model)
     try:
-        trace, feeds, variant = _trace(model, types, shapes or {}, data)
+        trace, feeds, variant, straight = _trace(model, types, shapes or {}, data)
     except ModelError as error:
         if model.complaint:
             raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
         raise
-    model = _fold(model, trace)
+    model = _reshaped(_fold(model, trace), straight, trace)
     nodes = graph.nodes(model)
     produced = {name for node in nodes for name in node.outputs}
     held = {*produced, *graph.initializers(model), *(port.name for port in graph.inputs(model))}
@@ -136,7 +137,7 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
 
 def _trace(
     model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
-) -> tuple[Trace, dict[str, Array], dict[str, Array] | None]:
+) -> tuple[Trace, dict[str, Array], dict[str, Array] | None, frozenset[str]]:
     ports = graph.inputs(model)
     probe, names, fetched = _probe(model, types)
     session = runtime.open_session(graph.serialized(probe), probe.weights, model.name, optimize=runtime.Optimize.NONE)
@@ -154,7 +155,8 @@ def _trace(
             failure = failure or error
             continue
         others, used, complete = _vary(session, feeds, names, fetched, ports)
-        return _compare(first, others, set(first[1]) if complete else pure), feeds, used
+        trusted = set(first[1]) if complete else pure
+        return _compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted)
     raise ModelError(f"{failure} Tried sample inputs of shapes {list(tried.values())[:4]}; give the right one with --input-shape.")
 
 
@@ -278,3 +280,46 @@ def _fold(model: Model, trace: Trace) -> Model:
 
 def _size(shape: Sequence[int], dtype: Any) -> int:
     return prod(shape) * int(np.dtype(dtype).itemsize)
+
+
+# ---- gathers that only reshape ---------------------------------------------------------------------------------------
+
+
+def _straight(model: Model, observations: Sequence[Observation], trusted: set[str]) -> frozenset[str]:
+    """Outputs of gathers that take all of a vector in its order, at all sizes that were tried: they only give it another shape (which is
+    how some exporters write ``as_strided``, with indices computed from the batch size)."""
+    constants, found = graph.Constants(model), set()
+    for node in graph.nodes(model):
+        if node.op != "Gather" or node.domain or node.inputs[0] in constants:
+            continue
+        data, index = node.inputs
+        fixed = constants.get(index)
+        if fixed is None and index not in trusted:
+            continue
+        if all(_counts(values.get(index, fixed), shapes.get(data)) for shapes, values in observations):
+            found.add(node.outputs[0])
+    return frozenset(found)
+
+
+def _counts(index: Array | None, shape: tuple[int, ...] | None) -> bool:
+    return index is not None and shape == (index.size,) and np.array_equal(index.reshape(-1), np.arange(index.size))
+
+
+def _reshaped(model: Model, straight: frozenset[str], trace: Trace) -> Model:
+    """Those gathers as Reshape, past the Reshape that made the vector; unless two of their sizes are dynamic."""
+    if not straight:
+        return model
+    editor = graph.Editor(model)
+    nodes = graph.nodes(model)
+    made_by = {name: node for node in nodes for name in node.outputs}
+    for node in nodes:
+        name = node.outputs[0]
+        dynamic = trace.dynamic_axes.get(name, ())
+        if name not in straight or len(dynamic) > 1:
+            continue
+        shape = np.asarray(trace.shapes[name], np.int64)
+        shape[list(dynamic)] = -1
+        source = made_by.get(node.inputs[0])
+        data = source.inputs[0] if source is not None and source.op == "Reshape" else node.inputs[0]
+        editor.set_operator(node.index, "Reshape", [editor.tensor(data), editor.constant(f"{name}/shape", shape)])
+    return editor.finish()

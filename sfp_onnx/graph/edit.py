@@ -141,6 +141,12 @@ class Editor:
             inputs.pop()
         self.nodes[node].inputs = inputs
 
+    def set_operator(self, node: int, op: str, inputs: Sequence[Any]) -> None:
+        """Make a node another operator without attributes; its outputs keep their names."""
+        self.nodes[node].op = op
+        self.nodes[node].attrs.clear()
+        self.nodes[node].inputs = list(inputs)
+
     def set_attribute(self, node: int, name: str, value: Any) -> None:
         """Replace an attribute of a node (None removes it)."""
         if value is None:

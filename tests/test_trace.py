@@ -1,0 +1,67 @@
+"""Gathers with computed indices that only reshape (as_strided of some exporters) are read as what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import CLASSES, IMAGE, images, masked_reference, model_of, relative, run_model, weights_of
+from onnx import helper
+
+import sfp_onnx
+
+WIDTH = 12
+
+
+def strided(batch: int | str, offset: int = 0, stride: int = WIDTH) -> onnx.ModelProto:
+    """conv-relu-mean-as_strided-gemm: indices n * stride + c + offset, modulo the length, into the flattened means."""
+    held = {
+        "w": weights_of(widths=(WIDTH, 4))["w1"], "head": weights_of(widths=(4, WIDTH))["w3"], "axes": np.array([2, 3]),
+        "flat": np.array([-1]), "rows": np.array([-1, WIDTH]), "zero": np.array(0), "one": np.array(1), "width": np.array(WIDTH),
+        "stride": np.array(stride), "inner": np.array([1, 2, 3]), "channels": np.arange(WIDTH).reshape(1, WIDTH, 1, 1) + offset,
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n1"], "size", start=0, end=1),
+        helper.make_node("Squeeze", ["n1"], ["n"], "scalar"),
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv", pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("ReduceMean", ["r", "axes"], ["m"], "mean", keepdims=1),
+        helper.make_node("Reshape", ["m", "flat"], ["v"], "vector"),
+        helper.make_node("Range", ["zero", "n", "one"], ["i"], "range"),
+        helper.make_node("Mul", ["i", "stride"], ["s"], "mul"),
+        helper.make_node("Unsqueeze", ["s", "inner"], ["u"], "unsqueeze"),
+        helper.make_node("Add", ["u", "channels"], ["sum"], "add"),
+        helper.make_node("Mul", ["n", "width"], ["length"], "length"),
+        helper.make_node("Mod", ["sum", "length"], ["index"], "mod"),
+        helper.make_node("Gather", ["v", "index"], ["g"], "as_strided"),
+        helper.make_node("Reshape", ["g", "rows"], ["f"], "matrix"),
+        helper.make_node("Gemm", ["f", "head"], ["y"], "head", transB=1),
+    ]
+    return model_of(nodes, [("x", np.float32, [batch, *IMAGE])], [("y", np.float32, [batch, CLASSES])], held, opset=18)
+
+
+@pytest.mark.parametrize("batch", ["N", 3])
+def test_a_gather_in_order_is_a_reshape(batch: int | str, save: Callable[..., Path], tmp_path: Path) -> None:
+    path = save(strided(batch))
+    analysis = sfp_onnx.inspect(path)
+    assert [(group.width, group.producers) for group in analysis.coupling.groups] == [(WIDTH, ("conv",))]
+    result = sfp_onnx.prune(path, sfp_onnx.PlanOptions(ratio=0.5, align=None), "magnitude")
+    out = result.save(tmp_path / "out.onnx")
+    proto = onnx.load(out)
+    assert not {"Gather", "Range"} & {node.op_type for node in proto.graph.node} and result.plan.after.params < result.plan.before.params
+    reference = masked_reference(strided(batch), [{**vars(cut), "removed": list(cut.removed)} for cut in result.cuts])
+    for count in (1, 2, 7) if batch == "N" else (3,):
+        x = images(count, seed=count)
+        assert relative(run_model(proto, {"x": x})[0], run_model(reference, {"x": x})[0]) < 1e-5
+        assert run_model(path, {"x": x})[0].shape == (count, CLASSES)
+
+
+@pytest.mark.parametrize(("offset", "stride"), [(1, WIDTH), (0, WIDTH - 1)])
+def test_other_gathers_stay_as_they_are(offset: int, stride: int, save: Callable[..., Path]) -> None:
+    """Indices that start later, or overlap: the channels move between samples, and stay."""
+    analysis = sfp_onnx.inspect(save(strided("N", offset, stride)))
+    assert not analysis.coupling.groups
+    assert any(node.op == "Gather" for node in analysis.prepared.nodes)
