@@ -49,8 +49,8 @@ Decision = tuple[Reached, PlanOptions]
 
 
 def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:
-    """Decide which units leave. With a latency target, and data and a repair to judge by, widths below one block of the device have to
-    pay: they are compared with whole blocks.
+    """Decide which units leave. By default, solved widths are whole blocks, unless those leave much of a counted target unused; and with
+    a latency target, and data and a repair to judge by, widths below one block of the device are compared with whole blocks.
 
     Raises:
         OptionError: bad options. TargetError: a target cannot be held.
