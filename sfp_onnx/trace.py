@@ -23,7 +23,7 @@ SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8)
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
-LARGEST_INPUT = 1 << 36  # numbers
+LARGEST_INPUT = 1 << 28  # numbers
 
 # Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
 NEVER_FOLD = graph.UNSTEADY | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
@@ -72,12 +72,16 @@ def _dimension(port: Port, axis: int, sizes: Mapping[str, int]) -> int:
     return sizes["batch"] if axis == 0 else sizes["side"] if rank >= 4 and axis >= rank - 2 else sizes["length"]
 
 
+def _shape(port: Port, sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]) -> Sequence[int]:
+    return shapes.get(port.name) or [_dimension(port, axis, sizes) for axis in range(len(port.shape or ()))]
+
+
 def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]], seed: int, whole: int) -> dict[str, Array]:
     """Random normal numbers for floats, ``whole`` for integers, true for booleans."""
     generator = np.random.default_rng(seed)
     feeds = {}
     for port in ports:
-        shape = shapes.get(port.name) or [_dimension(port, axis, sizes) for axis in range(len(port.shape or ()))]
+        shape = _shape(port, sizes, shapes)
         if prod(map(int, shape)) > LARGEST_INPUT:
             raise ModelError(f"input '{port.name}' of shape {list(shape)} does not fit into memory. Is the model damaged?")
         dtype = np.dtype(port.dtype if port.dtype is not None else np.float32)
@@ -110,10 +114,14 @@ def _candidates(
         if port is None or (port.shape is not None and len(port.shape) != len(shape)):
             known = ", ".join(f"{port.name} {list(port.shape or ())}" for port in ports)
             raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
-    for batch, side, length, whole in product(BATCHES, SIDES, LENGTHS, INTEGERS):
-        yield _feed(ports, {"batch": batch, "side": side, "length": length}, shapes, 0, whole)
-        if not _has_dynamic(ports) and whole == INTEGERS[-1]:
-            return
+    integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
+    seen = set()
+    for batch, side, length, whole in product(BATCHES, SIDES, LENGTHS, integers):
+        sizes = {"batch": batch, "side": side, "length": length}
+        key = (whole, *(tuple(_shape(port, sizes, shapes)) for port in ports))
+        if key not in seen:
+            seen.add(key)
+            yield _feed(ports, sizes, shapes, 0, whole)
 
 
 def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dict[str, Array]]:
@@ -142,13 +150,10 @@ def _trace(
     probe, names, fetched = _probe(model, types)
     session = runtime.open_session(graph.serialized(probe), probe.weights, model.name, optimize=runtime.Optimize.NONE)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
-    tried: dict[object, list[list[int]]] = {}
+    tried: list[list[list[int]]] = []
     failure: ModelError | None = None
     for feeds in _candidates(ports, shapes, data):
-        key = tuple((array.shape, array.tobytes() if array.dtype.kind in "iu" else b"") for array in feeds.values())
-        if key in tried:
-            continue
-        tried[key] = [list(array.shape) for array in feeds.values()]
+        tried.append([list(array.shape) for array in feeds.values()])
         try:
             first = _observe(session, feeds, names, fetched)
         except ModelError as error:
@@ -157,7 +162,7 @@ def _trace(
         others, used, complete = _vary(session, feeds, names, fetched, ports)
         trusted = set(first[1]) if complete else pure
         return _compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted)
-    raise ModelError(f"{failure} Tried sample inputs of shapes {list(tried.values())[:4]}; give the right one with --input-shape.")
+    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
 
 
 def _vary(

@@ -411,3 +411,16 @@ def test_a_model_that_may_not_be_read(model_file: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
     result = invoke("inspect", model_file)
     assert result.exit_code == 4 and "model.onnx: cannot read the model: Permission denied" in result.stderr
+
+
+def test_an_attribute_of_a_damaged_type(model_file: Path, tmp_path: Path) -> None:
+    """It says that it is a tensor, but holds none; and the checker gives up earlier, at an operator that only onnxruntime knows."""
+    proto = onnx.load(model_file)
+    attribute = proto.graph.node[0].attribute[0]
+    attribute.type = onnx.AttributeProto.TENSOR
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(8, np.float32), "gain"))
+    proto.graph.node.insert(0, helper.make_node("SimplifiedLayerNormalization", ["x", "gain"], ["unused"], "norm"))
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(proto.SerializeToString())
+    result = invoke("prune", bad, "-o", tmp_path / "out.onnx", "--ratio", "0.5")
+    assert result.exit_code == 4 and f"attribute '{attribute.name}' of node 'conv1' (Conv) is damaged" in result.stderr, result.stderr

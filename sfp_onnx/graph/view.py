@@ -10,6 +10,7 @@ import onnx.helper
 import onnx.numpy_helper
 import onnx.shape_inference
 
+from ..errors import ModelError
 from ..records import Array, Node, Port
 from .model import ONNX_DOMAINS, Model
 
@@ -47,7 +48,7 @@ def nodes(model: Model) -> list[Node]:
     taken = {node.name for node in model.proto.graph.node}
     for index, node in enumerate(model.proto.graph.node):
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
-        attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
+        attributes = {attribute.name: _attribute(attribute, node, model.name) for attribute in node.attribute}
         captures = tuple(dict.fromkeys(name for attribute in node.attribute for name in _captured(attribute)))
         name = node.name or f"{node.op_type}_{index}"
         while not node.name and name in taken:
@@ -56,12 +57,16 @@ def nodes(model: Model) -> list[Node]:
     return found
 
 
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
+def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) -> Any:
+    try:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            return onnx.numpy_helper.to_array(value)
+    except (ValueError, TypeError) as error:
+        where = f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type})"
+        raise ModelError(f"{name}: {where} is damaged: {error} Export the model again.") from error
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    if isinstance(value, onnx.TensorProto):
-        return onnx.numpy_helper.to_array(value)
     return value
 
 
