@@ -293,11 +293,12 @@ def _size(shape: Sequence[int], dtype: Any) -> int:
 def _straight(model: Model, observations: Sequence[Observation], trusted: set[str]) -> frozenset[str]:
     """Outputs of gathers that take all of a vector in its order, at all sizes that were tried: they only give it another shape (which is
     how some exporters write ``as_strided``, with indices computed from the batch size)."""
-    constants, found = graph.Constants(model), set()
-    for node in graph.nodes(model):
-        if node.op != "Gather" or node.domain or node.inputs[0] in constants:
-            continue
+    gathers = [node for node in graph.nodes(model) if node.op == "Gather" and not node.domain]
+    constants, found = graph.Constants(model) if gathers else {}, set()
+    for node in gathers:
         data, index = node.inputs
+        if data in constants:
+            continue
         fixed = constants.get(index)
         if fixed is None and index not in trusted:
             continue

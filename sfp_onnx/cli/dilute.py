@@ -70,14 +70,14 @@ def dilute_command(
     if as_json:
         click.echo(json.dumps(found | {"evaluation": [asdict(own) for own in measured] if measured else None}, indent=1))
         return
-    _show(result, output, store)
+    _show(result, output, store, found)
     if measured:
         measured[1] = replace(measured[1], model=str(output))
         _accuracy(measured)
         say(report.evaluation_text(measured))
 
 
-def _show(result: pipeline.Diluted, output: Path, store: str) -> None:
+def _show(result: pipeline.Diluted, output: Path, store: str, found: dict[str, Any]) -> None:
     click.echo(_table(result))
     for item in result.skipped:
         say(f"Skipped '{item.layer}': {item.reason}")
@@ -87,7 +87,7 @@ def _show(result: pipeline.Diluted, output: Path, store: str) -> None:
     click.echo(f"{share:.1%} of the weights of {len(result.layers)} layers are zero; {len(result.skipped)} layers skipped")
     if result.cut:
         click.echo(report.sizes_text(result.before, result.after))
-    before, after = graph.file_bytes(result.original), graph.file_bytes(pipeline.load(output))
+    before, after = found["model"]["bytes"], found["output"]["bytes"]
     click.echo(f"file {report.number(before)}B -> {report.number(after)}B ({after / before:.1%}, stored {store})")
     checks = "".join(f"; {step}: relative difference {error:.1e}" for step, error in result.checks.items())
     click.echo(f"verified: masked weights are zero, outputs finite{checks}")

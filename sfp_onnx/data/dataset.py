@@ -49,6 +49,11 @@ class Dataset:
         labels = None if self.labels is None else self.labels[positions]
         return replace(self, indices=self.indices[positions], labels=labels)
 
+    def split(self, count: int, seed: int | Sequence[int]) -> tuple[Dataset, Dataset]:
+        """All samples but ``count``, and those ``count``, drawn with the seed; both in their order."""
+        order = np.random.default_rng(seed).permutation(self.samples)
+        return self.part(np.sort(order[count:])), self.part(np.sort(order[:count]))
+
     def batches(self) -> Iterator[tuple[dict[str, Array], int]]:
         """Inputs for one run, and how many of its rows are samples (a model with a fixed batch gets the last one padded).
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-import numpy as np
-
-from ..cut import cut
 from ..data import Dataset
 from ..records import BoolArray, RepairOptions
 from .analysis import Analysis, Progress, silent
-from .repairing import distances, repaired
+from .repairing import distances, rebuilt
 
 HELD_OUT = 1 / 4
 FEWEST = 16  # samples to compare on
@@ -27,14 +23,12 @@ def nearest(
 ) -> tuple[str, str]:
     """The name of the removal whose repaired model is nearest to the original on a quarter of the data, which the repairs do not see, and
     a word on each."""
-    order = np.random.default_rng([repair.seed, data.samples]).permutation(data.samples)
     count = int(data.samples * HELD_OUT)
-    seen, judge = data.part(np.sort(order[count:])), data.part(np.sort(order[:count]))
+    seen, judge = data.split(count, [repair.seed, data.samples])
     models = []
     with progress("comparing widths", len(removals)) as advance:
         for removed in removals.values():
-            pruned = cut(analysis.prepared, analysis.coupling, removed)
-            models.append(repaired(analysis, pruned, removed, seen, replace(repair, force=True)).model)
+            models.append(rebuilt(analysis, removed, seen, repair))
             advance(1)
     word, found = distances(analysis, models, judge)
     left = dict(zip(removals, found, strict=True))

@@ -59,7 +59,8 @@ def plan_for(scored: Candidates, options: PlanOptions, progress: Progress = sile
     found, used = decide(scored, options, progress, ruler)
     if options.align == "default" and used.align == BLOCKS and _used_share(found) < FULL:
         found, used = decide(scored, replace(options, align=LIGHT), progress, ruler)
-    if options.align != used.align and "latency" in found.bounds and ":" in str(used.align) and found.removed.any():
+    grid = plans.grid_of(used.align)
+    if options.align != used.align and "latency" in found.bounds and grid.fine < grid.block and found.removed.any():
         found, used = _compared(scored, (found, used), progress, ruler)
     recorded = {**asdict(used), "targets": list(options.targets), **scored.recorded}
     analysis = scored.analysis
@@ -113,7 +114,7 @@ def _compared(scored: Candidates, first: Decision, progress: Progress, ruler: Ru
     if scored.repair is None or scored.data is None or not enough(scored.data):
         return first
     try:
-        second = decide(scored, replace(used, align=str(used.align).split(":")[0]), progress, ruler)
+        second = decide(scored, replace(used, align=str(plans.grid_of(used.align).block)), progress, ruler)
     except TargetError:
         return first
     if not second[0].removed.any() or np.array_equal(found.removed, second[0].removed):

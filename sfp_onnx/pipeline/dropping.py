@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .. import plan as plans
-from ..cut import cut
 from ..errors import TargetError
 from ..graph import Model
 from ..records import Plan, PlanOptions
 from .analysis import Progress, silent
 from .deciding import Candidates, plan_for
 from .judging import Drop, Judge
-from .repairing import repaired
+from .repairing import rebuilt
 
 TRIALS = 8
 
@@ -22,15 +21,12 @@ Build = Callable[[Candidates, Plan], Model]
 
 
 def built(scored: Candidates, plan: Plan) -> Model:
-    """The cut model, repaired if the candidates say so (better or worse: it is judged afterwards)."""
+    """The model of a plan, repaired if the candidates say so."""
     analysis = scored.analysis
     removed = plans.removal_of(plan, analysis.coupling, analysis.model.sha256)
     if not removed.any():
         return analysis.model
-    pruned = cut(analysis.prepared, analysis.coupling, removed)
-    if scored.repair is None or scored.data is None:
-        return pruned
-    return repaired(analysis, pruned, removed, scored.data, replace(scored.repair, force=True)).model
+    return rebuilt(analysis, removed, scored.data, scored.repair)
 
 
 @dataclass(frozen=True)

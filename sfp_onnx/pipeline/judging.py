@@ -113,9 +113,8 @@ def held_out(data: Dataset | None, seed: int = 0) -> tuple[Dataset, Dataset]:
     """
     if data is None:
         raise DataError("--max-drop needs --data (with labels for top-1, without for agreement with the original)")
-    order = np.random.default_rng(seed).permutation(data.samples)
     count = int(data.samples * HELD_OUT)
     if count < FEWEST:
         least = f"expected at least {3 * FEWEST} samples, found {data.samples}"
         raise DataError(f"--max-drop holds a third of the data out to judge on; {least}")
-    return data.part(np.sort(order[count:])), data.part(np.sort(order[:count]))
+    return data.split(count, seed)

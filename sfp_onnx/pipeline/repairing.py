@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .. import graph
+from ..cut import cut
 from ..data import Dataset
 from ..errors import ModelError, OptionError, VerificationError
 from ..evaluate import measure
@@ -78,13 +79,20 @@ def repaired(
     return Repaired(model, options.fit, tuple(fits), word, before, after, judge.samples, apart, tuple(notes))
 
 
+def rebuilt(analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None) -> Model:
+    """The cut model, repaired if there are data and options for it (better or worse: it is judged afterwards)."""
+    pruned = cut(analysis.prepared, analysis.coupling, removed)
+    if options is None or data is None:
+        return pruned
+    return repaired(analysis, pruned, removed, data, replace(options, force=True)).model
+
+
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
     """Data to fit on, data to judge on, and whether they differ."""
     if data.samples < 4 * FEWEST_CHECKED:
         return data, data, False
     count = min(max(int(data.samples * CHECKED), FEWEST_CHECKED), MOST_CHECKED)
-    order = np.random.default_rng([seed, data.samples]).permutation(data.samples)
-    return data.part(np.sort(order[count:])), data.part(np.sort(order[:count])), True
+    return *data.split(count, [seed, data.samples]), True
 
 
 def _weights(

@@ -198,9 +198,9 @@ class _Search:
 
     def _repaired(self, model: Model, removed: BoolArray, number: int) -> Model:
         """The model re-fitted to the original, unless that takes it away from it on held-out samples."""
-        drawn = np.random.default_rng(self.options.seed).permutation(self.data.samples)[:REPAIR_SAMPLES]
+        seen = self.data.split(REPAIR_SAMPLES, self.options.seed)[1]
         options = RepairOptions(fit=self.own.round_repair, seed=self.options.seed, force=True)
-        found = repaired(self.analysis, model, removed, self.data.part(np.sort(drawn)), options, self.progress)
+        found = repaired(self.analysis, model, removed, seen, options, self.progress)
         better = found.after <= found.before
         self.notes.append(
             f"after round {number}: distance from the original ({found.measure}) on {found.checked} samples {found.before:.4g}, "
