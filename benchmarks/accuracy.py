@@ -29,8 +29,11 @@ import numpy as np
 from ranking import CIFAR10, RESNET20, RESNET56, VGG11, Case
 
 import sfp_onnx
-from sfp_onnx import graph, pipeline, runtime
-from sfp_onnx.records import RepairOptions
+from sfp_onnx import graph
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.pipeline import candidates
+from sfp_onnx.planning.search import Candidates, plan_for
+from sfp_onnx.runtime import Setup, interleaved, open_session, steady_clock
 
 CUTS = (30, 50, 70)
 ALIGNS = {None: "", "default": ", default widths"}
@@ -49,7 +52,7 @@ class Bench:
         self.calibration = replace(case.images(root, "calib", images), labels=None)
         self.test = case.images(root, "test")
         self.only = case.only or self._inner()
-        self.scores: dict[tuple[str, str | None], pipeline.Candidates] = {}
+        self.scores: dict[tuple[str, str | None], Candidates] = {}
 
     def _inner(self) -> str:
         """A pattern for the layers that alone make what one other layer alone reads."""
@@ -60,8 +63,8 @@ class Bench:
     def plan(self, score: str, target: str, only: str | None, align: str | None = None) -> sfp_onnx.Plan:
         options = sfp_onnx.PlanOptions(targets=(target,), only=only, threads=1, batch=16, align=align)
         if (score, only) not in self.scores:
-            self.scores[score, only] = pipeline.candidates(self.analysis, options, score, self.calibration, repair=REPAIR)
-        return pipeline.plan_for(self.scores[score, only], options)
+            self.scores[score, only] = candidates(self.analysis, options, score, self.calibration, repair=REPAIR)
+        return plan_for(self.scores[score, only], options)
 
     def top1(self, model: graph.Model) -> tuple[float, float, float]:
         """Top-1 in %, agreement with the original in %, KL divergence, on the test images."""
@@ -135,8 +138,8 @@ def _cell_of_latency(bench: Bench, share: int, inner: bool) -> str:
 
 def latency(bench: Bench, model: graph.Model, feeds: dict[str, np.ndarray]) -> float:
     """Latency relative to the original, one thread, interleaved minima of processor time."""
-    sessions = [runtime.open_session(graph.serialized(own), own.weights, own.name, threads=1) for own in (bench.analysis.model, model)]
-    times = runtime.interleaved(sessions, [feeds] * 2, 50, runtime.steady_clock(runtime.Setup(1)))
+    sessions = [open_session(graph.serialized(own), own.weights, own.name, threads=1) for own in (bench.analysis.model, model)]
+    times = interleaved(sessions, [feeds] * 2, 50, steady_clock(Setup(1)))
     return min(times[1]) / min(times[0])
 
 
@@ -176,7 +179,7 @@ def cost_of(name: str, root: Path) -> None:
     else:
         bench = Bench({"resnet56": RESNET56, "resnet20": RESNET20}[name], root, 1024)
         analysis, calibration, only = bench.analysis, bench.calibration, bench.only
-    session = runtime.open_session(graph.serialized(analysis.model), analysis.model.weights, name)
+    session = open_session(graph.serialized(analysis.model), analysis.model.weights, name)
     seconds = [time.process_time()]
     for feeds, _ in calibration.batches():
         session.run(feeds)

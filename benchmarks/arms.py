@@ -13,19 +13,21 @@ from typing import Any
 import numpy as np
 
 import sfp_onnx
-from sfp_onnx import bandits, graph, runtime
+from sfp_onnx import graph
 from sfp_onnx.cut import cut
-from sfp_onnx.evaluate import measure
-from sfp_onnx.pipeline.bandit_aim import Aim
-from sfp_onnx.pipeline.bandit_steps import gather, order
-from sfp_onnx.pipeline.repairing import repaired
-from sfp_onnx.plan import eligible
-from sfp_onnx.pulls import Block, Pulls
+from sfp_onnx.evaluation import measure
+from sfp_onnx.methods.bandits import make_reward
+from sfp_onnx.methods.bandits.policies import POLICIES, Setting
+from sfp_onnx.methods.bandits.pulling import Aim, gather, order
+from sfp_onnx.methods.bandits.pulls import Block, Pulls
+from sfp_onnx.planning.widths import eligible
+from sfp_onnx.repair import repaired
+from sfp_onnx.runtime import open_session
 
 NORMALISATION = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
 MODELS = {"ResNet-20": ("resnet20_cifar10.onnx", r"layer.*conv1"), "ResNet-56": ("resnet56_cifar10_bn.onnx", r"layer\d/layer\d\.\d/conv1")}
 TEST_IMAGES, REPAIR_IMAGES = 1000, 512
-NAMES = [name for name in bandits.POLICIES if name != "leave-one-out"]
+NAMES = [name for name in POLICIES if name != "leave-one-out"]
 
 
 def line(*cells: object) -> None:
@@ -81,7 +83,7 @@ class Net:
 
 
 def _top1(model: Any, data: Any) -> float:
-    session = runtime.open_session(graph.serialized(model), model.weights, "pruned")
+    session = open_session(graph.serialized(model), model.weights, "pruned")
     right = start = 0
     for feeds, count in data.batches():
         right += int((session.run(feeds)[0].argmax(1) == data.labels[start : start + count]).sum())
@@ -118,7 +120,7 @@ class Known:
 
 def table_of(engine: Pulls) -> np.ndarray:
     """Rewards (arms, images) of all arms on all blocks."""
-    reward = bandits.make_reward(None, engine.references, None)
+    reward = make_reward(None, engine.references, None)
     found = np.zeros((len(engine.arms), sum(block.count for block in engine.blocks)))
     size = engine.blocks[0].count
     for block in range(len(engine.blocks)):
@@ -133,7 +135,7 @@ def replayed(name: str, table: np.ndarray, batch: int, pulls: int, seed: int, qu
     images = np.random.default_rng(seed).permutation(table.shape[1])
     blocks = table[:, images[: len(images) // batch * batch]].reshape(len(table), -1, batch).mean(2)
     horizon = pulls * len(table)
-    policy = bandits.POLICIES[name](bandits.Setting(len(table), horizon, seed, quota=quota, **more))
+    policy = POLICIES[name](Setting(len(table), horizon, seed, quota=quota, **more))
     done = 0
     while done < horizon:
         arms, places = order(policy, horizon - done, blocks.shape[1])

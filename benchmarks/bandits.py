@@ -31,9 +31,10 @@ import numpy as np
 from arms import MODELS, NAMES, TEST_IMAGES, Known, Net, head, line, quota_of, replayed, table_of
 
 import sfp_onnx
-from sfp_onnx.answers import log_probabilities
-from sfp_onnx.pulls import Block, Pulls, Running, share
-from sfp_onnx.units import removal
+from sfp_onnx.coupling.cost import removal
+from sfp_onnx.evaluation import log_probabilities
+from sfp_onnx.methods.bandits.parts import share
+from sfp_onnx.methods.bandits.pulls import Block, Pulls, Running
 
 # ---- 1. speed --------------------------------------------------------------------------------------------------------
 

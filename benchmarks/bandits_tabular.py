@@ -11,8 +11,8 @@ from arms import NAMES, head, line, replayed, table_of
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
-from sfp_onnx.pipeline.bandit_steps import gather
-from sfp_onnx.pulls import Pulls
+from sfp_onnx.methods.bandits.pulling import gather
+from sfp_onnx.methods.bandits.pulls import Pulls
 
 
 def _datasets() -> dict[str, tuple[np.ndarray, np.ndarray, bool]]:

@@ -20,14 +20,17 @@ import numpy as np
 from ranking import CIFAR10, CIFAR100
 
 import sfp_onnx
-from sfp_onnx import dilute, graph, pipeline, runtime
-from sfp_onnx.dilute.labelled import correlation
-from sfp_onnx.dilute.registry import method as register
-from sfp_onnx.masks import KERNEL, tile_sums
-from sfp_onnx.pipeline import DiluteOptions
-from sfp_onnx.pipeline.diluting import losses_of, refitted
-from sfp_onnx.profiles import ProfileOptions
-from sfp_onnx.records import Array, BoolArray, RepairOptions
+from sfp_onnx import graph
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.core.types import Array, BoolArray
+from sfp_onnx.coupling.analysis import silent
+from sfp_onnx.methods.dilution import correlation, find_method
+from sfp_onnx.methods.dilution import method as register
+from sfp_onnx.methods.dilution.connections import zeroed
+from sfp_onnx.methods.dilution.masks import KERNEL, KernelView, MethodOptions, tile_sums
+from sfp_onnx.methods.dilution.stages import DiluteOptions, Seen, look, losses_of, masked, refitted
+from sfp_onnx.methods.sfp.profiles import ProfileOptions
+from sfp_onnx.runtime import open_session
 
 NETWORKS = {
     "vgg": ("vgg11_cifar100.onnx", "cifar100", CIFAR100, "^/(15|18|22|25)/Conv$"),
@@ -51,7 +54,7 @@ def trial(name: str, function: Callable[..., Array]) -> None:
     """Register a form of ``soft-afcc`` as a function of L2 norms n, L1 norms m, RMS r, losses q after a re-fit of the others, correlations
     of profiles rho and of class means rmu, signs s of sums."""
 
-    def form(view: dilute.KernelView, options: dilute.MethodOptions) -> Array:
+    def form(view: KernelView, options: MethodOptions) -> Array:
         assert view.ends is not None
         ends, pair = view.ends, lambda values: values[view.filter, view.channel][:, :, None]
         norms = {"n": np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL)), "m": tile_sums(np.abs(view.values), KERNEL)}
@@ -95,12 +98,12 @@ def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool, 
 
 def looked(
     analysis: sfp_onnx.Analysis, name: str, calibration: sfp_onnx.Dataset, labelled: bool, given: argparse.Namespace
-) -> pipeline.Seen:
+) -> Seen:
     """What is measured of the layers, from an earlier run if that kept it."""
     path = kept(name, labelled, given)
     if path is not None and path.exists():
         return pickle.loads(path.read_bytes())
-    seen = pipeline.look(analysis, NETWORKS[name][3], calibration, ProfileOptions() if labelled else None)
+    seen = look(analysis, NETWORKS[name][3], calibration, ProfileOptions() if labelled else None)
     keep(seen, name, labelled, given)
     return seen
 
@@ -109,27 +112,27 @@ def kept(name: str, labelled: bool, given: argparse.Namespace) -> Path | None:
     return given.keep / f"{name}-{labelled}-{given.held_out}.pickle" if given.keep else None
 
 
-def keep(seen: pipeline.Seen, name: str, labelled: bool, given: argparse.Namespace) -> None:
+def keep(seen: Seen, name: str, labelled: bool, given: argparse.Namespace) -> None:
     """Write what was measured, if asked to."""
     if (path := kept(name, labelled, given)) is not None:
         path.write_bytes(pickle.dumps(seen))
 
 
-def masks_of(analysis: sfp_onnx.Analysis, seen: pipeline.Seen, method: str, rate: str | None) -> tuple[Masks, float]:
+def masks_of(analysis: sfp_onnx.Analysis, seen: Seen, method: str, rate: str | None) -> tuple[Masks, float]:
     """Masks, and the share of kernels that they remove (mean over layers)."""
     masks: Masks = {}
     shares = []
     for target in seen.targets:
         own = replace(seen, targets=(target,), skipped=())
         at = None if rate is None else afcc_rate(analysis, own) if rate == "afcc" else float(rate)
-        found, (figures,), _, _ = pipeline.masked(analysis, own, DiluteOptions(method, at, force=True))
+        found, (figures,), _, _ = masked(analysis, own, DiluteOptions(method, at, force=True))
         masks.update(found)
         shares.append(figures.removed / figures.total)
     return masks, float(np.mean(shares))
 
 
-def afcc_rate(analysis: sfp_onnx.Analysis, seen: pipeline.Seen) -> float:
-    _, (figures,), _, _ = pipeline.masked(analysis, seen, DiluteOptions("afcc", None, force=True))
+def afcc_rate(analysis: sfp_onnx.Analysis, seen: Seen) -> float:
+    _, (figures,), _, _ = masked(analysis, seen, DiluteOptions("afcc", None, force=True))
     return figures.removed / figures.total
 
 
@@ -139,32 +142,32 @@ def rows(name: str, given: argparse.Namespace) -> None:
     analysis = sfp_onnx.inspect(given.shared / "models" / NETWORKS[name][0])
     calibration, fitting, judge = data_of(analysis, name, given.shared, given.held_out, given.images)
     start = time.process_time()
-    labelled = "afcc" in given.rates or any("profiles" in dilute.find_method(method)[0].needs for method in methods)
+    labelled = "afcc" in given.rates or any("profiles" in find_method(method)[0].needs for method in methods)
     seen = looked(analysis, name, calibration, labelled, given)
-    if not seen.losses and any("losses" in dilute.find_method(method)[0].needs for method in methods):
-        seen = replace(seen, losses=losses_of(analysis, seen.targets, fitting, pipeline.analysis.silent))
+    if not seen.losses and any("losses" in find_method(method)[0].needs for method in methods):
+        seen = replace(seen, losses=losses_of(analysis, seen.targets, fitting, silent))
         keep(seen, name, labelled, given)
     print(f"# {name}: looked at {len(seen.targets)} layers in {time.process_time() - start:.0f} s", flush=True)
     known = answers(analysis.model, judge)
     print(f"| {name} | original | 0.0% | {figures(known, known, judge)} | - | - | - |", flush=True)
     for method in methods:
-        fixed = dilute.find_method(method)[0].fixed
+        fixed = find_method(method)[0].fixed
         for rate in [None] if fixed else given.rates.split(","):
             masks, share = masks_of(analysis, seen, method, rate)
-            model = dilute.zeroed(analysis.prepared.model, masks)
+            model = zeroed(analysis.prepared.model, masks)
             sparse = len(graph.to_proto(model, sparse=True).SerializeToString())
             cells = f"| {name} | {method} | {share:.1%} | {figures(known, answers(model, judge), judge)}"
             start = time.process_time()
             after = "-"
             if given.refit:
-                again, _ = refitted(analysis, model, masks, fitting, REPAIR, pipeline.analysis.silent)
+                again, _ = refitted(analysis, model, masks, fitting, REPAIR, silent)
                 after = figures(known, answers(again, judge), judge)
             print(f"{cells} | {after} | {sparse} | {time.process_time() - start:.0f} s |", flush=True)
 
 
 def answers(model: graph.Model, judge: sfp_onnx.Dataset) -> Array:
     """Logits of all images, in float64."""
-    session = runtime.open_session(graph.serialized(model), model.weights, model.name)
+    session = open_session(graph.serialized(model), model.weights, model.name)
     return np.concatenate([session.run(feeds)[0][:count] for feeds, count in judge.batches()]).astype(np.float64)
 
 

@@ -18,12 +18,15 @@ import numpy as np
 from ranking import RESNET20, SHARED
 
 import sfp_onnx
-from sfp_onnx import graph, pipeline, runtime
-from sfp_onnx.pipeline.repairing import repaired
-from sfp_onnx.plan import removal_of
-from sfp_onnx.records import IntArray, Layer, RepairOptions
-from sfp_onnx.repair import lockstep
-from sfp_onnx.units import keep_mask
+from sfp_onnx import graph, pipeline
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.core.types import IntArray, Layer
+from sfp_onnx.coupling.cost import keep_mask
+from sfp_onnx.planning.record import removal_of
+from sfp_onnx.planning.search import plan_for
+from sfp_onnx.repair import lockstep, repaired
+from sfp_onnx.repair.lockstep import Setting
+from sfp_onnx.runtime import open_session
 
 CUTS = (30, 50, 70)
 DRAWS = 4
@@ -42,7 +45,7 @@ class Case:
         self.data = self.images(1024)
         options = [sfp_onnx.PlanOptions(targets=(f"macs={100 - cut}%",), only=RESNET20.only, align=None) for cut in CUTS]
         scored = pipeline.candidates(self.analysis, options[0], "obs", self.data)
-        self.plans = [pipeline.plan_for(scored, own) for own in options]
+        self.plans = [plan_for(scored, own) for own in options]
         self.pruned = [sfp_onnx.apply(self.analysis, plan, verify=False).model for plan in self.plans]
         self.removed = [removal_of(plan, self.analysis.coupling, plan.model_sha256) for plan in self.plans]
 
@@ -131,7 +134,7 @@ def moments(case: Case, names: Sequence[str]) -> list[tuple[np.ndarray, np.ndarr
     types = graph.tensor_types(case.analysis.model)
     ports = {port.name: (port.dtype, None) for port in graph.inputs(case.analysis.model)}
     model = graph.segment(case.analysis.model, ports, {name: types[name] for name in names})
-    session = runtime.open_session(graph.serialized(model), model.weights, "moments")
+    session = open_session(graph.serialized(model), model.weights, "moments")
     sums = [(0, 0.0, 0.0)] * len(names)
     for feeds, _ in case.data.batches():
         for at, found in enumerate(session.run(feeds, list(names))):
@@ -170,7 +173,7 @@ def looking(case: Case, number: int, draw: Callable[..., IntArray]) -> graph.Mod
     """The repair with other positions, as many as it would take."""
     kept = lockstep.positions
 
-    def other(setting: lockstep.Setting, step: object, seed: tuple[int, ...], output: Sequence[int], inputs: int) -> IntArray:
+    def other(setting: Setting, step: object, seed: tuple[int, ...], output: Sequence[int], inputs: int) -> IntArray:
         usual = kept(setting, step, seed, output, inputs)
         samples, size = step.linear.form.positions(output)
         return usual if usual.shape[1] == size else draw(usual.shape[1], size, np.random.default_rng(seed), samples)

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import sfp_onnx
-from sfp_onnx import graph, pipeline, runtime
-from sfp_onnx.pipeline.profiling import timing_feeds
-from sfp_onnx.runtime import Setup
+from sfp_onnx import graph
+from sfp_onnx.latency.measure import device, timing_feeds
+from sfp_onnx.latency.profiling import measure_profile
+from sfp_onnx.runtime import Setup, interleaved, open_timed, steady_clock, version
 
 MODELS = (
     "models/resnet56_cifar10_bn", "models/resnet20_cifar10", "zoo/mobilenet_v3_small", "zoo/squeezenet1_1", "zoo/resnet18__dynamo",
@@ -30,10 +31,10 @@ def row(path: Path) -> str:
     """One line per model: the profile, and per target the predicted, looped and finally measured share."""
     analysis = sfp_onnx.inspect(path)
     start = time.perf_counter()
-    profile = pipeline.measure_profile(analysis, SETUP, fresh=True)
+    profile = measure_profile(analysis, SETUP, fresh=True)
     seconds = time.perf_counter() - start
     start = time.perf_counter()
-    pipeline.measure_profile(analysis, SETUP)
+    measure_profile(analysis, SETUP)
     cached = time.perf_counter() - start
     models, cells, spent = [analysis.model], [], []
     for target in TARGETS:
@@ -50,8 +51,8 @@ def row(path: Path) -> str:
         models.append(sfp_onnx.apply(analysis, plan).model)
         cells.append([f"{figures[key] / figures['before']:.1%}" for key in ("predicted", "actual")])
     feeds = timing_feeds(analysis, 1)
-    sessions = [runtime.open_timed(graph.serialized(own), own.weights, own.name, SETUP) for own in models]
-    times = [min(own) for own in runtime.interleaved(sessions, [feeds] * len(sessions), REPEATS, runtime.steady_clock(SETUP))]
+    sessions = [open_timed(graph.serialized(own), own.weights, own.name, SETUP) for own in models]
+    times = [min(own) for own in interleaved(sessions, [feeds] * len(sessions), REPEATS, steady_clock(SETUP))]
     found = [f"{' / '.join(own[:2])} / **{other / times[0]:.1%}**" for own, other in zip(cells, times[1:], strict=True)]
     first = f"{path.stem} | {times[0] * 1e3:.3f} ms | {seconds:.1f} s, then {cached:.2f} s | {profile.error:.1%}"
     return f"| {first} | {' | '.join(found)} | {', '.join(spent)} s |"
@@ -66,7 +67,7 @@ def main() -> None:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print("Times are processor time of the one thread, so that other programs do not count; they equal wall time on an idle machine.")
     print("The machine is shared and noisy; differences of one or two points between the last two numbers are noise.")
-    print(f"{pipeline.device(SETUP)['cpu']}, onnxruntime {runtime.version()}, load {load} at the start.\n")
+    print(f"{device(SETUP)['cpu']}, onnxruntime {version()}, load {load} at the start.\n")
     heads = " | ".join(f"target {target} %" for target in TARGETS)
     print(f"| model | original | profile: first, cached | error of predictions | {heads} | planning |")
     print("|---|---|---|---|---|---|---|---|")

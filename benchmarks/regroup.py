@@ -16,9 +16,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
-from sfp_onnx import graph, pipeline
-from sfp_onnx.dilute.regroup import blocks, parts
-from sfp_onnx.pipeline import DiluteOptions
+from sfp_onnx import graph
+from sfp_onnx.methods.dilution.regroup import blocks, parts
+from sfp_onnx.methods.dilution.stages import DiluteOptions, dilute, masked
 
 CASES = ("vgg", "resnet20", "resnet56")
 
@@ -30,7 +30,7 @@ def real(name: str, given: argparse.Namespace) -> None:
     seen = dilution.looked(analysis, name, calibration, True, given)
     for target in seen.targets:
         own = replace(seen, targets=(target,), skipped=())
-        masks, _, _, _ = pipeline.masked(analysis, own, DiluteOptions("afcc", None, force=True))
+        masks, _, _, _ = masked(analysis, own, DiluteOptions("afcc", None, force=True))
         keep = masks[target.weight].any((2, 3))
         alive = keep[keep.any(1)][:, keep.any(0)]
         found = parts(alive)
@@ -75,7 +75,7 @@ def main() -> None:
     print("\n| channels | hidden groups | map | what --regroup says |\n|---|---|---|---|")
     for size, groups, side in ((64, 4, 16), (128, 4, 16), (256, 4, 14), (256, 8, 14), (512, 8, 7), (512, 2, 7)):
         model = graph.load(built(size, groups, side))
-        result = pipeline.dilute(model, DiluteOptions("magnitude", 0.0, refit=False, regroup=True))
+        result = dilute(model, DiluteOptions("magnitude", 0.0, refit=False, regroup=True))
         print(f"| {size} | {groups} | {side} x {side} | {'; '.join(note for note in result.notes if 'conv' in note)} |", flush=True)
 
 

@@ -27,10 +27,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranking
 
 import sfp_onnx
-from sfp_onnx import graph, profiles, runtime, sfp
-from sfp_onnx.pipeline.scoring import pass_batches
-from sfp_onnx.records import RepairOptions
-from sfp_onnx.scores import SCORES
+from sfp_onnx import graph
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.coupling.analysis import pass_batches
+from sfp_onnx.methods.sfp import profiles
+from sfp_onnx.methods.sfp.probe import PROBES, Samples
+from sfp_onnx.methods.sfp.profiles import classes_of, collect, room
+from sfp_onnx.runtime import open_session, version
+from sfp_onnx.scores.registry import SCORES
 
 REPEATS, TIMED, CALIBRATION = 5, 512, 2000
 RESNET_REPAIR = RepairOptions(force=True)
@@ -54,31 +58,31 @@ def layer_table(found: sfp_onnx.Profiles) -> str:
 
 def pass_cost(analysis: sfp_onnx.Analysis, data: sfp_onnx.Dataset) -> str:
     """The pass against a plain forward pass over the same batches, and seconds per probe on all its images."""
-    output = profiles.classes_of(analysis.prepared, analysis.samples, "")
+    output = classes_of(analysis.prepared, analysis.samples, "")
     taps, _ = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, 4)
     batches, widths = list(pass_batches(analysis, data)), [tap.width for tap in taps]
     plain, passes = [], []
     for _ in range(REPEATS):
         start = time.process_time()
-        session = runtime.open_session(graph.serialized(analysis.prepared.model), analysis.prepared.model.weights, "plain")
+        session = open_session(graph.serialized(analysis.prepared.model), analysis.prepared.model.weights, "plain")
         for feeds, _count in batches:
             session.run(feeds)
         plain.append(time.process_time() - start)
         start = time.process_time()
-        with profiles.room(data.samples, widths) as store:
+        with room(data.samples, widths) as store:
             kept = (np.arange(data.samples), store)
-            profiles.collect(analysis.prepared.model, taps, output, (batches, data.labels), kept, lambda steps: None)
+            collect(analysis.prepared.model, taps, output, (batches, data.labels), kept, lambda steps: None)
         passes.append(time.process_time() - start)
     assert data.labels is not None
-    seconds: dict[str, list[float]] = {name: [] for name in sfp.PROBES}
-    with profiles.room(data.samples, widths) as store:
+    seconds: dict[str, list[float]] = {name: [] for name in PROBES}
+    with room(data.samples, widths) as store:
         kept = (np.arange(data.samples), store)
-        profiles.collect(analysis.prepared.model, taps, output, (batches, data.labels), kept, lambda steps: None)
+        collect(analysis.prepared.model, taps, output, (batches, data.labels), kept, lambda steps: None)
         for index in range(len(taps)):
             own = store.get(index)
-            for name, train in sfp.PROBES.items():
+            for name, train in PROBES.items():
                 start = time.process_time()
-                train(sfp.Samples(own, data.labels, np.arange(data.samples)), output[1], 0)
+                train(Samples(own, data.labels, np.arange(data.samples)), output[1], 0)
                 seconds[name].append(time.process_time() - start)
     probes = ", ".join(f"{name} {np.mean(own):.2f} s per layer (largest {max(own):.2f} s)" for name, own in seconds.items())
     return (
@@ -127,7 +131,7 @@ def main() -> None:
     titles = [case.title for case in (ranking.RESNET56, ranking.RESNET20, ranking.VGG11) if case.title in sys.argv]
     folders = [Path(item) for item in sys.argv[1:] if item not in (*every, *titles, *SCORES, "sfp+contribution")]
     root = folders[0] if folders else ranking.SHARED
-    print(f"onnxruntime {runtime.version()}, numpy {np.__version__}")
+    print(f"onnxruntime {version()}, numpy {np.__version__}")
     for name in parts:
         every[name](root, titles)
 

@@ -66,8 +66,10 @@ def prune_benchmark(folder: Path) -> None:
 def statistics_benchmark(folder: Path) -> None:
     """The pass that `contribution` needs, against a forward pass of the same model on the same batches."""
     import sfp_onnx
-    from sfp_onnx import graph, runtime
-    from sfp_onnx.calibrate import calibrate, sites
+    from sfp_onnx import graph
+    from sfp_onnx.runtime import open_session
+    from sfp_onnx.scores.statistics import calibrate, sites
+
 
     path = folder / "resnet50.onnx"
     analysis = sfp_onnx.inspect(path)
@@ -78,7 +80,7 @@ def statistics_benchmark(folder: Path) -> None:
         plain, passes = [], []
         for _ in range(REPEATS):
             start = time.perf_counter()
-            session = runtime.open_session(graph.serialized(analysis.model), analysis.model.weights, "plain")
+            session = open_session(graph.serialized(analysis.model), analysis.model.weights, "plain")
             for feeds, _count in batches:
                 session.run(feeds)
             plain.append(time.perf_counter() - start)

@@ -22,9 +22,12 @@ import numpy as np
 from ranking import RESNET20, RESNET56, SHARED, VGG11, Case
 
 import sfp_onnx
-from sfp_onnx import PlanOptions, graph, pipeline
-from sfp_onnx.pipeline.judging import Judge
-from sfp_onnx.records import RepairOptions
+from sfp_onnx import graph
+from sfp_onnx.core.options import PlanOptions, RepairOptions
+from sfp_onnx.latency.measure import latencies_of
+from sfp_onnx.pipeline import candidates
+from sfp_onnx.planning.max_drop import Judge, held_out
+from sfp_onnx.planning.search import plan_for
 from sfp_onnx.runtime import Setup
 
 SETUP = Setup(threads=1)
@@ -45,10 +48,10 @@ class Bench:
         self.test = case.images(root, "test")
         self.repair = RepairOptions(force=True)
         options = PlanOptions(targets=("macs=50%",), only=only)
-        self.scored = pipeline.candidates(self.analysis, options, "obs", self.seen, repair=self.repair)
+        self.scored = candidates(self.analysis, options, "obs", self.seen, repair=self.repair)
 
     def plan(self, options: PlanOptions, ruler: object = None) -> sfp_onnx.Plan:
-        return pipeline.plan_for(self.scored, options, ruler=ruler)
+        return plan_for(self.scored, options, ruler=ruler)
 
     def cut(self, plan: sfp_onnx.Plan) -> graph.Model:
         return sfp_onnx.apply(self.analysis, plan, verify=False).model
@@ -64,7 +67,7 @@ class Bench:
 
     def ratio(self, *models: graph.Model) -> list[float]:
         """Latency of each, in one interleaved run with the original."""
-        first, *others = pipeline.targeting.latencies_of([self.analysis.model, *models], self.analysis, SETUP, 1)
+        first, *others = latencies_of([self.analysis.model, *models], self.analysis, SETUP, 1)
         return [own / first for own in others]
 
 
@@ -137,10 +140,10 @@ def drop(root: Path) -> None:
         data = case.images(root, "calib", images)
         options = PlanOptions(max_drop="1%", threads=1)
         result = sfp_onnx.prune(analysis, options, "obs", data, repair=RepairOptions(force=True))
-        held = pipeline.held_out(data)[1]
+        held = held_out(data)[1]
         judged = Judge(analysis.model, held, 0.01, options.confidence).drop(result.model)
         before, after = (own.top1 or 0.0 for own in sfp_onnx.evaluate([analysis.model, result.model], test, latency=False))
-        first, other = pipeline.targeting.latencies_of([analysis.model, result.model], analysis, SETUP, 1)
+        first, other = latencies_of([analysis.model, result.model], analysis, SETUP, 1)
         sizes = graph.file_bytes(result.model) / graph.file_bytes(analysis.model)
         seen = f"{images - held.samples} / {held.samples}"
         print(
@@ -164,7 +167,7 @@ def default(root: Path) -> None:
             options = [PlanOptions(targets=(f"macs={target}%",), allocation="solve", align=grid, threads=1) for grid in GRIDS.values()]
             plans = [own.plan(item) if own else sfp_onnx.plan(analysis, item, "magnitude") for item in options]
             models = [own.repaired(plan) if own else sfp_onnx.apply(analysis, plan, verify=False).model for plan in plans]
-            times = pipeline.targeting.latencies_of([analysis.model, *models], analysis, SETUP, 1)
+            times = latencies_of([analysis.model, *models], analysis, SETUP, 1)
             cells = [f"{other / times[0]:.1%}" for other in times[1:]]
             if own:
                 cells = [f"{cell} (KL {own.worth(model)[0]})" for cell, model in zip(cells, models, strict=True)]
@@ -182,7 +185,7 @@ def widths(root: Path) -> None:
         for target in (70, 50, 30):
             plans = [bench.plan(PlanOptions(targets=(f"macs={target}%",), align=own)) for own in STAIRCASES]
             models = [bench.repaired(plan) for plan in plans]
-            times = pipeline.targeting.latencies_of([bench.analysis.model, *models], bench.analysis, SETUP, 16)
+            times = latencies_of([bench.analysis.model, *models], bench.analysis, SETUP, 16)
             found = sfp_onnx.evaluate([bench.analysis.model, *models], bench.judge, latency=False)[1:]
             pairs = zip(found, times[1:], strict=True)
             cells = [f"{100 * (own.agreement or 0):.2f}; {own.kl:.4f}; {time / times[0]:.2f}" for own, time in pairs]

@@ -6,10 +6,11 @@ import re
 import sys
 from pathlib import Path
 
-from sfp_onnx.bandits import POLICIES, PREFIX
-from sfp_onnx.dilute import METHODS
-from sfp_onnx.rules import SUMMARY
-from sfp_onnx.scores import SCORES
+from sfp_onnx.methods.bandits import PREFIX
+from sfp_onnx.methods.bandits.policies import POLICIES
+from sfp_onnx.methods.dilution import METHODS
+from sfp_onnx.rules.registry import SUMMARY
+from sfp_onnx.scores.registry import SCORES
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,8 +5,8 @@
 >>> result.save("smaller.onnx")                                                   # doctest: +SKIP
 """
 
-from .data import Dataset, Preprocessing, open_data
-from .errors import (
+from . import methods  # noqa: F401  (registration)
+from .core.errors import (
     DataError,
     ModelError,
     OptionError,
@@ -16,40 +16,18 @@ from .errors import (
     TargetError,
     VerificationError,
 )
-from .graph import Model, save
-from .pipeline import (
-    Analysis,
-    Pruned,
-    Scored,
-    apply,
-    data_for,
-    evaluate,
-    inspect,
-    load,
-    manifest,
-    plan,
-    profile,
-    prune,
-    read_plan,
-    save_scores,
-    score,
-    scored,
-)
-from .profiles import ProfileOptions
-from .records import (
-    BanditOptions,
-    Cut,
-    Evaluation,
-    Group,
-    LayerProfile,
-    Plan,
-    PlanOptions,
-    Profiles,
-    RepairOptions,
-    ScoreOptions,
-    Size,
-    Verification,
-)
+from .core.options import BanditOptions, PlanOptions, RepairOptions, ScoreOptions
+from .core.types import Cut, Evaluation, Group, LayerProfile, Plan, Profiles, Size, Verification
+from .coupling.analysis import Analysis, data_for, inspect, load
+from .data import Preprocessing
+from .data.dataset import Dataset, open_data
+from .evaluation import evaluate
+from .graph.model import Model
+from .graph.save import save
+from .methods.sfp.profiles import ProfileOptions
+from .pipeline import apply, plan, prune
+from .report.manifest import Pruned, manifest, read_plan
+from .scores.scoring import Scored, profile, save_scores, score, scored
 
 __all__ = [
     "Analysis",

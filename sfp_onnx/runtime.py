@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from . import scratch
-from .errors import ModelError, OptionError, SfpError
-from .records import Array
+from .core.errors import ModelError, OptionError, SfpError
+from .core.system import folder
+from .core.types import Array
 
 PROVIDERS = ("CPUExecutionProvider",)
 BURST = 5
@@ -142,7 +142,7 @@ def open_timed(serialized: bytes, weights: Mapping[str, Array], name: str, setup
     options = _options(setup.threads)
     if events:
         options.enable_profiling = True
-        options.profile_file_prefix = str(scratch.folder() / f"events_{time.monotonic_ns()}")
+        options.profile_file_prefix = str(folder() / f"events_{time.monotonic_ns()}")
     return _open(serialized, weights, name, options, list(dict.fromkeys((provider, *PROVIDERS))))
 
 
@@ -204,6 +204,8 @@ def version() -> str:
 def providers() -> list[str]:
     """Execution providers of this onnxruntime."""
     return list(map(str, _ort().get_available_providers()))
+
+
 # ---- other forms of a model ------------------------------------------------------------------------------------------
 
 
@@ -251,7 +253,7 @@ def _quiet() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
     logging.disable(logging.CRITICAL)
-    tempfile.tempdir = str(scratch.folder())
+    tempfile.tempdir = str(folder())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)

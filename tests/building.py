@@ -20,7 +20,10 @@ import onnx.shape_inference
 import onnxruntime as ort
 
 import sfp_onnx
-from sfp_onnx import Analysis, Cut, Plan, PlanOptions, Pruned
+from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.core.types import Cut, Plan
+from sfp_onnx.coupling.analysis import Analysis
+from sfp_onnx.report.manifest import Pruned
 
 FLOAT = onnx.TensorProto.FLOAT
 IR_VERSIONS = {7: 3, 8: 3, 9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from sfp_onnx.allocate import Problem, choices, greedy, lagrangian, solve, widen
-from sfp_onnx.records import FloatArray, IntArray
+from sfp_onnx.core.types import FloatArray, IntArray
+from sfp_onnx.planning.solver import Problem, choices, greedy, lagrangian, solve, widen
 
 
 def chain(kept: IntArray) -> FloatArray:

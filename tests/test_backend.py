@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import sfp_onnx
-from sfp_onnx import pipeline
+from sfp_onnx.coupling.analysis import reasons
 
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FILES = sorted(DATA.rglob("*.onnx"))
@@ -22,7 +22,7 @@ def test_shipped_model(path: Path) -> None:
         assert "onnxruntime cannot" in str(error) or "onnx-graphsurgeon cannot" in str(error)
         return
     if not analysis.coupling.groups:
-        assert pipeline.reasons(analysis.coupling)
+        assert reasons(analysis.coupling)
         with pytest.raises(sfp_onnx.TargetError, match="nothing can be pruned"):
             sfp_onnx.prune(analysis, sfp_onnx.PlanOptions(ratio=0.5))
         return

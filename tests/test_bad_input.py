@@ -28,7 +28,8 @@ from conftest import (
 from onnx import TensorProto, helper
 
 import sfp_onnx
-from sfp_onnx import cli, pipeline
+from sfp_onnx import pipeline
+from sfp_onnx.cli.common import EPILOG
 
 PORTS: dict[str, Any] = {"inputs": [("x", np.float32, ["N", *IMAGE])], "outputs": [("logits", np.float32, ["N", CLASSES])]}
 
@@ -400,7 +401,7 @@ def test_a_plan_for_a_model_that_has_changed(paths: dict[str, Path], tmp_path: P
 
 def test_every_exit_code_is_in_the_help() -> None:
     codes = {error.exit_code for error in vars(sfp_onnx).values() if isinstance(error, type) and issubclass(error, sfp_onnx.SfpError)}
-    assert codes == {1, 2, 3, 4} and all(f"{code} " in cli.EPILOG for code in codes)
+    assert codes == {1, 2, 3, 4} and all(f"{code} " in EPILOG for code in codes)
 
 
 def test_a_model_that_may_not_be_read(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

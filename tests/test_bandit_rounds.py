@@ -16,13 +16,15 @@ from onnx import helper
 from test_bandits import truly_cut
 
 import sfp_onnx
-from sfp_onnx import BanditOptions, PlanOptions, RepairOptions, ScoreOptions, graph
+from sfp_onnx import graph
+from sfp_onnx.core.options import BanditOptions, PlanOptions, RepairOptions, ScoreOptions
+from sfp_onnx.coupling.analysis import inspect
 from sfp_onnx.cut import cut
-from sfp_onnx.graph import Model
-from sfp_onnx.pipeline import searching
-from sfp_onnx.pipeline.bandit_aim import aim_of
-from sfp_onnx.pipeline.searching import search
-from sfp_onnx.pulls import Block, Pulls, Running
+from sfp_onnx.graph.model import Model
+from sfp_onnx.methods.bandits import pulling
+from sfp_onnx.methods.bandits.pulling import Found, aim_of, search
+from sfp_onnx.methods.bandits.pulls import Block, Pulls, Running
+from sfp_onnx.repair import repaired
 
 
 def net(widths: tuple[int, int] = (16, 24), count: int = 80) -> tuple[sfp_onnx.Analysis, sfp_onnx.Dataset]:
@@ -30,7 +32,7 @@ def net(widths: tuple[int, int] = (16, 24), count: int = 80) -> tuple[sfp_onnx.A
     return analysis, sfp_onnx.data_for(analysis.model, {"x": images(count), "labels": labels_of(count)})
 
 
-def searched(policy: str = "round-robin", plan: PlanOptions | None = None, **options: Any) -> searching.Found:
+def searched(policy: str = "round-robin", plan: PlanOptions | None = None, **options: Any) -> Found:
     analysis, data = net()
     own = BanditOptions(**{"pulls": 2, "pull_batch": 4, "rounds": 3, **options})
     aim = (plan or PlanOptions(ratio=0.5), list(analysis.coupling.groups))
@@ -116,8 +118,8 @@ def test_heads_residual_stages_and_gates_are_arms(kind: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", ["bias", "lstsq"])
 def test_rounds_pull_the_repaired_network(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Model] = []
-    real = searching.inspect
-    monkeypatch.setattr(searching, "inspect", lambda model, *rest, **more: seen.append(model) or real(model, *rest, **more))
+    real = inspect
+    monkeypatch.setattr(pulling, "inspect", lambda model, *rest, **more: seen.append(model) or real(model, *rest, **more))
     found = searched(round_repair=kind)
     told = [note for note in found.notes if f"repaired ({kind})" in note]
     assert len(seen) == len(told) == 2
@@ -136,9 +138,9 @@ def _values(model: Model, name: str) -> np.ndarray:
 
 
 def test_a_repair_that_does_not_help_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen = searching.repaired, []
-    monkeypatch.setattr(searching, "repaired", lambda *rest: replace(real(*rest), after=1e9))
-    monkeypatch.setattr(searching, "inspect", _spy(searching.inspect, seen))
+    real, seen = repaired, []
+    monkeypatch.setattr(pulling, "repaired", lambda *rest: replace(real(*rest), after=1e9))
+    monkeypatch.setattr(pulling, "inspect", _spy(inspect, seen))
     found = searched(round_repair="lstsq", rounds=2)
     assert any("not repaired" in note for note in found.notes)
     np.testing.assert_array_equal(_values(seen[0], "b3"), _values(sfp_onnx.inspect(classifier(widths=(16, 24))).model, "b3"))
@@ -195,7 +197,7 @@ def test_a_target_that_asks_for_nothing_does_not_stop_the_search() -> None:
 @pytest.mark.parametrize("where", ["repaired", "Pulls"])
 def test_ctrl_c_between_rounds_keeps_the_round_before(where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = {"round_repair": "bias", "rounds": 2, "state": str(tmp_path / "state.json")}
-    real, calls = getattr(searching, where), []
+    real, calls = getattr(pulling, where), []
 
     def stop(*rest: Any, **more: Any) -> Any:
         calls.append(1)
@@ -204,7 +206,7 @@ def test_ctrl_c_between_rounds_keeps_the_round_before(where: str, monkeypatch: p
         return real(*rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(searching, where, stop)
+        patch.setattr(pulling, where, stop)
         stopped = searched(**options)
     assert any("stopped before the first pull of round 2" in note for note in stopped.notes) and len(stopped.traces["rounds"]) == 1
     np.testing.assert_array_equal(searched(**options).scores, searched(rounds=2, round_repair="bias").scores)
@@ -214,7 +216,7 @@ def test_ctrl_c_before_anything_is_known_is_an_error(monkeypatch: pytest.MonkeyP
     def stop(*rest: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(searching, "Pulls", stop)
+    monkeypatch.setattr(pulling, "Pulls", stop)
     with pytest.raises(sfp_onnx.OptionError, match="nothing to plan with"):
         searched()
 

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
 
 import sfp_onnx
-from sfp_onnx import BanditOptions, PlanOptions, ScoreOptions, bandits, graph, runtime
-from sfp_onnx.bandits import POLICIES, Policy, Setting, make_reward
-from sfp_onnx.bandits.policies import EXP3, SAR, UCB1, EpsilonGreedy, Hedge, Softmax, Thompson
-from sfp_onnx.bandits.rewards import cross_entropy, divergence
+from sfp_onnx import graph, runtime
+from sfp_onnx.core.options import BanditOptions, PlanOptions, ScoreOptions
 from sfp_onnx.cut import cut
-from sfp_onnx.pipeline import searching
-from sfp_onnx.pipeline.searching import search
-from sfp_onnx.pulls import Block, Pulls, Running
+from sfp_onnx.methods.bandits import BANDIT_SCORES, cross_entropy, divergence, make_reward
+from sfp_onnx.methods.bandits.policies import EXP3, POLICIES, SAR, UCB1, EpsilonGreedy, Hedge, Policy, Setting, Softmax, Thompson
+from sfp_onnx.methods.bandits.pulling import Found, _Search, search
+from sfp_onnx.methods.bandits.pulls import Block, Pulls, Running
+from sfp_onnx.runtime import Optimize, open_session
 
 MEANS = np.array([0.2, 0.9, 0.5, 0.7, 0.1, 0.6])
 
@@ -217,7 +217,7 @@ def truly_cut(analysis: sfp_onnx.Analysis, unit: int, feeds: dict[str, np.ndarra
     removed[unit] = True
     model = cut(analysis.prepared, analysis.coupling, removed)
     names = [port.name for port in graph.outputs(analysis.model)]
-    return runtime.open_session(graph.serialized(model), model.weights, "cut").run(feeds, names)
+    return open_session(graph.serialized(model), model.weights, "cut").run(feeds, names)
 
 
 @pytest.mark.parametrize("batch", ["N", 4, 8])
@@ -249,8 +249,8 @@ def test_pulls_on_random_graphs(seed: int) -> None:
                 np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(other).max()))
 
 
-@pytest.mark.parametrize("optimize", [runtime.Optimize.BASIC, runtime.Optimize.ALL])
-def test_cached_pulls_equal_full_runs_bit_for_bit(optimize: runtime.Optimize) -> None:
+@pytest.mark.parametrize("optimize", [Optimize.BASIC, Optimize.ALL])
+def test_cached_pulls_equal_full_runs_bit_for_bit(optimize: Optimize) -> None:
     _, cached = engine_of(classifier(), optimize=optimize)
     _, tight = engine_of(classifier(), optimize=optimize, memory=5000)
     _, whole = engine_of(classifier(), optimize=optimize, whole=True)
@@ -267,7 +267,7 @@ def test_residual_networks_are_bit_for_bit_without_the_blocked_layout(shared: Pa
     groups = [group for group in analysis.coupling.groups if group.producers[0].startswith("layer") or "layer" in group.name][::4]
     x = np.load(shared / "data" / "cifar10_calib.npz")["images"][:4].transpose(0, 3, 1, 2).astype(np.float32) / 64 - 2
     blocks = [Block({"input": np.ascontiguousarray(x)}, 4)]
-    for optimize, tolerance in ((runtime.Optimize.BASIC, 0.0), (runtime.Optimize.ALL, 1e-4)):
+    for optimize, tolerance in ((Optimize.BASIC, 0.0), (Optimize.ALL, 1e-4)):
         how = [Running(whole=whole, optimize=optimize) for whole in (False, True)]
         engines = [Pulls(analysis.prepared, analysis.coupling, groups, blocks, own) for own in how]
         for group in range(len(groups)):
@@ -287,7 +287,7 @@ def test_no_session_is_opened_and_no_full_forward_run_while_pulling(monkeypatch:
 # ---- the search ------------------------------------------------------------------------------------------------------
 
 
-def searched(policy: str, plan: PlanOptions | None = None, seed: int = 0, **options: Any) -> searching.Found:
+def searched(policy: str, plan: PlanOptions | None = None, seed: int = 0, **options: Any) -> Found:
     analysis = sfp_onnx.inspect(classifier())
     data = sfp_onnx.data_for(analysis.model, {"x": images(40), "labels": labels_of(40)})
     aim = (plan or PlanOptions(ratio=0.5), list(analysis.coupling.groups))
@@ -308,7 +308,7 @@ def test_every_bandit_score_is_deterministic_and_spends_its_pulls(policy: str) -
 def test_leave_one_out_is_the_mean_over_all_data() -> None:
     found = searched("leave-one-out")
     analysis, engine = engine_of(classifier(), 40, 1)
-    reference = runtime.open_session(graph.serialized(analysis.model), analysis.model.weights, "model").run({"x": images(40)})
+    reference = open_session(graph.serialized(analysis.model), analysis.model.weights, "model").run({"x": images(40)})
     for arm in range(20):
         expected = 1 - divergence(reference, truly_cut(analysis, int(engine.arms[arm]), {"x": images(40)})).mean()
         assert found.scores[engine.arms[arm]] == pytest.approx(expected, abs=1e-5)
@@ -341,12 +341,12 @@ def test_the_second_round_measures_the_pruned_model() -> None:
     removed = np.array([unit not in kept for unit in range(20)])
     assert removed.sum() == 5 == len(first["pulls"]) - len(second["pulls"])
     pruned = cut(analysis.prepared, analysis.coupling, removed)
-    reference = runtime.open_session(graph.serialized(pruned), pruned.weights, "pruned").run({"x": images(40)})
+    reference = open_session(graph.serialized(pruned), pruned.weights, "pruned").run({"x": images(40)})
     for key, mean in list(zip(zip(second["group"], second["position"], strict=True), second["mean"], strict=True))[::4]:
         more = removed.copy()
         more[units[key]] = True
         model = cut(analysis.prepared, analysis.coupling, more)
-        outputs = runtime.open_session(graph.serialized(model), model.weights, "more").run({"x": images(40)})
+        outputs = open_session(graph.serialized(model), model.weights, "more").run({"x": images(40)})
         assert mean == pytest.approx(divergence(reference, outputs).mean(), abs=1e-5)
 
 
@@ -381,7 +381,7 @@ def test_interrupted_and_resumed_is_the_same_as_in_one_go(policy: str, runs: int
 def test_a_finished_state_needs_no_pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"pulls": 2, "state": str(tmp_path / "state.json")}
     first = searched("ucb1", **options)
-    monkeypatch.setattr(searching._Search, "_pull", lambda *_: pytest.fail("pulled again"))
+    monkeypatch.setattr(_Search, "_pull", lambda *_: pytest.fail("pulled again"))
     np.testing.assert_array_equal(searched("ucb1", **options).scores, first.scores)
 
 
@@ -440,7 +440,7 @@ def test_no_data_no_labels_unknown_policy() -> None:
         make_reward("divergence", [[np.zeros((3, 1), np.float32)]], None)
     with pytest.raises(sfp_onnx.DataError):
         make_reward(None, [[np.zeros((3, 1), np.int64)]], None)
-    assert tuple(f"bandit:{name}" for name in POLICIES) == bandits.BANDIT_SCORES
+    assert tuple(f"bandit:{name}" for name in POLICIES) == BANDIT_SCORES
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', '{"format": "sfp_onnx bandit state", "seconds": 1}'])

@@ -13,8 +13,9 @@ from conftest import invoke, masked_reference, model_of, relative, run_model
 from onnx import helper
 
 import sfp_onnx
-from sfp_onnx import PlanError, PlanOptions
-from sfp_onnx.work import node_terms
+from sfp_onnx.core.errors import PlanError
+from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.planning.work import node_terms
 
 RANDOM = np.random.default_rng(0)
 

@@ -31,8 +31,8 @@ from conftest import (
 from onnx import numpy_helper
 
 import sfp_onnx
+from sfp_onnx import cut as cut_room
 from sfp_onnx import pipeline
-from sfp_onnx.pipeline import cutting
 
 COMMANDS = ("inspect", "plan", "apply", "prune", "evaluate", "profile", "sweep")
 # One sample of the classifier: 8x8 positions; conv1 3->8, conv2 8->12, head 12->5.
@@ -360,7 +360,7 @@ def test_no_verify_says_so(model_file: Path, tmp_path: Path) -> None:
 
 def test_a_wrong_cut_is_refused(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """verify compares: a model that is not what was planned is not written."""
-    original = cutting.cut
+    original = cut_room.cut
 
     def wrong(*arguments: Any) -> Any:
         model = original(*arguments)
@@ -368,7 +368,7 @@ def test_a_wrong_cut_is_refused(model_file: Path, tmp_path: Path, monkeypatch: p
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.01), "b3"))
         return model
 
-    monkeypatch.setattr(cutting, "cut", wrong)
+    monkeypatch.setattr(pipeline, "cut", wrong)
     before = files_in(tmp_path)
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--manifest", tmp_path / "m.json")
     assert result.exit_code == 3 and "'logits'" in result.stderr and "Nothing was written" in result.stderr

@@ -11,8 +11,8 @@ import pytest
 from conftest import classifier, images, invoke, labels_of
 
 import sfp_onnx
-from sfp_onnx.confidence import jackknifed, matched, needed, parse_confidence
-from sfp_onnx.records import IntArray
+from sfp_onnx.core.types import IntArray
+from sfp_onnx.planning.max_drop import held_out, jackknifed, matched, needed, parse_confidence
 
 
 def test_nothing_changed_proves_little_on_few_samples() -> None:
@@ -124,7 +124,7 @@ def test_the_model_that_was_judged_is_the_one_that_is_written(wide: Path, save: 
     assert result.exit_code == 0, result.stderr
     whole = sfp_onnx.data_for(sfp_onnx.load(wide), data)
     assert whole is not None
-    judge = sfp_onnx.pipeline.held_out(whole)[1]
+    judge = held_out(whole)[1]
     top1 = sfp_onnx.evaluate([wide, out], judge, latency=False)[1].top1
     assert f"1.0000 -> {top1:.4f} " in result.stderr
 

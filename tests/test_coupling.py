@@ -9,7 +9,7 @@ import pytest
 from building import FLOAT, Builder, assert_exact, assert_listed, error, masked, plan_of, random_plan, run
 
 import sfp_onnx
-from sfp_onnx import Analysis
+from sfp_onnx.coupling.analysis import Analysis
 
 
 def groups(analysis: Analysis) -> dict[str, int]:

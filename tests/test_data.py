@@ -14,9 +14,12 @@ from conftest import CLASSES, IMAGE, classifier, images, labels_of, model_of, ru
 from onnx import helper, numpy_helper
 
 import sfp_onnx
-from sfp_onnx import DataError, Dataset, ModelError, OptionError, PlanOptions, Preprocessing, calibrate
-from sfp_onnx.data import BATCH
-from sfp_onnx.records import Array, Moments, Port
+from sfp_onnx.core.errors import DataError, ModelError, OptionError
+from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.core.types import Array, Moments, Port
+from sfp_onnx.data import Preprocessing
+from sfp_onnx.data.dataset import BATCH, Dataset
+from sfp_onnx.scores.statistics import Statistics, calibrate
 
 PORT = (Port("x", np.dtype(np.float32), ("N", *IMAGE)),)
 TWO = (Port("a", np.dtype(np.float32), ("N", 2)), Port("b", np.dtype(np.int64), ("N", 3)))
@@ -279,7 +282,7 @@ def statistics(model: onnx.ModelProto, array: np.ndarray, wanted: list[tuple[str
     data = sfp_onnx.data_for(loaded, array)
     assert data is not None
     ranks = {name: len(shape) for name, shape in sfp_onnx.inspect(loaded, data=data).prepared.trace.shapes.items()}
-    return calibrate.calibrate(loaded, ranks, wanted, frozenset({"squares", "zeros"}), data.batches()).moments
+    return calibrate(loaded, ranks, wanted, frozenset({"squares", "zeros"}), data.batches()).moments
 
 
 def activations(model: onnx.ModelProto, array: np.ndarray, name: str) -> np.ndarray:
@@ -350,10 +353,10 @@ def test_half_and_half_is_the_whole() -> None:
     loaded = sfp_onnx.load(classifier())
     ranks, wanted, needs = {"r1": 4, "f": 2}, [("r1", 1), ("f", 1)], frozenset({"squares", "zeros"})
 
-    def run(array: Array) -> calibrate.Statistics:
+    def run(array: Array) -> Statistics:
         data = sfp_onnx.data_for(loaded, array)
         assert data is not None
-        return calibrate.calibrate(loaded, ranks, wanted, needs, data.batches())
+        return calibrate(loaded, ranks, wanted, needs, data.batches())
 
     array = images(100)
     total, left, right = run(array), run(array[:37]), run(array[37:])
@@ -386,7 +389,7 @@ def test_progress_counts_samples() -> None:
     data = sfp_onnx.data_for(loaded, images(10))
     assert data is not None
     seen: list[int] = []
-    calibrate.calibrate(loaded, {"r1": 4}, [("r1", 1)], frozenset({"zeros"}), data.batches(), seen.append)
+    calibrate(loaded, {"r1": 4}, [("r1", 1)], frozenset({"zeros"}), data.batches(), seen.append)
     assert seen == [4, 4, 2]
 
 

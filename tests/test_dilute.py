@@ -15,18 +15,21 @@ from conftest import classifier, images, invoke, labels_of, model_of, relative, 
 from onnx import helper, numpy_helper
 
 import sfp_onnx
-from sfp_onnx import dilute as stage
-from sfp_onnx import graph, masks, pipeline
-from sfp_onnx.dilute import METHODS, Ends, KernelView, MethodOptions, Profile, label_profile
-from sfp_onnx.errors import DataError, OptionError, TargetError
-from sfp_onnx.pipeline import DiluteOptions
-from sfp_onnx.profiles import ProfileOptions
-from sfp_onnx.records import RepairOptions
-from sfp_onnx.repair import kernel_losses
+from sfp_onnx import graph
+from sfp_onnx.core.errors import DataError, OptionError, TargetError
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.methods.dilution import METHODS, find_method
+from sfp_onnx.methods.dilution.connections import Chosen, choose, targets
+from sfp_onnx.methods.dilution.ends import kernel_losses
+from sfp_onnx.methods.dilution.masks import Ends, KernelView, MethodOptions, Profile, even_labels, keep_by_rank, label_profile
+from sfp_onnx.methods.dilution.regroup import Grouping, absorbable, blocks, regrouped
+from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, dilute, look, masked
+from sfp_onnx.methods.sfp.profiles import ProfileOptions
+from sfp_onnx.scores import scoring
 
 NAMES = [own.pattern.replace("N:M", "2:4").replace("AxB", "1x4") or own.name for own in METHODS.values()]
-RANKED = [name for name in NAMES if not stage.find_method(name)[0].fixed]
-FIXED = [name for name in NAMES if stage.find_method(name)[0].fixed]
+RANKED = [name for name in NAMES if not find_method(name)[0].fixed]
+FIXED = [name for name in NAMES if find_method(name)[0].fixed]
 
 
 def profile(name: str, filters: int, labels: int, seed: int) -> Profile:
@@ -45,8 +48,8 @@ def view(outputs: int = 12, inputs: int = 10, positions: int = 9, seed: int = 0)
     )  # fmt: skip
 
 
-def chosen(own: KernelView, name: str, rate: float = 0.5, scope: str = "layer") -> stage.Chosen:
-    (found,) = stage.choose(lambda: iter([own]), {"layer": "w"}, stage.find_method(name), rate, scope)
+def chosen(own: KernelView, name: str, rate: float = 0.5, scope: str = "layer") -> Chosen:
+    (found,) = choose(lambda: iter([own]), {"layer": "w"}, find_method(name), rate, scope)
     return found
 
 
@@ -66,7 +69,7 @@ def test_masks_are_deterministic_and_cover_the_weight(name: str, positions: int)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_units_of_masking_stay_whole(name: str) -> None:
-    method, options = stage.find_method(name)
+    method, options = find_method(name)
     found = chosen(view(), name)
     if method.tile(options).whole:
         assert (found.mask == found.mask[:, :, :1]).all()
@@ -134,7 +137,7 @@ def test_afcc_at_a_classifier_keeps_the_labels_of_each_filter() -> None:
 
 def test_random_label_sets_keep_their_sizes_and_are_even() -> None:
     sizes = np.asarray([3, 1, 0, 6, 2, 4, 4, 4])
-    found = masks.even_labels(sizes, 6, np.random.default_rng(0))
+    found = even_labels(sizes, 6, np.random.default_rng(0))
     assert (found.sum(1) == sizes).all()
     assert np.ptp(found.sum(0)) <= 1
 
@@ -167,18 +170,18 @@ def test_blocks_leave_whole_and_by_their_norm(rows: int, columns: int) -> None:
 
 def test_scopes() -> None:
     small, large = np.arange(8.0).reshape(2, 4), 100 + np.arange(8.0).reshape(2, 4)
-    assert [keep.sum() for keep in masks.keep_by_rank([small, large], 0.5, "layer")] == [4, 4]
-    assert [keep.sum() for keep in masks.keep_by_rank([small, large], 0.5, "global")] == [0, 8]
-    assert [keep.sum(1).tolist() for keep in masks.keep_by_rank([small, large], 0.5, "filter")] == [[2, 2], [2, 2]]
+    assert [keep.sum() for keep in keep_by_rank([small, large], 0.5, "layer")] == [4, 4]
+    assert [keep.sum() for keep in keep_by_rank([small, large], 0.5, "global")] == [0, 8]
+    assert [keep.sum(1).tolist() for keep in keep_by_rank([small, large], 0.5, "filter")] == [[2, 2], [2, 2]]
 
 
 # ---- whole models ----------------------------------------------------------------------------------------------------
 
 
-def diluted(model: onnx.ModelProto, data: bool = False, **options: Any) -> pipeline.Diluted:
+def diluted(model: onnx.ModelProto, data: bool = False, **options: Any) -> Diluted:
     loaded = graph.load(model)
     given = sfp_onnx.data_for(loaded, {"x": images(64), "labels": labels_of(64)}) if data else None
-    return pipeline.dilute(loaded, DiluteOptions(**{"refit": False, **options}), given)
+    return dilute(loaded, DiluteOptions(**{"refit": False, **options}), given)
 
 
 def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -294,9 +297,9 @@ def test_a_hidden_block_structure_becomes_groups_exactly(absorb: tuple[bool, boo
     analysis = sfp_onnx.inspect(graph.load(model))
     layer = next(own for own in analysis.coupling.layers if own.node.name == "middle")
     keep = weights(model)["w2"].reshape(64, 64, -1).any(2)
-    (found, *_) = stage.blocks(keep)
-    assert found.groups == 4 and stage.absorbable(layer) == (True, True)
-    new = stage.regrouped(analysis.prepared.model, analysis.coupling, analysis.prepared.nodes, stage.Grouping(layer, found, absorb))
+    (found, *_) = blocks(keep)
+    assert found.groups == 4 and absorbable(layer) == (True, True)
+    new = regrouped(analysis.prepared.model, analysis.coupling, analysis.prepared.nodes, Grouping(layer, found, absorb))
     proto = graph.to_proto(new)
     onnx.checker.check_model(proto, full_check=True)
     x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
@@ -318,11 +321,11 @@ def test_components_are_packed_into_equal_groups() -> None:
     keep = np.zeros((8, 8), bool)
     for rows, columns in (([0, 3], [1, 2]), ([1, 2], [0]), ([4, 5], [3, 4, 5]), ([6, 7], [6, 7])):
         keep[np.ix_(rows, columns)] = True
-    found = {own.groups: own for own in stage.blocks(keep)}
+    found = {own.groups: own for own in blocks(keep)}
     assert set(found) == {2}
     permuted = keep[found[2].outputs][:, found[2].inputs]
     assert not permuted[:4, 4:].any() and not permuted[4:, :4].any()
-    assert stage.blocks(np.ones((8, 8), bool)) == []
+    assert blocks(np.ones((8, 8), bool)) == []
 
 
 # ---- sparse files ----------------------------------------------------------------------------------------------------
@@ -375,7 +378,7 @@ def test_damaged_sparse_initializers_are_refused() -> None:
 # ---- labels and the re-fit -------------------------------------------------------------------------------------------
 
 
-def labelled(rate: float | None = None, **options: Any) -> pipeline.Diluted:
+def labelled(rate: float | None = None, **options: Any) -> Diluted:
     return diluted(classifier(widths=(16, 24)), data=True, rate=rate, **options)
 
 
@@ -384,16 +387,16 @@ def test_afcc_follows_the_label_sets_of_both_ends() -> None:
     data = sfp_onnx.data_for(model, {"x": images(64), "labels": labels_of(64)})
     analysis = sfp_onnx.inspect(model, data=data)
     assert data is not None
-    known = {own.tensor: own for own in pipeline.profile(analysis, data).layers}
-    result = pipeline.dilute(analysis, DiluteOptions("afcc", refit=False, force=True), data)
+    known = {own.tensor: own for own in scoring.profile(analysis, data).layers}
+    result = dilute(analysis, DiluteOptions("afcc", refit=False, force=True), data)
     assert [item.layer for item in result.layers] == ["conv2", "head"]
     assert [item.layer for item in result.skipped] == ["conv1"] and "no layer made it" in result.skipped[0].reason
     sets = [known[name].label_sets for name in ("r1", "f")]
     common = (sets[1].astype(int) @ sets[0].T.astype(int)) > 0
     removed = {item.layer: item.removed for item in result.layers}
     assert removed == {"conv2": (~common).sum(), "head": (~sets[1]).sum()}
-    seen = pipeline.look(analysis, None, data, ProfileOptions())
-    masks_of, *_ = pipeline.masked(analysis, seen, DiluteOptions("afcc", force=True))
+    seen = look(analysis, None, data, ProfileOptions())
+    masks_of, *_ = masked(analysis, seen, DiluteOptions("afcc", force=True))
     assert (masks_of["w2"].any((2, 3)) == common).all() and (masks_of["w3"] == sets[1].T).all()
 
 
@@ -415,15 +418,15 @@ def test_afcc_of_fully_connected_stacks_and_heads_after_flatten(kind: str) -> No
     data = sfp_onnx.data_for(model, {"x": images(80), "labels": labels_of(80)})
     assert data is not None
     analysis = sfp_onnx.inspect(model, data=data)
-    known = {own.tensor: own for own in pipeline.profile(analysis, data, ProfileOptions("ridge", 2)).layers}
-    seen = pipeline.look(analysis, None, data, ProfileOptions("ridge", 2))
-    found, *_ = pipeline.masked(analysis, seen, DiluteOptions("afcc", force=True))
+    known = {own.tensor: own for own in scoring.profile(analysis, data, ProfileOptions("ridge", 2)).layers}
+    seen = look(analysis, None, data, ProfileOptions("ridge", 2))
+    found, *_ = masked(analysis, seen, DiluteOptions("afcc", force=True))
     own = known["q"]
     assert (found["w3"] == own.label_sets[own.filters]).all() and 0 < found["w3"].mean() < 1
     if kind == "stack":
         first, second = known["p"].label_sets.astype(int), own.label_sets.astype(int)
         assert (found["w2"] == (first @ second.T > 0)).all()
-    made = pipeline.dilute(analysis, DiluteOptions("afcc", force=True, probe="ridge", pool=2), data)
+    made = dilute(analysis, DiluteOptions("afcc", force=True, probe="ridge", pool=2), data)
     zeros = [item.weights_removed for item in made.layers]
     assert zeros == [int((~found[item.weight]).sum()) for item in made.layers]
 
@@ -473,7 +476,7 @@ def test_losses_against_a_re_fit_without_each_kernel(kind: str) -> None:
     options = RepairOptions(rows_per_input=1e9, least_positions=10**6)
     batches = [{"x": own} for own in np.array_split(x, 4)]
     found = kernel_losses(analysis.prepared, analysis.coupling, {"second"}, batches, options)["second"]
-    (target,), _ = stage.targets(analysis.prepared, analysis.coupling, "second")
+    (target,), _ = targets(analysis.prepared, analysis.coupling, "second")
     assert found.shape == target.channel.shape
     layer = target.layer
     assert layer.linear is not None
@@ -574,7 +577,7 @@ def test_a_rate_that_is_ignored_is_said(model_file: Path, tmp_path: Path) -> Non
 
 def test_errors_are_of_this_package() -> None:
     with pytest.raises(OptionError):
-        stage.find_method("nm:x")
+        find_method("nm:x")
     with pytest.raises(DataError):
         diluted(classifier(), method="afcc")
     with pytest.raises(TargetError):
@@ -585,4 +588,4 @@ def test_errors_are_of_this_package() -> None:
 
 
 def test_method_options_carry_numbers() -> None:
-    assert stage.find_method("nm:2:4", 7)[1] == MethodOptions((2, 4), 7)
+    assert find_method("nm:2:4", 7)[1] == MethodOptions((2, 4), 7)

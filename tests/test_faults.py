@@ -21,8 +21,11 @@ from conftest import classifier, files_in, images, invoke, labels_of, model_of
 from onnx import TensorProto, helper
 
 import sfp_onnx
-from sfp_onnx import cli, graph, memory, pipeline, scratch
-from sfp_onnx.errors import OutputError
+from sfp_onnx import graph, pipeline
+from sfp_onnx.core import system
+from sfp_onnx.core.errors import OutputError
+from sfp_onnx.core.system import available
+from sfp_onnx.methods.dilution.stages import DiluteOptions, dilute
 
 faults = pytest.importorskip("faults", reason="needs Linux")
 fuzzing = pytest.importorskip("fuzzing", reason="needs Linux")
@@ -324,7 +327,7 @@ def test_a_name_that_cannot_be_taken_is_an_error(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(("external", "sparse"), [(False, False), (True, False), (False, True)])
 def test_a_fingerprint_is_that_of_the_saved_file(external: bool, sparse: bool, model_file: Path, tmp_path: Path) -> None:
-    result = pipeline.dilute(model_file, pipeline.DiluteOptions("magnitude", rate=0.8))
+    result = dilute(model_file, DiluteOptions("magnitude", rate=0.8))
     path = result.save(tmp_path / "out.onnx", external, sparse)
     digest, size = graph.fingerprint(result.model, path, external, sparse)
     assert digest == graph.load(path).sha256 and size == sum(own.stat().st_size for own in tmp_path.glob("out*"))
@@ -342,7 +345,7 @@ def test_the_temporary_folder_goes_with_the_process(tmp_path: Path) -> None:
                 break
             subprocess.run(["sleep", "0.02"], check=True)
         assert not folder.exists()
-    assert scratch.folder() is scratch.folder()
+    assert system.folder() is system.folder()
 
 
 # ---- memory and signals ------------------------------------------------------------------------------------------------
@@ -352,13 +355,13 @@ def test_memory_that_is_not_there_is_an_error(model_file: Path, tmp_path: Path, 
     def full(*arguments: object, **more: object) -> None:
         raise MemoryError("Unable to allocate 3.64 TiB")
 
-    monkeypatch.setattr(cli.prune.pipeline, "inspect", full)
+    monkeypatch.setattr(pipeline, "inspect", full)
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5")
     assert result.exit_code == 4 and "Error: not enough memory (Unable to allocate 3.64 TiB)" in result.stderr
 
 
 def test_the_bound_on_memory_is_what_is_there() -> None:
-    found = memory.available()
+    found = available()
     assert found is not None and 1e8 < found < 1e14
     program = "import resource; from sfp_onnx import memory; memory.bound(); print(resource.getrlimit(resource.RLIMIT_DATA)[0])"
     environment = {**os.environ, "PYTHONPATH": str(Path(sfp_onnx.__file__).parents[1])}
@@ -370,7 +373,7 @@ def test_ctrl_c_is_no_internal_error(model_file: Path, tmp_path: Path, monkeypat
     def interrupt(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.prune.pipeline, "inspect", interrupt)
+    monkeypatch.setattr(pipeline, "inspect", interrupt)
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5")
     assert result.exit_code == 130 and "Interrupted" in result.stderr and "nothing was written that is not whole" in result.stderr
 

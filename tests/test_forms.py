@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_property import examples
 
 import sfp_onnx
-from sfp_onnx.forms import Dense
-from sfp_onnx.records import Layer
+from sfp_onnx.core.types import Layer
+from sfp_onnx.rules.forms import Dense
 
 
 def only_layer(model: onnx.ModelProto) -> Layer:

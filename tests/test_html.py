@@ -22,8 +22,12 @@ from onnx import numpy_helper
 pytest.importorskip("jinja2", reason="needs the extra `report` (Jinja2)")
 
 import sfp_onnx
-from sfp_onnx import graph, html, pipeline
-from sfp_onnx.html.charts import ticks
+from sfp_onnx import graph
+from sfp_onnx.coupling.analysis import data_for, inspect
+from sfp_onnx.latency.profiling import layer_times
+from sfp_onnx.methods.sfp import few_examples
+from sfp_onnx.pipeline import prune
+from sfp_onnx.report.charts import heat_map, png, scatter, ticks
 from sfp_onnx.runtime import Setup
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -140,27 +144,27 @@ def test_what_is_measured_is_what_is_written(data: Path, tmp_path: Path) -> None
 
 
 def test_layers_add_up_to_a_run(model_file: Path, data: Path) -> None:
-    analysis = pipeline.inspect(model_file)
-    result = pipeline.prune(analysis, sfp_onnx.PlanOptions(ratio=0.5))
-    found = pipeline.layer_times(analysis, result.model, Setup(1))
+    analysis = inspect(model_file)
+    result = prune(analysis, sfp_onnx.PlanOptions(ratio=0.5))
+    found = layer_times(analysis, result.model, Setup(1))
     assert found is not None and found.names == ("conv1", "conv2", "head", "all else") and found.batch == 1
     for column in (found.before, found.after):
         assert (column >= 0).all() and (column[:2] > 0).all() and 1e-4 < column.sum() < 100
-    assert pipeline.layer_times(analysis, graph.conv_chain(8, layers=2, side=4)) is None  # another model: other tensors
+    assert layer_times(analysis, graph.conv_chain(8, layers=2, side=4)) is None  # another model: other tensors
 
 
 def test_filters_are_shown_where_there_are_classes(model_file: Path, data: Path) -> None:
-    analysis = pipeline.inspect(model_file)
-    seen = pipeline.data_for(analysis.model, data)
-    found = pipeline.few_examples(analysis, seen)
+    analysis = inspect(model_file)
+    seen = data_for(analysis.model, data)
+    found = few_examples(analysis, seen)
     assert 1 <= len(found) <= 3 and all(own.matrix.shape == (CLASSES, CLASSES) for own in found)
-    assert pipeline.few_examples(analysis, None) == ()
-    chain = pipeline.inspect(graph.conv_chain(8, layers=2, side=4))
-    assert pipeline.few_examples(chain, seen) == ()
+    assert few_examples(analysis, None) == ()
+    chain = inspect(graph.conv_chain(8, layers=2, side=4))
+    assert few_examples(chain, seen) == ()
 
 
 def test_names_of_points_do_not_lie_on_each_other() -> None:
-    chart = html.scatter("s", [(1.0, 2.0, "one", True), (1.02, 2.0, "two", False), (3.0, 1.0, "far", False)], ("x", "y"))
+    chart = scatter("s", [(1.0, 2.0, "one", True), (1.02, 2.0, "two", False), (3.0, 1.0, "far", False)], ("x", "y"))
     heights = {mark.text: mark.numbers[1] for mark in chart.marks if mark.shape == "text" and mark.kind == "name"}
     assert heights["one"] != heights["two"]
 
@@ -198,14 +202,14 @@ def test_ticks_are_round_and_cover_the_values(low: float, high: float) -> None:
 def test_heat_map_frames_clusters_as_blocks() -> None:
     matrix = np.zeros((4, 4))
     matrix[np.ix_([1, 3], [1, 3])] = 2
-    chart = html.heat_map("m", matrix, [(1, 3)])
+    chart = heat_map("m", matrix, [(1, 3)])
     frames = [mark for mark in chart.marks if mark.kind == "frame"]
-    assert len(frames) == 1 and frames[0].numbers[2] * 2 == pytest.approx(html.heat_map("m", matrix, []).marks[0].numbers[2])
+    assert len(frames) == 1 and frames[0].numbers[2] * 2 == pytest.approx(heat_map("m", matrix, []).marks[0].numbers[2])
 
 
 def test_png_refuses_other_arrays() -> None:
     with pytest.raises(ValueError, match="uint8"):
-        html.png(np.zeros((2, 2, 3)))
+        png(np.zeros((2, 2, 3)))
 
 
 # ---- a real browser --------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ import pytest
 from conftest import IMAGE, images, invoke, labels_of
 
 import sfp_onnx
-from sfp_onnx import DataError, OptionError, Preprocessing
-from sfp_onnx.data import PRESETS, hub_config, preset
-from sfp_onnx.records import Port
+from sfp_onnx.core.errors import DataError, OptionError
+from sfp_onnx.core.types import Port
+from sfp_onnx.data import Preprocessing
+from sfp_onnx.data.images import PRESETS, hub_config, preset
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow (extra images) is not installed")
 PORT = (Port("x", np.dtype(np.float32), ("N", *IMAGE)),)

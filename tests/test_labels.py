@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfp_onnx import labels
+from sfp_onnx.rules.labels import align, blocks, compact, components, keep_varying, reshape, reshaped_size, varying, vector
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
@@ -37,11 +37,11 @@ def test_reshape_equals_numpy_on_the_full_array(shapes: tuple[tuple[int, ...], t
     old, new = shapes
     generator = np.random.default_rng(seed)
     array = generator.integers(1, 50, [size if generator.random() < 0.5 else 1 for size in old])
-    result = labels.reshape(array, old, new)
+    result = reshape(array, old, new)
     assert result.ndim == len(new)
     np.testing.assert_array_equal(np.broadcast_to(result, new), np.broadcast_to(array, old).reshape(new))
-    assert result.size <= labels.reshaped_size(array, old, new) <= prod(old)
-    for axis in labels.varying(result):
+    assert result.size <= reshaped_size(array, old, new) <= prod(old)
+    for axis in varying(result):
         assert (result != result.take([0], axis)).any(), "an axis of size over 1 on which nothing varies"
 
 
@@ -49,7 +49,7 @@ def test_reshape_equals_numpy_on_the_full_array(shapes: tuple[tuple[int, ...], t
 @FAST
 def test_blocks_are_the_shortest_runs_of_equal_size(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     old, new = shapes
-    runs = labels.blocks(old, new)
+    runs = blocks(old, new)
     assert [axis for run, _ in runs for axis in run] == list(range(len(old)))
     assert [axis for _, run in runs for axis in run] == list(range(len(new)))
     for before, after in runs:
@@ -72,33 +72,33 @@ def test_components_equal_depth_first_search(count: int, pairs: list[tuple[int, 
             low = min(expected[a], expected[b])
             changed |= expected[a] != low or expected[b] != low
             expected[a] = expected[b] = low
-    assert labels.components(count, left, right).tolist() == expected
+    assert components(count, left, right).tolist() == expected
     half = len(edges) // 2
-    first = labels.components(count, left[:half], right[:half])
-    assert labels.components(count, left[half:], right[half:], first).tolist() == expected
+    first = components(count, left[:half], right[:half])
+    assert components(count, left[half:], right[half:], first).tolist() == expected
 
 
 def test_components_of_a_long_chain() -> None:
     order = np.random.default_rng(0).permutation(20000)
-    assert (labels.components(20000, order[:-1], order[1:]) == 0).all()
+    assert (components(20000, order[:-1], order[1:]) == 0).all()
 
 
 def test_compact_align_vector_and_varying() -> None:
     array = np.array([[[1, 1], [2, 2]], [[1, 1], [2, 2]]])
-    assert labels.compact(array).tolist() == [[[1], [2]]]
-    assert labels.varying(labels.compact(array)) == (1,)
-    assert labels.align(np.array([1, 2]), 3).shape == (1, 1, 2)
-    assert labels.vector(np.array([1, 2, 3]), 1, 3).shape == (1, 3, 1)
+    assert compact(array).tolist() == [[[1], [2]]]
+    assert varying(compact(array)) == (1,)
+    assert align(np.array([1, 2]), 3).shape == (1, 1, 2)
+    assert vector(np.array([1, 2, 3]), 1, 3).shape == (1, 3, 1)
 
 
 def test_keep_varying_drops_constant_and_fixed_arrays() -> None:
-    kept = labels.keep_varying([np.array([[5]]), np.array([[0, 0]]), np.array([[0, 4]])])
+    kept = keep_varying([np.array([[5]]), np.array([[0, 0]]), np.array([[0, 4]])])
     assert [array.tolist() for array in kept] == [[[0, 4]]]
 
 
 @pytest.mark.parametrize(("old", "new"), [((2, 6, 5), (2, 2, 3, 5)), ((4, 1, 6), (24,)), ((), (1, 1)), ((1,), ())])
 def test_reshape_of_every_axis(old: tuple[int, ...], new: tuple[int, ...]) -> None:
     for axis in range(len(old)):
-        array = labels.vector(np.arange(1, old[axis] + 1), axis, len(old))
-        result = np.broadcast_to(labels.reshape(array, old, new), new)
+        array = vector(np.arange(1, old[axis] + 1), axis, len(old))
+        result = np.broadcast_to(reshape(array, old, new), new)
         np.testing.assert_array_equal(result, np.broadcast_to(array, old).reshape(new))

@@ -12,19 +12,32 @@ import pytest
 from conftest import classifier
 
 import sfp_onnx
-from sfp_onnx import device, graph, latency, pipeline, runtime, scratch
-from sfp_onnx.device import Block, nonnegative_fit
-from sfp_onnx.latency import Timing, Variant
-from sfp_onnx.pipeline import profiling
-from sfp_onnx.runtime import Setup
-from sfp_onnx.work import Kind, node_terms
+from sfp_onnx import graph
+from sfp_onnx.core.system import folder
+from sfp_onnx.latency import FORMAT, Block, from_json, measure, nonnegative_fit, profiling, to_json
+from sfp_onnx.latency.measure import (
+    CACHE_VARIABLE,
+    PROBES,
+    Timing,
+    Variant,
+    _owner,
+    _probe,
+    cache_folder,
+    classes,
+    fit,
+    judge,
+    timing_feeds,
+)
+from sfp_onnx.latency.profiling import CHECKED, FEWEST, _candidates, clock_of, measure_profile
+from sfp_onnx.planning.work import Kind, node_terms
+from sfp_onnx.runtime import Setup, interleaved, kernel_times, open_timed
 
 SETUP = Setup(threads=1)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(latency.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -32,31 +45,31 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stairs(block: int, slow: float) -> dict[int, float]:
-    return {width: (np.ceil(width / block) * block / 64) ** 2 * (slow if width % 4 else 1) for width in latency.PROBES}
+    return {width: (np.ceil(width / block) * block / 64) ** 2 * (slow if width % 4 else 1) for width in PROBES}
 
 
 @pytest.mark.parametrize(("block", "slow", "expected"), [(16, 1.4, 16), (8, 1.3, 8), (32, 1.3, 32), (4, 1.2, 4), (1, 1.0, 1)])
 def test_the_block_is_read_off_the_staircase(block: int, slow: float, expected: int) -> None:
-    found = latency.judge(stairs(block, slow))
+    found = judge(stairs(block, slow))
     assert found.width == expected
     assert found.slow == pytest.approx(max(1.0, stairs(block, slow)[63]), abs=1e-3)
 
 
 def test_a_device_whose_time_does_not_depend_on_channels() -> None:
-    assert latency.judge(dict.fromkeys(latency.PROBES, 1.0)).width == 1
+    assert judge(dict.fromkeys(PROBES, 1.0)).width == 1
 
 
 def test_the_block_of_this_machine_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(latency, "_probe", lambda setup: calls.append(setup) or stairs(16, 1.4))
-    first, second = latency.block(SETUP), latency.block(SETUP)
+    monkeypatch.setattr(measure, "_probe", lambda setup: calls.append(setup) or stairs(16, 1.4))
+    first, second = measure.block(SETUP), measure.block(SETUP)
     assert first == second and first.width == 16 and len(calls) == 1
-    latency.block(Setup(threads=2))  # measured anew for other threads
+    measure.block(Setup(threads=2))  # measured anew for other threads
     assert len(calls) == 2
 
 
 def test_the_probe_runs() -> None:
-    assert set(latency._probe(SETUP)) == set(latency.PROBES)
+    assert set(_probe(SETUP)) == set(PROBES)
 
 
 # ---- cache -----------------------------------------------------------------------------------------------------------
@@ -64,28 +77,28 @@ def test_the_probe_runs() -> None:
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"cache_version": 1}', "null", '{"cache_version": 99, "key": {}, "value": 1}'])
 def test_a_corrupt_cache_is_ignored_and_rebuilt(damage: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_probe", lambda setup: stairs(8, 1.4))
-    latency.block(SETUP)
+    monkeypatch.setattr(measure, "_probe", lambda setup: stairs(8, 1.4))
+    measure.block(SETUP)
     (file,) = own_cache.iterdir()
     good = file.read_text()
     file.write_text(damage)
-    assert latency.block(SETUP).width == 8
+    assert measure.block(SETUP).width == 8
     assert file.read_text() == good and list(own_cache.iterdir()) == [file]
 
 
 def test_values_of_another_kind_in_the_cache_are_ignored(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_probe", lambda setup: stairs(8, 1.4))
-    latency.block(SETUP)
+    monkeypatch.setattr(measure, "_probe", lambda setup: stairs(8, 1.4))
+    measure.block(SETUP)
     (file,) = own_cache.iterdir()
     file.write_text(json.dumps({**json.loads(file.read_text()), "value": {"width": "x", "slow": 1, "curve": {}}}))
-    assert latency.block(SETUP).width == 8
+    assert measure.block(SETUP).width == 8
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(latency.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(latency, "_probe", lambda setup: stairs(16, 1.4))
-    assert latency.block(SETUP).width == 16
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(measure, "_probe", lambda setup: stairs(16, 1.4))
+    assert measure.block(SETUP).width == 16
 
 
 @pytest.mark.parametrize(
@@ -95,12 +108,12 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch:
 def test_the_cache_folder_of_each_platform(
     platform: str, variable: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(latency.CACHE_VARIABLE)
+    monkeypatch.delenv(CACHE_VARIABLE)
     monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setattr(sys, "platform", platform)
-    assert latency.cache_folder() == tmp_path / expected
-    monkeypatch.setenv(latency.CACHE_VARIABLE, str(tmp_path / "own"))
-    assert latency.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / expected
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------
@@ -122,7 +135,7 @@ def test_the_fit_finds_the_costs_of_a_made_up_machine(tmp_path: Path) -> None:
     analysis = sfp_onnx.inspect(path)
     nodes = analysis.prepared.nodes
     terms = node_terms(analysis.coupling, nodes, analysis.prepared.trace)
-    kept = np.stack(profiling._candidates(analysis, 16))
+    kept = np.stack(_candidates(analysis, 16))
     work = terms.per_owner(terms.lengths(kept), len(nodes), 16, 1.5)
     truth = np.zeros((len(nodes), len(Kind)))
     layers = [layer.node.index for layer in analysis.coupling.layers]
@@ -134,15 +147,15 @@ def test_the_fit_finds_the_costs_of_a_made_up_machine(tmp_path: Path) -> None:
         seconds[layers] = (own * truth).sum(1)[layers] + 5e-6
         timings.append(Timing(seconds + overhead * kernels, kernels, np.ones(len(nodes), bool), float(seconds.sum())))
     variants = [Variant(analysis.prepared.model, rows) for rows in work]
-    profile = latency.fit(variants, timings, nodes, (analysis.model.sha256, 1), (SETUP, Block(16, 1.5, {})))
+    profile = fit(variants, timings, nodes, (analysis.model.sha256, 1), (SETUP, Block(16, 1.5, {})))
     assert profile.error < 1e-3 and profile.checked == 3 and profile.factor == pytest.approx(1, rel=1e-3)
-    clock = pipeline.clock_of(analysis, profile)
+    clock = clock_of(analysis, profile)
     assert clock(terms.lengths(kept)) == pytest.approx([own.whole for own in timings], rel=1e-3)
     # 16-channel blocks: 49 channels cost as much as 64 would, and more, being no multiple of 4
     widths = [np.asarray([width, 96]) for width in (64, 52, 49)]
     times = [float(clock(terms.lengths(own))) for own in widths]
     assert times[1] == pytest.approx(times[0]) and times[2] > times[0]
-    assert device.from_json(json.loads(json.dumps(device.to_json(profile)))) == profile
+    assert from_json(json.loads(json.dumps(to_json(profile)))) == profile
 
 
 def test_what_is_fused_goes_with_its_convolution(tmp_path: Path) -> None:
@@ -151,7 +164,7 @@ def test_what_is_fused_goes_with_its_convolution(tmp_path: Path) -> None:
 
     def found(*named: str) -> list[int]:
         kernels = np.asarray([float(node.name in named) for node in nodes])
-        return latency.classes(nodes, [Timing(kernels, kernels, np.ones(len(nodes), bool), 1.0)], mixing)
+        return classes(nodes, [Timing(kernels, kernels, np.ones(len(nodes), bool), 1.0)], mixing)
 
     assert found("conv1", "conv2", "pool", "head") == [0, 0, 0, 3, 3, 5, 5, 7]  # fused convolutions keep their names
     assert found("relu1", "relu2", "pool", "head") == [0, 0, 0, 3, 3, 5, 5, 7]  # or are called after what they make
@@ -159,21 +172,21 @@ def test_what_is_fused_goes_with_its_convolution(tmp_path: Path) -> None:
 
 def test_kernels_are_told_apart_by_what_they_make() -> None:
     owners = {"a": 0, "a_b": 1, "c/Conv_output_0": 2}
-    assert [latency._owner(name, owners, 7) for name in ("a", "a_nchwc", "a_b_nchwc", "c/Conv_output_0/Fusion/", "ab", "Reorder_1")] == [
+    assert [_owner(name, owners, 7) for name in ("a", "a_nchwc", "a_b_nchwc", "c/Conv_output_0/Fusion/", "ab", "Reorder_1")] == [
         0, 0, 1, 2, 7, 7,
     ]  # fmt: skip
 
 
 def test_records_name_the_nodes_of_the_model(tmp_path: Path) -> None:
     model = graph.named_by_output(sfp_onnx.load(classifier(batch=1)))
-    session = runtime.open_timed(graph.serialized(model), model.weights, "model", SETUP, events=True)
-    runtime.interleaved([session], [{"x": np.zeros((1, 3, 8, 8), np.float32)}], 4)
-    times = runtime.kernel_times(session)
+    session = open_timed(graph.serialized(model), model.weights, "model", SETUP, events=True)
+    interleaved([session], [{"x": np.zeros((1, 3, 8, 8), np.float32)}], 4)
+    times = kernel_times(session)
     made = {name: node.index for node in graph.nodes(model) for name in node.outputs}
-    owned = {latency._owner(name, made, -1) for name in times} - {-1}
+    owned = {_owner(name, made, -1) for name in times} - {-1}
     assert made["logits"] in owned and len(owned) >= 3
     assert all(len(own) == 5 for name, own in times.items() if name.startswith("logits"))
-    assert not [*tmp_path.iterdir(), *Path.cwd().glob("*.json"), *scratch.folder().glob("events_*")]
+    assert not [*tmp_path.iterdir(), *Path.cwd().glob("*.json"), *folder().glob("events_*")]
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
@@ -181,23 +194,23 @@ def test_records_name_the_nodes_of_the_model(tmp_path: Path) -> None:
 
 def test_a_profile_is_measured_once(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     analysis = sfp_onnx.inspect(classifier(widths=(32, 32)))
-    first = pipeline.measure_profile(analysis, SETUP)
+    first = measure_profile(analysis, SETUP)
     monkeypatch.setattr(profiling, "_measure", None)  # calling it would fail
-    assert pipeline.measure_profile(analysis, SETUP) == first
+    assert measure_profile(analysis, SETUP) == first
     monkeypatch.undo()
-    monkeypatch.setenv(latency.CACHE_VARIABLE, str(own_cache))
+    monkeypatch.setenv(CACHE_VARIABLE, str(own_cache))
     file = next(file for file in own_cache.iterdir() if file.name.startswith("profile"))
     file.write_text(file.read_text()[:100])
-    assert pipeline.measure_profile(analysis, SETUP).nodes.keys() == first.nodes.keys()
-    assert json.loads(file.read_text())["value"]["format"] == device.FORMAT  # rebuilt
+    assert measure_profile(analysis, SETUP).nodes.keys() == first.nodes.keys()
+    assert json.loads(file.read_text())["value"]["format"] == FORMAT  # rebuilt
 
 
 def test_a_model_with_a_fixed_batch_takes_no_other() -> None:
     analysis = sfp_onnx.inspect(classifier(batch=2))
-    assert profiling.timing_feeds(analysis, 2)["x"].shape[0] == 2
+    assert timing_feeds(analysis, 2)["x"].shape[0] == 2
     with pytest.raises(sfp_onnx.OptionError, match="fixed batch size 2"):
-        profiling.timing_feeds(analysis, 3)
-    assert profiling.timing_feeds(sfp_onnx.inspect(classifier()), 3)["x"].shape[0] == 3
+        timing_feeds(analysis, 3)
+    assert timing_feeds(sfp_onnx.inspect(classifier()), 3)["x"].shape[0] == 3
 
 
 # ---- the budget ------------------------------------------------------------------------------------------------------
@@ -205,16 +218,16 @@ def test_a_model_with_a_fixed_batch_takes_no_other() -> None:
 
 def test_a_small_budget_times_fewer_widths_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     analysis = sfp_onnx.inspect(classifier(widths=(32, 32)))
-    short = pipeline.measure_profile(analysis, SETUP, budget=1e-3)
-    assert short.cut_short == 1e-3 and short.checked == profiling.FEWEST // 5
-    assert device.from_json(json.loads(json.dumps(device.to_json(short)))) == short
-    assert pipeline.measure_profile(analysis, SETUP, budget=1e-4) == short  # from the cache: no worse than asked
-    whole = pipeline.measure_profile(analysis, SETUP)  # measured again: more was asked
-    assert whole.cut_short == 0 and whole.checked == profiling.CHECKED
-    assert pipeline.measure_profile(analysis, SETUP, budget=1e-3) == whole
+    short = measure_profile(analysis, SETUP, budget=1e-3)
+    assert short.cut_short == 1e-3 and short.checked == FEWEST // 5
+    assert from_json(json.loads(json.dumps(to_json(short)))) == short
+    assert measure_profile(analysis, SETUP, budget=1e-4) == short  # from the cache: no worse than asked
+    whole = measure_profile(analysis, SETUP)  # measured again: more was asked
+    assert whole.cut_short == 0 and whole.checked == CHECKED
+    assert measure_profile(analysis, SETUP, budget=1e-3) == whole
     plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=("latency=100%",), threads=1, profile_budget=1e-3))
     assert not any("budget" in note for note in plan.notes)
-    monkeypatch.setenv(latency.CACHE_VARIABLE, str(Path(latency.cache_folder()) / "other"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(Path(cache_folder()) / "other"))
     plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=("latency=100%",), threads=1, profile_budget=1e-3))
     assert any("the budget of 0.001 s for the profile was spent" in note for note in plan.notes)
 
@@ -222,7 +235,7 @@ def test_a_small_budget_times_fewer_widths_and_says_so(monkeypatch: pytest.Monke
 def test_widths_around_a_plan() -> None:
     analysis = sfp_onnx.inspect(classifier(widths=(64, 96)))
     around = np.asarray([32, 48])
-    rows = profiling._candidates(analysis, 16, around)
+    rows = _candidates(analysis, 16, around)
     assert rows[0].tolist() == [64, 96] and rows[1].tolist() == [32, 48]
     near = np.stack(rows[3::2])
     assert set(near[:, 0]) <= {16, 32, 48} and set(near[:, 1]) <= {32, 48, 64} and len(near) >= 5

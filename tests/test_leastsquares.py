@@ -8,11 +8,11 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
-from sfp_onnx import leastsquares, obs
-from sfp_onnx.cholesky import positive_inverse, positive_solve
-from sfp_onnx.leastsquares import best_ridge, best_steps, mean_shift, ridge_inverse, solve
-from sfp_onnx.normal import Gathered, Joint, Normal, Samples, together
-from sfp_onnx.obs import Reader, eliminate
+from sfp_onnx.repair import ridge as ridge_room
+from sfp_onnx.repair.linear import Gathered, Joint, Normal, Samples, positive_inverse, positive_solve, together
+from sfp_onnx.repair.ridge import LOOKS, best_ridge, best_steps, mean_shift, ridge_inverse, solve
+from sfp_onnx.scores import elimination
+from sfp_onnx.scores.elimination import Reader, eliminate
 
 BLOCKS, ROWS, INPUTS, OUTPUTS = 3, 60, 6, 4
 
@@ -65,7 +65,7 @@ def test_solve_against_lstsq(ridge: float) -> None:
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.1])
 def test_masked_solve_against_lstsq_of_each_column(ridge: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leastsquares, "CG_TOLERANCE", 1e-6)
+    monkeypatch.setattr(ridge_room, "CG_TOLERANCE", 1e-6)
     p, e = problem(1)
     mask = np.random.default_rng(2).random((BLOCKS, INPUTS, OUTPUTS)) < 0.6
     mask[0, :, 0] = False  # a column without any weight
@@ -112,7 +112,7 @@ def test_single_precision_of_wide_layers_is_enough(ridge: float, monkeypatch: py
     e = (p @ generator.standard_normal((1, 50, 4)) * 1e-8).astype(np.float32)
     sums, mask = summed(p, e), generator.random((1, 50, 4)) < 0.5
     double = sums.error(*solve(sums, ridge, mask))
-    monkeypatch.setattr(leastsquares, "WIDE", 1)
+    monkeypatch.setattr(ridge_room, "WIDE", 1)
     single = sums.error(*solve(sums, ridge, mask))
     assert single == pytest.approx(double, rel=1e-3) and double < 0.9 * sums.squares.sum()
 
@@ -125,13 +125,13 @@ def test_steps_are_chosen_by_other_rows() -> None:
     noise = generator.standard_normal((1, 100, 3)).astype(np.float32)
     fit, held = summed(p[:, :70], noise[:, :70]), summed(p[:, 70:], noise[:, 70:])
     steps, error = best_steps(fit, held, 1e-4, mask)
-    assert steps == leastsquares.LOOKS[0] and error == pytest.approx(held.error(*solve(fit, 1e-4, mask, steps)))
+    assert steps == LOOKS[0] and error == pytest.approx(held.error(*solve(fit, 1e-4, mask, steps)))
     weights = np.where(mask[0], generator.standard_normal((80, 3)), 0)
     e = (p @ weights).astype(np.float32)
     fit, held = summed(p[:, :90], e[:, :90]), summed(p[:, 90:], e[:, 90:])
     steps, error = best_steps(fit, held, 1e-6, mask)
-    assert steps > leastsquares.LOOKS[1] and error == pytest.approx(held.error(*solve(fit, 1e-6, mask, steps)), rel=1e-3)
-    assert error < held.error(*solve(fit, 1e-6, mask, leastsquares.LOOKS[0]))
+    assert steps > LOOKS[1] and error == pytest.approx(held.error(*solve(fit, 1e-6, mask, steps)), rel=1e-3)
+    assert error < held.error(*solve(fit, 1e-6, mask, LOOKS[0]))
 
 
 def test_adding_no_rows_changes_nothing() -> None:
@@ -290,7 +290,7 @@ def test_units_removed_together_cost_what_both_cost() -> None:
 
 
 def test_wide_groups_lose_several_units_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(obs, "PASSES", 4)
+    monkeypatch.setattr(elimination, "PASSES", 4)
     cases = readers_of(6, 2, 10)
     order, added = eliminate([reader(*case) for case in cases], 10)
     assert sorted(order) == list(range(10)) and (np.diff(added) >= 0).all()

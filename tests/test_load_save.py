@@ -33,7 +33,9 @@ from conftest import (
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
-from sfp_onnx import ModelError, OutputError, PlanOptions, Pruned
+from sfp_onnx.core.errors import ModelError, OutputError
+from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.report.manifest import Pruned
 
 saving = importlib.import_module("sfp_onnx.graph.save")
 HALF = PlanOptions(ratio=0.5)

@@ -14,7 +14,8 @@ from conftest import CLASSES, classifier, files_in, images, invoke, labels_of, r
 from onnx import TensorProto, numpy_helper
 
 import sfp_onnx
-from sfp_onnx import graph, packaging, pipeline
+from sfp_onnx import graph
+from sfp_onnx.export import TOLERANCES, PackagingOptions, halved, package
 
 
 @pytest.fixture
@@ -63,10 +64,10 @@ def test_weights_that_half_cannot_hold_stay_and_all_of_them_are_an_error(tmp_pat
     for tensor in proto.graph.initializer:
         if tensor.name == "w1":
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e6), "w1"))
-    small, _, said = packaging.halved(graph.load(proto))
+    small, _, said = halved(graph.load(proto))
     assert small.weights["w1"].dtype == np.float32 and "1 weights are too large" in said
     with pytest.raises(sfp_onnx.errors.OptionError, match="no float32 weights"):
-        packaging.halved(graph.load(classifier(widths=(2, 2))))
+        halved(graph.load(classifier(widths=(2, 2))))
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -105,8 +106,8 @@ def test_ort_file_runs_and_all_else_is_the_same_each_time(model: Path, data: Pat
 def test_all_steps_in_order(model: Path, data: Path, tmp_path: Path) -> None:
     analysis = sfp_onnx.inspect(model)
     loaded = sfp_onnx.data_for(analysis.model, data)
-    chosen = pipeline.PackagingOptions(True, "int8", True)
-    done = pipeline.package(analysis, analysis.model, chosen, loaded)
+    chosen = PackagingOptions(True, "int8", True)
+    done = package(analysis, analysis.model, chosen, loaded)
     assert [step.name for step in done.steps] == ["original", "pruned", "half", "int8", "ort"]
     assert done.steps[1].relative_error == 0 and done.steps[1].agreement == 1
     assert 0 < (done.steps[2].relative_error or 0) < 1e-2 < 0.2 and done.steps[3].bytes < done.steps[2].bytes < done.steps[1].bytes
@@ -115,7 +116,7 @@ def test_all_steps_in_order(model: Path, data: Path, tmp_path: Path) -> None:
 
 def test_a_bad_step_writes_nothing(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, target = tmp_path / "small.onnx", tmp_path / "small.ort"
-    monkeypatch.setitem(pipeline.packaging.TOLERANCES, "half", 1e-9)
+    monkeypatch.setitem(TOLERANCES, "half", 1e-9)
     result = prune(model, output, "--data", data, "--half", "--save-ort", target)
     assert result.exit_code == 3 and "step 'half'" in result.stderr and not output.exists() and not target.exists()
     assert prune(model, output, "--save-ort", output).exit_code == 4 and not output.exists()

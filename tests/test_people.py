@@ -18,9 +18,12 @@ from conftest import CLASSES, IMAGE, classifier, classifier_nodes, files_in, ima
 from onnx import helper
 
 from sfp_onnx import graph, pipeline
-from sfp_onnx.cli import config as configs
-from sfp_onnx.errors import OptionError
-from sfp_onnx.pipeline import doctoring
+from sfp_onnx.cli import config, doctor, main
+from sfp_onnx.cli.config import COMMANDS, chosen, names_of, read_toml
+from sfp_onnx.core.errors import OptionError
+from sfp_onnx.coupling.analysis import data_for, load
+from sfp_onnx.data.checks import _remedies
+from sfp_onnx.report.manifest import clocked
 
 
 def good(*arguments: object) -> Result:
@@ -52,7 +55,7 @@ def test_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor_finds_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SFP_ONNX_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(doctoring, "prune", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(doctor, "prune", lambda *arguments: 1 / 0)
     result = invoke("doctor")
     assert result.exit_code == 3 and "cache folder, prune" in result.stderr
     assert "SFP_ONNX_CACHE" in result.stdout and "ZeroDivisionError" in result.stdout
@@ -100,10 +103,10 @@ def test_chance_level_without_a_remedy(centred: tuple[Path, np.ndarray, np.ndarr
 def test_wrong_range(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
     """Bright 8-bit images that nobody divided by 255: the biases no longer matter."""
     model, x, labels = centred
-    loaded = pipeline.load(model)
-    data = pipeline.data_for(loaded, {"x": (x * 255).astype(np.float32), "labels": labels})
+    loaded = load(model)
+    data = data_for(loaded, {"x": (x * 255).astype(np.float32), "labels": labels})
     assert data is not None
-    remedies = dict(pipeline.noticing._remedies(loaded, data, np.zeros((len(x), CLASSES), np.float32), labels))
+    remedies = dict(_remedies(loaded, data, np.zeros((len(x), CLASSES), np.float32), labels))
     assert any(text.startswith("with values divided by 255") and right.all() for text, right in remedies.items())
 
 
@@ -205,10 +208,10 @@ def test_no_such_file(model_file: Path, tmp_path: Path) -> None:
 
 def test_python_without_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.10 has no tomllib."""
-    monkeypatch.setattr(configs, "sys", SimpleNamespace(version_info=(3, 10)))
+    monkeypatch.setattr(config, "sys", SimpleNamespace(version_info=(3, 10)))
     monkeypatch.setitem(sys.modules, "tomli", None)
     with pytest.raises(OptionError, match=r"pip install tomli .*sfp_onnx\[toml\]"):
-        configs.read_toml(toml(tmp_path / "sfp.toml", ""))
+        read_toml(toml(tmp_path / "sfp.toml", ""))
 
 
 def test_init_writes_every_option(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,10 +221,10 @@ def test_init_writes_every_option(model_file: Path, tmp_path: Path, monkeypatch:
     good("prune", "--config", "sfp.toml")
     assert Path("model-pruned.onnx").exists()
     json.loads(good("sweep", "--config", "sfp.toml", "--json").stdout)
-    from sfp_onnx.cli import main
 
-    for name in configs.COMMANDS:
-        for key, (own, negated) in configs.names_of(main.commands[name]).items():
+
+    for name in COMMANDS:
+        for key, (own, negated) in names_of(main.commands[name]).items():
             primary = negated or own.opts.index(f"--{key}" if f"--{key}" in own.opts else key) > 0
             assert primary or f"\n{key} = " in text or f"\n# {key} = " in text or key in ("output",), key
 
@@ -232,11 +235,11 @@ def test_what_init_comments_out_is_toml(model_file: Path, tmp_path: Path) -> Non
     lines = (tmp_path / "sfp.toml").read_text().splitlines()
     active = [line.removeprefix("# ") if line.startswith("# ") and " = " in line and line[2:].split(" = ")[0].islower() and
               " " not in line[2:].split(" = ")[0] else line for line in lines]  # fmt: skip
-    from sfp_onnx.cli import main
 
-    data = configs.read_toml(toml(tmp_path / "all.toml", "\n".join(active)))
-    for name in configs.COMMANDS:
-        assert len(configs.chosen(data, name, main.commands, tmp_path / "all.toml")) > 20
+
+    data = read_toml(toml(tmp_path / "all.toml", "\n".join(active)))
+    for name in COMMANDS:
+        assert len(chosen(data, name, main.commands, tmp_path / "all.toml")) > 20
 
 
 def test_init_replaces_nothing(model_file: Path, tmp_path: Path) -> None:
@@ -292,8 +295,8 @@ def test_locked_needs_a_manifest(text: str, model_file: Path, tmp_path: Path) ->
 
 def test_measured_plans_are_taken_from_the_manifest(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a clock in the test: a plan counts as measured, and cannot be made again."""
-    assert pipeline.clocked({"targets": ("macs=50%", "latency=60%")}) and not pipeline.clocked({"targets": ("macs=50%",)})
-    assert pipeline.clocked({"score": "bandit:sar", "budget": 60.0}) and not pipeline.clocked({"score": "bandit:sar", "budget": None})
+    assert clocked({"targets": ("macs=50%", "latency=60%")}) and not clocked({"targets": ("macs=50%",)})
+    assert clocked({"score": "bandit:sar", "budget": 60.0}) and not clocked({"score": "bandit:sar", "budget": None})
     manifest, shared = tmp_path / "m.json", ["prune", model_file, "--ratio", 0.5]
     good(*shared, "-o", tmp_path / "a.onnx", "--manifest", manifest)
     monkeypatch.setattr(pipeline, "clocked", lambda options: True)

@@ -18,9 +18,10 @@ from building import Builder, run, with_all_tensors
 from conftest import CLASSES, classifier, files_in, images, invoke, labels_of
 
 import sfp_onnx
-from sfp_onnx import profiles, sfp
-from sfp_onnx.profiles import ProfileOptions
-from sfp_onnx.records import LayerProfile, Profiles
+from sfp_onnx.core.types import LayerProfile, Profiles
+from sfp_onnx.methods.sfp import profiles
+from sfp_onnx.methods.sfp.probe import PROBES, jaccard
+from sfp_onnx.methods.sfp.profiles import ProfileOptions
 
 COUNT = 60
 
@@ -81,7 +82,7 @@ def conv_net(b: Builder, x: str) -> str:
 
 
 @pytest.mark.parametrize("pool", [1, 3, 4, 20])
-@pytest.mark.parametrize("probe", sorted(sfp.PROBES))
+@pytest.mark.parametrize("probe", sorted(PROBES))
 def test_fields_of_a_convolutional_net_against_a_loop_over_images(pool: int, probe: str) -> None:
     """Maps of 10 x 7 and 5 x 3: windows that do not divide them; the tensor after activation and pooling counts."""
     model = net(3, 10, 7, make=conv_net)
@@ -214,7 +215,7 @@ def test_the_order_of_the_samples_does_not_matter() -> None:
     first, second = profiled(classifier(), x, labels, 7), profiled(classifier(), x[order], labels[order], 64)
     for own, other in zip(first.layers, second.layers, strict=True):
         np.testing.assert_allclose(own.matrices, other.matrices, rtol=1e-3, atol=1e-5)
-        assert own.accuracy == other.accuracy and sfp.jaccard(own.label_sets, other.label_sets) > 0.95
+        assert own.accuracy == other.accuracy and jaccard(own.label_sets, other.label_sets) > 0.95
 
 
 # ---- memory and temporary files --------------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ def test_nothing_is_left_behind_when_stopped(tmp_path: Path, monkeypatch: pytest
         during.append(files_in(tmp_path))
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sfp.PROBES, "sgd", stop)
+    monkeypatch.setitem(PROBES, "sgd", stop)
     x, labels = data_of(3, 8, 8)
     with pytest.raises(KeyboardInterrupt):
         profiled(classifier(), x, labels)

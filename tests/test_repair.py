@@ -12,9 +12,11 @@ import pytest
 from building import Builder, error, plan_of, run, with_all_tensors
 
 import sfp_onnx
-from sfp_onnx import Pruned, graph
-from sfp_onnx.records import BoolArray, RepairOptions
-from sfp_onnx.repair import repair
+from sfp_onnx import graph
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.core.types import BoolArray
+from sfp_onnx.repair.lockstep import repair
+from sfp_onnx.report.manifest import Pruned
 
 WIDTH = 8
 EXACT = RepairOptions(ridges=(1e-7, 1e-3))

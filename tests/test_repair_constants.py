@@ -16,9 +16,9 @@ from building import Builder, plan_of, run, with_all_tensors
 from test_repair import WIDTH, arrays, conv_model, fits, images, repaired, stem
 
 import sfp_onnx
-from sfp_onnx import runtime
-from sfp_onnx.records import RepairOptions
-from sfp_onnx.repair.held import Held
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.repair.walk import Held
+from sfp_onnx.runtime import quantize
 
 
 def integers(b: Builder, values: np.ndarray, scale: np.ndarray, kind: type, axis: int = 0, zero: int = 0) -> tuple[str, str]:
@@ -72,7 +72,7 @@ def test_a_model_quantised_by_onnxruntime(tmp_path: Path) -> None:
     """The repair brings it nearer to the whole quantised model; its weights are still integers."""
     onnx.save(conv_model(pads=[1] * 4), tmp_path / "float.onnx")
     data = images(120, 2, 6, 6)
-    runtime.quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", [{"x": data}], "model")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", [{"x": data}], "model")
     model = onnx.load(tmp_path / "int8.onnx")
     result, bare = (repaired(model, data, options, {"stem": [0, 3, 7]}) for options in (RepairOptions(), None))
     assert fits(result)["reader"] == "weights"

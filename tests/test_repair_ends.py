@@ -19,15 +19,16 @@ from test_leastsquares import reader
 from test_repair import EXACT, WIDTH, arrays, distance, fits, images, repaired, residual, stem, tail
 
 import sfp_onnx
-from sfp_onnx import Pruned, graph, obs
+from sfp_onnx import graph, repair
 from sfp_onnx.cli import main
-from sfp_onnx.cli.quantities import byte_size
-from sfp_onnx.errors import VerificationError
-from sfp_onnx.pipeline import repairing
-from sfp_onnx.records import LayerFit, RepairOptions
-from sfp_onnx.repair import elimination, lockstep
-from sfp_onnx.repair.selection import MOST_BLOCKS
-from sfp_onnx.repair.store import Store
+from sfp_onnx.cli.arguments import byte_size
+from sfp_onnx.core.errors import VerificationError
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.core.types import LayerFit
+from sfp_onnx.repair import lockstep
+from sfp_onnx.repair.walk import Store
+from sfp_onnx.report.manifest import Pruned
+from sfp_onnx.scores.elimination import MOST_BLOCKS, eliminate, elimination
 
 # ---- biases and scales --------------------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ def spoil(factor: float) -> Callable[..., tuple[graph.Model, list[LayerFit]]]:
 def test_a_repair_that_makes_it_worse_is_refused(
     factor: float, kind: str, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repairing, "repair", spoil(factor))
+    monkeypatch.setattr(repair, "repair", spoil(factor))
     data = tmp_path / "own.npz"
     np.savez(data, x=pictures(40) if kind == "classifier" else images(40, 2, 6, 6))
     if kind == "other":
@@ -230,7 +231,7 @@ def test_a_repair_that_makes_it_worse_is_refused(
 
 
 def test_the_message_is_that_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repairing, "repair", spoil(-1.0))
+    monkeypatch.setattr(repair, "repair", spoil(-1.0))
     with pytest.raises(VerificationError, match=r"distance from the original \(relative error\) on 8 held-out samples"):
         repaired(residual(1), images(64, 2, 6, 6), RepairOptions(), {"in0": [0, 1]})
     result = repaired(residual(1), images(64, 2, 6, 6), RepairOptions(force=True), {"in0": [0, 1]})
@@ -359,6 +360,6 @@ def test_selection_against_elimination_by_hand(memory: int, scratch: Path, monke
         if name == "one":
             readers.append(reader(np.cov(rows["one"].T, bias=True), weights["alone"], np.arange(8), spread["alone"], 1e-3))
         group = next(group for group in analysis.coupling.groups if group.producers == (name,))
-        order, added = obs.eliminate(readers, group.width)
+        order, added = eliminate(readers, group.width)
         np.testing.assert_allclose(found.scores[group.units[order]], added, rtol=2e-3)
         np.testing.assert_allclose(found.errors[group.name][0], added.sum(), rtol=2e-3)

@@ -13,10 +13,10 @@ from building import NEWEST, assert_exact, assert_listed, random_plan
 from rule_cases import CASES, CHANNELS, Case, model_of, schema_model
 
 import sfp_onnx
+from sfp_onnx.core.types import Trace
 from sfp_onnx.coupling import couple
-from sfp_onnx.graph import Model, Prepared, nodes
-from sfp_onnx.records import Trace
-from sfp_onnx.rules import RULES, SUMMARY
+from sfp_onnx.graph.model import Model, Prepared, nodes
+from sfp_onnx.rules.registry import RULES, SUMMARY
 
 # Known faults: (operator, case), where "" stands for any -> (lowest and highest opset concerned, what is wrong).
 OLD_RUNTIME = tuple(int(part) for part in ort.__version__.split(".")[:2]) < (1, 25)

@@ -11,9 +11,10 @@ import pytest
 from building import Builder, run, with_all_tensors
 
 import sfp_onnx
-from sfp_onnx import Analysis, ScoreOptions
-from sfp_onnx.records import LayerProfile
-from sfp_onnx.scores import SCORES
+from sfp_onnx.core.options import ScoreOptions
+from sfp_onnx.core.types import LayerProfile
+from sfp_onnx.coupling.analysis import Analysis
+from sfp_onnx.scores.registry import SCORES
 
 DATA = np.random.default_rng(3).standard_normal((24, 3, 8, 8)).astype(np.float32)
 LABELS = np.random.default_rng(5).integers(0, 5, len(DATA))

@@ -11,9 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from sfp_onnx import sfp
-from sfp_onnx.scores import combined
-from sfp_onnx.sfp import Samples
+from sfp_onnx.methods.sfp import probe as probe_room
+from sfp_onnx.methods.sfp.probe import (
+    PROBES,
+    Samples,
+    accuracy,
+    by_filter,
+    fields,
+    jaccard,
+    label_sets,
+    loss_ratios,
+    ridge,
+    softmax_sgd,
+    thresholded,
+)
+from sfp_onnx.scores.registry import combined
 
 CLASSES, FILTERS, POSITIONS = 10, 24, 4
 COLUMNS = np.repeat(np.arange(FILTERS), POSITIONS)
@@ -33,16 +45,16 @@ def features(count: int = 3000, seed: int = 0) -> Samples:
 def sets_of(weights: np.ndarray, data: Samples | None = None) -> np.ndarray:
     data = data or features()
     means = np.stack([data.features[data.labels == label].mean(0) for label in range(CLASSES)], 1)
-    return sfp.label_sets(sfp.by_filter(means, COLUMNS), sfp.by_filter(weights, COLUMNS)).label_sets
+    return label_sets(by_filter(means, COLUMNS), by_filter(weights, COLUMNS)).label_sets
 
 
 def assert_agree(weights: np.ndarray, data: Samples) -> None:
     """The same accuracy on new samples to a point, and nearly the same label sets, as softmax SGD."""
-    own, new = sfp.softmax_sgd(data, CLASSES), features(4000, seed=1)
-    first, second = sfp.accuracy(new, own), sfp.accuracy(new, weights)
+    own, new = softmax_sgd(data, CLASSES), features(4000, seed=1)
+    first, second = accuracy(new, own), accuracy(new, weights)
     assert 0.8 < first < 0.99 and abs(first - second) <= 0.01
-    agreement = sfp.jaccard(sets_of(own, data), sets_of(weights, data))
-    shuffled = sfp.jaccard(sets_of(own, data), np.random.default_rng(0).permutation(sets_of(weights, data).T).T)
+    agreement = jaccard(sets_of(own, data), sets_of(weights, data))
+    shuffled = jaccard(sets_of(own, data), np.random.default_rng(0).permutation(sets_of(weights, data).T).T)
     assert agreement >= 0.8 and shuffled < 0.5
 
 
@@ -71,7 +83,7 @@ def test_softmax_sgd_against_pytorch() -> None:
 @pytest.mark.parametrize("decay", [1e-3, 0.5])
 def test_steps_are_pytorchs_steps(decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same start on one batch of all samples: equal to rounding. A large weight decay, because 12 steps hide a small one."""
-    monkeypatch.setattr(sfp, "WEIGHT_DECAY", decay)
+    monkeypatch.setattr(probe_room, "WEIGHT_DECAY", decay)
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     whole = features()
     data = Samples(whole.features[:60], whole.labels[:60], np.arange(60))
@@ -84,7 +96,7 @@ def test_steps_are_pytorchs_steps(decay: float, monkeypatch: pytest.MonkeyPatch)
         torch.nn.functional.cross_entropy(layer(torch.from_numpy(data.features)), torch.from_numpy(data.labels)).backward()
         optimiser.step()
         schedule.step()
-    np.testing.assert_allclose(sfp.softmax_sgd(data, CLASSES), layer.weight.detach().numpy().T, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(softmax_sgd(data, CLASSES), layer.weight.detach().numpy().T, rtol=1e-4, atol=1e-6)
 
 
 def test_softmax_sgd_against_scikit_learn() -> None:
@@ -103,30 +115,30 @@ def test_ridge_is_the_minimum_and_its_dual_form_the_same() -> None:
         x, y = whole.features[:count].astype(np.float64), np.eye(CLASSES)[whole.labels[:count]] - 1 / CLASSES
         gram = x.T @ x
         expected = np.linalg.inv(gram + np.eye(len(gram)) * np.diag(gram).mean()) @ x.T @ y
-        np.testing.assert_allclose(sfp.ridge(data, CLASSES), expected, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(ridge(data, CLASSES), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_the_order_of_training_follows_the_seed() -> None:
-    first, again, other = (sfp.softmax_sgd(features(), CLASSES, seed) for seed in (0, 0, 1))
+    first, again, other = (softmax_sgd(features(), CLASSES, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert (first != other).any() and sfp.jaccard(sets_of(first), sets_of(other)) >= 0.8
+    assert (first != other).any() and jaccard(sets_of(first), sets_of(other)) >= 0.8
 
 
-@pytest.mark.parametrize("probe", sorted(sfp.PROBES))
+@pytest.mark.parametrize("probe", sorted(PROBES))
 def test_fields_of_all_labels_add_up_to_zero_and_dead_features_get_no_weight(probe: str) -> None:
     whole = features()
     data = Samples(np.concatenate([whole.features, np.zeros((len(whole.labels), 2), np.float32)], 1), whole.labels, whole.rows)
-    weights = sfp.PROBES[probe](data, CLASSES, 0)
+    weights = PROBES[probe](data, CLASSES, 0)
     assert not weights[-2:].any() and weights[:-2].any()
     assert np.abs(weights.sum(1)).max() < 1e-4
     nothing = Samples(np.zeros((20, 3), np.float32), np.arange(20) % CLASSES, np.arange(20))
-    assert not sfp.PROBES[probe](nothing, CLASSES, 0).any()
+    assert not PROBES[probe](nothing, CLASSES, 0).any()
 
 
 def test_loss_ratios_against_a_loop() -> None:
     whole = features()
     data = Samples(whole.features, whole.labels, np.arange(150))
-    weights = sfp.softmax_sgd(whole, CLASSES)
+    weights = softmax_sgd(whole, CLASSES)
 
     def loss(x: np.ndarray) -> float:
         logits = x.astype(np.float64) @ weights
@@ -138,7 +150,7 @@ def test_loss_ratios_against_a_loop() -> None:
         without = whole.features[:150].copy()
         without[:, index == COLUMNS] = 0
         expected.append(np.exp(loss(without) - loss(whole.features[:150])))
-    np.testing.assert_allclose(sfp.loss_ratios(data, weights, COLUMNS), expected, rtol=1e-4)
+    np.testing.assert_allclose(loss_ratios(data, weights, COLUMNS), expected, rtol=1e-4)
 
 
 # ---- fields ----------------------------------------------------------------------------------------------------------
@@ -147,7 +159,7 @@ def test_loss_ratios_against_a_loop() -> None:
 def test_fields_against_a_loop_over_images() -> None:
     """The field of output k that the filter's weights give, image by image, averaged over the images of a label."""
     data = features(200)
-    weights = sfp.softmax_sgd(data, CLASSES)
+    weights = softmax_sgd(data, CLASSES)
     total, count = np.zeros((FILTERS, CLASSES, CLASSES)), np.zeros(CLASSES)
     for image, label in zip(data.features, data.labels, strict=True):
         count[label] += 1
@@ -155,13 +167,13 @@ def test_fields_against_a_loop_over_images() -> None:
             for column in np.flatnonzero(index == COLUMNS):
                 total[index, label] += float(image[column]) * weights[column].astype(np.float64)
     means = np.stack([data.features[data.labels == label].mean(0, dtype=np.float64) for label in range(CLASSES)], 1)
-    found = sfp.fields(sfp.by_filter(means, COLUMNS), sfp.by_filter(weights, COLUMNS))
+    found = fields(by_filter(means, COLUMNS), by_filter(weights, COLUMNS))
     np.testing.assert_allclose(found, total / count[None, :, None], rtol=1e-5, atol=1e-7)
 
 
 def test_features_of_a_filter_need_not_be_neighbours() -> None:
     filters = np.array([2, 0, 1, 0, 2, 2])
-    found = sfp.by_filter(np.arange(12.0).reshape(6, 2), filters)
+    found = by_filter(np.arange(12.0).reshape(6, 2), filters)
     assert found.shape == (3, 3, 2)
     np.testing.assert_array_equal(found[0], [[2, 3], [6, 7], [0, 0]])
     np.testing.assert_array_equal(found[1], [[4, 5], [0, 0], [0, 0]])
@@ -193,25 +205,25 @@ def read_by_hand(field: np.ndarray) -> tuple[list[list[int]], int]:
 @given(st.integers(1, 7).flatmap(lambda size: arrays(np.float64, (size, size), elements=st.sampled_from([-1.0, 0.0, 0.2, 0.3, 0.5, 1.0]))))
 def test_clusters_against_the_definition(field: np.ndarray) -> None:
     size = len(field)
-    found = sfp.label_sets(np.eye(size)[None], field[None])  # means of one feature per label: the field is the weights
+    found = label_sets(np.eye(size)[None], field[None])  # means of one feature per label: the field is the weights
     expected, noise = read_by_hand(field.astype(np.float32).astype(np.float64))
     assert [list(own) for own in found.clusters[0]] == expected and found.noise[0] == noise
     assert set(np.flatnonzero(found.label_sets[0])) == {label for own in expected for label in own}
-    binary = sfp.thresholded(field)
+    binary = thresholded(field)
     for own in found.clusters[0]:
         assert binary[np.ix_(own, own)].all()
 
 
 def test_a_field_without_positive_values_has_no_clusters() -> None:
     for value in (0.0, -2.0):
-        found = sfp.label_sets(np.eye(4)[None], np.full((1, 4, 4), value))
+        found = label_sets(np.eye(4)[None], np.full((1, 4, 4), value))
         assert found.clusters == ((),) and not found.label_sets.any() and found.noise[0] == 0
 
 
 def test_jaccard() -> None:
     first = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0]], bool)
     second = np.array([[1, 0, 0], [0, 0, 0], [0, 1, 0]], bool)
-    assert sfp.jaccard(first, second) == pytest.approx((0.5 + 1 + 0) / 3)
+    assert jaccard(first, second) == pytest.approx((0.5 + 1 + 0) / 3)
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------

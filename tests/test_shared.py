@@ -14,7 +14,9 @@ import pytest
 from building import error, feeds_for, masked, run
 
 import sfp_onnx
-from sfp_onnx import Analysis, PlanOptions, Pruned
+from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.coupling.analysis import Analysis
+from sfp_onnx.report.manifest import Pruned
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FILES = sorted([*SHARED.glob("models/*.onnx"), *SHARED.glob("zoo/*.onnx")]) or [SHARED / "none"]

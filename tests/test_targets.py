@@ -16,20 +16,28 @@ from onnx import helper
 from test_branches import residual, without
 
 import sfp_onnx
-from sfp_onnx import PlanOptions, TargetError, device, graph, latency, pipeline
-from sfp_onnx.device import Block, DeviceProfile
-from sfp_onnx.pipeline import comparing, deciding, reaching, targeting
-from sfp_onnx.pipeline.profiling import names_of
-from sfp_onnx.plan import removal_of
-from sfp_onnx.records import Group, RepairOptions
-from sfp_onnx.targets import Target, bounds, parse_target
+from sfp_onnx import graph
+from sfp_onnx.core.errors import TargetError
+from sfp_onnx.core.options import PlanOptions, RepairOptions
+from sfp_onnx.core.types import Group
+from sfp_onnx.latency import Block, DeviceProfile, measure, to_json
+from sfp_onnx.latency.measure import CACHE_VARIABLE
+from sfp_onnx.latency.profiling import clock_of, names_of, read_profile
+from sfp_onnx.pipeline import front, parse_sweep
+from sfp_onnx.planning import Target, bounds, parse_target, search
+from sfp_onnx.planning import figures as figures_room
+from sfp_onnx.planning.figures import BLOCKS, LIGHT, ruler_for
+from sfp_onnx.planning.max_drop import held_out
+from sfp_onnx.planning.record import removal_of
+from sfp_onnx.planning.search import NOISE, ROUNDS, errors_of_scores, nearest
+from sfp_onnx.report.manifest import Point
 
 WIDE = (64, 96)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(latency.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def profile_of(path: Path, per_mac: float = 1e-9, constant: float = 1e-4, block:
 @pytest.fixture
 def profile_file(wide: Path, tmp_path: Path) -> Path:
     path = tmp_path / "board.json"
-    path.write_text(json.dumps(device.to_json(profile_of(wide))))
+    path.write_text(json.dumps(to_json(profile_of(wide))))
     return path
 
 
@@ -155,7 +163,7 @@ def test_memory_against_a_hand_count(save: Callable[..., Path]) -> None:
     # One sample: x 3x8x8, conv1 -> 8x8x8, bn, relu 8x8x8, conv2 -> 12x8x8, relu 12x8x8, pool 12, flatten 12, logits 5; 4 bytes each.
     # relu2 reads 12 channels and writes 12: 24 * 64 * 4. conv2 holds 8 + 12, bn1 and relu1 8 + 8.
     analysis = sfp_onnx.inspect(save(classifier(batch=1)))
-    ruler = targeting.ruler_for(analysis, PlanOptions(targets=("memory=50%",)))
+    ruler = ruler_for(analysis, PlanOptions(targets=("memory=50%",)))
     assert ruler.before["memory"] == 24 * 64 * 4
     # 3 of 12 channels of conv2 stay: relu2 6, conv2 8 + 3, bn1 16 channels.
     removed = np.zeros(analysis.coupling.units, bool)
@@ -174,19 +182,19 @@ def test_memory_counts_a_residual_while_its_branch_runs(save: Callable[..., Path
     ]  # fmt: skip
     model = model_of(nodes, [("x", np.float32, [1, 4, 5])], [("y", np.float32, [1, 4, 5])], {})
     analysis = sfp_onnx.inspect(save(model))
-    assert targeting.ruler_for(analysis, PlanOptions(targets=("memory=50%",))).before["memory"] == 3 * 20 * 4
+    assert ruler_for(analysis, PlanOptions(targets=("memory=50%",))).before["memory"] == 3 * 20 * 4
 
 
 @pytest.mark.parametrize("others", [0.0, 0.5])
 @pytest.mark.parametrize("tail", ["Add", "Mul"])
 def test_memory_without_a_branch_is_that_of_the_built_model(tail: str, others: float) -> None:
     analysis = sfp_onnx.inspect(residual(tail=tail))
-    ruler = targeting.ruler_for(analysis, PlanOptions(targets=("memory=50%",)))
+    ruler = ruler_for(analysis, PlanOptions(targets=("memory=50%",)))
     plan = without(analysis, "conv1", others)
     removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
     shape = {"x": list(analysis.prepared.feeds["x"].shape)}
     built = sfp_onnx.inspect(sfp_onnx.apply(analysis, plan).model, shape)
-    found = targeting.ruler_for(built, PlanOptions(targets=("memory=50%",))).before["memory"]
+    found = ruler_for(built, PlanOptions(targets=("memory=50%",))).before["memory"]
     assert ruler.predicted(removed)["memory"] == found < ruler.before["memory"]
     kept = np.asarray([int((~removed[group.units]).sum()) for group in analysis.coupling.groups])
     assert found <= float(ruler.cost("memory")(kept)) <= ruler.before["memory"]
@@ -201,8 +209,8 @@ def test_a_profile_from_another_machine_plans_without_measuring(
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("measured on this machine")
 
-    monkeypatch.setattr(targeting, "latencies_of", never)
-    monkeypatch.setattr(targeting, "measure_profile", never)
+    monkeypatch.setattr(measure, "latencies_of", never)
+    monkeypatch.setattr(figures_room, "measure_profile", never)
     plans = [tmp_path / "one.json", tmp_path / "two.json"]
     for path in plans:
         result = invoke("plan", wide, "-o", path, "--target", "latency=50%", "--device-profile", profile_file)
@@ -229,7 +237,7 @@ def test_absolute_latency_and_other_targets_with_a_profile(wide: Path, profile_f
 
 @pytest.mark.parametrize("damage", ["no json", "other format", "other version", "missing", "nan", "short row", "text"])
 def test_damaged_profiles_are_refused(damage: str, wide: Path, tmp_path: Path) -> None:
-    data = device.to_json(profile_of(wide))
+    data = to_json(profile_of(wide))
     name = next(iter(data["nodes"]))
     changes: dict[str, dict[str, Any]] = {
         "other format": {"format": "x"}, "other version": {"version": 99}, "missing": {"block": {}}, "nan": {"constant": float("nan")},
@@ -257,7 +265,7 @@ def test_an_unknown_provider_is_refused(model_file: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("align", "step", "fine"), [("8", 8, 8), ("16", 16, 16), ("16:8", 16, 8), ("none", 1, 1), ("auto", 32, 4)])
 def test_alignment(align: str, step: int, fine: int, wide: Path, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    path.write_text(json.dumps(device.to_json(profile_of(wide, block=32))))
+    path.write_text(json.dumps(to_json(profile_of(wide, block=32))))
     out = tmp_path / "plan.json"
     options = ["--target", "latency=60%", "--device-profile", path, "--align", align]
     assert invoke("plan", wide, "-o", out, *options).exit_code == 0
@@ -270,9 +278,9 @@ def test_counted_targets_do_not_depend_on_the_machine(wide: Path, monkeypatch: p
     def never(*arguments: Any) -> Any:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(latency, "block", never)
+    monkeypatch.setattr(measure, "block", never)
     plan = sfp_onnx.plan(wide, PlanOptions(targets=("macs=50%",)))
-    assert plan.options["align"] == targeting.LIGHT
+    assert plan.options["align"] == LIGHT
     with pytest.raises(AssertionError, match="measured"):
         sfp_onnx.plan(wide, PlanOptions(targets=("macs=50%",), align="auto"))
 
@@ -291,10 +299,10 @@ def looped(wide: Path, monkeypatch: pytest.MonkeyPatch, wrong: float, target: st
         ratios.append(share * (1 if share == 1 else wrong))
         return ratios[-1]
 
-    monkeypatch.setattr(targeting, "measure_profile", lambda *arguments, **options: profile)
-    monkeypatch.setattr(targeting, "latencies_of", lambda *arguments: [profile.seconds])
-    monkeypatch.setattr(targeting, "latency_ratio", measured)
-    monkeypatch.setattr(reaching, "profile_around", lambda *arguments: profile)
+    monkeypatch.setattr(figures_room, "measure_profile", lambda *arguments, **options: profile)
+    monkeypatch.setattr(measure, "latencies_of", lambda *arguments: [profile.seconds])
+    monkeypatch.setattr(measure, "latency_ratio", measured)
+    monkeypatch.setattr(search, "profile_around", lambda *arguments: profile)
     return sfp_onnx.plan(analysis, PlanOptions(targets=(target,), align=None, allocation="solve")), ratios
 
 
@@ -302,8 +310,8 @@ def looped(wide: Path, monkeypatch: pytest.MonkeyPatch, wrong: float, target: st
 def test_the_loop_corrects_a_wrong_prediction(wrong: float, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, ratios = looped(wide, monkeypatch, wrong)
     figures = plan.figures["latency"]
-    assert 0.55 < figures["actual"] / figures["before"] <= 0.6 * (1 + reaching.NOISE)
-    assert len(ratios) <= reaching.ROUNDS + 4  # surprises are measured twice more
+    assert 0.55 < figures["actual"] / figures["before"] <= 0.6 * (1 + NOISE)
+    assert len(ratios) <= ROUNDS + 4  # surprises are measured twice more
     assert len(ratios) == 1 or wrong != 1.0
     assert any("timed again" in note for note in plan.notes) == (wrong != 1.0)
     assert figures["actual"] / figures["predicted"] == pytest.approx(wrong, rel=0.05)
@@ -311,12 +319,12 @@ def test_the_loop_corrects_a_wrong_prediction(wrong: float, wide: Path, monkeypa
 
 def test_a_single_wrong_measurement_is_repeated_not_believed(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(reaching, "profile_around", lambda *arguments: calls.append("timed again"))
+    monkeypatch.setattr(search, "profile_around", lambda *arguments: calls.append("timed again"))
     profile = profile_of(wide, constant=1e-6, block=1, slow=1.0)
-    monkeypatch.setattr(targeting, "measure_profile", lambda *arguments, **options: profile)
-    monkeypatch.setattr(targeting, "latencies_of", lambda *arguments: [profile.seconds])
+    monkeypatch.setattr(figures_room, "measure_profile", lambda *arguments, **options: profile)
+    monkeypatch.setattr(measure, "latencies_of", lambda *arguments: [profile.seconds])
     ratios = iter([0.2, 0.595, 0.59])
-    monkeypatch.setattr(targeting, "latency_ratio", lambda *arguments: next(ratios))
+    monkeypatch.setattr(measure, "latency_ratio", lambda *arguments: next(ratios))
     plan = sfp_onnx.plan(wide, PlanOptions(targets=("latency=60%",), align=None, allocation="solve"))
     assert plan.figures["latency"]["actual"] == pytest.approx(0.59 * profile.seconds) and not calls
 
@@ -412,7 +420,7 @@ def test_max_drop_needs_enough_samples(wide: Path, save: Callable[..., Path], tm
 def test_held_out_samples_are_not_scored_with(wide: Path, labelled: Path) -> None:
     data = sfp_onnx.data_for(sfp_onnx.load(wide), labelled)
     assert data is not None
-    seen, judge = pipeline.held_out(data)
+    seen, judge = held_out(data)
     assert not set(seen.indices) & set(judge.indices) and len(seen.indices) + len(judge.indices) == 90
     assert seen.labels is not None and data.labels is not None
     assert (seen.labels == data.labels[seen.indices]).all()
@@ -430,7 +438,7 @@ def test_held_out_samples_are_not_scored_with(wide: Path, labelled: Path) -> Non
     ],
 )
 def test_reading_sweeps(text: str, expected: list[str]) -> None:
-    assert pipeline.parse_sweep(text) == expected
+    assert parse_sweep(text) == expected
 
 
 @pytest.mark.parametrize("text", ["macs=90%", "macs=90%:20%", "macs=90%:20%:0%", "macs=90%:20M:1M", "macs=90%:20%:0.1%"])
@@ -465,12 +473,12 @@ def test_a_sweep_of_unreachable_targets(wide: Path) -> None:
 
 
 def test_pareto_front() -> None:
-    def point(name: str, top1: float, size: int, ratio: float) -> pipeline.Point:
-        return pipeline.Point(name, sfp_onnx.Size(1.0, 1, size), top1=top1, latency_ms=1.0, latency_ratio=ratio)
+    def point(name: str, top1: float, size: int, ratio: float) -> Point:
+        return Point(name, sfp_onnx.Size(1.0, 1, size), top1=top1, latency_ms=1.0, latency_ratio=ratio)
 
     points = [point("a", 0.9, 100, 1.0), point("b", 0.8, 50, 0.5), point("c", 0.8, 60, 0.5)]
     points += [point("d", 0.7, 60, 0.4), point("e", 0.7, 50, 0.6)]
-    assert [own.target for own in pipeline.sweeping.front(points) if own.front] == ["a", "b", "d"]
+    assert [own.target for own in front(points) if own.front] == ["a", "b", "d"]
 
 
 def test_profile_command(model_file: Path, tmp_path: Path) -> None:
@@ -478,9 +486,9 @@ def test_profile_command(model_file: Path, tmp_path: Path) -> None:
     result = invoke("profile", model_file, "-o", out, "--threads", "1")
     assert result.exit_code == 0, result.stderr
     assert "blocks of" in result.stdout and "mean error of predictions on 3 models" in result.stdout
-    profile = pipeline.read_profile(out, sfp_onnx.load(model_file).sha256)
+    profile = read_profile(out, sfp_onnx.load(model_file).sha256)
     assert profile.seconds > 0 and profile.batch == 1
-    clock = pipeline.clock_of(sfp_onnx.inspect(model_file), profile)
+    clock = clock_of(sfp_onnx.inspect(model_file), profile)
     assert float(clock(clock.terms.full)) > 0
     again = invoke("profile", model_file, "-o", tmp_path / "again.json", "--threads", "1")
     assert again.exit_code == 0 and (tmp_path / "again.json").read_bytes() == out.read_bytes()  # from the cache
@@ -502,13 +510,13 @@ def test_by_default_widths_are_not_slower_than_wider_ones(options: list[str], wi
     assert invoke("plan", wide, "-o", out, *options).exit_code == 0
     plan = json.loads(out.read_text())
     widths = [group["width"] - len(group["remove"]) for group in plan["groups"]]
-    assert plan["options"]["align"] == targeting.LIGHT and all(width % 4 == 0 or width < 12 for width in widths) and widths != list(WIDE)
+    assert plan["options"]["align"] == LIGHT and all(width % 4 == 0 or width < 12 for width in widths) and widths != list(WIDE)
     out.unlink()
     assert invoke("plan", wide, "-o", out, *options, "--align", "none").exit_code == 0
     assert any(group["remove"] for group in json.loads(out.read_text())["groups"])
 
 
-@pytest.mark.parametrize(("layers", "align"), [(8, targeting.BLOCKS), (1, targeting.LIGHT)])
+@pytest.mark.parametrize(("layers", "align"), [(8, BLOCKS), (1, LIGHT)])
 def test_solved_widths_fill_blocks_where_there_is_a_choice(layers: int, align: str, save: Callable[..., Path]) -> None:
     """Among many groups whole blocks use the target up; with one group they would leave much of it, so its steps are finer."""
     random = np.random.default_rng(0)
@@ -522,18 +530,18 @@ def test_solved_widths_fill_blocks_where_there_is_a_choice(layers: int, align: s
     path = save(model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("y", np.float32, ["N", 5, 8, 8])], held))
     plan = sfp_onnx.plan(path, PlanOptions(targets=("macs=45%",), allocation="solve"), "magnitude")
     widths = [group.width - len(group.remove) for group in plan.groups]
-    block = 16 if align == targeting.BLOCKS else 4
+    block = 16 if align == BLOCKS else 4
     assert plan.options["align"] == align and all(width % block == 0 or width < 12 for width in widths), widths
     assert 0.42 < plan.after.macs / plan.before.macs <= 0.45
 
 
 def test_a_plan_on_the_measured_staircase_is_reproduced(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "block", lambda setup: Block(16, 1.5, {}))
+    monkeypatch.setattr(measure, "block", lambda setup: Block(16, 1.5, {}))
     out, manifest = tmp_path / "out.onnx", tmp_path / "m.json"
     common = ["prune", wide, "--target", "macs=50%", "--align", "auto"]
     assert invoke(*common, "-o", out, "--manifest", manifest).exit_code == 0
     assert json.loads(manifest.read_text())["options"]["align"] == "16:4"
-    monkeypatch.setattr(latency, "block", lambda setup: Block(8, 1.5, {}))  # another machine
+    monkeypatch.setattr(measure, "block", lambda setup: Block(8, 1.5, {}))  # another machine
     again = invoke(*common, "-o", tmp_path / "again.onnx", "--locked", manifest)
     assert again.exit_code == 0, again.stderr
     assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
@@ -543,7 +551,7 @@ def test_errors_of_scores_count_every_reader() -> None:
     """Half of the squared scores lost is half an error for each layer that reads the group."""
     scores = np.array([1.0, 1.0, 1.0, 1.0])
     one, three = Group("a", np.arange(4), ("p",), ("q",)), Group("b", np.arange(4), ("p",), ("q", "r", "s"))
-    first, second = targeting.errors_of_scores([one, three], scores)
+    first, second = errors_of_scores([one, three], scores)
     assert first.tolist() == [1, 0.75, 0.5, 0.25, 0] and (second == 3 * first).all()
 
 
@@ -567,7 +575,7 @@ def test_the_removal_that_leaves_less_is_taken(wide: Path, save: Callable[..., P
     for name, share in (("most", 0.9), ("few", 0.2), ("half", 0.5)):
         plan = sfp_onnx.plan(analysis, PlanOptions(ratio=share), "magnitude")
         removals[name] = removal_of(plan, analysis.coupling, plan.model_sha256)
-    best, said = comparing.nearest(analysis, removals, data, RepairOptions())
+    best, said = nearest(analysis, removals, data, RepairOptions())
     assert best == "few" and "(KL divergence)" in said and "on 40 samples" in said and said.endswith("taken: few")
     values = {name: float(value) for value, name in re.findall(r"([0-9.e-]+) with (\w+)", said)}
     assert 0 < values["few"] < values["half"] < values["most"]
@@ -584,7 +592,7 @@ def test_widths_below_one_block_must_pay(winner: str, wide: Path, profile_file: 
         seen.append(arguments[1])
         return f"--align {winner}", "compared"
 
-    monkeypatch.setattr(deciding, "nearest", taken)
+    monkeypatch.setattr(search, "nearest", taken)
     options = PlanOptions(targets=("latency=15%",), device_profile=profile_file)
     plan = sfp_onnx.plan(analysis, options, "magnitude", data, repair=RepairOptions())
     assert [*seen[0]] == ["--align 16:4", "--align 16"] and not np.array_equal(*seen[0].values())

@@ -12,8 +12,8 @@ from conftest import CLASSES, IMAGE, images, masked_reference, model_of, relativ
 from onnx import helper
 
 import sfp_onnx
-from sfp_onnx import trace
-from sfp_onnx.records import Port
+from sfp_onnx.core.types import Port
+from sfp_onnx.coupling.trace import BATCHES, INTEGERS, SIDES, _candidates
 
 WIDTH = 12
 
@@ -72,14 +72,14 @@ def test_other_gathers_stay_as_they_are(offset: int, stride: int, save: Callable
 @pytest.mark.parametrize(
     ("ports", "count"),
     [
-        ([Port("x", np.float32, ("N", 3, 8, 8))], len(trace.BATCHES)),
+        ([Port("x", np.float32, ("N", 3, 8, 8))], len(BATCHES)),
         ([Port("x", np.float32, (1, 3, 8, 8))], 1),
-        ([Port("x", np.int64, ("N", 4))], len(trace.BATCHES) * len(trace.INTEGERS)),
-        ([Port("x", np.float32, (1, 3, "H", "W"))], len(trace.SIDES)),
-        ([Port("x", np.float32, ("N", 3, "H", "W"))], len(trace.BATCHES) * len(trace.SIDES)),
+        ([Port("x", np.int64, ("N", 4))], len(BATCHES) * len(INTEGERS)),
+        ([Port("x", np.float32, (1, 3, "H", "W"))], len(SIDES)),
+        ([Port("x", np.float32, ("N", 3, "H", "W"))], len(BATCHES) * len(SIDES)),
     ],
 )
 def test_no_sample_shape_is_tried_twice(ports: list[Port], count: int) -> None:
-    found = [tuple(array.shape for array in feeds.values()) for feeds in trace._candidates(ports, {}, None)]
+    found = [tuple(array.shape for array in feeds.values()) for feeds in _candidates(ports, {}, None)]
     assert len(found) == count
-    assert len(list(trace._candidates(ports, {"x": [2, *[4] * (len(found[0][0]) - 1)]}, None))) == count // len(set(found))
+    assert len(list(_candidates(ports, {"x": [2, *[4] * (len(found[0][0]) - 1)]}, None))) == count // len(set(found))

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import click
 
-from .. import memory
-from .common import EPILOG
+from ..core.system import bound
+from .common import EPILOG, Recorded, guarded_run
 from .dilute import dilute_command
 from .doctor import doctor_command
 from .evaluate import evaluate_command
-from .guard import guarded_run
 from .init import init_command
 from .inspect import inspect_command
 from .profile import profile_command
 from .prune import apply_command, plan_command, prune_command
-from .reporting import Recorded
 from .score import score_command
 from .sweep import sweep_command
 
@@ -26,8 +24,6 @@ COMMANDS = (
     inspect_command, plan_command, apply_command, prune_command, sweep_command, dilute_command, score_command, evaluate_command,
     profile_command, init_command, doctor_command,
 )  # fmt: skip
-
-
 FIRST = """sfp-onnx makes ONNX models smaller and faster by removing channels, and proves the result.
 
   1. sfp-onnx doctor                                   does this installation work?
@@ -66,5 +62,5 @@ def program() -> None:
 
 
 def _run() -> None:
-    memory.bound()
+    bound()
     main(prog_name="sfp-onnx")

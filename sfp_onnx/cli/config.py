@@ -11,8 +11,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..errors import OptionError
-from ..extras import need
+from ..core.errors import OptionError
+from ..core.system import need
 
 COMMANDS = ("prune", "sweep")
 PRUNE_ALONE = {"output", "ratio", "targets", "max_drop"}  # at the top of the file: for prune, to sweep they mean something else

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
-from .. import graph, pipeline
-from ..errors import OutputError
-from . import options as take
-from .common import EPILOG, check_outputs, guarded, say
+from ..core.errors import OutputError
+from ..coupling.analysis import Analysis, inspect
+from ..graph.model import inputs
+from ..graph.save import write_text
+from .arguments import check_outputs, model_argument
+from .common import EPILOG, FILE, guarded, say
 from .config import COMMANDS, PRUNE_ALONE, names_of
 
 WIDTH = 110
@@ -19,8 +21,8 @@ OWN = {"model", "output", "data", "targets", "sweeps"}  # written with values of
 
 
 @click.command("init", epilog=EPILOG)
-@take.model_argument
-@click.option("-o", "--output", type=take.FILE, default=Path("sfp.toml"), show_default=True, help="Where the configuration goes.")
+@model_argument
+@click.option("-o", "--output", type=FILE, default=Path("sfp.toml"), show_default=True, help="Where the configuration goes.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @guarded
 def init_command(model: Path, output: Path, force: bool) -> None:
@@ -28,20 +30,20 @@ def init_command(model: Path, output: Path, force: bool) -> None:
 
     Example: sfp-onnx init model.onnx
     """
-    analysis = pipeline.inspect(model)
+    analysis = inspect(model)
     check_outputs(analysis.model.paths, output)
     if output.exists() and not force:
         raise OutputError(f"{output}: there is such a file already. Choose another name with -o, or --force.")
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group)
-    graph.write_text(output, configuration(model, analysis, {name: group.commands[name] for name in COMMANDS}), analysis.model.paths)
+    write_text(output, configuration(model, analysis, {name: group.commands[name] for name in COMMANDS}), analysis.model.paths)
     click.echo(f"wrote {output}")
     say(f"Next: edit {output}, then sfp-onnx prune --config {output}")
 
 
-def configuration(model: Path, analysis: pipeline.Analysis, commands: dict[str, click.Command]) -> str:
+def configuration(model: Path, analysis: Analysis, commands: dict[str, click.Command]) -> str:
     """The text: what the model is, then every option with its help, commented out at its default."""
-    ports = ", ".join(f"{port.name} {list(port.shape or ())}" for port in graph.inputs(analysis.model))
+    ports = ", ".join(f"{port.name} {list(port.shape or ())}" for port in inputs(analysis.model))
     lines = [
         "# Options of `sfp-onnx prune` and `sfp-onnx sweep`, by their long names. Use: sfp-onnx prune --config sfp.toml",
         "# Options on the command line win. Paths are relative to where the command is started.",

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import click
 
-from .. import pipeline, report
-from . import options as take
+from ..coupling.analysis import inspect
+from ..data.checks import training_mode
+from ..report.text import inspection, inspection_text
+from .arguments import layernorm_option, model_argument, shape_option
 from .common import EPILOG, guarded, say, warn
 
 
 @click.command("inspect", epilog=EPILOG)
-@take.model_argument
-@take.shape_option
-@take.layernorm_option
+@model_argument
+@shape_option
+@layernorm_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @guarded
 def inspect_command(model: Path, input_shapes: dict[str, list[int]], cut_layernorm: bool, as_json: bool) -> None:
@@ -24,11 +26,11 @@ def inspect_command(model: Path, input_shapes: dict[str, list[int]], cut_layerno
 
     Example: sfp-onnx inspect model.onnx
     """
-    analysis = pipeline.inspect(model, input_shapes, cut_layernorm=cut_layernorm)
-    for text in pipeline.training_mode(analysis.model):
+    analysis = inspect(model, input_shapes, cut_layernorm=cut_layernorm)
+    for text in training_mode(analysis.model):
         warn(text)
-    found = report.inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
-    click.echo(json.dumps(found, indent=1) if as_json else report.inspection_text(found))
+    found = inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
+    click.echo(json.dumps(found, indent=1) if as_json else inspection_text(found))
     if not as_json and found["groups"]:
         name = shlex.quote(str(model))
         say(f"Next: sfp-onnx prune {name} -o {shlex.quote(model.stem + '-pruned.onnx')} --target macs=50% --align 8 --data FOLDER_OR_NPZ")

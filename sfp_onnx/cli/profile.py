@@ -7,24 +7,26 @@ from pathlib import Path
 
 import click
 
-from .. import pipeline
-from ..device import to_json
-from ..report import table
+from ..coupling.analysis import inspect, load
+from ..latency import to_json
+from ..latency.profiling import measure_profile, profile_rows
+from ..report.manifest import write_json
+from ..report.text import table
 from ..runtime import Setup
-from . import options as take
-from .common import EPILOG, bar, check_outputs, guarded, say
+from .arguments import check_outputs, json_option, layernorm_option, machine_options, model_argument, shape_option
+from .common import EPILOG, FILE, bar, guarded, say
 
 SHOWN = 10
 
 
 @click.command("profile", epilog=EPILOG)
-@take.model_argument
-@click.option("-o", "--output", type=take.FILE, required=True, help="Where the profile (JSON) goes.")
-@take.machine_options
+@model_argument
+@click.option("-o", "--output", type=FILE, required=True, help="Where the profile (JSON) goes.")
+@machine_options
 @click.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.")
-@take.shape_option
-@take.layernorm_option
-@take.json_option
+@shape_option
+@layernorm_option
+@json_option
 @guarded
 def profile_command(
     model: Path, output: Path, threads: int, batch: int, provider: str, profile_budget: float, fresh: bool,
@@ -34,11 +36,11 @@ def profile_command(
 
     Example: sfp-onnx profile model.onnx -o cpu.json --threads 1
     """
-    loaded = pipeline.load(model)
+    loaded = load(model)
     check_outputs(loaded.paths, output)
-    analysis = pipeline.inspect(loaded, input_shapes, cut_layernorm=cut_layernorm)
-    profile = pipeline.measure_profile(analysis, Setup(threads, provider), batch, bar, fresh, profile_budget)
-    pipeline.write_json(output, to_json(profile), loaded.paths)
+    analysis = inspect(loaded, input_shapes, cut_layernorm=cut_layernorm)
+    profile = measure_profile(analysis, Setup(threads, provider), batch, bar, fresh, profile_budget)
+    write_json(output, to_json(profile), loaded.paths)
     if as_json:
         click.echo(json.dumps(to_json(profile), indent=1))
         return
@@ -52,6 +54,6 @@ def profile_command(
         click.echo(f"fewer widths were timed than usual, since --profile-budget {profile.cut_short:g} s was spent")
     click.echo(f"measured {profile.seconds * 1e3:.3f} ms for the whole model; sum of kernels times {profile.factor:.3f}")
     click.echo(f"mean error of predictions on {profile.checked} models with other widths, not used to fit: {profile.error:.1%}")
-    rows = [(name, f"{own * 1e3:.3f}", f"{own / profile.seconds:.1%}") for name, own in pipeline.profile_rows(analysis, profile)[:SHOWN]]
+    rows = [(name, f"{own * 1e3:.3f}", f"{own / profile.seconds:.1%}") for name, own in profile_rows(analysis, profile)[:SHOWN]]
     click.echo(table(("node (first output)", "ms", "share"), rows))
     say(f"Next: sfp-onnx prune {model} -o {model.stem}-pruned.onnx --target latency=60% --device-profile {output}")

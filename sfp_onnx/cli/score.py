@@ -8,21 +8,34 @@ from typing import Any
 
 import click
 
-from .. import pipeline, report
-from ..records import ScoreOptions
-from . import options as take
-from .bandit_options import bandit_files, chosen_bandit
-from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from ..core.options import ScoreOptions
+from ..coupling.analysis import inspect, load
+from ..pipeline import default_score
+from ..report.text import scores, scores_text
+from ..scores.scoring import save_scores, scored
+from .arguments import (
+    DATA,
+    bandit_files,
+    check_outputs,
+    chosen_bandit,
+    dataset,
+    layernorm_option,
+    model_argument,
+    preprocessing_options,
+    score_options,
+    shape_option,
+)
+from .common import EPILOG, FILE, bar, guarded, say
 
 
 @click.command("score", epilog=EPILOG)
-@take.model_argument
-@click.option("--data", type=take.FILE, help="Calibration data: " + take.DATA)
-@take.score_options
-@click.option("--save", type=take.FILE, help="Write scores (and class profiles) as .npz.")
-@take.preprocessing_options
-@take.shape_option
-@take.layernorm_option
+@model_argument
+@click.option("--data", type=FILE, help="Calibration data: " + DATA)
+@score_options
+@click.option("--save", type=FILE, help="Write scores (and class profiles) as .npz.")
+@preprocessing_options
+@shape_option
+@layernorm_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @guarded
 def score_command(model: Path, data: Path | None, save: Path | None, as_json: bool, **options: Any) -> None:
@@ -31,19 +44,19 @@ def score_command(model: Path, data: Path | None, save: Path | None, as_json: bo
     Example: sfp-onnx score model.onnx --data calibration.npz --score sfp --save scores.npz
     """
     bandit = chosen_bandit(options)
-    loaded = pipeline.load(model)
+    loaded = load(model)
     inputs = [*loaded.paths, *filter(None, (data, options["labels"]))]
     check_outputs(inputs, save, *bandit_files(options))
     data_set = dataset(loaded, data, options)
-    analysis = pipeline.inspect(loaded, options["input_shapes"], data_set, options["cut_layernorm"])
-    name = options["score"] or pipeline.default_score(data_set)
+    analysis = inspect(loaded, options["input_shapes"], data_set, options["cut_layernorm"])
+    name = options["score"] or default_score(data_set)
     chosen = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], bandit)
-    found = pipeline.scored(analysis, name, data_set, chosen, bar)
+    found = scored(analysis, name, data_set, chosen, bar)
     if save is not None:
-        pipeline.save_scores(save, analysis, found, inputs)
+        save_scores(save, analysis, found, inputs)
     for note in found.notes:
         say(f"Note: {note}")
-    shown = report.scores(analysis.coupling, found.name, found.values, found.profiles)
-    click.echo(json.dumps(shown, indent=1) if as_json else report.scores_text(shown))
+    shown = scores(analysis.coupling, found.name, found.values, found.profiles)
+    click.echo(json.dumps(shown, indent=1) if as_json else scores_text(shown))
     if save is not None:
         say(f"wrote {save}")

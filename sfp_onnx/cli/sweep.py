@@ -8,31 +8,46 @@ from typing import Any
 
 import click
 
-from .. import pipeline
-from ..errors import OutputError
-from ..records import ScoreOptions
-from ..report import number, table
-from . import options as take
-from .bandit_options import bandit_files, chosen_bandit
-from .common import EPILOG, bar, check_outputs, dataset, guarded, say
+from ..core.errors import OutputError
+from ..core.options import ScoreOptions
+from ..coupling.analysis import inspect, load
+from ..pipeline import candidates, parse_sweep, sweep, sweep_data
+from ..planning.max_drop import held_out
+from ..report.manifest import Point, write_json
+from ..report.page import Context, sweep_page
+from ..report.text import number, table
+from .arguments import (
+    NOTHING,
+    bandit_files,
+    check_outputs,
+    chosen_bandit,
+    chosen_plan,
+    chosen_repair,
+    dataset,
+    layernorm_option,
+    model_argument,
+    plan_options,
+    preprocessing_options,
+    repair_options,
+    shape_option,
+)
+from .common import EPILOG, FILE, bar, check_report, guarded, report_option, say, typed, with_examples, write
 from .config import config_option
-from .data_options import NOTHING
-from .reporting import check_report, report_option, typed, with_examples, write
 
 
 @click.command("sweep", epilog=EPILOG)
-@take.model_argument
+@model_argument
 @click.option("--targets", "sweeps", multiple=True, required=True, metavar="macs=90%:20%:10%", help="First:last:step. Repeatable.")
-@click.option("--data", type=take.FILE, help="Calibration data; without --test-data a third of it is held out to judge on.")
-@click.option("--test-data", type=take.FILE, help="Data to judge on.")
-@click.option("-o", "--output", type=take.FILE, help="Where the JSON goes.")
-@click.option("--save-dir", type=take.FILE, help="Folder (made if missing) for the models and their manifests.")
+@click.option("--data", type=FILE, help="Calibration data; without --test-data a third of it is held out to judge on.")
+@click.option("--test-data", type=FILE, help="Data to judge on.")
+@click.option("-o", "--output", type=FILE, help="Where the JSON goes.")
+@click.option("--save-dir", type=FILE, help="Folder (made if missing) for the models and their manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@take.plan_options
-@take.preprocessing_options
-@take.shape_option
-@take.layernorm_option
-@take.repair_options
+@plan_options
+@preprocessing_options
+@shape_option
+@layernorm_option
+@repair_options
 @config_option
 @report_option
 @guarded
@@ -47,9 +62,9 @@ def sweep_command(
     if options["ratio"] is not None or options["max_drop"] is not None:
         raise click.UsageError("A sweep takes --targets (and --target for bounds that hold for all of them), not --ratio or --max-drop.")
     for text in sweeps:
-        pipeline.parse_sweep(text)
-    chosen = take.chosen_plan({**options, "targets": options["targets"] or ("macs=100%",)})
-    loaded = pipeline.load(model)
+        parse_sweep(text)
+    chosen = chosen_plan({**options, "targets": options["targets"] or ("macs=100%",)})
+    loaded = load(model)
     check_outputs([*loaded.paths, data, test_data, options["labels"]], output, report_to, *bandit_files(options))
     check_report(report_to)
     if save_dir is not None:
@@ -58,18 +73,18 @@ def sweep_command(
     seen = dataset(loaded, data, options if data else {**options, **nothing})
     judge = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
     if judge is None and seen is not None:
-        seen, judge = pipeline.held_out(seen, options["seed"])
+        seen, judge = held_out(seen, options["seed"])
         say(f"accuracy on {judge.samples} samples held out from --data")
-    analysis = pipeline.inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
-    repair = take.chosen_repair(options, seen)
+    analysis = inspect(loaded, options["input_shapes"], seen, options["cut_layernorm"])
+    repair = chosen_repair(options, seen)
     details = ScoreOptions(options["p"], options["seed"], options["probe"], options["pool"], chosen_bandit(options), options["memory"])
-    scored = pipeline.candidates(analysis, chosen, options["score"], seen, details, bar, repair)
-    points = pipeline.sweep(scored, chosen, sweeps, judge, save_dir, bar)
-    found = pipeline.sweep_data(points, analysis, scored)
+    scored = candidates(analysis, chosen, options["score"], seen, details, bar, repair)
+    points = sweep(scored, chosen, sweeps, judge, save_dir, bar)
+    found = sweep_data(points, analysis, scored)
     if output is not None:
-        pipeline.write_json(output, found, loaded.paths)
+        write_json(output, found, loaded.paths)
     if report_to is not None:
-        write(report_to, pipeline.sweep_page(points, with_examples(scored, seen), pipeline.Context(typed(), judge)), [*loaded.paths])
+        write(report_to, sweep_page(points, with_examples(scored, seen), Context(typed(), judge)), [*loaded.paths])
     click.echo(json.dumps(found, indent=1) if as_json else _text(points))
     for point in points:
         if point.failure:
@@ -83,7 +98,7 @@ def _make(folder: Path) -> None:
         raise OutputError(f"{folder}: cannot make the folder: {error.strerror or error}") from error
 
 
-def _text(points: list[pipeline.Point]) -> str:
+def _text(points: list[Point]) -> str:
     rows = []
     for point in points:
         if point.size is None or point.failure:

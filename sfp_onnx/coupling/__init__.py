@@ -1,14 +1,22 @@
 """Who can only leave with whom, what cannot leave, and why. No operator names here: rules state facts, this reads them."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-from ..graph import Prepared
-from ..records import Coupling
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from ..core.errors import ModelError
+from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Follow, Group, IntArray, Layer, Node, Pinned, Trace, Weight
+from ..graph.extract import asks_shape, from_constants
+from ..graph.model import Constants, Prepared, initializers, outputs
+from ..rules.context import Choice, Context, Facts, LayerFact, PinFact, TiePair
+from ..rules.labels import FIXED, Labels, compact, components, varying
+from ..rules.registry import RULES
 from .branches import branches
-from .resolve import resolve
-from .state import state
-
-__all__ = ["couple"]
 
 
 def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
@@ -22,3 +30,328 @@ def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
     """
     coupling = resolve(state(prepared, cut_layernorm), prepared)
     return replace(coupling, branches=branches(coupling, prepared))
+
+
+# ---- run the rules over the graph in topological order and collect their facts ---------------------------------------
+
+def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
+    """Facts of every node, and labels of every tensor."""
+    constants = Constants(prepared.model)
+    maps = [dict(prepared.trace.values), constants]
+    trace = replace(prepared.trace, values=ChainMap(*cast("list[MutableMapping[str, Array]]", maps)))
+    facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
+    computed = frozenset(from_constants(prepared.nodes, names) - names)
+    for node in prepared.nodes:
+        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, cut_layernorm)
+        if all(_is_index(prepared.trace, name) for name in node.outputs if name):
+            for position in range(len(node.inputs)) if not asks_shape(node) else ():
+                ctx.pin_input(position, f"{node.operator} computes sizes or indices from it")
+            continue
+        for labels, name in zip(_apply(ctx), node.outputs, strict=False):
+            if name:
+                facts.tensors[name] = _checked(labels, trace.shapes.get(name), node)
+        _pass_zero_point(facts, node)
+        for name in node.captures:
+            for array in facts.tensors.get(name, ()):
+                ctx.pin(array, f"a sub-graph of {node.operator} reads it")
+    _pin_outputs(prepared, facts, trace)
+    return facts
+
+
+def _pass_zero_point(facts: Facts, node: Node) -> None:
+    """Nodes that move integers without rescaling them keep the zero point of their first input."""
+    source = facts.zero_points.get(node.inputs[0]) if node.inputs else None
+    if source is not None:
+        for name in node.outputs:
+            facts.zero_points.setdefault(name, source)
+
+
+def _shared(prepared: Prepared) -> frozenset[str]:
+    """Weights (more than one axis over size 1) that several nodes read: their uses are kept equal."""
+    uses: dict[str, int] = {}
+    for node in prepared.nodes:
+        for name in node.inputs:
+            uses[name] = uses.get(name, 0) + 1
+    shapes = initializers(prepared.model)
+    return frozenset(name for name, (shape, _) in shapes.items() if uses.get(name, 0) > 1 and sum(size > 1 for size in shape) > 1)
+
+
+def _is_index(trace: Trace, name: str) -> bool:
+    """Integers that do not depend on data: shapes and indices, which carry no channels."""
+    value = trace.values.get(name)
+    return value is not None and value.dtype.kind in "iub"
+
+
+def _apply(ctx: Context) -> list[Labels]:
+    node = ctx.node
+    known = all(name in ctx.trace.shapes for name in (*node.inputs, *node.outputs) if name)
+    rule = RULES.get(node.operator)
+    if rule is not None and known and not node.captures:
+        return rule(ctx)
+    reason = f"operator {node.operator} has no rule" if rule is None else f"the shapes around {node.operator} are unknown"
+    for position in range(len(node.inputs)):
+        ctx.pin_input(position, reason)
+    return [() for _ in node.outputs]
+
+
+def _checked(labels: Labels, shape: tuple[int, ...] | None, node: Node) -> Labels:
+    for array in labels:
+        sizes = () if shape is None else shape
+        if array.ndim != len(sizes) or any(own not in (1, size) for own, size in zip(array.shape, sizes, strict=True)):
+            raise ModelError(
+                f"internal error: the rule for {node.operator} gave labels of shape {array.shape} to a tensor of shape {shape} at "
+                f"'{node.name}'. Please report it."
+            )
+    return labels
+
+
+def _pin_outputs(prepared: Prepared, facts: Facts, trace: Trace) -> None:
+    for port in outputs(prepared.model):
+        node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
+        ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
+        for array in facts.tensors.get(port.name, ()):
+            ctx.pin(array, "graph output")
+
+
+# ---- from facts to numbered units and groups -------------------------------------------------------------------------
+
+TOGETHER = "all channels of this axis can only leave together"
+TIED = "it can only leave together with channels that cannot be removed"
+
+
+def resolve(facts: Facts, prepared: Prepared) -> Coupling:
+    """Number the units and rewrite all facts in terms of them."""
+    parent = components(facts.labels, *_edges(facts.ties))
+    parent = _choose(facts, parent, prepared.nodes)
+    constants = _constants(facts, prepared.nodes)
+    read = {name for node in prepared.nodes for name in (*node.inputs, *node.captures)}
+    members = _members({name: labels for name, labels in facts.tensors.items() if name in read}, parent)
+    unit_of, widths = _number(facts, parent, members)
+    units = unit_of[parent]
+    tensors = {name: _channels(labels, units) for name, labels in facts.tensors.items()}
+    layers = tuple(_layer(fact, units, tensors) for fact in facts.layers)
+    return Coupling(
+        units=sum(widths),
+        groups=_groups(widths, layers, tensors),
+        tensors={name: channels for name, channels in tensors.items() if channels},
+        constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
+        layers=layers,
+        affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
+        follows=tuple(Follow(fact.node.index, fact.edits) for fact in facts.follows),
+        pinned=_reasons(facts, parent, unit_of),
+        zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
+        additive=facts.additive,
+        dequantised=facts.dequantised,
+        masked_inputs={
+            prepared.nodes[node].inputs[at]: _channels(constants.get((node, at), ()), units) for node, at in facts.masked_inputs
+        },
+        channels_total=sum(len(layer.writes) for layer in layers),
+        channels_prunable=sum(int((layer.writes >= 0).sum()) for layer in layers),
+    )
+
+
+# ---- ties and choices ------------------------------------------------------------------------------------------------
+
+
+def _edges(ties: Sequence[TiePair]) -> TiePair:
+    if not ties:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate([left.reshape(-1) for left, _ in ties]), np.concatenate([right.reshape(-1) for _, right in ties])
+
+
+def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
+    """A choice for every tensor whose labels vary along several axes: which axis they leave along."""
+    seen = set()
+    for node in nodes:
+        arrays = [array for name in node.outputs for array in facts.tensors.get(name, ())]
+        arrays += [array for position in range(len(node.inputs)) for array in facts.constants.get((node.index, position), ())]
+        for array in arrays:
+            axes = varying(array)
+            if len(axes) < 2 or (array.shape, array.tobytes()) in seen:
+                continue
+            seen.add((array.shape, array.tobytes()))
+            options = []
+            for axis in axes:
+                first = array[tuple(slice(None) if own == axis else slice(0, 1) for own in range(array.ndim))]
+                options.append(((array, np.broadcast_to(first, array.shape)),))
+            yield Choice(node, tuple(options))
+
+
+def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
+    """Resolve choices in the order of their nodes, and against it, and keep the outcome with more free classes.
+
+    What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early.
+    """
+    choices = sorted([*facts.choices, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
+    outcomes = [_resolve_in_order(facts, parent, order) for order in (choices, choices[::-1])]
+    _, best, pins = max(outcomes, key=lambda outcome: outcome[0])
+    facts.pins.extend(pins)
+    return best
+
+
+def _resolve_in_order(facts: Facts, parent: IntArray, choices: Sequence[Choice]) -> tuple[int, IntArray, list[PinFact]]:
+    """Number of free classes, class of every label, and new pins. Of equally good options the first is taken."""
+    pins: list[PinFact] = []
+    pinned = np.zeros(facts.labels, bool)
+    for pin in facts.pins:
+        pinned[pin.labels] = True
+    for choice in choices:
+        held = np.zeros(facts.labels, bool)
+        held[parent[pinned]] = held[FIXED] = True
+        edges = [_edges(option) for option in choice.options]
+        roots = np.unique(parent[np.concatenate([side for pair in edges for side in pair])])
+        results = []
+        for left, right in edges:
+            merged = components(len(roots), *(np.searchsorted(roots, parent[side]) for side in (left, right)))
+            results.append((len(np.setdiff1d(merged, merged[held[roots]])), merged))
+        best = max(range(len(results)), key=lambda index: results[index][0])
+        to_fixed = (edges[best][0] == FIXED) != (edges[best][1] == FIXED)
+        if to_fixed.any():
+            labels = np.unique(np.maximum(*edges[best])[to_fixed])
+            pins.append(PinFact(labels, choice.node.name, TIED))
+            pinned[labels] = True
+        remap = np.arange(facts.labels)
+        remap[roots] = roots[results[best][1]]
+        remap[parent[FIXED]] = FIXED
+        parent = remap[parent]
+    held = np.zeros(facts.labels, bool)
+    held[parent[pinned]] = held[FIXED] = True
+    return len(np.setdiff1d(parent, parent[held[parent]])), parent, pins
+
+
+# ---- units -----------------------------------------------------------------------------------------------------------
+
+
+def _constants(facts: Facts, nodes: Sequence[Node]) -> dict[tuple[int, int], Labels]:
+    """Labels of every constant operand, those of shared weights at each of their uses."""
+    found = dict(facts.constants)
+    for node in nodes:
+        for position, name in enumerate(node.inputs):
+            if name in facts.shared and facts.shared[name] in facts.constants:
+                found[node.index, position] = facts.constants[facts.shared[name]]
+    return found
+
+
+def _members(tensors: Mapping[str, Labels], parent: IntArray) -> list[IntArray]:
+    """Class arrays of all distinct label arrays of tensors."""
+    distinct = {id(array): array for labels in tensors.values() for array in labels}
+    return [parent[array] for array in distinct.values()]
+
+
+def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[IntArray, list[int]]:
+    """Unit of every class root (-1: cannot leave), and the widths of the groups in the order of their units.
+
+    Classes are grouped by a hash of the set of tensor axes they occur on. Classes with a set of their own (channels that a
+    chain of shuffles scatters over ever new branches) are grouped by the tensor they first occur on. A class that fills an
+    axis, or is alone in its group even so, cannot leave.
+    """
+    held = np.zeros(facts.labels, bool)
+    held[FIXED] = True
+    for pin in facts.pins:
+        held[parent[pin.labels]] = True
+    signature, birth = np.zeros(facts.labels, np.uint64), np.zeros(facts.labels, np.uint64)
+    generator = np.random.default_rng(0)
+    for classes in members:
+        present = np.unique(classes)
+        if len(present) == 1:
+            held[present] = True
+        site = generator.integers(1, 2**63, dtype=np.uint64)
+        signature[present] += site
+        birth[present[birth[present] == 0]] = site
+    unit_of = np.full(facts.labels, -1, np.int64)
+    roots = np.flatnonzero((signature > 0) & ~held)
+    _, group, counts = np.unique(signature[roots], return_inverse=True, return_counts=True)
+    keys = np.where(counts[group] > 1, signature[roots], birth[roots])
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    widths: list[int] = []
+    for index in np.argsort(first):
+        units = roots[group == index]
+        if len(units) > 1:
+            start = sum(widths)
+            unit_of[units] = np.arange(start, start + len(units))
+            widths.append(len(units))
+    return unit_of, widths
+
+
+def _channels(labels: Labels, units: IntArray) -> Channels:
+    """Axes of a tensor along which units vary. After resolution no label array varies along two axes."""
+    found: dict[int, IntArray] = {}
+    for array in labels:
+        own = compact(units[array])
+        for axis in varying(own):
+            values = own.reshape(-1)
+            assert len(values) == own.shape[axis], "units vary along two axes of one tensor"
+            known = found.get(axis)
+            found[axis] = values if known is None else np.where(known < 0, values, known)
+    return tuple(AxisUnits(axis, values) for axis, values in sorted(found.items()))
+
+
+def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) -> Layer:
+    reads, writes, none = fact.reads, fact.writes, np.zeros(0, np.int64)
+    data = tensors.get(fact.node.inputs[reads.data], ())
+    return Layer(
+        node=fact.node,
+        macs=fact.macs,
+        extents=tuple(units[array].reshape(-1) for array in fact.extents),
+        weight=Weight(writes.weight, writes.weight_axis, reads.weight_axis) if fact.constant else None,
+        reads=none if reads.labels is None else units[reads.labels],
+        writes=none if writes.labels is None else units[writes.labels],
+        data=reads.data,
+        data_axis=reads.data_axis,
+        source=next((own.units for own in data if own.axis == reads.data_axis), none),
+        linear=fact.linear if fact.constant else None,
+    )
+
+
+def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels]) -> tuple[Group, ...]:
+    """Groups with the names of their producers and consumers; a group is called after its first producer."""
+    group_of = np.repeat(np.arange(len(widths)), widths)
+    producers = _touching(group_of, len(widths), ((layer.node.name, layer.writes) for layer in layers))
+    consumers = _touching(group_of, len(widths), ((layer.node.name, layer.reads) for layer in layers))
+    carriers = _touching(group_of, len(widths), ((name, own.units) for name, channels in tensors.items() for own in channels))
+    groups, taken, start = [], dict[str, int](), 0
+    for index, width in enumerate(widths):
+        base = (producers[index] or carriers[index])[0]
+        taken[base] = taken.get(base, 0) + 1
+        name = base if taken[base] == 1 else f"{base}#{taken[base]}"
+        units = np.arange(start, start + width)
+        groups.append(Group(name, units, tuple(producers[index]), tuple(consumers[index])))
+        start += width
+    return tuple(groups)
+
+
+def _touching(group_of: IntArray, count: int, named: Iterator[tuple[str, IntArray]]) -> list[list[str]]:
+    found: list[list[str]] = [[] for _ in range(count)]
+    for name, units in named:
+        for index in np.unique(group_of[units[units >= 0]]):
+            found[index].append(name)
+    return found
+
+
+# ---- reasons ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Count:
+    channels: int
+    layers: list[str]
+
+
+def _reasons(facts: Facts, parent: IntArray, unit_of: IntArray) -> tuple[Pinned, ...]:
+    """Why written channels cannot leave, with counts; the first stated reason of a class is given."""
+    reason_of = np.full(facts.labels, -1, np.int64)
+    for index in range(len(facts.pins) - 1, -1, -1):
+        reason_of[parent[facts.pins[index].labels]] = index
+    counts: dict[tuple[str, str], _Count] = {}
+    for layer in facts.layers:
+        if layer.writes.labels is None:
+            continue
+        roots = parent[layer.writes.labels]
+        for root in roots[unit_of[roots] < 0]:
+            pin = facts.pins[reason_of[root]] if reason_of[root] >= 0 else None
+            key = (pin.reason, pin.node) if pin else (TOGETHER, layer.node.name)
+            count = counts.setdefault(key, _Count(0, []))
+            count.channels += 1
+            if layer.node.name not in count.layers:
+                count.layers.append(layer.node.name)
+    return tuple(Pinned(reason, node, count.channels, tuple(count.layers)) for (reason, node), count in counts.items())

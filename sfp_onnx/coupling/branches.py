@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .. import graph
-from ..graph import Prepared
-from ..records import Branch, Coupling, Group, Node
-from ..rules import spreads
+from ..core.types import Branch, Coupling, Group, Node
+from ..graph.model import Prepared, initializers
+from ..rules.elementwise import spreads
 
 
 @dataclass
@@ -78,7 +78,7 @@ def _branch(
 
 
 def _fixed(name: str, prepared: Prepared) -> bool:
-    return name in graph.initializers(prepared.model)
+    return name in initializers(prepared.model)
 
 
 def _follow(

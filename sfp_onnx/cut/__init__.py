@@ -1,5 +1,273 @@
-"""Physical removal: slice every constant, let sizes follow, drop what is dead."""
+"""Slice every constant per use, and let attributes, shape constants and computed sizes follow."""
 
-from .apply import cut
+from __future__ import annotations
 
-__all__ = ["cut"]
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import graph
+from ..core.errors import ModelError
+from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
+from ..coupling.cost import keep_mask, vanishing
+from ..graph.edit import Editor
+from ..graph.extract import asks_shape, segment, shape_program
+from ..graph.model import Constants, Model, Prepared, serialized
+from ..runtime import Optimize, open_session
+
+
+def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
+    """The model without the removed units.
+
+    Args:
+        removed: one flag per unit of ``coupling``.
+    """
+    editor = Editor(prepared.model)
+    _slice_constants(editor, prepared, coupling, removed)
+    operands: dict[tuple[int, int], Array] = {}
+    vanished = vanishing(coupling, removed)
+    dead = {name for branch in vanished for name in branch.dead}
+    for follow in coupling.follows:
+        node = prepared.nodes[follow.node]
+        if dead and any(name in dead for name in (*node.inputs, *node.outputs)):
+            continue  # without channels it has no sizes, and it goes
+        after = _After(node, prepared, coupling, removed)
+        if after.changed():
+            for edit in follow.edits(after):
+                if isinstance(edit, SetInput) and edit.value is not None and _is_computed(prepared, node, edit.position):
+                    operands[node.index, edit.position] = edit.value
+                else:
+                    _apply(editor, prepared, node, edit)
+    _correct_computed(editor, prepared, coupling, removed, operands)
+    for branch in vanished:
+        for name, value in constant_ends(prepared, branch).items():
+            for own in coupling.tensors.get(name, ()):
+                if value.shape[own.axis] > 1:
+                    value = np.compress(keep_mask(own.units, removed), value, own.axis)
+            editor.replace_tensor(name, value)
+    return editor.finish(_recorded_sizes(prepared, coupling, removed))
+
+
+def _is_computed(prepared: Prepared, node: Node, position: int) -> bool:
+    return position < len(node.inputs) and node.inputs[position] in prepared.trace.values
+
+
+def _correct_computed(
+    editor: Editor, prepared: Prepared, coupling: Coupling, removed: BoolArray, wanted: Mapping[tuple[int, int], Array]
+) -> None:
+    """Give every operand that is computed from shapes its wanted value, or the one that it had."""
+    shapes = dict(prepared.trace.shapes)
+    for name, axes in _sizes(coupling, removed).items():
+        shapes[name] = tuple(axes.get(axis, size) for axis, size in enumerate(shapes[name]))
+    operands = computed_operands(prepared, coupling)
+    found = run_alone(prepared, (node.inputs[position] for node, position in operands), shapes)
+    for node, position in operands:
+        name = node.inputs[position]
+        value = np.asarray(wanted.get((node.index, position), prepared.trace.values[name])).astype(found[name].dtype)
+        fix = correction(value, found[name], prepared.trace.dynamic_values[name])
+        if fix is None:
+            continue
+        if isinstance(fix, tuple):
+            tensor = editor.tensor(name)
+            for op, factor in zip(("Mul", "Div"), fix, strict=True):
+                if (factor != 1).any():
+                    tensor = editor.insert_before(node.index, op, [tensor, editor.constant(f"{name}/{op}", factor)])
+        else:
+            tensor = editor.constant(name, fix)
+        editor.set_input(node.index, position, tensor)
+
+
+def _recorded_sizes(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int | None]]:
+    """New sizes for the shapes that the file records; None for an axis merged with a dynamic dimension."""
+    dynamic = prepared.trace.dynamic_axes
+    return {
+        name: {axis: None if axis in dynamic.get(name, ()) else size for axis, size in axes.items()}
+        for name, axes in _sizes(coupling, removed).items()
+    }
+
+
+def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
+    return {
+        name: {own.axis: int(keep_mask(own.units, removed).sum()) for own in channels}
+        for name, channels in coupling.tensors.items()
+    }
+
+
+# ---- constants -------------------------------------------------------------------------------------------------------
+
+
+def _slice_constants(editor: Editor, prepared: Prepared, coupling: Coupling, removed: BoolArray) -> None:
+    """Slice constants per use. Uses that stay equal share one initializer; the first variant keeps the name."""
+    constants = Constants(prepared.model)
+    captured = {name for node in prepared.nodes for name in node.captures}
+    outputs = {port.name for port in graph.outputs(prepared.model)}
+    variants: dict[str, dict[tuple[tuple[int, bytes], ...], list[tuple[int, int]]]] = {}
+    for node in prepared.nodes:
+        for position, name in enumerate(node.inputs):
+            if name in constants:
+                masks = ((own.axis, keep_mask(own.units, removed)) for own in coupling.constants.get((node.index, position), ()))
+                key = tuple((axis, mask.tobytes()) for axis, mask in masks if not mask.all())
+                variants.setdefault(name, {}).setdefault(key, []).append((node.index, position))
+    for name, uses in variants.items():
+        if set(uses) == {()}:
+            continue
+        value = constants[name]
+        keeps_name = () if () in uses or name in captured or name in outputs else next(iter(uses))
+        for key, places in uses.items():
+            if key == ():
+                continue
+            array = value
+            for axis, mask in key:
+                array = np.compress(np.frombuffer(mask, bool), array, axis)
+            if key == keeps_name:
+                editor.set_constant(name, array)
+                continue
+            tensor = editor.constant(name, array)
+            for index, position in places:
+                editor.set_input(index, position, tensor)
+
+
+# ---- follows ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _After:
+    """Sizes around one node after the cut (records.After)."""
+
+    node: Node
+    prepared: Prepared
+    coupling: Coupling
+    removed: BoolArray
+
+    def _channels(self, position: int | None, name: str) -> Channels:
+        if position is not None and (self.node.index, position) in self.coupling.constants:
+            return self.coupling.constants[self.node.index, position]
+        return self.coupling.tensors.get(name, ())
+
+    def _shape(self, name: str, channels: Channels) -> tuple[int, ...]:
+        shape = list(self.prepared.trace.shapes[name])
+        for own in channels:
+            shape[own.axis] = int(keep_mask(own.units, self.removed).sum())
+        return tuple(shape)
+
+    def _keep(self, name: str, channels: Channels, axis: int) -> BoolArray:
+        shape = self.prepared.trace.shapes[name]
+        own = next((own for own in channels if own.axis == axis % len(shape)), None)
+        return np.ones(shape[axis], bool) if own is None else keep_mask(own.units, self.removed)
+
+    def input_shape(self, position: int) -> tuple[int, ...]:
+        name = self.node.inputs[position]
+        return self._shape(name, self._channels(position, name))
+
+    def output_shape(self, position: int) -> tuple[int, ...]:
+        name = self.node.outputs[position]
+        return self._shape(name, self._channels(None, name))
+
+    def input_keep(self, position: int, axis: int) -> BoolArray:
+        name = self.node.inputs[position]
+        return self._keep(name, self._channels(position, name), axis)
+
+    def output_keep(self, position: int, axis: int) -> BoolArray:
+        name = self.node.outputs[position]
+        return self._keep(name, self._channels(None, name), axis)
+
+    def changed(self) -> bool:
+        """Whether any tensor of the node loses channels."""
+        channels = [self._channels(position, name) for position, name in enumerate(self.node.inputs) if name]
+        channels += [self._channels(None, name) for name in self.node.outputs if name]
+        return any(_loses(own, self.removed) for item in channels for own in item)
+
+
+def _loses(own: AxisUnits, removed: BoolArray) -> bool:
+    return not bool(keep_mask(own.units, removed).all())
+
+
+def _apply(editor: Editor, prepared: Prepared, node: Node, edit: Edit) -> None:
+    if isinstance(edit, SetAttribute):
+        editor.set_attribute(node.index, edit.name, edit.value)
+    elif isinstance(edit, SetInput):
+        name = node.inputs[edit.position] if edit.position < len(node.inputs) else f"{node.name}/input{edit.position}"
+        editor.set_input(node.index, edit.position, None if edit.value is None else editor.constant(name, edit.value))
+    elif isinstance(edit, InsertBefore):
+        name = node.inputs[edit.position]
+        operands = [editor.input(node.index, edit.position), *(editor.constant(f"{name}/{edit.op}", array) for array in edit.constants)]
+        editor.set_input(node.index, edit.position, editor.insert_before(node.index, edit.op, operands))
+    else:
+        name = node.outputs[0]
+        dtype = prepared.types.get(name) or np.float32
+        arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in edit.constants]
+        editor.insert_after(editor.tensor(name), edit.op, [editor.constant(f"{name}/{edit.op}", array) for array in arrays])
+
+
+# ---- what is left of a branch without channels -----------------------------------------------------------------------
+
+def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
+    """Values of the branch's ends, of size 1 along every axis on which they are constant, for sources that are zero.
+
+    Raises:
+        ModelError: they depend on the batch (an internal error).
+    """
+    types, shapes = prepared.types, prepared.trace.shapes
+    dtypes = {name: np.dtype(types.get(name) or np.float32) for name in (*branch.sources, *branch.ends)}
+    inputs = {name: (dtypes[name], shapes[name]) for name in branch.sources}
+    part = segment(prepared.model, inputs, {name: dtypes[name] for name in branch.ends})
+    session = open_session(serialized(part), part.weights, prepared.model.name, optimize=Optimize.NONE)
+    read = {port.name for port in graph.inputs(part)}
+    zeros = {name: np.zeros(shapes[name], dtypes[name]) for name in branch.sources if name in read}
+    found = {}
+    for name, value in zip(branch.ends, session.run(zeros, list(branch.ends)), strict=True):
+        for axis in range(value.ndim):
+            first = value.take([0], axis)
+            if (value == first).all():
+                value = first
+            elif axis in prepared.trace.dynamic_axes.get(name, ()):
+                raise ModelError(f"internal error: '{name}' of a vanishing branch varies along its dynamic axis {axis}. Please report it.")
+        found[name] = value
+    return found
+
+
+# ---- shape operands that the graph computes from dynamic dimensions --------------------------------------------------
+
+def computed_operands(prepared: Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
+    """(node, input position) of every operand that is computed from shapes alone, where it leaves that computation: its reader
+    depends on data, or makes a tensor with channels (an initial state). Tensors that channels have entered are no sizes."""
+    values, free = prepared.trace.values, prepared.trace.data_free
+    entered = set(coupling.tensors)
+    found = []
+    for node in prepared.nodes:
+        positions = range(len(node.inputs))
+        reads = any(node.inputs[at] in entered or (node.index, at) in coupling.constants for at in positions)
+        if reads and not asks_shape(node):
+            entered.update(node.outputs)
+        if any(name and (name not in free or name in entered) for name in node.outputs):
+            found += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in entered]
+    return found
+
+
+def run_alone(prepared: Prepared, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Values of computed tensors if the tensors whose shape is asked for had these ``shapes``."""
+    wanted = list(dict.fromkeys(names))
+    if not wanted:
+        return {}
+    program, feeds = shape_program(prepared, wanted, shapes)
+    session = open_session(serialized(program), program.weights, prepared.model.name, optimize=Optimize.NONE)
+    return dict(zip(wanted, session.run(feeds, wanted), strict=True))
+
+
+def correction(wanted: Array, found: Array, dynamic: Array) -> tuple[Array, Array] | Array | None:
+    """How to turn ``found`` (computed) into ``wanted``, both as seen on the sample.
+
+    None: it is right already. One array: a constant will do, since no element that stays computed is dynamic. Two arrays
+    (a, b): a * computed / b, element by element, which holds for other sizes of the dynamic dimensions as well.
+    """
+    if wanted.shape == found.shape and np.array_equal(wanted, found):
+        return None
+    if wanted.shape != found.shape or not (dynamic & (wanted != -1)).any():
+        return wanted
+    if wanted.dtype.kind == "f":
+        return np.where(found == 0, 1, wanted / np.where(found == 0, 1, found)).astype(wanted.dtype), np.ones_like(wanted)
+    if ((found == 0) & (wanted != 0)).any():
+        return wanted
+    divisor = np.where(found == 0, 1, np.gcd(wanted, found))
+    return wanted // divisor, np.where(found == 0, 1, found // divisor)

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, OptionError
-from ..records import Array, IntArray, Port
-from .calls import is_call, open_call
+from ..core.errors import DataError, OptionError
+from ..core.types import Array, IntArray, Port
+from . import Preprocessing
 from .images import is_images, open_images
-from .labels import LABEL_NAMES, check_labels, load_labels
-from .preprocessing import Preprocessing
-from .readers import Opened, Reader, open_source
+from .readers import LABEL_NAMES, Opened, Reader, check_labels, is_call, load_labels, open_call, open_source
 
 BATCH = 64
 Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]

@@ -1,57 +1,24 @@
 """The only door to onnx and onnx-graphsurgeon: load, look at, edit and save models."""
 
-from .atomic import atomic, together
-from .edit import Editor
-from .half import half_weights
-from .load import load, load_tensor
-from .mask import QUANTIZED, insert_mask, insert_shift, zero_of
-from .model import Model, Prepared, check, make_initializer
-from .probe import conv_chain, named_by_output
-from .program import UNSTEADY, asks_shape, constant_program, from_constants, shape_program
-from .save import PROTOBUF_LIMIT, check_output, file_bytes, fingerprint, full_size, save, to_proto, write_text
-from .segment import between, segment, with_constants
-from .training import training_nodes
-from .view import Constants, initializers, inputs, nodes, outputs, serialized, tensor_types
-
-__all__ = [
-    "PROTOBUF_LIMIT",
-    "QUANTIZED",
-    "Constants",
-    "Editor",
-    "Model",
-    "Prepared",
-    "UNSTEADY",
-    "asks_shape",
-    "atomic",
-    "between",
-    "check",
-    "check_output",
-    "constant_program",
-    "conv_chain",
-    "file_bytes",
-    "fingerprint",
-    "from_constants",
-    "full_size",
-    "half_weights",
-    "initializers",
-    "inputs",
-    "insert_mask",
-    "insert_shift",
-    "load",
-    "load_tensor",
-    "make_initializer",
-    "named_by_output",
-    "nodes",
-    "outputs",
-    "save",
-    "segment",
-    "serialized",
-    "shape_program",
-    "tensor_types",
-    "to_proto",
-    "together",
-    "training_nodes",
-    "with_constants",
-    "write_text",
-    "zero_of",
-]
+from .extract import conv_chain as conv_chain
+from .extract import named_by_output as named_by_output
+from .extract import segment as segment
+from .extract import with_constants as with_constants
+from .load import load as load
+from .model import Constants as Constants
+from .model import Model as Model
+from .model import check as check
+from .model import initializers as initializers
+from .model import inputs as inputs
+from .model import nodes as nodes
+from .model import outputs as outputs
+from .model import serialized as serialized
+from .model import tensor_types as tensor_types
+from .model import training_nodes as training_nodes
+from .save import atomic as atomic
+from .save import file_bytes as file_bytes
+from .save import fingerprint as fingerprint
+from .save import save as save
+from .save import to_proto as to_proto
+from .save import together as together
+from .save import write_text as write_text

@@ -1,9 +1,197 @@
-"""Closed-form repair: re-fit what is left so that the changed network answers like the original one, without training."""
+"""Re-fit what a cut left, and check on samples of its own that this brought the model nearer to the original."""
 
-from .kernels import kernel_losses
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .. import graph
+from ..core.errors import ModelError, OptionError, VerificationError
+from ..core.options import RepairOptions
+from ..core.types import Array, BoolArray, Coupling, FloatArray, LayerFit
+from ..coupling.analysis import Analysis, Progress, feeds_of, silent
+from ..cut import cut
+from ..data.dataset import Dataset
+from ..evaluation import measure
+from ..graph.edit import Editor
+from ..graph.extract import with_constants
+from ..graph.model import Constants, Model, Prepared, check
 from .lockstep import repair
-from .moments import reestimate
-from .selection import Elimination, elimination
-from .steps import Step, plan_steps
+from .steps import tainted
+from .walk import Store, Walk
 
-__all__ = ["Elimination", "Step", "elimination", "kernel_losses", "plan_steps", "reestimate", "repair"]
+REPAIRS = ("none", "bias", "bn", "lstsq")
+CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
+SHOWN = 5  # names in a sentence
+NOTHING = 1e-6  # distances below this are rounding
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A repaired model, what was done to its layers, and how far it and the unrepaired one are from the original on ``checked``
+    samples (``measure``: KL divergence of the answers of a classifier, else relative error). ``held_out``: the samples had no part
+    in the repair."""
+
+    model: Model
+    kind: str
+    fits: tuple[LayerFit, ...]
+    measure: str
+    before: float
+    after: float
+    checked: int
+    held_out: bool
+    notes: tuple[str, ...]
+
+    @property
+    def figures(self) -> dict[str, object]:
+        """For the manifest."""
+        distances = {name: value if np.isfinite(value) else None for name, value in (("before", self.before), ("after", self.after))}
+        shown = {name: getattr(self, name) for name in ("kind", "measure", "checked", "held_out")}
+        return {**shown, **distances, "layers": [vars(fit) for fit in self.fits]}
+
+
+def repaired(
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress = silent
+) -> Repaired:
+    """Repair a cut model.
+
+    Raises:
+        OptionError: unknown kind of repair, or "bn" where the model has no BatchNormalization left to re-estimate.
+        VerificationError: the repaired model is not finite, or farther from the original than before (unless ``options.force``).
+        ModelError: the model cannot be run in segments.
+    """
+    if options.fit not in REPAIRS[1:]:
+        raise OptionError(f"unknown repair '{options.fit}'. Known: {', '.join(REPAIRS)}")
+    fitted, judge, apart = _split(data, options.seed)
+    if options.fit == "bn":
+        model, fits, said = _moments(analysis, pruned, removed, fitted, options)
+    else:
+        model, fits, said = _weights(analysis, pruned, removed, fitted, options, progress)
+    check(model)
+    word, (before, after) = distances(analysis, (pruned, model), judge)
+    place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
+    result = f"distance from the original ({word}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
+    said = f"repair ({options.fit}, {fitted.samples} samples): {said}; {result}"
+    notes = [said]
+    if not np.isfinite(after) or after > max(before, NOTHING):
+        problem = f"the repair took the model away from the original: {said}. "
+        if not options.force:
+            raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
+        notes.append(problem + "Kept, because of --force.")
+    return Repaired(model, options.fit, tuple(fits), word, before, after, judge.samples, apart, tuple(notes))
+
+
+def rebuilt(analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None) -> Model:
+    """The cut model, repaired if there are data and options for it (better or worse: it is judged afterwards)."""
+    pruned = cut(analysis.prepared, analysis.coupling, removed)
+    if options is None or data is None:
+        return pruned
+    return repaired(analysis, pruned, removed, data, replace(options, force=True)).model
+
+
+def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
+    """Data to fit on, data to judge on, and whether they differ."""
+    if data.samples < 4 * FEWEST_CHECKED:
+        return data, data, False
+    count = min(max(int(data.samples * CHECKED), FEWEST_CHECKED), MOST_CHECKED)
+    return *data.split(count, [seed, data.samples]), True
+
+
+def _weights(
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress
+) -> tuple[Model, list[LayerFit], str]:
+    with progress("repairing", len(analysis.coupling.layers)) as advance:
+        feeds = feeds_of(analysis, data)
+        model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, lambda done, total: advance(1))
+    counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
+    said = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
+    kept = [fit.layer for fit in fits if fit.kind == "kept"]
+    if kept:
+        shown = ", ".join(kept[:SHOWN]) + (", ..." if len(kept) > SHOWN else "")
+        said += f"; {len(kept)} cannot be re-fitted (recurrent, integer, or a weight that is computed or used otherwise): {shown}"
+    return model, fits, said
+
+
+def _moments(
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions
+) -> tuple[Model, list[LayerFit], str]:
+    if not analysis.coupling.affines:
+        raise OptionError("--repair bn: the model has no BatchNormalization (the export folded it). Use --repair lstsq or bias.")
+    feeds = feeds_of(analysis, data)
+    model, names = reestimate(analysis.prepared, analysis.coupling, removed, pruned, feeds, options.memory)
+    return model, [], f"statistics of {len(names)} BatchNormalizations re-estimated"
+
+
+def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tuple[str, list[float]]:
+    """How far models are from the original: KL divergence for classifiers, else relative error.
+
+    Raises:
+        VerificationError: a model does not run.
+    """
+    try:
+        answers, classifier, _ = measure([analysis.model, *models], data.batches(), None)
+    except ModelError as error:
+        raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
+    if classifier:
+        return "KL divergence", [own.divergence / data.samples for own in answers[1:]]
+    ratios = [float(np.sqrt(own.squared_error / own.squared_reference)) if own.squared_reference else 0.0 for own in answers[1:]]
+    return "relative error", ratios
+
+
+# ---- re-estimate the statistics of batchnormalization on calibration data --------------------------------------------
+
+def reestimate(
+    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]], memory: int
+) -> tuple[Model, list[str]]:
+    """Mean and variance of every BatchNormalization behind a changed tensor, as its input in the changed network has them.
+
+    Returns:
+        The model, and the names of the nodes.
+    """
+    affected = tainted(prepared.nodes, coupling, removed, ())
+    editor, nodes = Editor(changed), {node.outputs[0]: node for node in graph.nodes(changed)}
+    uses = Counter(name for node in nodes.values() for name in (*node.inputs, *node.captures))
+    values, wanted = Constants(changed), []
+    for affine in coupling.affines:
+        node = nodes.get(affine.node.outputs[0])
+        if node is not None and affine.tensor in affected:
+            for position in affine.moments:
+                name = node.inputs[position]
+                if uses[name] > 1:  # exporters may share equal vectors
+                    editor.set_input(node.index, position, editor.constant(name, values[name]))
+            wanted.append((affine, node.outputs[0]))
+    changed = editor.finish()
+    nodes = {node.outputs[0]: node for node in graph.nodes(changed)}
+    store = Store(memory)
+    try:
+        walk = Walk(changed, store)
+        for feeds in batches:
+            walk.feed(feeds)
+        for affine, output in sorted(wanted, key=lambda item: nodes[item[1]].index):
+            node = nodes[output]
+            names = [node.inputs[position] for position in affine.moments]
+            for name, value in zip(names, _estimated(walk, node.inputs[0]), strict=True):
+                walk.overrides[name] = value.astype(walk.constant(name).dtype)
+    finally:
+        store.close()
+    return with_constants(changed, walk.overrides), [affine.node.name for affine, _ in wanted]
+
+
+def _estimated(walk: Walk, tensor: str) -> tuple[FloatArray, FloatArray]:
+    """Mean and variance per channel (axis 1) over all samples and positions."""
+    segment = walk.advance([tensor])
+    total: FloatArray = np.zeros(1)
+    squares: FloatArray = np.zeros(1)
+    count = 0.0
+    for batch in range(walk.batches):
+        array = segment.run(batch)[tensor]
+        axes = tuple(axis for axis in range(array.ndim) if axis != 1)
+        total = total + array.sum(axes, dtype=np.float64)
+        squares = squares + np.square(array.astype(np.float32)).sum(axes, dtype=np.float64)
+        count += array.size / array.shape[1]
+    walk.finish()
+    mean = total / count
+    return mean, np.maximum(squares / count - mean**2, 0.0)

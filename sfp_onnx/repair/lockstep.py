@@ -13,16 +13,16 @@ from math import ceil
 
 import numpy as np
 
-from .. import graph, runtime
-from ..graph import Model, Prepared
-from ..leastsquares import best_ridge, best_steps, mean_shift, solve
-from ..normal import Gathered, Joint, Normal, Sums, together
-from ..records import Array, BoolArray, Coupling, IntArray, LayerFit, RepairOptions
-from ..units import keep_mask
+from ..core.options import RepairOptions
+from ..core.types import Array, BoolArray, Coupling, IntArray, LayerFit
+from ..coupling.cost import keep_mask
+from ..graph.extract import between, with_constants
+from ..graph.model import Model, Prepared
+from ..runtime import Session
+from .linear import Gathered, Joint, Normal, Sums, together
+from .ridge import Coding, best_ridge, best_steps, inverse_of, mean_shift, per_block, solve, ways, write
 from .steps import Aim, End, Scene, Step, candidates, ends, give_biases, plan_steps, tainted
-from .store import Store
-from .walk import Walk
-from .writing import Coding, inverse_of, per_block, ways, write
+from .walk import Store, Walk
 
 MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
@@ -90,7 +90,7 @@ def repair(
     finally:
         for store in stores:
             store.close()
-    return graph.with_constants(scene.model, after.overrides), fits
+    return with_constants(scene.model, after.overrides), fits
 
 
 # ---- one layer -------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class Chain:
     """How the target depends on the output: a session that computes it from a given output (None: it is the output), the tensors
     that it also reads, and its scale per channel."""
 
-    session: runtime.Session | None
+    session: Session | None
     inputs: Sequence[str]
     scale: Array
 
@@ -214,7 +214,7 @@ def operands(walk: Walk, step: Aim) -> list[str]:
     """What the nodes between output and target read beside it."""
     if step.target == step.output:
         return []
-    inside = graph.between(walk.nodes, {step.output}, [step.target])
+    inside = between(walk.nodes, {step.output}, [step.target])
     behind = {step.output}
     chain = []
     for index in inside:

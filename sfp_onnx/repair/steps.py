@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from .. import graph
-from ..graph import Model
-from ..records import Additive, Array, BoolArray, Coupling, Layer, Linear, Node
-from ..rules import spreads
-from ..units import keep_mask, vanishing
-from .held import Held
+from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Linear, Node
+from ..coupling.cost import keep_mask, vanishing
+from ..graph.edit import Editor
+from ..graph.model import Constants, Model, initializers, outputs
+from ..rules.elementwise import spreads
+from .walk import Held
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ class Scene:
         nodes = graph.nodes(self.model)
         object.__setattr__(self, "by_output", {node.outputs[0]: node for node in nodes})
         object.__setattr__(self, "readers", _readers(nodes))
-        object.__setattr__(self, "constants", graph.initializers(self.model))
-        object.__setattr__(self, "values", graph.Constants(self.model))
+        object.__setattr__(self, "constants", initializers(self.model))
+        object.__setattr__(self, "values", Constants(self.model))
         known = {self.original[index].outputs[0]: additive for index, additive in self.coupling.additive.items()}
         object.__setattr__(self, "additive", {**known, **self.added})
-        object.__setattr__(self, "outputs", {port.name for port in graph.outputs(self.model)})
+        object.__setattr__(self, "outputs", {port.name for port in outputs(self.model)})
 
     by_output: Mapping[str, Node] = field(init=False)
     readers: Mapping[str, list[tuple[Node, int]]] = field(init=False)
@@ -149,7 +150,7 @@ def bias_place(scene: Scene, layer: Layer, node: Node) -> BiasPlace | None:
 
 def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
     """The model in which each of these layers has a bias of its own: shared ones are copied, missing ones are created as zeros."""
-    editor, added = graph.Editor(scene.model), {}
+    editor, added = Editor(scene.model), {}
     for layer in layers:
         node = scene.by_output[layer.node.outputs[0]]
         place = bias_place(scene, layer, node)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import IO, Any
 
 import numpy as np
 
-from .. import graph, runtime
-from ..errors import ModelError
-from ..graph import Model
-from ..records import Array, Node
-from .store import Store
+from .. import graph
+from ..core.errors import ModelError
+from ..core.types import Array, Node
+from ..graph.extract import between, with_constants
+from ..graph.model import Constants, Model, nodes, serialized, tensor_types
+from ..runtime import Session, open_session
 
 
 @dataclass
@@ -24,10 +27,10 @@ class Walk:
     overrides: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.nodes: Sequence[Node] = graph.nodes(self.model)
-        self._types = graph.tensor_types(self.model)
+        self.nodes: Sequence[Node] = nodes(self.model)
+        self._types = tensor_types(self.model)
         self._made_by = {name: node.index for node in self.nodes for name in node.outputs if name}
-        self._values = graph.Constants(self.model)
+        self._values = Constants(self.model)
         self._constants = set(self._values)
         self._done: set[int] = set()
         self._live: set[str] = {port.name for port in graph.inputs(self.model)}
@@ -90,15 +93,15 @@ class Walk:
                 for batch in range(self.batches):
                     self.store.drop((name, batch))
 
-    def side(self, given: Collection[str], target: str) -> tuple[runtime.Session | None, list[str]]:
+    def side(self, given: Collection[str], target: str) -> tuple[Session | None, list[str]]:
         """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and the live tensors that it reads."""
-        indices = graph.between(self.nodes, {*given, *self._live}, [target])
+        indices = between(self.nodes, {*given, *self._live}, [target])
         reads = {name for index in indices for name in self._reads(index) | ({*self.nodes[index].inputs} & {*given})}
         made = {name for index in indices for name in self.nodes[index].outputs}
         inputs = sorted(reads - made)
         return self._session(inputs, [target]), [name for name in inputs if name not in given]
 
-    def _session(self, inputs: Sequence[str], outputs: Sequence[str]) -> runtime.Session | None:
+    def _session(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session | None:
         if not outputs:
             return None
         unknown = [name for name in (*inputs, *outputs) if self._types.get(name) is None]
@@ -110,8 +113,8 @@ class Walk:
             {name: self._types[name] for name in outputs},
             self.nodes,
         )
-        part = graph.with_constants(part, self.overrides)
-        return runtime.open_session(graph.serialized(part), part.weights, self.model.name)
+        part = with_constants(part, self.overrides)
+        return open_session(serialized(part), part.weights, self.model.name)
 
 
 @dataclass
@@ -119,7 +122,7 @@ class Segment:
     """Nodes that run now: reads ``inputs`` (remembered), makes ``outputs`` (remembered unless nobody reads them later)."""
 
     walk: Walk
-    session: runtime.Session | None
+    session: Session | None
     inputs: list[str]
     outputs: list[str]
     known: list[str]
@@ -132,4 +135,129 @@ class Segment:
             for name, array in zip(self.outputs, self.session.run(feeds, self.outputs), strict=True):
                 found[name] = np.asarray(array)
                 self.walk.store.put((name, batch), found[name])
+        return found
+
+
+# ---- arrays that a run must remember between segments ----------------------------------------------------------------
+
+@dataclass(frozen=True)
+class _Place:
+    offset: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+@dataclass
+class Store:
+    """Arrays by key. The file has no name in the file system (where the system allows it), so that nothing is left behind,
+    however the program ends; space of dropped arrays is used again."""
+
+    budget: int
+    used: int = 0
+    spilled: int = 0
+    _memory: dict[tuple[str, int], Array] = field(default_factory=dict)
+    _places: dict[tuple[str, int], _Place] = field(default_factory=dict)
+    _free: dict[int, list[int]] = field(default_factory=dict)
+    _file: IO[bytes] | None = None
+    _end: int = 0
+
+    def put(self, key: tuple[str, int], array: Array) -> None:
+        """Remember an array."""
+        if self.used + array.nbytes <= self.budget:
+            self.used += array.nbytes
+            self._memory[key] = array
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="sfp_onnx")  # noqa: SIM115 - lives as long as the store
+        free = self._free.get(array.nbytes)
+        offset = free.pop() if free else self._end
+        self._end = max(self._end, offset + array.nbytes)
+        self.spilled = max(self.spilled, self._end)
+        self._file.seek(offset)
+        self._file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        self._places[key] = _Place(offset, array.shape, array.dtype)
+
+    def get(self, key: tuple[str, int]) -> Array:
+        """An array that was put."""
+        if key in self._memory:
+            return self._memory[key]
+        place = self._places[key]
+        array = np.empty(place.shape, place.dtype)
+        assert self._file is not None
+        self._file.seek(place.offset)
+        self._file.readinto(array.data.cast("B")) if array.size else None  # type: ignore[attr-defined]
+        return array
+
+    def drop(self, key: tuple[str, int]) -> None:
+        """Forget an array."""
+        if key in self._memory:
+            self.used -= self._memory.pop(key).nbytes
+        elif key in self._places:
+            place = self._places.pop(key)
+            size = int(np.prod(place.shape)) * np.dtype(place.dtype).itemsize
+            self._free.setdefault(size, []).append(place.offset)
+
+    def close(self) -> None:
+        """Forget everything and remove the file."""
+        self._memory.clear()
+        if self._file is not None:
+            self._file.close()
+
+
+# ---- constants that layers read --------------------------------------------------------------------------------------
+
+Get = Callable[[str], Array]
+"""The present value of an initializer."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The initializer ``name``; or, with a ``scale``, (name - zero_point) * scale, where scale and zero point are initializers of
+    one value or of one per index of ``axis``. ``alone``: nothing else reads the scale, so that it may change."""
+
+    name: str
+    shape: tuple[int, ...]
+    scale: str = ""
+    zero_point: str = ""
+    axis: int = 0
+    alone: bool = False
+
+    def value(self, get: Get) -> Array:
+        """The constant as the layer sees it."""
+        if not self.scale:
+            return get(self.name)
+        scale = get(self.scale)
+        found: Array = (get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale)
+        return found
+
+    def _along(self, vector: Array) -> Array:
+        if vector.size == 1:
+            return vector.reshape(())
+        return vector.reshape([-1 if axis == self.axis % len(self.shape) else 1 for axis in range(len(self.shape))])
+
+    def _zero(self, get: Get) -> Array:
+        return self._along(get(self.zero_point)).astype(np.float64) if self.zero_point else np.zeros(())
+
+    def nearest(self, get: Get, value: Array, ratio: Array | None = None) -> tuple[dict[str, Array], Array]:
+        """Initializers that come nearest to a value, and the value that they then stand for. ``ratio``: factor on the scale (its shape)."""
+        if not self.scale:
+            stored = np.asarray(value.astype(get(self.name).dtype), order="C")
+            return {self.name: stored}, stored
+        scale, integers = get(self.scale), get(self.name)
+        changed = {} if ratio is None else {self.scale: (scale * ratio).astype(scale.dtype)}
+        steps = self._along(changed.get(self.scale, scale)).astype(np.float64)
+        steps = np.where(steps == 0, 1.0, steps)
+        limits = np.iinfo(integers.dtype)
+        changed[self.name] = np.clip(np.rint(value / steps) + self._zero(get), limits.min, limits.max).astype(integers.dtype)
+        found: Array = (changed[self.name].astype(np.float64) - self._zero(get)) * steps
+        return changed, found
+
+    def fitting(self, get: Get, value: Array) -> Array:
+        """The factor on the scale with which a value just fits into the integers."""
+        scale, limits = get(self.scale), np.iinfo(get(self.name).dtype)
+        zero = self._zero(get)
+        steps = np.maximum(value / np.maximum(limits.max - zero, 1), value / np.minimum(limits.min - zero, -1))
+        axes = tuple(axis for axis in range(value.ndim) if scale.size == 1 or axis != self.axis % value.ndim)
+        largest = steps.max(axes).reshape(scale.shape)
+        found: Array = np.where((largest > 0) & (scale > 0), largest / np.where(scale > 0, scale, 1), 1.0)
         return found

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..labels import FIXED, Labels, align, keep_varying, varying, vector
-from ..records import Additive, After, Array, BoolArray, Edit, FloatArray, IntArray, Linear, Node, Trace
+from ..core.types import Additive, After, Array, BoolArray, Edit, FloatArray, IntArray, Linear, Node, Trace
+from .labels import FIXED, Labels, align, keep_varying, varying, vector
 
 TiePair = tuple[IntArray, IntArray]
 STIFF = "it meets a tensor that cannot shrink along this axis"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..labels import Labels, align
+import numpy as np
+
+from ..core.types import After, Edit, Node, SetInput
 from .context import Context
-from .registry import rule
+from .labels import Labels, align, vector
+from .movement import concat, depth_to_space, expand, flattening, pad, reshaping, slicing, space_to_depth, split, tile, transpose
+from .norm import batch_normalization, pooling, shape
+from .registry import RULES, rule
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
@@ -48,3 +53,54 @@ def _additive(op: str, present: Sequence[int], constant: Sequence[int]) -> list[
         return [position for position in present if op != "Dropout" or position == 0]
     scaled = [position for position in present if position not in constant]
     return scaled if (op == "Mul" and len(scaled) == 1) or (op == "Div" and scaled == [0]) else []
+
+
+# ---- tensors made from a shape ---------------------------------------------------------------------------------------
+
+@rule("ConstantOfShape", does="makes labels for its fixed axes; the shape follows")
+def constant_of_shape(ctx: Context) -> list[Labels]:
+    """Initial states of recurrent nets, zero padding, masks."""
+    target = ctx.value(0)
+    if target is None:
+        return [()]
+    fixed = ~ctx.dynamic(0)
+    axes = [axis for axis, size in enumerate(target) if size > 1 and fixed[axis]]
+
+    def edits(after: After) -> list[Edit]:
+        return [SetInput(0, np.asarray(after.output_shape(0), np.int64))]
+
+    ctx.follow(edits)
+    return [tuple(vector(ctx.mint(int(target[axis])), axis, len(target)) for axis in axes)]
+
+
+@rule("Range", does="makes no labels (numbers that depend on dynamic sizes)")
+def numbers(ctx: Context) -> list[Labels]:
+    """Start, limit, delta. A range of fixed size is a constant by now, and takes the labels of what it meets."""
+    for position in range(3):
+        ctx.pin_input(position, "the length of a range is computed from it")
+    return [()]
+
+
+# ---- which operators treat every channel on its own ------------------------------------------------------------------
+
+ALONE = (
+    elementwise, batch_normalization, pooling, reshaping, flattening, transpose,
+    expand, tile, concat, split, slicing, pad, depth_to_space,
+    space_to_depth, shape,
+)  # fmt: skip
+_OPERATORS = frozenset(operator for operator, function in RULES.items() if function in ALONE)
+
+
+def channelwise(node: Node) -> bool:
+    """Whether a node treats every channel on its own."""
+    return node.operator in _OPERATORS
+
+
+# ---- operator rules --------------------------------------------------------------------------------------------------
+
+_SPREADING = frozenset([*UNARY, *NARY, *MICROSOFT, "BatchNormalization"])
+
+
+def spreads(node: Node) -> bool:
+    """Whether an operator treats a value per channel, of size 1 along all other axes, as if it were spread over them."""
+    return node.operator in _SPREADING

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..labels import Labels, compact, keep_varying, vector
-from ..records import After, Array, BoolArray, Edit, IntArray, SetInput
+from ..core.types import After, Array, BoolArray, Edit, IntArray, SetInput
 from .context import Context
+from .labels import Labels, compact, keep_varying, vector
 from .registry import rule
 
 UNKNOWN = "the indices along this axis depend on the input data"

@@ -8,10 +8,10 @@ from math import prod
 
 import numpy as np
 
-from ..forms import Dense, Window
-from ..labels import Labels, align, keep_varying, varying, vector
-from ..records import After, Edit, IntArray, Linear, SetAttribute
+from ..core.types import After, Edit, IntArray, Linear, SetAttribute
 from .context import STIFF, Context, Reads, TiePair, Writes
+from .forms import Dense, Window
+from .labels import Labels, align, keep_varying, varying, vector
 from .registry import rule
 
 SLIDES = "a convolution slides along this axis"

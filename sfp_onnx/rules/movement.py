@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..labels import LARGE, Labels, align, compact, keep_varying, reshape, reshaped_size, varying, vector
-from ..records import After, Array, BoolArray, Edit, IntArray, SetAttribute, SetInput
+from ..core.types import After, Array, BoolArray, Edit, IntArray, SetAttribute, SetInput
 from .context import Context
+from .labels import LARGE, Labels, align, compact, keep_varying, reshape, reshaped_size, varying, vector
 from .registry import rule
 
 

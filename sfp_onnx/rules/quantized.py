@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..labels import Labels, align
 from .context import Context
+from .labels import Labels, align
 from .mixing import Term, convolution, matrix_product, product
 from .registry import rule
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..labels import Labels
 from .context import Context
+from .labels import Labels
 
 Rule = Callable[[Context], "list[Labels]"]
 RULES: dict[str, Rule] = {}

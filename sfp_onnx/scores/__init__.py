@@ -1,6 +1,3 @@
-"""Channel scores: plain functions from a view of one group to importance per unit (larger = keep)."""
+"""Importance of channels: plain functions from a view of one group to one value per unit (larger = keep)."""
 
-from . import activations, classes, errors, weights  # noqa: F401  (registration)
-from .registry import SCORES, Score, combined, parts
-
-__all__ = ["SCORES", "Score", "combined", "parts"]
+from . import weights  # noqa: F401  (registration)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import OptionError
-from ..records import FloatArray, GroupView, ScoreOptions
+from ..core.errors import OptionError
+from ..core.options import ScoreOptions
+from ..core.types import FloatArray, GroupView
 
 ScoreFunction = Callable[[GroupView, ScoreOptions], FloatArray]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..records import Array, FloatArray, GroupView, IntArray, ScoreOptions
+from ..core.options import ScoreOptions
+from ..core.types import Array, FloatArray, GroupView, IntArray
 from .registry import score
 
 BLOCK = 1024
@@ -74,3 +75,61 @@ def _distances(values: Array) -> FloatArray:
 def random(view: GroupView, options: ScoreOptions) -> FloatArray:
     """Independent of the order in which groups are visited."""
     return np.random.default_rng([options.seed, view.index]).random(view.width)
+
+
+# ---- scores that need calibration data -------------------------------------------------------------------------------
+
+def _over_readers(view: GroupView, rows: list[tuple[int, FloatArray]]) -> FloatArray:
+    """Mean over reading layers of the per-unit root mean square of row values, relative to each layer's mean."""
+    total = np.zeros(view.width)
+    for index, values in rows:
+        total += np.sqrt(per_unit(view.weights[index].unit, relative(values) ** 2, view.width))
+    return total / max(1, len(rows))
+
+
+@score("activation", "root mean square of the activation that is read", "Molchanov et al., ICLR 2017 (as a criterion)", ("squares",))
+def activation(view: GroupView, options: ScoreOptions) -> FloatArray:
+    """rms_c = sqrt(mean over samples and positions of a_c^2), over all layers that read the unit."""
+    return _over_readers(view, [(index, own.rms) for index, own in enumerate(view.weights) if own.rms is not None])
+
+
+@score(
+    "apoz",
+    "share of non-zeros of the activation that is read (1 - average percentage of zeros)",
+    "Hu et al., arXiv:1607.03250 (2016)",
+    ("zeros",),
+)
+def apoz(view: GroupView, options: ScoreOptions) -> FloatArray:
+    """1 - APoZ_c, mean over all layers that read the unit."""
+    shares = [per_unit(own.unit, 1 - own.zeros, view.width) for own in view.weights if own.zeros is not None]
+    return sum(shares, np.zeros(view.width)) / max(1, len(shares))
+
+
+@score(
+    "contribution",
+    "activation RMS times the norm of the weights that read it",
+    "Sun et al., ICLR 2024 (Wanda), for channels",
+    ("squares",),
+)
+def contribution(view: GroupView, options: ScoreOptions) -> FloatArray:
+    """rms_c ||W[:, c]||_2: what the channel adds to its readers' outputs."""
+    rows = []
+    for index, own in enumerate(view.weights):
+        if own.rms is not None:
+            norms = np.linalg.norm(own.values.astype(np.float64), axis=1) if own.values.size else np.ones(len(own.unit))
+            rows.append((index, own.rms * norms))
+    return _over_readers(view, rows)
+
+
+# ---- scores that know the repair -------------------------------------------------------------------------------------
+
+@score(
+    "obs",
+    "error that the channel's leaving adds after its readers are re-fitted (backward elimination)",
+    "Hassibi & Stork, NIPS 1992; Frantar & Alistarh, NeurIPS 2022",
+    ("elimination",),
+)
+def obs(view: GroupView, options: ScoreOptions) -> FloatArray:
+    """tr(X_u' (H^-1_uu)^-1 X_u) when unit u leaves, summed over readers, each relative to the variance of what its output goes into
+    (see `sfp_onnx.obs`). Groups that no layer with a constant weight reads fall back to `magnitude`."""
+    return view.elimination if view.elimination is not None else magnitude(view, options)

@@ -1,0 +1,1 @@
+"""What everything stands on: types, options, errors, and the system below."""

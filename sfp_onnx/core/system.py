@@ -1,0 +1,124 @@
+"""A folder for temporary files that goes with the process, however it ends: even after ``kill -9`` nothing stays behind."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .errors import OptionError
+
+# The guard waits until the pipe from this process closes, which the system does when the process ends, and removes the folder.
+GUARD = "import shutil, sys; sys.stdin.buffer.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
+
+
+@cache
+def folder() -> Path:
+    """The folder of this process, made when first asked for.
+
+    Raises:
+        OSError: there is no writable temporary folder.
+    """
+    path = tempfile.mkdtemp(prefix="sfp_onnx-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    try:
+        guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", GUARD, path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,  # what kills the group of this process must spare it
+        )  # fmt: skip
+    except OSError:
+        return Path(path)  # no second process can be started: `atexit` has to do
+
+    def dismiss() -> None:
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait()
+
+    atexit.register(dismiss)
+    return Path(path)
+
+
+# ---- how much memory there is ----------------------------------------------------------------------------------------
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+MEMINFO = Path("/proc/meminfo")
+
+
+def available() -> int | None:
+    """Bytes that can still be had on this machine or in this container; None if that is not known."""
+    found = []
+    with suppress(OSError, ValueError):
+        found.append(int(CGROUP.read_text()))
+    with suppress(OSError, ValueError, KeyError, IndexError):
+        lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+        found.append(sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree")) * 1024)
+    if not found:
+        with suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=None)
+
+
+def bound() -> None:
+    """Let this process ask for no more memory of its own than there is: then an allocation fails, with a message, instead of the
+    system's killing some process. Mapped files do not count. Where the system has no such limit, nothing happens."""
+    found = available()
+    if resource is None or found is None or not hasattr(resource, "RLIMIT_DATA"):
+        return
+    with suppress(OSError, ValueError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        known = [own for own in (soft, hard) if own != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([found, *known]), hard))
+
+
+# ---- code from outside that only some features need ------------------------------------------------------------------
+
+PACKAGES = {"PIL": "pillow"}  # modules of packages with other names
+
+
+def need(module: str, extra: str, feature: str) -> Any:
+    """A module of an optional package.
+
+    Raises:
+        OptionError: it is not installed; how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = PACKAGES.get(module.partition(".")[0], module)
+        raise OptionError(
+            f"{feature} needs {package}, which is not installed: pip install {package} (it is the extra '{extra}': sfp_onnx[{extra}])"
+        ) from error
+
+
+def user_function(name: str, option: str) -> Callable[..., Any]:
+    """The function ``module:function``; modules in the current folder are found. ``option`` is what messages begin with.
+
+    Raises:
+        OptionError: it cannot be imported, or is no function.
+    """
+    module, _, attribute = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # whatever the user's module raises
+        raise OptionError(f"{option}: cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(found, attribute):
+        raise OptionError(f"{option}: cannot be imported: cannot import name '{attribute}' from '{module}'")
+    function: Callable[..., Any] = getattr(found, attribute)
+    if not callable(function):
+        raise OptionError(f"{option}: '{attribute}' is no function")
+    return function

@@ -1,0 +1,514 @@
+"""Types of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+
+
+# ---- what is known of a graph ----------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of the graph. ``name`` is never empty (unnamed nodes get ``Conv_12``); ``captures`` are the outer
+    tensors that its sub-graphs read."""
+
+    index: int
+    name: str
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    captures: tuple[str, ...] = ()
+
+    @property
+    def operator(self) -> str:
+        """Operator with its domain, e.g. ``Conv`` or ``com.microsoft.FusedConv``."""
+        return f"{self.domain}.{self.op}" if self.domain else self.op
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the model. ``shape`` holds ints, names of dynamic dimensions, or None (unknown);
+    it is None as a whole if the file does not even give a rank."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one real run on a sample input showed: shape of every tensor, and the values of tensors that do not depend
+    on the input data. ``dynamic`` marks values and sizes that changed when the dynamic dimensions were changed. ``data_free``
+    names all tensors that do not depend on the data, also those whose value nothing but other such tensors needs."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, Array]
+    dynamic_values: Mapping[str, BoolArray]
+    dynamic_axes: Mapping[str, tuple[int, ...]]
+    data_free: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class AxisUnits:
+    """Which unit each index of one axis belongs to; -1 where the index cannot be removed."""
+
+    axis: int
+    units: IntArray
+
+
+Channels = tuple[AxisUnits, ...]
+"""All axes of one tensor that carry units."""
+
+
+class After(Protocol):
+    """What a follow fact may ask about its node in the pruned graph, on the sample input."""
+
+    def input_shape(self, position: int) -> tuple[int, ...]:
+        """Shape of an input after the cut."""
+
+    def output_shape(self, position: int) -> tuple[int, ...]:
+        """Shape of an output after the cut."""
+
+    def input_keep(self, position: int, axis: int) -> BoolArray:
+        """Which indices of an axis of an input stay, in the original numbering."""
+
+    def output_keep(self, position: int, axis: int) -> BoolArray:
+        """Which indices of an axis of an output stay, in the original numbering."""
+
+
+@dataclass(frozen=True)
+class SetInput:
+    """Replace input ``position`` of a node by a constant (None: remove the input)."""
+
+    position: int
+    value: Array | None
+
+
+@dataclass(frozen=True)
+class SetAttribute:
+    """Replace an attribute of a node (None: remove it)."""
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class InsertBefore:
+    """Feed input ``position`` of the node through ``op(input, *constants)``."""
+
+    position: int
+    op: str
+    constants: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class InsertAfter:
+    """Put ``op(output 0, *constants)`` behind the node; floating constants take the type of the output."""
+
+    op: str
+    constants: tuple[Array, ...]
+
+
+Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
+
+
+@dataclass(frozen=True)
+class Follow:
+    """A node whose shape constants or attributes are recomputed from the new sizes."""
+
+    node: int
+    edits: Callable[[After], Sequence[Edit]]
+
+
+class Form(Protocol):
+    """How a mixing layer is linear in its weight: outputs at chosen positions are rows times a matrix, in ``blocks`` blocks
+    (groups of a convolution). ``chosen`` is (samples, positions per sample). ``out_axis`` is the output's channel axis."""
+
+    @property
+    def out_axis(self) -> int:
+        """The channel axis of the output."""
+
+    def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
+        """Number of blocks, from the three shapes."""
+
+    def positions(self, output: Sequence[int]) -> tuple[int, int]:
+        """Samples, and output positions of each."""
+
+    def rows(self, data: Array, output: Sequence[int], chosen: IntArray, blocks: int) -> Array:
+        """Inputs that the chosen positions read: float32 (blocks, positions, inputs)."""
+
+    def answers(self, output: Array, chosen: IntArray, blocks: int) -> Array:
+        """The output at the chosen positions: (blocks, positions, outputs)."""
+
+    def matrix(self, weight: Array, blocks: int) -> Array:
+        """The weight as (blocks, inputs, outputs)."""
+
+    def weight(self, matrix: Array, like: Sequence[int]) -> Array:
+        """The inverse of `matrix`, for a weight of shape ``like``."""
+
+    def inputs_of(self, weight: Sequence[int], blocks: int) -> IntArray:
+        """Which input channel of its block each row of the matrix reads."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``form`` of a layer, and where its bias (one value per output channel) is: ``bias`` is the input position that holds it or
+    may hold it, None if the operator has no bias; the layer adds ``bias_scale`` times it."""
+
+    form: Form
+    bias: int | None
+    bias_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A node that is affine, element by element, in the inputs at ``positions``, whatever the others are; ``shift`` is the input
+    (if any) that is simply added and is a constant. ``varies``: axes of the output along which the factor of the inputs varies."""
+
+    positions: tuple[int, ...]
+    shift: int | None = None
+    varies: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The constant operand of a mixing layer: which of its axes carries output and input channels."""
+
+    position: int
+    out_axis: int
+    in_axis: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A mixing layer (Conv, ConvTranspose, Gemm, MatMul, ...): it reads channels and makes new ones.
+
+    ``extents`` are unit arrays of all axes that the multiply-accumulate count is proportional to; ``macs`` is the count
+    for one sample of the traced shape. ``linear`` is None where the weight cannot be re-fitted. ``reads``/``writes``
+    give the unit of each index of the weight's input and output
+    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``.
+    """
+
+    node: Node
+    macs: float
+    extents: tuple[IntArray, ...]
+    weight: Weight | None
+    reads: IntArray
+    writes: IntArray
+    data: int
+    data_axis: int
+    source: IntArray
+    linear: Linear | None = None
+
+    @property
+    def data_name(self) -> str:
+        """The tensor that the layer reads."""
+        return self.node.inputs[self.data]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A per-channel scale applied to ``tensor`` (BatchNormalization): scale[c] = gamma / sqrt(var + eps). ``moments`` are the input
+    positions of mean and variance."""
+
+    node: Node
+    tensor: str
+    gamma: FloatArray
+    scale: FloatArray
+    units: IntArray
+    moments: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``."""
+
+    name: str
+    units: IntArray
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Why some channels cannot leave: one entry per reason and node."""
+
+    reason: str
+    node: str
+    channels: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A part of the graph that vanishes if a whole group leaves: its ``dead`` tensors, those of them that mixing layers read
+    (``sources``), the tensors that become ``constant``, and those of them that are read beside a residual (``ends``)."""
+
+    dead: tuple[str, ...]
+    sources: tuple[str, ...]
+    ends: tuple[str, ...]
+    constant: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Everything that later stages need to know about who leaves with whom.
+
+    ``zero_points`` maps quantised tensors to the tensor that holds their zero point.
+    ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
+    ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
+    ``branches`` maps groups that may leave altogether to what vanishes with them.
+    ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
+    integers, scale, zero point).
+    ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
+    unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
+    """
+
+    units: int
+    groups: tuple[Group, ...]
+    tensors: Mapping[str, Channels]
+    constants: Mapping[tuple[int, int], Channels]
+    layers: tuple[Layer, ...]
+    affines: tuple[Affine, ...]
+    follows: tuple[Follow, ...]
+    pinned: tuple[Pinned, ...]
+    masked_inputs: Mapping[str, Channels]
+    zero_points: Mapping[str, str]
+    additive: Mapping[int, Additive]
+    channels_total: int
+    channels_prunable: int
+    branches: Mapping[str, Branch] = field(default_factory=dict)
+    dequantised: Mapping[str, int] = field(default_factory=dict)
+
+
+# ---- what stages find out --------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a model. ``macs`` are multiply-accumulates for one sample; ``bytes`` is the size of the saved model."""
+
+    macs: float
+    params: int
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What leaves one group: ``remove`` are positions 0 .. width - 1 in the group."""
+
+    group: str
+    producers: tuple[str, ...]
+    width: int
+    remove: tuple[int, ...]
+    macs_before: float
+    macs_after: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units leave, decided before anything is cut. ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
+    and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
+
+    model_sha256: str
+    groups: tuple[GroupPlan, ...]
+    options: Mapping[str, Any]
+    before: Size
+    after: Size
+    notes: tuple[str, ...] = ()
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One axis of an activation tensor of the original graph that lost channels (or of a recurrence weight, whose input axis
+    is where the removed hidden units are read again). In a quantised tensor a removed channel stands at the value of the tensor
+    ``zero_point``, otherwise at 0."""
+
+    tensor: str
+    axis: int
+    size: int
+    rank: int
+    removed: tuple[int, ...]
+    zero_point: str | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest relative difference between the pruned model and the masked original, per kind of input."""
+
+    errors: Mapping[str, float]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per-channel sums of one tensor over all samples and positions (float64), mergeable by addition.
+
+    ``squares`` and ``zeros`` are (channels,); ``count`` is the number of positions that each sum runs over.
+    """
+
+    squares: FloatArray
+    zeros: FloatArray
+    count: float
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """What the filters of one layer say about the labels: single filter performance (Tzach et al., Phys. Rev. E 111, 065307).
+
+    F filters, P pooled positions, L labels. The filters are the channels of ``tensor`` along ``axis``, which mixing layers read and
+    ``layer`` made (the last mixing layer before it); columns of a flattened map that hold one unit are one filter.
+
+    filters: (C,) the filter of each index of ``axis``. units: (F,) the unit of each filter, -1 if it cannot be removed.
+    means: (F, P, L) mean of the feature over the samples of each label (0 for labels without samples).
+    weights: (F, P, L) weights of the probe (0 for labels without samples).
+    clusters: per filter its clusters, each the labels in it. label_sets: (F, L) whether the label is in a cluster of the filter.
+    noise: (F,) ones of the thresholded matrix outside the clusters. accuracy: that of the probe.
+    loss_ratio: (F,) factor by which the probe's probability of the true label falls without the filter; None if not asked for.
+    """
+
+    layer: str
+    tensor: str
+    axis: int
+    filters: IntArray
+    units: IntArray
+    means: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    clusters: tuple[tuple[tuple[int, ...], ...], ...]
+    label_sets: BoolArray
+    noise: IntArray
+    accuracy: float
+    loss_ratio: FloatArray | None = None
+
+    def matrix(self, index: int) -> FloatArray:
+        """M_f[l, k] = sum_pos mean_l[f, pos] W[f, pos, k], (L, L) in float64: the field of output k on samples of label l."""
+        field: FloatArray = self.means[index].astype(np.float64).T @ self.weights[index].astype(np.float64)
+        return field
+
+    @property
+    def matrices(self) -> NDArray[np.float32]:
+        """(F, L, L): `matrix` of every filter."""
+        shape = (len(self.units), self.label_sets.shape[1], self.label_sets.shape[1])
+        return np.stack([self.matrix(index) for index in range(shape[0])]).astype(np.float32).reshape(shape)
+
+    @property
+    def signal(self) -> IntArray:
+        """(F,): ones inside the clusters."""
+        return np.array([sum(len(own) ** 2 for own in clusters) for clusters in self.clusters], np.int64)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Means over the filters (of size and noise: over clusters, and over filters that have one). ``snr`` is the number of ones
+        inside the clusters by the number outside, of all filters together; infinite without noise, 0 without clusters."""
+        sizes = [len(own) for clusters in self.clusters for own in clusters]
+        counts = np.array([len(clusters) for clusters in self.clusters])
+        inside, outside = int(self.signal.sum()), int(self.noise.sum())
+        return {
+            "probe_accuracy": self.accuracy,
+            "cluster_size": float(np.mean(sizes)) if sizes else 0.0,
+            "clusters_per_filter": float(counts.mean()),
+            "labels_per_filter": float(self.label_sets.sum(1).mean()),
+            "one_cluster": float((counts == 1).mean()),
+            "noise": float(self.noise[counts > 0].mean()) if sizes else 0.0,
+            "snr": inside / outside if outside else float("inf") if inside else 0.0,
+            "no_cluster": float((counts == 0).mean()),
+        }
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Class profiles of all layers of a classifier with ``classes`` labels, from ``samples`` samples.
+
+    ``labels`` says whose labels were used: "given" or the model's own "argmax"; ``missing`` are labels without any sample.
+    The probes saw ``trained`` samples, and their accuracy is that on ``held_out`` others (0: on the trained ones).
+    ``skipped`` are (tensor, reason) of what mixing layers read and has no profile.
+    """
+
+    layers: tuple[LayerProfile, ...]
+    classes: int
+    labels: str
+    missing: tuple[int, ...]
+    samples: int
+    trained: int
+    held_out: int
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class WeightSlices:
+    """The weight of one layer, seen along the axis that makes or reads the units of a group.
+
+    ``values`` is (k, m), one row per channel of that axis of the layer; ``unit`` (k,) is the position in the group or -1;
+    ``role`` is "out" (rows make channels), "in" (rows read them) or "through" (depthwise: both). ``rms`` and ``zeros`` (k,)
+    are root mean square and share of zeros of the activation that each row reads, where it was calibrated.
+    """
+
+    layer: str
+    role: str
+    unit: IntArray
+    values: NDArray[np.floating[Any]]
+    rms: FloatArray | None = None
+    zeros: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """All that a score may look at for one group of ``width`` units. ``gammas`` are (unit, |gamma|) of every
+    BatchNormalization on the group; ``index`` is the position of the group in the model. ``profiles`` are (position in the group of
+    each filter or -1, class profiles) of every tensor with the group's units that was profiled. ``elimination`` is what each unit adds
+    to the error in a backward elimination, None where no layer that could be re-fitted reads the group."""
+
+    name: str
+    index: int
+    width: int
+    weights: tuple[WeightSlices, ...]
+    gammas: tuple[tuple[IntArray, FloatArray], ...]
+    profiles: tuple[tuple[IntArray, LayerProfile], ...] = ()
+    elimination: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What the repair did to one layer: ``kind`` is "weights", "bias", "unchanged" (nothing helped) or "kept" (it cannot be re-fitted);
+    errors are those of its target on held-out rows, relative to the target's variance."""
+
+    layer: str
+    kind: str
+    ridge: float
+    rows: int
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one model on data; None where it does not apply. ``latency_ratio`` is to the first model, from
+    the minima of interleaved runs."""
+
+    model: str
+    samples: int
+    top1: float | None
+    agreement: float | None
+    kl: float | None
+    relative_error: float | None
+    size: Size
+    latency_min_ms: float | None = None
+    latency_median_ms: float | None = None
+    latency_ratio: float | None = None

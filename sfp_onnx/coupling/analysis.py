@@ -1,0 +1,158 @@
+"""Load a model and its data, and find out what can be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from .. import graph
+from ..core.types import Array, BoolArray, Coupling, Size
+from ..data.dataset import Dataset, Source, check_classes, open_data
+from ..graph.model import Model, Prepared, initializers, inputs, outputs
+from . import cost, couple
+from .cost import Parameter, size
+from .trace import prepare
+
+ModelSource = str | Path | onnx.ModelProto | Model
+DataSource = Source | Dataset
+Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+"""``with progress(title, total) as advance: advance(steps)``, or ``advance(steps, text)`` with a word on how things stand."""
+
+
+def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+    """Progress that shows nothing."""
+    return nullcontext(lambda steps, text=None: None)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A model with its channel labels resolved: what can be pruned and what not."""
+
+    model: Model
+    prepared: Prepared
+    coupling: Coupling
+    parameters: tuple[Parameter, ...]
+    samples: int
+    cut_layernorm: bool = False
+
+    def size(self, removed: BoolArray | None = None) -> Size:
+        """MACs for one sample and parameters after a removal (default: none)."""
+        none = np.zeros(self.coupling.units, bool)
+        return size(self.coupling, self.parameters, none if removed is None else removed, self.samples)
+
+
+def load(source: ModelSource) -> Model:
+    """Load a model (file, ModelProto, or an already loaded one).
+
+    Raises:
+        ModelError: not a readable, valid ONNX model.
+    """
+    return source if isinstance(source, Model) else graph.load(source)
+
+
+def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset | None:
+    """Open data for a model; see `sfp_onnx.data.open_data` for the options."""
+    if source is None or isinstance(source, Dataset):
+        return source
+    return open_data(source, inputs(model), **options)
+
+
+def inspect(
+    source: ModelSource,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    data: Dataset | None = None,
+    cut_layernorm: bool = False,
+) -> Analysis:
+    """Find out what can be pruned, and why the rest cannot.
+
+    Args:
+        input_shapes: concrete shapes by input name, where dynamic dimensions cannot be guessed.
+        data: real inputs to trace on (default: random ones).
+        cut_layernorm: let axes that LayerNormalization normalises over shrink; it is rewritten exactly, at some cost in time.
+
+    Raises:
+        ModelError, DataError: the model cannot be loaded or run.
+    """
+    model = load(source)
+    real = None
+    if data is not None and not input_shapes:
+        real = next(({name: array[:count] for name, array in feeds.items()} for feeds, count in data.batches()), None)
+        real = None if data.fixed else real
+    prepared = prepare(model, input_shapes, real)
+    coupling = couple(prepared, cut_layernorm)
+    uses: dict[str, list[tuple[int, int]]] = {}
+    for node in prepared.nodes:
+        for position, name in enumerate(node.inputs):
+            uses.setdefault(name, []).append((node.index, position))
+    floating = {name: shape for name, (shape, dtype) in initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
+    parameters = cost.parameters(floating, uses, coupling)
+    first = next(iter(prepared.feeds.values()), None)
+    samples = int(first.shape[0]) if first is not None and first.ndim > 1 else 1
+    analysis = Analysis(model, prepared, coupling, tuple(parameters), max(1, samples), cut_layernorm)
+    _check_labels(analysis, data)
+    return analysis
+
+
+def _check_labels(analysis: Analysis, data: Dataset | None) -> None:
+    """Check that labels are classes of the model, if its first output is one row of scores per sample.
+
+    Raises:
+        DataError: a label is out of range.
+    """
+    name = outputs(analysis.model)[0].name
+    shape = analysis.prepared.trace.shapes.get(name, ())
+    if data is not None and len(shape) == 2 and shape[0] == analysis.samples and shape[1] > 1:
+        check_classes(data, shape[1])
+
+
+def reasons(coupling: Coupling) -> str:
+    """Why channels are pinned, in one line."""
+    if not coupling.pinned:
+        return "The model has no layer that mixes channels (Conv, ConvTranspose, Gemm, MatMul with a constant weight)."
+    counts: dict[str, int] = {}
+    for pin in coupling.pinned:
+        counts[pin.reason] = counts.get(pin.reason, 0) + pin.channels
+    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in sorted(counts.items(), key=lambda item: -item[1])) + "."
+
+
+def describe(data: Dataset) -> dict[str, Any]:
+    """Which data were used, for plans and manifests."""
+    labels = "given" if data.labels is not None else "none"
+    return {"name": data.name, "sha256": data.sha256, "samples": data.samples, "labels": labels, **asdict(data.preprocessing)}
+
+
+# ---- calibration data in batches that the memory can hold ------------------------------------------------------------
+
+ACTIVATION_BYTES = 512 * 2**20
+BATCH, LEAST_BATCHES = 64, 8
+PASS_BATCH = 32
+
+
+def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[tuple[Mapping[str, Array], int]]:
+    """Inputs for the pass that collects class profiles, in batches whose feature maps are still in the caches when they are pooled."""
+    most = data.batch if data.fixed else PASS_BATCH
+    return replace(data, batch=min(most, batch_size(analysis, data))).batches()
+
+
+def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
+    """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
+    if not data.fixed:
+        data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
+    for feeds, count in data.batches():
+        yield feeds if data.fixed else {name: array[:count] for name, array in feeds.items()}
+
+
+def batch_size(analysis: Analysis, data: Dataset) -> int:
+    """The data's batch size, less if all activations of one batch would take more than `ACTIVATION_BYTES`."""
+    if data.fixed:
+        return data.batch
+    held = initializers(analysis.prepared.model)
+    total = sum(prod(shape) for name, shape in analysis.prepared.trace.shapes.items() if name not in held) * 4 / analysis.samples
+    return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))

@@ -1,0 +1,111 @@
+"""Small arithmetic on units: which indices of an axis stay when some units leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.types import BoolArray, Branch, Channels, Coupling, Cut, IntArray, Layer, Size, Trace
+
+
+def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
+    """Which indices of an axis stay; index i belongs to unit ``units[i]`` (-1: stays)."""
+    if not len(removed):
+        return np.ones(len(units), bool)
+    gone: BoolArray = (units >= 0) & removed[np.maximum(units, 0)]
+    return ~gone
+
+
+def removal(coupling: Coupling, chosen: Mapping[str, Sequence[int]]) -> BoolArray:
+    """Flags per unit from positions per group."""
+    removed = np.zeros(coupling.units, bool)
+    for group in coupling.groups:
+        removed[group.units[list(chosen.get(group.name, ()))]] = True
+    return removed
+
+
+def vanishing(coupling: Coupling, removed: BoolArray) -> list[Branch]:
+    """Branches that vanish, because all units of their group leave."""
+    return [coupling.branches[group.name] for group in coupling.groups if group.name in coupling.branches and removed[group.units].all()]
+
+
+def emptied(coupling: Coupling, removed: BoolArray) -> list[tuple[str, IntArray]]:
+    """Tensors that a removal would leave without any channel, with the units of the emptied axis; not those of branches that vanish."""
+    found = []
+    vanished = {name for branch in vanishing(coupling, removed) for name in branch.dead}
+    for name, channels in coupling.tensors.items():
+        if name in vanished:
+            continue
+        found += [(name, own.units) for own in channels if not keep_mask(own.units, removed).any()]
+    return found
+
+
+def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = False) -> list[Cut]:
+    """One entry for every axis of an activation tensor that loses channels.
+
+    Axes that are merged with a dynamic dimension (batch x heads) have no fixed size; they are listed only if ``dynamic``.
+    """
+    found = []
+    for name, channels in [*coupling.tensors.items(), *coupling.masked_inputs.items()]:
+        for own in channels:
+            gone = np.flatnonzero(~keep_mask(own.units, removed))
+            if len(gone) and (dynamic or own.axis not in trace.dynamic_axes.get(name, ())):
+                found.append(Cut(name, own.axis, len(own.units), len(trace.shapes[name]), tuple(gone.tolist())))
+    return found
+
+
+# ---- what a model costs ----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Parameter:
+    """An initializer of floating or quantised weights: its shape and the unit-carrying axes of each distinct use."""
+
+    shape: tuple[int, ...]
+    uses: tuple[Channels, ...]
+
+
+def layer_macs(layer: Layer, removed: BoolArray) -> float:
+    """Multiply-accumulates of a layer: proportional to each extent that the removal shortens."""
+    macs = layer.macs
+    for units in layer.extents:
+        macs *= float(keep_mask(units, removed).mean()) if len(units) else 1.0
+    return macs
+
+
+def macs(coupling: Coupling, removed: BoolArray, samples: int) -> float:
+    """Multiply-accumulates for one sample; ``samples`` is the batch size of the traced run."""
+    return sum(layer_macs(layer, removed) for layer in coupling.layers) / samples
+
+
+def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
+    """Number of weights that stay. Uses of one initializer that are cut differently count separately."""
+    total = 0
+    for parameter in parameters:
+        sizes = set()
+        for channels in parameter.uses:
+            shape = list(parameter.shape)
+            key = []
+            for own in channels:
+                mask = keep_mask(own.units, removed)
+                shape[own.axis] = int(mask.sum())
+                key.append((own.axis, mask.tobytes() if not mask.all() else b""))
+            sizes.add((tuple(item for item in key if item[1]), int(np.prod(shape))))
+        total += sum(size for _, size in sizes)
+    return total
+
+
+def parameters(
+    shapes: Mapping[str, tuple[int, ...]], uses: Mapping[str, Sequence[tuple[int, int]]], coupling: Coupling
+) -> list[Parameter]:
+    """Parameters of a model from shapes and uses (node, position) of its initializers."""
+    found = []
+    for name, shape in shapes.items():
+        found.append(Parameter(shape, tuple(coupling.constants.get(use, ()) for use in uses.get(name, ())) or ((),)))
+    return found
+
+
+def size(coupling: Coupling, weights: Sequence[Parameter], removed: BoolArray, samples: int) -> Size:
+    """MACs and parameters after a removal."""
+    return Size(macs(coupling, removed, samples), params(weights, removed))

@@ -1,0 +1,331 @@
+"""Concrete shapes and constants from real runs on sample inputs.
+
+Symbolic shape inference gives up on many exports; one run of onnxruntime does not. A second run with other sizes of the
+dynamic dimensions tells which sizes and shape constants depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .. import graph
+from ..core.errors import DataError, ModelError
+from ..core.types import Array, BoolArray, Node, Port, Trace
+from ..graph.edit import Editor
+from ..graph.extract import UNSTEADY, asks_shape
+from ..graph.model import Constants, Model, Prepared, initializers, inputs, serialized, tensor_types
+from ..runtime import Optimize, Session, open_session
+
+BATCHES = (2, 1)
+SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
+LENGTHS = (16, 64, 128, 8)
+INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
+FOLD_BYTES = 1 << 16
+LARGEST_INPUT = 1 << 28  # numbers
+# Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
+NEVER_FOLD = UNSTEADY | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
+"""Shapes of all tensors, values of those that do not depend on data."""
+
+
+def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, data: Mapping[str, Array] | None = None) -> Prepared:
+    """Trace a model, fold what does not depend on data or dynamic dimensions, write gathers that only reshape as what they are, and trace
+    the result.
+
+    ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model on any sample shape that was tried.
+        DataError: an override names no input or has the wrong rank.
+    """
+    types = tensor_types(model)
+    try:
+        trace, feeds, variant, straight = _trace(model, types, shapes or {}, data)
+    except ModelError as error:
+        if model.complaint:
+            raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
+        raise
+    model = _reshaped(_fold(model, trace), straight, trace)
+    nodes = graph.nodes(model)
+    produced = {name for node in nodes for name in node.outputs}
+    held = {*produced, *initializers(model), *(port.name for port in inputs(model))}
+    known = {name: (tuple(shape)) for name, (shape, _) in initializers(model).items()}
+    shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
+    values = {name: value for name, value in trace.values.items() if name in produced}
+    free = frozenset(data_free(nodes, known))
+    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free), feeds, variant, types)
+
+
+# ---- sample inputs ---------------------------------------------------------------------------------------------------
+
+
+def _dimension(port: Port, axis: int, sizes: Mapping[str, int]) -> int:
+    dim = port.shape[axis] if port.shape is not None else None
+    if isinstance(dim, int):
+        return dim
+    rank = len(port.shape or ())
+    return sizes["batch"] if axis == 0 else sizes["side"] if rank >= 4 and axis >= rank - 2 else sizes["length"]
+
+
+def _shape(port: Port, sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]) -> Sequence[int]:
+    return shapes.get(port.name) or [_dimension(port, axis, sizes) for axis in range(len(port.shape or ()))]
+
+
+def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]], seed: int, whole: int) -> dict[str, Array]:
+    """Random normal numbers for floats, ``whole`` for integers, true for booleans."""
+    generator = np.random.default_rng(seed)
+    feeds = {}
+    for port in ports:
+        shape = _shape(port, sizes, shapes)
+        if prod(map(int, shape)) > LARGEST_INPUT:
+            raise ModelError(f"input '{port.name}' of shape {list(shape)} does not fit into memory. Is the model damaged?")
+        dtype = np.dtype(port.dtype if port.dtype is not None else np.float32)
+        if dtype.kind == "f":
+            feeds[port.name] = generator.standard_normal(shape).astype(dtype)
+        else:
+            feeds[port.name] = np.full(shape, True if dtype.kind == "b" else whole, dtype)
+    return feeds
+
+
+def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) -> dict[str, Array]:
+    """Other random inputs of the same shapes; integer inputs are kept as they are."""
+    random = _feed(ports, {}, {name: array.shape for name, array in like.items()}, seed, 1)
+    return {name: random[name] if like[name].dtype.kind == "f" else like[name] for name in like}
+
+
+def _has_dynamic(ports: Sequence[Port]) -> bool:
+    return any(not isinstance(dim, int) for port in ports for dim in port.shape or ())
+
+
+def _candidates(
+    ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
+) -> Iterable[dict[str, Array]]:
+    """Sample inputs to try in turn."""
+    if data is not None:
+        yield {name: array[:2] if array.ndim else array for name, array in data.items()}
+        return
+    for name, shape in shapes.items():
+        port = next((port for port in ports if port.name == name), None)
+        if port is None or (port.shape is not None and len(port.shape) != len(shape)):
+            known = ", ".join(f"{port.name} {list(port.shape or ())}" for port in ports)
+            raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
+    integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
+    seen = set()
+    for batch, side, length, whole in product(BATCHES, SIDES, LENGTHS, integers):
+        sizes = {"batch": batch, "side": side, "length": length}
+        key = (whole, *(tuple(_shape(port, sizes, shapes)) for port in ports))
+        if key not in seen:
+            seen.add(key)
+            yield _feed(ports, sizes, shapes, 0, whole)
+
+
+def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dict[str, Array]]:
+    """The same inputs with other sizes of the dynamic dimensions: all changed in two ways, and the batch alone.
+
+    The changes are large: behind strides, a small one leaves inner sizes as they are.
+    """
+    whole = next((int(array.flat[0]) for array in feeds.values() if array.dtype.kind in "iu" and array.size), INTEGERS[0])
+    for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0)):
+        shapes = {}
+        for port in ports:
+            shape = list(feeds[port.name].shape)
+            for axis, dim in enumerate(port.shape or ()):
+                if not isinstance(dim, int):
+                    step = grow[0] if axis == 0 else grow[1] if len(shape) >= 4 and axis >= len(shape) - 2 else grow[2]
+                    shape[axis] += round(step * shape[axis]) if isinstance(step, float) else step
+            shapes[port.name] = shape
+        yield _feed(ports, {}, shapes, 0, whole)
+    yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
+
+
+def _trace(
+    model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
+) -> tuple[Trace, dict[str, Array], dict[str, Array] | None, frozenset[str]]:
+    ports = inputs(model)
+    probe, names, fetched = _probe(model, types)
+    session = open_session(serialized(probe), probe.weights, model.name, optimize=Optimize.NONE)
+    pure = data_free(graph.nodes(model), initializers(model), shapes_too=False)
+    tried: list[list[list[int]]] = []
+    failure: ModelError | None = None
+    for feeds in _candidates(ports, shapes, data):
+        tried.append([list(array.shape) for array in feeds.values()])
+        try:
+            first = _observe(session, feeds, names, fetched)
+        except ModelError as error:
+            failure = failure or error
+            continue
+        others, used, complete = _vary(session, feeds, names, fetched, ports)
+        trusted = set(first[1]) if complete else pure
+        return _compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted)
+    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
+
+
+def _vary(
+    session: Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str], ports: Sequence[Port]
+) -> tuple[list[Observation], dict[str, Array] | None, bool]:
+    """Observations with other dynamic sizes, inputs of one of them, and whether all dynamic dimensions were changed in some."""
+    if not _has_dynamic(ports):
+        return [], None, True
+    open_axes = {(port.name, axis) for port in ports for axis, dim in enumerate(port.shape or ()) if not isinstance(dim, int)}
+    unchanged, used = set(open_axes), None
+    found: list[Observation] = []
+    for variant in _variants(ports, feeds):
+        changed = {(name, axis) for name, axis in open_axes if variant[name].shape[axis] != feeds[name].shape[axis]}
+        only_batch = all(axis == 0 for _, axis in changed)
+        if not changed or (found and only_batch and not changed & unchanged):
+            continue
+        try:
+            found.append(_observe(session, variant, names, fetched))
+        except ModelError:
+            continue
+        unchanged -= changed
+        used = used or variant
+    return found, used, not unchanged
+
+
+# ---- observing -------------------------------------------------------------------------------------------------------
+
+
+def data_free(nodes: Sequence[Node], constants: Iterable[str], shapes_too: bool = True) -> set[str]:
+    """Tensors that do not depend on the values of the inputs (``shapes_too``: though they may depend on their shapes)."""
+    free = set(constants)
+    for node in nodes:
+        if node.op in NEVER_FOLD or node.captures:
+            continue
+        if (shapes_too and asks_shape(node)) or (all(name in free for name in node.inputs if name) and not node.domain):
+            free.update(name for name in node.outputs if name)
+    return free
+
+
+def _probe(model: Model, types: Mapping[str, Any]) -> tuple[Model, dict[str, str], list[str]]:
+    """The model with a Shape node on every tensor, and values of data-free tensors as outputs."""
+    nodes = graph.nodes(model)
+    constants = initializers(model)
+    free = data_free(nodes, constants)
+    needed = {name for node in nodes if not set(node.outputs) & free for name in (*node.inputs, *node.captures)}
+    editor = Editor(model)
+    names, fetched = {}, []
+    for node in nodes:
+        for name in node.outputs:
+            if not name or types.get(name, np.float32) is None:
+                continue
+            tensor = editor.tensor(name)
+            names[name] = editor.add_output(editor.append("Shape", [tensor], name=f"{name}/shape"))
+            if name in free and (name in needed or np.dtype(types.get(name, np.int64)).kind in "iub"):
+                editor.add_output(tensor)
+                fetched.append(name)
+    return editor.finish(), names, fetched
+
+
+def _observe(
+    session: Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str]
+) -> Observation:
+    results = session.run(feeds, [*names.values(), *fetched])
+    shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(names, results[: len(names)], strict=True)}
+    shapes.update({name: array.shape for name, array in feeds.items()})
+    return shapes, dict(zip(fetched, results[len(names) :], strict=True))
+
+
+def _compare(first: Observation, others: Sequence[Observation], trusted: set[str]) -> Trace:
+    """Mark what differs from any other observation; values that are not ``trusted`` count as dynamic in any case."""
+    shapes, values = first
+    dynamic_values: dict[str, BoolArray] = {}
+    dynamic_axes: dict[str, tuple[int, ...]] = {}
+    for name, value in values.items():
+        dynamic = np.full(value.shape, name not in trusted)
+        for _, other in others:
+            dynamic |= _differs(value, other[name])
+        dynamic_values[name] = dynamic
+    for name, shape in shapes.items():
+        dynamic_axes[name] = tuple(axis for axis, size in enumerate(shape) if any(other[name][axis] != size for other, _ in others))
+    return Trace(shapes, values, dynamic_values, dynamic_axes)
+
+
+def _differs(value: Array, other: Array) -> BoolArray:
+    if other.shape != value.shape:
+        return np.ones(value.shape, bool)
+    same = other == value
+    return ~np.asarray(same | (np.isnan(value) & np.isnan(other)) if value.dtype.kind == "f" else same)
+
+
+# ---- folding ---------------------------------------------------------------------------------------------------------
+
+
+def _fold(model: Model, trace: Trace) -> Model:
+    """Replace static data-free tensors that other nodes read by constants (unless that would grow the file)."""
+    nodes, held = graph.nodes(model), initializers(model)
+    free = data_free(nodes, held)
+    outputs = {port.name for port in graph.outputs(model)}
+    captured = {name for node in nodes for name in node.captures}
+    roots: dict[str, int] = {name: _size(shape, dtype) for name, (shape, dtype) in held.items()}
+    wanted: dict[str, Any] = {}
+    for node in nodes:
+        for name in node.outputs:
+            roots[name] = sum(roots.get(item, 0) for item in set(node.inputs))
+        if set(node.outputs) & free:
+            continue
+        for name in node.inputs:
+            value = trace.values.get(name)
+            if value is None or name in held or name in outputs or name in captured or trace.dynamic_values[name].any():
+                continue
+            if value.nbytes <= max(FOLD_BYTES, roots[name]):
+                wanted[name] = value
+    if not wanted:
+        return model
+    editor = Editor(model)
+    for name, value in wanted.items():
+        editor.replace_tensor(name, value)
+    return editor.finish()
+
+
+def _size(shape: Sequence[int], dtype: Any) -> int:
+    return prod(shape) * int(np.dtype(dtype).itemsize)
+
+
+# ---- gathers that only reshape ---------------------------------------------------------------------------------------
+
+
+def _straight(model: Model, observations: Sequence[Observation], trusted: set[str]) -> frozenset[str]:
+    """Outputs of gathers that take all of a vector in its order, at all sizes that were tried: they only give it another shape (which is
+    how some exporters write ``as_strided``, with indices computed from the batch size)."""
+    gathers = [node for node in graph.nodes(model) if node.op == "Gather" and not node.domain]
+    constants, found = Constants(model) if gathers else {}, set()
+    for node in gathers:
+        data, index = node.inputs
+        if data in constants:
+            continue
+        fixed = constants.get(index)
+        if fixed is None and index not in trusted:
+            continue
+        if all(_counts(values.get(index, fixed), shapes.get(data)) for shapes, values in observations):
+            found.add(node.outputs[0])
+    return frozenset(found)
+
+
+def _counts(index: Array | None, shape: tuple[int, ...] | None) -> bool:
+    return index is not None and shape == (index.size,) and np.array_equal(index.reshape(-1), np.arange(index.size))
+
+
+def _reshaped(model: Model, straight: frozenset[str], trace: Trace) -> Model:
+    """Those gathers as Reshape, past the Reshape that made the vector; unless two of their sizes are dynamic."""
+    if not straight:
+        return model
+    editor = Editor(model)
+    nodes = graph.nodes(model)
+    made_by = {name: node for node in nodes for name in node.outputs}
+    for node in nodes:
+        name = node.outputs[0]
+        dynamic = trace.dynamic_axes.get(name, ())
+        if name not in straight or len(dynamic) > 1:
+            continue
+        shape = np.asarray(trace.shapes[name], np.int64)
+        shape[list(dynamic)] = -1
+        source = made_by.get(node.inputs[0])
+        data = source.inputs[0] if source is not None and source.op == "Reshape" else node.inputs[0]
+        editor.set_operator(node.index, "Reshape", [editor.tensor(data), editor.constant(f"{name}/shape", shape)])
+    return editor.finish()

@@ -1,0 +1,137 @@
+"""Proof that the cut did what the plan says: pruned(x) == original(x) with the planned channels masked to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import ModelError, VerificationError
+from ..core.types import Array, Cut, Verification
+from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
+from ..graph.model import Constants, Model, outputs, serialized
+from ..runtime import Optimize, open_session
+
+ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
+
+
+def masked(model: Model, types: Mapping[str, Any], cuts: Iterable[Cut]) -> Model:
+    """The original model with the removed channels of every listed tensor set to zero (also where they are infinite)."""
+    editor, constants = Editor(model), Constants(model)
+    for cut in cuts:
+        dtype = np.dtype(types.get(cut.tensor) or types.get(cut.zero_point or "") or np.float32)
+        shape = [1] * cut.rank
+        shape[cut.axis] = cut.size
+        mask = np.ones(cut.size, bool)
+        mask[list(cut.removed)] = False
+        put = _constant(editor, f"{cut.tensor}/mask", mask.reshape(shape))
+        insert_mask(editor, cut.tensor, dtype, put, zero_of(constants, cut.zero_point, shape), select=True)
+    return editor.finish()
+
+
+def _constant(editor: Editor, name: str, mask: Array) -> Callable[[Any], Any]:
+    return lambda dtype: editor.constant(name, mask.astype(dtype))
+
+
+def maskable(types: Mapping[str, Any], cuts: Iterable[Cut], zero_points: Mapping[str, str]) -> list[Cut]:
+    """Cuts with the zero point of quantised tensors; those whose zero point is unknown are left out."""
+    found = []
+    for cut in cuts:
+        point = zero_points.get(cut.tensor)
+        dtype = np.dtype(types.get(cut.tensor) or types.get(point or "") or np.float32)
+        if dtype.name not in QUANTIZED:
+            found.append(cut)
+        elif point is not None:
+            found.append(replace(cut, zero_point=point))
+    return found
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """max |found - expected| / max |expected| (equal non-finite values agree; integers and strings must be equal).
+
+    Infinity for other shapes or types.
+    """
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    if expected.dtype.kind != "f":
+        return 0.0 if (found == expected).all() else float("inf")
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if not np.isfinite(a[~same]).all() or not np.isfinite(b[~same]).all():
+        return float("inf")
+    scale = np.abs(b[np.isfinite(b)]).max(initial=0.0)
+    difference = np.abs(a[~same] - b[~same]).max(initial=0.0)
+    return float(difference / scale) if scale else float(difference)
+
+
+def compare(
+    original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]
+) -> Verification:
+    """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs), without onnxruntime's optimisations.
+
+    Raises:
+        VerificationError: an output differs by more than the tolerance of its type (1e-4 for float32).
+    """
+    reference = masked(original, types, cuts)
+    plain = Optimize.NONE
+    sessions = [open_session(serialized(model), model.weights, model.name, plain) for model in (pruned, reference)]
+    names = [port.name for port in outputs(original)]
+    floor = _coarsest(types, cuts)
+    errors: dict[str, float] = {}
+    limit = 0.0
+    for kind, inputs in feeds.items():
+        found, expected = (session.run(inputs, names) for session in sessions)
+        for name, own, other in zip(names, found, expected, strict=True):
+            error, tolerance = _judge(own, other)
+            tolerance = max(tolerance, floor)
+            errors[kind] = max(errors.get(kind, 0.0), error)
+            limit = max(limit, tolerance)
+            if not error <= tolerance:
+                raise VerificationError(
+                    f"{original.name}: output '{name}' of the pruned model differs from the masked original by {error:.3g} "
+                    f"(relative, {kind} input; allowed {tolerance:g}). Nothing was written. Please report this model; "
+                    f"--keep on the layers near '{cuts[0].tensor if cuts else name}' may work around it."
+                )
+    return Verification(errors, limit)
+
+
+def _coarsest(types: Mapping[str, Any], cuts: Sequence[Cut]) -> float:
+    """Tolerance of the coarsest arithmetic inside: half precision, or the rounding of quantised tensors."""
+    half = any(dtype == np.float16 for dtype in types.values() if dtype is not None)
+    steps = any(cut.zero_point is not None for cut in cuts)
+    return max(TOLERANCE["float16"] if half else 0.0, ROUNDING_STEP if steps else 0.0)
+
+
+def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes: bool) -> None:
+    """Run both models on inputs of other dynamic sizes, with constant folding, which believes the shapes recorded in the file.
+
+    ``shapes``: compare the shapes of the outputs too (some depend on values, so this is for want of a comparison of those).
+
+    Raises:
+        VerificationError: the pruned model does not run there, or gives other shapes.
+    """
+    basic = Optimize.BASIC
+    sessions = [open_session(serialized(model), model.weights, model.name, basic) for model in (original, pruned)]
+    names = [port.name for port in outputs(original)]
+    expected = [np.shape(value) for value in sessions[0].run(inputs, names)]
+    sizes = {name: list(array.shape) for name, array in inputs.items()}
+    try:
+        found = [np.shape(value) for value in sessions[1].run(inputs, names)]
+    except ModelError as error:
+        raise VerificationError(f"{original.name}: the pruned model fails on inputs of shape {sizes}: {error}") from error
+    if shapes and found != expected:
+        raise VerificationError(
+            f"{original.name}: on inputs of shape {sizes} the pruned model gives outputs of shape {found}, the original {expected}. "
+            "Nothing was written. Please report this model."
+        )
+
+
+def _judge(found: Any, expected: Any) -> tuple[float, float]:
+    if isinstance(expected, np.ndarray):
+        return relative_error(found, expected), TOLERANCE.get(str(expected.dtype), 0.0)
+    return (0.0 if str(found) == str(expected) else float("inf")), 0.0

@@ -1,0 +1,111 @@
+"""Somebody's typical mistakes, noticed before they cost a day: wrong normalisation, labels off by one, an export for training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from ..core.errors import SfpError
+from ..core.types import Array, BoolArray, FloatArray, IntArray
+from ..evaluation import outputs
+from ..graph.model import Model, training_nodes
+from .dataset import Dataset
+
+LOOKED_AT = 256
+FEWEST = 50
+CLEARLY = 2.5  # standard errors
+MEAN, STD = (np.array(own, np.float32).reshape(1, 3, 1, 1) for own in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet
+CHANGES: dict[str, Callable[[Array], Array]] = {
+    "with the colour channels reversed (--color bgr for images)": lambda x: np.ascontiguousarray(x[:, ::-1]),
+    "with values divided by 255 (--scale 255)": lambda x: x / 255,
+    "with values times 255 (--scale 1 for raw 8-bit images)": lambda x: x * 255,
+    "with ImageNet's mean and std (--preset imagenet, or --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)": lambda x: (x - MEAN) / STD,
+    "with ImageNet's mean and std after a division by 255 (--preset imagenet)": lambda x: (x / 255 - MEAN) / STD,
+}
+
+
+def training_mode(model: Model) -> list[str]:
+    """What to say of a model that was exported for training; nothing of others."""
+    found = training_nodes(model)
+    if not found:
+        return []
+    listed = ", ".join(found[:3]) + (f" (+{len(found) - 3})" if len(found) > 3 else "")
+    return [
+        f"{model.name}: exported in training mode: {listed} behave as in training (random, or by the batch). "
+        "Export it again in evaluation mode (PyTorch: model.eval() before torch.onnx.export)."
+    ]
+
+
+def wrong_reading(model: Model, data: Dataset) -> list[str]:
+    """What to say if the model is no better than chance on labelled data, or clearly better if they are read otherwise; nothing
+    otherwise.
+
+    Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
+    is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
+    loses by two and a half standard errors (McNemar).
+    """
+    if data.labels is None or data.samples < FEWEST:
+        return []
+    part = data.part(np.unique(np.linspace(0, data.samples - 1, LOOKED_AT).astype(np.int64)))
+    labels = part.labels
+    assert labels is not None
+    try:
+        scores = outputs(model, part.batches())[0]
+    except SfpError:
+        return []  # who really needs to run the model says it better
+    if scores.ndim != 2 or scores.shape[1] < 2 or labels.min() < 0 or labels.max() > scores.shape[1]:
+        return []
+    right, chance = _right(scores, labels), _chance(scores, labels)
+    limit = chance + 2 * np.sqrt(max(chance * (1 - chance), 1e-6) / len(labels))
+    words = f"the model is right on {right.mean():.1%} of {len(labels)} labelled samples of {data.name}"
+    if right.mean() > limit:
+        if (~right).sum() <= CLEARLY**2:
+            return []  # too few mistakes for any other reading to be clearly better
+        better = [(own.mean(), text) for text, own in _remedies(model, part, scores, labels) if _clearly(own, right)]
+        return [f"{words}, but {max(better)[1]}."] if better else []
+    words += f", no better than chance ({chance:.1%})"
+    remedies = _remedies(model, part, scores, labels)
+    helps = [(own.mean(), text) for text, own in remedies if own.mean() > max(2 * limit, limit + 0.1)]
+    advice = max(helps)[1] if helps else "check normalisation, colour order and layout, and that the labels are the model's class numbers"
+    return [f"{words}: {advice}."]
+
+
+def _right(scores: Array, labels: IntArray) -> BoolArray:
+    found: BoolArray = scores.argmax(1) == labels
+    return found
+
+
+def _clearly(other: BoolArray, right: BoolArray) -> bool:
+    won, lost = int((other & ~right).sum()), int((right & ~other).sum())
+    return bool(won - lost > CLEARLY * np.sqrt(won + lost))
+
+
+def _chance(scores: Array, labels: IntArray) -> float:
+    classes = scores.shape[1] + 1
+    answers, asked = (np.bincount(own, minlength=classes)[:classes] / len(labels) for own in (scores.argmax(1), labels))
+    return float((answers * asked).sum())
+
+
+def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> Iterator[tuple[str, BoolArray]]:
+    """What else could be meant, and which answers are right with it."""
+    for shift in (1, -1):
+        right = _right(scores, labels - shift)
+        yield f"labels are off by one: with {'1 less' if shift > 0 else '1 more'} it is right on {right.mean():.1%}", right
+    port = part.ports[0]
+    if len(part.ports) != 1 or part.axis != 1 or port.shape is None or len(port.shape) != 4 or port.shape[1] != 3:
+        return
+    for words, change in CHANGES.items():
+        try:
+            right = _right(outputs(model, _changed(part, port.name, change))[0], labels)
+        except SfpError:
+            continue
+        yield f"{words} it is right on {right.mean():.1%}", right
+
+
+def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Mapping[str, Array], int]]:
+    for feeds, count in part.batches():
+        array: FloatArray | Array = feeds[name]
+        with np.errstate(all="ignore"):  # a wrong guess may overflow
+            changed = np.ascontiguousarray(change(array)).astype(array.dtype)
+        yield {name: changed}, count

@@ -1,0 +1,346 @@
+"""Measure models on data: accuracy, agreement with the first model, divergence, size and latency."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import graph
+from .core.errors import DataError, OptionError
+from .core.system import user_function
+from .core.types import Array, BoolArray, Evaluation, FloatArray, IntArray, Size
+from .coupling.analysis import ModelSource, Progress, inspect, load, silent
+from .data.dataset import Dataset
+from .graph.model import Model, inputs, serialized
+from .graph.save import file_bytes
+from .planning import bounds, parse_target, show
+from .runtime import latencies, open_session
+
+LATENCY_REPEATS = 50
+
+
+@dataclass
+class Answers:
+    """Running sums of one model against the reference model; mergeable by addition."""
+
+    samples: int = 0
+    right: int = 0
+    agree: int = 0
+    divergence: float = 0.0
+    squared_error: float = 0.0
+    squared_reference: float = 0.0
+
+
+def add(answers: Answers, found: Sequence[Array], reference: Sequence[Array], labels: IntArray | None, count: int, batch: int) -> None:
+    """Add one batch, of which the first ``count`` rows are samples.
+
+    Classification figures use the first output; the relative error runs over all floating outputs.
+
+    Raises:
+        DataError: an output has another shape than that of the reference.
+    """
+    first, other = found[0][:count], reference[0][:count]
+    answers.samples += count
+    for own, original in zip(found, reference, strict=True):
+        if own.dtype.kind == "f":
+            rows = slice(count if len(own.shape) and len(own) == batch else None)  # without padding
+            if own.shape != original.shape:
+                raise DataError(f"outputs of shape {list(own.shape)} cannot be compared with {list(original.shape)} of the first model")
+            a, b = own[rows].astype(np.float64), original[rows].astype(np.float64)
+            answers.squared_error += float(((a - b) ** 2).sum())
+            answers.squared_reference += float((b**2).sum())
+    if not is_classifier(first, count):
+        return
+    answers.agree += int((first.argmax(1) == other.argmax(1)).sum())
+    p, q = log_probabilities(other), log_probabilities(first)
+    answers.divergence += float((np.exp(p) * (p - q)).sum())
+    if labels is not None:
+        answers.right += int((first.argmax(1) == labels).sum())
+
+
+def measure(
+    models: Sequence[Model],
+    batches: Iterable[tuple[Mapping[str, Array], int]],
+    labels: IntArray | None,
+    threads: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[Answers], bool, Mapping[str, Array]]:
+    """Run all models over the data once.
+
+    Returns sums per model, whether the first output is that of a classifier, and the first batch (for timing).
+
+    Raises:
+        DataError: the models have other inputs or outputs than the first.
+    """
+    _same_interface(models)
+    sessions = [open_session(serialized(model), model.weights, model.name, threads=threads) for model in models]
+    names = [port.name for port in graph.outputs(models[0])]
+    answers = [Answers() for _ in models]
+    first_feeds: Mapping[str, Array] = {}
+    classifier, start = False, 0
+    for feeds, count in batches:
+        results = [session.run(feeds, names) for session in sessions]
+        if not first_feeds:
+            first_feeds = feeds
+            classifier = is_classifier(results[0][0][:count], count)
+        own_labels = None if labels is None else labels[start : start + count]
+        for own, result in zip(answers, results, strict=True):
+            add(own, result, results[0], own_labels, count, len(next(iter(feeds.values()))))
+        start += count
+        progress(count)
+    return answers, classifier, first_feeds
+
+
+def time_models(models: Sequence[Model], feeds: Mapping[str, Array], threads: int, repeats: int = LATENCY_REPEATS) -> list[list[float]]:
+    """Seconds per run of each model, interleaved."""
+    sessions = [open_session(serialized(model), model.weights, model.name, threads=threads) for model in models]
+    return latencies(sessions, feeds, repeats)
+
+
+def _same_interface(models: Sequence[Model]) -> None:
+    first = ([port.name for port in inputs(models[0])], [port.name for port in graph.outputs(models[0])])
+    for model in models[1:]:
+        own = ([port.name for port in inputs(model)], [port.name for port in graph.outputs(model)])
+        if own != first:
+            raise DataError(f"{model.name}: inputs and outputs {own} differ from those of {models[0].name}: {first}")
+
+
+def summarize(
+    name: str, answers: Answers, size: Size, times: tuple[Sequence[float], Sequence[float]] | None, known: tuple[bool, bool]
+) -> Evaluation:
+    """Figures of one model. ``times`` are its seconds and those of the reference; ``known`` is (classifier, labels given)."""
+    classifier, labels = known
+    samples = answers.samples
+    return Evaluation(
+        model=name,
+        samples=samples,
+        top1=answers.right / samples if classifier and labels else None,
+        agreement=answers.agree / samples if classifier else None,
+        kl=answers.divergence / samples if classifier else None,
+        relative_error=float(np.sqrt(answers.squared_error / answers.squared_reference)) if answers.squared_reference else None,
+        size=size,
+        latency_min_ms=None if times is None else min(times[0]) * 1e3,
+        latency_median_ms=None if times is None else float(np.median(times[0])) * 1e3,
+        latency_ratio=None if times is None else min(times[0]) / min(times[1]),
+    )
+
+
+# ---- what the first output of a classifier says ----------------------------------------------------------------------
+
+LEAST = 1e-12  # probabilities below are taken as this
+
+
+def is_classifier(output: Array, samples: int) -> bool:
+    """One row of at least two class scores per sample."""
+    return output.dtype.kind == "f" and output.ndim == 2 and output.shape[0] == samples and output.shape[1] > 1
+
+
+def log_probabilities(output: Array, temperature: float = 1.0) -> FloatArray:
+    """Log of softmax(z / T) along the last axis, in float64, of logits z; rows that are probabilities already are taken as softmax(z)."""
+    scores = output.astype(np.float64)
+    if scores.size and (scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-3):
+        scores = np.log(np.maximum(scores, LEAST))
+    scores = scores / temperature
+    scores = scores - scores.max(-1, keepdims=True)
+    normalised: FloatArray = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    return normalised
+
+
+# ---- what a model is worth on data -----------------------------------------------------------------------------------
+
+Metric = Callable[[Sequence[Array], "IntArray | None", Sequence[Array]], float]
+"""(outputs, labels, outputs of the original) -> value, larger is better; the first axis of all runs over the samples."""
+
+
+def outputs(model: Model, batches: Iterable[tuple[Mapping[str, Array], int]]) -> list[Array]:
+    """All outputs of a model on (inputs, number of real samples), joined along the first axis.
+
+    Raises:
+        ModelError: onnxruntime cannot run it. DataError: an output has no sample axis.
+    """
+    session = open_session(serialized(model), model.weights, model.name)
+    names = [port.name for port in graph.outputs(model)]
+    parts: list[list[Array]] = [[] for _ in names]
+    for feeds, count in batches:
+        size = len(next(iter(feeds.values())))
+        for own, value, name in zip(parts, session.run(feeds, names), names, strict=True):
+            if not value.ndim or len(value) != size:
+                raise DataError(f"{model.name}: output '{name}' of shape {list(value.shape)} has no axis for the {size} samples of a batch")
+            own.append(value[:count])
+    return [np.concatenate(own) for own in parts]
+
+
+def right(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:
+    """Which samples have their largest class score at their label."""
+    assert labels is not None
+    return np.asarray(found[0].argmax(1) == labels)
+
+
+def same(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:
+    """Which samples get the same class as from the original."""
+    return np.asarray(found[0].argmax(1) == original[0].argmax(1))
+
+
+EACH: Mapping[str, Callable[[Sequence[Array], IntArray | None, Sequence[Array]], BoolArray]]
+EACH = {"top-1": right, "agreement with the original": same}
+"""The metrics that are shares of samples, as one value per sample."""
+
+
+def _share(name: str) -> Metric:
+    return lambda found, labels, original: float(EACH[name](found, labels, original).mean())
+
+
+def metric_for(name: str | None, labelled: bool, original: Sequence[Array]) -> tuple[str, Metric]:
+    """The metric of a name ``module:function`` (``function(outputs, labels) -> float``), else top-1 with labels, else agreement.
+
+    ``original`` are the outputs of the original model.
+
+    Raises:
+        OptionError: the function cannot be imported, or the model is no classifier and no function is given.
+    """
+    if name is not None:
+        return name, _imported(name)
+    first = original[0]
+    if first.dtype.kind != "f" or first.ndim != 2 or first.shape[1] < 2:
+        shape = list(first.shape)
+        raise OptionError(f"--max-drop: the first output, of shape {shape}, has no row of class scores per sample. Give --metric.")
+    own = "top-1" if labelled else "agreement with the original"
+    return own, _share(own)
+
+
+def _imported(name: str) -> Metric:
+    module, colon, attribute = name.partition(":")
+    if not colon or not module or not attribute:
+        raise OptionError(f"--metric '{name}': expected module:function")
+    function = user_function(name, f"--metric '{name}'")
+
+    def metric(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> float:
+        try:
+            value = float(function(list(found), labels))
+        except Exception as error:  # whatever the user's function raises
+            raise OptionError(f"--metric '{name}' failed: {type(error).__name__}: {error}") from error
+        if not np.isfinite(value):
+            raise OptionError(f"--metric '{name}' gave {value}; expected a finite number, larger for better")
+        return value
+
+    return metric
+
+
+def parse_drop(text: str) -> float:
+    """Read ``1%`` or ``0.01``: how much a metric may fall, in its own unit (shares for top-1).
+
+    Raises:
+        OptionError: not a number from 0 up to 1 (100 %).
+    """
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise OptionError(f"--max-drop '{text}': expected 1% or 0.01")
+    return value
+
+
+# ---- measure models on data ------------------------------------------------------------------------------------------
+
+def evaluate(
+    models: Iterable[ModelSource], data: Dataset, latency: bool = True, threads: int = 0, progress: Progress = silent
+) -> list[Evaluation]:
+    """Measure models on the same data; the first is the reference.
+
+    Raises:
+        ModelError, DataError: a model or the data cannot be used, labels out of range.
+    """
+    loaded = [load(model) for model in models]
+    analyses = [inspect(model, data=data) for model in loaded]
+    with progress("evaluating", data.samples) as advance:
+        answers, classifier, feeds = measure(loaded, data.batches(), data.labels, threads, advance)
+    times = time_models(loaded, feeds, threads) if latency else None
+    found = []
+    for index, (model, analysis, own) in enumerate(zip(loaded, analyses, answers, strict=True)):
+        size = replace(analysis.size(), bytes=file_bytes(model))
+        timing = None if times is None else (times[index], times[0])
+        found.append(summarize(model.name, own, size, timing, (classifier, data.labels is not None)))
+    return found
+
+
+# ---- is a model still as good as it was? figures against a baseline --------------------------------------------------
+
+Verdict = tuple[str, bool, str]
+"""(what was checked, whether it holds, what was expected and found)."""
+SIZES = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
+
+
+def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:
+    """Figures of the last model of a manifest (made with --test-data) or of what `evaluate --json` printed, and the data's SHA-256.
+
+    Raises:
+        OptionError: unreadable, or without figures.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        figures = data["evaluation"] if isinstance(data, dict) else data
+        if not figures:
+            raise OptionError(f"{path}: no accuracy in it. Write the manifest with --test-data, or give what `evaluate --json` prints.")
+        last = dict(figures[-1])
+        for key in ("top1", "agreement", *SIZES):
+            value = last["size"][key] if key in SIZES else last[key]
+            if value is not None and not isinstance(value, (int, float)):
+                raise ValueError(f"'{key}' is no number")
+        test = data.get("test_data") if isinstance(data, dict) else None
+        return last, (test or {}).get("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise OptionError(f"{path}: cannot read the baseline: {error}. Expected a manifest, or what `evaluate --json` prints.") from error
+
+
+def against(own: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
+    """A model against a baseline: accuracy may fall by ``limit``, MACs, parameters and bytes may not rise.
+
+    ``alone``: no original was measured beside it, so that agreement means nothing.
+
+    Raises:
+        OptionError: nothing can be compared.
+    """
+    found = _drop(own, base, limit, alone)
+    for key, name in SIZES.items():
+        before, now = base["size"][key], getattr(own.size, key)
+        if before is not None and now is not None:
+            found.append((name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
+    return found
+
+
+def dropped(results: Sequence[Evaluation], limit: float) -> list[Verdict]:
+    """The last model against the first."""
+    return _drop(results[-1], asdict(results[0]), limit, len(results) < 2)
+
+
+def _drop(own: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
+    for key, name in (("top1", "top-1"), ("agreement", "agreement with the original")):
+        before, now = base[key], getattr(own, key)
+        if before is not None and now is not None and not (key == "agreement" and alone):
+            text = f"{now:.2%} on {own.samples} samples (baseline {before:.2%}, may fall by {limit:.2%})"
+            return [(name, before - now <= limit + 1e-12, text)]
+    raise OptionError("there is no accuracy to compare: give labels, or the original before the model (then their agreement is compared)")
+
+
+def reached(results: Sequence[Evaluation], targets: Sequence[str]) -> list[Verdict]:
+    """Targets of the last model, with the first as the original.
+
+    Raises:
+        OptionError: a target that `evaluate` does not measure.
+    """
+    values = [{"macs": own.size.macs, "params": own.size.params, "size": own.size.bytes or 0} for own in (results[0], results[-1])]
+    parsed = [parse_target(text) for text in targets]
+    for target in parsed:
+        if target.what not in values[0]:
+            raise OptionError(f"--target {target.what}: evaluate checks macs, params and size")
+    before, now = ({key: float(value) for key, value in own.items()} for own in values)
+    return [
+        (f"target {what}", now[what] <= bound, f"{show(what, now[what])} (at most {show(what, bound)})")
+        for what, bound in bounds(parsed, before).items()
+    ]

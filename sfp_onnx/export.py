@@ -1,0 +1,247 @@
+"""A finished model in the forms that small devices take: half-precision weights, 8-bit integers, onnxruntime's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from .core import system
+from .core.errors import OptionError, OutputError, VerificationError
+from .core.types import Array
+from .coupling.analysis import Analysis
+from .data.dataset import Dataset
+from .evaluation import Answers, add, is_classifier
+from .graph.load import load
+from .graph.model import Model, outputs, serialized
+from .graph.save import atomic, check_output, file_bytes, save, to_proto
+from .graph.storage import half_weights
+from .runtime import Session, latencies, open_session, quantize, save_ort
+
+QUANTIZERS = ("int8",)
+
+
+@dataclass(frozen=True)
+class OrtFile:
+    """A model in onnxruntime's format, and the operators and types that a reduced build of onnxruntime needs for it.
+
+    Unlike everything else here, ``data`` may differ from run to run: onnxruntime writes some of its tables in an order left to chance.
+    """
+
+    data: bytes
+    operators: str
+
+    def save(self, path: Path, inputs: Iterable[Path] = ()) -> tuple[Path, Path]:
+        """Write ``path`` and, beside it, its configuration of operators, atomically.
+
+        Raises:
+            OutputError: a path cannot be written.
+        """
+        paths = (path, operators_path(path))
+        for own in paths:
+            check_output(own, inputs)
+        try:
+            with atomic(*paths) as streams:
+                for stream, content in zip(streams, (self.data, self.operators.encode()), strict=True):
+                    stream.write(content)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+        return paths
+
+
+def operators_path(path: Path) -> Path:
+    """Where the configuration of operators goes, by onnxruntime's convention."""
+    return path.with_suffix(".required_operators_and_types.config")
+
+
+def halved(model: Model) -> tuple[Model, Model, str]:
+    """The model with float16 weights, the same with the rounded weights as float32, and what to tell the user.
+
+    Raises:
+        OptionError: no weight can be stored so.
+    """
+    small, rounded, left = half_weights(model)
+    if len(small.weights) == len(left) or small.proto == model.proto:
+        raise OptionError("--half: the model has no float32 weights of more than 1 KiB that float16 can hold")
+    said = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
+    return small, rounded, f"half: weights are stored as float16 and computed with as float32{said}"
+
+
+def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Model:
+    """The model on 8-bit integers: static (QuantizeLinear/DequantizeLinear, ranges from ``batches``) or, without data, dynamic.
+
+    Raises:
+        ModelError: onnxruntime cannot quantise it.
+    """
+    with TemporaryDirectory(dir=system.folder()) as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        save(replace(model, source=None, files=()), source)
+        quantize(source, target, batches, model.name)
+        found = load(target)
+        weights = {name: array.copy() for name, array in found.weights.items()}  # the files go
+    return replace(found, weights=weights, source=model.source, files=model.files, edited=True)
+
+
+def ort_file(model: Model) -> OrtFile:
+    """The model in onnxruntime's format, optimised for any processor.
+
+    Raises:
+        ModelError: over 2 GB, or onnxruntime cannot convert it.
+    """
+    proto = to_proto(model)
+    with TemporaryDirectory(dir=system.folder()) as folder:
+        path = Path(folder) / "model.ort"
+        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name)
+        return OrtFile(path.read_bytes(), operators)
+
+
+# ---- half precision --------------------------------------------------------------------------------------------------
+
+CALIBRATED = 512  # samples that ranges are taken from
+REPEATS = 30
+# Largest relative error (root mean square) to what the step started from; integers are judged by the user, by the table.
+TOLERANCES = {"half": 1e-2, "ort": 1e-2}
+
+
+@dataclass(frozen=True)
+class PackagingOptions:
+    """Which forms are wanted: ``half`` weights, ``quantize`` ("int8" or None), onnxruntime's format ``ort``."""
+
+    half: bool = False
+    quantize: str | None = None
+    ort: bool = False
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is to be done."""
+        return self.half or self.quantize is not None or self.ort
+
+
+@dataclass(frozen=True)
+class Step:
+    """One form of the model. ``agreement`` and ``relative_error`` are to the pruned model, ``latency_ratio`` to the original, from
+    minima of interleaved runs."""
+
+    name: str
+    bytes: int
+    samples: int
+    top1: float | None
+    agreement: float | None
+    relative_error: float | None
+    latency_ms: float
+    latency_ratio: float
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """The last ONNX form of the model, its form for onnxruntime (if asked for), and what every step gave."""
+
+    model: Model
+    ort: OrtFile | None
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def figures(self) -> list[dict[str, Any]]:
+        """For the manifest."""
+        return [asdict(step) for step in self.steps]
+
+
+def package(
+    analysis: Analysis, pruned: Model, options: PackagingOptions, data: Dataset | None = None, judge: Dataset | None = None
+) -> Packaged:
+    """Make the wanted forms of a pruned model and measure them.
+
+    Args:
+        data: calibration data, for the ranges of static quantisation (without them it is dynamic).
+        judge: data to measure on (default: ``data``, else the random inputs of the analysis).
+
+    Raises:
+        OptionError: unknown quantiser, or no weights to halve. ModelError: onnxruntime cannot make a form.
+        VerificationError: a form is not finite or too far from what it was made of.
+    """
+    if options.quantize not in (None, *QUANTIZERS):
+        raise OptionError(f"unknown quantiser '{options.quantize}'. Known: {', '.join(QUANTIZERS)}")
+    models = {"original": analysis.model, "pruned": pruned}
+    plain, last, notes = pruned, pruned, []
+    if options.half:
+        last, plain, said = halved(pruned)
+        models["half"] = last
+        notes.append(said)
+    if options.quantize:
+        last = models[options.quantize] = quantized(plain, None if data is None else _feeds(data))
+        ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
+        rounded = "; made from the weights rounded to float16" if options.half else ""
+        notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
+    made = ort_file(last) if options.ort else None
+    if made and options.half and not options.quantize:
+        notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
+    sessions = [open_session(serialized(own), own.weights, own.name) for own in models.values()]
+    sizes = [file_bytes(own) for own in models.values()]
+    names = list(models)
+    if made:
+        sessions.append(open_session(made.data, {}, "the .ort file"))
+        sizes.append(len(made.data))
+        names.append("ort")
+    used = judge or data
+    steps = _measured(analysis, list(zip(names, sizes, strict=True)), sessions, used)
+    where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
+    notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
+    return Packaged(last, made, steps, tuple(notes))
+
+
+def _feeds(data: Dataset) -> Iterator[Mapping[str, Array]]:
+    """Whole batches of at most `CALIBRATED` samples."""
+    batches = islice(data.batches(), max(1, -(-CALIBRATED // data.batch)))
+    return (feeds for feeds, _ in batches)
+
+
+def _measured(
+    analysis: Analysis, forms: Sequence[tuple[str, int]], sessions: Sequence[Session], data: Dataset | None
+) -> tuple[Step, ...]:
+    batches: Iterable[tuple[Mapping[str, Array], int]]
+    batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
+    labels = data.labels if data else None
+    names = [port.name for port in outputs(analysis.model)]
+    answers, parents = [Answers() for _ in forms], [Answers() for _ in forms]
+    first: Mapping[str, Array] = {}
+    start, classifier = 0, False
+    for feeds, count in batches:
+        found = [session.run(feeds, names) for session in sessions]
+        if not first:
+            first, classifier = feeds, is_classifier(found[0][0][:count], count)
+        own_labels = None if labels is None else labels[start : start + count]
+        rows = len(next(iter(feeds.values())))
+        for index, result in enumerate(found):
+            add(answers[index], result, found[1], own_labels, count, rows)
+            add(parents[index], result, found[max(index - 1, 0)], None, count, rows)
+        start += count
+    for (name, _), parent in zip(forms[2:], parents[2:], strict=True):
+        _check(name, _error(parent))
+    times = [min(own) * 1e3 for own in latencies(sessions, first, REPEATS)]
+    return tuple(
+        Step(
+            name, size, own.samples, own.right / own.samples if classifier and labels is not None else None,
+            own.agree / own.samples if classifier else None, _error(own), time, time / times[0],
+        )
+        for (name, size), own, time in zip(forms, answers, times, strict=True)
+    )  # fmt: skip
+
+
+def _error(answers: Answers) -> float | None:
+    return float(np.sqrt(answers.squared_error / answers.squared_reference)) if answers.squared_reference else None
+
+
+def _check(name: str, error: float | None) -> None:
+    """Refuse a form that is not finite or too far from what it was made of."""
+    allowed = TOLERANCES.get(name, float("inf"))
+    if error is not None and not (np.isfinite(error) and error <= allowed):
+        raise VerificationError(
+            f"step '{name}': relative error {error:.3g} to the model that it was made from, allowed {allowed:g}. Nothing was written. "
+            f"Leave this step out."
+        )

@@ -1,0 +1,190 @@
+"""A part of a model as a model of its own: the nodes between some tensors and others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+
+from ..core.types import Array, Node
+from .model import Model, Prepared, annotate, make_initializer, nodes
+
+Shape = Sequence[int | str | None] | None
+
+
+def between(graph: Sequence[Node], inputs: Collection[str], outputs: Sequence[str]) -> list[int]:
+    """Indices of the nodes that compute ``outputs`` from ``inputs`` (and from the model's own inputs, where those lead further)."""
+    made_by = {name: node for node in graph for name in node.outputs if name}
+    needed: set[int] = set()
+    waiting = [name for name in outputs if name not in inputs]
+    while waiting:
+        node = made_by.get(waiting.pop())
+        if node is not None and node.index not in needed:
+            needed.add(node.index)
+            waiting += [name for name in (*node.inputs, *node.captures) if name and name not in inputs]
+    return sorted(needed)
+
+
+def segment(
+    model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], every: Sequence[Node] | None = None
+) -> Model:
+    """The part of a model that computes ``outputs`` from ``inputs``.
+
+    Args:
+        inputs: (dtype, shape) of tensors to be fed; a shape may hold names for dynamic dimensions, or be None. Inputs of the
+            model itself that are still needed are added, as the model declares them.
+        outputs: dtype of each tensor that is wanted.
+        every: the nodes of the model, if they are at hand.
+    """
+    known = nodes(model) if every is None else every
+    wanted = between(known, inputs, list(outputs))
+    kept = [model.proto.graph.node[index] for index in wanted]
+    read = {name for index in wanted for name in (*known[index].inputs, *known[index].captures)} | set(outputs)
+    proto = onnx.ModelProto(ir_version=model.proto.ir_version)
+    proto.opset_import.extend(model.proto.opset_import)
+    graph = proto.graph
+    graph.name = model.proto.graph.name or "segment"
+    graph.node.extend(kept)
+    graph.initializer.extend(tensor for tensor in model.proto.graph.initializer if tensor.name in read and tensor.name not in inputs)
+    graph.sparse_initializer.extend(own for own in model.proto.graph.sparse_initializer if own.values.name in read)
+    held = {tensor.name for tensor in graph.initializer}
+    graph.input.extend(_port(name, dtype, shape) for name, (dtype, shape) in inputs.items() if name in read)
+    graph.input.extend(item for item in model.proto.graph.input if item.name in read and item.name not in inputs and item.name not in held)
+    if proto.ir_version < 4:  # initializers must be inputs too
+        graph.input.extend(onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims) for item in graph.initializer)
+    graph.output.extend(_port(name, dtype, None) for name, dtype in outputs.items())
+    weights = {name: array for name, array in model.weights.items() if name in held}
+    return replace(model, proto=proto, weights=weights, edited=True)
+
+
+def _port(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
+
+
+def with_constants(model: Model, values: Mapping[str, Array]) -> Model:
+    """The model with other values for some of its initializers (of the same shape and type; names it does not have are ignored)."""
+    present = {tensor.name: index for index, tensor in enumerate(model.proto.graph.initializer)}
+    changed = {name: array for name, array in values.items() if name in present}
+    if not changed:
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    weights = dict(model.weights)
+    for name, array in changed.items():
+        tensor = proto.graph.initializer[present[name]]
+        if name in weights:
+            weights[name] = array
+        else:
+            fresh = onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
+            annotate(fresh, tensor)
+            tensor.CopyFrom(fresh)
+    return replace(model, proto=proto, weights=weights, edited=True)
+
+
+# ---- the part of a graph that computes sizes -------------------------------------------------------------------------
+
+# What gives another result every time, or is no tensor.
+UNSTEADY = frozenset(
+    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli Dropout If Loop Scan Optional "
+    "SequenceEmpty".split()
+)
+
+
+def asks_shape(node: Node) -> bool:
+    """Whether an operator reads only the shape of its input, so that its result is known without data."""
+    return node.op in ("Shape", "Size") and not node.domain
+
+
+def from_constants(nodes: Iterable[Node], constants: Iterable[str]) -> set[str]:
+    """Tensors that are a function of constants alone, such as dequantised weights."""
+    known = set(constants)
+    for node in nodes:
+        if node.op not in UNSTEADY and not node.captures and all(name in known for name in node.inputs if name):
+            known.update(name for name in node.outputs if name)
+    return known
+
+
+def shape_program(prepared: Prepared, wanted: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Model, dict[str, Array]]:
+    """A model that computes ``wanted`` from the results of all shape queries, and those results for ``shapes``."""
+    needed, nodes, feeds = set(wanted), [], dict[str, Array]()
+    for node, view in zip(reversed(prepared.model.proto.graph.node), reversed(prepared.nodes), strict=True):
+        if not needed & set(node.output):
+            continue
+        if asks_shape(view):
+            feeds[node.output[0]] = _answer(view.op, view.attributes, shapes[node.input[0]])
+        else:
+            nodes.append(node)
+            needed.update(node.input)
+    return _part(prepared.model, nodes[::-1], needed, feeds, wanted), feeds
+
+
+def constant_program(model: Model, wanted: str) -> Model:
+    """A model without inputs that computes a tensor which is a function of constants alone."""
+    needed, nodes = {wanted}, []
+    for node in reversed(model.proto.graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    return _part(model, nodes[::-1], needed, {}, [wanted])
+
+
+def _part(model: Model, nodes: Sequence[onnx.NodeProto], needed: set[str], feeds: Mapping[str, Array], wanted: Sequence[str]) -> Model:
+    source = model.proto
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source)
+    for field in ("node", "input", "output", "initializer", "value_info", "sparse_initializer", "quantization_annotation"):
+        proto.graph.ClearField(field)
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in needed)
+    for name, array in feeds.items():
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, array.shape))
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    return replace(model, proto=proto, weights={name: array for name, array in model.weights.items() if name in needed})
+
+
+def _answer(op: str, attributes: Mapping[str, int], shape: Sequence[int]) -> Array:
+    if op == "Size":
+        return np.asarray(prod(shape), np.int64)
+    return np.asarray(list(shape)[slice(attributes.get("start", 0), attributes.get("end"))], np.int64)
+
+
+# ---- models that exist to be timed -----------------------------------------------------------------------------------
+
+OPSET, IR = 13, 7
+
+
+def conv_chain(width: int, layers: int = 4, side: int = 14) -> Model:
+    """``layers`` 3x3 convolutions, width -> width, on a 1 x width x side x side input ``x``, and a global mean as output ``y``."""
+    random = np.random.default_rng(0)
+    nodes, tensors = [], []
+    weights: dict[str, Array] = {}
+    for index in range(layers):
+        kernel = (random.standard_normal((width, width, 3, 3)) / (3 * np.sqrt(width))).astype(np.float32)
+        tensors.append(make_initializer(f"w{index}", kernel, weights))
+        source, made = "x" if index == 0 else f"t{index}", f"t{index + 1}"
+        nodes.append(onnx.helper.make_node("Conv", [source, f"w{index}"], [made], pads=[1] * 4))
+    nodes.append(onnx.helper.make_node("GlobalAveragePool", [f"t{layers}"], ["y"]))
+    ports = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, width, side, side]), ("y", [1, width, 1, 1]))
+    ]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "probe", ports[:1], ports[1:], tensors), opset_imports=[onnx.helper.make_opsetid("", OPSET)]
+    )
+    proto.ir_version = IR
+    return Model(proto, weights, "")
+
+
+def named_by_output(model: Model) -> Model:
+    """The same model with every node named after its first output: names by which onnxruntime's records can be read."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for node in proto.graph.node:
+        node.name = next(iter(filter(None, node.output)), node.name)
+    return replace(model, proto=proto)

@@ -1,0 +1,152 @@
+"""What is known of a device: the channel block of its convolutions, and what each node of one model costs there.
+
+    seconds(widths) = constant + sum over nodes n, kinds k of cost[n][k] * work[n][k](widths)
+
+where work counts elements read, elements written and multiply-accumulates in whole blocks of channels (see `work`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import ProfileError
+from ..core.types import FloatArray
+from ..planning.work import Kind, Terms
+
+FORMAT, VERSION = "sfp_onnx device profile", 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """The staircase of convolutions. ``width`` is the channel block, ``slow`` how many times longer a width takes that is no multiple of
+    4, ``curve`` the measured time per width relative to the widest."""
+
+    width: int
+    slow: float
+    curve: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """Costs of one model on one device.
+
+    ``device`` says which (CPU, onnxruntime, threads, provider); ``batch`` and ``seconds`` are batch size and measured time of the whole
+    original; ``nodes`` maps the first output of a node to its seconds per unit of each `Kind`. ``factor`` brought the sum of nodes to the
+    measured time of whole models; ``error`` is the mean relative error of predictions on ``checked`` models that were not used to fit.
+    ``cut_short`` is the budget (seconds) that kept some models from being timed, 0 if all were.
+    """
+
+    device: Mapping[str, Any]
+    model_sha256: str
+    batch: int
+    seconds: float
+    block: Block
+    constant: float
+    nodes: Mapping[str, tuple[float, ...]]
+    factor: float
+    error: float
+    checked: int
+    cut_short: float = 0.0
+
+
+def to_json(profile: DeviceProfile) -> dict[str, Any]:
+    """A profile as plain data."""
+    return {"format": FORMAT, "version": VERSION, **asdict(profile)}
+
+
+def from_json(data: object, sha256: str | None = None) -> DeviceProfile:
+    """Read a profile from plain data.
+
+    Raises:
+        ProfileError: damaged, or made for another model than ``sha256``.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ProfileError(f'this is not a device profile (no "format": "{FORMAT}"). Make one with `sfp-onnx profile`.')
+    if data.get("version") != VERSION:
+        raise ProfileError(f"the device profile has version {data.get('version')}; this program reads version {VERSION}. Make it again.")
+    try:
+        block = data["block"]
+        width, batch = int(block["width"]), int(data["batch"])
+        numbers = {key: float(data[key]) for key in ("seconds", "constant", "factor", "error")}
+        curve = {str(key): float(value) for key, value in block["curve"].items()}
+        nodes = {str(key): tuple(float(item) for item in value) for key, value in data["nodes"].items()}
+        found = DeviceProfile(
+            device=dict(data["device"]), model_sha256=str(data["model_sha256"]), batch=batch,
+            block=Block(width, float(block["slow"]), curve), nodes=nodes, checked=int(data["checked"]),
+            cut_short=float(data.get("cut_short", 0.0)), **numbers,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise ProfileError(f"the device profile is damaged: {what}. Make it again with `sfp-onnx profile`.") from error
+    values = [*numbers.values(), found.block.slow, *curve.values(), *(item for row in nodes.values() for item in row)]
+    whole = all(len(row) == len(Kind) for row in nodes.values()) and np.isfinite(values).all()
+    if width < 1 or batch < 1 or found.seconds <= 0 or not whole:
+        raise ProfileError("the device profile is damaged: numbers are missing or out of range. Make it again with `sfp-onnx profile`.")
+    if sha256 is not None and found.model_sha256 != sha256:
+        raise ProfileError(
+            f"the device profile was made for another model: its SHA-256 is {found.model_sha256[:12]}..., the model's is {sha256[:12]}.... "
+            "Make it again for this model with `sfp-onnx profile`."
+        )
+    return found
+
+
+def scaled(profile: DeviceProfile, seconds: float) -> DeviceProfile:
+    """The profile of a machine that is in another mood: the original takes ``seconds`` now, and everything else in proportion."""
+    share = seconds / profile.seconds
+    nodes = {name: tuple(share * own for own in row) for name, row in profile.nodes.items()}
+    return replace(profile, seconds=seconds, constant=share * profile.constant, nodes=nodes)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Predicts seconds from a profile."""
+
+    terms: Terms
+    costs: FloatArray
+    constant: float
+    block: Block
+
+    def __call__(self, lengths: FloatArray) -> FloatArray:
+        """Seconds (...) at lengths (..., axes)."""
+        found: FloatArray = self.constant + self.terms.values(lengths, self.block.width, self.block.slow) @ self.costs
+        return found
+
+
+def clock(profile: DeviceProfile, terms: Terms, names: Sequence[str]) -> Clock:
+    """A clock for the terms of the model's nodes; ``names`` are the nodes' first outputs.
+
+    Raises:
+        ProfileError: the profile lacks most of the model's nodes.
+    """
+    missing = [name for name in names if name not in profile.nodes]
+    if len(missing) > len(names) / 2:
+        share = f"{len(missing)} of {len(names)} nodes, such as '{missing[0]}'"
+        raise ProfileError(f"the device profile has no entry for {share}. Make it again.")
+    nothing = (0.0,) * len(Kind)
+    table = np.asarray([profile.nodes.get(name, nothing) for name in names]).reshape(-1, len(Kind))
+    return Clock(terms, table[terms.owner, terms.kind], profile.constant, profile.block)
+
+
+def nonnegative_fit(matrix: FloatArray, values: FloatArray) -> FloatArray:
+    """min over x >= 0 of |matrix x - values|, by trying every set of columns (there are five or fewer).
+
+    Args:
+        matrix: (observations, columns). values: (observations,).
+    """
+    scale = np.abs(matrix).max(0)
+    usable = [column for column in range(matrix.shape[1]) if scale[column] > 0]
+    best, least = np.zeros(matrix.shape[1]), float((values**2).sum())
+    for count in range(1, len(usable) + 1):
+        for chosen in combinations(usable, count):
+            own = matrix[:, chosen] / scale[list(chosen)]
+            found, *_ = np.linalg.lstsq(own, values, rcond=1e-6)
+            rest = float(((own @ found - values) ** 2).sum())
+            if (found >= 0).all() and rest < least * (1 - 1e-9):
+                best, least = np.zeros(matrix.shape[1]), rest
+                best[list(chosen)] = found / scale[list(chosen)]
+    return best

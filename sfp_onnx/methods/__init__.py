@@ -1,0 +1,3 @@
+"""Ways to choose what leaves that register themselves; the core never imports them."""
+
+from . import bandits, dilution, sfp  # noqa: F401  (registration)

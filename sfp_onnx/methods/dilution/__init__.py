@@ -1,0 +1,220 @@
+"""The registry of dilution methods: plain functions from the view of one layer to scores or to a mask."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...core.errors import DataError, OptionError
+from ...core.types import Array, BoolArray, FloatArray
+from .masks import KERNEL, WEIGHT, Ends, KernelView, MethodOptions, Profile, Tile, even_labels, intersect, n_of_m, tile_sums
+
+MethodFunction = Callable[[KernelView, MethodOptions], Array]
+TileFunction = Callable[[MethodOptions], Tile]
+NEEDS = ("activations", "losses", "profiles")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to choose connections.
+
+    ``function`` gives scores per tile (larger = keep; shape as `masks.tile_sums`), or, if the rate is ``fixed`` by the method, a mask per
+    tile. ``needs`` is a subset of `NEEDS`; ``pattern`` shows the numbers that the name takes (``nm:N:M``);
+    ``gated``: the layer is skipped where its labels carry too little signal.
+    """
+
+    name: str
+    function: MethodFunction
+    tile: TileFunction
+    summary: str
+    source: str
+    needs: frozenset[str]
+    fixed: bool
+    pattern: str
+    gated: bool
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers follow the name."""
+        return len(re.findall("[A-Z]", self.pattern))
+
+
+METHODS: dict[str, Method] = {}
+
+
+def whole_kernels(options: MethodOptions) -> Tile:
+    """The unit of most methods: one 2-D kernel (one weight of a matrix)."""
+    return KERNEL
+
+
+def method(
+    name: str, summary: str, source: str, *, tile: TileFunction = whole_kernels, needs: tuple[str, ...] = (), kind: str = "",
+    pattern: str = "",
+) -> Callable[[MethodFunction], MethodFunction]:  # fmt: skip
+    """Register a method; ``kind`` may hold the words "fixed" (the method sets the rate) and "gated"."""
+
+    def register(function: MethodFunction) -> MethodFunction:
+        METHODS[name] = Method(
+            name, function, tile, summary, source, frozenset(needs), "fixed" in kind, pattern, "gated" in kind
+        )
+        return function
+
+    return register
+
+
+def find_method(text: str, seed: int = 0) -> tuple[Method, MethodOptions]:
+    """Read ``l1``, ``nm:2:4``, ``block:1x4``.
+
+    Raises:
+        OptionError: no such method, or its numbers are missing or out of range.
+    """
+    name, *rest = re.split("[:x]", text.strip()) if ":" in text else [text.strip()]
+    if name not in METHODS:
+        raise OptionError(f"unknown dilution method '{text}'. Known: {', '.join(own.pattern or own.name for own in METHODS.values())}")
+    chosen = METHODS[name]
+    if len(rest) != chosen.numbers or not all(item.isdigit() and int(item) > 0 for item in rest):
+        raise OptionError(f"method '{text}': expected {chosen.pattern or chosen.name}" + (" with whole numbers" if chosen.pattern else ""))
+    numbers = tuple(int(item) for item in rest)
+    if name == "nm" and numbers[0] >= numbers[1]:
+        raise OptionError(f"method '{text}': expected nm:N:M with N smaller than M (N of M weights stay)")
+    return chosen, MethodOptions(numbers, seed)
+
+
+# ---- methods that look at weights and activations --------------------------------------------------------------------
+
+def _norms(view: KernelView) -> Array:
+    """||W[o, i]||_2 as (O, I, 1), float64."""
+    return np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL))
+
+
+@method("l1", "kernels of the smallest L1 norm", "Li et al., ICLR 2017, for kernels")
+def l1(view: KernelView, options: MethodOptions) -> Array:
+    """s[o, i] = sum_k |W[o, i, k]|."""
+    return tile_sums(np.abs(view.values), KERNEL)
+
+
+@method("wanda", "kernels of the smallest weight norm times activation RMS", "Sun et al., ICLR 2024", needs=("activations",))
+def wanda(view: KernelView, options: MethodOptions) -> Array:
+    """s[o, i] = ||W[o, i]||_2 rms_i. (The paper ranks the weights of one output; here that is --scope filter.)"""
+    return np.asarray(_norms(view) * view.read_rms[:, :, None])
+
+
+@method(
+    "obs", "kernels that are missed least once the others are re-fitted", "after Hassibi and Stork, NeurIPS 1992",
+    needs=("activations", "losses"),
+)  # fmt: skip
+def obs(view: KernelView, options: MethodOptions) -> Array:
+    """s[o, i] = sqrt(q[o, i] sum_k |W[o, i, k]|), q[o, i] the error without the kernel after a re-fit of the others of its filter.
+
+    The others leave, too, and cannot stand in for it then; the norm tempers q for that (benchmarks/dilution.md). Layers whose q was
+    not measured take `wanda`.
+    """
+    if view.losses is None:
+        return wanda(view, options)
+    return np.asarray(np.sqrt(view.losses[:, :, None] * l1(view, options)))
+
+
+@method("magnitude", "single weights of the smallest magnitude", "Han et al., NeurIPS 2015", tile=lambda options: WEIGHT)
+def magnitude(view: KernelView, options: MethodOptions) -> Array:
+    """s[o, i, k] = |W[o, i, k]|."""
+    return np.abs(view.values.astype(np.float64))
+
+
+@method(
+    "nm", "N of every M consecutive input channels stay", "Mishra et al., arXiv:2104.08378 (2021)",
+    tile=lambda options: WEIGHT, kind="fixed", pattern="nm:N:M",
+)  # fmt: skip
+def semi_structured(view: KernelView, options: MethodOptions) -> Array:
+    """The N largest |W[o, i, k]| of i = cM .. cM + M - 1."""
+    return n_of_m(view.values, options.numbers[0], options.numbers[1])
+
+
+@method(
+    "block", "blocks of A filters x B input channels of the smallest L1 norm", "Narang et al., arXiv:1711.02782 (2017)",
+    tile=lambda options: Tile(options.numbers[0], options.numbers[1]), pattern="block:AxB",
+)  # fmt: skip
+def block(view: KernelView, options: MethodOptions) -> Array:
+    """Sum of |W| over the block, at each kernel position; smaller blocks at the border count their mean as a whole block's."""
+    tile = Tile(options.numbers[0], options.numbers[1])
+    counts = tile_sums(np.ones(view.values.shape), tile)
+    return np.asarray(tile_sums(np.abs(view.values), tile) / counts)
+
+
+@method("random", "random kernels (a control)", "-")
+def random(view: KernelView, options: MethodOptions) -> Array:
+    """Uniform numbers from the seed and the layer's name."""
+    return named_generator(options.seed, view.layer).random((*view.channel.shape, 1))
+
+
+def named_generator(seed: int, name: str) -> np.random.Generator:
+    """The same numbers for a seed and a name, whatever else is drawn."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+# ---- methods that compare what the two ends of a connection stand for ------------------------------------------------
+
+def _ends(view: KernelView) -> Ends:
+    if view.ends is None:
+        raise DataError(f"layer '{view.layer}': no class profiles were measured")
+    return view.ends
+
+
+def _pairs(values: Array, view: KernelView) -> Array:
+    """From (filters, channels) to (O, I, 1): the value of each kernel's own pair."""
+    return np.asarray(values[view.filter, view.channel][:, :, None])
+
+
+@method(
+    "afcc", "kernels between filters without a common label", "Tzach et al., Phys. Rev. E 111, 065307 (2025)",
+    needs=("profiles",), kind="fixed gated",
+)  # fmt: skip
+def afcc(view: KernelView, options: MethodOptions) -> Array:
+    """keep[o, i] = labels of o and labels of i intersect (for a classifier: label o is in a cluster of i)."""
+    ends = _ends(view)
+    return _pairs(intersect(ends.writes.labels, ends.reads.labels), view)
+
+
+@method(
+    "random-afcc", "AFCC with random label sets of the same sizes (its control)", "Tzach et al., Phys. Rev. E 111, 065307 (2025)",
+    needs=("profiles",), kind="fixed gated",
+)  # fmt: skip
+def random_afcc(view: KernelView, options: MethodOptions) -> Array:
+    """AFCC on sets drawn per tensor, so that all layers that meet there see the same ones; class scores keep their labels."""
+    ends = _ends(view)
+    return _pairs(intersect(_shuffled(ends.writes, options.seed), _shuffled(ends.reads, options.seed)), view)
+
+
+def _shuffled(profile: Profile, seed: int) -> BoolArray:
+    if not np.isfinite(profile.snr):
+        return profile.labels
+    return even_labels(profile.labels.sum(1), profile.labels.shape[1], named_generator(seed, profile.name))
+
+
+@method(
+    "soft-afcc", "as obs, and of related filters kernels that inhibit the like-minded or excite the opposed",
+    "ours, after Tzach et al. (2025)", needs=("activations", "losses", "profiles"),
+)  # fmt: skip
+def soft_afcc(view: KernelView, options: MethodOptions) -> Array:
+    """s[o, i] = obs[o, i] (1 + sign(sum_k W[o, i, k]) rho[o, i] / 8), rho: `correlation` of the profiles' evidence.
+
+    Chosen with the re-fit on held-out training images: larger shares of rho, or its size without the sign, help masks that are not
+    re-fitted and harm those that are (benchmarks/dilution.md).
+    """
+    ends = _ends(view)
+    rho = _pairs(correlation(ends.writes.evidence, ends.reads.evidence), view)
+    agreement = np.sign(tile_sums(view.values, KERNEL)) * rho
+    return np.asarray(obs(view, options) * (1 + agreement / 8))
+
+
+def correlation(writes: FloatArray, reads: FloatArray) -> FloatArray:
+    """Correlation over labels of each pair of profiles (O, L) and (I, L): (O, I); 0 for constant profiles."""
+
+    def standard(profiles: FloatArray) -> FloatArray:
+        centred = profiles - profiles.mean(1, keepdims=True)
+        norms = np.linalg.norm(centred, axis=1, keepdims=True)
+        return np.asarray(centred / np.where(norms > 0, norms, 1))
+
+    return np.asarray(standard(writes) @ standard(reads).T)

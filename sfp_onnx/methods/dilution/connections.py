@@ -1,0 +1,366 @@
+"""From a model to views of its layers, from scores to masks, and from masks to a diluted model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ... import graph
+from ...core.errors import OptionError
+from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
+from ...coupling.cost import emptied
+from ...graph.edit import Editor
+from ...graph.extract import with_constants
+from ...graph.model import Constants, Model, Prepared, initializers, serialized
+from ...runtime import open_session
+from . import Method, l1
+from .masks import KERNEL, DilutedLayer, KernelView, MethodOptions, SkippedLayer, keep_by_rank, spread, tile_sums
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that can be diluted: its weight, which axes hold filters and input channels, and what each kernel connects.
+
+    ``channel`` and ``filter`` as in `KernelView`; ``data_axis`` is the axis of the tensor that the layer reads.
+    """
+
+    layer: Layer
+    weight: str
+    axes: tuple[int, int]
+    data_axis: int
+    channel: IntArray
+    filter: IntArray
+
+    @property
+    def name(self) -> str:
+        """Name of the node."""
+        return self.layer.node.name
+
+    @property
+    def site(self) -> tuple[str, int]:
+        """The tensor that the layer reads, and the axis of its channels."""
+        return self.layer.data_name, self.data_axis
+
+    @property
+    def channelwise(self) -> bool:
+        """Whether every filter reads a single channel of its own (depthwise)."""
+        return bool(self.channel.shape[1] == 1 and self.channel.max() > 0) or bool(self.channel.shape[0] == 1 and self.filter.max() > 0)
+
+
+# ---- which layers ----------------------------------------------------------------------------------------------------
+
+
+def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) -> tuple[list[Target], list[SkippedLayer]]:
+    """Layers that can be diluted and match ``pattern`` (a regular expression on names of nodes and weights), and the others that
+    match, with reasons.
+
+    Raises:
+        OptionError: the expression is invalid or matches no layer.
+    """
+    try:
+        wanted = re.compile(pattern or "")
+    except re.error as error:
+        raise OptionError(f"--layers '{pattern}': not a regular expression: {error}") from error
+    held, uses = initializers(prepared.model), _uses(prepared)
+    found: list[Target] = []
+    skipped: list[SkippedLayer] = []
+    for layer in coupling.layers:
+        weight = layer.node.inputs[layer.weight.position] if layer.weight else ""
+        if not (wanted.search(layer.node.name) or (weight and wanted.search(weight))):
+            continue
+        reason = _refusal(layer, weight, held, uses)
+        if reason:
+            skipped.append(SkippedLayer(layer.node.name, reason))
+        else:
+            found.append(_target(prepared, layer, weight, held[weight][0]))
+    if not found and not skipped:
+        names = ", ".join(layer.node.name for layer in coupling.layers[:5])
+        raise OptionError(f"--layers '{pattern}' matches no layer with weights. Layers are, for example: {names or 'none'}")
+    return found, skipped
+
+
+def _uses(prepared: Prepared) -> dict[str, int]:
+    found: dict[str, int] = {port.name: 2 for port in graph.outputs(prepared.model)}
+    for node in prepared.nodes:
+        for name in node.inputs:
+            found[name] = found.get(name, 0) + 1
+        for name in node.captures:
+            found[name] = found.get(name, 0) + 2
+    return found
+
+
+def _refusal(layer: Layer, weight: str, held: Mapping[str, tuple[tuple[int, ...], object]], uses: Mapping[str, int]) -> str:
+    if layer.weight is None or weight not in held:
+        return "it has no constant weight"
+    shape, dtype = held[weight]
+    if np.dtype(dtype).kind != "f":  # type: ignore[call-overload]
+        return f"its weight is {np.dtype(dtype).name}, not floating point"  # type: ignore[call-overload]
+    if len(shape) < 2 or (len(shape) > 2 and (layer.weight.out_axis > 1 or layer.weight.in_axis > 1)):
+        return f"its weight of shape {list(shape)} is neither a matrix nor that of a convolution"
+    if uses.get(weight, 0) > 1:
+        return f"its weight '{weight}' is read elsewhere, too"
+    return ""
+
+
+def _target(prepared: Prepared, layer: Layer, weight: str, shape: tuple[int, ...]) -> Target:
+    assert layer.weight is not None
+    out_axis = layer.weight.out_axis if layer.weight.out_axis < 2 else 0
+    axes = (out_axis, 1 - out_axis)
+    outputs, inputs = shape[axes[0]], shape[axes[1]]
+    groups = int(layer.node.attributes.get("group", 1)) if len(shape) > 2 else 1
+    data = prepared.trace.shapes[layer.data_name]
+    if len(shape) == 2 and (not layer.data_axis < len(data) or data[layer.data_axis] != inputs or not len(layer.source)):
+        fitting = [at for at, size in enumerate(data) if size == inputs]
+        data_axis = layer.data_axis if len(layer.source) else max(fitting, default=len(data) - 1)
+    else:
+        data_axis = layer.data_axis
+    rows, columns = np.arange(outputs)[:, None], np.arange(inputs)[None, :]
+    if out_axis == 0:  # filters of all groups, channels of one
+        channel, made = rows // max(1, outputs // groups) * inputs + columns, rows + 0 * columns
+    else:  # transposed: channels of all groups, filters of one
+        channel, made = columns + 0 * rows, columns // max(1, inputs // groups) * outputs + rows
+    return Target(layer, weight, axes, data_axis, channel, made)
+
+
+# ---- views -----------------------------------------------------------------------------------------------------------
+
+
+def as_kernels(weight: Array, axes: tuple[int, int]) -> Array:
+    """The weight as (O, I, K)."""
+    moved = np.moveaxis(weight, axes, (0, 1))
+    return moved.reshape(*moved.shape[:2], -1)
+
+
+def as_weight(kernels: Array, axes: tuple[int, int], shape: Sequence[int]) -> Array:
+    """(O, I, K) in the layout of a weight of that shape."""
+    rest = [size for axis, size in enumerate(shape) if axis not in axes]
+    return np.ascontiguousarray(np.moveaxis(kernels.reshape(*kernels.shape[:2], *rest), (0, 1), axes))
+
+
+def layer_views(
+    model: Model, found: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[tuple[str, int], FloatArray]
+) -> Iterator[KernelView]:
+    """One view per target, without profiles. ``scales`` are those of BatchNormalizations by the tensor they scale, ``rms`` the root
+    mean square per channel of each site."""
+    constants = Constants(model)
+    for target in found:
+        values = as_kernels(constants[target.weight], target.axes).astype(np.float32)
+        scale = scales.get(target.layer.node.outputs[0])
+        if scale is not None and len(scale) == len(values) and target.axes[0] == 0:
+            values = values * np.abs(scale).astype(np.float32)[:, None, None]
+        own = rms.get(target.site)
+        fits = own is not None and len(own) > int(target.channel.max())
+        yield KernelView(target.name, values, target.channel, target.filter, own if fits else None)
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The mask (O, I, K) of one layer and what it removes."""
+
+    mask: BoolArray
+    figures: DilutedLayer
+
+
+def choose(
+    views: Callable[[], Iterator[KernelView]],
+    weights: Mapping[str, str],
+    chosen: tuple[Method, MethodOptions],
+    rate: float,
+    scope: str,
+) -> list[Chosen]:
+    """Masks of all layers. ``views`` is called twice, so that only scores are held for all layers; ``weights`` names the weight of
+    each layer; ``rate`` and ``scope`` (see `masks.keep_by_rank`) do not matter to methods that set the rate."""
+    method, options = chosen
+    tile = method.tile(options)
+    scores = [method.function(view, options) for view in views()]
+    keeps: Sequence[Array] = scores if method.fixed else keep_by_rank(scores, rate, scope)
+    found = []
+    for view, keep in zip(views(), keeps, strict=True):
+        mask = spread(keep, tile, view.values.shape)
+        unit = "kernels" if tile.whole and view.values.shape[2] > 1 else "blocks" if tile.rows * tile.columns > 1 else "weights"
+        found.append(Chosen(mask, _figures(view, weights[view.layer], mask, (unit, keep.size, int((~keep).sum())))))
+    return found
+
+
+def _figures(view: KernelView, weight: str, mask: BoolArray, counts: tuple[str, int, int]) -> DilutedLayer:
+    """What a mask removes, and what kernel L1 would lose at the same number of weights (per layer)."""
+    cost = np.abs(view.values.astype(np.float64)) * view.read_rms[:, :, None]
+    total = float(cost.sum()) or 1.0
+    norms = l1(view, MethodOptions()).reshape(-1)
+    order = np.argsort(norms, kind="stable")[: round(int((~mask).sum()) / mask.shape[2])]
+    lost_l1 = float(tile_sums(cost, KERNEL).reshape(-1)[order].sum()) / total
+    unit, count, removed = counts
+    lost = float(cost[~mask].sum()) / total
+    return DilutedLayer(view.layer, weight, unit, count, removed, mask.size, int((~mask).sum()), lost, lost_l1)
+
+
+def zeroed(model: Model, masks: Mapping[str, BoolArray]) -> Model:
+    """The model with weights set to zero where their mask (of the weight's shape, by name of the initializer) is False."""
+    constants = Constants(model)
+    values = {name: np.where(mask, constants[name], np.zeros((), constants[name].dtype)) for name, mask in masks.items()}
+    return with_constants(model, values)
+
+
+# ---- channels that a dilution left without input or output connections -----------------------------------------------
+
+FLAT = 1e-6
+"""A channel counts as constant if it varies by less than this, relative to its largest value."""
+
+
+@dataclass(frozen=True)
+class Connections:
+    """Per unit: whether any kernel reads it, any kernel makes it, and whether all its readers and makers are plain weighted layers
+    (others, such as grouped convolutions and products of activations, are not judged)."""
+
+    read: BoolArray
+    made: BoolArray
+    plain_readers: BoolArray
+    plain_makers: BoolArray
+
+
+def _through(layer: Layer) -> bool:
+    """A depthwise layer passes units on."""
+    return layer.weight is not None and layer.weight.in_axis == layer.weight.out_axis
+
+
+def _mark(flags: BoolArray, units: IntArray, chosen: BoolArray | bool = True) -> None:
+    own = units[(units >= 0) & chosen]
+    flags[own] = True
+
+
+def connections(model: Model, coupling: Coupling) -> Connections:
+    """Which units still have connections."""
+    read, made, readers, makers, odd_in, odd_out = (np.zeros(coupling.units, bool) for _ in range(6))
+    constants = Constants(model)
+    for layer in coupling.layers:
+        if layer.weight is None or layer.node.inputs[layer.weight.position] not in constants:
+            for units in (layer.source, layer.reads, layer.writes):
+                _mark(odd_in, units)
+                _mark(odd_out, units)
+            continue
+        if _through(layer):
+            continue
+        weight = np.asarray(constants[layer.node.inputs[layer.weight.position]]) != 0
+        for units, axis, used, seen in (
+            (layer.reads, layer.weight.in_axis, read, readers), (layer.writes, layer.weight.out_axis, made, makers),
+        ):  # fmt: skip
+            if len(units):
+                _mark(used, units, weight.any(tuple(other for other in range(weight.ndim) if other != axis)))
+                _mark(seen, units)
+        _mark(odd_in, np.setdiff1d(layer.source, layer.reads))
+        if len(layer.reads) != len(layer.source):
+            _mark(odd_in, layer.reads)
+    return Connections(read, made, readers & ~odd_in, makers & ~odd_out)
+
+
+def unread(model: Model, coupling: Coupling) -> BoolArray:
+    """Units that can be cut because nobody reads them; no tensor is left empty."""
+    ends = connections(model, coupling)
+    dead = ends.plain_readers & ~ends.read
+    for _, units in emptied(coupling, dead):
+        dead[units.min()] = False
+    return dead
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A model whose constant channels are read by nobody. ``zero`` and ``folded`` count units that were constant at zero, and at
+    another value that went into biases; ``left`` are constants that could not be folded."""
+
+    model: Model
+    zero: int
+    folded: int
+    left: int
+
+
+def fold_constants(model: Model, prepared: Prepared, coupling: Coupling, feeds: Sequence[Mapping[str, Array]]) -> Folded:
+    """Take constant channels out of the kernels that read them: with zeros they change nothing, else their contribution goes into the bias.
+
+    ``feeds`` are batches on which the constants are seen.
+    """
+    ends = connections(model, coupling)
+    constant = ends.plain_makers & ~ends.made & ends.plain_readers & ends.read
+    readers = [layer for layer in coupling.layers if layer.weight is not None and not _through(layer) and _has(layer.reads, constant)]
+    if not readers:
+        return Folded(model, 0, 0, 0)
+    values = _values(model, {(layer.data_name, layer.data_axis) for layer in readers}, feeds)
+    flat = {site: _flat(arrays, site[1]) for site, arrays in values.items()}
+    able = constant.copy()
+    nonzero = np.zeros(coupling.units, bool)
+    for layer in readers:
+        level, steady = flat[layer.data_name, layer.data_axis]
+        units = layer.source
+        own = units >= 0
+        able[units[own & ~steady]] = False
+        nonzero[units[own & steady & (level != 0)]] = True
+        if not _foldable(layer, prepared):
+            able[units[own & (level != 0)]] = False
+    if not able.any():
+        return Folded(model, 0, 0, int(constant.sum()))
+    folded = _without(model, readers, able, {site: level for site, (level, _) in flat.items()})
+    return Folded(folded, int((able & ~nonzero).sum()), int((able & nonzero).sum()), int((constant & ~able).sum()))
+
+
+def _has(units: IntArray, flags: BoolArray) -> bool:
+    return bool(flags[units[units >= 0]].any())
+
+
+def _values(model: Model, sites: set[tuple[str, int]], feeds: Sequence[Mapping[str, Array]]) -> dict[tuple[str, int], list[Array]]:
+    editor = Editor(model)
+    names = {site: editor.add_output(editor.tensor(site[0])) for site in sorted(sites)}
+    tapped = editor.finish()
+    session = open_session(serialized(tapped), tapped.weights, model.name)
+    found: dict[tuple[str, int], list[Array]] = {site: [] for site in names}
+    for batch in feeds:
+        for site, value in zip(names, session.run(batch, list(names.values())), strict=True):
+            found[site].append(value)
+    return found
+
+
+def _flat(arrays: Sequence[Array], axis: int) -> tuple[Array, BoolArray]:
+    """Value of each channel, and whether it is the same everywhere in all arrays."""
+    rows = np.concatenate([np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in arrays], axis=1).astype(np.float64)
+    low, high = rows.min(1), rows.max(1)
+    level = rows[:, 0]
+    return level, high - low <= FLAT * np.maximum(np.abs(low), np.abs(high))
+
+
+def _foldable(layer: Layer, prepared: Prepared) -> bool:
+    """Whether a constant input adds the same to every output position, and there is a bias of its own to take it."""
+    node = layer.node
+    held = initializers(prepared.model)
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    padded = any(node.attributes.get("pads", ())) or node.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    scaled = any(node.attributes.get(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    uses = sum(name == bias for own in prepared.nodes for name in (*own.inputs, *own.captures))
+    if layer.weight is None or bias not in held or padded or scaled or uses != 1:
+        return False
+    shape = held[node.inputs[layer.weight.position]][0]
+    outputs = shape[layer.weight.out_axis]
+    return held[bias][0] == (outputs,) and (len(shape) == 2 or layer.weight.out_axis == 0) and node.attributes.get("group", 1) == 1
+
+
+def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Mapping[tuple[str, int], Array]) -> Model:
+    constants = Constants(model)
+    changed: dict[str, Array] = {}
+    for layer in readers:
+        assert layer.weight is not None
+        name, in_axis = layer.node.inputs[layer.weight.position], layer.weight.in_axis
+        columns = np.flatnonzero((layer.reads >= 0) & gone[np.maximum(layer.reads, 0)])
+        weight = np.moveaxis(constants[name].copy(), in_axis, 0)
+        level = levels[layer.data_name, layer.data_axis][columns]
+        if level.any():
+            out_axis = layer.weight.out_axis if layer.weight.out_axis > in_axis else layer.weight.out_axis + 1
+            slices = np.moveaxis(weight[columns].astype(np.float64), out_axis, 1)
+            bias = constants[layer.node.inputs[2]]
+            added = np.einsum("cok,c->o", slices.reshape(*slices.shape[:2], -1), level)
+            changed[layer.node.inputs[2]] = (bias + added).astype(bias.dtype)
+        weight[columns] = 0
+        changed[name] = np.ascontiguousarray(np.moveaxis(weight, 0, in_axis))
+    return with_constants(model, changed)

@@ -1,0 +1,476 @@
+"""How to dilute, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ... import graph
+from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
+from ...core.options import RepairOptions
+from ...core.types import Array, BoolArray, FloatArray, Size
+from ...coupling.analysis import Analysis, ModelSource, Progress, batch_size, describe, feeds_of, inspect, silent
+from ...coupling.trace import random_feeds
+from ...cut import cut
+from ...cut.verify import compare
+from ...data.dataset import Dataset
+from ...graph.model import Constants, Model, initializers, outputs, serialized, tensor_types
+from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto
+from ...repair.lockstep import repair
+from ...report.manifest import versions
+from ...runtime import latencies, open_session
+from ...scores.statistics import calibrate, scales
+from ..sfp.profiles import ProfileOptions
+from . import METHODS, Method, find_method
+from .connections import Target, as_weight, choose, fold_constants, layer_views, targets, unread, zeroed
+from .ends import ends_of, kernel_losses
+from .masks import DilutedLayer, Ends, KernelView, MethodOptions, SkippedLayer
+from .regroup import Grouping, absorbable, blocks, can_group, regrouped
+
+
+@dataclass(frozen=True)
+class DiluteOptions:
+    """How to dilute.
+
+    ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that set it. ``scope``: see `masks.keep_by_rank`.
+    ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with data. ``force``: dilute layers whose
+    labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how the rest is re-fitted.
+    """
+
+    method: str = "obs"
+    rate: float | None = None
+    scope: str = "layer"
+    layers: str | None = None
+    refit: bool | None = None
+    regroup: bool = False
+    force: bool = False
+    seed: int = 0
+    probe: str = "sgd"
+    pool: int = 4
+    repair: RepairOptions = field(default_factory=RepairOptions)
+
+
+@dataclass(frozen=True)
+class Diluted:
+    """The result of `dilute`. ``cut`` units were physically removed; ``checks`` are the relative differences that each exact step
+    (removal of dead channels, regrouping) made."""
+
+    model: Model
+    original: Model
+    options: DiluteOptions
+    layers: tuple[DilutedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    notes: tuple[str, ...]
+    cut: int
+    checks: Mapping[str, float]
+    before: Size
+    after: Size
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path, external: bool | None = None, sparse: bool = False) -> Path:
+        """Write the model atomically; ``sparse``: with sparse initializers where they are smaller."""
+        return save(self.model, path, external, sparse)
+
+    def to_proto(self, sparse: bool = False) -> onnx.ModelProto:
+        """The model as a self-contained ModelProto."""
+        return to_proto(self.model, sparse)
+
+
+def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool = False) -> dict[str, Any]:
+    """Everything needed to check or repeat a dilution, as plain data for JSON. ``output``: where it is (to be) saved, ``sparse`` or not."""
+    digest, size = fingerprint(result.model, output, sparse=sparse) if output else (None, full_size(result.model))
+    return {
+        "format": "sfp_onnx dilution manifest",
+        "version": 1,
+        "versions": versions(),
+        "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": file_bytes(result.original)},
+        "output": {
+            "path": str(output) if output else None,
+            "sha256": digest,
+            "bytes": size,
+        },
+        "options": asdict(result.options),
+        "data": dict(result.data) or None,
+        "before": asdict(result.before),
+        "after": asdict(result.after),
+        "removed_channels": result.cut,
+        "checks": dict(result.checks),
+        "layers": [asdict(item) for item in result.layers],
+        "skipped": [asdict(item) for item in result.skipped],
+        "notes": list(result.notes),
+    }
+
+
+# ---- after the dilution ----------------------------------------------------------------------------------------------
+
+def batches(analysis: Analysis, data: Dataset | None) -> dict[str, Mapping[str, Array]]:
+    """A few inputs to check on: random ones, and calibration data."""
+    feeds = analysis.prepared.feeds
+    found: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), feeds, seed=1)}
+    if data is not None:
+        first = next(iter(data.batches()), None)
+        if first is not None:
+            found["calibration"] = first[0]
+    return found
+
+
+def check(model: Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
+    """Masked weights are zero, outputs are finite.
+
+    Raises:
+        VerificationError: else.
+    """
+    constants = Constants(model)
+    for name, mask in masks.items():
+        if np.any(constants[name][~mask]):
+            raise VerificationError(f"{model.name}: internal error: a masked weight of '{name}' is not zero. Please report it.")
+    session = open_session(serialized(model), model.weights, model.name)
+    for kind, inputs in feeds.items():
+        for port, value in zip(outputs(model), session.run(inputs), strict=True):
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise VerificationError(f"{model.name}: output '{port.name}' of the diluted model is not finite on {kind} input")
+
+
+def finished(result: Diluted, data: Dataset | None, progress: Progress) -> Diluted:
+    """Remove dead channels and regroup."""
+    with progress("removing dead channels", 1) as advance:
+        result = _without_dead(result, data)
+        advance(1)
+    if result.options.regroup:
+        with progress("regrouping", 1) as advance:
+            result = _regrouped(result, data)
+            advance(1)
+    graph.check(result.model)
+    return replace(result, after=inspect(result.model, data=data).size())
+
+
+def _same(before: Model, after: Model, feeds: Mapping[str, Mapping[str, Array]]) -> float:
+    """Largest relative difference between two models that must be equal.
+
+    Raises:
+        VerificationError: they are not.
+    """
+    return max(compare(before, after, tensor_types(before), [], feeds).errors.values(), default=0.0)
+
+
+def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
+    """Fold constant channels, then cut what nobody reads, until nothing is left to do."""
+    model, notes, left, units = result.model, list(result.notes), 0, 0
+    zero = folded = 0
+    checks = dict(result.checks)
+    while True:
+        analysis = inspect(model, data=data)
+        feeds = batches(analysis, data)
+        known = fold_constants(analysis.prepared.model, analysis.prepared, analysis.coupling, list(feeds.values()))
+        dead = unread(known.model, analysis.coupling)
+        if not dead.any():
+            left = known.left
+            break
+        try:
+            smaller = cut(replace(analysis.prepared, model=known.model), analysis.coupling, dead)
+            error = _same(model, smaller, feeds)
+        except (VerificationError, ModelError):
+            notes.append(f"{int(dead.sum())} channels without connections were left: the model would not stay the same without them")
+            break
+        model, units = smaller, units + int(dead.sum())
+        zero, folded = zero + known.zero, folded + known.folded
+        checks["dead channels"] = max(checks.get("dead channels", 0.0), error)
+    if units:
+        notes.append(f"{units} channels without connections were removed ({zero} of them constant at zero, {folded} folded into biases)")
+    if left:
+        notes.append(f"{left} constant channels were left: a padded convolution, or a layer without a bias of its own, reads them")
+    return replace(result, model=model, cut=units, checks=checks, notes=tuple(notes))
+
+
+# ---- regrouping ------------------------------------------------------------------------------------------------------
+
+REPEATS = 30
+FASTER = 0.98
+"""A regrouped model is kept if the median of its interleaved time ratios is under this: less is not told from noise."""
+
+
+def _regrouped(result: Diluted, data: Dataset | None) -> Diluted:
+    names = [item.layer for item in result.layers]
+    model, notes, checks = result.model, list(result.notes), dict(result.checks)
+    connected = []
+    for name in names:
+        analysis = inspect(model, data=data)
+        current = analysis.prepared.model
+        layer = next((own for own in analysis.coupling.layers if own.node.name == name and own.weight is not None), None)
+        if layer is None or layer.weight is None:
+            continue
+        weight = Constants(current)[layer.node.inputs[layer.weight.position]]
+        if not can_group(layer, weight.shape):
+            continue
+        keep: BoolArray = (weight != 0).reshape(*weight.shape[:2], -1).any(2)
+        options = blocks(keep)
+        if not options:
+            connected.append(name)
+            continue
+        feeds = batches(analysis, data)
+        tried = [_attempt(analysis, Grouping(layer, own, absorbable(layer)), feeds) for own in options[:3]]
+        best = min((own for own in tried if own), key=lambda own: own[1], default=None)
+        if best is None:
+            notes.append(f"'{name}' is block-diagonal, but no rewriting of it was exact")
+        elif best[1] >= FASTER:
+            notes.append(f"'{name}' as {best[3]} groups is not faster ({best[1]:.2f} of the time, measured): left as it is")
+        else:
+            model = best[0]
+            checks["regrouping"] = max(checks.get("regrouping", 0.0), best[2])
+            notes.append(f"'{name}' became a convolution with {best[3]} groups: {best[1]:.2f} of the model's time, measured")
+    if connected:
+        notes.append(f"no permutation makes {', '.join(connected)} block-diagonal: their kernels connect all channels")
+    return replace(result, model=model, notes=tuple(notes), checks=checks)
+
+
+def _attempt(
+    analysis: Analysis, grouping: Grouping, feeds: Mapping[str, Mapping[str, Array]]
+) -> tuple[Model, float, float, int] | None:
+    """(model, share of the time, difference, groups) with the permutation absorbed where that is exact, else by Gather."""
+    current = analysis.prepared.model
+    left, right = grouping.absorb
+    for absorb in dict.fromkeys(((left, right), (left, False), (False, right), (False, False))):
+        try:
+            new = regrouped(current, analysis.coupling, analysis.prepared.nodes, replace(grouping, absorb=absorb))
+            error = _same(current, new, feeds)
+        except (VerificationError, ModelError):
+            continue
+        sessions = [open_session(serialized(own), own.weights, own.name) for own in (current, new)]
+        times = np.asarray(latencies(sessions, feeds.get("calibration", feeds["random"]), REPEATS))
+        return new, float(np.median(times[1] / times[0])), error, grouping.blocks.groups
+    return None
+
+
+# ---- dilute a model --------------------------------------------------------------------------------------------------
+
+SNR_FEATURES = 0.8
+"""Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
+mask was worse than random kernels, at 0.5 (ResNet-20) level with them, over 0.8 (its last layer) better; never better than kernel L1."""
+LOSS_ROWS = 4.0
+"""Rows per input of a layer that `obs` looks at: an order of kernels needs fewer than the re-fit."""
+SNR_LABELS = 0.3
+"""The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The layers to dilute, and what was measured of them: RMS per channel of what each reads, and by layer the class profiles of both
+    ends (or why there are none) and what each kernel is worth."""
+
+    targets: tuple[Target, ...]
+    skipped: tuple[SkippedLayer, ...]
+    rms: Mapping[tuple[str, int], FloatArray]
+    ends: Mapping[str, Ends | str]
+    notes: tuple[str, ...] = ()
+    losses: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+def look(
+    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent,
+    losses: bool = False,
+) -> Seen:  # fmt: skip
+    """Find the layers and measure them; class profiles only with ``options`` for them, what kernels are worth only if ``losses``.
+    Several dilutions can share the result.
+
+    Raises:
+        OptionError: the expression ``layers`` is invalid or matches nothing.
+        ModelError, DataError: profiles are asked for, and the model is no classifier or the labels do not do.
+    """
+    found, skipped = targets(analysis.prepared, analysis.coupling, layers)
+    rms = _rms(analysis, found, data, progress) if data is not None else {}
+    ends: Mapping[str, Ends | str] = {}
+    notes: list[str] = []
+    if options is not None and data is not None:
+        ends, notes = ends_of(analysis, data, found, options, progress)
+    worth = losses_of(analysis, found, data, progress) if losses and data is not None else {}
+    return Seen(tuple(found), tuple(skipped), rms, ends, tuple(notes), worth)
+
+
+def dilute(
+    source: ModelSource | Analysis,
+    options: DiluteOptions,
+    data: Dataset | None = None,
+    progress: Progress = silent,
+    seen: Seen | None = None,
+) -> Diluted:
+    """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any.
+
+    ``seen``: what `look` measured of the same analysis before.
+
+    Raises:
+        OptionError: unknown method, rate out of range or missing.
+        DataError: the method or the re-fit needs data or labels.
+        ModelError: the method needs a classifier.
+        TargetError: nothing was diluted.
+        VerificationError: a step changed what it must not change.
+    """
+    method, _ = check_dilution(options, data is not None)
+    analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
+    if seen is None:
+        wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in method.needs else None
+        seen = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
+    masks, figures, skipped, notes = masked(analysis, seen, options)
+    diluted = zeroed(analysis.prepared.model, masks)
+    if options.refit or (options.refit is None and data is not None):
+        diluted, said = refitted(analysis, diluted, masks, data, options.repair, progress)
+        notes += said
+    check(diluted, masks, batches(analysis, data))
+    result = Diluted(
+        diluted, analysis.model, options, figures, tuple(skipped), tuple(notes), 0, {}, analysis.size(), analysis.size(),
+        describe(data) if data else {},
+    )  # fmt: skip
+    return finished(result, data, progress)
+
+
+def masked(
+    analysis: Analysis, seen: Seen, options: DiluteOptions
+) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...], list[SkippedLayer], list[str]]:
+    """Masks by name of the weight, in its layout (True: may be other than zero); what they remove; skipped layers; notes.
+
+    Raises:
+        OptionError: unknown method.
+        TargetError: the method suits no layer.
+    """
+    method, own = find_method(options.method, options.seed)
+    found, skipped, notes = _suited(seen, method, own, options)
+    masks, figures = _chosen(analysis, found, seen, (method, own), options)
+    return masks, figures, skipped, notes
+
+
+def _suited(
+    seen: Seen, method: Method, own: MethodOptions, options: DiluteOptions
+) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+    """The layers that the method suits, the others with reasons, and notes.
+
+    Raises:
+        TargetError: it suits none.
+    """
+    found, skipped, notes = list(seen.targets), list(seen.skipped), list[str]()
+    if method.tile(own).whole:
+        deep = "depthwise: a kernel is a channel there, which `prune` removes"
+        skipped += [SkippedLayer(target.name, deep) for target in found if target.channelwise]
+        found = [target for target in found if not target.channelwise]
+    if "profiles" in method.needs:
+        notes += seen.notes
+        found, refused, warned = gated(found, seen.ends, method, options.force)
+        skipped, notes = skipped + refused, notes + warned
+    if not found:
+        raise TargetError("nothing was diluted. " + " ".join(f"'{item.layer}': {item.reason}." for item in skipped[:5]))
+    if method.fixed and options.rate is not None:
+        sets = "the labels set" if "profiles" in method.needs else "the pattern sets"
+        notes.append(f"--rate {options.rate:g} is ignored: with {options.method} {sets} the rate")
+    return found, skipped, notes
+
+
+def _chosen(
+    analysis: Analysis, found: Sequence[Target], seen: Seen, method: tuple[Method, MethodOptions], options: DiluteOptions
+) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
+    """Masks by name of the weight, in its layout, and what they remove."""
+    model = analysis.prepared.model
+    factors = scales(model, analysis.coupling)
+
+    def views() -> Iterator[KernelView]:
+        for view in layer_views(model, found, factors, seen.rms):
+            known, worth = seen.ends.get(view.layer), seen.losses.get(view.layer)
+            fits = worth is not None and worth.shape == view.channel.shape
+            yield replace(view, ends=known if isinstance(known, Ends) else None, losses=worth if fits else None)
+
+    chosen = choose(views, {target.name: target.weight for target in found}, method, options.rate or 0.0, options.scope)
+    held = initializers(model)
+    masks = {
+        target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(found, chosen, strict=True)
+    }
+    return masks, tuple(item.figures for item in chosen)
+
+
+def default_method(with_data: bool) -> str:
+    """The method that is used if none is named."""
+    return "obs" if with_data else "l1"
+
+
+def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, MethodOptions]:
+    """The method, after a check of the options that needs no model.
+
+    Raises:
+        OptionError, DataError: as `dilute`.
+    """
+    method, own = find_method(options.method, options.seed)
+    if options.rate is None and not method.fixed:
+        raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
+    if options.rate is not None and not 0 <= options.rate < 1:
+        raise OptionError(f"--rate {options.rate:g}: expected a share from 0 up to, but not including, 1")
+    if options.scope not in ("layer", "global", "filter"):
+        raise OptionError(f"--scope '{options.scope}': expected layer, global or filter")
+    if method.needs and not with_data:
+        free = ", ".join(item.pattern or name for name, item in METHODS.items() if not item.needs)
+        raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")
+    if options.refit and not with_data:
+        raise DataError("--refit needs calibration data: give --data")
+    return method, own
+
+
+def gated(
+    found: Sequence[Target], ends: Mapping[str, Ends | str], method: Method, force: bool
+) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+    """Targets with profiles at both ends and, for methods that stand on labels alone, enough signal in them; the others with
+    reasons; warnings for those that were forced."""
+    kept, refused, warned = [], list[SkippedLayer](), list[str]()
+    for target in found:
+        own = ends[target.name]
+        if isinstance(own, str):
+            refused.append(SkippedLayer(target.name, own))
+            continue
+        least = SNR_LABELS if own.to_labels else SNR_FEATURES
+        snr = min(own.reads.snr, own.writes.snr)
+        if method.gated and snr < least:
+            ends_text = f"{own.reads.snr:.2f}" + ("" if own.to_labels else f" and {own.writes.snr:.2f}")
+            reason = f"signal-to-noise of the labels {ends_text}, under {least:g}: {method.name} has no basis there"
+            if not force:
+                refused.append(SkippedLayer(target.name, f"{reason} (--force dilutes it all the same)"))
+                continue
+            warned.append(f"'{target.name}': {reason}; diluted because of --force")
+        kept.append(target)
+    return kept, refused, warned
+
+
+def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[tuple[str, int], FloatArray]:
+    """Root mean square of every channel that a target reads."""
+    ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
+    wanted = list(dict.fromkeys(target.site for target in found if target.data_axis != 0))
+    with progress("calibrating", data.samples) as advance:
+        parts = replace(data, batch=batch_size(analysis, data)).batches()
+        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
+    return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
+
+
+def losses_of(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[str, FloatArray]:
+    """What each kernel of the targets is worth where the others are re-fitted."""
+    with progress("weighing kernels", 0) as advance:
+        options = RepairOptions(rows_per_input=LOSS_ROWS)
+        names = {target.name for target in found}
+        feeds = feeds_of(analysis, data)
+        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds, options, lambda done, total: advance(1))
+
+
+def refitted(
+    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, options: RepairOptions, progress: Progress
+) -> tuple[Model, list[str]]:
+    """The diluted model with what remains re-fitted, layer by layer, so that it answers like the original; and what was done.
+
+    The one place that calls the repair. Layers behind a diluted one are re-fitted, too: their input has changed.
+    """
+    assert data is not None
+    feeds = feeds_of(analysis, data)
+    none = np.zeros(analysis.coupling.units, bool)
+    with progress("re-fitting", 0) as advance:
+        model, fits = repair(
+            analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1)
+        )
+    counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
+    said = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
+    return model, [said]

@@ -1,0 +1,210 @@
+"""Single filter performance on plain arrays: probes, fields, clusters of labels. Knows nothing of models or files.
+
+Source: Tzach et al., Phys. Rev. E 111, 065307 (2025), arXiv:2501.12880; the measure: Meir et al., Sci. Rep. 14, 5881 (2024).
+Where this differs: the probe starts from zero weights, not random ones (the loss is convex; random weights along directions in which
+the data hardly vary would stay in the fields as noise), and the fields are averaged over calibration data, not test data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.types import Array, BoolArray, FloatArray, IntArray
+
+THRESHOLD = 0.3
+BATCH, EPOCHS, RATE, DECAY_PER_EPOCH, MOMENTUM, WEIGHT_DECAY = 100, 12, 0.01, 0.975, 0.975, 1e-3
+BLOCK_BYTES = 64 * 2**20
+Clusters = tuple[tuple[int, ...], ...]
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Features and labels to train on or to measure with: ``rows`` of ``features`` (N, D; may be a memory map) and ``labels`` (N,)."""
+
+    features: Array
+    labels: IntArray
+    rows: IntArray
+
+    def blocks(self, size: int = 0) -> Iterator[tuple[Array, IntArray]]:
+        """Features and labels, ``size`` samples at a time (default: what fits `BLOCK_BYTES`)."""
+        size = size or max(1, BLOCK_BYTES // (4 * max(1, self.features.shape[1])))
+        for start in range(0, len(self.rows), size):
+            rows = self.rows[start : start + size]
+            yield self.features[rows], self.labels[rows]
+
+
+# ---- probes ----------------------------------------------------------------------------------------------------------
+
+
+def softmax_sgd(data: Samples, classes: int, seed: int = 0) -> Weights:
+    """Weights (D, L) of a linear layer without bias, trained by stochastic gradient descent on the cross-entropy.
+
+    With p = softmax(x W) of a batch of B samples and y the one-hot labels, in every step:
+
+        g = x^T (p - y) / B + 1e-3 W,   v <- 0.975 v + g,   W <- W - 0.01 x 0.975^epoch v
+
+    Batches of 100, 12 epochs, order of the samples by ``seed``. The features are used as they are: where activations are orders of
+    magnitude larger than 1 the steps are too long; `ridge` does not depend on the scale.
+    """
+    random = np.random.default_rng(seed)
+    weights = np.zeros((data.features.shape[1], classes), np.float32)
+    velocity = np.zeros_like(weights)
+    for epoch in range(EPOCHS):
+        rate = np.float32(RATE * DECAY_PER_EPOCH**epoch)
+        shuffled = Samples(data.features, data.labels, random.permutation(data.rows))
+        for x, y in shuffled.blocks(BATCH):
+            slope = softmax(x @ weights)
+            slope[np.arange(len(y)), y] -= 1
+            velocity *= np.float32(MOMENTUM)
+            velocity += x.T @ (slope / np.float32(len(y)))
+            velocity += np.float32(WEIGHT_DECAY) * weights
+            weights -= rate * velocity
+    return weights
+
+
+def ridge(data: Samples, classes: int, strength: float = 1.0) -> Weights:
+    """Weights (D, L) in closed form: W = (X^T X + lambda I)^-1 X^T Y, lambda = ``strength`` x mean diagonal of X^T X.
+
+    Y is one-hot minus 1/L, so that the fields of all labels add up to zero, as those of the softmax probe do. Sums in float64. With
+    fewer samples than features the equal dual form W = X^T (X X^T + lambda I)^-1 Y takes the smaller matrix.
+    """
+    count, width = len(data.rows), data.features.shape[1]
+    if count < width:
+        x = data.features[data.rows].astype(np.float64)
+        y = _targets(data.labels[data.rows], classes)
+        gram = x @ x.T
+        gram[np.diag_indices(count)] += strength * _positive(np.trace(gram) / width)
+        dual: Weights = (x.T @ np.linalg.solve(gram, y)).astype(np.float32)
+        return dual
+    gram, moment = np.zeros((width, width)), np.zeros((width, classes))
+    for block, labels in data.blocks():
+        x = block.astype(np.float64)
+        gram += x.T @ x
+        moment += x.T @ _targets(labels, classes)
+    gram[np.diag_indices(width)] += strength * _positive(np.trace(gram) / width)
+    solved: Weights = np.linalg.solve(gram, moment).astype(np.float32)
+    return solved
+
+
+def _targets(labels: IntArray, classes: int) -> FloatArray:
+    return np.eye(classes)[labels] - 1 / classes
+
+
+def _positive(total: float) -> float:
+    """Features that are zero throughout get zero weights, not a division by zero."""
+    return float(total) or 1.0
+
+
+PROBES: dict[str, Callable[[Samples, int, int], Weights]] = {
+    "sgd": softmax_sgd,
+    "ridge": lambda data, classes, seed: ridge(data, classes),
+}
+
+
+def softmax(logits: Array) -> Array:
+    """Row by row; the type of the input is kept."""
+    powers: Array = np.exp(logits - logits.max(-1, keepdims=True))
+    powers /= powers.sum(-1, keepdims=True)
+    return powers
+
+
+def accuracy(data: Samples, weights: Weights) -> float:
+    """Share of samples whose largest output is their label."""
+    right = sum(int(((x @ weights).argmax(1) == y).sum()) for x, y in data.blocks())
+    return right / max(1, len(data.rows))
+
+
+def loss_ratios(data: Samples, weights: Weights, filters: IntArray) -> FloatArray:
+    """exp(mean over samples of (cross-entropy without filter f - cross-entropy)), (F,): over 1 if the probe needs the filter."""
+    count = int(filters.max(initial=-1)) + 1
+    own = [np.flatnonzero(filters == index) for index in range(count)]
+    total = np.zeros(count)
+    for x, y in data.blocks(max(1, min(BATCH, len(data.rows)))):
+        logits = (x @ weights).astype(np.float64)
+        base = _cross_entropy(logits, y)
+        for index, columns in enumerate(own):
+            total[index] += float((_cross_entropy(logits - x[:, columns] @ weights[columns], y) - base).sum())
+    return np.exp(total / max(1, len(data.rows)))
+
+
+def _cross_entropy(logits: FloatArray, labels: IntArray) -> FloatArray:
+    top = logits.max(1)
+    found: FloatArray = np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[np.arange(len(labels)), labels]
+    return found
+
+
+# ---- fields and clusters ---------------------------------------------------------------------------------------------
+
+
+def by_filter(columns: Array, filters: IntArray) -> NDArray[np.float32]:
+    """(D, L) values per feature as (F, P, L) values per filter and position; filters with fewer positions are padded with zeros."""
+    order = np.argsort(filters, kind="stable")
+    counts = np.bincount(filters)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    position = np.arange(len(order)) - np.repeat(starts, counts)
+    found = np.zeros((len(counts), int(counts.max(initial=0)), columns.shape[1]), np.float32)
+    found[filters[order], position] = columns[order]
+    return found
+
+
+def fields(means: Array, weights: Array) -> FloatArray:
+    """M_f[l, k] = sum_pos W[f, pos, k] mean over samples x of label l of a_f,pos(x), (F, L, L), from means and weights (F, P, L)."""
+    found: FloatArray = means.astype(np.float64).swapaxes(1, 2) @ weights.astype(np.float64)
+    return found
+
+
+def thresholded(field: FloatArray, threshold: float = THRESHOLD) -> BoolArray:
+    """M_f / max M_f >= threshold (without the division where the maximum is not positive)."""
+    top = field.max()
+    binary: BoolArray = (field / top if top > 0 else field) >= threshold
+    return binary
+
+
+def clusters(binary: BoolArray) -> Clusters:
+    """Labels with a one on the diagonal, grouped greedily in index order so that each group's sub-matrix is all ones.
+
+    A label joins the first cluster with all of whose labels it has ones both ways, or opens a new one.
+    """
+    both = binary & binary.T
+    left = np.flatnonzero(np.diagonal(binary))
+    found = []
+    while len(left):
+        members, fitting = list[int](), left
+        while len(fitting):
+            members.append(int(fitting[0]))
+            fitting = fitting[1:][both[fitting[0], fitting[1:]]]
+        found.append(tuple(members))
+        left = np.setdiff1d(left, members, assume_unique=True)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """Clusters of each filter, their union (F, L), and the ones outside of them (F,)."""
+
+    clusters: tuple[Clusters, ...]
+    label_sets: BoolArray
+    noise: IntArray
+
+
+def label_sets(means: Array, weights: Array, threshold: float = THRESHOLD) -> LabelSets:
+    """Clusters of all filters, from class means and probe weights (F, P, L); one matrix at a time."""
+    every, sets, noise = [], np.zeros((means.shape[0], means.shape[2]), bool), np.zeros(means.shape[0], np.int64)
+    for index in range(len(means)):
+        binary = thresholded(fields(means[index : index + 1], weights[index : index + 1])[0], threshold)
+        found = clusters(binary)
+        every.append(found)
+        sets[index, [label for own in found for label in own]] = True
+        noise[index] = int(binary.sum()) - sum(len(own) ** 2 for own in found)
+    return LabelSets(tuple(every), sets, noise)
+
+
+def jaccard(first: BoolArray, second: BoolArray) -> float:
+    """Mean over filters of |A and B| / |A or B| of two label sets (F, L); two empty sets agree fully."""
+    union = (first | second).sum(1)
+    return float(np.where(union > 0, (first & second).sum(1) / np.maximum(union, 1), 1.0).mean())

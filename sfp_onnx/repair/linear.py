@@ -1,0 +1,328 @@
+"""Running sums of a least-squares problem, and what stands for them where there are fewer rows than inputs.
+
+All kinds have the same face: ``shape`` (blocks g, inputs k, outputs o), ``count`` of rows, ``means``, ``centred``, ``rounding``, ``error``
+of a change, ``without_means``; see `leastsquares` for the symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..core.types import Array, FloatArray
+
+ROUNDING = 1e-6
+STRIP = 512  # rows of a matrix that are updated at a time, for the sake of memory
+
+
+@dataclass
+class Normal:
+    """Sums over rows, for each of g blocks: ``gram`` (g, k, k) of p p', ``cross`` (g, k, o) of p e', ``rows`` (g, k) of p,
+    ``errors`` (g, o) of e, ``squares`` (g, o) of e^2, ``count`` rows. Float64; add up with `absorb`."""
+
+    gram: FloatArray
+    cross: FloatArray
+    rows: FloatArray
+    errors: FloatArray
+    squares: FloatArray
+    count: float = 0.0
+
+    @classmethod
+    def empty(cls, blocks: int, inputs: int, outputs: int) -> Normal:
+        """All sums zero."""
+        return cls(
+            gram=np.zeros((blocks, inputs, inputs)),
+            cross=np.zeros((blocks, inputs, outputs)),
+            rows=np.zeros((blocks, inputs)),
+            errors=np.zeros((blocks, outputs)),
+            squares=np.zeros((blocks, outputs)),
+        )
+
+    def update(self, rows: Array, errors: Array) -> None:
+        """Add rows (g, n, k) with errors (g, n, o). Products of one call are float32, sums over calls float64."""
+        if not rows.shape[1]:
+            return  # adding zeros to the sums of a wide layer takes as long as a batch
+        turned = rows.transpose(0, 2, 1)
+        if len(rows) == 1:
+            self.gram[0] += rows[0].T @ rows[0]  # one symmetric product
+        else:
+            self.gram += turned @ rows
+        self.cross += turned @ errors
+        self.rows += rows.sum(1, dtype=np.float64)
+        self.errors += errors.sum(1, dtype=np.float64)
+        self.squares += np.square(errors).sum(1, dtype=np.float64)
+        self.count += rows.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Blocks, inputs, outputs."""
+        blocks, inputs, outputs = self.cross.shape
+        return blocks, inputs, outputs
+
+    @property
+    def means(self) -> tuple[FloatArray, FloatArray]:
+        """Of rows (g, k) and errors (g, o)."""
+        return self.rows / max(self.count, 1.0), self.errors / max(self.count, 1.0)
+
+    def absorb(self, other: Normal) -> Normal:
+        """Add the sums of other rows, in place."""
+        for name in ("gram", "cross", "rows", "errors", "squares"):
+            np.add(getattr(self, name), getattr(other, name), out=getattr(self, name))
+        self.count += other.count
+        return self
+
+    def without_means(self) -> Normal:
+        """For layers that have no bias: nothing is taken as its share, so that `solve` and `error` see the weights alone."""
+        return replace(self, rows=np.zeros_like(self.rows), errors=np.zeros_like(self.errors))
+
+    def centred(self) -> tuple[FloatArray, FloatArray]:
+        """Covariance sums C (g, k, k) and (g, k, o), about the means."""
+        return self._about_means(self.gram.copy()), self.cross - self.rows[:, :, None] * self.means[1][:, None, :]
+
+    def turned(self) -> FloatArray:
+        """C, in place of ``gram``: for the sake of memory, when the sums have served."""
+        return self._about_means(self.gram)
+
+    def _about_means(self, gram: FloatArray) -> FloatArray:
+        means = self.means[0]
+        for own, block in enumerate(gram):
+            for start in range(0, len(block), STRIP):
+                block[start : start + STRIP] -= self.rows[own, start : start + STRIP, None] * means[own]
+        return gram
+
+    def rounding(self) -> FloatArray:
+        """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""
+        return _rounding(np.einsum("gkk->g", self.gram) / max(self.shape[1], 1))
+
+    def error(self, change: FloatArray, bias: FloatArray) -> float:
+        """sum |e - p D - d|^2 after a change."""
+        explained = 2 * (change * self.cross).sum() + 2 * (bias * self.errors).sum()
+        if not change.any():
+            return float(self.squares.sum() - explained + self.count * (bias**2).sum())
+        quadratic = (change * (self.gram @ change)).sum() + 2 * (self.rows[:, None, :] @ change * bias[:, None, :]).sum()
+        return float(self.squares.sum() - explained + quadratic + self.count * (bias**2).sum())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Fewer rows than inputs: ``rows`` (g, n, k) and ``errors`` (g, n, o) themselves. ``centre``: there is a bias to take their means."""
+
+    rows: Array
+    errors: Array
+    centre: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Blocks, inputs, outputs."""
+        return self.rows.shape[0], self.rows.shape[2], self.errors.shape[2]
+
+    @property
+    def count(self) -> float:
+        """Rows."""
+        return float(self.rows.shape[1])
+
+    @property
+    def means(self) -> tuple[FloatArray, FloatArray]:
+        """Of rows (g, k) and errors (g, o)."""
+        share = 1 / max(self.count, 1.0) if self.centre else 0.0
+        return self.rows.sum(1, dtype=np.float64) * share, self.errors.sum(1, dtype=np.float64) * share
+
+    def without_means(self) -> Samples:
+        """For layers that have no bias, as `Normal.without_means`."""
+        return replace(self, centre=False)
+
+    def error(self, change: FloatArray, bias: FloatArray) -> float:
+        """sum |e - p D - d|^2 after a change."""
+        left = self.errors - self.rows @ change.astype(np.float32) - bias[:, None, :].astype(np.float32)
+        return float(np.square(left).sum(dtype=np.float64))
+
+    def centred(self) -> tuple[FloatArray, FloatArray]:
+        """Rows Q (g, n, k) and errors F (g, n, o), about the means."""
+        rows, errors = self.means
+        return self.rows - rows[:, None, :], self.errors - errors[:, None, :]
+
+    def rounding(self) -> FloatArray:
+        """As `Normal.rounding`."""
+        return _rounding(np.square(self.rows).sum((1, 2), dtype=np.float64) / max(self.shape[1], 1))
+
+    def summed(self) -> Normal:
+        """The same as sums."""
+        found = Normal.empty(*self.shape)
+        found.update(self.rows, self.errors)
+        return found if self.centre else found.without_means()
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One weight that several layers use, each with a bias of its own: means and biases are (uses, g, ...)."""
+
+    parts: tuple[Normal, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Normal | Samples]) -> Joint:
+        """Sums of the uses."""
+        return cls(tuple(own.summed() if isinstance(own, Samples) else own for own in parts))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Blocks, inputs, outputs."""
+        return self.parts[0].shape
+
+    @property
+    def count(self) -> float:
+        """Rows of all uses."""
+        return sum(own.count for own in self.parts)
+
+    @property
+    def means(self) -> tuple[FloatArray, FloatArray]:
+        """Of rows (uses, g, k) and errors (uses, g, o)."""
+        rows, errors = zip(*(own.means for own in self.parts), strict=True)
+        return np.stack(rows), np.stack(errors)
+
+    def without_means(self) -> Joint:
+        """As `Normal.without_means`."""
+        return Joint(tuple(own.without_means() for own in self.parts))
+
+    def error(self, change: FloatArray, bias: FloatArray) -> float:
+        """As `Normal.error`, over all uses."""
+        return sum(own.error(change, shift) for own, shift in zip(self.parts, bias, strict=True))
+
+    def centred(self) -> tuple[FloatArray, FloatArray]:
+        """As `Normal.centred`, each use about its own means."""
+        covariances, crosses = zip(*(own.centred() for own in self.parts), strict=True)
+        return sum(covariances[1:], covariances[0]), sum(crosses[1:], crosses[0])
+
+    def rounding(self) -> FloatArray:
+        """As `Normal.rounding`."""
+        found: FloatArray = np.sum([own.rounding() for own in self.parts], 0)
+        return found
+
+
+Sums = Normal | Samples | Joint
+
+
+class Gathered:
+    """Rows and errors that come in pieces. They are multiplied only when there are as many as inputs, which takes fewer passes over the
+    sums; if so many never come, they stay what they are."""
+
+    def __init__(self, blocks: int, inputs: int, outputs: int) -> None:
+        self._shape = (blocks, inputs, outputs)
+        self._normal: Normal | None = None
+        self._waiting: list[tuple[Array, Array]] = []
+
+    def add(self, rows: Array, errors: Array) -> None:
+        """Rows (g, n, k) with errors (g, n, o), float32."""
+        self._waiting.append((rows, errors))
+        if sum(own.shape[1] for own, _ in self._waiting) >= self._shape[1]:
+            self._normal = self._normal or Normal.empty(*self._shape)
+            self._normal.update(*self._joined())
+            self._waiting = []
+
+    def _joined(self) -> tuple[Array, Array]:
+        blocks, inputs, outputs = self._shape
+        rows = [np.zeros((blocks, 0, inputs), np.float32), *(own for own, _ in self._waiting)]
+        errors = [np.zeros((blocks, 0, outputs), np.float32), *(own for _, own in self._waiting)]
+        return (rows[1], errors[1]) if len(rows) == 2 else (np.concatenate(rows, 1), np.concatenate(errors, 1))
+
+    def sums(self) -> Normal | Samples:
+        """All of them."""
+        if self._normal is None:
+            return Samples(*self._joined())
+        if self._waiting:
+            self._normal.update(*self._joined())
+            self._waiting = []
+        return self._normal
+
+
+def together(first: Sums, second: Sums) -> Sums:
+    """Both. The sums of the larger one may be changed."""
+    if isinstance(first, Joint) and isinstance(second, Joint):
+        return Joint(tuple(own.absorb(other) for own, other in zip(first.parts, second.parts, strict=True)))
+    if isinstance(first, Normal) and isinstance(second, Normal):
+        return first.absorb(second)
+    if isinstance(second, Normal):
+        first, second = second, first
+    assert isinstance(second, Samples)
+    if isinstance(first, Normal):
+        first.update(second.rows, second.errors)
+        return first if second.centre else first.without_means()
+    assert isinstance(first, Samples)
+    joined = replace(first, rows=np.concatenate([first.rows, second.rows], 1), errors=np.concatenate([first.errors, second.errors], 1))
+    return joined if joined.count < joined.shape[1] else joined.summed()
+
+
+def _rounding(size: FloatArray) -> FloatArray:
+    found: FloatArray = np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
+    return found
+
+
+# ---- positive definite systems by cholesky factors -------------------------------------------------------------------
+
+SMALL = 128  # below, a general solver is as fast
+
+
+def factor(matrix: FloatArray, strength: float) -> FloatArray:
+    """Lower L with L L' = matrix + strength I; ``matrix`` (k, k) is symmetric and changed on its diagonal.
+
+    A matrix whose rounding errors are larger than ``strength`` takes as much more as it needs (ten times as much at a time); one that is
+    not finite gives NaN.
+    """
+    size = np.arange(len(matrix))
+    diagonal = matrix[size, size].copy()
+    strength = max(strength, float(np.finfo(np.float32).tiny))
+    while np.isfinite(strength):
+        matrix[size, size] = diagonal + strength
+        try:
+            return np.asarray(np.linalg.cholesky(matrix), np.float64)
+        except np.linalg.LinAlgError:
+            strength *= 10
+    return np.full_like(matrix, np.nan)
+
+
+def forward(lower: FloatArray, right: FloatArray) -> FloatArray:
+    """L^-1 B for L (k, k), B (k, n)."""
+    size = len(lower)
+    if size <= SMALL:
+        return np.asarray(np.linalg.solve(lower, right), np.float64)
+    half = size // 2
+    first = forward(lower[:half, :half], right[:half])
+    return np.concatenate([first, forward(lower[half:, half:], right[half:] - lower[half:, :half] @ first)])
+
+
+def backward(lower: FloatArray, right: FloatArray) -> FloatArray:
+    """L'^-1 B for L (k, k), B (k, n)."""
+    size = len(lower)
+    if size <= SMALL:
+        return np.asarray(np.linalg.solve(lower.T, right), np.float64)
+    half = size // 2
+    last = backward(lower[half:, half:], right[half:])
+    return np.concatenate([backward(lower[:half, :half], right[:half] - lower[half:, :half].T @ last), last])
+
+
+def positive_solve(matrix: FloatArray, right: FloatArray, strength: float) -> FloatArray:
+    """(matrix + strength I)^-1 B. The diagonal of ``matrix`` is changed."""
+    lower = factor(matrix, strength)
+    return backward(lower, forward(lower, right))
+
+
+def positive_inverse(matrix: FloatArray, strength: float) -> FloatArray:
+    """(matrix + strength I)^-1, symmetric. The diagonal of ``matrix`` is changed."""
+    lower = factor(matrix, strength)
+    half = _lower_inverse(lower)
+    del lower
+    found: FloatArray = half.T @ half
+    return found
+
+
+def _lower_inverse(lower: FloatArray) -> FloatArray:
+    """L^-1, itself lower triangular."""
+    size = len(lower)
+    if size <= SMALL:
+        return np.asarray(np.tril(np.linalg.inv(lower)), np.float64)
+    half = size // 2
+    found = np.zeros_like(lower)
+    found[:half, :half], found[half:, half:] = _lower_inverse(lower[:half, :half]), _lower_inverse(lower[half:, half:])
+    found[half:, :half] = -found[half:, half:] @ (lower[half:, :half] @ found[:half, :half])
+    return found

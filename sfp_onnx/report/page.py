@@ -1,0 +1,446 @@
+"""What a report shows of a run. Everything is taken from results that are there; what has to be run for it runs only here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.types import Array, BoolArray, Evaluation, Pinned, Size
+from ..coupling.analysis import Analysis
+from ..coupling.cost import keep_mask, layer_macs
+from ..data.dataset import Dataset
+from ..evaluation import is_classifier, log_probabilities
+from ..export import Packaged
+from ..graph.model import Model, outputs, serialized
+from ..graph.save import file_bytes, fingerprint, write_text
+from ..latency.profiling import LayerTimes
+from ..planning.record import removal_of
+from ..planning.search import Candidates
+from ..runtime import open_session
+from .charts import (
+    Arms,
+    Card,
+    Chart,
+    Page,
+    Picture,
+    Section,
+    Table,
+    arm_chart,
+    heat_map,
+    pair_bars,
+    png,
+    render,
+    scatter,
+    short_names,
+    strips,
+)
+from .manifest import Point, Pruned, versions
+from .sections import figures_section, packaging_section, times_section
+from .text import number
+
+MOST_PICTURES, MOST_ROWS = 12, 400
+CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """One mixing layer: its output channels and multiply-accumulates for one sample."""
+
+    name: str
+    width: int
+    macs: float
+
+
+def widths_of(analysis: Analysis, removed: BoolArray | None = None) -> list[Widths]:
+    """All layers in network order, after a removal (default: none)."""
+    gone = np.zeros(analysis.coupling.units, bool) if removed is None else removed
+    return [
+        Widths(layer.node.name, int(keep_mask(layer.writes, gone).sum()), layer_macs(layer, gone) / analysis.samples)
+        for layer in analysis.coupling.layers
+    ]
+
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a page is told besides results: the command that made it, the data it was measured on, and what else was measured."""
+
+    command: str
+    data: Dataset | None = None
+    unseen: bool = True
+    packaged: Packaged | None = None
+    times: LayerTimes | None = None
+
+    @property
+    def place(self) -> str:
+        """What the data are, in words."""
+        if self.data is None:
+            return ""
+        return f"{self.data.samples} {'held-out samples' if self.unseen else 'calibration samples, which the pruning has seen'}"
+
+
+def prune_page(result: Pruned, scored: Candidates, measured: Sequence[Evaluation], context: Context) -> Page:
+    """The page of one pruned model. ``measured`` are the original and the result (or nothing)."""
+    analysis = scored.analysis
+    removed = removal_of(result.plan, analysis.coupling, analysis.model.sha256)
+    before, after = widths_of(analysis), widths_of(analysis, removed)
+    sections = [
+        _widths(before, after),
+        _macs(before, after),
+        *times_section(context.times),
+        _scores(scored, removed),
+        *searched(scored, removed),
+        *_examples(scored),
+        *_repair(result),
+        *packaging_section(context.packaged),
+        *_differences((result.original, result.model), context),
+        *_pinned(analysis.coupling.pinned),
+        *_notes(result.notes),
+    ]
+    words = [_verified(result)]
+    if result.plan.figures:
+        words.append("Targets: " + ", ".join(str(target) for target in result.plan.options.get("targets", ())))
+    files = (file_bytes(result.original), fingerprint(result.model, "model.onnx")[1])
+    sized = (_with_bytes(result.plan.before, files[0]), _with_bytes(result.plan.after, files[1]))
+    title = f"{_name(analysis)}, pruned"
+    return Page(title, tuple(words), _cards(sized, measured, context), tuple(sections), context.command, _facts(analysis, result.data))
+
+
+def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], context: Context) -> Page:
+    """The page of measured models; the first is the reference, the headline is that of the last."""
+    before, after = (widths_of(own) for own in (analyses[0], analyses[-1]))
+    known = {row.name: row for row in after}
+    shared = [row for row in before if row.name in known]
+    sections = []
+    if len(analyses) > 1 and shared:
+        sections += [_widths(shared, [known[row.name] for row in shared]), _macs(shared, [known[row.name] for row in shared])]
+    sections += times_section(context.times)
+    sections.append(figures_section(measured))
+    if len(analyses) > 1:
+        sections += _differences((analyses[0].model, analyses[-1].model), context)
+    sections += _pinned(analyses[0].coupling.pinned)
+    title = " and ".join(dict.fromkeys(_name(own) for own in (analyses[0], analyses[-1])))
+    cards = _cards((measured[0].size, measured[-1].size), (measured[0], measured[-1]), context)
+    data = {} if context.data is None else {"name": context.data.name, "sha256": context.data.sha256}
+    return Page(f"{title}, measured", (), cards, tuple(sections), context.command, _facts(analyses[0], data))
+
+
+def sweep_page(points: Sequence[Point], scored: Candidates, context: Context) -> Page:
+    """The page of a sweep."""
+    reached = [point for point in points if not point.failure and point.size is not None]
+    loss, axis = _accuracies(reached)
+    judged = any(value != loss[0] for value in loss) or context.data is not None
+    rows = [(own.latency_ratio or 0.0, value, own.target, own.front) for own, value in zip(reached, loss, strict=True)]
+    megabytes = [(own.size.bytes or 0) / 1e6 if own.size else 0.0 for own in reached]
+    small = [(size, value, own.target, own.front) for size, own, value in zip(megabytes, reached, loss, strict=True)]
+    charts = [scatter(f"{axis} by latency", rows, ("latency, share of the original", axis))]
+    charts.append(scatter(f"{axis} by size of the file", small, ("megabytes", axis)))
+    word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
+    words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
+    sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
+    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *searched(scored, None), *_examples(scored)]
+    sections += _pinned(scored.analysis.coupling.pinned)
+    best = _choice(reached, loss)
+    cards = _cards((reached[0].size, best.size), (_evaluation(reached[0]), _evaluation(best)), context) if best else ()
+    told = (f"The headline is that of {best.target}: the fewest MACs on the front within one point of the original.",) if best else ()
+    analysis = scored.analysis
+    data = scored.recorded.get("data") or {}
+    return Page(f"{_name(analysis)}, many targets", told, cards, tuple(sections), context.command, _facts(analysis, data))
+
+
+def write_page(path: Path, page: Page, inputs: Sequence[Path] = ()) -> None:
+    """Write a page atomically.
+
+    Raises:
+        OptionError: Jinja2 is not installed. OutputError: the path cannot be written.
+    """
+    write_text(path, render(page), inputs)
+
+
+# ---- headline --------------------------------------------------------------------------------------------------------
+
+
+def _name(analysis: Analysis) -> str:
+    return analysis.model.source.name if analysis.model.source else "the model"
+
+
+def _with_bytes(size: Size, count: int) -> Size:
+    return Size(size.macs, size.params, count)
+
+
+def _verified(result: Pruned) -> str:
+    if result.verification is None:
+        return "Not verified (--no-verify)."
+    worst = max(result.verification.errors.values(), default=0.0)
+    return (
+        f"Verified before any repair: equal to the original with the removed channels masked (largest relative difference {worst:.1e}, "
+        f"allowed {result.verification.tolerance:g})."
+    )
+
+
+def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation], context: Context) -> tuple[Card, ...]:
+    cards = []
+    if len(measured) == 2:
+        first, last = measured
+        if first.top1 is not None and last.top1 is not None:
+            change = f"{100 * (last.top1 - first.top1):+.2f} points on {context.place}"
+            cards.append(Card("Accuracy (top-1)", f"{first.top1:.2%}", f"{last.top1:.2%}", change))
+        if last.agreement is not None:
+            cards.append(Card("Same answer as the original", "", f"{last.agreement:.2%}", f"on {context.place}"))
+        elif last.relative_error is not None:
+            cards.append(Card("Relative error to the original", "", f"{last.relative_error:.3g}", f"on {context.place}"))
+    before, after = sizes
+    if before is not None and after is not None:
+        pairs = ((before.macs, after.macs), (before.params, after.params), (before.bytes, after.bytes))
+        for name, (old, new) in zip(("MACs per sample", "Parameters", "File"), pairs, strict=True):
+            if old and new is not None:
+                unit = "B" if name == "File" else ""
+                cards.append(Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
+    if len(measured) == 2 and measured[1].latency_min_ms is not None:
+        share = f"{measured[1].latency_ratio:.2f} of the original; per batch, least of interleaved runs on this machine"
+        before_ms = f"{measured[0].latency_min_ms:.3g} ms"
+        cards.append(Card("Latency", before_ms, f"{measured[1].latency_min_ms:.3g} ms", share))
+    return tuple(cards)
+
+
+def _facts(analysis: Analysis, data: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    found = [("model", str(analysis.model.source)), ("its SHA-256", analysis.model.sha256)]
+    if data:
+        found += [("data", str(data.get("name"))), ("their SHA-256", str(data.get("sha256")))]
+    return (*found, *versions().items())
+
+
+# ---- sections --------------------------------------------------------------------------------------------------------
+
+
+def _pair(title: str, names: Sequence[str], values: tuple[Sequence[float], Sequence[float]]) -> Chart:
+    return pair_bars(title, names, *values, ("before", "after"))
+
+
+def _widths(before: Sequence[Widths], after: Sequence[Widths]) -> Section:
+    names = [row.name for row in before]
+    chart = _pair("Output channels of every layer, in network order", names, ([r.width for r in before], [r.width for r in after]))
+    rows = [
+        (old.name, str(old.width), str(new.width), number(old.macs), number(new.macs), f"{new.macs / old.macs:.0%}" if old.macs else "-")
+        for old, new in zip(before, after, strict=True)
+    ]
+    cut = sum(old.width != new.width for old, new in zip(before, after, strict=True))
+    table = Table(("layer", "width", "after", "MACs", "after", "left"), tuple(rows), "The numbers")
+    return Section("Widths", (f"{cut} of {len(before)} layers became narrower.",), (chart,), table)
+
+
+def _macs(before: Sequence[Widths], after: Sequence[Widths]) -> Section:
+    chart = _pair(
+        "Multiply-accumulates of every layer for one sample", [r.name for r in before], ([r.macs for r in before], [r.macs for r in after])
+    )
+    lost = sorted(zip(before, after, strict=True), key=lambda pair: pair[1].macs - pair[0].macs)[:3]
+    total = sum(old.macs - new.macs for old, new in zip(before, after, strict=True))
+    names = short_names([old.name for old, _ in lost])
+    shares = ", ".join(f"{name} {(old.macs - new.macs) / total:.1%}" for name, (old, new) in zip(names, lost, strict=True)) if total else ""
+    return Section("Where the MACs went", (f"Largest parts of what left: {shares}.",) if total else (), (chart,))
+
+
+def _scores(scored: Candidates, removed: BoolArray) -> Section:
+    rows = [(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
+    where = "from the least of each group to its largest, square-root spaced"
+    words = f"Score {scored.recorded.get('score')}: one dot for each channel that can leave, {where}."
+    tangled = sum(bool(gone.any() and not gone.all() and own[gone].max() > own[~gone].min()) for _, own, gone in rows)
+    lines = [words]
+    if tangled:
+        lines.append(f"In {tangled} groups no score separates what leaves from what stays (the plan weighs more than it); no line there.")
+    title = "Scores and the cut" if removed.any() else "Scores"
+    return Section(title, tuple(lines), (strips("Scores of the channels of every group", rows),) if rows else ())
+
+
+def _examples(scored: Candidates) -> list[Section]:
+    if not scored.examples:
+        return []
+    charts = []
+    for own in scored.examples:
+        told = f"{len(own.clusters)} clusters" if len(own.clusters) != 1 else "one cluster"
+        title = f"{short_names([own.layer])[0]}, filter {own.filter}: {told}; probe accuracy of the layer {own.accuracy:.1%}"
+        charts.append(heat_map(title, own.matrix, own.clusters))
+    words = (
+        "Single filter performance (Tzach et al., Phys. Rev. E 111, 065307): how strongly one filter speaks for each output (columns) on "
+        "samples of each label (rows). Red: for it, blue: against it. Framed: clusters of labels that the filter recognises together.",
+    )
+    return [Section("What single filters recognise", words, tuple(charts))]
+
+
+def _repair(result: Pruned) -> list[Section]:
+    done = result.repaired
+    if done is None:
+        return []
+    place = "held-out samples" if done.held_out else "samples of the calibration data (too few to hold any out)"
+    figures = f"{done.before:.4g} before the repair, {done.after:.4g} after it."
+    words = f"Distance from the original ({done.measure}) on {done.checked} {place}: {figures}"
+    kept = [fit.layer for fit in done.fits if fit.kind == "kept"]
+    words += f" These cannot be re-fitted and keep their weights: {', '.join(kept)}." if kept else ""
+    fits = [fit for fit in done.fits if fit.kind != "kept" and np.isfinite([fit.error_before, fit.error_after]).all()]
+    charts: tuple[Chart, ...] = ()
+    table = None
+    if fits:
+        errors = ([fit.error_before for fit in fits], [fit.error_after for fit in fits])
+        title = "Error of what each layer makes, before and after its repair, relative to the variance of its target (held-out rows)"
+        charts = (_pair(title, [fit.layer for fit in fits], errors),)
+        rows = [(f.layer, f.kind, f"{f.ridge:g}", str(f.rows), f"{f.error_before:.4f}", f"{f.error_after:.4f}") for f in fits]
+        table = Table(("layer", "re-fitted", "ridge", "rows", "error", "after"), tuple(rows), "The numbers")
+    return [Section(f"Repair ({done.kind})", (words,), charts, table)]
+
+
+def _pinned(pinned: Sequence[Pinned]) -> list[Section]:
+    if not pinned:
+        return [Section("What could not shrink", ("Nothing: every channel of every layer could leave.",))]
+    counts: dict[str, int] = {}
+    for pin in pinned:
+        counts[pin.reason] = counts.get(pin.reason, 0) + pin.channels
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    words = "; ".join(f"{reason}: {count} channels" for reason, count in ordered) + "."
+    rows = [(pin.reason, str(pin.channels), pin.node, ", ".join(pin.layers[:3])) for pin in pinned[:MOST_ROWS]]
+    table = Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes")
+    return [Section("What could not shrink", (words,), (), table)]
+
+
+def _notes(notes: Sequence[str]) -> list[Section]:
+    return [Section("Notes", tuple(notes))] if notes else []
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def _accuracies(reached: Sequence[Point]) -> tuple[list[float], str]:
+    """What the points are judged by (larger is better), and its name."""
+    for name, words in (("top1", "top-1 %"), ("agreement", "agreement with the original %")):
+        values = [getattr(point, name) for point in reached]
+        if all(value is not None for value in values):
+            return [100 * value for value in values], words
+    return [100 * (1 - (point.relative_error or 0.0)) for point in reached], "100 % less relative error"
+
+
+def _choice(reached: Sequence[Point], values: Sequence[float]) -> Point | None:
+    close = [own for own, value in zip(reached, values, strict=True) if own.front and own.size and value >= values[0] - 1]
+    return min(close, key=lambda own: own.size.macs if own.size else 0.0, default=None)
+
+
+def _evaluation(point: Point) -> Evaluation:
+    assert point.size is not None
+    return Evaluation(
+        point.target, 0, point.top1, point.agreement, point.kl, point.relative_error, point.size,
+        point.latency_ms, None, point.latency_ratio,
+    )  # fmt: skip
+
+
+def _points_table(points: Sequence[Point]) -> Table:
+    rows = []
+    for own in points:
+        if own.failure or own.size is None:
+            rows.append((own.target, *["-"] * 6, own.failure[:80]))
+            continue
+        accuracy = own.top1 if own.top1 is not None else own.agreement
+        shown = f"{accuracy:.2%}" if accuracy is not None else f"error {own.relative_error:.4f}" if own.relative_error is not None else "-"
+        sizes = (number(own.size.macs), number(own.size.params), number(own.size.bytes or 0))
+        rows.append((own.target, shown, *sizes, f"{own.latency_ms or 0:.3f}", f"{own.latency_ratio or 0:.2f}", "yes" if own.front else ""))
+    return Table(("target", "accuracy", "MACs", "params", "bytes", "min ms", "ratio", "front"), tuple(rows))
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _differences(models: tuple[Model, Model], context: Context) -> list[Section]:
+    """Samples that two classifiers of images answer differently."""
+    data = context.data
+    if data is None or not _are_images(data):
+        return []
+    pictures, seen = [], 0
+    for picture, so_far in _differing(models, data):
+        seen = so_far
+        pictures += [picture] if picture else []
+        if len(pictures) == MOST_PICTURES:
+            break
+    if not seen:
+        return []
+    words = f"The first {len(pictures)}, found among {seen} samples." if pictures else f"Nowhere, on {seen} samples."
+    return [Section("Where the two models answer differently", (words,), (), None, tuple(pictures))]
+
+
+def _are_images(data: Dataset) -> bool:
+    port = data.ports[0]
+    return len(data.ports) == 1 and np.dtype(port.dtype).kind == "f" and port.shape is not None and len(port.shape) == 4
+
+
+def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[Picture | None, int]]:
+    """Pictures where the answers differ, each with the number of samples seen so far; None at the end of a batch."""
+    sessions = [open_session(serialized(model), model.weights, model.name) for model in models]
+    name = outputs(models[0])[0].name
+    seen = 0
+    for feeds, count in data.batches():
+        images = next(iter(feeds.values()))
+        first, second = (session.run(feeds, [name])[0][:count] for session in sessions)
+        if images.ndim != 4 or images.shape[1] not in CHANNELS or not is_classifier(first, count):
+            return
+        answers = [output.argmax(1) for output in (first, second)]
+        shares = [np.exp(log_probabilities(output)) for output in (first, second)]
+        for row in np.flatnonzero(answers[0] != answers[1]):
+            both = zip(("before", "after"), answers, shares, strict=True)
+            told = [f"{word}: {own[row]} ({share[row].max():.0%})" for word, own, share in both]
+            if data.labels is not None:
+                told.insert(0, f"label {data.labels[seen + row]}")
+            yield Picture(png(_pixels(images[row], data)), tuple(told)), seen + int(row) + 1
+        seen += count
+        yield None, seen
+
+
+def _pixels(sample: Array, data: Dataset) -> Array:
+    """A sample (C, H, W) as it was before preprocessing, uint8 (H, W, C); stretched to the whole range if that is not known."""
+    steps = data.preprocessing
+    values = sample.astype(np.float64)
+    values = values * np.reshape(steps.std or (1.0,), (-1, 1, 1)) + np.reshape(steps.mean or (0.0,), (-1, 1, 1))
+    if steps.scale is None:
+        low, high = values.min(), values.max()
+        values = (values - low) / ((high - low) or 1.0)
+    found: Array = np.moveaxis(np.round(np.clip(values, 0, 1) * 255), 0, -1).astype(np.uint8)
+    return found
+
+
+# ---- what a report shows of a bandit search --------------------------------------------------------------------------
+
+SHOWN = 10  # rounds
+Key = tuple[str, int]
+
+
+def searched(scored: Candidates, removed: BoolArray | None) -> list[Section]:
+    """Pulls, means and intervals of every arm, round by round, and what left after each (None: no plan was made)."""
+    rounds: Sequence[Mapping[str, Any]] = scored.traces.get("rounds", ())
+    if not rounds:
+        return []
+    gone = set() if removed is None else _gone(scored, removed)
+    arms = [list(zip(own["group"], own["position"], strict=True)) for own in rounds]
+    charts = []
+    for index, own in enumerate(rounds[:SHOWN]):
+        stay = set(arms[index + 1]) if index + 1 < len(rounds) else set[Key]()
+        leaves = np.array([key in gone and key not in stay for key in arms[index]], bool)
+        charts.append(_chart(own, leaves, len(rounds), sum(map(int, own["pulls"]))))
+    words = [
+        f"{scored.recorded.get('score')}: what masking each channel costs (1 - mean reward) with its 95 % interval over images, group by "
+        f"group in that order; below, how often it was pulled. {scored.traces.get('images_per_pull')} images in a pull.",
+    ]
+    if len(rounds) > 1:
+        words.append("Each round shows what left after it; the next one pulls the pruned network.")
+    return [Section("What the search saw", tuple(words), tuple(charts))]
+
+
+def _gone(scored: Candidates, removed: BoolArray) -> set[Key]:
+    return {(group.name, int(at)) for group in scored.groups for at in np.flatnonzero(removed[group.units])}
+
+
+def _chart(own: Mapping[str, Any], leaves: BoolArray, rounds: int, pulls: int) -> Chart:
+    number = f"Round {own['round']} of {rounds}: " if rounds > 1 else ""
+    costs = 1 - np.asarray(own["mean"], np.float64)
+    arms = Arms(own["group"], costs, np.asarray(own["half_width"]), np.asarray(own["pulls"], np.int64), leaves)
+    return arm_chart(f"{number}{len(leaves)} arms, {pulls} pulls, {int(leaves.sum())} leave", arms)

@@ -1,0 +1,208 @@
+"""Tables and plain data for people and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..core.types import Coupling, Evaluation, FloatArray, Plan, Profiles, Size
+from ..coupling.cost import layer_macs
+from ..planning import show
+
+
+def number(value: float) -> str:
+    """A count for people: 1234567 -> 1.23M."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned with spaces; the first is left-aligned, the others right."""
+    widths = [max(len(str(row[column])) for row in (header, *rows)) for column in range(len(header))]
+    lines = []
+    for row in (header, ["-" * width for width in widths], *rows):
+        first, *others = (str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+    return "\n".join(lines)
+
+
+def _short(names: Sequence[str], limit: int = 2) -> str:
+    shown = ", ".join(names[:limit])
+    return f"{shown} (+{len(names) - limit})" if len(names) > limit else shown
+
+
+# ---- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def inspection(coupling: Coupling, size: Size, samples: int, name: str) -> dict[str, Any]:
+    """What `inspect --json` prints."""
+    none = np.zeros(coupling.units, bool)
+    macs = {layer.node.name: layer_macs(layer, none) / samples for layer in coupling.layers}
+    groups = [
+        {
+            "group": group.name,
+            "width": group.width,
+            "producers": list(group.producers),
+            "consumers": list(group.consumers),
+            "macs_share": sum(macs[own] for own in group.producers) / size.macs if size.macs else 0.0,
+        }
+        for group in coupling.groups
+    ]
+    share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
+    return {
+        "model": name,
+        "macs": size.macs,
+        "params": size.params,
+        "groups": groups,
+        "channels": coupling.channels_total,
+        "channels_prunable": coupling.channels_prunable,
+        "prunable_share": share,
+        "pinned": [asdict(pin) for pin in coupling.pinned],
+    }
+
+
+def inspection_text(data: dict[str, Any]) -> str:
+    """The same for people; ends with the share of prunable channels and the counts per reason."""
+    rows = [
+        [group["group"], str(group["width"]), f"{group['macs_share']:.1%}", _short(group["producers"]), _short(group["consumers"])]
+        for group in data["groups"]
+    ]
+    lines = [f"{data['model']}: {number(data['macs'])} MACs per sample, {number(data['params'])} parameters", ""]
+    if rows:
+        lines += [table(["group", "width", "MACs", "made by", "read by"], rows), ""]
+    pinned = [[pin["reason"], str(pin["channels"]), pin["node"], _short(pin["layers"])] for pin in data["pinned"]]
+    if pinned:
+        lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]
+    lines.append(summary(data))
+    return "\n".join(lines)
+
+
+def summary(data: dict[str, Any]) -> str:
+    """``NN % of channels prunable; pinned: ...`` with counts per reason."""
+    counts: dict[str, int] = {}
+    for pin in data["pinned"]:
+        counts[pin["reason"]] = counts.get(pin["reason"], 0) + pin["channels"]
+    parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}"
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------------
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as a table, with totals."""
+    rows = [
+        [
+            item.group,
+            _short(item.producers),
+            str(item.width),
+            str(item.width - len(item.remove)),
+            number(item.macs_before),
+            number(item.macs_after),
+        ]
+        for item in plan.groups
+    ]
+    kept = sum(not item.remove for item in plan.groups)
+    lines = [table(["group", "made by", "width", "kept", "MACs", "after"], rows), ""]
+    if kept:
+        lines.append(f"{kept} of {len(plan.groups)} groups keep all channels.")
+    lines.append(sizes_text(plan.before, plan.after))
+    return "\n".join(lines)
+
+
+def sizes_text(before: Size, after: Size) -> str:
+    """MACs and parameters before and after."""
+    shares = [new / old if old else 1.0 for old, new in ((before.macs, after.macs), (before.params, after.params))]
+    return (
+        f"MACs {number(before.macs)} -> {number(after.macs)} ({shares[0]:.1%} of the original), "
+        f"parameters {number(before.params)} -> {number(after.params)} ({shares[1]:.1%})"
+    )
+
+
+def figures_text(plan: Plan) -> str:
+    """Asked, predicted and actual figures of a plan for targets; empty without targets."""
+    rows = []
+    for name, own in plan.figures.items():
+        before = own["before"]
+        cells = [f"{show(name, own[key])} ({own[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
+        rows.append([name, show(name, before), *cells])
+    return table(["target", "original", "at most", "predicted", "reached"], rows) if rows else ""
+
+
+# ---- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def evaluation_text(results: Sequence[Evaluation]) -> str:
+    """Measured figures as a table; the first model is the reference."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2%}"
+
+    def plain(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = [
+        [
+            item.model,
+            percent(item.top1),
+            percent(item.agreement),
+            plain(item.kl, ".4f"),
+            plain(item.relative_error, ".4f"),
+            number(item.size.macs),
+            number(item.size.params),
+            number(item.size.bytes or 0),
+            plain(item.latency_min_ms, ".3f"),
+            plain(item.latency_median_ms, ".3f"),
+            plain(item.latency_ratio, ".2f"),
+        ]
+        for item in results
+    ]
+    header = ["model", "top-1", "agreement", "KL", "rel. error", "MACs", "params", "bytes", "min ms", "median ms", "ratio"]
+    return table(header, rows)
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def scores(coupling: Coupling, name: str, values: FloatArray, profiles: Profiles | None) -> dict[str, Any]:
+    """Scores per group, and what the class profiles say of each layer, as plain data."""
+    groups = [{"group": group.name, "width": group.width, "scores": values[group.units].tolist()} for group in coupling.groups]
+    found: dict[str, Any] = {"score": name, "groups": groups}
+    if profiles is not None:
+        found["profiles"] = {
+            **{key: getattr(profiles, key) for key in ("classes", "labels", "missing", "samples", "trained", "held_out")},
+            "layers": [
+                {"layer": own.layer, "tensor": own.tensor, "filters": len(own.units), **{k: _finite(v) for k, v in own.statistics.items()}}
+                for own in profiles.layers
+            ],
+            "skipped": [{"tensor": tensor, "reason": reason} for tensor, reason in profiles.skipped],
+        }
+    return found
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: a signal-to-noise ratio without noise is null."""
+    return value if value < float("inf") else None
+
+
+def scores_text(data: dict[str, Any]) -> str:
+    """The same for people: the layers' profiles if there are any, else the range of the scores of each group."""
+    profiles = data.get("profiles")
+    if profiles is None:
+        ranges = [[min(own["scores"]), sum(own["scores"]) / own["width"], max(own["scores"])] for own in data["groups"]]
+        rows = [[own["group"], str(own["width"]), *(f"{v:.4g}" for v in r)] for own, r in zip(data["groups"], ranges, strict=True)]
+        return table(["group", "width", f"least {data['score']}", "mean", "largest"], rows)
+    rows = []
+    for own in profiles["layers"]:
+        snr = "inf" if own["snr"] is None else f"{own['snr']:.2f}"
+        figures = (f"{own['probe_accuracy']:.1%}", f"{own['cluster_size']:.2f}", f"{own['clusters_per_filter']:.2f}", f"{own['noise']:.1f}")
+        rows.append([own["layer"], str(own["filters"]), *figures, snr, f"{own['no_cluster']:.1%}"])
+    header = ["layer", "filters", "probe acc.", "cluster size", "clusters/filter", "noise", "SNR", "no cluster"]
+    where = f"{profiles['held_out']} held-out samples" if profiles["held_out"] else "the training samples (too few to hold out)"
+    last = f"{profiles['samples']} samples, {profiles['classes']} labels ({profiles['labels']}); probe accuracy on {where}"
+    return "\n".join([table(header, rows), "", last])

@@ -1,0 +1,122 @@
+"""Arithmetic on label arrays; pure numpy, knows nothing of ONNX.
+
+A *label array* belongs to one tensor: int64, same rank as the tensor, broadcastable to its shape, of size 1 along every
+axis on which the label does not vary. Label 0 (`FIXED`) means "this index can never be removed". A tensor may carry several
+label arrays (a weight varies independently along its output and its input axis); an element leaves if any of its labels does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from ..core.types import IntArray
+
+Labels = tuple[IntArray, ...]
+FIXED = 0
+# A merge of axes may repeat labels along large axes (pixel shuffle written as Reshape-Transpose-Reshape). Above this
+# many elements the array is not written out; the caller ties the inner axis instead.
+LARGE = 1 << 20
+
+
+def varying(array: IntArray) -> tuple[int, ...]:
+    """Axes along which the labels differ."""
+    return tuple(axis for axis, size in enumerate(array.shape) if size > 1)
+
+
+def compact(array: IntArray) -> IntArray:
+    """The same labels with size 1 along every axis on which they are constant."""
+    for axis in varying(array):
+        first = array.take([0], axis)
+        if (array == first).all():
+            array = first
+    return array
+
+
+def keep_varying(arrays: Sequence[IntArray]) -> Labels:
+    """Drop arrays that do not vary at all, and arrays of fixed labels."""
+    return tuple(array for array in arrays if array.size > 1 and array.any())
+
+
+def align(array: IntArray, rank: int) -> IntArray:
+    """Prepend axes of size 1, as broadcasting does."""
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def vector(values: IntArray, axis: int, rank: int) -> IntArray:
+    """A label array that varies along one axis only."""
+    shape = [1] * rank
+    shape[axis] = len(values)
+    return values.reshape(shape)
+
+
+def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Split two shapes of equal size into the shortest runs of axes with equal products.
+
+    >>> blocks((2, 6, 5), (2, 2, 3, 5))
+    [(range(0, 1), range(0, 1)), (range(1, 2), range(1, 3)), (range(2, 3), range(3, 4))]
+    """
+    runs = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        start = (i, j)
+        left = right = 1
+        if i < len(old):
+            left, i = old[i], i + 1
+        if j < len(new):
+            right, j = new[j], j + 1
+        while left != right:
+            if left < right and i < len(old):
+                left, i = left * old[i], i + 1
+            elif j < len(new):
+                right, j = right * new[j], j + 1
+            else:
+                break
+        runs.append((range(start[0], i), range(start[1], j)))
+    return runs
+
+
+def reshape(array: IntArray, old: Sequence[int], new: Sequence[int]) -> IntArray:
+    """Labels of ``tensor.reshape(new)`` for a tensor of shape ``old`` (row-major, as ONNX Reshape)."""
+    expanded, target = list(array.shape), []
+    for before, after in blocks(old, new):
+        sizes = [array.shape[axis] for axis in before]
+        if prod(sizes) == 1:
+            target += [1] * len(after)
+            continue
+        for axis in before:
+            expanded[axis] = old[axis]
+        target += [new[axis] for axis in after]
+    return compact(np.broadcast_to(array, expanded).reshape(target))
+
+
+def reshaped_size(array: IntArray, old: Sequence[int], new: Sequence[int]) -> int:
+    """Number of elements that `reshape` would write out before compaction."""
+    size = 1
+    for before, _ in blocks(old, new):
+        if prod(array.shape[axis] for axis in before) > 1:
+            size *= prod(old[axis] for axis in before)
+    return size
+
+
+def components(count: int, left: IntArray, right: IntArray, parent: IntArray | None = None) -> IntArray:
+    """Smallest label of each connected component of the graph with edges left[i] -- right[i] over labels 0 .. count - 1.
+
+    Hooking and pointer jumping (Shiloach and Vishkin, J. Algorithms 3, 57 (1982)), vectorised.
+    """
+    parent = np.arange(count) if parent is None else parent.copy()
+    while len(left):
+        a, b = parent[left], parent[right]
+        differ = a != b
+        if not differ.any():
+            break
+        left, right, a, b = left[differ], right[differ], a[differ], b[differ]
+        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+        while True:
+            grand = parent[parent]
+            if (grand == parent).all():
+                break
+            parent = grand
+    return parent
