@@ -5,71 +5,44 @@
 >>> result.save("smaller.onnx")                                                   # doctest: +SKIP
 """
 
-from . import methods  # noqa: F401  (registration)
-from .core.errors import (
-    DataError,
-    ModelError,
-    OptionError,
-    OutputError,
-    PlanError,
-    SfpError,
-    TargetError,
-    VerificationError,
-)
-from .core.options import BanditOptions, PlanOptions, RepairOptions, ScoreOptions
-from .core.types import Cut, Evaluation, Group, LayerProfile, Plan, Profiles, Size, Verification
-from .coupling.analysis import Analysis, data_for, inspect, load
-from .data import Preprocessing
-from .data.dataset import Dataset, open_data
-from .evaluation import evaluate
-from .graph.model import Model
-from .graph.save import save
-from .methods.sfp.profiles import ProfileOptions
-from .pipeline import apply, plan, prune
-from .report.manifest import Pruned, manifest, read_plan
-from .scores.scoring import Scored, profile, save_scores, score, scored
+from __future__ import annotations
 
-__all__ = [
-    "Analysis",
-    "BanditOptions",
-    "Cut",
-    "DataError",
-    "Dataset",
-    "Evaluation",
-    "Group",
-    "LayerProfile",
-    "Model",
-    "ModelError",
-    "OptionError",
-    "OutputError",
-    "Plan",
-    "PlanError",
-    "PlanOptions",
-    "Preprocessing",
-    "ProfileOptions",
-    "Profiles",
-    "Pruned",
-    "RepairOptions",
-    "ScoreOptions",
-    "Scored",
-    "SfpError",
-    "Size",
-    "TargetError",
-    "Verification",
-    "VerificationError",
-    "apply",
-    "data_for",
-    "evaluate",
-    "inspect",
-    "load",
-    "manifest",
-    "open_data",
-    "plan",
-    "profile",
-    "prune",
-    "read_plan",
-    "save",
-    "save_scores",
-    "score",
-    "scored",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.errors import *
+    from .core.options import *
+
+# Where everything public is; it is imported when it is first asked for, so that `import sfp_onnx` and `--help` cost nothing.
+PLACES = {
+    "core.errors": "DataError ModelError OptionError OutputError PlanError SfpError TargetError VerificationError",
+    "core.options": "DataOptions InspectOptions OutputOptions PlanOptions RepairOptions ScoreOptions BanditOptions",
+    "core.types": "Cut Evaluation Group LayerProfile Plan Profiles Size Verification",
+    "coupling.analysis": "Analysis data_for inspect load",
+    "data": "Preprocessing",
+    "data.dataset": "Dataset open_data",
+    "graph.model": "Model",
+    "graph.save": "save",
+    "methods.dilution.stages": "DiluteOptions Diluted dilute",
+    "methods.sfp.profiles": "ProfileOptions",
+    "pipeline": "Sweep apply device_profile evaluate plan prune score sweep",
+    "report.manifest": "Pruned manifest read_plan",
+    "report.sweep": "Point",
+    "scores.scoring": "Scored profile save_scores scored",
+}
+WHERE = {name: place for place, names in PLACES.items() for name in names.split()}
+__all__ = sorted(WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(".methods", __name__)  # they register themselves
+    value = getattr(import_module(f".{WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,8 @@ import numpy as np
 
 from . import graph
 from .core.errors import DataError, OptionError
-from .core.system import user_function
+from .core.options import AMOUNT, option
+from .core.system import log, user_function
 from .core.types import Array, BoolArray, Evaluation, FloatArray, IntArray, Size
 from .coupling.analysis import ModelSource, Progress, inspect, load, silent
 from .data.dataset import Dataset
@@ -274,6 +275,52 @@ def evaluate(
 Verdict = tuple[str, bool, str]
 """(what was checked, whether it holds, what was expected and found)."""
 SIZES = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What the last of some measured models must hold: a ``baseline`` (a manifest made with --test-data, or what `evaluate --json`
+    prints), how much accuracy may fall (``max_drop``: below the baseline, by default 0, else below the first model), and ``targets``."""
+
+    baseline: Any = option(
+        None, "Manifest (made with --test-data) or output of evaluate --json: the last model must hold its accuracy, MACs, parameters and "
+        "bytes, else exit code 3.", AMOUNT, path=True,
+    )  # fmt: skip
+    max_drop: str | None = option(
+        None, "How much top-1 (without labels: agreement) may fall: of the last model below --baseline (default 0), else below the first "
+        "model.", AMOUNT, metavar="1%",
+    )  # fmt: skip
+    targets: tuple[str, ...] = option(
+        (), "The last model must hold it: macs, params, size. Repeatable.", AMOUNT, flag="target", metavar="macs=50%"
+    )
+
+
+class Gate:
+    """What the last model must hold; read before anything is measured."""
+
+    def __init__(self, options: GateOptions, models: int) -> None:
+        """Read the baseline and check the options.
+
+        Raises:
+            OptionError: unreadable, or nothing to compare with.
+        """
+        self.path, self.targets, self.models = options.baseline, options.targets, models
+        read: tuple[dict[str, Any] | None, str | None] = (None, None) if options.baseline is None else read_baseline(options.baseline)
+        self.base, self.sha256 = read
+        self.limit = None if options.max_drop is None else parse_drop(options.max_drop)
+        if models < 2 and (self.targets or (self.limit is not None and self.path is None)):
+            raise OptionError("--max-drop and --target compare the last model with the first: give two models, or --baseline")
+
+    def verdicts(self, results: Sequence[Evaluation], data: Dataset) -> list[Verdict]:
+        """Every check, whether it holds, and what was expected and found."""
+        verdicts: list[Verdict] = []
+        if self.base is not None:
+            if self.sha256 is not None and self.sha256 != data.sha256:
+                log.warning(f"{self.path} was measured on other data than {data.name}; accuracies are compared all the same")
+            verdicts += against(results[-1], self.base, self.limit or 0.0, self.models < 2)
+        elif self.limit is not None:
+            verdicts += dropped(results, self.limit)
+        return verdicts + (reached(results, self.targets) if self.targets else [])
 
 
 def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:

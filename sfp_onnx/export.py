@@ -13,6 +13,7 @@ import numpy as np
 
 from .core import system
 from .core.errors import OptionError, OutputError, VerificationError
+from .core.options import OutputOptions
 from .core.types import Array
 from .coupling.analysis import Analysis
 from .data.dataset import Dataset
@@ -57,6 +58,11 @@ class OrtFile:
 def operators_path(path: Path) -> Path:
     """Where the configuration of operators goes, by onnxruntime's convention."""
     return path.with_suffix(".required_operators_and_types.config")
+
+
+def written_by(options: OutputOptions) -> tuple[Path, ...]:
+    """The files that ``save_ort`` writes."""
+    return () if options.save_ort is None else (Path(options.save_ort), operators_path(Path(options.save_ort)))
 
 
 def halved(model: Model) -> tuple[Model, Model, str]:
@@ -109,20 +115,6 @@ TOLERANCES = {"half": 1e-2, "ort": 1e-2}
 
 
 @dataclass(frozen=True)
-class PackagingOptions:
-    """Which forms are wanted: ``half`` weights, ``quantize`` ("int8" or None), onnxruntime's format ``ort``."""
-
-    half: bool = False
-    quantize: str | None = None
-    ort: bool = False
-
-    @property
-    def given(self) -> bool:
-        """Whether anything is to be done."""
-        return self.half or self.quantize is not None or self.ort
-
-
-@dataclass(frozen=True)
 class Step:
     """One form of the model. ``agreement`` and ``relative_error`` are to the pruned model, ``latency_ratio`` to the original, from
     minima of interleaved runs."""
@@ -153,7 +145,7 @@ class Packaged:
 
 
 def package(
-    analysis: Analysis, pruned: Model, options: PackagingOptions, data: Dataset | None = None, judge: Dataset | None = None
+    analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None = None, judge: Dataset | None = None
 ) -> Packaged:
     """Make the wanted forms of a pruned model and measure them.
 
@@ -178,7 +170,7 @@ def package(
         ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
         rounded = "; made from the weights rounded to float16" if options.half else ""
         notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
-    made = ort_file(last) if options.ort else None
+    made = ort_file(last) if options.save_ort is not None else None
     if made and options.half and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
     sessions = [open_session(serialized(own), own.weights, own.name) for own in models.values()]

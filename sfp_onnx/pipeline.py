@@ -1,10 +1,13 @@
-"""Cut a model as planned, prove it, and list what was done."""
+"""The story: inspect, score, plan, apply, prune. The one place that knows the order of the stages.
+
+`prune` is `plan` and `apply` one after the other, in Python as on the command line, with the same defaults. What a run says while it works
+goes to the logger ``sfp_onnx`` (the command line prints it); what came of it is in its result.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,60 +15,322 @@ from typing import Any
 import numpy as np
 
 from . import graph
-from .core.errors import DataError, OptionError, TargetError, VerificationError
-from .core.options import PlanOptions, RepairOptions, ScoreOptions
+from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
+from .core.options import DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
+from .core.system import log
 from .core.types import Array, BoolArray, Coupling, Evaluation, Plan, Verification
-from .coupling.analysis import Analysis, ModelSource, Progress, describe, inspect, load, reasons, silent
+from .coupling.analysis import Analysis, DataSource, ModelSource, Progress, describe, inspect, load, reasons, silent
 from .coupling.cost import cuts, keep_mask, vanishing
 from .coupling.trace import random_feeds
 from .cut import cut
 from .cut.verify import compare, maskable, runs_at
-from .data.checks import training_mode
+from .data.checks import opened, training_mode
 from .data.dataset import Dataset
-from .evaluation import evaluate, parse_drop
-from .graph.model import Model, check, initializers
-from .graph.save import file_bytes
-from .latency.measure import latencies_of
-from .methods.bandits import PREFIX
-from .methods.bandits.pulling import search
-from .methods.sfp import examples_of
+from .evaluation import Gate, GateOptions, Verdict, parse_drop
+from .evaluation import evaluate as measure
+from .export import package, written_by
+from .graph.model import Model
+from .graph.save import check_output, fingerprint, together
+from .latency import DeviceProfile
+from .latency import to_json as profile_to_json
+from .latency.profiling import layer_times, measure_profile
 from .planning import parse_target
-from .planning.figures import ruler_for
+from .planning.figures import Ruler, ruler_for
 from .planning.max_drop import Judge, held_out, plan_with_drop
-from .planning.record import make_plan, removal_of, sample_shapes
+from .planning.record import make_plan, removal_of, sample_shapes, to_json
 from .planning.search import Candidates, plan_for
 from .planning.widths import eligible
 from .repair import repaired
-from .report.manifest import Point, Pruned, manifest, write_json
+from .report.charts import Page, require
+from .report.manifest import Lock, Pruned, command_of, manifest, write_json
+from .report.page import Context, evaluate_page, prune_page, sweep_page, write_page
+from .report.sweep import Point, measured_points, parse_sweep, saved_point, sweep_data
+from .report.text import plan_text
 from .runtime import Setup
-from .scores.scoring import Scored, scored
+from .scores.scoring import Scored, default_score, examples_of, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
+AS_PLANNED = RepairOptions()
+
+
+# ---- what a run works on ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A model and its data, opened. ``data`` are scored with and repaired with, ``eval_data`` (if any) are what ``max_drop`` is judged
+    on, ``test_data`` what the result is measured on; ``paths`` are all files that are read."""
+
+    analysis: Analysis
+    data: Dataset | None
+    eval_data: Dataset | None = None
+    test_data: Dataset | None = None
+    paths: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the data of a run are, and how they and the model are read. Labels, number of samples and seed of ``options`` are those of
+    ``data``; the preprocessing is that of all."""
+
+    data: DataSource | None = None
+    eval_data: DataSource | None = None
+    test_data: DataSource | None = None
+    options: DataOptions = DataOptions()
+    inspect: InspectOptions = InspectOptions()
+    others: tuple[Path, ...] = ()
+
+    def paths(self) -> list[Path]:
+        """All files that are named."""
+        named = (self.data, self.eval_data, self.test_data, self.options.labels)
+        return [*(Path(source) for source in named if isinstance(source, (str, Path))), *self.others]
+
+    def open(self, source: ModelSource | Analysis, outputs: Sequence[Path | None] = ()) -> Inputs:
+        """Open the model and the data, after a check that the outputs can be written and are none of the inputs.
+
+        Raises:
+            ModelError, DataError, OptionError: they cannot be read. OutputError: an output cannot be written.
+        """
+        analysis = source if isinstance(source, Analysis) else None
+        model = analysis.model if analysis else load(source)  # type: ignore[arg-type]
+        paths = [*model.paths, *self.paths()]
+        for number, output in enumerate(outputs):
+            if output is not None:
+                check_output(Path(output), [*paths, *(Path(other) for other in outputs[:number] if other is not None)])
+        for text in training_mode(model):
+            log.warning(text)
+        if self.data is None and self.test_data is None and self.eval_data is None and self.options.given:
+            raise OptionError("--labels, --preset, --mean, --std, --scale, --resize, --center-crop, --color and --samples need --data")
+        beside = replace(self.options, labels=None, samples=None)
+        test = opened(model, self.test_data, beside)
+        judge = opened(model, self.eval_data, beside)
+        only_beside = self.data is None and (test is not None or judge is not None)
+        data = opened(model, self.data, DataOptions(seed=self.options.seed) if only_beside else self.options)
+        if analysis is None:
+            analysis = inspect(model, self.inspect.input_shapes, data, self.inspect.cut_layernorm)
+        return Inputs(analysis, data, judge, test, tuple(paths))
+
+
+def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions | None:
+    """The repair that follows: by default least squares where there are data; None if there is none.
+
+    Raises:
+        OptionError: a repair without data.
+    """
+    if repair is None or repair.fit == "none" or (repair.fit == "default" and data is None):
+        return None
+    if data is None:
+        raise OptionError(f"--repair {repair.fit} needs --data")
+    return replace(repair, fit="lstsq") if repair.fit == "default" else repair
+
+
+def _check(options: PlanOptions) -> None:
+    """Refuse options that contradict each other or cannot be read, before any work."""
+    if (options.ratio is None) == (not options.targets and options.max_drop is None):
+        raise OptionError("give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%")
+    if options.metric is not None and options.max_drop is None:
+        raise OptionError("--metric needs --max-drop")
+    if options.max_drop is not None:
+        parse_drop(options.max_drop)
+    for text in options.targets:
+        parse_target(text)
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------------
+
+
+def plan(
+    source: ModelSource | Analysis,
+    options: PlanOptions,
+    score_name: str | None = None,
+    data: DataSource | None = None,
+    score_options: ScoreOptions | None = None,
+    progress: Progress = silent,
+    repair: RepairOptions | None = AS_PLANNED,
+    eval_data: DataSource | None = None,
+    *,
+    data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(),
+    output: Path | None = None,
+) -> Plan:
+    """Decide which channels leave; cut nothing. The arguments are those of `prune`.
+
+    Args:
+        output: where the plan goes as JSON (default: nowhere).
+
+    Raises:
+        TargetError: nothing can be pruned, or a target cannot be met.
+        OptionError, ModelError, DataError, OutputError: bad options, input or output.
+    """
+    _check(options)
+    sources = Sources(data, eval_data, None, data_options, inspect_options)
+    inputs = sources.open(source, [output])
+    made = _planned(inputs, options, Scoring(score_name, score_options, repair), progress)[1]
+    if output is not None:
+        write_json(output, to_json(made), inputs.paths)
+    return made
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How channels are scored for a plan, and the repair that will follow; None: the defaults."""
+
+    name: str | None = None
+    options: ScoreOptions | None = None
+    repair: RepairOptions | None = AS_PLANNED
+
+
+def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress) -> tuple[Candidates, Plan]:
+    """The plan, with the scores that it was made from."""
+    if options.max_drop is None:
+        if inputs.eval_data is not None:
+            raise OptionError("--eval-data needs --max-drop")
+        ready = candidates(inputs, options, scoring, progress)
+        made = plan_for(ready, options, progress)
+    else:
+        seed = (scoring.options or ScoreOptions()).seed
+        apart = inputs.eval_data is not None
+        scored_with, judged = (inputs.data, inputs.eval_data) if apart else held_out(inputs.data, seed)
+        assert judged is not None
+        judge = Judge(inputs.analysis.model, judged, parse_drop(options.max_drop), options.confidence, options.metric, apart, seed)
+        ready = candidates(replace(inputs, data=scored_with), options, scoring, progress)
+        if apart:
+            ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judged)})
+        made = plan_with_drop(ready, options, judge, progress=progress)
+    for note in made.notes:
+        (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
+    return ready, made
+
+
+def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent) -> Candidates:
+    """Everything that plans need of a model and its data, once for any number of plans.
+
+    Raises:
+        TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
+    """
+    analysis, data = inputs.analysis, inputs.data
+    coupling = analysis.coupling
+    if not coupling.groups:
+        raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
+    weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
+    groups = tuple(eligible(coupling, options, weights_of))
+    repair = settled(scoring.repair, data)
+    name = scoring.name or default_score(data, repair)
+    log.info(f"score: {name}{'' if scoring.name else ' (default)'}{meaning(name)}")
+    score_options = scoring.options or ScoreOptions()
+    scores = scored(analysis, name, data, score_options, progress, aim=(options, groups))
+    recorded: dict[str, Any] = {"score": name, **score_options.recorded, "cut_layernorm": analysis.cut_layernorm}
+    recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
+    if data is not None:
+        recorded["data"] = describe(data)
+        recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
+    shown = examples_of(scores.profiles)
+    return Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, shown, scores.traces)
+
+
+def score(
+    source: ModelSource | Analysis,
+    name: str | None = None,
+    data: DataSource | None = None,
+    options: ScoreOptions | None = None,
+    progress: Progress = silent,
+    *,
+    data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(),
+    output: Path | None = None,
+) -> Scored:
+    """Importance of every channel that can leave (larger = keep).
+
+    Args:
+        name: a score, several joined by "+" (the average of their ranks), with options behind commas ("sfp,probe=ridge"); default:
+            `contribution` with data, else `magnitude`.
+        output: where scores (and class profiles) go as .npz.
+
+    Raises:
+        OptionError: unknown score. DataError: the score needs data. ModelError: the score needs a classifier.
+    """
+    return scored_with(source, name, data, options, progress, data_options=data_options, inspect_options=inspect_options, output=output)[1]
+
+
+def scored_with(
+    source: ModelSource | Analysis,
+    name: str | None = None,
+    data: DataSource | None = None,
+    options: ScoreOptions | None = None,
+    progress: Progress = silent,
+    *,
+    data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(),
+    output: Path | None = None,
+) -> tuple[Analysis, Scored]:
+    """As `score`, with what was found out about the model."""
+    inputs = Sources(data, None, None, data_options, inspect_options).open(source, [output])
+    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress)
+    if output is not None:
+        save_scores(output, inputs.analysis, result, inputs.paths)
+    return inputs.analysis, result
+
+
+# ---- apply -----------------------------------------------------------------------------------------------------------
 
 
 def apply(
     source: ModelSource | Analysis,
     plan: Plan,
-    data: Dataset | None = None,
+    data: DataSource | None = None,
     verify: bool = True,
     progress: Progress = silent,
-    repair: RepairOptions | None = None,
+    repair: RepairOptions | None = AS_PLANNED,
+    *,
+    data_options: DataOptions = DataOptions(),
+    output: OutputOptions = OutputOptions(),
+    paths: Sequence[Path] = (),
 ) -> Pruned:
-    """Cut a model as planned, prove it, and repair it if asked to (then ``data`` must be given).
+    """Cut a model as planned, prove it, and repair it as the plan says (or as ``repair`` says).
+
+    Args:
+        paths: files that the output must not replace, besides model and data (the plan's own).
 
     Raises:
         PlanError: the plan does not fit the model.
         VerificationError: the pruned model differs from the masked original, or the repair made it worse.
-        DataError: a repair without data.
+        DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
-    if isinstance(source, Analysis):
-        analysis = source
-    else:
-        model = load(source)
-        analysis = inspect(model, sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
+    made_on = InspectOptions(sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
+    inputs = Sources(data, options=data_options, inspect=made_on, others=tuple(paths)).open(source, [output.path, output.manifest])
+    result = _applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress)
+    return _written(result, inputs, output)
+
+
+def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) -> RepairOptions | None:
+    """The repair that is asked for, else that of the plan, else the default.
+
+    Raises:
+        DataError: the plan was made for a repair, and there are no data.
+    """
+    recorded = plan.options.get("repair")
+    if repair is None or repair.fit != "default" or "repair" not in plan.options:
+        return settled(repair, data)
+    if recorded is None:
+        return None
+    known = plan.options.get("data") or {}
+    if data is None:
+        raise DataError(
+            f"the plan was made for a repair ({recorded['fit']}) on {known.get('name')}: give --data {known.get('name')} with the same "
+            "preprocessing, or say --repair none (then what is left is not re-fitted, and the accuracy will be lower)"
+        )
+    if data.sha256 != known.get("sha256"):
+        log.warning(f"the plan was made with other data ({known.get('name')}) than {data.name}; the repair uses the latter")
+    return replace(repair, fit=recorded["fit"], seed=recorded["seed"])
+
+
+def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | None, progress: Progress) -> Pruned:
+    analysis, data = inputs.analysis, inputs.data
+    if plan.options.get("max_drop") is not None and "eval_data" not in plan.options and data is not None:
+        data = held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
     removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
-    check(pruned)
+    graph.check(pruned)
     verification = None
     if verify:
         with progress("verifying", 1) as advance:
@@ -92,7 +357,7 @@ def apply(
 
 def _weights(model: Model) -> int:
     """Number of floating or quantised weights."""
-    held = initializers(model).values()
+    held = graph.initializers(model).values()
     return sum(prod(shape) for shape, dtype in held if np.dtype(dtype).kind not in "iubOSU")
 
 
@@ -115,7 +380,7 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
         size = analysis.samples
-        batch = next(({name: array[:size] for name, array in own.items()} for own, count in data.batches() if count >= size), None)
+        batch = next(({name: array[:size] for name, array in rows.items()} for rows, count in data.batches() if count >= size), None)
         if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
             inputs["calibration"] = batch
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
@@ -136,245 +401,271 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
         raise VerificationError(f"{training[0]} So nothing can be verified, and nothing was written.") from error
 
 
+# ---- prune -----------------------------------------------------------------------------------------------------------
+
+
 def prune(
     source: ModelSource | Analysis,
     options: PlanOptions,
     score_name: str | None = None,
-    data: Dataset | None = None,
+    data: DataSource | None = None,
     score_options: ScoreOptions | None = None,
     verify: bool = True,
     progress: Progress = silent,
-    repair: RepairOptions | None = None,
-    eval_data: Dataset | None = None,
+    repair: RepairOptions | None = AS_PLANNED,
+    eval_data: DataSource | None = None,
+    *,
+    test_data: DataSource | None = None,
+    data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(),
+    output: OutputOptions = OutputOptions(),
 ) -> Pruned:
-    """Plan and apply in one. For other shapes or options of the analysis, `inspect` first and pass its result to both.
-
-    Raises:
-        the errors of `inspect`, `plan` and `apply`.
-    """
-    analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
-    made = plan(analysis, options, score_name, data, score_options, progress, repair, eval_data)
-    if options.max_drop is not None and eval_data is None:
-        data = held_out(data, (score_options or ScoreOptions()).seed)[0]  # the model that was judged is the one that is made
-    return apply(analysis, made, data, verify, progress, repair)
-
-
-# ---- decide which units leave ----------------------------------------------------------------------------------------
-
-def default_score(data: Dataset | None, repair: RepairOptions | None = None) -> str:
-    """The score that is used if none is named: `obs` knows the least-squares repair that follows."""
-    if data is None:
-        return "magnitude"
-    return "obs" if repair is not None and repair.fit == "lstsq" else "contribution"
-
-
-def plan(
-    source: ModelSource | Analysis,
-    options: PlanOptions,
-    score_name: str | None = None,
-    data: Dataset | None = None,
-    score_options: ScoreOptions | None = None,
-    progress: Progress = silent,
-    repair: RepairOptions | None = None,
-    eval_data: Dataset | None = None,
-) -> Plan:
-    """Decide which units leave. With ``max_drop``, models are built to be judged, and repaired with ``repair``.
+    """Plan and apply in one; then make other forms, measure, and write what ``output`` asks for.
 
     Args:
-        eval_data: data to judge on for ``max_drop`` (default: a third of ``data``, which is then not scored with).
+        source: a file, a ModelProto, a loaded model, or what `inspect` found.
+        score_name: a score; default: `obs` where a least-squares repair follows, else `contribution` with data, `magnitude` without.
+        data: calibration data: a path, arrays, a function, or an open `Dataset`.
+        repair: default: least squares where there are data; None: none.
+        eval_data: data that ``max_drop`` is judged on (default: a third of ``data``, which is then neither scored nor repaired with).
+        test_data: data that the original and the result are measured on.
+        data_options, inspect_options: how data and model are read.
 
     Raises:
-        TargetError: nothing can be pruned, or a target cannot be met.
-        OptionError, ModelError, DataError: bad options or input.
+        TargetError: nothing can be pruned, a target cannot be met, or the run of ``output.locked`` does not come out.
+        VerificationError: the result is not what was planned, or the repair made it worse.
+        OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
-    return planned(source, options, score_name, data, score_options, progress, repair, eval_data)[1]
+    _check(options)
+    lock = None if output.locked is None else Lock(Path(output.locked))
+    if output.report is not None:
+        require()
+    others = () if output.locked is None else (Path(output.locked),)
+    sources = Sources(data, eval_data, test_data, data_options, inspect_options, others)
+    inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    used = command_of(options, score_options, repair, data_options, inspect_options, output, score=score_name, verify=verify)
+    ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
+    if made is None:
+        ready, made = _planned(inputs, options, Scoring(score_name, score_options, repair), progress)
+    log.debug(plan_text(made))
+    result = _applied(inputs, made, verify, settled(repair, inputs.data), progress)
+    if lock is not None:
+        lock.check(result, output)
+    if output.packaged:
+        packaged = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data)
+        result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes), packaged=packaged)
+    result = replace(_measured(result, inputs.test_data, output, progress), command=used)
+    page = None if output.report is None else _page(result, ready, inputs, options, progress)
+    return _written(result, inputs, output, page)
 
 
-def planned(
-    source: ModelSource | Analysis,
-    options: PlanOptions,
-    score_name: str | None = None,
-    data: Dataset | None = None,
-    score_options: ScoreOptions | None = None,
-    progress: Progress = silent,
-    repair: RepairOptions | None = None,
-    eval_data: Dataset | None = None,
-) -> tuple[Candidates, Plan]:
-    """As `plan`, with the scores that the plan was made from."""
-    analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
-    if options.max_drop is None:
-        found = candidates(analysis, options, score_name, data, score_options, progress, repair)
-        return found, plan_for(found, options, progress)
-    if options.ratio is not None:
-        raise OptionError("give either --ratio or --max-drop")
-    seed = (score_options or ScoreOptions()).seed
-    seen, own = (data, eval_data) if eval_data is not None else held_out(data, seed)
-    limit, apart = parse_drop(options.max_drop), eval_data is not None
-    judge = Judge(analysis.model, own, limit, options.confidence, options.metric, apart, seed)
-    ready = candidates(analysis, options, score_name, seen, score_options, progress, repair)
-    if apart:
-        ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(own)})
-    return ready, plan_with_drop(ready, options, judge, progress=progress)
+def _page(result: Pruned, ready: Candidates | None, inputs: Inputs, options: PlanOptions, progress: Progress) -> Page:
+    """The report of a run; without scores where the plan is that of a manifest."""
+    analysis = inputs.analysis
+    known = ready or Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
+    return prune_page(result, known, inputs, Setup(options.threads, options.provider), options.batch, progress)
 
 
-def candidates(
-    analysis: Analysis, options: PlanOptions, score_name: str | None = None, data: Dataset | None = None,
-    score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = None,
-) -> Candidates:  # fmt: skip
-    """Everything that plans need of a model and its data, once for any number of plans, which ``repair`` follows.
-
-    Raises:
-        TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
-    """
-    coupling = analysis.coupling
-    if not coupling.groups:
-        raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
-    weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
-    groups = eligible(coupling, options, weights_of)
-    name = score_name or default_score(data, repair)
-    score_options = score_options or ScoreOptions()
-    if name.startswith(PREFIX):
-        searched = search(analysis, name, data, score_options, (options, groups), progress)
-        found = Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
-    else:
-        found = scored(analysis, name, data, score_options, progress)
-    recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
-    del recorded["memory"]
-    if recorded["bandit"] is None:
-        del recorded["bandit"]
-    recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
-    if data is not None:
-        recorded["data"] = describe(data)
-    shown = examples_of(found.profiles)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, repair, shown, found.traces)
+def _measured(result: Pruned, data: Dataset | None, output: OutputOptions, progress: Progress) -> Pruned:
+    """The original and the result on held-out data, if there are any."""
+    if data is None:
+        return result
+    first, last = measure([result.original, result.model], data, progress=progress)
+    if output.path is not None:
+        size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
+        last = replace(last, model=str(output.path), size=size)
+    return replace(result, evaluation=(first, last), test_data=describe(data))
 
 
-# ---- one calibration -------------------------------------------------------------------------------------------------
+def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page | None = None) -> Pruned:
+    """Write what was asked for, all together or nothing; the result with its manifest."""
+    result = replace(result, manifest=manifest(result, output.path, output.external))
+    with together():  # of two runs to the same names, one wins as a whole
+        if output.path is not None:
+            result.save(output.path, output.external)
+        read = [*inputs.paths, *([Path(output.path)] if output.path is not None else [])]
+        if output.manifest is not None:
+            write_json(output.manifest, result.manifest, read)
+        if result.packaged is not None and result.packaged.ort is not None:
+            result.packaged.ort.save(Path(output.save_ort), read)
+        if page is not None:
+            write_page(Path(output.report), page, read)
+    return result
 
-MOST = 100
+
+# ---- many targets, and measuring ---------------------------------------------------------------------------------------
 
 
-def parse_sweep(text: str) -> list[str]:
-    """Read ``macs=90%:20%:10%`` (first, last, step) into single targets.
+@dataclass(frozen=True)
+class Sweep:
+    """Points of a sweep, the original first, and the same as plain data for JSON."""
 
-    Raises:
-        OptionError: not of that form, or a step that leads nowhere.
-    """
-    match = re.fullmatch(r"\s*(\w+)\s*=\s*([^:]+):([^:]+):([^:]+)", text)
-    if match is None:
-        raise OptionError(f"targets '{text}': expected first:last:step, such as macs=90%:20%:10% or latency=8ms:2ms:1ms")
-    first, last, step = (parse_target(f"{match[1]}={part.strip()}") for part in match.groups()[1:])
-    unit = re.sub(r"[0-9.\s]", "", match[2])
-    if len({own.relative for own in (first, last, step)}) > 1:
-        raise OptionError(f"targets '{text}': first, last and step must be all percentages or all absolute numbers")
-    sign = 1 if last.value >= first.value else -1
-    count = int(abs(last.value - first.value) / step.value + 1e-9) + 1
-    if count > MOST:
-        raise OptionError(f"targets '{text}': {count} targets; expected at most {MOST}")
-    scale = first.value / float(re.sub(r"[^0-9.]", "", match[2]))
-    values = [(first.value + sign * index * step.value) / scale for index in range(count)]
-    return [f"{first.what}={value:.10g}{unit}" for value in values]
+    points: tuple[Point, ...]
+    data: Mapping[str, Any]
 
 
 def sweep(
-    scored: Candidates, options: PlanOptions, sweeps: Sequence[str], judge: Dataset | None, folder: Path | None = None,
+    source: ModelSource | Analysis,
+    sweeps: Sequence[str],
+    options: PlanOptions = PlanOptions(),
+    score_name: str | None = None,
+    data: DataSource | None = None,
+    score_options: ScoreOptions | None = None,
     progress: Progress = silent,
-) -> list[Point]:  # fmt: skip
-    """Plan, cut and verify for every target of ``sweeps`` (besides the targets of the options), then measure all together.
-
-    The first point is the original.
+    repair: RepairOptions | None = AS_PLANNED,
+    *,
+    test_data: DataSource | None = None,
+    data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(),
+    output: Path | None = None,
+    folder: Path | None = None,
+    report: Path | None = None,
+) -> Sweep:
+    """Plan, cut, verify and repair for every target of ``sweeps`` ("macs=90%:20%:10%": first, last, step) from one calibration, and
+    measure all together. Targets of the options hold for all of them.
 
     Args:
-        judge: data for accuracy; not those of the scores.
-        folder: where each model and its manifest (.json) go (default: none is saved).
+        test_data: data to judge on; default: a third of ``data``, which is then neither scored nor repaired with.
+        output, folder, report: where the JSON, the models with their manifests, and the page go (default: nowhere).
 
     Raises:
         OptionError: bad targets. TargetError: none of them can be reached.
     """
+    if options.ratio is not None or options.max_drop is not None:
+        raise OptionError("a sweep takes --targets (and --target for bounds that hold for all of them), not --ratio or --max-drop")
     wanted = [target for text in sweeps for target in parse_sweep(text)]
-    analysis = scored.analysis
-    everything = replace(options, targets=(*options.targets, *wanted))
-    ruler = ruler_for(analysis, everything, progress)
-    points, models = [], [analysis.model]
+    if report is not None:
+        require()
+    if folder is not None:
+        _make(Path(folder))
+    inputs = Sources(data, None, test_data, data_options, inspect_options).open(source, [output, report])
+    seed = (score_options or ScoreOptions()).seed
+    if inputs.test_data is None and inputs.data is not None:
+        scored_with, judge = held_out(inputs.data, seed)
+        inputs = replace(inputs, data=scored_with, test_data=judge)
+        log.info(f"accuracy on {judge.samples} samples held out from --data")
+    aim = replace(options, targets=options.targets or ("macs=100%",))
+    ready = candidates(inputs, aim, Scoring(score_name, score_options, repair), progress)
+    points, models = [], [inputs.analysis.model]
+    ruler = ruler_for(inputs.analysis, replace(options, targets=(*options.targets, *wanted)), progress)
     with progress("sweeping", len(wanted)) as advance:
         for target in wanted:
-            own = replace(options, targets=(*options.targets, target))
-            names = tuple(dict.fromkeys(["macs", "params", *(parse_target(text).what for text in own.targets)]))
             try:
-                plan = plan_for(scored, own, ruler=replace(ruler, names=names))
+                result = _point(inputs, ready, replace(options, targets=(*options.targets, target)), ruler)
             except TargetError as error:
                 points.append(Point(target, failure=str(error)))
             else:
-                result = apply(analysis, plan, scored.data, repair=scored.repair)
-                file, notes = (None, None) if folder is None else _saved(result, folder / f"{_stem(analysis)}-{_file_name(target)}.onnx")
-                points.append(Point(target, size=plan.after, file=file, manifest=notes))
+                points.append(saved_point(result, target, inputs.analysis, folder))
                 models.append(result.model)
             advance(1)
     if len(models) == 1:
         raise TargetError(f"none of the {len(wanted)} targets can be reached. The first: {points[0].failure}")
-    return _measured(analysis, points, models, judge, options)
+    measured = measured_points(inputs.analysis, points, models, inputs.test_data, options)
+    found = Sweep(tuple(measured), sweep_data(measured, inputs.analysis, ready))
+    if output is not None:
+        write_json(output, found.data, inputs.paths)
+    if report is not None:
+        write_page(Path(report), sweep_page(measured, ready, inputs, progress), inputs.paths)
+    return found
 
 
-def _saved(result: Pruned, path: Path) -> tuple[str, str]:
-    """Write a model and its manifest; where they are."""
-    file = result.save(path)
-    notes = file.with_suffix(".json")
-    write_json(notes, manifest(result, file), [*result.original.paths, file])
-    return str(file), str(notes)
+def _point(inputs: Inputs, ready: Candidates, options: PlanOptions, ruler: Ruler) -> Pruned:
+    """One target of a sweep: planned, cut, verified and repaired."""
+    names = tuple(dict.fromkeys(["macs", "params", *(parse_target(text).what for text in options.targets)]))
+    made = plan_for(ready, options, ruler=replace(ruler, names=names))
+    return _applied(inputs, made, True, ready.repair, silent)
 
 
-def _measured(
-    analysis: Analysis, points: Sequence[Point], models: Sequence[Model], judge: Dataset | None, options: PlanOptions
-) -> list[Point]:
-    """The points with figures, the original first."""
-    seconds = latencies_of(models, analysis, Setup(options.threads, options.provider), options.batch)
-    figures: Sequence[Evaluation | None]
-    figures = evaluate(models, judge, latency=False, threads=options.threads) if judge is not None else [None] * len(models)
-    found = []
-    number = 0
-    for point in [Point("original", size=analysis.size()), *points]:
-        if not point.failure:
-            own = figures[number]
-            if own is not None:
-                point = replace(point, top1=own.top1, agreement=own.agreement, kl=own.kl, relative_error=own.relative_error)
-            assert point.size is not None
-            size = replace(point.size, bytes=file_bytes(models[number]))
-            point = replace(point, size=size, latency_ms=seconds[number] * 1e3, latency_ratio=seconds[number] / seconds[0])
-            number += 1
-        found.append(point)
-    return front(found)
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot make the folder: {error.strerror or error}") from error
 
 
-def front(points: Sequence[Point]) -> list[Point]:
-    """The points, with those marked that no other dominates."""
-    def costs(point: Point) -> tuple[float, float, float]:
-        assert point.size is not None and point.latency_ratio is not None
-        if point.top1 is not None or point.agreement is not None:
-            loss = -(point.top1 if point.top1 is not None else point.agreement or 0.0)
-        else:
-            loss = point.relative_error or 0.0
-        return loss, float(point.size.bytes or 0), point.latency_ratio
+@dataclass(frozen=True)
+class Measured:
+    """Figures of every model, and the checks that were asked for: what, whether it holds, and what was expected and found."""
 
-    reached = [(point, costs(point)) for point in points if not point.failure]
-    best = {
-        point.target for point, own in reached
-        if not any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for _, other in reached)
-    }  # fmt: skip
-    return [replace(point, front=not point.failure and point.target in best) for point in points]
+    evaluations: tuple[Evaluation, ...]
+    verdicts: tuple[Verdict, ...] = ()
 
 
-def sweep_data(points: Sequence[Point], analysis: Analysis, scored: Candidates) -> dict[str, Any]:
-    """A sweep as plain data for JSON."""
-    model = {"path": str(analysis.model.source), "sha256": analysis.model.sha256}
-    return {
-        "format": "sfp_onnx sweep", "version": 1, "model": model, "options": dict(scored.recorded),
-        "points": [asdict(point) for point in points],
-    }  # fmt: skip
+def evaluate(
+    models: Sequence[ModelSource],
+    data: DataSource,
+    latency: bool = True,
+    threads: int = 0,
+    progress: Progress = silent,
+    *,
+    data_options: DataOptions = DataOptions(),
+) -> list[Evaluation]:
+    """Measure models on the same data; the first is the reference.
+
+    Raises:
+        ModelError, DataError: a model or the data cannot be used, labels out of range.
+    """
+    return list(compared(models, data, latency, threads, progress, data_options=data_options).evaluations)
 
 
-def _stem(analysis: Analysis) -> str:
-    return analysis.model.source.stem if analysis.model.source else "model"
+def compared(
+    models: Sequence[ModelSource],
+    data: DataSource,
+    latency: bool = True,
+    threads: int = 0,
+    progress: Progress = silent,
+    *,
+    data_options: DataOptions = DataOptions(),
+    gate: GateOptions = GateOptions(),
+    report: Path | None = None,
+) -> Measured:
+    """As `evaluate`, with checks of the last model and a page.
+
+    Raises:
+        as `evaluate`; OptionError: the gate cannot be read. OutputError: the page cannot be written.
+    """
+    checks = Gate(gate, len(models))
+    if report is not None:
+        require()
+    loaded = [load(model) for model in models]
+    sources = Sources(data, options=data_options)
+    paths = [*(path for model in loaded for path in model.paths), *sources.paths()]
+    if report is not None:
+        check_output(Path(report), paths)
+    for text in training_mode(loaded[0]):
+        log.warning(text)
+    used = opened(loaded[0], data, data_options)
+    assert used is not None
+    results = measure(loaded, used, latency, threads, progress)
+    if report is not None:
+        analyses = [inspect(model, data=used) for model in loaded]
+        timed = layer_times(analyses[0], loaded[-1], Setup(threads), progress=progress) if latency and len(loaded) > 1 else None
+        write_page(Path(report), evaluate_page(analyses, results, Context(used, times=timed)), paths)
+    return Measured(tuple(results), tuple(checks.verdicts(results, used)))
 
 
-def _file_name(target: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", target.replace("%", "pct"))
+def device_profile(
+    source: ModelSource | Analysis,
+    options: PlanOptions = PlanOptions(),
+    progress: Progress = silent,
+    *,
+    inspect_options: InspectOptions = InspectOptions(),
+    fresh: bool = False,
+    output: Path | None = None,
+) -> tuple[Analysis, DeviceProfile]:
+    """What the nodes of a model cost on this machine at many widths, for plans made here or elsewhere (``threads``, ``batch``,
+    ``provider`` and ``profile_budget`` of the options say how it is measured).
+
+    Args:
+        fresh: measure again, whatever the cache holds.
+        output: where the profile goes as JSON.
+
+    Raises:
+        OptionError: unknown provider or batch size. ModelError: onnxruntime cannot run the model so.
+    """
+    inputs = Sources(inspect=inspect_options).open(source, [output])
+    setup = Setup(options.threads, options.provider)
+    profile = measure_profile(inputs.analysis, setup, options.batch, progress, fresh, options.profile_budget)
+    if output is not None:
+        write_json(output, profile_to_json(profile), inputs.paths)
+    return inputs.analysis, profile

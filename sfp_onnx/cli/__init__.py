@@ -1,4 +1,4 @@
-"""The command line: a thin layer over `sfp_onnx.pipeline`, one file per family of commands.
+"""The command line: a thin layer over `sfp_onnx.pipeline`, one file per command: its options, one call, and what is printed.
 
 Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path.
 Results go to standard output, messages and progress to standard error.
@@ -9,21 +9,8 @@ from __future__ import annotations
 import click
 
 from ..core.system import bound
-from .common import EPILOG, Recorded, guarded_run
-from .dilute import dilute_command
-from .doctor import doctor_command
-from .evaluate import evaluate_command
-from .init import init_command
-from .inspect import inspect_command
-from .profile import profile_command
-from .prune import apply_command, plan_command, prune_command
-from .score import score_command
-from .sweep import sweep_command
+from .common import EPILOG, Program, guarded_run
 
-COMMANDS = (
-    inspect_command, plan_command, apply_command, prune_command, sweep_command, dilute_command, score_command, evaluate_command,
-    profile_command, init_command, doctor_command,
-)  # fmt: skip
 FIRST = """sfp-onnx makes ONNX models smaller and faster by removing channels, and proves the result.
 
   1. sfp-onnx doctor                                   does this installation work?
@@ -37,7 +24,7 @@ Images in a folder: add --preset imagenet (or cifar10, yolo). All commands: sfp-
 
 
 @click.group(
-    cls=Recorded, invoke_without_command=True, epilog=EPILOG,
+    cls=Program, invoke_without_command=True, epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )  # fmt: skip
 @click.option("-v", "--verbose", count=True, help="Say more.")
@@ -52,8 +39,19 @@ def main(verbose: int, quiet: int) -> None:
         click.echo(FIRST)
 
 
-for command in COMMANDS:
-    main.add_command(command)
+main.texts = {
+    "inspect": "Show what can be pruned, and why the rest cannot.",
+    "plan": "Decide which channels leave; cut nothing.",
+    "apply": "Cut a model as a plan says.",
+    "prune": "Plan, cut, verify and write in one.",
+    "sweep": "Plan for many targets with one calibration; show accuracy, size and latency of each.",
+    "dilute": "Zero connections (kernels, weights) without changing a shape.",
+    "score": "Score all channels that can be pruned; change nothing.",
+    "evaluate": "Measure models on data; the first is the reference.",
+    "profile": "Measure the model's nodes at many widths on this machine; plan with it anywhere.",
+    "init": "Write a commented configuration for a model; change nothing else.",
+    "doctor": "Check the installation: versions, providers, folders, a tiny prune end to end.",
+}
 
 
 def program() -> None:

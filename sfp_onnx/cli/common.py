@@ -1,46 +1,34 @@
-"""Options that several commands take."""
+"""What all commands share: messages, progress, errors with exit codes, help in sections, and a process of their own."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
-from xml.sax.saxutils import escape, quoteattr
+from typing import Any
 
 import click
 
-from ..core.errors import SfpError, TargetError
-from ..core.types import Evaluation
-from ..data.dataset import Dataset
-from ..evaluation import evaluate
-from ..export import Packaged
-from ..graph.save import check_output, write_text
-from ..latency.profiling import layer_times
-from ..methods.sfp import few_examples
-from ..planning.search import Candidates
-from ..report.charts import Page, require
-from ..report.manifest import Pruned
-from ..report.page import Context, prune_page, write_page
-from ..runtime import Setup
+from ..core.errors import SfpError
+from ..core.options import AMOUNT, CHANNELS, DATA, FORMS, LATENCY, OUTPUT, REPAIR, RUN
+from ..core.system import command_line, log
+from . import config
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
-
-
-# ---- what all commands share -----------------------------------------------------------------------------------------
-
-F = TypeVar("F", bound=Callable[..., Any])
 LONGEST = 1200  # characters of an error
 INTERRUPTED = 130  # as shells count a program that Ctrl-C ended
 EPILOG = "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path."
+SECTIONS = (OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN)
+
+
+# ---- messages --------------------------------------------------------------------------------------------------------
 
 
 def _verbosity() -> int:
@@ -54,12 +42,36 @@ def say(text: str, level: int = 0) -> None:
         click.echo(text, err=True)
 
 
-def warn(text: str) -> None:
-    """A warning on standard error, once per command."""
-    said = click.get_current_context().meta.setdefault("sfp_onnx.warnings", set())
-    if text not in said:
-        said.add(text)
-        say(f"Warning: {text}")
+class _Printer(logging.Handler):
+    """What a run says, on standard error; every warning once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            if text not in self.warned:
+                self.warned.add(text)
+                say(f"Warning: {text}")
+        else:
+            say(text, 0 if record.levelno >= logging.INFO else 1)
+
+
+@contextmanager
+def _printed() -> Iterator[None]:
+    handler, level, propagate = _Printer(), log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 @contextmanager
@@ -72,117 +84,118 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield shown.update
 
 
-def _bounded(text: str) -> str:
-    """A message of bearable length: names in damaged files can be anything."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST * 3 // 4]} [...] {text[-LONGEST // 4 :]}"
+# ---- commands --------------------------------------------------------------------------------------------------------
 
 
-def guarded(function: F) -> F:
-    """Turn errors into a message and an exit code; a traceback only for internal errors with -v."""
+class Option(click.Option):
+    """An option of a section of the help; ``advanced`` ones are shown by --help-all only."""
 
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def __init__(self, *declarations: Any, section: str = RUN, advanced: bool = False, **facts: Any) -> None:
+        super().__init__(*declarations, **facts)
+        self.section, self.advanced = section, advanced
+
+
+def _show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.meta["sfp_onnx.help_all"] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
+
+
+class Command(click.Command):
+    """A command whose help comes in sections, that takes --config, and whose errors are messages with exit codes."""
+
+    def __init__(self, *arguments: Any, **facts: Any) -> None:
+        super().__init__(*arguments, **{"epilog": EPILOG, **facts})
+        if self.name not in ("init", "doctor"):
+            text = "Options from a TOML file (`sfp-onnx init` writes one); flags win.  [default: sfp.toml, where there is one]"
+            self.params.append(Option(["--config"], type=FILE, is_eager=True, expose_value=False, callback=config.take, help=text))
+        if any(getattr(parameter, "advanced", False) for parameter in self.params):
+            text = "Show all options and exit."
+            self.params.append(Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help=text))
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options by section, those of beginners first; the advanced ones only if asked for."""
+        everything = context.meta.get("sfp_onnx.help_all", False)
+        rows: dict[str, list[tuple[str, str]]] = {section: [] for section in SECTIONS}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+            if record is not None and (everything or not getattr(parameter, "advanced", False)):
+                rows[getattr(parameter, "section", RUN)].append(record)
+        for section, records in rows.items():
+            if records:
+                with formatter.section(section if len(rows) > 1 else "Options"):
+                    formatter.write_dl(records)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; errors become a message and an exit code, a traceback only internal errors with -v."""
         try:
-            return function(*args, **kwargs)
+            with _printed():
+                return super().invoke(context)
         except SfpError as error:
             click.echo(f"Error: {_bounded(str(error))}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except KeyboardInterrupt as error:
-            click.echo("Interrupted; nothing was written that is not whole.", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from error
         except MemoryError as error:
             said = f" ({error})" if str(error) else ""
             click.echo(f"Error: not enough memory{said}. Are the sizes in the model and the data what you expect?", err=True)
             raise click.exceptions.Exit(4) from error
-        except Exception as error:
-            if _verbosity() > 0:
+        except BaseException as error:
+            if _interrupted(error):
+                click.echo("Interrupted; nothing was written that is not whole.", err=True)
+                raise click.exceptions.Exit(INTERRUPTED) from error
+            if _verbosity() > 0 or not isinstance(error, Exception):
                 raise
             click.echo(f"Internal error: {type(error).__name__}: {error}. Run again with -v for the traceback, and report it.", err=True)
             raise click.exceptions.Exit(1) from error
 
-    return wrapper  # type: ignore[return-value]
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or came of it (an import that was interrupted raises ImportError)."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
-# ---- what a build pipeline reads -------------------------------------------------------------------------------------
-
-CHECKS = "sfp_onnx.checks"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was checked; ``text`` says what was expected and found."""
-
-    name: str
-    passed: bool
-    text: str
+def _bounded(text: str) -> str:
+    """A message of bearable length: names in damaged files can be anything."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST * 3 // 4]} [...] {text[-LONGEST // 4 :]}"
 
 
-def check(name: str, passed: bool, text: str) -> None:
-    """Note a check of the running command."""
-    click.get_current_context().meta.setdefault(CHECKS, []).append(Check(name, passed, text))
+class Program(click.Group):
+    """The commands, each loaded when it is used; remembers what was typed."""
+
+    texts: dict[str, str]
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        """As click does, with the words of the command line kept for reports."""
+        command_line.set(shlex.join(["sfp-onnx", *args]))
+        return super().make_context(info_name, args, parent, **extra)
+
+    def list_commands(self, context: click.Context | None = None) -> list[str]:
+        """Names, in the order in which one needs them."""
+        return list(self.texts)
+
+    def get_command(self, context: click.Context | None, name: str) -> click.Command | None:
+        """A command, loaded."""
+        if name not in self.texts:
+            return None
+        module = __import__(f"{__package__}.{name}", fromlist=["command"])
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """All commands with what they do, without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.texts.items()))
 
 
-def junit(suite: str, checks: Sequence[Check]) -> str:
-    """Checks as JUnit XML."""
-    failed = sum(not own.passed for own in checks)
-    head = f"name={quoteattr(suite)} tests={quoteattr(str(len(checks)))} failures={quoteattr(str(failed))}"
-    lines = ['<?xml version="1.0" encoding="UTF-8"?>', f"<testsuites><testsuite {head}>"]
-    for own in checks:
-        text = "".join(letter for letter in own.text if letter.isprintable() or letter in "\n\t")
-        inner = f"<system-out>{escape(text)}</system-out>" if own.passed else f"<failure message={quoteattr(text)}/>"
-        lines.append(f"<testcase classname={quoteattr(suite)} name={quoteattr(own.name)}>{inner}</testcase>")
-    return "\n".join([*lines, "</testsuite></testsuites>"]) + "\n"
-
-
-def annotation(own: Check) -> str:
-    """A workflow command of GitHub Actions."""
-
-    def encoded(text: str, more: bool = False) -> str:
-        text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        return text.replace(":", "%3A").replace(",", "%2C") if more else text
-
-    return f"::{'notice' if own.passed else 'error'} title={encoded('sfp-onnx ' + own.name, True)}::{encoded(own.text)}"
-
-
-def gated(function: F) -> F:
-    """Give a command --junit and --github, and end it with exit code 3 if one of its checks failed."""
-
-    @wraps(function)
-    def wrapper(*args: Any, junit_file: Path | None, github: bool, **kwargs: Any) -> Any:
-        if junit_file is not None:
-            check_output(junit_file)
-        checks: list[Check] = click.get_current_context().meta.setdefault(CHECKS, [])
-        try:
-            result = function(*args, **kwargs)
-        except SfpError as error:
-            checks.append(Check(type(error).__name__.removesuffix("Error").lower(), False, str(error)))
-            _report(checks, junit_file, github)
-            raise
-        _report(checks or [Check("done", True, "all checks passed")], junit_file, github)
-        failed = [own for own in checks if not own.passed]
-        if failed:
-            raise TargetError("; ".join(f"{own.name}: {own.text}" for own in failed))
-        return result
-
-    options = (
-        click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write the checks as JUnit XML."),
-        click.option("--github", is_flag=True, help="Print annotations of GitHub Actions on standard error."),
-    )
-    for option in reversed(options):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value]
-
-
-def _report(checks: Sequence[Check], path: Path | None, github: bool) -> None:
-    if path is not None:
-        write_text(path, junit(f"sfp-onnx {click.get_current_context().info_name}", checks))
-    for own in checks if github else ():
-        click.echo(annotation(own), err=True)
-
-
-# ---- the command line in a process of its own ------------------------------------------------------------------------
+# ---- a process of its own --------------------------------------------------------------------------------------------
+# If onnxruntime brings that down, as it can with damaged models, there is still an error. The process is made by fork, before onnxruntime
+# is loaded: that starts threads, which do not survive it (see `runtime`).
 
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 PATIENCE = 0.5  # seconds in which a child that got Ctrl-C itself may end
@@ -234,62 +247,3 @@ def _pass_on(child: int, number: int) -> None:
     with suppress(ProcessLookupError, ChildProcessError):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             os.kill(child, number)
-
-
-# ---- --report --------------------------------------------------------------------------------------------------------
-
-KEY = "sfp_onnx.command"
-report_option = click.option("--report", "report_to", type=FILE, help="Write one HTML file with charts about the run (extra `report`).")
-
-
-class Recorded(click.Group):
-    """A group of commands that remembers what was typed."""
-
-    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
-        """As click does, with the words of the command line kept in the context's ``meta``."""
-        given = list(args)
-        context = super().make_context(info_name, args, parent, **extra)
-        context.meta[KEY] = given
-        return context
-
-
-def typed() -> str:
-    """The command line as it was typed."""
-    return shlex.join(["sfp-onnx", *click.get_current_context().meta.get(KEY, ())])
-
-
-def check_report(path: Path | None) -> None:
-    """Refuse, before any work, a report that cannot be made.
-
-    Raises:
-        OptionError: the extra is not installed.
-    """
-    if path is not None:
-        require()
-
-
-def page_of_prune(
-    result: Pruned, scored: Candidates, packaged: Packaged | None,
-    data: tuple[Dataset | None, Dataset | None], measured: list[Evaluation] | None, setup: tuple[Setup, int],
-) -> Page:  # fmt: skip
-    """The report of a pruned model. ``data`` are those for calibration and those held out; without the latter the former are measured.
-    ``setup`` is how layers are timed: threads and provider, and the batch size."""
-    seen, judge = data
-    used = judge or seen
-    if not measured and used is not None:
-        measured = evaluate([result.original, result.model], used, progress=bar)
-    scored = with_examples(scored, seen)
-    times = layer_times(scored.analysis, result.model, *setup, bar)
-    context = Context(typed(), used, judge is not None, packaged, times)
-    return prune_page(result, scored, measured or (), context)
-
-
-def with_examples(scored: Candidates, data: Dataset | None) -> Candidates:
-    """With filters that show what class profiles say, if the score has not brought any."""
-    return scored if scored.examples else replace(scored, examples=few_examples(scored.analysis, data, progress=bar))
-
-
-def write(path: Path, page: Page, inputs: list[Path]) -> None:
-    """Write a page and say so."""
-    write_page(path, page, inputs)
-    say(f"report: {path}")

@@ -1,4 +1,5 @@
-"""Options from a TOML file (``--config``): flags win, keys are the options' names, tables [prune] and [sweep] hold what only one takes."""
+"""Options from a TOML file (``--config``, or sfp.toml where the command is started): flags win, keys are the options' names, a table of a
+command's name holds what only that one takes."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ from click.core import ParameterSource
 from ..core.errors import OptionError
 from ..core.system import need
 
-COMMANDS = ("prune", "sweep")
-PRUNE_ALONE = {"output", "ratio", "targets", "max_drop"}  # at the top of the file: for prune, to sweep they mean something else
+FOUND = "sfp.toml"
+# At the top of the file these are for prune (and what is in the second set for plan): elsewhere they mean something else.
+PRUNE_ALONE, PLAN_TOO = {"output", "ratio", "targets", "max_drop"}, {"ratio", "targets", "max_drop"}
+OTHER_DATA = {("evaluate", "data")}  # calibration data at the top of the file are no test data
 EXCLUSIVE = (("ratio", ("targets", "max_drop")), ("targets", ("ratio",)), ("max_drop", ("ratio",)))
 
 
@@ -38,14 +41,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def names_of(command: click.Command) -> dict[str, tuple[click.Parameter, bool]]:
     """Keys that a command takes: its parameter, and whether the key negates it (``no-verify``)."""
-    found: dict[str, tuple[click.Parameter, bool]] = {}
-    for own in command.params:
-        if own.name is None or own.name in ("config", "locked"):
+    names: dict[str, tuple[click.Parameter, bool]] = {}
+    for parameter in command.params:
+        if parameter.name in (None, "config", "locked", "help_all"):
             continue
-        keys = [own.name] if isinstance(own, click.Argument) else [text[2:] for text in own.opts if text.startswith("--")]
-        found.update(dict.fromkeys(keys, (own, False)))
-        found.update({text[2:]: (own, True) for text in own.secondary_opts if text.startswith("--")})
-    return found
+        argument = isinstance(parameter, click.Argument)
+        keys = [str(parameter.name)] if argument else [text[2:] for text in parameter.opts if text.startswith("--")]
+        names.update(dict.fromkeys(keys, (parameter, False)))
+        names.update({text[2:]: (parameter, True) for text in parameter.secondary_opts if text.startswith("--")})
+    return names
 
 
 def chosen(data: Mapping[str, Any], name: str, commands: Mapping[str, click.Command], path: Path) -> dict[str, Any]:
@@ -54,23 +58,30 @@ def chosen(data: Mapping[str, Any], name: str, commands: Mapping[str, click.Comm
     Raises:
         OptionError: an unknown key, or a value of a wrong kind.
     """
-    known = {own: names_of(commands[own]) for own in COMMANDS}
-    found: dict[str, Any] = {}
-    tables = {own: data.get(own, {}) for own in COMMANDS}
-    for own, table in tables.items():
+    known = {command: names_of(commands[command]) for command in commands}
+    every = {key: value for names in known.values() for key, value in names.items()}
+    for command in commands:
+        table = data.get(command, {})
         if not isinstance(table, Mapping):
-            raise OptionError(f"{path}: [{own}] must be a table of options")
+            raise OptionError(f"{path}: [{command}] must be a table of options")
         for key in table:
-            _expect(key, known[own], f"{path}: [{own}]")
-    for table in ({key: value for key, value in data.items() if key not in COMMANDS}, tables[name]):
+            _expect(key, known[command], f"{path}: [{command}]")
+    top = {key: value for key, value in data.items() if key not in commands}
+    for key in top:
+        _expect(key, every, str(path))
+    values: dict[str, Any] = {}
+    for table in (top, data.get(name, {})):
         for key, value in table.items():
-            _expect(key, known["prune"] | known["sweep"], str(path))
-            if key not in known[name]:
-                continue
-            parameter, negated = known[name][key]
-            if table is tables[name] or name == "prune" or parameter.name not in PRUNE_ALONE:
-                found[str(parameter.name)] = _value(parameter, value, negated, f"{path}: {key}")
-    return found
+            parameter, negated = known[name].get(key, (None, False))
+            if parameter is not None and (table is not top or _meant(str(parameter.name), name)):
+                values[str(parameter.name)] = _value(parameter, value, negated, f"{path}: {key}")
+    return values
+
+
+def _meant(parameter: str, command: str) -> bool:
+    """Whether a key at the top of the file is for a command."""
+    alone = parameter in PRUNE_ALONE and not (command == "plan" and parameter in PLAN_TOO)
+    return (command, parameter) not in OTHER_DATA and (command == "prune" or not alone)
 
 
 def _expect(key: str, known: Mapping[str, Any], where: str) -> None:
@@ -92,22 +103,21 @@ def _value(parameter: click.Parameter, value: Any, negated: bool, where: str) ->
     return ",".join(map(str, items)) if isinstance(value, list) else value
 
 
-def _take(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
-    if value is None or context.resilient_parsing or context.parent is None:
+def take(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    """Make what a file says the defaults of the running command."""
+    if context.resilient_parsing or context.parent is None or (value is None and not Path(FOUND).is_file()):
         return
     group = context.parent.command
     assert isinstance(group, click.Group) and context.info_name is not None
+    path = Path(FOUND) if value is None else value
+    commands = {name: command for name in group.list_commands(context) if (command := group.get_command(context, name)) is not None}
     try:
-        own = chosen(read_toml(value), str(context.command.name), group.commands, value)
+        values = chosen(read_toml(path), str(context.command.name), commands, path)
     except OptionError as error:
         raise click.UsageError(str(error), context) from error
-    context.default_map = {**(context.default_map or {}), **own}
-
-
-config_option = click.option(
-    "--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_take,
-    help="Options from a TOML file (`sfp-onnx init` writes one); those on the command line win.",
-)  # fmt: skip
+    if value is None and context.parent.params.get("quiet", 0) == 0:
+        click.echo(f"options from {path}: {', '.join(sorted(values)) or 'none'}", err=True)
+    context.default_map = {**(context.default_map or {}), **values}
 
 
 def settle(options: dict[str, Any]) -> None:

@@ -3,98 +3,49 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..core.options import RepairOptions
-from ..coupling.analysis import inspect, load
-from ..evaluation import evaluate
-from ..graph.save import together
-from ..methods.dilution import METHODS
+from ..core.options import OUTPUT, DataOptions, InspectOptions
 from ..methods.dilution.masks import removed_share
-from ..methods.dilution.stages import Diluted, DiluteOptions, check_dilution, default_method, dilute, dilution_manifest
-from ..report.manifest import write_json
-from ..report.text import evaluation_text, number, sizes_text, table
-from .arguments import (
-    DATA,
-    NOTHING,
-    check_outputs,
-    dataset,
-    json_option,
-    manifest_option,
-    model_argument,
-    output_option,
-    preprocessing_options,
-    profile_options,
-    shape_option,
-)
-from .common import EPILOG, FILE, bar, guarded, say
-from .prune import _accuracy
-
-NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
+from ..methods.dilution.stages import Diluted, DiluteOptions, dilute
+from ..report.text import accuracy_text, evaluation_text, number, sizes_text, table
+from . import arguments as take
+from .common import Command, Option, bar, say
 
 
-@click.command("dilute", epilog=EPILOG)
-@model_argument
-@output_option
-@click.option("--method", help=f"How connections are chosen: {NAMES}.  [default: obs with data, else l1]")
-@click.option("--rate", type=float, help="Share of the kernels (weights, blocks) to remove; AFCC and nm set it themselves.")
-@click.option("--scope", type=click.Choice(["layer", "global", "filter"]), default="layer", show_default=True,
-              help="The same share of every layer, one ranking over all layers, or the same share of every filter.")
-@click.option("--layers", metavar="REGEX", help="Layers (node or weight names) to dilute.  [default: all]")
-@click.option("--refit/--no-refit", default=None, help="Re-fit the remaining weights by least squares.  [default: with data]")
-@click.option("--store", type=click.Choice(["dense", "sparse"]), default="dense", show_default=True,
-              help="sparse: weights as sparse initializers where that is smaller.")
-@click.option("--regroup", is_flag=True, help="Rewrite block-diagonal convolutions as grouped ones, where that is measured to be faster.")
-@click.option("--force", is_flag=True, help="Dilute layers by labels even where these carry too little signal.")
-@profile_options
-@click.option("--data", type=FILE, help="Calibration data: " + DATA)
-@click.option("--test-data", type=FILE, help="Held-out data: report accuracy before and after.")
-@preprocessing_options
-@shape_option
-@manifest_option
-@json_option
-@guarded
-def dilute_command(
+@click.command("dilute", cls=Command)
+@take.takes(
+    take.model_argument, take.output_option, DiluteOptions,
+    click.option("--store", type=click.Choice(["dense", "sparse"]), default="dense", show_default=True, cls=Option, section=OUTPUT,
+                 help="sparse: weights as sparse initializers where that is smaller."),
+    take.data_option, take.file_option("--test-data", help="Held-out data: report accuracy before and after."), DataOptions,
+    InspectOptions, take.file_option("--manifest", help="Write versions, hashes, options and layers as JSON."), take.json_option,
+    skip=("cut_layernorm",),
+)  # fmt: skip
+def command(
     model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, store: str, as_json: bool, **options: Any
 ) -> None:
     """Zero connections (kernels, weights) without changing a shape.
 
     Example: sfp-onnx dilute model.onnx -o sparse.onnx --data calibration.npz --rate 0.5
     """
-    names = ("rate", "scope", "layers", "refit", "regroup", "force", "seed", "probe", "pool")
-    method = options["method"] or default_method(data is not None)
-    wanted = DiluteOptions(method=method, repair=RepairOptions(seed=options["seed"]), **{name: options[name] for name in names})
-    check_dilution(wanted, data is not None)
-    loaded = load(model)
-    check_outputs([*loaded.paths, data, test_data, options["labels"]], output, manifest)
-    held_out = dataset(loaded, test_data, {**options, "samples": None, "labels": None}) if test_data else None
-    shared = NOTHING if test_data and not data else {}  # given for the held-out data
-    data_set = dataset(loaded, data, {**options, **shared})
-    say(f"method: {method}{'' if options['method'] else ' (default)'}")
-    analysis = inspect(loaded, options["input_shapes"], data_set)
-    result = dilute(analysis, wanted, data_set, bar)
-    measured = None if held_out is None else evaluate([loaded, result.model], held_out, progress=bar)
-    sparse = store == "sparse"
-    found = dilution_manifest(result, output, sparse)
-    with together():
-        result.save(output, sparse=sparse)
-        if manifest is not None:
-            write_json(manifest, found, [*loaded.paths, output])
+    result = dilute(
+        model, take.build(DiluteOptions, options), data, bar, test_data=test_data, inspect_options=take.build(InspectOptions, options),
+        output=output, manifest=manifest, sparse=store == "sparse", **take.reading(options),
+    )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(found | {"evaluation": [asdict(own) for own in measured] if measured else None}, indent=1))
+        click.echo(json.dumps(result.manifest, indent=1))
         return
-    _show(result, output, store, found)
-    if measured:
-        measured[1] = replace(measured[1], model=str(output))
-        _accuracy(measured)
-        say(evaluation_text(measured))
+    _show(result, output, store)
+    if result.evaluation:
+        click.echo(accuracy_text(result.evaluation))
+        say(evaluation_text(result.evaluation))
 
 
-def _show(result: Diluted, output: Path, store: str, found: dict[str, Any]) -> None:
+def _show(result: Diluted, output: Path, store: str) -> None:
     click.echo(_table(result))
     for item in result.skipped:
         say(f"Skipped '{item.layer}': {item.reason}")
@@ -104,7 +55,7 @@ def _show(result: Diluted, output: Path, store: str, found: dict[str, Any]) -> N
     click.echo(f"{share:.1%} of the weights of {len(result.layers)} layers are zero; {len(result.skipped)} layers skipped")
     if result.cut:
         click.echo(sizes_text(result.before, result.after))
-    before, after = found["model"]["bytes"], found["output"]["bytes"]
+    before, after = result.manifest["model"]["bytes"], result.manifest["output"]["bytes"]
     click.echo(f"file {number(before)}B -> {number(after)}B ({after / before:.1%}, stored {store})")
     checks = "".join(f"; {step}: relative difference {error:.1e}" for step, error in result.checks.items())
     click.echo(f"verified: masked weights are zero, outputs finite{checks}")
@@ -113,7 +64,7 @@ def _show(result: Diluted, output: Path, store: str, found: dict[str, Any]) -> N
 
 def _table(result: Diluted) -> str:
     rows = [
-        [item.layer, result.options.method, item.unit, f"{item.removed}/{item.total}", f"{item.removed / item.total:.1%}",
+        [item.layer, str(result.options.method), item.unit, f"{item.removed}/{item.total}", f"{item.removed / item.total:.1%}",
          f"{item.lost:.2%}", f"{item.lost_l1:.2%}"]
         for item in result.layers
     ]  # fmt: skip

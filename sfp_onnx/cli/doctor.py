@@ -25,8 +25,8 @@ from ..latency.measure import cache_folder
 from ..pipeline import prune
 from ..report.manifest import versions
 from ..runtime import open_session, providers
-from .arguments import json_option
-from .common import EPILOG, guarded, say
+from . import arguments as take
+from .common import Command, say
 
 EXTRAS = {"images": "PIL", "report": "jinja2"}
 
@@ -94,15 +94,12 @@ def _prune() -> str:
     return f"a model of two convolutions: pruned, verified (relative difference {error:.1e}), saved, loaded"
 
 
-# ---- doctor ----------------------------------------------------------------------------------------------------------
-
 MARKS = {True: "ok", False: "BROKEN", None: "-"}
 
 
-@click.command("doctor", epilog=EPILOG)
-@json_option
-@guarded
-def doctor_command(as_json: bool) -> None:
+@click.command("doctor", cls=Command)
+@take.takes(take.json_option)
+def command(as_json: bool) -> None:
     """Check the installation: versions, providers, folders, a tiny prune end to end.
 
     Example: sfp-onnx doctor

@@ -4,49 +4,42 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..coupling.analysis import inspect, load
+from .. import pipeline
+from ..core.options import OUTPUT, RUN, InspectOptions, PlanOptions
 from ..latency import to_json
-from ..latency.profiling import measure_profile, profile_rows
-from ..report.manifest import write_json
+from ..latency.profiling import profile_rows
 from ..report.text import table
-from ..runtime import Setup
-from .arguments import check_outputs, json_option, layernorm_option, machine_options, model_argument, shape_option
-from .common import EPILOG, FILE, bar, guarded, say
+from . import arguments as take
+from .common import Command, Option, bar, say
 
 SHOWN = 10
+NO_PLAN = tuple(name for name in vars(PlanOptions()) if name not in ("threads", "batch", "provider", "profile_budget"))
 
 
-@click.command("profile", epilog=EPILOG)
-@model_argument
-@click.option("-o", "--output", type=FILE, required=True, help="Where the profile (JSON) goes.")
-@machine_options
-@click.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.")
-@shape_option
-@layernorm_option
-@json_option
-@guarded
-def profile_command(
-    model: Path, output: Path, threads: int, batch: int, provider: str, profile_budget: float, fresh: bool,
-    input_shapes: dict[str, list[int]], cut_layernorm: bool, as_json: bool,
-) -> None:  # fmt: skip
+@click.command("profile", cls=Command)
+@take.takes(
+    take.model_argument, take.file_option("-o", "--output", help="Where the profile (JSON) goes.", section=OUTPUT, required=True),
+    PlanOptions, InspectOptions,
+    click.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.", cls=Option, section=RUN), take.json_option,
+    skip=NO_PLAN,
+)  # fmt: skip
+def command(model: Path, output: Path, fresh: bool, as_json: bool, **options: Any) -> None:
     """Measure the model's nodes at many widths on this machine; plan with it anywhere.
 
     Example: sfp-onnx profile model.onnx -o cpu.json --threads 1
     """
-    loaded = load(model)
-    check_outputs(loaded.paths, output)
-    analysis = inspect(loaded, input_shapes, cut_layernorm=cut_layernorm)
-    profile = measure_profile(analysis, Setup(threads, provider), batch, bar, fresh, profile_budget)
-    write_json(output, to_json(profile), loaded.paths)
+    machine, inspecting = take.build(PlanOptions, options), take.build(InspectOptions, options)
+    analysis, profile = pipeline.device_profile(model, machine, bar, inspect_options=inspecting, fresh=fresh, output=output)
     if as_json:
         click.echo(json.dumps(to_json(profile), indent=1))
         return
     where = profile.device
     click.echo(f"{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}")
-    click.echo(f"threads {where['threads'] or 'all'}, batch {batch}")
+    click.echo(f"threads {where['threads'] or 'all'}, batch {machine.batch}")
     block = profile.block
     curve = ", ".join(f"{width}: {ratio:.2f}" for width, ratio in block.curve.items())
     click.echo(f"convolutions run in blocks of {block.width} channels (time by width: {curve})")
@@ -54,6 +47,7 @@ def profile_command(
         click.echo(f"fewer widths were timed than usual, since --profile-budget {profile.cut_short:g} s was spent")
     click.echo(f"measured {profile.seconds * 1e3:.3f} ms for the whole model; sum of kernels times {profile.factor:.3f}")
     click.echo(f"mean error of predictions on {profile.checked} models with other widths, not used to fit: {profile.error:.1%}")
-    rows = [(name, f"{own * 1e3:.3f}", f"{own / profile.seconds:.1%}") for name, own in profile_rows(analysis, profile)[:SHOWN]]
+    rows = [(name, f"{seconds * 1e3:.3f}", f"{seconds / profile.seconds:.1%}") for name, seconds in profile_rows(analysis, profile)[:SHOWN]]
     click.echo(table(("node (first output)", "ms", "share"), rows))
-    say(f"Next: sfp-onnx prune {model} -o {model.stem}-pruned.onnx --target latency=60% --device-profile {output}")
+    where_to = take.quoted(model, "-o", f"{model.stem}-pruned.onnx", "--target", "latency=60%", "--device-profile", output)
+    say(f"Next: sfp-onnx prune {where_to}")

@@ -1,20 +1,113 @@
-"""What the user may set."""
+"""What the user may set: typed records, from which the command line, configuration files and the documentation are made.
+
+A field that is made with `option` is an option of the commands that take its record; other fields can be set from Python only.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .errors import OptionError
+
+# Sections of `--help`, in this order.
+OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN = (
+    "Output", "Data", "How much leaves", "Which channels leave", "Repair", "Latency", "Other forms of the result", "This run",
+)  # fmt: skip
+BYTES = {"": 1.0, "b": 1.0, **{f"{unit}{b}": 10.0**power for unit, power in (("k", 3), ("m", 6), ("g", 9)) for b in ("", "b")},
+         "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}  # fmt: skip
+SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class OptionFacts:
+    """What is known of an option besides its type: ``flag`` its long name (default: the field's), ``parse`` from text to the value (raises
+    OptionError), ``low`` and ``high`` bounds of a number (excluded if open), ``path`` whether it names a file, ``example`` a value that
+    works in any configuration, ``advanced`` whether it is shown by --help-all only."""
+
+    help: str
+    section: str
+    flag: str = ""
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+    high_open: bool = False
+    example: str = ""
+    advanced: bool = False
+    path: bool = False
+
+
+def option(default: Any, help: str, section: str, **facts: Any) -> Any:
+    """A field that is an option of the command line."""
+    return field(default=default, metadata={"option": OptionFacts(help, section, **facts)})
+
+
+# ---- values as text --------------------------------------------------------------------------------------------------
+
+
+def quantity(text: str, units: Mapping[str, float], expected: str) -> float:
+    """A positive amount with a unit: ``500MB``, ``5m``, ``12k``.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in units or not float(match[1]):
+        raise OptionError(f"'{text}': expected {expected}")
+    return float(match[1]) * units[match[2]]
+
+
+def seconds(text: str) -> float:
+    """``60s``, ``5m``, ``1h``, or a number of seconds."""
+    return quantity(text, SECONDS, "a positive time such as 60s, 5m or 1h")
+
+
+def byte_size(text: str) -> int:
+    """``500MB`` (decimal), ``2GiB`` (binary), ``12k``, or a number of bytes."""
+    count = int(quantity(text, BYTES, expected := "bytes such as 500MB, 2GB (10^9 bytes) or 2GiB (2^30)"))
+    if count < 1:
+        raise OptionError(f"'{text}': expected {expected}")
+    return count
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``0.485,0.456,0.406``."""
+    try:
+        return tuple(float(item) for item in re.split(r"[,\s]+", text.strip("[]() ")))
+    except ValueError as error:
+        raise OptionError(f"'{text}': expected numbers separated by commas, such as 0.485,0.456,0.406") from error
+
+
+def pixels(text: str) -> tuple[int, ...]:
+    """``224`` or ``224x320`` (height x width)."""
+    if not re.fullmatch(r"[0-9]+(?:[x,][0-9]+)?", text.strip()):
+        raise OptionError(f"'{text}': expected pixels, such as 224 or 224x320 (height x width)")
+    return tuple(int(item) for item in re.split("[x,]", text.strip()))
+
+
+def confidence(text: str) -> float:
+    """``95%``, or the share itself: from 0.5 to below 1."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", str(text))
+    try:
+        value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    except ValueError:
+        value = -1.0
+    if not 0.5 <= value < 1:
+        raise OptionError(f"'{text}': expected from 50% to below 100%")
+    return value
+
+
+# ---- the records -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class BanditOptions:
-    """What the user may set for the scores ``bandit:*``.
-
-    ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
-    the policies of those names; ``reward`` (None: by the kind of model); ``masked_by``: what stands for a masked channel, "zero" or its
-    "mean" over the images of the search (what folding the mean into the biases of its readers leaves of the damage); ``rounds``: remove
-    a share, pull again on the pruned model; ``round_repair``: "none", "bias" or "lstsq" between rounds;
-    ``pull_memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
-    """
+    """What the user may set for the scores ``bandit:*``."""
 
     pulls: int | None = None
     budget: float | None = None
@@ -32,9 +125,7 @@ class BanditOptions:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What the user may set for scores: the norm ``p`` of `magnitude`, the ``seed`` of everything random, and for class profiles the
-    ``probe`` ("sgd" or "ridge") and the side ``pool`` to which maps are pooled; ``bandit`` for the scores ``bandit:*``. ``memory``: as
-    that of `RepairOptions`, for `obs`; it changes no result."""
+    """What all scores may be told: the ``seed`` of everything random, and ``memory``, bytes that `obs` holds (it changes no result)."""
 
     p: int = 2
     seed: int = 0
@@ -43,57 +134,181 @@ class ScoreOptions:
     bandit: BanditOptions | None = None
     memory: int = 2 * 10**9
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What plans record of it."""
+        found = asdict(self)
+        del found["memory"]
+        if found["bandit"] is None:
+            del found["bandit"]
+        return found
+
 
 @dataclass(frozen=True)
 class PlanOptions:
     """How to choose what leaves.
 
-    Exactly one of ``ratio`` (share of every group, 0 .. 1) and ``targets`` ("macs=50%", "latency=5ms") is given.
-    ``allocation`` is "uniform" (the same share of every group), "global" (one ranking over all groups), "solve" (least estimated
-    error under all targets) or "default" (solve with a latency, memory or ``max_drop``, or the score `obs`; else uniform). ``keep``
-    and ``only`` are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all outputs; with
-    ``only``, a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "16:4": of 16,
-    and below 16 of 4; "16:1:12": of 16, and below 12 any; None: any. "auto" is the staircase of the device's convolutions,
-    "default" is "auto" with a latency target and else "16:1:12" (solved) or "4:1:12", so that plans for counted targets do not
-    depend on the machine. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is a file with a
-    profile measured elsewhere. ``max_drop`` ("1%") is how much ``metric`` ("module:function"; default top-1, or agreement with the
-    original without labels) may fall on data to judge on, or else calibration data that are held out from scoring; alone, it asks
-    for the smallest model that holds it. The drop must hold with a ``confidence`` (one-sided; 0.5: as measured).
-    ``profile_budget``: seconds of wall time in which the model's layers are timed.
+    At least one of ``ratio`` (share of every group, 0 .. 1), ``targets`` ("macs=50%", "latency=5ms") and ``max_drop`` is given; ratio
+    excludes the others. ``allocation`` is "uniform" (the same share of every group), "global" (one ranking over all groups), "solve"
+    (least estimated error under all targets) or "default" (solve with a latency, memory or ``max_drop``, or the score `obs`; else
+    uniform). ``keep`` and ``only`` are regular expressions on names of nodes or of their weights: layers that match ``keep`` keep all
+    outputs; with ``only``, a group may shrink only if all layers that make it match. ``align``: kept widths are multiples of it; "16:4":
+    of 16, and below 16 of 4; "16:1:12": of 16, and below 12 any; None: any. "auto" is the staircase of the device's convolutions,
+    "default" is "auto" with a latency target and else "16:1:12" (solved) or "4:1:12", so that plans for counted targets do not depend on
+    the machine. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is a file with a profile measured
+    elsewhere. ``max_drop`` ("1%") is how much ``metric`` ("module:function"; default top-1, or agreement with the original without
+    labels) may fall on data to judge on, or else calibration data that are held out from scoring; alone, it asks for the smallest model
+    that holds it. The drop must hold with a ``confidence`` (one-sided; 0.5: as measured). ``profile_budget``: seconds of wall time in
+    which the model's layers are timed.
     """
 
-    ratio: float | None = None
-    targets: tuple[str, ...] = ()
-    allocation: str = "default"
-    keep: str | None = None
-    only: str | None = None
-    min_channels: int = 1
-    align: int | str | None = "default"
-    threads: int = 0
-    batch: int = 1
-    provider: str = "cpu"
-    device_profile: str | None = None
-    max_drop: str | None = None
-    metric: str | None = None
-    confidence: float = 0.95
-    profile_budget: float = 60.0
+    ratio: float | None = option(
+        None, "Remove this fraction of every prunable group.", AMOUNT, low=0, high=1, high_open=True
+    )
+    targets: tuple[str, ...] = option(
+        (), "Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. Repeatable; all are held "
+        "at once.", AMOUNT, flag="target", metavar="macs=50%", example="macs=50%",
+    )  # fmt: skip
+    allocation: str = option(
+        "default", "The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
+        "[default: solve with --max-drop, a latency or memory target, or --score obs; else uniform]", CHANNELS,
+        choices=("default", "uniform", "global", "solve"), advanced=True,
+    )  # fmt: skip
+    keep: str | None = option(None, "Layers (node or weight names) that keep all their output channels.", CHANNELS, metavar="REGEX")
+    only: str | None = option(None, "Shrink only groups that are made by matching layers alone.", CHANNELS, metavar="REGEX", example=".")
+    min_channels: int = option(1, "Keep at least so many per group.", CHANNELS, low=1)
+    align: Any = option(
+        "default", "Kept widths are multiples of N, and below N of M; auto: the measured staircase.  [default: auto with a latency target; "
+        "else of 16 (solved) or 4, below 12 any (16:1:12, 4:1:12)]", CHANNELS, metavar="auto|N|N:M|none",
+    )  # fmt: skip
+    threads: int = option(0, "Threads of onnxruntime (0: all cores).", LATENCY, low=0)
+    batch: int = option(1, "Batch size to time with.", LATENCY, low=1, advanced=True)
+    provider: str = option("cpu", "Execution provider of onnxruntime.", LATENCY, advanced=True)
+    device_profile: str | None = option(None, "Latency from a profile measured elsewhere (`sfp-onnx profile`).", LATENCY, path=True)
+    max_drop: str | None = option(
+        None, "Top-1 (without labels: agreement with the original) falls by no more, on --eval-data or else a third of --data that is not "
+        "scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%",
+    )  # fmt: skip
+    metric: str | None = option(
+        None, "For --max-drop: function(outputs, labels) -> float, larger is better.", AMOUNT, metavar="MODULE:FUNCTION", advanced=True
+    )
+    confidence: float = option(
+        0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
+        parse=confidence, metavar="95%", example="95%", advanced=True,
+    )  # fmt: skip
+    profile_budget: float = option(
+        60.0, "Wall time for timing layers; where it does not suffice, fewer widths are timed.", LATENCY, low=1, metavar="SECONDS",
+        advanced=True,
+    )  # fmt: skip
+
+
+REPAIRS = ("none", "bias", "bn", "lstsq")
 
 
 @dataclass(frozen=True)
 class RepairOptions:
     """How the remaining weights are re-fitted.
 
-    ``fit``: "lstsq" (weights and biases), "bias", or "bn" (statistics of BatchNormalization).
-    ``rows_per_input``: rows of the least-squares problem per input of a layer;
+    ``fit``: "lstsq" (weights and biases), "bias", "bn" (statistics of BatchNormalization), "none", or "default": what the plan was made
+    for, else lstsq with data and none without. ``rows_per_input``: rows of the least-squares problem per input of a layer;
     ``least_positions``: at least so many positions of each sample; ``ridges``: strengths tried, relative to the mean variance of the
-    inputs; ``memory``: bytes of activations and of the widest layer's matrices held in memory; the rest goes to a
-    temporary file. ``force``: keep a repair that took the model away from the original on held-out samples.
+    inputs; ``memory``: bytes of activations and of the widest layer's matrices held in memory; the rest goes to a temporary file.
+    ``force``: keep a repair that took the model away from the original on held-out samples.
     """
 
-    fit: str = "lstsq"
-    force: bool = False
+    fit: str = option(
+        "default", "Re-fit what is left so that the model answers like the original: weights and biases (lstsq), biases alone, or the "
+        "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]", REPAIR, flag="repair",
+        choices=("default", *REPAIRS),
+    )  # fmt: skip
+    force: bool = option(False, "Write the model even if the repair took it away from the original.", REPAIR, advanced=True)
     seed: int = 0
     rows_per_input: float = 128.0
     least_positions: int = 4
     ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
-    memory: int = 2 * 10**9
+    memory: int = option(
+        2 * 10**9, "What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file.", REPAIR,
+        parse=byte_size, metavar="2GB", example="2GB", advanced=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How data are read: their ``labels`` if these lie elsewhere, the preprocessing (a ``preset``, and what is given beside it), and
+    how many ``samples`` are drawn with the ``seed``."""
+
+    labels: Any = option(
+        None, "Labels, if they are not in the data: .npy, .npz, or for images .csv of filename,label.", DATA, path=True
+    )
+    preset: str | None = option(
+        None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "yolo")
+    )
+    mean: tuple[float, ...] | None = option(None, "Subtracted per channel, after --scale.", DATA, parse=numbers, metavar="M1,M2,..")
+    std: tuple[float, ...] | None = option(None, "Divided by per channel, after --mean.", DATA, parse=numbers, metavar="S1,S2,..")
+    scale: float | None = option(None, "Value range of the raw data: 255 for 8-bit images.", DATA, low=0, low_open=True)
+    layout: str = option("nchw", "Layout of the data.", DATA, choices=("nchw", "nhwc"))
+    resize: tuple[int, ...] | None = option(
+        None, "Images: the shorter side, or height x width.  [default: model's]", DATA, parse=pixels, metavar="S|HxW", advanced=True
+    )
+    center_crop: tuple[int, ...] | None = option(
+        None, "Images: the middle, after --resize.", DATA, parse=pixels, metavar="S|HxW", advanced=True
+    )
+    color: str | None = option(
+        None, "Images: order of the model's colour channels.  [default: rgb]", DATA, choices=("rgb", "bgr"), advanced=True
+    )
+    resample: str | None = option(
+        None, "Images: how --resize interpolates.  [default: bilinear]", DATA,
+        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"), advanced=True,
+    )  # fmt: skip
+    samples: int | None = option(None, "Use only so many samples, drawn with --seed.", DATA, low=1, advanced=True)
+    seed: int = option(0, "Seed of everything random.", DATA, low=0, advanced=True)
+
+    @property
+    def given(self) -> list[str]:
+        """Names of what says something about the data themselves (not the layout or the seed)."""
+        return [name for name, value in vars(self).items() if value is not None and name not in ("layout", "seed")]
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``cut_layernorm``: let
+    axes that LayerNormalization normalises over shrink (it is rewritten exactly, at some cost in time)."""
+
+    input_shapes: Mapping[str, list[int]] | None = option(
+        None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
+        metavar="NAME=1,3,224,224", advanced=True,
+    )  # fmt: skip
+    cut_layernorm: bool = option(
+        False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS, advanced=True
+    )
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where results go and in which form. ``path``: the model; ``manifest``, ``report``: files beside it. ``external``: weights in
+    ``<path>.data`` (default: only over 2 GB). ``half`` weights, ``quantize`` ("int8"), ``save_ort`` (onnxruntime's format) make further
+    forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
+
+    path: Any = None
+    manifest: Any = option(None, "Write versions, hashes, options, plan and cuts as JSON.", OUTPUT, path=True)
+    report: Any = option(None, "Write one HTML file with charts about the run (extra `report`).", OUTPUT, path=True)
+    external: bool | None = option(
+        None, "Weights in OUT.data, or in one file.  [default: one file up to 2 GB]", OUTPUT, flag="external-data/--single-file",
+        advanced=True,
+    )  # fmt: skip
+    half: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS)
+    quantize: str | None = option(
+        None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",)
+    )
+    save_ort: Any = option(
+        None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True, advanced=True
+    )
+    locked: Any = option(
+        None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True,
+        advanced=True,
+    )  # fmt: skip
+
+    @property
+    def packaged(self) -> bool:
+        """Whether further forms are asked for."""
+        return self.half or self.quantize is not None or self.save_ort is not None

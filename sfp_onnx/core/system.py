@@ -1,9 +1,10 @@
-"""A folder for temporary files that goes with the process, however it ends: even after ``kill -9`` nothing stays behind."""
+"""The system below: messages, temporary files, memory, optional packages."""
 
 from __future__ import annotations
 
 import atexit
 import importlib
+import logging
 import os
 import shutil
 import subprocess
@@ -11,11 +12,19 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import OptionError
+
+log = logging.getLogger("sfp_onnx")
+"""What a run says while it works: warnings, what it chose (info), and details (debug). The command line prints them."""
+command_line: ContextVar[str] = ContextVar("sfp_onnx.command_line", default="(from Python)")
+"""What was typed, for reports."""
+
+# ---- a folder for temporary files that goes with the process, however it ends ----------------------------------------
 
 # The guard waits until the pipe from this process closes, which the system does when the process ends, and removes the folder.
 GUARD = "import shutil, sys; sys.stdin.buffer.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from ..core.errors import SfpError
+from ..core.errors import OptionError, SfpError
+from ..core.options import DataOptions
+from ..core.system import log
 from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..evaluation import outputs
-from ..graph.model import Model, training_nodes
-from .dataset import Dataset
+from ..graph.model import Model, inputs, training_nodes
+from . import Preprocessing
+from .dataset import Dataset, Source, open_data
+from .images import CONFIG, hub_config, is_images, preset
 
 LOOKED_AT = 256
 FEWEST = 50
@@ -23,6 +28,68 @@ CHANGES: dict[str, Callable[[Array], Array]] = {
     "with ImageNet's mean and std (--preset imagenet, or --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)": lambda x: (x - MEAN) / STD,
     "with ImageNet's mean and std after a division by 255 (--preset imagenet)": lambda x: (x / 255 - MEAN) / STD,
 }
+
+FIELDS = ("mean", "std", "scale", "resize", "center_crop", "color", "resample")
+
+
+def opened(model: Model, source: Source | Dataset | None, options: DataOptions) -> Dataset | None:
+    """The data of a run, read as the options say; None without a source. What looks like a mistake is logged as a warning.
+
+    Raises:
+        OptionError: options for data that are not there, or that do not fit together. DataError: the data cannot be read.
+    """
+    if isinstance(source, Dataset):
+        return source
+    if source is None:
+        return None
+    steps, notes = _preprocessing(model, source, options)
+    data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed)
+    for note in (*notes, *data.notes):
+        log.info(f"{data.name}: {note}")
+    for text in wrong_reading(model, data):
+        log.warning(text)
+    log.debug(f"{data.name}: {data.samples} samples, labels {'given' if data.labels is not None else 'none'}")
+    return data
+
+
+def _preprocessing(model: Model, source: Source, options: DataOptions) -> tuple[Preprocessing, list[str]]:
+    """What the options say, else the preset, else (for images) a ``preprocessor_config.json`` next to the model; and what to tell
+    about it."""
+    images, notes = is_images(source), []
+    base: dict[str, Any] = {}
+    config = model.source.parent / CONFIG if model.source is not None else None
+    if images and options.layout != "nchw":
+        raise OptionError("--layout is for arrays; images are laid out as the model takes them. Leave it away.")
+    if options.preset:
+        base = preset(options.preset, inputs(model), images)
+        notes.append(f"preset {options.preset}: {_listed(base)} (options given win)")
+    elif images and config is not None and config.is_file():
+        base, left = hub_config(config)
+        notes.append(f"preprocessing from {config}: {_listed(base) or 'none'} (options given win)")
+        if left:
+            notes.append(f"{config}: not followed: {', '.join(left)}")
+    given = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
+    if given.get("color") == "bgr" and base.get("color", "rgb") == "rgb":  # figures of a preset are in the order red, green, blue
+        base = {**base, **{name: base[name][::-1] for name in ("mean", "std") if name in base}}
+    if "resize" in given:
+        base.pop("letterbox", None)
+    crop = given.get("center_crop")
+    if crop is not None and len(crop) == 1:
+        given["center_crop"] = crop * 2
+    return Preprocessing(**{**base, **given}, layout=options.layout), notes
+
+
+def _listed(steps: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', '-')} {_shown(value)}" for name, value in steps.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ("x" if all(isinstance(item, int) for item in value) else ",").join(f"{item:g}" for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
 def training_mode(model: Model) -> list[str]:

@@ -16,7 +16,6 @@ from ..coupling.analysis import Analysis, Progress, silent
 from ..data.dataset import Dataset
 from ..latency import scaled
 from ..latency.profiling import profile_around
-from ..methods.sfp import FilterExample
 from ..repair import distances, rebuilt
 from . import Target, bounds, parse_target, unreachable
 from . import widths as plans
@@ -236,7 +235,7 @@ class Candidates:
     notes: tuple[str, ...] = ()
     data: Dataset | None = None
     repair: RepairOptions | None = None
-    examples: tuple[FilterExample, ...] = ()
+    examples: tuple[Any, ...] = ()
     traces: Mapping[str, Any] = field(default_factory=dict)
 
 

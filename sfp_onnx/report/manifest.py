@@ -1,4 +1,4 @@
-"""Manifests and plans as files."""
+"""The result of a run, its manifest, and reproducing a run from that."""
 
 from __future__ import annotations
 
@@ -11,17 +11,47 @@ from typing import Any
 
 import onnx
 
-from ..core.errors import OptionError, PlanError
-from ..core.types import Cut, Plan, Size, Verification
+from ..core.errors import OptionError, PlanError, TargetError
+from ..core.options import OutputOptions
+from ..core.system import log
+from ..core.types import Cut, Evaluation, Plan, Verification
 from ..data.dataset import Dataset
+from ..export import Packaged
 from ..graph.model import Model
 from ..graph.save import file_bytes, fingerprint, full_size, save, to_proto, write_text
-from ..methods.bandits import PREFIX
 from ..planning import parse_target
 from ..planning.record import from_json, to_json
 from ..repair import Repaired
 
 PACKAGES = ("sfp_onnx", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "click")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The result of `apply` and `prune`. ``data`` and ``test_data`` describe what was used; ``evaluation`` holds the original and the
+    result as measured on test data; ``packaged`` the other forms; ``command`` the options; ``manifest`` what is recorded of the run."""
+
+    model: Model
+    original: Model
+    plan: Plan
+    cuts: tuple[Cut, ...]
+    verification: Verification | None
+    notes: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    repaired: Repaired | None = None
+    packaged: Packaged | None = None
+    evaluation: tuple[Evaluation, ...] = ()
+    test_data: Mapping[str, Any] | None = None
+    command: Mapping[str, Any] | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path, external: bool | None = None) -> Path:
+        """Write the model atomically; ``external`` keeps weights in ``<path>.data`` (default: only over 2 GB)."""
+        return save(self.model, path, external)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as a self-contained ModelProto."""
+        return to_proto(self.model)
 
 
 def versions() -> dict[str, str]:
@@ -54,6 +84,10 @@ def manifest(result: Pruned, output: Path | None = None, external: bool | None =
         "notes": list(result.notes),
         "plan": to_json(result.plan),
         "cuts": [asdict(item) for item in result.cuts],
+        "command": None if result.command is None else {"name": "prune", "options": dict(result.command)},
+        "evaluation": [asdict(measured) for measured in result.evaluation] or None,
+        "packaging": None if result.packaged is None else result.packaged.figures,
+        "test_data": None if result.test_data is None else dict(result.test_data),
     }
 
 
@@ -82,8 +116,7 @@ def write_json(path: str | Path, data: Mapping[str, Any], inputs: Iterable[Path]
 
 # ---- reproducing a run from its manifest -----------------------------------------------------------------------------
 
-FREE = {"model", "data", "test_data", "output", "manifest", "locked", "as_json", "report_to", "save_ort"}
-"""Options that say where things are or go, not what is done; model and data are compared by their hashes."""
+PLACES = {"path", "manifest", "report", "save_ort", "locked"}
 CLOCKED = ("latency",)
 
 
@@ -102,26 +135,28 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return dict(data)
 
 
-def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as JSON holds them, without those that do not change the result."""
-    found = {key: str(value) if isinstance(value, Path) else value for key, value in sorted(options.items()) if key not in FREE}
-    return dict(json.loads(json.dumps(found)))
+def command_of(*records: Any, **more: Any) -> dict[str, Any]:
+    """The options of a run as JSON holds them, without those that say where things are or go: model and data are compared by hash."""
+    fields = {name: value for record in records if record is not None for name, value in vars(record).items()}
+    return dict(json.loads(json.dumps({key: value for key, value in sorted({**fields, **more}.items()) if key not in PLACES}, default=str)))
 
 
 def differences(manifest: Mapping[str, Any], options: Mapping[str, Any], model: Model, data: Dataset | None) -> list[str]:
-    """Where this run's options, model or data are not those of the manifest."""
+    """Where this run's options, model or data are not those of the manifest (options that only one of the two versions knows are none:
+    the result is compared all the same)."""
     command = manifest.get("command")
     if not isinstance(command, Mapping):
-        return ["the manifest holds no options: it was made by an older version"]
-    then, now = command.get("options", {}), plain_options(options)
-    found = [
-        f"option {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in sorted({*then, *now}) if then.get(key) != now.get(key)
-    ]
+        return ["the manifest holds no options: it was made by an older version, or by `apply`"]
+    then = command.get("options", {})
+    different = [key for key in sorted({*then} & {*options}) if then[key] != options[key]]
     digests = {
         "model": (manifest["model"]["sha256"], model.sha256),
         "data": ((manifest.get("data") or {}).get("sha256"), None if data is None else data.sha256),
     }
-    return found + [f"SHA-256 of the {what}: {_short(old)} then, {_short(new)} now" for what, (old, new) in digests.items() if old != new]
+    return [
+        *(f"option {key}: {then[key]!r} then, {options[key]!r} now" for key in different),
+        *(f"SHA-256 of the {what}: {_short(old)} then, {_short(new)} now" for what, (old, new) in digests.items() if old != new),
+    ]
 
 
 def _short(digest: str | None) -> str:
@@ -137,61 +172,49 @@ def version_differences(manifest: Mapping[str, Any]) -> list[str]:
 def clocked(options: Mapping[str, Any]) -> bool:
     """Whether a plan depends on measured times, which never come out the same twice."""
     timed = any(parse_target(text).what in CLOCKED for text in options.get("targets") or ())
-    return timed or options.get("align") == "auto" or (str(options.get("score")).startswith(PREFIX) and options.get("budget") is not None)
+    return timed or str(options.get("align")) == "auto" or "budget=" in str(options.get("score"))
 
 
-def locked_plan(manifest: Mapping[str, Any]) -> Plan:
-    """The plan in a manifest.
+class Lock:
+    """A manifest whose run must come out again."""
 
-    Raises:
-        PlanError: damaged.
-    """
-    return from_json(manifest["plan"])
+    def __init__(self, path: Path) -> None:
+        """Read the manifest.
 
+        Raises:
+            OptionError: unreadable, or no manifest.
+        """
+        self.path, self.manifest = path, read_manifest(path)
+        self.versions = version_differences(self.manifest)
 
-# ---- cut a model as planned ------------------------------------------------------------------------------------------
+    def plan(self, model: Model, data: Dataset | None, options: Mapping[str, Any]) -> Plan | None:
+        """Check that the run is the same so far; the manifest's plan, if it was made with a clock and cannot be made again.
 
-@dataclass(frozen=True)
-class Pruned:
-    """The result of `apply` and `prune`."""
+        Raises:
+            TargetError: options, model or data differ; which.
+        """
+        found = differences(self.manifest, options, model, data)
+        if found:
+            raise TargetError(f"{self.path}: this is another run: {'; '.join([*found, *self.versions])}. Nothing was written.")
+        for text in self.versions:
+            log.info(f"Note: --locked: {text}")
+        if clocked(options):
+            log.info("Note: --locked: the plan is that of the manifest, since it was made with measured times")
+            return from_json(self.manifest["plan"])
+        return None
 
-    model: Model
-    original: Model
-    plan: Plan
-    cuts: tuple[Cut, ...]
-    verification: Verification | None
-    notes: tuple[str, ...] = ()
-    data: Mapping[str, Any] = field(default_factory=dict)
-    repaired: Repaired | None = None
+    def check(self, result: Pruned, output: OutputOptions) -> None:
+        """Check that the result is the manifest's, byte for byte.
 
-    def save(self, path: str | Path, external: bool | None = None) -> Path:
-        """Write the model atomically; ``external`` keeps weights in ``<path>.data`` (default: only over 2 GB)."""
-        return save(self.model, path, external)
-
-    def to_proto(self) -> onnx.ModelProto:
-        """The model as a self-contained ModelProto."""
-        return to_proto(self.model)
-
-
-# ---- one calibration -------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Point:
-    """One target of a sweep: what came out, or why nothing did (``failure``).
-
-    ``latency_ratio`` is to the original, from minima of interleaved runs at the options' batch size; ``front``: no other point is at
-    least as good in accuracy (top-1, else agreement, else relative error), file size and latency, and better in one.
-    """
-
-    target: str
-    size: Size | None = None
-    top1: float | None = None
-    agreement: float | None = None
-    kl: float | None = None
-    relative_error: float | None = None
-    latency_ms: float | None = None
-    latency_ratio: float | None = None
-    front: bool = False
-    file: str | None = None
-    manifest: str | None = None
-    failure: str = ""
+        Raises:
+            TargetError: it is not; with the versions that differ.
+        """
+        path = Path(output.path or "model.onnx")
+        name = Path(self.manifest["output"]["path"] or path.name).name
+        digest, expected = fingerprint(result.model, path.with_name(name), output.external)[0], self.manifest["output"]["sha256"]
+        if digest != expected:
+            why = "; ".join(self.versions) or "all versions are the same; the processor or its number of threads may differ"
+            raise TargetError(
+                f"{self.path}: the result is another one: SHA-256 {expected[:16]} then, {digest[:16]} now ({why}). Nothing was written."
+            )
+        log.info(f"--locked: the same byte for byte as in {self.path}")

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from ..core.system import command_line
 from ..core.types import Array, BoolArray, Evaluation, Pinned, Size
-from ..coupling.analysis import Analysis
+from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
-from ..evaluation import is_classifier, log_probabilities
+from ..evaluation import evaluate, is_classifier, log_probabilities
 from ..export import Packaged
 from ..graph.model import Model, outputs, serialized
 from ..graph.save import file_bytes, fingerprint, write_text
-from ..latency.profiling import LayerTimes
+from ..latency.profiling import LayerTimes, layer_times
 from ..planning.record import removal_of
 from ..planning.search import Candidates
-from ..runtime import open_session
+from ..runtime import Setup, open_session
 from .charts import (
     Arms,
     Card,
@@ -30,7 +31,6 @@ from .charts import (
     Section,
     Table,
     arm_chart,
-    heat_map,
     pair_bars,
     png,
     render,
@@ -38,12 +38,27 @@ from .charts import (
     short_names,
     strips,
 )
-from .manifest import Point, Pruned, versions
+from .manifest import Pruned, versions
 from .sections import figures_section, packaging_section, times_section
+from .sweep import Point
 from .text import number
 
 MOST_PICTURES, MOST_ROWS = 12, 400
 CHANNELS = (1, 3)
+PLUGIN_SECTIONS: list[Callable[[Candidates, Dataset | None, Progress], list[Section]]] = []
+"""What methods add to the pages of their scores."""
+
+
+class Used(Protocol):
+    """The data of a run: what was calibrated with, and what the result is measured on."""
+
+    @property
+    def data(self) -> Dataset | None:
+        """Calibration data."""
+
+    @property
+    def test_data(self) -> Dataset | None:
+        """Held-out data."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +84,8 @@ def widths_of(analysis: Analysis, removed: BoolArray | None = None) -> list[Widt
 
 @dataclass(frozen=True)
 class Context:
-    """What a page is told besides results: the command that made it, the data it was measured on, and what else was measured."""
+    """What a page is told besides results: the data it was measured on, and what else was measured."""
 
-    command: str
     data: Dataset | None = None
     unseen: bool = True
     packaged: Packaged | None = None
@@ -85,9 +99,15 @@ class Context:
         return f"{self.data.samples} {'held-out samples' if self.unseen else 'calibration samples, which the pruning has seen'}"
 
 
-def prune_page(result: Pruned, scored: Candidates, measured: Sequence[Evaluation], context: Context) -> Page:
-    """The page of one pruned model. ``measured`` are the original and the result (or nothing)."""
+def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, batch: int, progress: Progress = silent) -> Page:
+    """The page of one pruned model; measured on test data if there are any, else on the calibration data. ``setup`` and ``batch`` say how
+    layers are timed."""
     analysis = scored.analysis
+    measured: Sequence[Evaluation] = result.evaluation
+    if not measured and data.data is not None:
+        measured = evaluate([result.original, result.model], data.data, progress=progress)
+    times = layer_times(analysis, result.model, setup, batch, progress)
+    context = Context(data.test_data or data.data, data.test_data is not None, result.packaged, times)
     removed = removal_of(result.plan, analysis.coupling, analysis.model.sha256)
     before, after = widths_of(analysis), widths_of(analysis, removed)
     sections = [
@@ -96,7 +116,7 @@ def prune_page(result: Pruned, scored: Candidates, measured: Sequence[Evaluation
         *times_section(context.times),
         _scores(scored, removed),
         *searched(scored, removed),
-        *_examples(scored),
+        *_of_plugins(scored, data.data, progress),
         *_repair(result),
         *packaging_section(context.packaged),
         *_differences((result.original, result.model), context),
@@ -109,7 +129,7 @@ def prune_page(result: Pruned, scored: Candidates, measured: Sequence[Evaluation
     files = (file_bytes(result.original), fingerprint(result.model, "model.onnx")[1])
     sized = (_with_bytes(result.plan.before, files[0]), _with_bytes(result.plan.after, files[1]))
     title = f"{_name(analysis)}, pruned"
-    return Page(title, tuple(words), _cards(sized, measured, context), tuple(sections), context.command, _facts(analysis, result.data))
+    return Page(title, tuple(words), _cards(sized, measured, context), tuple(sections), command_line.get(), _facts(analysis, result.data))
 
 
 def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], context: Context) -> Page:
@@ -128,11 +148,12 @@ def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], 
     title = " and ".join(dict.fromkeys(_name(own) for own in (analyses[0], analyses[-1])))
     cards = _cards((measured[0].size, measured[-1].size), (measured[0], measured[-1]), context)
     data = {} if context.data is None else {"name": context.data.name, "sha256": context.data.sha256}
-    return Page(f"{title}, measured", (), cards, tuple(sections), context.command, _facts(analyses[0], data))
+    return Page(f"{title}, measured", (), cards, tuple(sections), command_line.get(), _facts(analyses[0], data))
 
 
-def sweep_page(points: Sequence[Point], scored: Candidates, context: Context) -> Page:
+def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress: Progress = silent) -> Page:
     """The page of a sweep."""
+    context = Context(data.test_data)
     reached = [point for point in points if not point.failure and point.size is not None]
     loss, axis = _accuracies(reached)
     judged = any(value != loss[0] for value in loss) or context.data is not None
@@ -144,14 +165,15 @@ def sweep_page(points: Sequence[Point], scored: Candidates, context: Context) ->
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
     words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
     sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
-    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *searched(scored, None), *_examples(scored)]
+    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *searched(scored, None)]
+    sections += _of_plugins(scored, data.data, progress)
     sections += _pinned(scored.analysis.coupling.pinned)
     best = _choice(reached, loss)
     cards = _cards((reached[0].size, best.size), (_evaluation(reached[0]), _evaluation(best)), context) if best else ()
     told = (f"The headline is that of {best.target}: the fewest MACs on the front within one point of the original.",) if best else ()
     analysis = scored.analysis
-    data = scored.recorded.get("data") or {}
-    return Page(f"{_name(analysis)}, many targets", told, cards, tuple(sections), context.command, _facts(analysis, data))
+    facts = _facts(analysis, scored.recorded.get("data") or {})
+    return Page(f"{_name(analysis)}, many targets", told, cards, tuple(sections), command_line.get(), facts)
 
 
 def write_page(path: Path, page: Page, inputs: Sequence[Path] = ()) -> None:
@@ -258,19 +280,8 @@ def _scores(scored: Candidates, removed: BoolArray) -> Section:
     return Section(title, tuple(lines), (strips("Scores of the channels of every group", rows),) if rows else ())
 
 
-def _examples(scored: Candidates) -> list[Section]:
-    if not scored.examples:
-        return []
-    charts = []
-    for own in scored.examples:
-        told = f"{len(own.clusters)} clusters" if len(own.clusters) != 1 else "one cluster"
-        title = f"{short_names([own.layer])[0]}, filter {own.filter}: {told}; probe accuracy of the layer {own.accuracy:.1%}"
-        charts.append(heat_map(title, own.matrix, own.clusters))
-    words = (
-        "Single filter performance (Tzach et al., Phys. Rev. E 111, 065307): how strongly one filter speaks for each output (columns) on "
-        "samples of each label (rows). Red: for it, blue: against it. Framed: clusters of labels that the filter recognises together.",
-    )
-    return [Section("What single filters recognise", words, tuple(charts))]
+def _of_plugins(scored: Candidates, data: Dataset | None, progress: Progress) -> list[Section]:
+    return [section for make in PLUGIN_SECTIONS for section in make(scored, data, progress)]
 
 
 def _repair(result: Pruned) -> list[Section]:

@@ -206,3 +206,48 @@ def scores_text(data: dict[str, Any]) -> str:
     where = f"{profiles['held_out']} held-out samples" if profiles["held_out"] else "the training samples (too few to hold out)"
     last = f"{profiles['samples']} samples, {profiles['classes']} labels ({profiles['labels']}); probe accuracy on {where}"
     return "\n".join([table(header, rows), "", last])
+
+
+# ---- results of commands ---------------------------------------------------------------------------------------------
+
+
+def accuracy_text(results: Sequence[Evaluation]) -> str:
+    """The original against the result on held-out data, in a line or two."""
+    before, after = results
+    lines = []
+    if before.top1 is not None and after.top1 is not None:
+        lines.append(f"top-1 on {before.samples} held-out samples: {before.top1:.2%} -> {after.top1:.2%}")
+    elif after.agreement is not None:
+        lines.append(f"agreement with the original on {after.samples} held-out samples: {after.agreement:.2%}")
+    elif after.relative_error is not None:
+        lines.append(f"relative error to the original on {after.samples} held-out samples: {after.relative_error:.4f}")
+    if after.latency_ratio is not None:
+        times = f"{before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms"
+        lines.append(f"latency {times} per batch ({after.latency_ratio:.2f} of the original)")
+    return "\n".join(lines)
+
+
+def steps_text(steps: Sequence[Any]) -> str:
+    """What every step gave, as a table."""
+    rows = []
+    for step in steps:
+        shares = [f"{value:.2%}" if value is not None else "-" for value in (step.top1, step.agreement)]
+        error = f"{step.relative_error:.4f}" if step.relative_error is not None else "-"
+        rows.append([step.name, number(step.bytes), *shares, error, f"{step.latency_ms:.3f}", f"{step.latency_ratio:.2f}"])
+    return table(["step", "bytes", "top-1", "agreement", "rel. error", "min ms", "ratio"], rows)
+
+
+def points_text(points: Sequence[Any]) -> str:
+    """All points of a sweep, as a table."""
+    rows = []
+    for point in points:
+        if point.size is None or point.failure:
+            rows.append([point.target, *["-"] * 8, "not reached"])
+            continue
+        shares = [f"{value:.2%}" if value is not None else "-" for value in (point.top1, point.agreement)]
+        error = f"{point.relative_error:.4f}" if point.relative_error is not None else "-"
+        sizes = [number(point.size.macs), number(point.size.params), number(point.size.bytes or 0)]
+        times = [f"{point.latency_ms:.3f}", f"{point.latency_ratio:.2f}"]
+        rows.append([point.target, *shares, error, *sizes, *times, "yes" if point.front else ""])
+    heads = ["target", "top-1", "agreement", "rel. error", "MACs", "params", "bytes", "min ms", "ratio", "front"]
+    return table(heads, rows)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, OutputError
-from ..core.options import RepairOptions, ScoreOptions
+from ..core.options import BanditOptions, RepairOptions, ScoreOptions, byte_size, seconds
 from ..core.types import Array, FloatArray, LayerProfile, Moments, Profiles
 from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, pass_batches, silent
 from ..data.dataset import Dataset
 from ..graph.save import atomic, check_output
-from ..methods.bandits import PREFIX
+from ..methods.bandits import BANDIT_SCORES, PREFIX
 from ..methods.bandits.pulling import STAND_IN, search
+from ..methods.sfp import examples_of as examples_of
 from ..methods.sfp import profiles
 from ..methods.sfp.profiles import ProfileOptions, classes_of, taps
 from .elimination import Elimination, elimination
@@ -72,6 +73,7 @@ def scored(
     options: ScoreOptions | None = None,
     progress: Progress = silent,
     known: Profiles | None = None,
+    aim: Any = None,
 ) -> Scored:
     """Importance per unit of the model. Names joined by ``+`` mean the average of the scores' ranks within each group.
 
@@ -84,7 +86,7 @@ def scored(
         ModelError: the score needs a classifier.
     """
     if name.startswith(PREFIX):
-        searched = search(analysis, name, data, options or ScoreOptions(), (STAND_IN, analysis.coupling.groups), progress)
+        searched = search(analysis, name, data, options or ScoreOptions(), aim or (STAND_IN, analysis.coupling.groups), progress)
         return Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
     chosen = parts(name)
     needs = frozenset[str]().union(*(own.needs for own in chosen))
@@ -110,6 +112,41 @@ def scored(
     if eliminated and eliminated.blind:
         notes = (f"{len(eliminated.blind)} groups are read by no layer that could be re-fitted; `magnitude` stands for `obs` there",)
     return Scored(name, values, found, eliminated.errors if eliminated and name == "obs" else {}, notes)
+
+
+SCORE_NAMES = (*sorted(SCORES), *BANDIT_SCORES)
+
+
+def default_score(data: Dataset | None, repair: RepairOptions | None = None) -> str:
+    """The score that is used if none is named: `obs` knows the least-squares repair that follows."""
+    if data is None:
+        return "magnitude"
+    return "obs" if repair is not None and repair.fit == "lstsq" else "contribution"
+
+
+def meaning(name: str) -> str:
+    """A score's summary, behind a colon; empty for what has none."""
+    known = SCORES.get(name)
+    return f": {known.summary}" if known else ""
+
+
+def asked(text: str | None, seed: int = 0, memory: int = 2 * 10**9) -> tuple[str | None, ScoreOptions]:
+    """Read ``NAME[+NAME..][,option=value..]``."""
+    plain = ScoreOptions(seed=seed, memory=memory)
+    if text is None:
+        return None, plain
+    name, *given = text.split(",")
+    values = dict(item.split("=", 1) for item in given)
+    if name.startswith(PREFIX):
+        readers: dict[str, tuple[str, Any]] = {
+            "pulls": ("pulls", int), "budget": ("budget", seconds), "batch": ("pull_batch", int), "epsilon": ("epsilon", float),
+            "temperature": ("temperature", float), "reward": ("reward", str), "memory": ("pull_memory", byte_size),
+            "traces": ("traces", str),
+        }  # fmt: skip
+        own = {readers[key][0]: readers[key][1](value) for key, value in values.items()}
+        return name, replace(plain, bandit=BanditOptions(**own))
+    kinds: dict[str, Any] = {"p": int, "probe": str, "pool": int}
+    return "+".join(part.name for part in parts(name)), replace(plain, **{key: kinds[key](value) for key, value in values.items()})
 
 
 def _by_group(analysis: Analysis, eliminated: Elimination | None) -> dict[str, FloatArray]:

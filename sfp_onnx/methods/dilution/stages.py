@@ -12,19 +12,23 @@ import onnx
 
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
-from ...core.options import RepairOptions
-from ...core.types import Array, BoolArray, FloatArray, Size
-from ...coupling.analysis import Analysis, ModelSource, Progress, batch_size, describe, feeds_of, inspect, silent
+from ...core.options import AMOUNT, CHANNELS, REPAIR, DataOptions, InspectOptions, RepairOptions, option
+from ...core.system import log
+from ...core.types import Array, BoolArray, Evaluation, FloatArray, Size
+from ...coupling.analysis import Analysis, DataSource, ModelSource, Progress, batch_size, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
 from ...cut import cut
 from ...cut.verify import compare
 from ...data.dataset import Dataset
+from ...evaluation import evaluate
 from ...graph.model import Constants, Model, initializers, outputs, serialized, tensor_types
-from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto
+from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
+from ...pipeline import Sources
 from ...repair.lockstep import repair
-from ...report.manifest import versions
+from ...report.manifest import versions, write_json
 from ...runtime import latencies, open_session
 from ...scores.statistics import calibrate, scales
+from ..sfp.probe import PROBES
 from ..sfp.profiles import ProfileOptions
 from . import METHODS, Method, find_method
 from .connections import Target, as_weight, choose, fold_constants, layer_views, targets, unread, zeroed
@@ -32,27 +36,38 @@ from .ends import ends_of, kernel_losses
 from .masks import DilutedLayer, Ends, KernelView, MethodOptions, SkippedLayer
 from .regroup import Grouping, absorbable, blocks, can_group, regrouped
 
+METHOD_NAMES = ", ".join(method.pattern or name for name, method in METHODS.items())
+
 
 @dataclass(frozen=True)
 class DiluteOptions:
     """How to dilute.
 
-    ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that set it. ``scope``: see `masks.keep_by_rank`.
-    ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with data. ``force``: dilute layers whose
-    labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how the rest is re-fitted.
+    ``method``: None means `obs` with data, else `l1`. ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that
+    set it. ``scope``: see `masks.keep_by_rank`. ``layers``: a regular expression on names of nodes or weights. ``refit``: None means
+    with data. ``force``: dilute layers whose labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how the rest is re-fitted.
     """
 
-    method: str = "obs"
-    rate: float | None = None
-    scope: str = "layer"
-    layers: str | None = None
-    refit: bool | None = None
+    method: str | None = option(
+        None, f"How connections are chosen: {METHOD_NAMES}.  [default: obs with data, else l1]", CHANNELS, metavar="NAME"
+    )
+    rate: float | None = option(
+        None, "Share of the kernels (weights, blocks) to remove; AFCC and nm set it themselves.", AMOUNT, low=float("-inf")
+    )
+    scope: str = option(
+        "layer", "The same share of every layer, one ranking over all layers, or the same share of every filter.", AMOUNT,
+        choices=("layer", "global", "filter"),
+    )  # fmt: skip
+    layers: str | None = option(None, "Layers (node or weight names) to dilute.  [default: all]", CHANNELS, metavar="REGEX")
+    refit: bool | None = option(
+        None, "Re-fit the remaining weights by least squares.  [default: with data]", REPAIR, flag="refit/--no-refit"
+    )
     regroup: bool = False
-    force: bool = False
+    force: bool = option(False, "Dilute layers by labels even where these carry too little signal.", CHANNELS)
     seed: int = 0
-    probe: str = "sgd"
-    pool: int = 4
-    repair: RepairOptions = field(default_factory=RepairOptions)
+    probe: str = option("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES), advanced=True)
+    pool: int = option(4, "Side to which class profiles pool maps.", CHANNELS, low=1, advanced=True)
+    repair: RepairOptions = RepairOptions(fit="lstsq")
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,8 @@ class Diluted:
     before: Size
     after: Size
     data: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: tuple[Evaluation, ...] = ()
+    manifest: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path, external: bool | None = None, sparse: bool = False) -> Path:
         """Write the model atomically; ``sparse``: with sparse initializers where they are smaller."""
@@ -294,13 +311,24 @@ def look(
 def dilute(
     source: ModelSource | Analysis,
     options: DiluteOptions,
-    data: Dataset | None = None,
+    data: DataSource | None = None,
     progress: Progress = silent,
     seen: Seen | None = None,
+    *,
+    test_data: DataSource | None = None,
+    data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(),
+    output: Path | None = None,
+    manifest: Path | None = None,
+    sparse: bool = False,
 ) -> Diluted:
-    """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any.
+    """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any; then measure and write
+    what is asked for.
 
-    ``seen``: what `look` measured of the same analysis before.
+    Args:
+        seen: what `look` measured of the same analysis before.
+        test_data: data that the original and the result are measured on.
+        output, manifest: where the model (``sparse``: with sparse initializers where they are smaller) and its manifest go.
 
     Raises:
         OptionError: unknown method, rate out of range or missing.
@@ -309,15 +337,33 @@ def dilute(
         TargetError: nothing was diluted.
         VerificationError: a step changed what it must not change.
     """
+    named = options.method is not None
+    options = options if named else replace(options, method=default_method(data is not None))
+    check_dilution(options, data is not None)
+    inputs = Sources(data, None, test_data, data_options, inspect_options).open(source, [output, manifest])
+    log.info(f"method: {options.method}{'' if named else ' (default)'}")
+    result = _diluted(inputs.analysis, options, inputs.data, progress, seen)
+    if inputs.test_data is not None:
+        first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress)
+        result = replace(result, evaluation=(first, replace(last, model=str(output or last.model))))
+    recorded = {**dilution_manifest(result, output, sparse), "evaluation": [asdict(one) for one in result.evaluation] or None}
+    with together():
+        if output is not None:
+            result.save(output, sparse=sparse)
+        if manifest is not None:
+            write_json(manifest, recorded, [*inputs.paths, *filter(None, [output])])
+    return replace(result, manifest=recorded)
+
+
+def _diluted(analysis: Analysis, options: DiluteOptions, data: Dataset | None, progress: Progress, seen: Seen | None) -> Diluted:
     method, _ = check_dilution(options, data is not None)
-    analysis = source if isinstance(source, Analysis) else inspect(source, data=data)
     if seen is None:
         wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in method.needs else None
         seen = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
     masks, figures, skipped, notes = masked(analysis, seen, options)
     diluted = zeroed(analysis.prepared.model, masks)
     if options.refit or (options.refit is None and data is not None):
-        diluted, said = refitted(analysis, diluted, masks, data, options.repair, progress)
+        diluted, said = refitted(analysis, diluted, masks, data, replace(options.repair, seed=options.seed), progress)
         notes += said
     check(diluted, masks, batches(analysis, data))
     result = Diluted(
@@ -336,7 +382,7 @@ def masked(
         OptionError: unknown method.
         TargetError: the method suits no layer.
     """
-    method, own = find_method(options.method, options.seed)
+    method, own = find_method(options.method or default_method(True), options.seed)
     found, skipped, notes = _suited(seen, method, own, options)
     masks, figures = _chosen(analysis, found, seen, (method, own), options)
     return masks, figures, skipped, notes
@@ -399,7 +445,7 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
     Raises:
         OptionError, DataError: as `dilute`.
     """
-    method, own = find_method(options.method, options.seed)
+    method, own = find_method(options.method or default_method(True), options.seed)
     if options.rate is None and not method.fixed:
         raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
     if options.rate is not None and not 0 <= options.rate < 1:

@@ -16,6 +16,9 @@ from ...core.options import ScoreOptions
 from ...core.types import FloatArray, GroupView, LayerProfile, Profiles
 from ...coupling.analysis import Analysis, Progress, batch_size, silent
 from ...data.dataset import Dataset
+from ...planning.search import Candidates
+from ...report.charts import Section, heat_map, short_names
+from ...report.page import PLUGIN_SECTIONS
 from ...scores.registry import score
 from ...scores.weights import per_unit, relative
 from . import profiles
@@ -133,3 +136,23 @@ def few_examples(analysis: Analysis, data: Dataset | None, seed: int = 0, progre
     except SfpError:
         return ()  # a report can do without
     return _shown(layer for layer in found.layers if len(layer.units))
+
+
+def _section(scored: Candidates, data: Dataset | None, progress: Progress) -> list[Section]:
+    """What single filters recognise, for the report."""
+    examples = scored.examples or few_examples(scored.analysis, data, progress=progress)
+    if not examples:
+        return []
+    charts = []
+    for example in examples:
+        told = f"{len(example.clusters)} clusters" if len(example.clusters) != 1 else "one cluster"
+        title = f"{short_names([example.layer])[0]}, filter {example.filter}: {told}; probe accuracy of the layer {example.accuracy:.1%}"
+        charts.append(heat_map(title, example.matrix, example.clusters))
+    words = (
+        "Single filter performance (Tzach et al., Phys. Rev. E 111, 065307): how strongly one filter speaks for each output (columns) on "
+        "samples of each label (rows). Red: for it, blue: against it. Framed: clusters of labels that the filter recognises together.",
+    )
+    return [Section("What single filters recognise", words, tuple(charts))]
+
+
+PLUGIN_SECTIONS.append(_section)

@@ -1,0 +1,129 @@
+"""What each target of a sweep costs in accuracy, size and latency."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import OptionError
+from ..core.options import PlanOptions
+from ..core.types import Evaluation, Size
+from ..coupling.analysis import Analysis
+from ..data.dataset import Dataset
+from ..evaluation import evaluate
+from ..graph.model import Model
+from ..graph.save import file_bytes
+from ..latency.measure import latencies_of
+from ..planning import parse_target
+from ..planning.search import Candidates
+from ..runtime import Setup
+from .manifest import Pruned, manifest, write_json
+
+MOST = 100
+
+
+@dataclass(frozen=True)
+class Point:
+    """One target of a sweep: what came out, or why nothing did (``failure``).
+
+    ``latency_ratio`` is to the original, from minima of interleaved runs at the options' batch size; ``front``: no other point is at
+    least as good in accuracy (top-1, else agreement, else relative error), file size and latency, and better in one.
+    """
+
+    target: str
+    size: Size | None = None
+    top1: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    relative_error: float | None = None
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
+    front: bool = False
+    file: str | None = None
+    manifest: str | None = None
+    failure: str = ""
+
+
+def parse_sweep(text: str) -> list[str]:
+    """Read ``macs=90%:20%:10%`` (first, last, step) into single targets.
+
+    Raises:
+        OptionError: not of that form, or a step that leads nowhere.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*=\s*([^:]+):([^:]+):([^:]+)", text)
+    if match is None:
+        raise OptionError(f"targets '{text}': expected first:last:step, such as macs=90%:20%:10% or latency=8ms:2ms:1ms")
+    first, last, step = (parse_target(f"{match[1]}={part.strip()}") for part in match.groups()[1:])
+    unit = re.sub(r"[0-9.\s]", "", match[2])
+    if len({own.relative for own in (first, last, step)}) > 1:
+        raise OptionError(f"targets '{text}': first, last and step must be all percentages or all absolute numbers")
+    sign = 1 if last.value >= first.value else -1
+    count = int(abs(last.value - first.value) / step.value + 1e-9) + 1
+    if count > MOST:
+        raise OptionError(f"targets '{text}': {count} targets; expected at most {MOST}")
+    scale = first.value / float(re.sub(r"[^0-9.]", "", match[2]))
+    values = [(first.value + sign * index * step.value) / scale for index in range(count)]
+    return [f"{first.what}={value:.10g}{unit}" for value in values]
+
+
+def saved_point(result: Pruned, target: str, analysis: Analysis, folder: Path | None) -> Point:
+    """The point of a result, which is written into a folder (if there is one) with its manifest."""
+    if folder is None:
+        return Point(target, size=result.plan.after)
+    stem = analysis.model.source.stem if analysis.model.source else "model"
+    file = result.save(folder / f"{stem}-{re.sub(r'[^A-Za-z0-9.]+', '-', target.replace('%', 'pct'))}.onnx")
+    notes = file.with_suffix(".json")
+    write_json(notes, manifest(result, file), [*result.original.paths, file])
+    return Point(target, size=result.plan.after, file=str(file), manifest=str(notes))
+
+
+def measured_points(
+    analysis: Analysis, points: Sequence[Point], models: Sequence[Model], judge: Dataset | None, options: PlanOptions
+) -> list[Point]:
+    """The points with figures, the original first."""
+    seconds = latencies_of(models, analysis, Setup(options.threads, options.provider), options.batch)
+    figures: Sequence[Evaluation | None]
+    figures = evaluate(models, judge, latency=False, threads=options.threads) if judge is not None else [None] * len(models)
+    found = []
+    number = 0
+    for point in [Point("original", size=analysis.size()), *points]:
+        if not point.failure:
+            own = figures[number]
+            if own is not None:
+                point = replace(point, top1=own.top1, agreement=own.agreement, kl=own.kl, relative_error=own.relative_error)
+            assert point.size is not None
+            size = replace(point.size, bytes=file_bytes(models[number]))
+            point = replace(point, size=size, latency_ms=seconds[number] * 1e3, latency_ratio=seconds[number] / seconds[0])
+            number += 1
+        found.append(point)
+    return front(found)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points, with those marked that no other dominates."""
+    def costs(point: Point) -> tuple[float, float, float]:
+        assert point.size is not None and point.latency_ratio is not None
+        if point.top1 is not None or point.agreement is not None:
+            loss = -(point.top1 if point.top1 is not None else point.agreement or 0.0)
+        else:
+            loss = point.relative_error or 0.0
+        return loss, float(point.size.bytes or 0), point.latency_ratio
+
+    reached = [(point, costs(point)) for point in points if not point.failure]
+    best = {
+        point.target for point, own in reached
+        if not any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for _, other in reached)
+    }  # fmt: skip
+    return [replace(point, front=not point.failure and point.target in best) for point in points]
+
+
+def sweep_data(points: Sequence[Point], analysis: Analysis, scored: Candidates) -> dict[str, Any]:
+    """A sweep as plain data for JSON."""
+    model = {"path": str(analysis.model.source), "sha256": analysis.model.sha256}
+    return {
+        "format": "sfp_onnx sweep", "version": 1, "model": model, "options": dict(scored.recorded),
+        "points": [asdict(point) for point in points],
+    }  # fmt: skip
