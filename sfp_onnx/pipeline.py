@@ -235,7 +235,7 @@ def candidates(
     score_options = score_options or ScoreOptions()
     if name.startswith(PREFIX):
         searched = search(analysis, name, data, score_options, (options, groups), progress)
-        found = Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
+        found = Scored(name, searched.scores, said=searched.notes)
     else:
         found = scored(analysis, name, data, score_options, progress)
     recorded: dict[str, Any] = {"score": name, **asdict(score_options), "cut_layernorm": analysis.cut_layernorm}
@@ -246,7 +246,7 @@ def candidates(
     if data is not None:
         recorded["data"] = describe(data)
     shown = examples_of(found.profiles)
-    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, repair, shown, found.traces)
+    return Candidates(analysis, tuple(groups), found.values, recorded, found.errors, found.notes, data, repair, shown)
 
 
 # ---- one calibration -------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from ..export import QUANTIZERS, PackagingOptions, Step, operators_path
 from ..graph.model import Model
 from ..graph.save import check_output
 from ..methods.bandits import BANDIT_SCORES
-from ..methods.bandits.pulling import MASKS, ROUND_REPAIRS
 from ..methods.sfp.probe import PROBES
 from ..planning import BYTES, parse_target
 from ..planning.max_drop import parse_confidence
@@ -170,7 +169,7 @@ def _shown(value: Any) -> str:
 
 NAMES = tuple(vars(BanditOptions()))
 _BANDIT_OPTIONS = (
-    click.option("--pulls", type=click.IntRange(min=1), help="bandit: pulls per arm and round.  [default: 5]"),
+    click.option("--pulls", type=click.IntRange(min=1), help="bandit: pulls per arm.  [default: 5]"),
     click.option("--budget", callback=seconds, metavar="60s", help="bandit: time for pulling (5m, 1h), instead of --pulls."),
     click.option("--pull-batch", "pull_batch", type=click.IntRange(min=1), default=8, show_default=True,
                  help="bandit: images in one pull."),
@@ -180,14 +179,7 @@ _BANDIT_OPTIONS = (
     click.option("--reward", metavar="NAME|MODULE:FUNCTION",
                  help="bandit: divergence, relative-error, loss (needs labels), or your own function.  [default: divergence for "
                       "classifiers, else relative-error]"),
-    click.option("--masked-by", type=click.Choice(MASKS), default="zero", show_default=True,
-                 help="bandit: what stands for a masked channel; mean: as if a repair had folded it into biases."),
-    click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True,
-                 help="bandit: remove a share, and pull again on the pruned network."),
-    click.option("--round-repair", type=click.Choice(ROUND_REPAIRS), default="none", show_default=True,
-                 help="bandit: repair between rounds."),
     click.option("--pull-memory", callback=byte_size, default="1GiB", show_default=True, help="bandit: bound on kept activations."),
-    click.option("--state", type=click.Path(), help="bandit: file to resume from, written while pulling."),
     click.option("--traces", type=click.Path(), help="bandit: write scores, pulls, means and 95 % intervals per arm as JSON."),
 )  # fmt: skip
 
@@ -220,7 +212,7 @@ def chosen_bandit(options: dict[str, Any]) -> BanditOptions | None:
 
 def bandit_files(options: dict[str, Any]) -> list[Path]:
     """Files that the search writes."""
-    return [Path(options[name]) for name in ("state", "traces") if options[name] is not None]
+    return [Path(options["traces"])] if options["traces"] is not None else []
 
 
 # ---- options that several commands take ------------------------------------------------------------------------------

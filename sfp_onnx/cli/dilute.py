@@ -48,7 +48,6 @@ NAMES = ", ".join(own.pattern or own.name for own in METHODS.values())
 @click.option("--refit/--no-refit", default=None, help="Re-fit the remaining weights by least squares.  [default: with data]")
 @click.option("--store", type=click.Choice(["dense", "sparse"]), default="dense", show_default=True,
               help="sparse: weights as sparse initializers where that is smaller.")
-@click.option("--regroup", is_flag=True, help="Rewrite block-diagonal convolutions as grouped ones, where that is measured to be faster.")
 @click.option("--force", is_flag=True, help="Dilute layers by labels even where these carry too little signal.")
 @profile_options
 @click.option("--data", type=FILE, help="Calibration data: " + DATA)
@@ -65,7 +64,7 @@ def dilute_command(
 
     Example: sfp-onnx dilute model.onnx -o sparse.onnx --data calibration.npz --rate 0.5
     """
-    names = ("rate", "scope", "layers", "refit", "regroup", "force", "seed", "probe", "pool")
+    names = ("rate", "scope", "layers", "refit", "force", "seed", "probe", "pool")
     method = options["method"] or default_method(data is not None)
     wanted = DiluteOptions(method=method, repair=RepairOptions(seed=options["seed"]), **{name: options[name] for name in names})
     check_dilution(wanted, data is not None)

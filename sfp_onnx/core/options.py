@@ -10,10 +10,8 @@ class BanditOptions:
     """What the user may set for the scores ``bandit:*``.
 
     ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
-    the policies of those names; ``reward`` (None: by the kind of model); ``masked_by``: what stands for a masked channel, "zero" or its
-    "mean" over the images of the search (what folding the mean into the biases of its readers leaves of the damage); ``rounds``: remove
-    a share, pull again on the pruned model; ``round_repair``: "none", "bias" or "lstsq" between rounds;
-    ``pull_memory``: bytes of activations to keep; ``state``: file to resume from; ``traces``: file for pulls, means and intervals per arm.
+    the policies of those names; ``reward`` (None: by the kind of model); ``pull_memory``: bytes of activations to keep; ``traces``: file
+    for pulls, means and intervals per arm.
     """
 
     pulls: int | None = None
@@ -22,11 +20,7 @@ class BanditOptions:
     epsilon: float = 0.1
     temperature: float = 0.05
     reward: str | None = None
-    masked_by: str = "zero"
-    rounds: int = 1
-    round_repair: str = "none"
     pull_memory: int = 2**30
-    state: str | None = None
     traces: str | None = None
 
 

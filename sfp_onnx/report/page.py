@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,23 +20,7 @@ from ..latency.profiling import LayerTimes
 from ..planning.record import removal_of
 from ..planning.search import Candidates
 from ..runtime import open_session
-from .charts import (
-    Arms,
-    Card,
-    Chart,
-    Page,
-    Picture,
-    Section,
-    Table,
-    arm_chart,
-    heat_map,
-    pair_bars,
-    png,
-    render,
-    scatter,
-    short_names,
-    strips,
-)
+from .charts import Card, Chart, Page, Picture, Section, Table, heat_map, pair_bars, png, render, scatter, short_names, strips
 from .manifest import Point, Pruned, versions
 from .sections import figures_section, packaging_section, times_section
 from .text import number
@@ -95,7 +78,6 @@ def prune_page(result: Pruned, scored: Candidates, measured: Sequence[Evaluation
         _macs(before, after),
         *times_section(context.times),
         _scores(scored, removed),
-        *searched(scored, removed),
         *_examples(scored),
         *_repair(result),
         *packaging_section(context.packaged),
@@ -144,7 +126,7 @@ def sweep_page(points: Sequence[Point], scored: Candidates, context: Context) ->
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
     words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
     sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
-    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *searched(scored, None), *_examples(scored)]
+    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *_examples(scored)]
     sections += _pinned(scored.analysis.coupling.pinned)
     best = _choice(reached, loss)
     cards = _cards((reached[0].size, best.size), (_evaluation(reached[0]), _evaluation(best)), context) if best else ()
@@ -406,41 +388,3 @@ def _pixels(sample: Array, data: Dataset) -> Array:
         values = (values - low) / ((high - low) or 1.0)
     found: Array = np.moveaxis(np.round(np.clip(values, 0, 1) * 255), 0, -1).astype(np.uint8)
     return found
-
-
-# ---- what a report shows of a bandit search --------------------------------------------------------------------------
-
-SHOWN = 10  # rounds
-Key = tuple[str, int]
-
-
-def searched(scored: Candidates, removed: BoolArray | None) -> list[Section]:
-    """Pulls, means and intervals of every arm, round by round, and what left after each (None: no plan was made)."""
-    rounds: Sequence[Mapping[str, Any]] = scored.traces.get("rounds", ())
-    if not rounds:
-        return []
-    gone = set() if removed is None else _gone(scored, removed)
-    arms = [list(zip(own["group"], own["position"], strict=True)) for own in rounds]
-    charts = []
-    for index, own in enumerate(rounds[:SHOWN]):
-        stay = set(arms[index + 1]) if index + 1 < len(rounds) else set[Key]()
-        leaves = np.array([key in gone and key not in stay for key in arms[index]], bool)
-        charts.append(_chart(own, leaves, len(rounds), sum(map(int, own["pulls"]))))
-    words = [
-        f"{scored.recorded.get('score')}: what masking each channel costs (1 - mean reward) with its 95 % interval over images, group by "
-        f"group in that order; below, how often it was pulled. {scored.traces.get('images_per_pull')} images in a pull.",
-    ]
-    if len(rounds) > 1:
-        words.append("Each round shows what left after it; the next one pulls the pruned network.")
-    return [Section("What the search saw", tuple(words), tuple(charts))]
-
-
-def _gone(scored: Candidates, removed: BoolArray) -> set[Key]:
-    return {(group.name, int(at)) for group in scored.groups for at in np.flatnonzero(removed[group.units])}
-
-
-def _chart(own: Mapping[str, Any], leaves: BoolArray, rounds: int, pulls: int) -> Chart:
-    number = f"Round {own['round']} of {rounds}: " if rounds > 1 else ""
-    costs = 1 - np.asarray(own["mean"], np.float64)
-    arms = Arms(own["group"], costs, np.asarray(own["half_width"]), np.asarray(own["pulls"], np.int64), leaves)
-    return arm_chart(f"{number}{len(leaves)} arms, {pulls} pulls, {int(leaves.sum())} leave", arms)

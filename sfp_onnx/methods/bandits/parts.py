@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ... import graph
-from ...core.types import Array, Coupling, FloatArray, Group, IntArray, Node
-from ...graph.edit import Editor, insert_mask, insert_shift
+from ...core.types import Array, Coupling, Group, IntArray, Node
+from ...graph.edit import Editor, insert_mask
 from ...graph.model import Prepared, initializers
 from ...rules.elementwise import channelwise
 
@@ -115,8 +115,7 @@ def share(part: Part, coupling: Coupling) -> float:
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask input: index i of ``axis`` belongs to unit ``units[i]``. ``rank`` is that of the tensor; ``rows``: axis 0 is the batch.
-    ``shift`` is the input that is added behind the mask, ``means`` what it holds where the mask is 0 (none: nothing is added)."""
+    """A mask input: index i of ``axis`` belongs to unit ``units[i]``. ``rank`` is that of the tensor; ``rows``: axis 0 is the batch."""
 
     name: str
     units: IntArray
@@ -124,8 +123,6 @@ class Mask:
     rank: int
     dtype: np.dtype[Any]
     rows: bool
-    shift: str = ""
-    means: FloatArray | None = None
 
     def values(self, arms: Sequence[int], rows: int, total: int) -> Array:
         """0 where an arm is masked: ``rows`` rows for each arm, then ones up to ``total`` rows (one row if there are no rows)."""
@@ -138,23 +135,10 @@ class Mask:
             masks[place * rows : (place + 1) * rows, self.units == arm] = 0
         return masks.reshape([total, *shape[1:]])
 
-    def feeds(self, arms: Sequence[int], rows: int, total: int) -> dict[str, Array]:
-        """The mask, and what is added behind it: (1 - m) mean."""
-        found = {self.name: self.values(arms, rows, total)}
-        if self.means is not None:
-            means = self.means.reshape(spread(self.rank, self.axis, len(self.units)))
-            found[self.shift] = ((1 - found[self.name]) * means).astype(self.dtype)
-        return found
-
 
 def put(editor: Editor, tensor: str, dtype: np.dtype[Any], zero: Array | str | None, mask: Mask) -> Mask:
-    """Insert a mask input behind a tensor (and one that is added behind that); returns the mask with their names and type."""
+    """Insert a mask input behind a tensor; returns the mask with its name and type."""
     made: list[tuple[str, np.dtype[Any]]] = []
-    shift = ""
-    if mask.means is not None:
-        added = editor.variable(f"{tensor}/shift")
-        insert_shift(editor, tensor, added)
-        shift = added.name
 
     def operand(wanted: Any) -> Any:
         variable = editor.variable(f"{tensor}/mask")
@@ -162,7 +146,7 @@ def put(editor: Editor, tensor: str, dtype: np.dtype[Any], zero: Array | str | N
         return variable
 
     insert_mask(editor, tensor, dtype, operand, zero)
-    return replace(mask, name=made[0][0], dtype=made[0][1], shift=shift)
+    return replace(mask, name=made[0][0], dtype=made[0][1])
 
 
 def spread(rank: int, axis: int, size: int) -> list[int]:
