@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from ..core.errors import SfpError
 from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..evaluation import outputs
-from ..graph.model import Model, training_nodes
+from ..graph.model import Model
+from ..rules.traits import training_nodes
+from ..runtime import Feeds
 from .dataset import Dataset
 
 LOOKED_AT = 256
@@ -103,7 +105,7 @@ def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> I
         yield f"{words} it is right on {right.mean():.1%}", right
 
 
-def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Mapping[str, Array], int]]:
+def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Feeds, int]]:
     for feeds, count in part.batches():
         array: FloatArray | Array = feeds[name]
         with np.errstate(all="ignore"):  # a wrong guess may overflow

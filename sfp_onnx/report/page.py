@@ -14,12 +14,12 @@ from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
 from ..evaluation import is_classifier, log_probabilities
 from ..export import Packaged
-from ..graph.model import Model, outputs, serialized
+from ..graph.model import Model, outputs
 from ..graph.save import file_bytes, fingerprint, write_text
 from ..latency.profiling import LayerTimes
 from ..planning.record import removal_of
 from ..planning.search import Candidates
-from ..runtime import open_session
+from ..runtime import open_model, side_by_side
 from .charts import Card, Chart, Page, Picture, Section, Table, heat_map, pair_bars, png, render, scatter, short_names, strips
 from .manifest import Point, Pruned, versions
 from .sections import figures_section, packaging_section, times_section
@@ -358,12 +358,10 @@ def _are_images(data: Dataset) -> bool:
 
 def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[Picture | None, int]]:
     """Pictures where the answers differ, each with the number of samples seen so far; None at the end of a batch."""
-    sessions = [open_session(serialized(model), model.weights, model.name) for model in models]
     name = outputs(models[0])[0].name
-    seen = 0
-    for feeds, count in data.batches():
-        images = next(iter(feeds.values()))
-        first, second = (session.run(feeds, [name])[0][:count] for session in sessions)
+    for batch in side_by_side([open_model(model) for model in models], data.batches(), [name]):
+        images, count, start = next(iter(batch[0].feeds.values())), batch[0].count, batch[0].first
+        first, second = (observed.samples(name) for observed in batch)
         if images.ndim != 4 or images.shape[1] not in CHANNELS or not is_classifier(first, count):
             return
         answers = [output.argmax(1) for output in (first, second)]
@@ -372,10 +370,9 @@ def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[Pic
             both = zip(("before", "after"), answers, shares, strict=True)
             told = [f"{word}: {own[row]} ({share[row].max():.0%})" for word, own, share in both]
             if data.labels is not None:
-                told.insert(0, f"label {data.labels[seen + row]}")
-            yield Picture(png(_pixels(images[row], data)), tuple(told)), seen + int(row) + 1
-        seen += count
-        yield None, seen
+                told.insert(0, f"label {data.labels[start + row]}")
+            yield Picture(png(_pixels(images[row], data)), tuple(told)), start + int(row) + 1
+        yield None, start + count
 
 
 def _pixels(sample: Array, data: Dataset) -> Array:

@@ -102,7 +102,7 @@ def scored(
         if needs & MOMENTS:
             moments = _moments(analysis, needs & MOMENTS, data, progress)
     values = np.zeros(analysis.coupling.units)
-    seen = views(analysis.prepared.model, analysis.coupling, moments, found.layers if found else (), _by_group(analysis, eliminated))
+    seen = views(analysis.prepared, analysis.coupling, moments, found.layers if found else (), _by_group(analysis, eliminated))
     for group, view in zip(analysis.coupling.groups, seen, strict=True):
         values[group.units] = combined([own.function(view, options) for own in chosen])
     notes: tuple[str, ...] = ()

@@ -307,7 +307,7 @@ def _chosen(
 ) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
     """Masks by name of the weight, in its layout, and what they remove."""
     model = analysis.prepared.model
-    factors = scales(model, analysis.coupling)
+    factors = scales(analysis.prepared.index, analysis.coupling)
 
     def views() -> Iterator[KernelView]:
         for view in layer_views(model, found, factors, seen.rms):
