@@ -15,7 +15,6 @@ import numpy as np
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.cut import cut
-from sfp_onnx.evaluation import measure
 from sfp_onnx.methods.bandits import make_reward
 from sfp_onnx.methods.bandits.policies import POLICIES, Setting
 from sfp_onnx.methods.bandits.pulling import Aim, gather, order
@@ -43,14 +42,14 @@ class Net:
     """A CIFAR network, its groups that may shrink, and its data."""
 
     def __init__(self, title: str, shared: Path) -> None:
-        self.title, (file, self.only) = title, MODELS[title]
+        self.title, (file, only) = title, MODELS[title]
         self.analysis = sfp_onnx.inspect(shared / "models" / file)
         calib, test = (shared / "data" / f"cifar10_{part}.npz" for part in ("calib", "test"))
         self.calib = sfp_onnx.data_for(self.analysis.model, calib, preprocessing=NORMALISATION)
         self.test = sfp_onnx.data_for(self.analysis.model, test, preprocessing=NORMALISATION, samples=TEST_IMAGES)
         drawn = np.random.default_rng(0).permutation(self.calib.samples)
-        self.fitted, self.judge = (self.calib.part(np.sort(own)) for own in (drawn[:REPAIR_IMAGES], drawn[-REPAIR_IMAGES:]))
-        self.groups = eligible(self.analysis.coupling, sfp_onnx.PlanOptions(ratio=0.5, only=self.only), {})
+        self.fitted = self.calib.part(np.sort(drawn[:REPAIR_IMAGES]))
+        self.groups = eligible(self.analysis.coupling, sfp_onnx.PlanOptions(ratio=0.5, only=only), {})
 
     def blocks(self, images: int, batch: int) -> list[Block]:
         return gather(self.calib, np.random.default_rng(0).permutation(self.calib.samples)[:images], batch)
@@ -71,12 +70,6 @@ class Net:
         if repair == "none":
             return model
         return repaired(self.analysis, model, removed, self.fitted, sfp_onnx.RepairOptions(fit=repair, force=True)).model
-
-    def judged(self, removed: np.ndarray, repair: str = "none") -> tuple[float, float]:
-        """Top-1 on test images, and the divergence from the original on calibration images that nothing was fitted or searched on."""
-        model = self.pruned(removed, repair)
-        answers = measure([self.analysis.model, model], self.judge.batches(), None)[0][1]
-        return _top1(model, self.test), answers.divergence / answers.samples
 
     def top1(self, removed: np.ndarray, repair: str = "none") -> float:
         return _top1(self.pruned(removed, repair), self.test)

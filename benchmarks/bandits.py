@@ -1,18 +1,15 @@
-"""Bandit pruning measured: ``python benchmarks/bandits.py [speed policies tabular rounds settings] [--shared FOLDER]``.
+"""Bandit pruning measured: ``python benchmarks/bandits.py [speed policies tabular settings] [--shared FOLDER]``.
 
 1. speed: pulls per second of the naive way (the whole model at every pull) and ours, 32-image pulls, one thread, CPU time, interleaved.
 2. policies: at equal pulls on ResNet-56, 1008 block-internal channels, 4 images per pull of 128: overlap with the leave-one-out choice
    (5 seeds: other images in other order, other draws), and top-1 on 1000 test images without and with repair, the same share of every
    group and one ranking (2 seeds at 5 pulls; leave-one-out, `contribution`, `obs` and `random` beside it), and by pulls (5 seeds).
-   The policies are replayed on the table of all rewards, which the pull engine measures once for channels masked by zero, and once by
-   their mean.
+   The policies are replayed on the table of all rewards, which the pull engine measures once.
 3. tabular: scikit-learn's MLPs (64 and 32 neurons) on five data sets, 10 seeds; test accuracy or R^2 at 30, 50 and 70 % of the neurons
    removed, 5 pulls of 8 rows per arm; mean ranks over data set x rate with Friedman's test and Nemenyi's critical difference.
-4. rounds: top-1 on 1000 test images, and divergence on calibration images that nothing else saw, after 1, 3 and 10 rounds of round-robin
-   at 40 and 60 %, at equal pulls per arm in all, with and without a repair between rounds and at the end.
-5. settings: what the defaults of the reward and of the policies do to the choice, on ResNet-20.
+4. settings: what the defaults of the reward and of the policies do to the choice, on ResNet-20.
 
-2 and 4 take half an hour each: with ``--tables FOLDER`` what was measured is kept there, and ``--limit SECONDS`` ends a piece.
+2 takes half an hour: with ``--tables FOLDER`` what was measured is kept there, and ``--limit SECONDS`` ends a piece.
 Needs ``pip install -r benchmarks/requirements.txt`` for 3.
 """
 
@@ -21,8 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,7 +27,6 @@ import numpy as np
 from arms import MODELS, NAMES, TEST_IMAGES, Known, Net, head, line, quota_of, replayed, table_of
 
 import sfp_onnx
-from sfp_onnx.coupling.cost import removal
 from sfp_onnx.evaluation import log_probabilities
 from sfp_onnx.methods.bandits.parts import share
 from sfp_onnx.methods.bandits.pulls import Block, Pulls, Running
@@ -41,7 +36,7 @@ from sfp_onnx.methods.bandits.pulls import Block, Pulls, Running
 
 def speed(shared: Path) -> None:
     print("\n### 1. Pulls per second (32 images per pull, one thread, CPU time)\n")
-    head("model", "arms", "naive", "ours", "ratio", "ceiling", "share of the ceiling", "masked by the mean", "sessions opened in")
+    head("model", "arms", "naive", "ours", "ratio", "ceiling", "share of the ceiling", "sessions opened in")
     subjects = [(title, Net(title, shared)) for title in MODELS]
     for title, net in subjects:
         _speed(title, net.analysis, net.groups, net.blocks(32, 32))
@@ -56,14 +51,13 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
     ours = Pulls(analysis.prepared, analysis.coupling, groups, blocks)
     opened = time.process_time() - start
     naive = Pulls(analysis.prepared, analysis.coupling, groups, blocks, Running(whole=True))
-    by_mean = Pulls(analysis.prepared, analysis.coupling, groups, blocks, Running(means=True))
-    spent = {"ours": 0.0, "naive": 0.0, "mean": 0.0}
+    spent = {"ours": 0.0, "naive": 0.0}
     for _ in range(2):  # the first time warms up
         spent = dict.fromkeys(spent, 0.0)
         for group in range(len(groups)):
             arms = np.flatnonzero(ours.owner == group)
             run = ours.runs(arms)[0]
-            for kind, engine, chosen in (("ours", ours, run), ("mean", by_mean, run), ("naive", naive, arms[:1])):
+            for kind, engine, chosen in (("ours", ours, run), ("naive", naive, arms[:1])):
                 start = time.process_time()
                 engine.outputs(chosen, 0)
                 spent[kind] += (time.process_time() - start) / len(chosen) * len(arms)
@@ -72,7 +66,7 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
     ceiling = total / sum(own * group.width for own, group in zip(shares, groups, strict=True))
     ratio = spent["naive"] / spent["ours"]
     line(title, total, f"{total / spent['naive']:.1f}", f"{total / spent['ours']:.1f}", f"{ratio:.2f}", f"{ceiling:.2f}",
-         f"{ratio / ceiling:.0%}", f"{spent['naive'] / spent['mean']:.2f}", f"{opened:.2f} s")  # fmt: skip
+         f"{ratio / ceiling:.0%}", f"{opened:.2f} s")  # fmt: skip
 
 
 # ---- 2. policies -----------------------------------------------------------------------------------------------------
@@ -84,28 +78,24 @@ CELLS = [("uniform", "lstsq", 0.4), ("global", "lstsq", 0.4), ("uniform", "none"
          ("uniform", "lstsq", 0.2), ("global", "lstsq", 0.2), ("uniform", "none", 0.2), ("global", "none", 0.2)]  # fmt: skip
 
 
-def policies(shared: Path, tables: Path | None, deadline: float, masks: Sequence[str] = ("zero", "mean")) -> None:
+def policies(shared: Path, tables: Path | None, deadline: float) -> None:
     net = Net("ResNet-56", shared)
-    rewards = {}
-    for mask in masks:
-        engine = Pulls(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(128, 32), Running(means=mask == "mean"))
-        start = time.process_time()
-        file = None if tables is None else tables / f"ResNet-56-{mask}.npy"
-        rewards[mask] = own = np.load(file) if file and file.exists() else table_of(engine)
-        if file:
-            np.save(file, own)
-        spread, spent = f"{own.mean():.4f} +- {own.mean(1).std():.4f}", time.process_time() - start
-        print(f"\nRewards, masked by the {mask}: {spread} over arms ({spent:.0f} s of CPU).")
-    for mask in masks:
-        _overlaps(net, engine, rewards[mask], mask)
+    engine = Pulls(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(128, 32))
+    start = time.process_time()
+    file = None if tables is None else tables / "ResNet-56.npy"
+    rewards = np.load(file) if file and file.exists() else table_of(engine)
+    if file:
+        np.save(file, rewards)
+    spread, spent = f"{rewards.mean():.4f} +- {rewards.mean(1).std():.4f}", time.process_time() - start
+    print(f"\nRewards: {spread} over arms ({spent:.0f} s of CPU).")
+    _overlaps(net, engine, rewards)
     known = Known(None if tables is None else tables / "top1.json", deadline)
     _accuracies(net, engine, rewards, known)
-    _budgets(net, engine, rewards[masks[0]], known)
+    _budgets(net, engine, rewards, known)
 
 
-def _overlaps(net: Net, engine: Pulls, table: np.ndarray, mask: str) -> None:
-    about = f"{len(table)} arms masked by the {mask}, 128 images, 4 per pull, 40 % of every group"
-    print(f"\n### 2. Policies at equal pulls, ResNet-56 ({about})\n")
+def _overlaps(net: Net, engine: Pulls, table: np.ndarray) -> None:
+    print(f"\n### 2. Policies at equal pulls, ResNet-56 ({len(table)} arms, 128 images, 4 per pull, 40 % of every group)\n")
     best = net.removed(net.whole(engine, 1 - table.mean(1)), 0.4)
     head("policy", *[f"overlap at {pulls} pulls" for pulls in BUDGETS])
     for name in NAMES:
@@ -117,10 +107,10 @@ def _overlaps(net: Net, engine: Pulls, table: np.ndarray, mask: str) -> None:
         line(name, *cells)
 
 
-def _accuracies(net: Net, engine: Pulls, rewards: dict[str, np.ndarray], known: Known) -> None:
+def _accuracies(net: Net, engine: Pulls, table: np.ndarray, known: Known) -> None:
     """Top-1 by policy, per layer and global, without and with repair; what removes the same is measured once."""
     print(f"\nTop-1 on {TEST_IMAGES} test images (dense {net.top1(np.zeros(net.analysis.coupling.units, bool)):.3f}):")
-    rows = {title: (make, seeds) for title, make, seeds in _rows(net, engine, rewards)}
+    rows = {title: (make, seeds) for title, make, seeds in _rows(net, engine, table)}
 
     def cell(title: str, allocation: str, repair: str, ratio: float) -> str:
         make, seeds = rows[title]
@@ -151,52 +141,22 @@ def _budgets(net: Net, engine: Pulls, table: np.ndarray, known: Known) -> None:
             line(name, *cells)
 
 
-def _rows(net: Net, engine: Pulls, rewards: dict[str, np.ndarray]) -> Iterator[tuple[str, Any, int]]:
+def _rows(net: Net, engine: Pulls, table: np.ndarray) -> Iterator[tuple[str, Any, int]]:
     """Title, scores of the arms by (ratio, seed, allocation), seeds."""
-    for mask, table in rewards.items():
-        word = "" if mask == "zero" else ", masked by the mean"
-        yield f"leave-one-out (128 images){word}", lambda ratio, seed, how, table=table: 1 - table.mean(1), 1
-        for name in NAMES if mask == "zero" else ("round-robin", "sar"):
+    yield "leave-one-out (128 images)", lambda ratio, seed, how: 1 - table.mean(1), 1
+    for name in NAMES:
 
-            def made(ratio: float, seed: int, how: str, name: str = name, table: np.ndarray = table) -> np.ndarray:
-                return replayed(name, table, 4, 5, seed, quota_of(engine, ratio, how))
+        def made(ratio: float, seed: int, how: str, name: str = name) -> np.ndarray:
+            return replayed(name, table, 4, 5, seed, quota_of(engine, ratio, how))
 
-            yield f"{name}, 5 pulls{word}", made, 2
+        yield f"{name}, 5 pulls", made, 2
     for name in ("contribution", "obs"):
         data = sfp_onnx.score(net.analysis, name, net.calib)[engine.arms]
         yield f"{name} (all images)", lambda ratio, seed, how, data=data: data, 1
     yield "random", lambda ratio, seed, how: np.random.default_rng(seed).random(len(engine.arms)), 2
 
 
-# ---- 4. rounds -------------------------------------------------------------------------------------------------------
-
-
-def rounds(shared: Path, tables: Path | None, deadline: float, titles: Sequence[str] = ("ResNet-20", "ResNet-56")) -> None:
-    print(f"\n### 4. Rounds of round-robin at equal pulls per arm in all (4 images per pull), top-1 on {TEST_IMAGES} test images\n")
-    known = Known(None if tables is None else tables / "rounds.json", deadline)
-    figures = ("top-1", "KL", "top-1, lstsq", "KL, lstsq")
-    head("model", "removed", "masked by", "between rounds", "rounds", "images per arm", *figures)
-    for title in titles:
-        net = Net(title, shared)
-        images = {"ResNet-20": 40, "ResNet-56": 20}[title]
-        for count, ratio, repair, mask in product((1, 3, 10), (0.4, 0.6), ("none", "lstsq"), ("zero", "mean")):
-            if count > 1 or repair == "none":
-                pulls = max(1, images // 4 // count)
-                key = f"{title} {ratio} {mask} {repair} {count} {pulls}"
-                found = known.get(key, partial(_after_rounds, net, ratio, mask, repair, count, pulls))
-                line(title, f"{ratio:.0%}", mask, repair, count, 4 * pulls * count, *[f"{value:.4g}" for value in found or [np.nan] * 4])
-
-
-def _after_rounds(net: Net, ratio: float, mask: str, repair: str, count: int, pulls: int) -> list[float]:
-    """Top-1 and divergence without a last repair, and the two with one."""
-    own = sfp_onnx.BanditOptions(pulls=pulls, pull_batch=4, rounds=count, masked_by=mask, round_repair=repair)
-    aim = sfp_onnx.PlanOptions(ratio=ratio, only=net.only)
-    plan = sfp_onnx.plan(net.analysis, aim, "bandit:round-robin", net.fitted, sfp_onnx.ScoreOptions(bandit=own))
-    removed = removal(net.analysis.coupling, {own.group: own.remove for own in plan.groups})
-    return [figure for kind in ("none", "lstsq") for figure in net.judged(removed, kind)]
-
-
-# ---- 5. defaults -----------------------------------------------------------------------------------------------------
+# ---- 4. defaults -----------------------------------------------------------------------------------------------------
 
 TEMPERATURES, BATCHES = (1.0, 2.0, 4.0, 8.0), (1, 4, 8, 20)
 IMAGES = 40  # per arm
@@ -210,7 +170,7 @@ def settings(shared: Path) -> None:
     rewards = {f"divergence, T = {own:g}": _softened(found, own) for own in TEMPERATURES}
     before, after = (-log_probabilities(own)[..., np.arange(len(labels)), labels] for own in found)
     rewards["loss (labels)"] = 1 / (1 + np.exp(after - before))
-    print(f"\n### 5. Defaults, ResNet-20 ({len(engine.arms)} arms, 160 images, 40 % of every group)\n")
+    print(f"\n### 4. Defaults, ResNet-20 ({len(engine.arms)} arms, 160 images, 40 % of every group)\n")
     head("reward", "split-half rank correlation", "8 images against all", "top-1, no repair", "top-1, lstsq")
     for name, table in rewards.items():
         halves, few = _reliability(table)
@@ -273,17 +233,17 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["speed", "policies", "tabular", "rounds", "settings"])
+    parser.add_argument("parts", nargs="*", default=["speed", "policies", "tabular", "settings"])
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared")
     parser.add_argument("--tables", type=Path, help="Folder that keeps the tables of all rewards.")
-    parser.add_argument("--limit", type=float, default=float("inf"), help="Seconds for `policies` and `rounds`; later cells stay empty.")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="Seconds for `policies`; later cells stay empty.")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity") and options.parts == ["speed"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])  # one thread
     for part in options.parts:
         start = time.perf_counter()
         timed = (options.shared, options.tables, time.monotonic() + options.limit)
-        given = {"tabular": (), "policies": timed, "rounds": timed}.get(part, (options.shared,))
+        given = {"tabular": (), "policies": timed}.get(part, (options.shared,))
         globals()[part](*given)
         print(f"\n({part}: {time.perf_counter() - start:.0f} s)", flush=True)
 

@@ -8,13 +8,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .core.errors import *
-    from .core.options import *
-
-# Where everything public is; it is imported when it is first asked for, so that `import sfp_onnx` and `--help` cost nothing.
+# Where everything public is; it is imported when it is first asked for, so that `import sfp_onnx` and `--help` cost nothing. Type checkers
+# read the same from __init__.pyi.
 PLACES = {
     "core.errors": "DataError ModelError OptionError OutputError PlanError SfpError TargetError VerificationError",
     "core.options": "DataOptions InspectOptions OutputOptions PlanOptions RepairOptions ScoreOptions BanditOptions",

@@ -17,10 +17,10 @@ from .core.system import log, user_function
 from .core.types import Array, BoolArray, Evaluation, FloatArray, IntArray, Size
 from .coupling.analysis import ModelSource, Progress, inspect, load, silent
 from .data.dataset import Dataset
-from .graph.model import Model, inputs, serialized
+from .graph.model import Model, inputs
 from .graph.save import file_bytes
 from .planning import bounds, parse_target, show
-from .runtime import latencies, open_session
+from .runtime import Batches, Feeds, Observed, latencies, observe, open_model, side_by_side
 
 LATENCY_REPEATS = 50
 
@@ -37,19 +37,20 @@ class Answers:
     squared_reference: float = 0.0
 
 
-def add(answers: Answers, found: Sequence[Array], reference: Sequence[Array], labels: IntArray | None, count: int, batch: int) -> None:
-    """Add one batch, of which the first ``count`` rows are samples.
+def add(answers: Answers, observed: Observed, reference: Observed, labels: IntArray | None) -> None:
+    """Add one batch; ``labels`` are those of all samples.
 
     Classification figures use the first output; the relative error runs over all floating outputs.
 
     Raises:
         DataError: an output has another shape than that of the reference.
     """
-    first, other = found[0][:count], reference[0][:count]
+    count = observed.count
+    first, other = observed.outputs[0][:count], reference.outputs[0][:count]
     answers.samples += count
-    for own, original in zip(found, reference, strict=True):
+    for own, original in zip(observed.outputs, reference.outputs, strict=True):
         if own.dtype.kind == "f":
-            rows = slice(count if len(own.shape) and len(own) == batch else None)  # without padding
+            rows = slice(count if len(own.shape) and len(own) == observed.rows else None)  # without padding
             if own.shape != original.shape:
                 raise DataError(f"outputs of shape {list(own.shape)} cannot be compared with {list(original.shape)} of the first model")
             a, b = own[rows].astype(np.float64), original[rows].astype(np.float64)
@@ -61,12 +62,12 @@ def add(answers: Answers, found: Sequence[Array], reference: Sequence[Array], la
     p, q = log_probabilities(other), log_probabilities(first)
     answers.divergence += float((np.exp(p) * (p - q)).sum())
     if labels is not None:
-        answers.right += int((first.argmax(1) == labels).sum())
+        answers.right += int((first.argmax(1) == observed.own(labels)).sum())
 
 
 def measure(
     models: Sequence[Model],
-    batches: Iterable[tuple[Mapping[str, Array], int]],
+    batches: Batches,
     labels: IntArray | None,
     threads: int = 0,
     progress: Callable[[int], None] = lambda done: None,
@@ -79,27 +80,25 @@ def measure(
         DataError: the models have other inputs or outputs than the first.
     """
     _same_interface(models)
-    sessions = [open_session(serialized(model), model.weights, model.name, threads=threads) for model in models]
+    sessions = [open_model(model, threads=threads) for model in models]
     names = [port.name for port in graph.outputs(models[0])]
     answers = [Answers() for _ in models]
-    first_feeds: Mapping[str, Array] = {}
-    classifier, start = False, 0
-    for feeds, count in batches:
-        results = [session.run(feeds, names) for session in sessions]
+    first_feeds: Feeds = {}
+    classifier = False
+    for batch in side_by_side(sessions, batches, names):
+        reference = batch[0]
         if not first_feeds:
-            first_feeds = feeds
-            classifier = is_classifier(results[0][0][:count], count)
-        own_labels = None if labels is None else labels[start : start + count]
-        for own, result in zip(answers, results, strict=True):
-            add(own, result, results[0], own_labels, count, len(next(iter(feeds.values()))))
-        start += count
-        progress(count)
+            first_feeds = reference.feeds
+            classifier = is_classifier(reference.samples(names[0]), reference.count)
+        for own, observed in zip(answers, batch, strict=True):
+            add(own, observed, reference, labels)
+        progress(reference.count)
     return answers, classifier, first_feeds
 
 
 def time_models(models: Sequence[Model], feeds: Mapping[str, Array], threads: int, repeats: int = LATENCY_REPEATS) -> list[list[float]]:
     """Seconds per run of each model, interleaved."""
-    sessions = [open_session(serialized(model), model.weights, model.name, threads=threads) for model in models]
+    sessions = [open_model(model, threads=threads) for model in models]
     return latencies(sessions, feeds, repeats)
 
 
@@ -158,22 +157,20 @@ Metric = Callable[[Sequence[Array], "IntArray | None", Sequence[Array]], float]
 """(outputs, labels, outputs of the original) -> value, larger is better; the first axis of all runs over the samples."""
 
 
-def outputs(model: Model, batches: Iterable[tuple[Mapping[str, Array], int]]) -> list[Array]:
+def outputs(model: Model, batches: Batches) -> list[Array]:
     """All outputs of a model on (inputs, number of real samples), joined along the first axis.
 
     Raises:
         ModelError: onnxruntime cannot run it. DataError: an output has no sample axis.
     """
-    session = open_session(serialized(model), model.weights, model.name)
-    names = [port.name for port in graph.outputs(model)]
-    parts: list[list[Array]] = [[] for _ in names]
-    for feeds, count in batches:
-        size = len(next(iter(feeds.values())))
-        for own, value, name in zip(parts, session.run(feeds, names), names, strict=True):
-            if not value.ndim or len(value) != size:
-                raise DataError(f"{model.name}: output '{name}' of shape {list(value.shape)} has no axis for the {size} samples of a batch")
-            own.append(value[:count])
-    return [np.concatenate(own) for own in parts]
+    parts: dict[str, list[Array]] = {port.name: [] for port in graph.outputs(model)}
+    for batch in observe(model, batches):
+        for name, value in batch.values.items():
+            if not value.ndim or len(value) != batch.rows:
+                size = f"the {batch.rows} samples of a batch"
+                raise DataError(f"{model.name}: output '{name}' of shape {list(value.shape)} has no axis for {size}")
+            parts[name].append(batch.samples(name))
+    return [np.concatenate(own) for own in parts.values()]
 
 
 def right(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:

@@ -19,10 +19,10 @@ from .coupling.analysis import Analysis
 from .data.dataset import Dataset
 from .evaluation import Answers, add, is_classifier
 from .graph.load import load
-from .graph.model import Model, outputs, serialized
+from .graph.model import Model, outputs
 from .graph.save import atomic, check_output, file_bytes, save, to_proto
 from .graph.storage import half_weights
-from .runtime import Session, latencies, open_session, quantize, save_ort
+from .runtime import Batches, Feeds, Session, latencies, open_model, open_session, quantize, save_ort, side_by_side
 
 QUANTIZERS = ("int8",)
 
@@ -173,7 +173,7 @@ def package(
     made = ort_file(last) if options.save_ort is not None else None
     if made and options.half and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
-    sessions = [open_session(serialized(own), own.weights, own.name) for own in models.values()]
+    sessions = [open_model(own) for own in models.values()]
     sizes = [file_bytes(own) for own in models.values()]
     names = list(models)
     if made:
@@ -187,7 +187,7 @@ def package(
     return Packaged(last, made, steps, tuple(notes))
 
 
-def _feeds(data: Dataset) -> Iterator[Mapping[str, Array]]:
+def _feeds(data: Dataset) -> Iterator[Feeds]:
     """Whole batches of at most `CALIBRATED` samples."""
     batches = islice(data.batches(), max(1, -(-CALIBRATED // data.batch)))
     return (feeds for feeds, _ in batches)
@@ -196,23 +196,18 @@ def _feeds(data: Dataset) -> Iterator[Mapping[str, Array]]:
 def _measured(
     analysis: Analysis, forms: Sequence[tuple[str, int]], sessions: Sequence[Session], data: Dataset | None
 ) -> tuple[Step, ...]:
-    batches: Iterable[tuple[Mapping[str, Array], int]]
-    batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
+    batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
     labels = data.labels if data else None
     names = [port.name for port in outputs(analysis.model)]
     answers, parents = [Answers() for _ in forms], [Answers() for _ in forms]
-    first: Mapping[str, Array] = {}
-    start, classifier = 0, False
-    for feeds, count in batches:
-        found = [session.run(feeds, names) for session in sessions]
+    first: Feeds = {}
+    classifier = False
+    for batch in side_by_side(sessions, batches, names):
         if not first:
-            first, classifier = feeds, is_classifier(found[0][0][:count], count)
-        own_labels = None if labels is None else labels[start : start + count]
-        rows = len(next(iter(feeds.values())))
-        for index, result in enumerate(found):
-            add(answers[index], result, found[1], own_labels, count, rows)
-            add(parents[index], result, found[max(index - 1, 0)], None, count, rows)
-        start += count
+            first, classifier = batch[0].feeds, is_classifier(batch[0].samples(names[0]), batch[0].count)
+        for index, observed in enumerate(batch):
+            add(answers[index], observed, batch[1], labels)
+            add(parents[index], observed, batch[max(index - 1, 0)], None)
     for (name, _), parent in zip(forms[2:], parents[2:], strict=True):
         _check(name, _error(parent))
     times = [min(own) * 1e3 for own in latencies(sessions, first, REPEATS)]

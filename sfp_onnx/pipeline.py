@@ -225,7 +225,7 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
         recorded["data"] = describe(data)
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
     shown = examples_of(scores.profiles)
-    return Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, shown, scores.traces)
+    return Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, shown)
 
 
 def score(

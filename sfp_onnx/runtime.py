@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from . import graph
 from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder
-from .core.types import Array
+from .core.types import Array, IntArray
+from .graph.model import Model
 
 PROVIDERS = ("CPUExecutionProvider",)
 BURST = 5
@@ -287,3 +289,77 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
         raise ModelError(f"{name}: cannot list the operators of the .ort file: {type(error).__name__}: {_words(error)}") from error
     lines = listed.read_text().splitlines()
     return "\n".join(line for line in lines if not line.startswith("#")) + "\n"  # comments name a temporary path
+
+
+# ---- run models over batches -----------------------------------------------------------------------------------------
+
+Feeds = Mapping[str, Array]
+Batches = Iterable[tuple[Feeds, int]]
+"""Inputs, and how many samples they hold; rows behind those are padding to a fixed batch."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One batch: its inputs, what a model gave by name of the tensor, and its ``count`` samples, of which ``first`` is the number
+    of the first."""
+
+    feeds: Feeds
+    values: Mapping[str, Array]
+    first: int
+    count: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the inputs, padding among them."""
+        return len(next(iter(self.feeds.values())))
+
+    @property
+    def outputs(self) -> list[Array]:
+        """All values, in the order in which they were asked for."""
+        return list(self.values.values())
+
+    def samples(self, name: str) -> Array:
+        """A value without the rows that are padding."""
+        return self.values[name][: self.count]
+
+    def own(self, labels: IntArray | None) -> IntArray | None:
+        """Of labels of all samples those of this batch."""
+        return None if labels is None else labels[self.first : self.first + self.count]
+
+
+def open_model(model: Model, optimize: Optimize = Optimize.ALL, threads: int = 0) -> Session:
+    """A session of onnxruntime on a model.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+    """
+    return open_session(graph.serialized(model), model.weights, model.name, optimize, threads)
+
+
+def observe(model: Model, batches: Batches, outputs: Sequence[str] | None = None, threads: int = 0) -> Iterator[Observed]:
+    """Run a model over batches; ``outputs``: what is wanted of it (default: all of its outputs).
+
+    Raises:
+        ModelError: onnxruntime cannot run it.
+    """
+    names = [port.name for port in graph.outputs(model)] if outputs is None else outputs
+    return (observed for (observed,) in side_by_side([open_model(model, threads=threads)], batches, names))
+
+
+def side_by_side(sessions: Sequence[Session], batches: Batches, outputs: Sequence[str]) -> Iterator[list[Observed]]:
+    """Run several models over the same batches: for every batch what each of them gives for ``outputs``.
+
+    Raises:
+        ModelError: onnxruntime cannot run one of them.
+    """
+    first = 0
+    for feeds, count in batches:
+        results = (session.run(feeds, outputs) for session in sessions)
+        yield [Observed(feeds, dict(zip(outputs, values, strict=True)), first, count) for values in results]
+        first += count
+
+
+def unpadded(batches: Iterable[Feeds]) -> Iterator[tuple[Feeds, int]]:
+    """Batches of which every row is a sample."""
+    for feeds in batches:
+        yield feeds, next((len(array) for array in feeds.values() if array.ndim), 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,16 @@ def invoke(*arguments: object) -> Result:
     """Run the command line in this process."""
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
     return CliRunner(**apart).invoke(main, [str(item) for item in arguments])
+
+
+@contextmanager
+def ctrl_c(handler: Any = signal.default_int_handler) -> Iterator[None]:
+    """Programs that are started inside end by SIGINT, even if these tests are to ignore it, as after ``nohup pytest &``."""
+    older = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, older)
 
 
 @pytest.fixture

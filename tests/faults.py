@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from conftest import ctrl_c
 
 HERE = Path(__file__).resolve().parent
 SAMPLES = HERE.parent / "samples"
@@ -66,7 +67,8 @@ class Place:
     def start(self, command: list[str], **more: object) -> subprocess.Popen[str]:
         """Run it in a session of its own, words collected."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        return subprocess.Popen(command, env=self.environment(), **{**pipes, **more})  # type: ignore[call-overload, no-any-return]
+        with ctrl_c():
+            return subprocess.Popen(command, env=self.environment(), **{**pipes, **more})  # type: ignore[call-overload, no-any-return]
 
     def faults(self) -> list[str]:
         """What is wrong with the files now."""

@@ -1,4 +1,4 @@
-"""Dilution: masks against naive loops, the registry under one contract, dead channels, regrouping, sparse files, the command."""
+"""Dilution: masks against naive loops, the registry under one contract, dead channels, sparse files, the command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from sfp_onnx.methods.dilution import METHODS, find_method
 from sfp_onnx.methods.dilution.connections import Chosen, choose, targets
 from sfp_onnx.methods.dilution.ends import kernel_losses
 from sfp_onnx.methods.dilution.masks import Ends, KernelView, MethodOptions, Profile, even_labels, keep_by_rank, label_profile
-from sfp_onnx.methods.dilution.regroup import Grouping, absorbable, blocks, regrouped
 from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, dilute, look, masked
 from sfp_onnx.methods.sfp.profiles import ProfileOptions
 from sfp_onnx.scores import scoring
@@ -265,67 +264,6 @@ def test_dead_channels_leave_and_the_rest_is_the_same(pads: int, bias: float, wi
     assert weights(proto)["w1"].shape[0] == width and result.cut == 4 - width
     assert relative(run_model(proto, {"x": images()})[0], run_model(model, {"x": images()})[0]) < 1e-5
     assert any("constant channels were left" in note for note in result.notes) == (width == 3)
-
-
-# ---- regrouping ------------------------------------------------------------------------------------------------------
-
-
-def grouped_chain(size: int = 64, side: int = 16, groups: int = 4) -> onnx.ModelProto:
-    """Three convolutions; the second has a hidden block structure."""
-    random = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-
-    rows, columns = random.permutation(size) // (size // groups), random.permutation(size) // (size // groups)
-    hidden = normal(size, size, 3, 3) * (rows[:, None] == columns[None, :])[:, :, None, None]
-    nodes = [
-        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "first", pads=[1] * 4),
-        helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "middle", pads=[1] * 4),
-        helper.make_node("Relu", ["c2"], ["r2"]),
-        helper.make_node("Conv", ["r2", "w3", "b3"], ["y"], "last", pads=[1] * 4),
-    ]
-    constants = {"w1": normal(size, 3, 3, 3), "b1": normal(size), "w2": hidden, "b2": normal(size)}
-    constants |= {"w3": normal(3, size, 3, 3), "b3": normal(3)}
-    return model_of(nodes, [("x", np.float32, ["N", 3, side, side])], [("y", np.float32, ["N", 3, side, side])], constants)
-
-
-@pytest.mark.parametrize("absorb", [(True, True), (True, False), (False, True), (False, False)])
-def test_a_hidden_block_structure_becomes_groups_exactly(absorb: tuple[bool, bool]) -> None:
-    model = grouped_chain(side=8)
-    analysis = sfp_onnx.inspect(graph.load(model))
-    layer = next(own for own in analysis.coupling.layers if own.node.name == "middle")
-    keep = weights(model)["w2"].reshape(64, 64, -1).any(2)
-    (found, *_) = blocks(keep)
-    assert found.groups == 4 and absorbable(layer) == (True, True)
-    new = regrouped(analysis.prepared.model, analysis.coupling, analysis.prepared.nodes, Grouping(layer, found, absorb))
-    proto = graph.to_proto(new)
-    onnx.checker.check_model(proto, full_check=True)
-    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
-    assert relative(run_model(proto, {"x": x})[0], run_model(model, {"x": x})[0]) < 1e-5
-    ops = [node.op_type for node in proto.graph.node]
-    assert ops.count("Gather") == 2 - sum(absorb)
-
-    assert sorted(weight.shape for weight in weights(proto).values() if weight.ndim == 4) == [(3, 64, 3, 3), (64, 3, 3, 3), (64, 16, 3, 3)]
-
-
-def test_regrouping_says_what_it_measured() -> None:
-    result = diluted(grouped_chain(side=8), method="magnitude", rate=0.0, regroup=True)
-    notes = " ".join(result.notes)
-    assert "'middle'" in notes and "measured" in notes
-    assert "first" in notes and "kernels connect all channels" in notes
-
-
-def test_components_are_packed_into_equal_groups() -> None:
-    keep = np.zeros((8, 8), bool)
-    for rows, columns in (([0, 3], [1, 2]), ([1, 2], [0]), ([4, 5], [3, 4, 5]), ([6, 7], [6, 7])):
-        keep[np.ix_(rows, columns)] = True
-    found = {own.groups: own for own in blocks(keep)}
-    assert set(found) == {2}
-    permuted = keep[found[2].outputs][:, found[2].inputs]
-    assert not permuted[:4, 4:].any() and not permuted[4:, :4].any()
-    assert blocks(np.ones((8, 8), bool)) == []
 
 
 # ---- sparse files ----------------------------------------------------------------------------------------------------

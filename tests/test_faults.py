@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import classifier, files_in, images, invoke, labels_of, model_of
+from conftest import classifier, ctrl_c, files_in, images, invoke, labels_of, model_of
 from onnx import TensorProto, helper
 
 import sfp_onnx
@@ -274,28 +274,42 @@ def test_external_data_outside_the_folder(where: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("how", ["nameless", "named", "copied"])
-def test_files_appear_whole_or_not_at_all(how: str, older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_appear_whole_or_not_at_all(older: bool, tmp_path: Path) -> None:
     path = tmp_path / "file"
+    before = {"file": b"older"} if older else {}
     if older:
         path.write_bytes(b"older")
-    if how == "named":
-        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
-    if how == "copied":
-        monkeypatch.setattr(os, "link", lambda *arguments, **more: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
     with pytest.raises(RuntimeError), graph.atomic(path) as (stream,):
         stream.write(b"half")
         raise RuntimeError
-    assert files_in(tmp_path) == ({"file": b"older"} if older else {})
+    assert files_in(tmp_path) == before
     umask = os.umask(0o027)
     try:
         with graph.atomic(path) as (stream,):
             stream.write(b"whole")
-            if how != "named":
-                assert len(files_in(tmp_path)) == older  # nothing to leave behind
+            stream.flush()
+            (hidden,) = set(files_in(tmp_path)) - {"file"}
+            assert hidden.startswith(".file.") and hidden.endswith(".tmp")
+            assert files_in(tmp_path) == {**before, hidden: b"whole"}
     finally:
         os.umask(umask)
     assert files_in(tmp_path) == {"file": b"whole"} and path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_fails_inside_does_not_appear_with_the_others(tmp_path: Path) -> None:
+    with graph.together():
+        graph.write_text(tmp_path / "a", "new")
+        with pytest.raises(RuntimeError), graph.atomic(tmp_path / "b") as (stream,):
+            stream.write(b"half")
+            raise RuntimeError
+        with pytest.raises(FileNotFoundError), graph.atomic(tmp_path / "c", tmp_path / "absent" / "d"):
+            pass
+    assert files_in(tmp_path) == {"a": b"new"}
+
+
+def test_names_as_long_as_may_be(tmp_path: Path) -> None:
+    graph.write_text(tmp_path / ("\u6a21" * 85), "new")
+    assert files_in(tmp_path) == {"\u6a21" * 85: b"new"}
 
 
 def test_files_that_belong_together_appear_together(tmp_path: Path) -> None:
@@ -304,7 +318,7 @@ def test_files_that_belong_together_appear_together(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), graph.together():
         graph.write_text(first, "new")
         graph.write_text(second, "new")
-        assert files_in(tmp_path) == {"b": b"older"}
+        assert {name for name in files_in(tmp_path) if not name.startswith(".")} == {"b"} and second.read_bytes() == b"older"
         raise RuntimeError
     assert files_in(tmp_path) == {"b": b"older"}
     with graph.together():
@@ -314,8 +328,6 @@ def test_files_that_belong_together_appear_together(tmp_path: Path) -> None:
 
 
 def test_a_name_that_cannot_be_taken_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
-
     def deny(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -333,18 +345,31 @@ def test_a_fingerprint_is_that_of_the_saved_file(external: bool, sparse: bool, m
     assert digest == graph.load(path).sha256 and size == sum(own.stat().st_size for own in tmp_path.glob("out*"))
 
 
-def test_the_temporary_folder_goes_with_the_process(tmp_path: Path) -> None:
-    program = "import os, sys; from sfp_onnx.scratch import folder; print(folder(), flush=True); (folder() / 'f').write_bytes(b'0')\n"
-    for end, code in (("pass", 0), ("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", -9)):
-        environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(sfp_onnx.__file__).parents[1])}
-        process = subprocess.run([sys.executable, "-c", program + end], env=environment, capture_output=True, text=True)
-        folder = Path(process.stdout.strip())
-        assert process.returncode == code and folder.parent == tmp_path
-        for _ in range(100):
-            if not folder.exists():
-                break
-            subprocess.run(["sleep", "0.02"], check=True)
-        assert not folder.exists()
+@pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", -9)])
+def test_temporary_files_go_with_the_process(end: str, code: int, tmp_path: Path) -> None:
+    program = """if 1:
+        import os, sys
+        from pathlib import Path
+        from sfp_onnx import graph, scratch
+        os.chdir("work")
+        with graph.together():
+            graph.write_text("own", "words")
+            (scratch.folder() / "f").write_bytes(b"0")
+            print(*os.listdir(), scratch.folder(), flush=True)
+        with graph.together():
+            graph.write_text("later", "words")
+            """
+    (tmp_path / "work").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(sfp_onnx.__file__).parents[1])}
+    process = subprocess.run([sys.executable, "-c", program + end], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    hidden, folder = process.stdout.split()
+    assert process.returncode == code and hidden.endswith(".tmp") and Path(folder).parent == tmp_path
+    whole = {"work/own": b"words", **({"work/later": b"words"} if code == 0 else {})}
+    for _ in range(100):
+        if files_in(tmp_path) == whole and not Path(folder).exists():
+            break
+        time.sleep(0.02)
+    assert files_in(tmp_path) == whole and not Path(folder).exists()
     assert system.folder() is system.folder()
 
 
@@ -381,11 +406,13 @@ def test_ctrl_c_is_no_internal_error(model_file: Path, tmp_path: Path, monkeypat
 GUARDED = "import os, sys, time; from sfp_onnx.cli.guard import guarded_run; guarded_run(lambda: ({}))"
 
 
-def guarded(action: str, end: int | None = None) -> tuple[int, str]:
+def guarded(action: str, end: int | None = None, interrupt: Any = signal.default_int_handler) -> tuple[int, str]:
     """An action under the guard of the program, perhaps ended by a signal to its parent alone; exit code and words."""
     environment = {**os.environ, "PYTHONPATH": str(Path(sfp_onnx.__file__).parents[1])}
     command = [sys.executable, "-c", GUARDED.format(action)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with ctrl_c(interrupt):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
         if end is not None:
             assert process.stdout is not None
             process.stdout.readline()
@@ -413,6 +440,10 @@ def test_signals_reach_the_work(end: signal.Signals, tmp_path: Path) -> None:
             return
         time.sleep(0.02)
     pytest.fail("the work goes on")
+
+
+def test_a_program_that_is_to_ignore_ctrl_c_goes_on() -> None:
+    assert guarded("print(flush=True), time.sleep(1)", signal.SIGINT, signal.SIG_IGN) == (0, "")
 
 
 def test_messages_have_a_bearable_length(model_file: Path, tmp_path: Path) -> None:

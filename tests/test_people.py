@@ -24,6 +24,7 @@ from sfp_onnx.core.errors import OptionError
 from sfp_onnx.coupling.analysis import data_for, load
 from sfp_onnx.data.checks import _remedies
 from sfp_onnx.report.manifest import clocked
+from sfp_onnx.rules.traits import training_nodes
 
 
 def good(*arguments: object) -> Result:
@@ -142,7 +143,7 @@ def test_exports_for_training(kind: str, save: Callable[..., Path]) -> None:
         nodes[1].output.extend(["running_mean", "running_var"])
     model = model_of(nodes, [("x", np.float32, ["N", *IMAGE])], [("logits", np.float32, ["N", CLASSES])], held)
     path = save(model)
-    assert graph.training_nodes(graph.load(path)) == {"dropout": ["drop"], "norm": ["bn1"], "none": []}[kind]
+    assert training_nodes(graph.load(path)) == {"dropout": ["drop"], "norm": ["bn1"], "none": []}[kind]
     said = invoke("inspect", path).stderr
     assert ("exported in training mode" in said) == (kind != "none")
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from building import Builder, plan_of, run, with_all_tensors
+from conftest import ctrl_c
 from test_repair import WIDTH, arrays, conv_model, fits, images, repaired, stem
 
 import sfp_onnx
@@ -175,10 +176,12 @@ def test_a_stopped_process_leaves_no_file(how: str, tmp_path: Path) -> None:
     folder = tmp_path / "scratch"
     folder.mkdir()
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=environment,
-    ) as process:  # fmt: skip
+    with ctrl_c():
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=environment,
+        )  # fmt: skip
+    with process:
         assert process.stdout is not None and process.stdout.readline().strip() == b"spilled"
         assert largest(folder) < 2**20  # it has no name from the start
         process.send_signal(getattr(signal, how))

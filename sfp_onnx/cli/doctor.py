@@ -20,11 +20,10 @@ from ..core.options import PlanOptions
 from ..core.system import PACKAGES
 from ..coupling.analysis import load
 from ..graph.extract import conv_chain
-from ..graph.model import serialized
 from ..latency.measure import cache_folder
 from ..pipeline import prune
 from ..report.manifest import versions
-from ..runtime import open_session, providers
+from ..runtime import open_model, providers
 from . import arguments as take
 from .common import Command, say
 
@@ -87,8 +86,7 @@ def _prune() -> str:
     """Prune, save, load and run a tiny chain of convolutions."""
     result = prune(conv_chain(8, layers=2, side=4), PlanOptions(ratio=0.5))
     with tempfile.TemporaryDirectory(dir=system.folder()) as folder:
-        saved = load(result.save(Path(folder) / "pruned.onnx"))
-        open_session(serialized(saved), saved.weights, saved.name)
+        open_model(load(result.save(Path(folder) / "pruned.onnx")))
     assert result.verification is not None
     error = max(result.verification.errors.values())
     return f"a model of two convolutions: pruned, verified (relative difference {error:.1e}), saved, loaded"

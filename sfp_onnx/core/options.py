@@ -107,7 +107,12 @@ def confidence(text: str) -> float:
 
 @dataclass(frozen=True)
 class BanditOptions:
-    """What the user may set for the scores ``bandit:*``."""
+    """What the user may set for the scores ``bandit:*``.
+
+    ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
+    the policies of those names; ``reward`` (None: by the kind of model); ``pull_memory``: bytes of activations to keep; ``traces``: file
+    for pulls, means and intervals per arm.
+    """
 
     pulls: int | None = None
     budget: float | None = None
@@ -115,11 +120,7 @@ class BanditOptions:
     epsilon: float = 0.1
     temperature: float = 0.05
     reward: str | None = None
-    masked_by: str = "zero"
-    rounds: int = 1
-    round_repair: str = "none"
     pull_memory: int = 2**30
-    state: str | None = None
     traces: str | None = None
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import OptionError
 
@@ -24,10 +24,18 @@ log = logging.getLogger("sfp_onnx")
 command_line: ContextVar[str] = ContextVar("sfp_onnx.command_line", default="(from Python)")
 """What was typed, for reports."""
 
-# ---- a folder for temporary files that goes with the process, however it ends ----------------------------------------
+# ---- temporary files and folders that go with the process, however it ends: even after ``kill -9`` nothing stays behind ---------
 
-# The guard waits until the pipe from this process closes, which the system does when the process ends, and removes the folder.
-GUARD = "import shutil, sys; sys.stdin.buffer.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
+# The guard waits until the pipe from this process closes, which the system does when the process ends, and removes what was named there.
+GUARD = """
+import os, shutil, sys
+for path in sys.stdin.buffer.read().split(b"\\0"):
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+"""
 
 
 @cache
@@ -37,23 +45,32 @@ def folder() -> Path:
     Raises:
         OSError: there is no writable temporary folder.
     """
-    path = tempfile.mkdtemp(prefix="sfp_onnx-")
+    path = Path(tempfile.mkdtemp(prefix="sfp_onnx-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
+    goes_at_the_end(path)
+    return path
+
+
+def goes_at_the_end(path: Path) -> None:
+    """Have a file or folder removed when this process ends, if it is there then."""
+    pipe = _guard()
+    with suppress(OSError, ValueError):  # the guard was ended from outside, or this process is just ending
+        if pipe is not None:
+            pipe.write(os.fsencode(path.absolute()) + b"\0")
+
+
+@cache
+def _guard() -> IO[bytes] | None:
+    """The pipe to the guard; None if no second process can be started."""
     try:
         guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", GUARD, path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,  # what kills the group of this process must spare it
+            [sys.executable, "-I", "-S", "-c", GUARD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            bufsize=0, start_new_session=True,  # what kills the group of this process must spare it
         )  # fmt: skip
     except OSError:
-        return Path(path)  # no second process can be started: `atexit` has to do
-
-    def dismiss() -> None:
-        assert guard.stdin is not None
-        guard.stdin.close()
-        guard.wait()
-
-    atexit.register(dismiss)
-    return Path(path)
+        return None
+    atexit.register(guard.communicate)  # which closes the pipe and waits
+    return guard.stdin
 
 
 # ---- how much memory there is ----------------------------------------------------------------------------------------

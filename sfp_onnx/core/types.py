@@ -32,6 +32,11 @@ class Node:
     captures: tuple[str, ...] = ()
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """All tensors that the node reads, those that its sub-graphs capture last."""
+        return tuple(name for name in (*self.inputs, *self.captures) if name)
+
+    @property
     def operator(self) -> str:
         """Operator with its domain, e.g. ``Conv`` or ``com.microsoft.FusedConv``."""
         return f"{self.domain}.{self.op}" if self.domain else self.op
@@ -140,6 +145,14 @@ class Form(Protocol):
     def out_axis(self) -> int:
         """The channel axis of the output."""
 
+    @property
+    def padded(self) -> bool:
+        """Whether outputs at the border read zeros beside the data, so that a constant input does not give constant outputs."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product of data and weight."""
+
     def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
         """Number of blocks, from the three shapes."""
 
@@ -198,7 +211,8 @@ class Layer:
     ``extents`` are unit arrays of all axes that the multiply-accumulate count is proportional to; ``macs`` is the count
     for one sample of the traced shape. ``linear`` is None where the weight cannot be re-fitted. ``reads``/``writes``
     give the unit of each index of the weight's input and output
-    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``.
+    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``. ``grouped`` is the attribute that holds the number of
+    groups of a convolution; empty for layers without groups.
     """
 
     node: Node
@@ -211,11 +225,16 @@ class Layer:
     data_axis: int
     source: IntArray
     linear: Linear | None = None
+    grouped: str = ""
 
     @property
     def data_name(self) -> str:
         """The tensor that the layer reads."""
         return self.node.inputs[self.data]
+
+    def groups(self, node: Node | None = None) -> int:
+        """Number of groups; of the layer as it is in a changed graph, if that ``node`` is given."""
+        return int((node or self.node).attributes.get(self.grouped, 1))
 
 
 @dataclass(frozen=True)

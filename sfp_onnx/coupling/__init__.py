@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Follow, Group, IntArray, Layer, Node, Pinned, Trace, Weight
-from ..graph.extract import asks_shape, from_constants
 from ..graph.model import Constants, Prepared, initializers, outputs
 from ..rules.context import Choice, Context, Facts, LayerFact, PinFact, TiePair
 from ..rules.labels import FIXED, Labels, compact, components, varying
 from ..rules.registry import RULES
+from ..rules.traits import Trait, has
 from .branches import branches
 
 
@@ -40,11 +40,11 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     maps = [dict(prepared.trace.values), constants]
     trace = replace(prepared.trace, values=ChainMap(*cast("list[MutableMapping[str, Array]]", maps)))
     facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
-    computed = frozenset(from_constants(prepared.nodes, names) - names)
+    computed = frozenset(_from_constants(prepared, names) - names)
     for node in prepared.nodes:
         ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, cut_layernorm)
         if all(_is_index(prepared.trace, name) for name in node.outputs if name):
-            for position in range(len(node.inputs)) if not asks_shape(node) else ():
+            for position in range(len(node.inputs)) if not has(node, Trait.SIZES) else ():
                 ctx.pin_input(position, f"{node.operator} computes sizes or indices from it")
             continue
         for labels, name in zip(_apply(ctx), node.outputs, strict=False):
@@ -58,6 +58,15 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     return facts
 
 
+def _from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:
+    """Tensors that are a function of constants alone, such as dequantised weights."""
+    known = set(constants)
+    for node in prepared.nodes:
+        if not has(node, Trait.UNSTEADY) and not node.captures and all(name in known for name in node.inputs if name):
+            known.update(name for name in node.outputs if name)
+    return known
+
+
 def _pass_zero_point(facts: Facts, node: Node) -> None:
     """Nodes that move integers without rescaling them keep the zero point of their first input."""
     source = facts.zero_points.get(node.inputs[0]) if node.inputs else None
@@ -68,12 +77,8 @@ def _pass_zero_point(facts: Facts, node: Node) -> None:
 
 def _shared(prepared: Prepared) -> frozenset[str]:
     """Weights (more than one axis over size 1) that several nodes read: their uses are kept equal."""
-    uses: dict[str, int] = {}
-    for node in prepared.nodes:
-        for name in node.inputs:
-            uses[name] = uses.get(name, 0) + 1
-    shapes = initializers(prepared.model)
-    return frozenset(name for name, (shape, _) in shapes.items() if uses.get(name, 0) > 1 and sum(size > 1 for size in shape) > 1)
+    shapes = initializers(prepared.model).items()
+    return frozenset(name for name, (shape, _) in shapes if sum(size > 1 for size in shape) > 1 and len(prepared.index.operands(name)) > 1)
 
 
 def _is_index(trace: Trace, name: str) -> bool:
@@ -124,8 +129,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
     parent = components(facts.labels, *_edges(facts.ties))
     parent = _choose(facts, parent, prepared.nodes)
     constants = _constants(facts, prepared.nodes)
-    read = {name for node in prepared.nodes for name in (*node.inputs, *node.captures)}
-    members = _members({name: labels for name, labels in facts.tensors.items() if name in read}, parent)
+    members = _members({name: labels for name, labels in facts.tensors.items() if prepared.index.readers(name)}, parent)
     unit_of, widths = _number(facts, parent, members)
     units = unit_of[parent]
     tensors = {name: _channels(labels, units) for name, labels in facts.tensors.items()}
@@ -300,6 +304,7 @@ def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) ->
         data_axis=reads.data_axis,
         source=next((own.units for own in data if own.axis == reads.data_axis), none),
         linear=fact.linear if fact.constant else None,
+        grouped=fact.grouped,
     )
 
 

@@ -87,12 +87,8 @@ def inspect(
         real = None if data.fixed else real
     prepared = prepare(model, input_shapes, real)
     coupling = couple(prepared, cut_layernorm)
-    uses: dict[str, list[tuple[int, int]]] = {}
-    for node in prepared.nodes:
-        for position, name in enumerate(node.inputs):
-            uses.setdefault(name, []).append((node.index, position))
     floating = {name: shape for name, (shape, dtype) in initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
-    parameters = cost.parameters(floating, uses, coupling)
+    parameters = cost.parameters(floating, prepared.index, coupling)
     first = next(iter(prepared.feeds.values()), None)
     samples = int(first.shape[0]) if first is not None and first.ndim > 1 else 1
     analysis = Analysis(model, prepared, coupling, tuple(parameters), max(1, samples), cut_layernorm)

@@ -6,15 +6,14 @@ only ever meets, element by element, a tensor of full shape that carries on with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .. import graph
-from ..core.types import Branch, Coupling, Group, Node
+from ..core.types import Branch, Coupling, Group
 from ..graph.model import Prepared, initializers
-from ..rules.elementwise import spreads
+from ..rules.traits import Trait, has
 
 
 @dataclass
@@ -28,16 +27,12 @@ class _Walk:
 
 def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     """Branches by the name of the group that must leave for them to vanish. Any of them may vanish together."""
-    readers: dict[str, list[Node]] = {}
-    for node in prepared.nodes:
-        for name in dict.fromkeys((*node.inputs, *node.captures)):
-            readers.setdefault(name, []).append(node)
     outputs = {port.name for port in graph.outputs(prepared.model)}
     found: dict[str, Branch] = {}
     constant: set[str] = set()
     carriers: set[str] = set()
     for group in coupling.groups:
-        walk = _branch(group, coupling, prepared, readers, outputs)
+        walk = _branch(group, coupling, prepared, outputs)
         if walk is None:
             continue
         branch, own = walk
@@ -49,9 +44,7 @@ def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     return found
 
 
-def _branch(
-    group: Group, coupling: Coupling, prepared: Prepared, readers: Mapping[str, Sequence[Node]], outputs: set[str]
-) -> tuple[Branch, _Walk] | None:
+def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str]) -> tuple[Branch, _Walk] | None:
     inside = np.zeros(coupling.units + 1, bool)
     inside[group.units] = True  # the last place stands for -1
     dead = {name for name, channels in coupling.tensors.items() if any(inside[own.units].all() for own in channels)}
@@ -61,7 +54,7 @@ def _branch(
     for name in sorted(dead):
         if name in outputs:
             return None
-        for node in readers.get(name, ()):
+        for node in prepared.index.reading(name):
             if all(made in dead for made in node.outputs if made):
                 continue
             layer = layers.get(node.index)
@@ -70,7 +63,7 @@ def _branch(
             if not all(other == name or _fixed(other, prepared) for other in node.inputs if other):
                 return None
             sources[name] = None
-            if not all(_follow(made, dead, prepared, readers, outputs, walk) for made in node.outputs if made):
+            if not all(_follow(made, dead, prepared, outputs, walk) for made in node.outputs if made):
                 return None
     if not walk.ends:
         return None
@@ -81,19 +74,17 @@ def _fixed(name: str, prepared: Prepared) -> bool:
     return name in initializers(prepared.model)
 
 
-def _follow(
-    name: str, dead: set[str], prepared: Prepared, readers: Mapping[str, Sequence[Node]], outputs: set[str], walk: _Walk
-) -> bool:
+def _follow(name: str, dead: set[str], prepared: Prepared, outputs: set[str], walk: _Walk) -> bool:
     """Whether a constant tensor only meets tensors that carry on; collects where."""
     walk.constant[name] = None
     if name in outputs:
         return False
     shapes = prepared.trace.shapes
-    for node in readers.get(name, ()):
+    for node in prepared.index.reading(name):
         made = [own for own in node.outputs if own]
         if all(own in dead for own in made):
             continue
-        if not spreads(node) or node.captures:
+        if not has(node, Trait.SPREADS) or node.captures:
             return False
         others = [own for own in node.inputs if own and own != name and not _fixed(own, prepared)]
         full = [own for own in others if shapes.get(own) == shapes.get(made[0])]
@@ -102,6 +93,6 @@ def _follow(
         if full:
             walk.ends[name] = None
             walk.carriers.update(full)
-        elif not all(_follow(own, dead, prepared, readers, outputs, walk) for own in made):
+        elif not all(_follow(own, dead, prepared, outputs, walk) for own in made):
             return False
     return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.types import BoolArray, Branch, Channels, Coupling, Cut, IntArray, Layer, Size, Trace
+from ..graph.index import GraphIndex
 
 
 def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
@@ -96,13 +97,12 @@ def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
     return total
 
 
-def parameters(
-    shapes: Mapping[str, tuple[int, ...]], uses: Mapping[str, Sequence[tuple[int, int]]], coupling: Coupling
-) -> list[Parameter]:
-    """Parameters of a model from shapes and uses (node, position) of its initializers."""
+def parameters(shapes: Mapping[str, tuple[int, ...]], index: GraphIndex, coupling: Coupling) -> list[Parameter]:
+    """Parameters of a model from shapes of its initializers and who reads them."""
     found = []
     for name, shape in shapes.items():
-        found.append(Parameter(shape, tuple(coupling.constants.get(use, ()) for use in uses.get(name, ())) or ((),)))
+        uses = (coupling.constants.get((node.index, position), ()) for node, position in index.operands(name))
+        found.append(Parameter(shape, tuple(uses) or ((),)))
     return found
 
 

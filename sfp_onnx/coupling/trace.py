@@ -17,9 +17,10 @@ from .. import graph
 from ..core.errors import DataError, ModelError
 from ..core.types import Array, BoolArray, Node, Port, Trace
 from ..graph.edit import Editor
-from ..graph.extract import UNSTEADY, asks_shape
-from ..graph.model import Constants, Model, Prepared, initializers, inputs, serialized, tensor_types
-from ..runtime import Optimize, Session, open_session
+from ..graph.index import GraphIndex
+from ..graph.model import Constants, Model, Prepared, initializers, inputs, tensor_types
+from ..rules.traits import Trait, has
+from ..runtime import Optimize, Session, open_model
 
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
@@ -27,8 +28,6 @@ LENGTHS = (16, 64, 128, 8)
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
 LARGEST_INPUT = 1 << 28  # numbers
-# Results that must not be computed once and for all: random numbers, and quantised weights (folding would undo them).
-NEVER_FOLD = UNSTEADY | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
 """Shapes of all tensors, values of those that do not depend on data."""
 
@@ -52,11 +51,11 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
         raise
     model = _reshaped(_fold(model, trace), straight, trace)
     nodes = graph.nodes(model)
-    produced = {name for node in nodes for name in node.outputs}
-    held = {*produced, *initializers(model), *(port.name for port in inputs(model))}
+    made = GraphIndex(nodes).makers
+    held = {*made, *initializers(model), *(port.name for port in inputs(model))}
     known = {name: (tuple(shape)) for name, (shape, _) in initializers(model).items()}
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
-    values = {name: value for name, value in trace.values.items() if name in produced}
+    values = {name: value for name, value in trace.values.items() if name in made}
     free = frozenset(data_free(nodes, known))
     return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free), feeds, variant, types)
 
@@ -148,7 +147,7 @@ def _trace(
 ) -> tuple[Trace, dict[str, Array], dict[str, Array] | None, frozenset[str]]:
     ports = inputs(model)
     probe, names, fetched = _probe(model, types)
-    session = open_session(serialized(probe), probe.weights, model.name, optimize=Optimize.NONE)
+    session = open_model(probe, Optimize.NONE)
     pure = data_free(graph.nodes(model), initializers(model), shapes_too=False)
     tried: list[list[list[int]]] = []
     failure: ModelError | None = None
@@ -195,9 +194,9 @@ def data_free(nodes: Sequence[Node], constants: Iterable[str], shapes_too: bool 
     """Tensors that do not depend on the values of the inputs (``shapes_too``: though they may depend on their shapes)."""
     free = set(constants)
     for node in nodes:
-        if node.op in NEVER_FOLD or node.captures:
+        if has(node, Trait.UNSTEADY | Trait.ROUNDS) or node.captures:
             continue
-        if (shapes_too and asks_shape(node)) or (all(name in free for name in node.inputs if name) and not node.domain):
+        if (shapes_too and has(node, Trait.SIZES)) or (all(name in free for name in node.inputs if name) and not node.domain):
             free.update(name for name in node.outputs if name)
     return free
 
@@ -207,7 +206,7 @@ def _probe(model: Model, types: Mapping[str, Any]) -> tuple[Model, dict[str, str
     nodes = graph.nodes(model)
     constants = initializers(model)
     free = data_free(nodes, constants)
-    needed = {name for node in nodes if not set(node.outputs) & free for name in (*node.inputs, *node.captures)}
+    needed = {name for node in nodes if not set(node.outputs) & free for name in node.reads}
     editor = Editor(model)
     names, fetched = {}, []
     for node in nodes:
@@ -291,11 +290,11 @@ def _size(shape: Sequence[int], dtype: Any) -> int:
 
 
 def _straight(model: Model, observations: Sequence[Observation], trusted: set[str]) -> frozenset[str]:
-    """Outputs of gathers that take all of a vector in its order, at all sizes that were tried: they only give it another shape (which is
+    """Outputs of nodes that take all of a vector in its order, at all sizes that were tried: they only give it another shape (which is
     how some exporters write ``as_strided``, with indices computed from the batch size)."""
-    gathers = [node for node in graph.nodes(model) if node.op == "Gather" and not node.domain]
-    constants, found = Constants(model) if gathers else {}, set()
-    for node in gathers:
+    taking = [node for node in graph.nodes(model) if has(node, Trait.TAKES)]
+    constants, found = Constants(model) if taking else {}, set()
+    for node in taking:
         data, index = node.inputs
         if data in constants:
             continue
@@ -312,12 +311,12 @@ def _counts(index: Array | None, shape: tuple[int, ...] | None) -> bool:
 
 
 def _reshaped(model: Model, straight: frozenset[str], trace: Trace) -> Model:
-    """Those gathers as Reshape, past the Reshape that made the vector; unless two of their sizes are dynamic."""
+    """Those nodes as Reshape, past the one that made the vector; unless two of their sizes are dynamic."""
     if not straight:
         return model
     editor = Editor(model)
     nodes = graph.nodes(model)
-    made_by = {name: node for node in nodes for name in node.outputs}
+    index = GraphIndex(nodes)
     for node in nodes:
         name = node.outputs[0]
         dynamic = trace.dynamic_axes.get(name, ())
@@ -325,7 +324,7 @@ def _reshaped(model: Model, straight: frozenset[str], trace: Trace) -> Model:
             continue
         shape = np.asarray(trace.shapes[name], np.int64)
         shape[list(dynamic)] = -1
-        source = made_by.get(node.inputs[0])
-        data = source.inputs[0] if source is not None and source.op == "Reshape" else node.inputs[0]
+        source = index.maker(node.inputs[0])
+        data = source.inputs[0] if source is not None and has(source, Trait.RESHAPES) else node.inputs[0]
         editor.set_operator(node.index, "Reshape", [editor.tensor(data), editor.constant(f"{name}/shape", shape)])
     return editor.finish()

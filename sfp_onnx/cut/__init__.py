@@ -12,9 +12,11 @@ from ..core.errors import ModelError
 from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
 from ..coupling.cost import keep_mask, vanishing
 from ..graph.edit import Editor
-from ..graph.extract import asks_shape, segment, shape_program
-from ..graph.model import Constants, Model, Prepared, serialized
-from ..runtime import Optimize, open_session
+from ..graph.extract import segment, shape_program
+from ..graph.model import Constants, Model, Prepared
+from ..rules.norm import size_of
+from ..rules.traits import Trait, has
+from ..runtime import Optimize, open_model
 
 
 def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
@@ -212,7 +214,7 @@ def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
     dtypes = {name: np.dtype(types.get(name) or np.float32) for name in (*branch.sources, *branch.ends)}
     inputs = {name: (dtypes[name], shapes[name]) for name in branch.sources}
     part = segment(prepared.model, inputs, {name: dtypes[name] for name in branch.ends})
-    session = open_session(serialized(part), part.weights, prepared.model.name, optimize=Optimize.NONE)
+    session = open_model(part, Optimize.NONE)
     read = {port.name for port in graph.inputs(part)}
     zeros = {name: np.zeros(shapes[name], dtypes[name]) for name in branch.sources if name in read}
     found = {}
@@ -238,7 +240,7 @@ def computed_operands(prepared: Prepared, coupling: Coupling) -> list[tuple[Node
     for node in prepared.nodes:
         positions = range(len(node.inputs))
         reads = any(node.inputs[at] in entered or (node.index, at) in coupling.constants for at in positions)
-        if reads and not asks_shape(node):
+        if reads and not has(node, Trait.SIZES):
             entered.update(node.outputs)
         if any(name and (name not in free or name in entered) for name in node.outputs):
             found += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in entered]
@@ -250,8 +252,10 @@ def run_alone(prepared: Prepared, names: Iterable[str], shapes: Mapping[str, tup
     wanted = list(dict.fromkeys(names))
     if not wanted:
         return {}
-    program, feeds = shape_program(prepared, wanted, shapes)
-    session = open_session(serialized(program), program.weights, prepared.model.name, optimize=Optimize.NONE)
+    asking = (node for node in prepared.nodes if has(node, Trait.SIZES))
+    sizes = {node.outputs[0]: size_of(node, shapes[node.inputs[0]]) for node in asking if node.inputs[0] in shapes}
+    program, feeds = shape_program(prepared, wanted, sizes)
+    session = open_model(program, Optimize.NONE)
     return dict(zip(wanted, session.run(feeds, wanted), strict=True))
 
 

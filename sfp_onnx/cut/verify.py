@@ -11,8 +11,8 @@ import numpy as np
 from ..core.errors import ModelError, VerificationError
 from ..core.types import Array, Cut, Verification
 from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
-from ..graph.model import Constants, Model, outputs, serialized
-from ..runtime import Optimize, open_session
+from ..graph.model import Constants, Model, outputs
+from ..runtime import Optimize, open_model
 
 ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
@@ -79,7 +79,7 @@ def compare(
     """
     reference = masked(original, types, cuts)
     plain = Optimize.NONE
-    sessions = [open_session(serialized(model), model.weights, model.name, plain) for model in (pruned, reference)]
+    sessions = [open_model(model, plain) for model in (pruned, reference)]
     names = [port.name for port in outputs(original)]
     floor = _coarsest(types, cuts)
     errors: dict[str, float] = {}
@@ -116,7 +116,7 @@ def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes:
         VerificationError: the pruned model does not run there, or gives other shapes.
     """
     basic = Optimize.BASIC
-    sessions = [open_session(serialized(model), model.weights, model.name, basic) for model in (original, pruned)]
+    sessions = [open_model(model, basic) for model in (original, pruned)]
     names = [port.name for port in outputs(original)]
     expected = [np.shape(value) for value in sessions[0].run(inputs, names)]
     sizes = {name: list(array.shape) for name, array in inputs.items()}

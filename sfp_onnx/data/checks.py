@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from ..core.options import DataOptions
 from ..core.system import log
 from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..evaluation import outputs
-from ..graph.model import Model, inputs, training_nodes
+from ..graph.model import Model, inputs
+from ..rules.traits import training_nodes
+from ..runtime import Feeds
 from . import Preprocessing
 from .dataset import Dataset, Source, open_data
 from .images import CONFIG, hub_config, is_images, preset
@@ -170,7 +172,7 @@ def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> I
         yield f"{words} it is right on {right.mean():.1%}", right
 
 
-def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Mapping[str, Array], int]]:
+def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Feeds, int]]:
     for feeds, count in part.batches():
         array: FloatArray | Array = feeds[name]
         with np.errstate(all="ignore"):  # a wrong guess may overflow

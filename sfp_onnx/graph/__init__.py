@@ -14,7 +14,6 @@ from .model import nodes as nodes
 from .model import outputs as outputs
 from .model import serialized as serialized
 from .model import tensor_types as tensor_types
-from .model import training_nodes as training_nodes
 from .save import atomic as atomic
 from .save import file_bytes as file_bytes
 from .save import fingerprint as fingerprint

@@ -111,10 +111,10 @@ class Editor:
         self._after.setdefault(index, []).insert(0, node)
         return str(output.name)
 
-    def insert_before(self, node: int, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> Any:
+    def insert_before(self, node: int, op: str, inputs: Sequence[Any]) -> Any:
         """Put a new node right before a node of the original; returns its output tensor."""
         output = gs.Variable(self._unique(f"{self.nodes[node].outputs[0].name}/{op}"))
-        fresh = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=list(inputs), outputs=[output])
+        fresh = gs.Node(op, name=output.name, inputs=list(inputs), outputs=[output])
         self._after.setdefault(node - 1, []).append(fresh)
         return output
 
@@ -297,11 +297,6 @@ def insert_mask(
         editor.insert_after(tensor, "And" if dtype.kind == "b" else "Mul", [mask(dtype)])
     else:
         editor.insert_after(tensor, "Where", [mask(bool), editor.constant(f"{name}/zero", np.zeros((), dtype))], first=1)
-
-
-def insert_shift(editor: Editor, name: str, shift: Any) -> None:
-    """Let all readers of tensor ``name`` see it plus a shift; call it before `insert_mask`, so that the mask comes first."""
-    editor.insert_after(editor.tensor(name), "Add", [shift])
 
 
 def zero_of(constants: Constants, zero_point: str | None, shape: Sequence[int]) -> Array | str | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,26 +12,14 @@ import onnx.helper
 import onnx.numpy_helper
 
 from ..core.types import Array, Node
+from .index import GraphIndex
 from .model import Model, Prepared, annotate, make_initializer, nodes
 
 Shape = Sequence[int | str | None] | None
 
 
-def between(graph: Sequence[Node], inputs: Collection[str], outputs: Sequence[str]) -> list[int]:
-    """Indices of the nodes that compute ``outputs`` from ``inputs`` (and from the model's own inputs, where those lead further)."""
-    made_by = {name: node for node in graph for name in node.outputs if name}
-    needed: set[int] = set()
-    waiting = [name for name in outputs if name not in inputs]
-    while waiting:
-        node = made_by.get(waiting.pop())
-        if node is not None and node.index not in needed:
-            needed.add(node.index)
-            waiting += [name for name in (*node.inputs, *node.captures) if name and name not in inputs]
-    return sorted(needed)
-
-
 def segment(
-    model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], every: Sequence[Node] | None = None
+    model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], index: GraphIndex | None = None
 ) -> Model:
     """The part of a model that computes ``outputs`` from ``inputs``.
 
@@ -40,17 +27,15 @@ def segment(
         inputs: (dtype, shape) of tensors to be fed; a shape may hold names for dynamic dimensions, or be None. Inputs of the
             model itself that are still needed are added, as the model declares them.
         outputs: dtype of each tensor that is wanted.
-        every: the nodes of the model, if they are at hand.
+        index: that of the model, if it is at hand.
     """
-    known = nodes(model) if every is None else every
-    wanted = between(known, inputs, list(outputs))
-    kept = [model.proto.graph.node[index] for index in wanted]
-    read = {name for index in wanted for name in (*known[index].inputs, *known[index].captures)} | set(outputs)
+    wanted = (index or GraphIndex(nodes(model))).needed(outputs, inputs)
+    read = {name for node in wanted for name in node.reads} | set(outputs)
     proto = onnx.ModelProto(ir_version=model.proto.ir_version)
     proto.opset_import.extend(model.proto.opset_import)
     graph = proto.graph
     graph.name = model.proto.graph.name or "segment"
-    graph.node.extend(kept)
+    graph.node.extend(model.proto.graph.node[node.index] for node in wanted)
     graph.initializer.extend(tensor for tensor in model.proto.graph.initializer if tensor.name in read and tensor.name not in inputs)
     graph.sparse_initializer.extend(own for own in model.proto.graph.sparse_initializer if own.values.name in read)
     held = {tensor.name for tensor in graph.initializer}
@@ -89,69 +74,31 @@ def with_constants(model: Model, values: Mapping[str, Array]) -> Model:
 
 # ---- the part of a graph that computes sizes -------------------------------------------------------------------------
 
-# What gives another result every time, or is no tensor.
-UNSTEADY = frozenset(
-    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli Dropout If Loop Scan Optional "
-    "SequenceEmpty".split()
-)
+def shape_program(prepared: Prepared, wanted: Sequence[str], sizes: Mapping[str, Array]) -> tuple[Model, dict[str, Array]]:
+    """A model that computes ``wanted`` from the results of all shape queries, and those of these results that it reads."""
+    nodes = prepared.index.needed(wanted, sizes)
+    read = {*wanted, *(name for node in nodes for name in node.reads)}
+    feeds = {name: array for name, array in sizes.items() if name in read}
+    return _part(prepared.model, nodes, feeds, wanted), feeds
 
 
-def asks_shape(node: Node) -> bool:
-    """Whether an operator reads only the shape of its input, so that its result is known without data."""
-    return node.op in ("Shape", "Size") and not node.domain
-
-
-def from_constants(nodes: Iterable[Node], constants: Iterable[str]) -> set[str]:
-    """Tensors that are a function of constants alone, such as dequantised weights."""
-    known = set(constants)
-    for node in nodes:
-        if node.op not in UNSTEADY and not node.captures and all(name in known for name in node.inputs if name):
-            known.update(name for name in node.outputs if name)
-    return known
-
-
-def shape_program(prepared: Prepared, wanted: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Model, dict[str, Array]]:
-    """A model that computes ``wanted`` from the results of all shape queries, and those results for ``shapes``."""
-    needed, nodes, feeds = set(wanted), [], dict[str, Array]()
-    for node, view in zip(reversed(prepared.model.proto.graph.node), reversed(prepared.nodes), strict=True):
-        if not needed & set(node.output):
-            continue
-        if asks_shape(view):
-            feeds[node.output[0]] = _answer(view.op, view.attributes, shapes[node.input[0]])
-        else:
-            nodes.append(node)
-            needed.update(node.input)
-    return _part(prepared.model, nodes[::-1], needed, feeds, wanted), feeds
-
-
-def constant_program(model: Model, wanted: str) -> Model:
+def constant_program(prepared: Prepared, wanted: str) -> Model:
     """A model without inputs that computes a tensor which is a function of constants alone."""
-    needed, nodes = {wanted}, []
-    for node in reversed(model.proto.graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-    return _part(model, nodes[::-1], needed, {}, [wanted])
+    return _part(prepared.model, prepared.index.needed([wanted]), {}, [wanted])
 
 
-def _part(model: Model, nodes: Sequence[onnx.NodeProto], needed: set[str], feeds: Mapping[str, Array], wanted: Sequence[str]) -> Model:
-    source = model.proto
+def _part(model: Model, nodes: Sequence[Node], feeds: Mapping[str, Array], wanted: Sequence[str]) -> Model:
+    source, needed = model.proto, {*wanted, *(name for node in nodes for name in node.reads)}
     proto = onnx.ModelProto()
     proto.CopyFrom(source)
     for field in ("node", "input", "output", "initializer", "value_info", "sparse_initializer", "quantization_annotation"):
         proto.graph.ClearField(field)
-    proto.graph.node.extend(nodes)
+    proto.graph.node.extend(source.graph.node[node.index] for node in nodes)
     proto.graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in needed)
     for name, array in feeds.items():
         proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, array.shape))
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
     return replace(model, proto=proto, weights={name: array for name, array in model.weights.items() if name in needed})
-
-
-def _answer(op: str, attributes: Mapping[str, int], shape: Sequence[int]) -> Array:
-    if op == "Size":
-        return np.asarray(prod(shape), np.int64)
-    return np.asarray(list(shape)[slice(attributes.get("start", 0), attributes.get("end"))], np.int64)
 
 
 # ---- models that exist to be timed -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import onnx.shape_inference
 
 from ..core.errors import ModelError
 from ..core.types import Array, Node, Port, Trace
+from .index import GraphIndex
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
 INLINE_BYTES = 1024
@@ -68,6 +70,11 @@ class Prepared:
     feeds: Mapping[str, Array]
     variant: Mapping[str, Array] | None = None
     types: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def index(self) -> GraphIndex:
+        """Who makes and who reads the tensors."""
+        return GraphIndex(self.nodes)
 
 
 def annotate(tensor: onnx.TensorProto, like: onnx.TensorProto) -> None:
@@ -242,29 +249,3 @@ def serialized(model: Model) -> bytes:
     """The protobuf with stubs, as onnxruntime takes it together with ``weights``."""
     data: bytes = model.proto.SerializeToString(deterministic=True)
     return data
-
-
-# ---- nodes that a model exported for training ------------------------------------------------------------------------
-
-NORM_STATE = 14  # from this operator set on BatchNormalization says training_mode; before, outputs of its statistics meant it
-
-
-def training_nodes(model: Model) -> list[str]:
-    """Names of Dropout and BatchNormalization nodes that behave as in training: random zeros, statistics of the batch."""
-    constants = Constants(model)
-    found = []
-    for node in nodes(model):
-        if node.domain:
-            continue
-        if node.op == "Dropout":
-            flag = node.inputs[2] if len(node.inputs) > 2 else ""
-            active = bool(constants[flag].any()) if flag in constants else bool(flag)
-            active |= model.opset < 7 and not node.attributes.get("is_test", 0)
-        elif node.op == "BatchNormalization":
-            active = bool(node.attributes.get("training_mode", 0)) or (model.opset < NORM_STATE and len([*filter(None, node.outputs)]) > 1)
-            active |= model.opset < 7 and not node.attributes.get("is_test", 0)
-        else:
-            active = False
-        if active:
-            found.append(node.name)
-    return found

@@ -1,20 +1,18 @@
 """Writing files so that they are there whole or not at all, whatever ends the program.
 
-Contents go to files without a name (where the system has them: Linux's O_TMPFILE), so that a killed program leaves nothing behind; they
-get their names when all is written. Files that belong together get them under a lock of their folder, so that of two runs that write
-to the same names at the same time one wins as a whole.
+Contents go to a hidden file in the same folder, ``.NAME.<random>.tmp``, that is renamed when all is written; `scratch` removes what a
+killed program leaves of them. Files that belong together are renamed under a lock of their folder, so that of two runs that write to
+the same names at the same time one wins as a whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +22,7 @@ import onnx.checker
 import onnx.numpy_helper
 
 from ..core.errors import ModelError, OptionError, OutputError
+from ..core.system import goes_at_the_end
 from ..core.types import Array
 from .model import Model, annotate, serialized
 from .storage import sparsify
@@ -32,89 +31,30 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-DESCRIPTORS = Path("/proc/self/fd")
 
 
-@dataclass
 class _File:
-    """A file that is being written; ``temporary`` is its name until then (None: it has none)."""
+    """A file that is being written under a temporary name."""
 
-    path: Path
-    stream: IO[bytes]
-    temporary: str | None
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.tmp")
+        goes_at_the_end(self.temporary)
+        self.stream: IO[bytes] = open(self.temporary, "xb")  # noqa: SIM115
 
     def settle(self) -> None:
         """Bring the contents to the disk."""
         self.stream.flush()
         os.fsync(self.stream.fileno())
-
-    def step_up(self) -> None:
-        """Take a temporary name, if there is an older file of the final one."""
-        if self.temporary is None and os.path.lexists(self.path):
-            hidden = tempfile.mktemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
-            self.temporary = hidden if self._link(hidden) else self._copy()
-
-    def appear(self) -> None:
-        """Take the final name."""
-        if self.temporary is None and not self._link(self.path):
-            self.temporary = self._copy()
         self.stream.close()
-        if self.temporary is not None:
-            os.replace(self.temporary, self.path)
-            self.temporary = None
-
-    def _link(self, name: str | Path) -> bool:
-        """Give a nameless file a name that is not taken; whether that worked."""
-        number = self.stream.fileno()
-        with suppress(OSError):
-            os.link(f"{DESCRIPTORS}/{number}", name, src_dir_fd=number, follow_symlinks=True)  # a number makes Python call linkat,
-            return True  # which can follow the link to the file
-        return False
-
-    def _copy(self) -> str:
-        """The contents under a temporary name, where the file system cannot name nameless files."""
-        stream, name = _named(self.path)
-        with stream, open(f"{DESCRIPTORS}/{self.stream.fileno()}", "rb") as source:
-            shutil.copyfileobj(source, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return name
 
     def drop(self) -> None:
         """Leave nothing behind."""
-        with suppress(OSError):
-            self.stream.close()
-        if self.temporary is not None and os.path.exists(self.temporary):
-            os.unlink(self.temporary)
+        for step in (self.stream.close, self.temporary.unlink):
+            with suppress(OSError):
+                step()
 
 
-def _named(path: Path) -> tuple[IO[bytes], str]:
-    """A file with a temporary name, open to whom a new file would be."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    return os.fdopen(handle, "wb"), temporary
-
-
-def _open(path: Path) -> _File:
-    if hasattr(os, "O_TMPFILE") and DESCRIPTORS.is_dir():
-        with suppress(OSError):  # a file system without nameless files
-            return _File(path, os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666), "wb"), None)
-    return _File(path, *_named(path))
-
-
-# ---- several files ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Writing:
-    """Files that will appear together, in this order."""
-
-    files: list[_File] = field(default_factory=list)
-
-
-_CURRENT: ContextVar[_Writing | None] = ContextVar("sfp_onnx.writing", default=None)
+_CURRENT: ContextVar[list[_File] | None] = ContextVar("sfp_onnx.writing", default=None)
 
 
 @contextmanager
@@ -130,73 +70,55 @@ def together() -> Iterator[None]:
     if _CURRENT.get() is not None:
         yield
         return
-    writing = _Writing()
-    token = _CURRENT.set(writing)
+    files: list[_File] = []
+    token = _CURRENT.set(files)
     try:
         yield
-        _appear(writing.files)
+        _appear(files)
     finally:
         _CURRENT.reset(token)
-        for file in writing.files:
+        for file in files:
             file.drop()
 
 
 def _appear(files: list[_File]) -> None:
+    path = Path()
     with ExitStack() as stack:
         for folder in sorted({file.path.parent.resolve() for file in files}):
-            stack.enter_context(_locked(folder))
-        for file in files:
-            with _said(file.path):
-                file.step_up()
-        for file in reversed(files[1:]):
-            with _said(file.path):
-                file.path.unlink(missing_ok=True)
-        for file in files:
-            with _said(file.path):
-                file.appear()
+            _lock(folder, stack)
+        try:
+            for path in [file.path for file in reversed(files[1:])]:
+                path.unlink(missing_ok=True)
+            for file in files:
+                path = file.path
+                os.replace(file.temporary, path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
-@contextmanager
-def _said(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path, until: ExitStack) -> None:
     """Wait for other runs that name files in a folder (an advisory lock; where there is none, nothing)."""
-    handle = None
     if fcntl is not None:
         with suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
+            until.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 @contextmanager
 def atomic(*paths: Path) -> Iterator[list[IO[bytes]]]:
     """Write files that appear together: ``with atomic(path) as (stream,)``. Inside `together`, they appear at its end."""
-    with together():
-        writing = _CURRENT.get()
-        assert writing is not None
-        opened: list[_File] = []
-        try:
-            for path in paths:
-                opened.append(_open(path))
-            yield [file.stream for file in opened]
-            for file in opened:
-                file.settle()
-        except BaseException:
-            for file in opened:
-                file.drop()
-            raise
-        writing.files += opened
+    with together(), ExitStack() as undo:
+        files, opened = _CURRENT.get(), []
+        assert files is not None
+        for path in paths:
+            opened.append(_File(path))
+            undo.callback(opened[-1].drop)
+        yield [file.stream for file in opened]
+        for file in opened:
+            file.settle()
+        files += opened
+        undo.pop_all()
 
 
 # ---- writing models and text files -----------------------------------------------------------------------------------

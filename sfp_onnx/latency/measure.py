@@ -22,6 +22,7 @@ from ..core.errors import ModelError, OptionError
 from ..core.types import Array, BoolArray, FloatArray, Node
 from ..coupling.analysis import Analysis
 from ..graph.extract import conv_chain, named_by_output
+from ..graph.index import GraphIndex
 from ..graph.model import Model, inputs, serialized
 from ..planning.work import Kind
 from ..runtime import Session, Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
@@ -214,10 +215,10 @@ def time_variants(
     repeats = int(np.clip(wall / each, LEAST_RUNS, repeats))
     times = interleaved(both, [feeds] * len(both), repeats, clock)
     runs = 3 + 1 + repeats  # interleaved() warms up once per call
-    owners = {name: node.index for node in nodes for name in node.outputs if name}
+    owners = {name: node.index for name, node in GraphIndex(nodes).makers.items()}
     found = []
     for index, (session, variant) in enumerate(zip(recorded, variants, strict=True)):
-        made = {name for node in graph.nodes(variant.model) for name in node.outputs if name}
+        made = GraphIndex(graph.nodes(variant.model)).makers.keys()
         own = kernel_times(session)
         seconds_of, kernels = np.zeros(len(nodes)), np.zeros(len(nodes))
         current = 0
@@ -260,20 +261,18 @@ def classes(nodes: Sequence[Node], timings: Sequence[Timing], mixing: BoolArray)
             index = parent[index]
         return index
 
-    maker = {name: node.index for node in nodes for name in node.outputs}
-    reader: dict[str, int] = {}
-    for node in nodes:
-        for name in node.inputs:
-            reader.setdefault(name, node.index)
+    index = GraphIndex(nodes)
     for timing in timings:
         served = timing.kernels > 0
         for node in nodes:
             if served[node.index] or not timing.there[node.index]:
                 continue
             sources = () if mixing[node.index] else node.inputs
-            before = max((maker[name] for name in sources if name in maker and served[maker[name]]), default=None)
+            makers = (maker.index for maker in map(index.maker, sources) if maker is not None)
+            before = max((maker for maker in makers if served[maker]), default=None)
             served[node.index] = before is not None
-            other = before if before is not None else next((reader[name] for name in node.outputs if name in reader), None)
+            readers = (reader.index for name in node.outputs for reader, _ in index.operands(name)[:1])
+            other = before if before is not None else next(readers, None)
             if other is not None:
                 first, second = sorted((root(node.index), root(other)))
                 parent[second] = first

@@ -16,6 +16,7 @@ from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import emptied
 from ..cut import cut
+from ..graph.index import GraphIndex
 from ..graph.model import Model
 from ..planning.solver import choices
 from ..planning.widths import Grid, steps_of
@@ -204,7 +205,7 @@ def layer_times(
 ) -> LayerTimes | None:
     """Time both models' kernels, interleaved; None if the second has other tensors than the first, or one does not run so."""
     nodes = analysis.prepared.nodes
-    made = {name for node in graph.nodes(model) for name in node.outputs}
+    made = GraphIndex(graph.nodes(model)).makers.keys()
     layers = [layer.node for layer in analysis.coupling.layers]
     if not layers or not made & {layer.outputs[0] for layer in layers}:
         return None

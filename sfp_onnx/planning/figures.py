@@ -21,7 +21,7 @@ from ..latency.profiling import clock_of, measure_profile, read_profile
 from ..runtime import Setup
 from . import UNITS, parse_target
 from .solver import Cost
-from .work import Liveness, Terms, liveness, macs_terms, needed, node_terms, weight_terms
+from .work import Liveness, Terms, liveness, macs_terms, node_terms, weight_terms
 
 BLOCKS = "16:1:12"  # channels are made in blocks of 16 (AVX-512) or 8 (AVX2), and fewer than 12 read one by one (measured, AVX-512)
 LIGHT = "4:1:12"  # other widths are slower than the next wider multiple of 4
@@ -73,7 +73,7 @@ class Ruler:
         sizes = {name: np.dtype(dtype).itemsize for name, dtype in types.items() if dtype is not None and np.dtype(dtype).kind not in "OSU"}
         ends = ([port.name for port in inputs(model)], [port.name for port in outputs(model)])
         scale = self.batch / self.analysis.samples
-        nodes = needed(prepared.nodes, ends[1], constants)
+        nodes = prepared.index.needed(ends[1], constants)
         held = {*initializers(model), *constants}
         return liveness(self.analysis.coupling, nodes, prepared.trace, held, ends, sizes, scale)
 

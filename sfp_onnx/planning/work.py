@@ -231,16 +231,6 @@ class Liveness:
         return found
 
 
-def needed(nodes: Sequence[Node], outputs: Iterable[str], constants: Iterable[str]) -> list[Node]:
-    """Nodes that the outputs still need if ``constants`` need no node any more."""
-    known, wanted, found = set(constants), set(outputs), []
-    for node in reversed(nodes):
-        if any(name in wanted and name not in known for name in node.outputs):
-            wanted.update((*node.inputs, *node.captures))
-            found.append(node)
-    return found[::-1]
-
-
 def liveness(
     coupling: Coupling, nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: tuple[Iterable[str], Iterable[str]],
     sizes: Mapping[str, int], scale: float = 1.0,
@@ -261,7 +251,7 @@ def liveness(
     first = {name: 0 for name in inputs if name not in constants}
     last = dict(first)
     for step, node in enumerate(nodes):
-        for name in (*node.inputs, *node.captures):
+        for name in node.reads:
             if name in first:
                 last[name] = step
         for name in node.outputs:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .. import graph
 from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import RepairOptions
 from ..core.types import Array, BoolArray, Coupling, FloatArray, LayerFit
@@ -18,7 +16,8 @@ from ..data.dataset import Dataset
 from ..evaluation import measure
 from ..graph.edit import Editor
 from ..graph.extract import with_constants
-from ..graph.model import Constants, Model, Prepared, check
+from ..graph.index import GraphIndex
+from ..graph.model import Constants, Model, Prepared, check, nodes
 from .lockstep import repair
 from .steps import tainted
 from .walk import Store, Walk
@@ -152,32 +151,31 @@ def reestimate(
         The model, and the names of the nodes.
     """
     affected = tainted(prepared.nodes, coupling, removed, ())
-    editor, nodes = Editor(changed), {node.outputs[0]: node for node in graph.nodes(changed)}
-    uses = Counter(name for node in nodes.values() for name in (*node.inputs, *node.captures))
+    editor, index = Editor(changed), GraphIndex(nodes(changed))
     values, wanted = Constants(changed), []
     for affine in coupling.affines:
-        node = nodes.get(affine.node.outputs[0])
+        node = index.maker(affine.node.outputs[0])
         if node is not None and affine.tensor in affected:
             for position in affine.moments:
                 name = node.inputs[position]
-                if uses[name] > 1:  # exporters may share equal vectors
+                if len(index.readers(name)) > 1:  # exporters may share equal vectors
                     editor.set_input(node.index, position, editor.constant(name, values[name]))
-            wanted.append((affine, node.outputs[0]))
+            wanted.append(affine)
     changed = editor.finish()
-    nodes = {node.outputs[0]: node for node in graph.nodes(changed)}
     store = Store(memory)
     try:
         walk = Walk(changed, store)
         for feeds in batches:
             walk.feed(feeds)
-        for affine, output in sorted(wanted, key=lambda item: nodes[item[1]].index):
-            node = nodes[output]
+        makers = walk.index.makers
+        for affine in sorted(wanted, key=lambda item: makers[item.node.outputs[0]].index):
+            node = makers[affine.node.outputs[0]]
             names = [node.inputs[position] for position in affine.moments]
             for name, value in zip(names, _estimated(walk, node.inputs[0]), strict=True):
                 walk.overrides[name] = value.astype(walk.constant(name).dtype)
     finally:
         store.close()
-    return with_constants(changed, walk.overrides), [affine.node.name for affine, _ in wanted]
+    return with_constants(changed, walk.overrides), [affine.node.name for affine in wanted]
 
 
 def _estimated(walk: Walk, tensor: str) -> tuple[FloatArray, FloatArray]:

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.options import RepairOptions
 from ..core.types import Array, BoolArray, Coupling, IntArray, LayerFit
 from ..coupling.cost import keep_mask
-from ..graph.extract import between, with_constants
+from ..graph.extract import with_constants
 from ..graph.model import Model, Prepared
 from ..runtime import Session
 from .linear import Gathered, Joint, Normal, Sums, together
@@ -214,15 +214,10 @@ def operands(walk: Walk, step: Aim) -> list[str]:
     """What the nodes between output and target read beside it."""
     if step.target == step.output:
         return []
-    inside = between(walk.nodes, {step.output}, [step.target])
-    behind = {step.output}
-    chain = []
-    for index in inside:
-        node = walk.nodes[index]
-        if behind & set(node.inputs):
-            behind.update(node.outputs)
-            chain.append(node)
-    return sorted({name for node in chain for name in node.inputs if walk.is_tensor(name)} - behind)
+    behind = {node.index for node in walk.index.reached([step.output])}
+    chain = [node for node in walk.index.needed([step.target], {step.output}) if node.index in behind]
+    made = {step.output, *(name for node in chain for name in node.outputs)}
+    return sorted({name for node in chain for name in node.inputs if walk.is_tensor(name)} - made)
 
 
 def _kept(setting: Setting, step: Aim, array: Array) -> Array:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .. import graph
 from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Linear, Node
 from ..coupling.cost import keep_mask, vanishing
 from ..graph.edit import Editor
-from ..graph.model import Constants, Model, initializers, outputs
-from ..rules.elementwise import spreads
+from ..graph.index import GraphIndex
+from ..graph.model import Constants, Model, initializers, nodes, outputs
+from ..rules.traits import Trait, has
 from .walk import Held
 
 
@@ -65,20 +66,9 @@ def tainted(original: Sequence[Node], coupling: Coupling, removed: BoolArray, ma
             gone[name] = units
     found: set[str] = set()
     for node in original:
-        read = (*node.inputs, *node.captures)
-        passed = gone.get(node.outputs[0], set()) if spreads(node) else set()
-        if any(name in found or name in masked or not gone.get(name, passed) <= passed for name in read):
+        passed = gone.get(node.outputs[0], set()) if has(node, Trait.SPREADS) else set()
+        if any(name in found or name in masked or not gone.get(name, passed) <= passed for name in node.reads):
             found.update(node.outputs)
-    return found
-
-
-def _readers(nodes: Sequence[Node]) -> dict[str, list[tuple[Node, int]]]:
-    found: dict[str, list[tuple[Node, int]]] = {}
-    for node in nodes:
-        for position, name in enumerate(node.inputs):
-            found.setdefault(name, []).append((node, position))
-        for name in node.captures:
-            found.setdefault(name, []).append((node, -1))
     return found
 
 
@@ -92,39 +82,52 @@ class Scene:
     shapes: Mapping[str, tuple[int, ...]]
     added: Mapping[str, Additive] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        nodes = graph.nodes(self.model)
-        object.__setattr__(self, "by_output", {node.outputs[0]: node for node in nodes})
-        object.__setattr__(self, "readers", _readers(nodes))
-        object.__setattr__(self, "constants", initializers(self.model))
-        object.__setattr__(self, "values", Constants(self.model))
-        known = {self.original[index].outputs[0]: additive for index, additive in self.coupling.additive.items()}
-        object.__setattr__(self, "additive", {**known, **self.added})
-        object.__setattr__(self, "outputs", {port.name for port in outputs(self.model)})
+    @cached_property
+    def index(self) -> GraphIndex:
+        """Who makes and who reads the tensors of the changed model."""
+        return GraphIndex(nodes(self.model))
 
-    by_output: Mapping[str, Node] = field(init=False)
-    readers: Mapping[str, list[tuple[Node, int]]] = field(init=False)
-    constants: Mapping[str, tuple[tuple[int, ...], Any]] = field(init=False)
-    values: Mapping[str, Array] = field(init=False)
-    additive: Mapping[str, Additive] = field(init=False)
-    outputs: set[str] = field(init=False)
+    @cached_property
+    def constants(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of its initializers."""
+        return initializers(self.model)
+
+    @cached_property
+    def values(self) -> Mapping[str, Array]:
+        """Values of its initializers."""
+        return Constants(self.model)
+
+    @cached_property
+    def additive(self) -> Mapping[str, Additive]:
+        """What is known of nodes that are affine in an input, by output."""
+        known = {self.original[index].outputs[0]: additive for index, additive in self.coupling.additive.items()}
+        return {**known, **self.added}
+
+    @cached_property
+    def outputs(self) -> frozenset[str]:
+        """Names of its outputs."""
+        return frozenset(port.name for port in outputs(self.model))
+
+    def node(self, layer: Layer) -> Node:
+        """A layer as it is in the changed model."""
+        return self.index.makers[layer.node.outputs[0]]
 
     def held(self, name: str) -> Held | None:
         """A constant that can be given another value: an initializer, or integers that only this tensor is dequantised from."""
         if name in self.constants:
             return Held(name, self.constants[name][0])
-        axis, node = self.coupling.dequantised.get(name), self.by_output.get(name)
+        axis, node = self.coupling.dequantised.get(name), self.index.maker(name)
         if axis is None or node is None or any(other and other not in self.constants for other in node.inputs):
             return None
         values, scale, zero = [*node.inputs, ""][:3]
-        if len(self.readers[values]) > 1:
+        if len(self.index.readers(values)) > 1:
             return None
-        return Held(values, self.constants[values][0], scale, zero, axis, len(self.readers[scale]) == 1)
+        return Held(values, self.constants[values][0], scale, zero, axis, len(self.index.readers(scale)) == 1)
 
     def only_reader(self, name: str) -> tuple[Node, int] | None:
         """The one node that reads a tensor which is no output of the model."""
-        found = self.readers.get(name, ())
-        return found[0] if len(found) == 1 and name not in self.outputs else None
+        readers = self.index.readers(name)
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,11 @@ def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
     """The model in which each of these layers has a bias of its own: shared ones are copied, missing ones are created as zeros."""
     editor, added = Editor(scene.model), {}
     for layer in layers:
-        node = scene.by_output[layer.node.outputs[0]]
+        node = scene.node(layer)
         place = bias_place(scene, layer, node)
         name = "" if place is None or place.position >= len(place.node.inputs) else place.node.inputs[place.position]
         if place is not None and name:
-            if name in scene.constants and len(scene.readers[name]) > 1:
+            if name in scene.constants and len(scene.index.readers(name)) > 1:
                 editor.set_input(place.node.index, place.position, editor.constant(name, scene.values[name]))
             continue
         zeros = _zeros(scene, layer, node, len(scene.shapes[node.outputs[0]]) if place is None else 1)
@@ -187,7 +190,7 @@ def _weight(scene: Scene, layer: Layer, node: Node) -> Held:
 def _width(weight: Held, layer: Layer, node: Node) -> int:
     """Output channels."""
     assert layer.weight is not None
-    return weight.shape[layer.weight.out_axis] * (int(node.attributes.get("group", 1)) if layer.weight.out_axis else 1)
+    return weight.shape[layer.weight.out_axis] * (layer.groups(node) if layer.weight.out_axis else 1)
 
 
 def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, BoolArray]) -> tuple[list[list[Layer]], list[str]]:
@@ -200,7 +203,7 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
     users: dict[str, list[Layer]] = {}
     left = []
     for layer in scene.coupling.layers:
-        node = scene.by_output.get(layer.node.outputs[0])
+        node = scene.index.maker(layer.node.outputs[0])
         if node is None or layer.weight is None:
             continue
         weight = node.inputs[layer.weight.position]
@@ -212,11 +215,11 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
     for weight, layers in users.items():
         if weight not in masks and not any(layer.node.outputs[0] in affected for layer in layers):
             continue
-        if len(layers) == len(scene.readers[weight]) and _alike(scene, layers):
+        if len(layers) == len(scene.index.readers(weight)) and _alike(scene, layers):
             tasks.append(layers)
         else:
             left += [layer.node.name for layer in layers]
-    ordered = _ordered(scene, sorted(tasks, key=lambda own: scene.by_output[own[0].node.outputs[0]].index))
+    ordered = _ordered(scene, sorted(tasks, key=lambda own: scene.node(own[0]).index))
     taken = {id(layer) for own in ordered for layer in own}
     left += [layer.node.name for own in tasks for layer in own if id(layer) not in taken]
     return ordered, list(dict.fromkeys(left))
@@ -224,9 +227,7 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
 
 def _alike(scene: Scene, layers: Sequence[Layer]) -> bool:
     """Whether layers read their common weight as the same matrix."""
-    nodes = [scene.by_output[layer.node.outputs[0]] for layer in layers]
-    pairs = zip(layers, nodes, strict=True)
-    found = [(type(own.linear.form), own.weight, node.attributes.get("group", 1)) for own, node in pairs if own.linear]
+    found = [(type(own.linear.form), own.weight, own.groups(scene.node(own))) for own in layers if own.linear]
     return len(set(found)) == 1
 
 
@@ -259,9 +260,9 @@ def _upstream(scene: Scene, name: str, ends: Container[str] = ()) -> Iterator[st
     while stack:
         current = stack.pop()
         yield current
-        node = scene.by_output.get(current) if current not in ends else None
-        for other in (*node.inputs, *node.captures) if node else ():
-            if other and other not in seen and other not in scene.constants:
+        node = scene.index.maker(current) if current not in ends else None
+        for other in node.reads if node else ():
+            if other not in seen and other not in scene.constants:
                 seen.add(other)
                 stack.append(other)
 
@@ -296,12 +297,12 @@ def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[st
 
 
 def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray]) -> Step:
-    node = scene.by_output[layer.node.outputs[0]]
+    node = scene.node(layer)
     assert layer.weight is not None and layer.linear is not None
     place = bias_place(scene, layer, node)
     name = place.node.inputs[place.position] if place and place.position < len(place.node.inputs) else ""
     bias = scene.held(name)
-    if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.readers[name]) > 1:
+    if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(name)) > 1:
         bias = None
     chain = _chain(scene, node.outputs[0], layer.linear.form.out_axis, pending)
     inside = place is None or place.inside
@@ -338,7 +339,7 @@ def _is_vector(scene: Scene, layer: Layer, place: BiasPlace, bias: Held) -> bool
     """Whether a constant that is added to the output holds one value per output channel of the layer."""
     assert layer.linear is not None
     output = layer.node.outputs[0]
-    node = scene.by_output[output]
+    node = scene.node(layer)
     width = _width(_weight(scene, layer, node), layer, node)
     shape = bias.shape
     if place.inside and len(shape) == 1:

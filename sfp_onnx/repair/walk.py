@@ -12,9 +12,10 @@ import numpy as np
 from .. import graph
 from ..core.errors import ModelError
 from ..core.types import Array, Node
-from ..graph.extract import between, with_constants
-from ..graph.model import Constants, Model, nodes, serialized, tensor_types
-from ..runtime import Session, open_session
+from ..graph.extract import segment, with_constants
+from ..graph.index import GraphIndex
+from ..graph.model import Constants, Model, tensor_types
+from ..runtime import Session, open_model
 
 
 @dataclass
@@ -27,18 +28,13 @@ class Walk:
     overrides: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.nodes: Sequence[Node] = nodes(self.model)
+        self.index = GraphIndex(graph.nodes(self.model))
         self._types = tensor_types(self.model)
-        self._made_by = {name: node.index for node in self.nodes for name in node.outputs if name}
         self._values = Constants(self.model)
         self._constants = set(self._values)
         self._done: set[int] = set()
         self._live: set[str] = {port.name for port in graph.inputs(self.model)}
         self.batches = 0
-        self._readers: dict[str, list[int]] = {}
-        for node in self.nodes:
-            for name in {*node.inputs, *node.captures} - {""} - self._constants:
-                self._readers.setdefault(name, []).append(node.index)
 
     def feed(self, feeds: Mapping[str, Array]) -> int:
         """Remember the model's inputs of one more batch; returns how many there are now."""
@@ -56,49 +52,38 @@ class Walk:
         """Whether a name is an activation or input of the model."""
         return bool(name) and name not in self._constants
 
-    def _reads(self, index: int) -> set[str]:
-        node = self.nodes[index]
-        return {*node.inputs, *node.captures} - {""} - self._constants
-
-    def waiting(self, names: Collection[str]) -> list[int]:
+    def waiting(self, names: Collection[str]) -> list[Node]:
         """Nodes that must run before all ``names`` are known."""
-        needed: set[int] = set()
-        stack = [name for name in names if name not in self._live]
-        while stack:
-            index = self._made_by.get(stack.pop())
-            if index is not None and index not in needed and index not in self._done:
-                needed.add(index)
-                stack += self._reads(index)
-        return sorted(needed)
+        return [node for node in self.index.needed(names, self._live) if node.index not in self._done]
+
+    def _is_done(self, name: str) -> bool:
+        """Whether everything that reads a tensor has run."""
+        return all(node.index in self._done for node, _ in self.index.readers(name))
 
     def advance(self, names: Collection[str]) -> Segment:
         """Run on until ``names`` are known. Run the segment on every batch, then `finish` it."""
         fresh = self.waiting(names)
-        inside = set(fresh)
-        reads = {name for index in fresh for name in self._reads(index)}
-        made = {name for index in fresh for name in self.nodes[index].outputs if name}
-        done = self._done | inside
-        outputs = sorted(name for name in made if name in names or any(own not in done for own in self._readers.get(name, ())))
+        made = {name for node in fresh for name in node.outputs if name}
+        inputs = sorted({name for node in fresh for name in node.reads} - self._constants - made)
         known = sorted(name for name in names if name not in made)
-        segment = Segment(self, self._session(sorted(reads - made), outputs), sorted(reads - made), outputs, known)
-        self._done = done
+        self._done |= {node.index for node in fresh}
+        outputs = sorted(name for name in made if name in names or not self._is_done(name))
         self._live |= set(outputs)
-        return segment
+        return Segment(self, self._session(inputs, outputs), inputs, outputs, known)
 
     def finish(self) -> None:
         """Forget what no later node reads; call it when a segment has run on every batch."""
         for name in sorted(self._live):
-            if all(own in self._done for own in self._readers.get(name, ())):
+            if self._is_done(name):
                 self._live.discard(name)
                 for batch in range(self.batches):
                     self.store.drop((name, batch))
 
     def side(self, given: Collection[str], target: str) -> tuple[Session | None, list[str]]:
         """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and the live tensors that it reads."""
-        indices = between(self.nodes, {*given, *self._live}, [target])
-        reads = {name for index in indices for name in self._reads(index) | ({*self.nodes[index].inputs} & {*given})}
-        made = {name for index in indices for name in self.nodes[index].outputs}
-        inputs = sorted(reads - made)
+        nodes = self.index.needed([target], {*given, *self._live})
+        reads = {name for node in nodes for name in node.reads if name in given or name not in self._constants}
+        inputs = sorted(reads - {name for node in nodes for name in node.outputs})
         return self._session(inputs, [target]), [name for name in inputs if name not in given]
 
     def _session(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session | None:
@@ -107,14 +92,14 @@ class Walk:
         unknown = [name for name in (*inputs, *outputs) if self._types.get(name) is None]
         if unknown:
             raise ModelError(f"{self.model.name}: the type of tensor '{unknown[0]}' is unknown, so the model cannot be run in segments")
-        part = graph.segment(
+        part = segment(
             self.model,
             {name: (self._types[name], None) for name in inputs},
             {name: self._types[name] for name in outputs},
-            self.nodes,
+            self.index,
         )
         part = with_constants(part, self.overrides)
-        return open_session(serialized(part), part.weights, self.model.name)
+        return open_model(part)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -16,28 +16,13 @@ from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
 from ..evaluation import evaluate, is_classifier, log_probabilities
 from ..export import Packaged
-from ..graph.model import Model, outputs, serialized
+from ..graph.model import Model, outputs
 from ..graph.save import file_bytes, fingerprint, write_text
 from ..latency.profiling import LayerTimes, layer_times
 from ..planning.record import removal_of
 from ..planning.search import Candidates
-from ..runtime import Setup, open_session
-from .charts import (
-    Arms,
-    Card,
-    Chart,
-    Page,
-    Picture,
-    Section,
-    Table,
-    arm_chart,
-    pair_bars,
-    png,
-    render,
-    scatter,
-    short_names,
-    strips,
-)
+from ..runtime import Setup, open_model, side_by_side
+from .charts import Card, Chart, Page, Picture, Section, Table, pair_bars, png, render, scatter, short_names, strips
 from .manifest import Pruned, versions
 from .sections import figures_section, packaging_section, times_section
 from .sweep import Point
@@ -115,7 +100,6 @@ def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, bat
         _macs(before, after),
         *times_section(context.times),
         _scores(scored, removed),
-        *searched(scored, removed),
         *_of_plugins(scored, data.data, progress),
         *_repair(result),
         *packaging_section(context.packaged),
@@ -165,8 +149,7 @@ def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
     words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
     sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
-    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *searched(scored, None)]
-    sections += _of_plugins(scored, data.data, progress)
+    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *_of_plugins(scored, data.data, progress)]
     sections += _pinned(scored.analysis.coupling.pinned)
     best = _choice(reached, loss)
     cards = _cards((reached[0].size, best.size), (_evaluation(reached[0]), _evaluation(best)), context) if best else ()
@@ -387,12 +370,10 @@ def _are_images(data: Dataset) -> bool:
 
 def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[Picture | None, int]]:
     """Pictures where the answers differ, each with the number of samples seen so far; None at the end of a batch."""
-    sessions = [open_session(serialized(model), model.weights, model.name) for model in models]
     name = outputs(models[0])[0].name
-    seen = 0
-    for feeds, count in data.batches():
-        images = next(iter(feeds.values()))
-        first, second = (session.run(feeds, [name])[0][:count] for session in sessions)
+    for batch in side_by_side([open_model(model) for model in models], data.batches(), [name]):
+        images, count, start = next(iter(batch[0].feeds.values())), batch[0].count, batch[0].first
+        first, second = (observed.samples(name) for observed in batch)
         if images.ndim != 4 or images.shape[1] not in CHANNELS or not is_classifier(first, count):
             return
         answers = [output.argmax(1) for output in (first, second)]
@@ -401,10 +382,9 @@ def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[Pic
             both = zip(("before", "after"), answers, shares, strict=True)
             told = [f"{word}: {own[row]} ({share[row].max():.0%})" for word, own, share in both]
             if data.labels is not None:
-                told.insert(0, f"label {data.labels[seen + row]}")
-            yield Picture(png(_pixels(images[row], data)), tuple(told)), seen + int(row) + 1
-        seen += count
-        yield None, seen
+                told.insert(0, f"label {data.labels[start + row]}")
+            yield Picture(png(_pixels(images[row], data)), tuple(told)), start + int(row) + 1
+        yield None, start + count
 
 
 def _pixels(sample: Array, data: Dataset) -> Array:
@@ -417,41 +397,3 @@ def _pixels(sample: Array, data: Dataset) -> Array:
         values = (values - low) / ((high - low) or 1.0)
     found: Array = np.moveaxis(np.round(np.clip(values, 0, 1) * 255), 0, -1).astype(np.uint8)
     return found
-
-
-# ---- what a report shows of a bandit search --------------------------------------------------------------------------
-
-SHOWN = 10  # rounds
-Key = tuple[str, int]
-
-
-def searched(scored: Candidates, removed: BoolArray | None) -> list[Section]:
-    """Pulls, means and intervals of every arm, round by round, and what left after each (None: no plan was made)."""
-    rounds: Sequence[Mapping[str, Any]] = scored.traces.get("rounds", ())
-    if not rounds:
-        return []
-    gone = set() if removed is None else _gone(scored, removed)
-    arms = [list(zip(own["group"], own["position"], strict=True)) for own in rounds]
-    charts = []
-    for index, own in enumerate(rounds[:SHOWN]):
-        stay = set(arms[index + 1]) if index + 1 < len(rounds) else set[Key]()
-        leaves = np.array([key in gone and key not in stay for key in arms[index]], bool)
-        charts.append(_chart(own, leaves, len(rounds), sum(map(int, own["pulls"]))))
-    words = [
-        f"{scored.recorded.get('score')}: what masking each channel costs (1 - mean reward) with its 95 % interval over images, group by "
-        f"group in that order; below, how often it was pulled. {scored.traces.get('images_per_pull')} images in a pull.",
-    ]
-    if len(rounds) > 1:
-        words.append("Each round shows what left after it; the next one pulls the pruned network.")
-    return [Section("What the search saw", tuple(words), tuple(charts))]
-
-
-def _gone(scored: Candidates, removed: BoolArray) -> set[Key]:
-    return {(group.name, int(at)) for group in scored.groups for at in np.flatnonzero(removed[group.units])}
-
-
-def _chart(own: Mapping[str, Any], leaves: BoolArray, rounds: int, pulls: int) -> Chart:
-    number = f"Round {own['round']} of {rounds}: " if rounds > 1 else ""
-    costs = 1 - np.asarray(own["mean"], np.float64)
-    arms = Arms(own["group"], costs, np.asarray(own["half_width"]), np.asarray(own["pulls"], np.int64), leaves)
-    return arm_chart(f"{number}{len(leaves)} arms, {pulls} pulls, {int(leaves.sum())} leave", arms)

@@ -65,6 +65,7 @@ class LayerFact:
     reads: Reads
     writes: Writes
     linear: Linear | None = None
+    grouped: str = ""
 
 
 @dataclass(frozen=True)
@@ -342,12 +343,12 @@ class Context:
         self.facts.choices.append(Choice(self.node, tuple(tuple(option) for option in options)))
 
     def layer(
-        self, macs: float, extents: Sequence[IntArray | None], reads: Reads, writes: Writes, linear: Linear | None = None
+        self, macs: float, extents: Sequence[IntArray | None], reads: Reads, writes: Writes, linear: Linear | None = None, grouped: str = ""
     ) -> None:
         """State a mixing layer; ``macs`` for the traced run, proportional to the sizes of the label arrays in ``extents``;
-        ``linear`` if its constant weight can be re-fitted."""
+        ``linear`` if its constant weight can be re-fitted; ``grouped``: the attribute with its number of groups."""
         present = tuple(array for array in extents if array is not None)
-        self.facts.layers.append(LayerFact(self.node, macs, present, self.is_weight(writes.weight), reads, writes, linear))
+        self.facts.layers.append(LayerFact(self.node, macs, present, self.is_weight(writes.weight), reads, writes, linear, grouped))
 
     def additive(self, *positions: int, shift: int | None = None, varies: Sequence[int] = ()) -> None:
         """State that output 0 is affine in each of these inputs, element by element, whatever the others are, with a factor that

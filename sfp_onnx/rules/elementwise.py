@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..core.types import After, Edit, Node, SetInput
+from ..core.types import After, Array, Edit, Node, SetInput
 from .context import Context
 from .labels import Labels, align, vector
-from .movement import concat, depth_to_space, expand, flattening, pad, reshaping, slicing, space_to_depth, split, tile, transpose
-from .norm import batch_normalization, pooling, shape
-from .registry import RULES, rule
+from .registry import rule
+from .traits import Trait, in_training, state
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
@@ -25,7 +24,7 @@ NARY = (
 MICROSOFT = ["com.microsoft.Gelu", "com.microsoft.FastGelu", "com.microsoft.QuickGelu", "com.microsoft.BiasGelu"]
 
 
-@rule(*UNARY, *NARY, *MICROSOFT, does="ties its operands element by element (broadcasting)")
+@rule(*UNARY, *NARY, *MICROSOFT, does="ties its operands element by element (broadcasting)", traits=Trait.ALONE | Trait.SPREADS)
 def elementwise(ctx: Context) -> list[Labels]:
     """All operands meet; constants take the labels of what they meet."""
     rank = len(ctx.out_shape())
@@ -47,6 +46,17 @@ def elementwise(ctx: Context) -> list[Labels]:
     return [merged for _ in ctx.node.outputs]
 
 
+@in_training("Dropout")
+def _drops(node: Node, opset: int, constants: Mapping[str, Array]) -> bool:
+    """Random zeros: a flag says so, or before opset 7 that it is not a test."""
+    flag = node.inputs[2] if len(node.inputs) > 2 else ""
+    active = bool(constants[flag].any()) if flag in constants else bool(flag)
+    return active or (opset < 7 and not node.attributes.get("is_test", 0))
+
+
+state(Trait.UNSTEADY, "Dropout")
+
+
 def _additive(op: str, present: Sequence[int], constant: Sequence[int]) -> list[int]:
     """Inputs in which the operator is affine, whatever the others are."""
     if op in ("Add", "Sub", "Sum", "Identity", "Dropout", "Neg"):
@@ -56,6 +66,10 @@ def _additive(op: str, present: Sequence[int], constant: Sequence[int]) -> list[
 
 
 # ---- tensors made from a shape ---------------------------------------------------------------------------------------
+
+state(Trait.UNSTEADY, *"RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split())
+state(Trait.UNSTEADY, *"If Loop Scan Optional SequenceEmpty".split())
+
 
 @rule("ConstantOfShape", does="makes labels for its fixed axes; the shape follows")
 def constant_of_shape(ctx: Context) -> list[Labels]:
@@ -79,28 +93,3 @@ def numbers(ctx: Context) -> list[Labels]:
     for position in range(3):
         ctx.pin_input(position, "the length of a range is computed from it")
     return [()]
-
-
-# ---- which operators treat every channel on its own ------------------------------------------------------------------
-
-ALONE = (
-    elementwise, batch_normalization, pooling, reshaping, flattening, transpose,
-    expand, tile, concat, split, slicing, pad, depth_to_space,
-    space_to_depth, shape,
-)  # fmt: skip
-_OPERATORS = frozenset(operator for operator, function in RULES.items() if function in ALONE)
-
-
-def channelwise(node: Node) -> bool:
-    """Whether a node treats every channel on its own."""
-    return node.operator in _OPERATORS
-
-
-# ---- operator rules --------------------------------------------------------------------------------------------------
-
-_SPREADING = frozenset([*UNARY, *NARY, *MICROSOFT, "BatchNormalization"])
-
-
-def spreads(node: Node) -> bool:
-    """Whether an operator treats a value per channel, of size 1 along all other axes, as if it were spread over them."""
-    return node.operator in _SPREADING

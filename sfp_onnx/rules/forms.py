@@ -21,7 +21,8 @@ class Window:
     """A convolution of any rank, y[n, o, q] = sum over channels c and taps t of W[o, c, t] x[n, c, stride q + dilation t - pad],
     or the transposed one, y[n, o, q] = sum over c, t with stride p = q + pad - dilation t of W[c, o, t] x[n, c, p].
 
-    ``auto_pad`` is "SAME_UPPER", "SAME_LOWER" or empty (then ``pads`` holds those in front of each spatial axis).
+    ``auto_pad`` is "SAME_UPPER", "SAME_LOWER" or empty (then ``pads`` holds those in front of each spatial axis). ``padded`` says whether
+    anything is padded, behind an axis too.
     """
 
     kernel: tuple[int, ...]
@@ -30,7 +31,9 @@ class Window:
     pads: tuple[int, ...]
     auto_pad: str = ""
     transposed: bool = False
+    padded: bool = False
     out_axis: int = 1
+    scale: float = 1.0
 
     def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
         """Number of groups of the convolution."""
@@ -121,6 +124,7 @@ class Dense:
     out_axis: int
     in_axis: int
     scale: float = 1.0
+    padded: bool = False
 
     def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
         """Always one block."""

@@ -10,6 +10,7 @@ from ..core.types import After, Array, BoolArray, Edit, IntArray, SetInput
 from .context import Context
 from .labels import Labels, compact, keep_varying, vector
 from .registry import rule
+from .traits import Trait
 
 UNKNOWN = "the indices along this axis depend on the input data"
 INDEXED = "it is read or written by index along this axis"
@@ -23,7 +24,7 @@ def _beside(ctx: Context, axes: Sequence[int], reason: str) -> Labels:
     return ctx.settle(0, axes, reason)
 
 
-@rule("Gather", does="moves labels; constant indices follow")
+@rule("Gather", does="moves labels; constant indices follow", traits=Trait.TAKES)
 def gather(ctx: Context) -> list[Labels]:
     """Indices that depend on the data (embeddings) keep their axis; the others shrink."""
     axis = ctx.attribute("axis", 0) % ctx.rank(0)

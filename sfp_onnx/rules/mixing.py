@@ -67,7 +67,7 @@ def _dynamic(ctx: Context, weight: int, macs: float) -> list[Labels]:
     """A convolution whose weight is an activation: nothing around it can shrink."""
     for position in (0, weight):
         ctx.pin_input(position, f"the weight of {ctx.node.name} is computed at run time")
-    ctx.layer(macs, [], Reads(0, 1, 1, None), Writes(weight, 0, None))
+    ctx.layer(macs, [], Reads(0, 1, 1, None), Writes(weight, 0, None), grouped="group")
     return [()]
 
 
@@ -95,7 +95,7 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
         if ctx.has(position) and ctx.shape(position) == ctx.shape(weight)[:1]:
             ctx.match(position, 0, written)
     extents = [written, reads.labels if reads.weight_axis == 1 else None]
-    ctx.layer(macs, extents, reads, Writes(weight, 0, written), _window(ctx, False) if vectors == [2] else None)
+    ctx.layer(macs, extents, reads, Writes(weight, 0, written), _window(ctx, False) if vectors == [2] else None, "group")
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -107,10 +107,11 @@ def _window(ctx: Context, transposed: bool) -> Linear | None:
         return None
     ones = [1] * len(kernel)
     given = ctx.attribute("pads") if auto_pad == "NOTSET" else None
-    pads = tuple(given or [0, 0] * len(kernel))[: len(kernel)]
+    pads = tuple(given or [0, 0] * len(kernel))
     same = auto_pad if auto_pad.startswith("SAME") else ""
     strides, dilations = tuple(ctx.attribute("strides", ones)), tuple(ctx.attribute("dilations", ones))
-    return Linear(Window(tuple(kernel), strides, dilations, pads, same, transposed), 2)
+    padded = any(pads) or bool(same)
+    return Linear(Window(tuple(kernel), strides, dilations, pads[: len(kernel)], same, transposed, padded), 2)
 
 
 @rule("Conv", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
@@ -138,7 +139,7 @@ def conv_transpose(ctx: Context) -> list[Labels]:
         ctx.follow(edits)
     ctx.match(2, 0, written)
     writes = Writes(1, 0 if inner is None else 1, data if inner is None else inner)
-    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, _window(ctx, True))
+    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, _window(ctx, True), "group")
     return [() if written is None else (vector(written, 1, rank),)]
 
 

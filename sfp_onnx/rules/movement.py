@@ -10,6 +10,7 @@ from ..core.types import After, Array, BoolArray, Edit, IntArray, SetAttribute, 
 from .context import Context
 from .labels import LARGE, Labels, align, compact, keep_varying, reshape, reshaped_size, varying, vector
 from .registry import rule
+from .traits import Trait
 
 
 def _ints(ctx: Context, name: str, position: int) -> list[int] | None:
@@ -42,7 +43,7 @@ def _reshaped(ctx: Context) -> list[Labels]:
     return [keep_varying(arrays)]
 
 
-@rule("Reshape", does="moves labels; the target shape follows")
+@rule("Reshape", does="moves labels; the target shape follows", traits=Trait.ALONE | Trait.RESHAPES)
 def reshaping(ctx: Context) -> list[Labels]:
     """A -1 stays, a 0 (copied from the input) stays, and a single dynamic element becomes -1."""
     target = ctx.value(1)
@@ -64,20 +65,20 @@ def reshaping(ctx: Context) -> list[Labels]:
     return _reshaped(ctx)
 
 
-@rule("Flatten", "Squeeze", "Unsqueeze", does="moves labels")
+@rule("Flatten", "Squeeze", "Unsqueeze", does="moves labels", traits=Trait.ALONE)
 def flattening(ctx: Context) -> list[Labels]:
     """Same elements in the same order."""
     return _reshaped(ctx)
 
 
-@rule("Transpose", does="moves labels")
+@rule("Transpose", does="moves labels", traits=Trait.ALONE)
 def transpose(ctx: Context) -> list[Labels]:
     """Default: reversed axes."""
     perm = ctx.attribute("perm") or list(range(ctx.rank(0)))[::-1]
     return [tuple(array.transpose(perm) for array in ctx.labels(0))]
 
 
-@rule("Expand", does="moves labels; the target shape follows")
+@rule("Expand", does="moves labels; the target shape follows", traits=Trait.ALONE)
 def expand(ctx: Context) -> list[Labels]:
     """Axes of size 1 are repeated. If nothing else of the tensor can shrink (a mask, a gate), a repeated axis of fixed size gets
     labels of its own, and shrinks with what it meets."""
@@ -101,7 +102,7 @@ def expand(ctx: Context) -> list[Labels]:
     return [(vector(ctx.mint(ctx.out_shape()[repeated[0]]), repeated[0], rank),)]
 
 
-@rule("Tile", does="moves labels")
+@rule("Tile", does="moves labels", traits=Trait.ALONE)
 def tile(ctx: Context) -> list[Labels]:
     """Labels repeat where they vary."""
     repeats = ctx.value(1)
@@ -114,7 +115,7 @@ def tile(ctx: Context) -> list[Labels]:
     return [tuple(moved)]
 
 
-@rule("Concat", does="joins labels; parts without labels stay")
+@rule("Concat", does="joins labels; parts without labels stay", traits=Trait.ALONE)
 def concat(ctx: Context) -> list[Labels]:
     """Along the joined axis labels are concatenated; along all others the parts meet element by element."""
     rank = len(ctx.out_shape())
@@ -149,7 +150,7 @@ def _join(
     return compact(np.concatenate(columns, axis)), ctx.merge(rest) if any(own for own, _ in rest) else ()
 
 
-@rule("Split", does="moves labels; the part sizes follow")
+@rule("Split", does="moves labels; the part sizes follow", traits=Trait.ALONE)
 def split(ctx: Context) -> list[Labels]:
     """Part sizes in an attribute, an input, or implied (equal parts, which become explicit if they are no longer equal)."""
     rank = ctx.rank(0)
@@ -193,7 +194,7 @@ def _slices(ctx: Context) -> list[tuple[int, int, int, int]] | None:
     return found
 
 
-@rule("Slice", does="moves labels; starts and ends follow")
+@rule("Slice", does="moves labels; starts and ends follow", traits=Trait.ALONE)
 def slicing(ctx: Context) -> list[Labels]:
     """Along an axis with labels only steps of 1 stay a slice after the cut; other steps keep the axis."""
     slices = _slices(ctx)
@@ -223,7 +224,7 @@ def slicing(ctx: Context) -> list[Labels]:
     return [keep_varying(moved)]
 
 
-@rule("Pad", does="moves labels; padding channels are channels too (constant), pads follow")
+@rule("Pad", does="moves labels; padding channels are channels too (constant), pads follow", traits=Trait.ALONE)
 def pad(ctx: Context) -> list[Labels]:
     """Constant padding of an axis with labels mints labels for the padding; other modes keep the axis."""
     pads, rank = _ints(ctx, "pads", 1), ctx.rank(0)
@@ -257,7 +258,7 @@ def pad(ctx: Context) -> list[Labels]:
     return [keep_varying(moved)]
 
 
-@rule("DepthToSpace", does="moves labels; the positions of one block leave together")
+@rule("DepthToSpace", does="moves labels; the positions of one block leave together", traits=Trait.ALONE)
 def depth_to_space(ctx: Context) -> list[Labels]:
     """N x (b b C) x H x W -> N x C x bH x bW (mode CRD: C b b)."""
     block = ctx.attribute("blocksize")
@@ -271,7 +272,7 @@ def depth_to_space(ctx: Context) -> list[Labels]:
     return [keep_varying([vector(grid[0], 1, 4)])]
 
 
-@rule("SpaceToDepth", does="moves labels (every block position repeats them)")
+@rule("SpaceToDepth", does="moves labels (every block position repeats them)", traits=Trait.ALONE)
 def space_to_depth(ctx: Context) -> list[Labels]:
     """N x C x bH x bW -> N x (b b C) x H x W."""
     channels = ctx.axis(0, 1)

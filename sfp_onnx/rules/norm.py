@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
 
-from ..core.types import After, Edit, InsertAfter, InsertBefore, SetAttribute, SetInput
+from ..core.types import After, Array, Edit, InsertAfter, InsertBefore, Node, SetAttribute, SetInput
 from .context import AffineFact, Context
 from .labels import Labels, keep_varying, vector
 from .registry import rule
+from .traits import Trait, in_training
+
+NORM_STATE = 14  # from this operator set on BatchNormalization says training_mode; before, outputs of its statistics meant it
 
 
-@rule("BatchNormalization", does="passes channels; its four vectors shrink along")
+@rule("BatchNormalization", does="passes channels; its four vectors shrink along", traits=Trait.ALONE | Trait.SPREADS)
 def batch_normalization(ctx: Context) -> list[Labels]:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, per channel."""
     channels = ctx.axis(0, 1)
@@ -24,6 +28,13 @@ def batch_normalization(ctx: Context) -> list[Labels]:
         ctx.facts.affines.append(AffineFact(ctx.node, gamma.astype(np.float64), scale, channels, (3, 4)))
     ctx.additive(0, varies=[1])
     return [ctx.labels(0)] + [()] * (len(ctx.node.outputs) - 1)
+
+
+@in_training("BatchNormalization")
+def _takes_statistics(node: Node, opset: int, constants: Mapping[str, Array]) -> bool:
+    """Of the batch: ``training_mode`` says so, in older operator sets outputs for the statistics, or that it is not a test."""
+    asked = opset < NORM_STATE and len([*filter(None, node.outputs)]) > 1
+    return bool(node.attributes.get("training_mode", 0)) or asked or (opset < 7 and not node.attributes.get("is_test", 0))
 
 
 @rule("InstanceNormalization", does="passes channels; normalised axes are pinned")
@@ -133,7 +144,7 @@ COMPARED = "ReduceProd ReduceLogSum ReduceLogSumExp ArgMax ArgMin".split()
 FIRST_BROADCAST = 8  # opset from which Max and Min broadcast
 
 
-@rule(*POOLING, does="passes channels (spatial axes keep their size)")
+@rule(*POOLING, does="passes channels (spatial axes keep their size)", traits=Trait.ALONE)
 def pooling(ctx: Context) -> list[Labels]:
     """Every channel on its own. Indices of MaxPool count over all channels and keep them."""
     stiff = list(range(2, ctx.rank(0)))
@@ -236,10 +247,17 @@ def cumulative_sum(ctx: Context) -> list[Labels]:
     return [ctx.labels(0)]
 
 
-@rule("Shape", "Size", does="reads sizes, not channels")
+@rule("Shape", "Size", does="reads sizes, not channels", traits=Trait.ALONE | Trait.SIZES)
 def shape(ctx: Context) -> list[Labels]:
     """Sizes adapt by themselves."""
     return [()]
+
+
+def size_of(node: Node, shape: Sequence[int]) -> Array:
+    """What a node that reads sizes gives for an input of this shape."""
+    if node.op == "Size":
+        return np.asarray(prod(shape), np.int64)
+    return np.asarray(list(shape)[slice(node.attributes.get("start", 0), node.attributes.get("end"))], np.int64)
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax", does="passes the other axes; the normalised axis is pinned")

@@ -12,6 +12,7 @@ from .context import Context
 from .labels import Labels, align
 from .mixing import Term, convolution, matrix_product, product
 from .registry import rule
+from .traits import Trait
 
 
 def _per_channel(ctx: Context, labels: Labels, axis: int, vectors: Sequence[int]) -> None:
@@ -22,7 +23,7 @@ def _per_channel(ctx: Context, labels: Labels, axis: int, vectors: Sequence[int]
             ctx.match(position, 0, ctx.along(labels, axis % len(ctx.out_shape())))
 
 
-@rule("QuantizeLinear", "DequantizeLinear", does="passes labels; scales and zero points per channel shrink along")
+@rule("QuantizeLinear", "DequantizeLinear", does="passes labels; scales and zero points per channel shrink along", traits=Trait.ROUNDS)
 def quantize_linear(ctx: Context) -> list[Labels]:
     """Per tensor (scalar scale) or per channel (a vector along ``axis``); blocked scales keep their axis."""
     labels = ctx.labels(0)
@@ -38,7 +39,11 @@ def quantize_linear(ctx: Context) -> list[Labels]:
     return [labels]
 
 
-@rule("DynamicQuantizeLinear", does="passes labels (its range always includes zero, so a removed channel does not change it)")
+@rule(
+    "DynamicQuantizeLinear",
+    does="passes labels (its range always includes zero, so a removed channel does not change it)",
+    traits=Trait.ROUNDS,
+)
 def dynamic_quantize_linear(ctx: Context) -> list[Labels]:
     """Values, scale, zero point."""
     ctx.zero_point(ctx.node.outputs[2])

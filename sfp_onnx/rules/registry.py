@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 from .context import Context
 from .labels import Labels
+from .traits import Trait, state
 
 Rule = Callable[[Context], "list[Labels]"]
 RULES: dict[str, Rule] = {}
 SUMMARY: dict[str, str] = {}
 
 
-def rule(*operators: str, does: str) -> Callable[[Rule], Rule]:
+def rule(*operators: str, does: str, traits: Trait = Trait.NONE) -> Callable[[Rule], Rule]:
     """Register a rule for operators (``Conv``, or ``domain.Op`` outside ONNX's own domain); ``does`` is one line for the
-    operator table."""
+    operator table, ``traits`` what they are like."""
 
     def register(function: Rule) -> Rule:
         for operator in operators:
@@ -22,6 +23,7 @@ def rule(*operators: str, does: str) -> Callable[[Rule], Rule]:
                 raise ValueError(f"operator {operator} has two rules")
             RULES[operator] = function
             SUMMARY[operator] = does
+        state(traits, *operators)
         return function
 
     return register

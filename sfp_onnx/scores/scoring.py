@@ -40,7 +40,7 @@ class Scored:
     profiles: Profiles | None = None
     errors: Mapping[str, FloatArray] = field(default_factory=dict)
     said: tuple[str, ...] = ()
-    traces: Mapping[str, Any] = field(default_factory=dict)
+    arms: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def scored(
     """
     if name.startswith(PREFIX):
         searched = search(analysis, name, data, options or ScoreOptions(), aim or (STAND_IN, analysis.coupling.groups), progress)
-        return Scored(name, searched.scores, said=searched.notes, traces=searched.traces)
+        return Scored(name, searched.scores, said=searched.notes, arms=searched.arms)
     chosen = parts(name)
     needs = frozenset[str]().union(*(own.needs for own in chosen))
     options = options or ScoreOptions()
@@ -105,7 +105,7 @@ def scored(
         if needs & MOMENTS:
             moments = _moments(analysis, needs & MOMENTS, data, progress)
     values = np.zeros(analysis.coupling.units)
-    seen = views(analysis.prepared.model, analysis.coupling, moments, found.layers if found else (), _by_group(analysis, eliminated))
+    seen = views(analysis.prepared, analysis.coupling, moments, found.layers if found else (), _by_group(analysis, eliminated))
     for group, view in zip(analysis.coupling.groups, seen, strict=True):
         values[group.units] = combined([own.function(view, options) for own in chosen])
     notes: tuple[str, ...] = ()
@@ -195,9 +195,8 @@ def save_scores(path: Path, analysis: Analysis, found: Scored, inputs: Iterable[
     """Write scores, and profiles if there are any, as .npz, atomically; equal results give equal bytes.
 
     ``groups`` (G,) names, ``scores`` of all groups one after the other, those of group g at ``offsets[g]:offsets[g + 1]``. Of a bandit
-    search, per round r and arm: ``rounds/r/units``, ``rounds/r/pulls``, ``rounds/r/mean`` reward and ``rounds/r/half_width`` of its 95 %
-    interval. With
-    profiles, per layer i: ``layer_names``, ``tensors``, ``probe_accuracy``, and ``i/units``, ``i/matrices`` (F, L, L),
+    search, per arm: ``arms/units``, ``arms/pulls``, ``arms/mean`` reward and ``arms/half_width`` of its 95 % interval. With profiles,
+    per layer i: ``layer_names``, ``tensors``, ``probe_accuracy``, and ``i/units``, ``i/matrices`` (F, L, L),
     ``i/label_sets`` (F, L), ``i/noise``, ``i/means`` and ``i/weights`` (F, P, L); cluster c of all has the filter
     ``i/cluster_filter[c]`` and the labels ``i/cluster_labels[i/cluster_offsets[c]:i/cluster_offsets[c + 1]]``. Matrices are left out
     where those of all layers would take more than 1 GiB (they are the products of means and weights).
@@ -222,10 +221,7 @@ def _arrays(analysis: Analysis, found: Scored) -> Iterable[tuple[str, Array]]:
     yield "groups", np.array([group.name for group in groups], np.str_)
     yield "offsets", np.cumsum([0, *(group.width for group in groups)])
     yield "scores", found.values[np.concatenate([group.units for group in groups])] if groups else np.zeros(0)
-    for own in found.traces.get("rounds", ()):
-        place = {group.name: group.units for group in groups}
-        yield f"rounds/{own['round']}/units", np.array([place[name][at] for name, at in zip(own["group"], own["position"], strict=True)])
-        yield from ((f"rounds/{own['round']}/{key}", np.array(own[key])) for key in ("pulls", "mean", "half_width"))
+    yield from ((f"arms/{name}", array) for name, array in found.arms.items())
     if found.profiles is None:
         return
     layers = found.profiles.layers

@@ -12,8 +12,9 @@ from ..core.errors import DataError
 from ..core.types import Array, Coupling, FloatArray, GroupView, IntArray, Layer, LayerProfile, Moments, WeightSlices
 from ..graph.edit import Editor
 from ..graph.extract import constant_program
-from ..graph.model import Constants, Model, nodes, serialized
-from ..runtime import Optimize, open_session
+from ..graph.index import GraphIndex
+from ..graph.model import Constants, Model, Prepared
+from ..runtime import Batches, Optimize, observe, open_model
 
 Site = tuple[str, int]
 """A tensor and the axis whose channels are counted."""
@@ -49,7 +50,7 @@ def calibrate(
     ranks: Mapping[str, int],
     wanted: Iterable[Site],
     needs: frozenset[str],
-    batches: Iterable[tuple[Mapping[str, Array], int]],
+    batches: Batches,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Statistics:
     """Run the data once through the model and collect per-channel sums.
@@ -67,15 +68,12 @@ def calibrate(
     editor = Editor(model)
     taps = {site: _tap(editor, site, ranks[site[0]], needs) for site in wanted}
     probe = editor.finish()
-    session = open_session(serialized(probe), probe.weights, model.name)
     names = [name for outputs in taps.values() for name in outputs.values()]
     statistics = Statistics({})
-    for feeds, samples in batches:
-        results = dict(zip(names, session.run(feeds, names), strict=True))
-        batch = len(next(iter(feeds.values())))
+    for seen in observe(probe, batches, names):
         for site, outputs in taps.items():
-            statistics.merge(_moments(site, {kind: results[name] for kind, name in outputs.items()}, samples, batch))
-        progress(samples)
+            statistics.merge(_moments(site, {kind: seen.values[name] for kind, name in outputs.items()}, seen.count, seen.rows))
+        progress(seen.count)
     return statistics
 
 
@@ -127,7 +125,7 @@ T = TypeVar("T")
 
 
 def views(
-    model: Model,
+    prepared: Prepared,
     coupling: Coupling,
     moments: Mapping[Site, Moments],
     profiles: Sequence[LayerProfile] = (),
@@ -135,7 +133,7 @@ def views(
 ) -> Iterator[GroupView]:
     """One view per group, in order; ``eliminated`` is the error that each unit adds, by group.
     Only the weights of one group are in memory at a time."""
-    factors, read = scales(model, coupling), _reader(model)
+    factors, read = scales(prepared.index, coupling), _reader(prepared)
     position = np.full(coupling.units, -1, np.int64)
     layers = _by_group(coupling, ((own, np.concatenate([own.reads, own.writes, own.source])) for own in coupling.layers))
     affines = _by_group(coupling, ((own, own.units) for own in coupling.affines))
@@ -149,16 +147,16 @@ def views(
         yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas), tuple(known), (eliminated or {}).get(group.name))
 
 
-def _reader(model: Model) -> Callable[[str], Array]:
+def _reader(prepared: Prepared) -> Callable[[str], Array]:
     """Values of weights by name; those that the graph computes from constants (dequantised ones) are computed when asked for."""
+    model = prepared.model
     constants = Constants(model)
 
     def read(name: str) -> Array:
         if name in constants:
             return constants[name]
-        program = constant_program(model, name)
-        session = open_session(serialized(program), program.weights, model.name, optimize=Optimize.NONE)
-        value: Array = session.run({}, [name])[0]
+        program = constant_program(prepared, name)
+        value: Array = open_model(program, Optimize.NONE).run({}, [name])[0]
         return value
 
     return read
@@ -183,13 +181,9 @@ def _by_group(coupling: Coupling, items: Iterable[tuple[T, IntArray]]) -> list[l
     return found
 
 
-def scales(model: Model, coupling: Coupling) -> dict[str, FloatArray]:
+def scales(index: GraphIndex, coupling: Coupling) -> dict[str, FloatArray]:
     """Scale of a BatchNormalization that is the only reader of a tensor."""
-    readers: dict[str, int] = {}
-    for node in nodes(model):
-        for name in (*node.inputs, *node.captures):
-            readers[name] = readers.get(name, 0) + 1
-    return {affine.tensor: np.abs(affine.scale) for affine in coupling.affines if readers.get(affine.tensor) == 1}
+    return {affine.tensor: np.abs(affine.scale) for affine in coupling.affines if len(index.readers(affine.tensor)) == 1}
 
 
 def _slices(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ... import graph
-from ...core.types import Array, Coupling, FloatArray, Group, IntArray, Node
-from ...graph.edit import Editor, insert_mask, insert_shift
+from ...core.types import Array, Coupling, Group, IntArray, Node
+from ...graph.edit import Editor, insert_mask
+from ...graph.index import CAPTURED, GraphIndex
 from ...graph.model import Prepared, initializers
-from ...rules.elementwise import channelwise
+from ...rules.traits import Trait, has
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Part:
 
 def parts(prepared: Prepared, coupling: Coupling, groups: Sequence[Group], whole: bool = False) -> list[Part]:
     """The part of the graph that a pull of each group runs; ``whole``: from the model's inputs."""
-    looked = _Graph(prepared)
+    index, constants = prepared.index, set(initializers(prepared.model))
     inputs = tuple(port.name for port in graph.inputs(prepared.model))
-    moving = {name for index in looked.behind(inputs) for name in prepared.nodes[index].outputs}  # not weights that are computed
+    moving = {name for node in index.reached(inputs) for name in node.outputs}  # not weights that are computed
     found = []
     for group in groups:
         own = np.zeros(coupling.units, bool)
@@ -45,63 +46,40 @@ def parts(prepared: Prepared, coupling: Coupling, groups: Sequence[Group], whole
             for item in channels
             if own[item.units[item.units >= 0]].any()
         ]
-        sites = [site for site in sites if site[0] in coupling.masked_inputs or (site[0] in moving and looked.reads_across(site[0]))]
+        sites = [site for site in sites if site[0] in coupling.masked_inputs or (site[0] in moving and _reads_across(index, site[0]))]
         names = {name for name, _, _ in sites}
-        behind = looked.behind(names)
-        changed = {name for index in behind for name in prepared.nodes[index].outputs}
+        behind = index.reached(names)
+        changed = {name for node in behind for name in node.outputs}
         outputs = tuple(port.name for port in graph.outputs(prepared.model) if port.name in changed)
-        feeds, nodes = (inputs, tuple(range(len(prepared.nodes)))) if whole else looked.entry(behind, changed)
+        feeds, nodes = (inputs, tuple(range(len(prepared.nodes)))) if whole else _entry(prepared, constants, behind, changed)
         found.append(Part(tuple(sites), feeds, outputs, nodes))
     return found
 
 
-class _Graph:
-    """Who makes and who reads the tensors of a model."""
+def _reads_across(index: GraphIndex, name: str) -> bool:
+    """Whether a node reads the tensor that mixes channels: a mask behind that node would come too late."""
+    return any(position == CAPTURED or not has(node, Trait.ALONE) for node, position in index.readers(name))
 
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
-        self.made_by = {name: node for node in prepared.nodes for name in node.outputs if name}
-        self.readers: dict[str, list[Node]] = {}
-        self.captured = {name for node in prepared.nodes for name in node.captures}
-        for node in prepared.nodes:
-            for name in {*node.inputs, *node.captures} - {""}:
-                self.readers.setdefault(name, []).append(node)
-        self.constants = set(initializers(prepared.model))
 
-    def reads_across(self, name: str) -> bool:
-        """Whether a node reads the tensor that mixes channels: a mask behind that node would come too late."""
-        return name in self.captured or any(not channelwise(node) for node in self.readers.get(name, ()))
-
-    def behind(self, names: Iterable[str]) -> list[int]:
-        """Indices of the nodes that depend on any of the tensors."""
-        reached, found = set(names), []
-        for node in self.prepared.nodes:
-            if reached & {*node.inputs, *node.captures}:
-                reached.update(name for name in node.outputs if name)
-                found.append(node.index)
-        return found
-
-    def entry(self, behind: Sequence[int], changed: set[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Tensors that lead into a set of nodes, and the nodes to run. What depends on the shapes of the inputs, but not on their
-        values, is computed again, for the number of rows may be another."""
-        feeds: dict[str, None] = {}
-        run = set(behind)
-        waiting = [name for index in behind for name in self._read(index) if name not in changed]
-        while waiting:
-            name = waiting.pop()
-            again = name in self.prepared.trace.values and self.prepared.trace.dynamic_values[name].any()
-            if again and name in self.made_by:
-                index = self.made_by[name].index
-                if index not in run:
-                    run.add(index)
-                    waiting += [item for item in self._read(index) if item not in changed]
-            elif name not in self.constants:
-                feeds[name] = None
-        return tuple(sorted(feeds)), tuple(sorted(run))
-
-    def _read(self, index: int) -> list[str]:
-        node = self.prepared.nodes[index]
-        return [name for name in (*node.inputs, *node.captures) if name]
+def _entry(
+    prepared: Prepared, constants: Collection[str], behind: Sequence[Node], changed: Collection[str]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Tensors that lead into a set of nodes, and the nodes to run. What depends on the shapes of the inputs, but not on their
+    values, is computed again, for the number of rows may be another."""
+    feeds: dict[str, None] = {}
+    run = {node.index for node in behind}
+    waiting = [name for node in behind for name in node.reads if name not in changed]
+    while waiting:
+        name = waiting.pop()
+        again = name in prepared.trace.values and prepared.trace.dynamic_values[name].any()
+        maker = prepared.index.maker(name)
+        if again and maker is not None:
+            if maker.index not in run:
+                run.add(maker.index)
+                waiting += [item for item in maker.reads if item not in changed]
+        elif name not in constants:
+            feeds[name] = None
+    return tuple(sorted(feeds)), tuple(sorted(run))
 
 
 def share(part: Part, coupling: Coupling) -> float:
@@ -115,8 +93,7 @@ def share(part: Part, coupling: Coupling) -> float:
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask input: index i of ``axis`` belongs to unit ``units[i]``. ``rank`` is that of the tensor; ``rows``: axis 0 is the batch.
-    ``shift`` is the input that is added behind the mask, ``means`` what it holds where the mask is 0 (none: nothing is added)."""
+    """A mask input: index i of ``axis`` belongs to unit ``units[i]``. ``rank`` is that of the tensor; ``rows``: axis 0 is the batch."""
 
     name: str
     units: IntArray
@@ -124,8 +101,6 @@ class Mask:
     rank: int
     dtype: np.dtype[Any]
     rows: bool
-    shift: str = ""
-    means: FloatArray | None = None
 
     def values(self, arms: Sequence[int], rows: int, total: int) -> Array:
         """0 where an arm is masked: ``rows`` rows for each arm, then ones up to ``total`` rows (one row if there are no rows)."""
@@ -138,23 +113,10 @@ class Mask:
             masks[place * rows : (place + 1) * rows, self.units == arm] = 0
         return masks.reshape([total, *shape[1:]])
 
-    def feeds(self, arms: Sequence[int], rows: int, total: int) -> dict[str, Array]:
-        """The mask, and what is added behind it: (1 - m) mean."""
-        found = {self.name: self.values(arms, rows, total)}
-        if self.means is not None:
-            means = self.means.reshape(spread(self.rank, self.axis, len(self.units)))
-            found[self.shift] = ((1 - found[self.name]) * means).astype(self.dtype)
-        return found
-
 
 def put(editor: Editor, tensor: str, dtype: np.dtype[Any], zero: Array | str | None, mask: Mask) -> Mask:
-    """Insert a mask input behind a tensor (and one that is added behind that); returns the mask with their names and type."""
+    """Insert a mask input behind a tensor; returns the mask with its name and type."""
     made: list[tuple[str, np.dtype[Any]]] = []
-    shift = ""
-    if mask.means is not None:
-        added = editor.variable(f"{tensor}/shift")
-        insert_shift(editor, tensor, added)
-        shift = added.name
 
     def operand(wanted: Any) -> Any:
         variable = editor.variable(f"{tensor}/mask")
@@ -162,7 +124,7 @@ def put(editor: Editor, tensor: str, dtype: np.dtype[Any], zero: Array | str | N
         return variable
 
     insert_mask(editor, tensor, dtype, operand, zero)
-    return replace(mask, name=made[0][0], dtype=made[0][1], shift=shift)
+    return replace(mask, name=made[0][0], dtype=made[0][1])
 
 
 def spread(rank: int, axis: int, size: int) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...core.types import BoolArray, FloatArray, IntArray
+from ...core.types import Array, BoolArray, FloatArray, IntArray
 
 Quota = Callable[[FloatArray], tuple[IntArray, IntArray]]
 """From mean rewards: the bandit that each arm belongs to (0 .. B - 1), and how many arms each bandit is to give up."""
@@ -286,7 +286,7 @@ def _draw(random: np.random.Generator, probabilities: FloatArray) -> int:
     return int(min(np.searchsorted(total, random.random() * total[-1], side="right"), len(total) - 1))
 
 
-def summarise(arms: int, pulled: IntArray, means: FloatArray, squares: FloatArray, images: int) -> dict[str, list[float]]:
+def summarise(arms: int, pulled: IntArray, means: FloatArray, squares: FloatArray, images: int) -> dict[str, Array]:
     """Per arm: pulls, mean reward, and the half width of its 95 % interval from the spread over images (NaN-free: 0 for no pulls).
 
     Args:
@@ -297,4 +297,4 @@ def summarise(arms: int, pulled: IntArray, means: FloatArray, squares: FloatArra
     mean = np.bincount(pulled, means, arms) / np.maximum(count, 1)
     square = np.bincount(pulled, squares, arms) / np.maximum(count, 1)
     width = 1.96 * np.sqrt(np.maximum(square - mean**2, 0) / np.maximum(count * images, 1))
-    return {"pulls": count.tolist(), "mean": mean.tolist(), "half_width": width.tolist()}
+    return {"pulls": count, "mean": mean, "half_width": width}

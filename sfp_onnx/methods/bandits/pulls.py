@@ -16,7 +16,7 @@ import numpy as np
 
 from ... import graph
 from ...core.errors import ModelError
-from ...core.types import Array, Coupling, FloatArray, Group, IntArray
+from ...core.types import Array, Coupling, Group, IntArray
 from ...graph.edit import QUANTIZED, Editor, zero_of
 from ...graph.extract import segment
 from ...graph.model import Constants, Prepared, serialized
@@ -47,8 +47,6 @@ class Block:
 @dataclass(frozen=True)
 class Running:
     """How to run: ``memory`` bounds the kept activations (bytes); ``whole`` runs the whole model at every pull (for comparison).
-    ``means``: a masked channel is not zero but its mean over all blocks, y = m a + (1 - m) mean: what folding that mean into the biases
-    of its consumers would leave of the damage (up to their padding). Groups that hold anything but floating activations get zeros.
 
     With ``optimize`` ALL, onnxruntime adds up a residual in another order in a part of a graph than in the whole (its blocked layout),
     so that the two agree to rounding; with BASIC they agree bit for bit, at two thirds of the speed.
@@ -56,7 +54,6 @@ class Running:
 
     memory: float = 2**30
     whole: bool = False
-    means: bool = False
     optimize: Optimize = Optimize.ALL
 
 
@@ -118,8 +115,6 @@ class Pulls:
             parts(prepared, coupling, groups, self.how.whole), parts(prepared, coupling, groups, True), strict=True)]  # fmt: skip
         inputs = {port.name for port in graph.inputs(prepared.model)}
         self.kept = sorted({name for part in found for name in part.feeds} - inputs)
-        sites = {(name, axis): None for part in found if self.how.means and self._is_plain(part) for name, axis, _ in part.masked}
-        self.sums: dict[tuple[str, int], FloatArray] = dict.fromkeys(sites, np.zeros(1))
         self.cache, self.forwards = _Cache(self.how.memory), 0
         self.prefix = self._open_prefix()
         self.all_fit = True
@@ -137,34 +132,18 @@ class Pulls:
 
     def _open_prefix(self) -> Session:
         editor = Editor(self.prepared.model)
-        for name in self._watched:
+        for name in self.kept:
             editor.add_output(editor.tensor(name))
         model = editor.finish()
         return open_session(serialized(model), model.weights, self.prepared.model.name, self.how.optimize)
 
-    @property
-    def _watched(self) -> list[str]:
-        """Tensors that are kept, and others whose means are wanted."""
-        return [*self.kept, *sorted({name for name, _ in self.sums} - {*self.kept})]
-
-    def _is_plain(self, part: Part) -> bool:
-        """Whether all that is masked are floating activations."""
-        types, constants = self.prepared.types, self.coupling.masked_inputs
-        return all(np.dtype(types.get(name) or np.float32).kind == "f" and name not in constants for name, _, _ in part.masked)
-
     def _look(self) -> None:
-        """Run every block once through the unmasked model; keep the inner tensors if those of all blocks fit, and add up the means
-        (per channel, in float64)."""
+        """Run every block once through the unmasked model; keep the inner tensors if those of all blocks fit."""
         for index, block in enumerate(self.blocks):
-            results = self.prefix.run(block.feeds, [*self.names, *self._watched])
+            results = self.prefix.run(block.feeds, [*self.names, *self.kept])
             self.forwards += 1
             self.raw.append(results[: len(self.names)])
-            seen = dict(zip(self._watched, results[len(self.names) :], strict=True))
-            for (name, axis), total in self.sums.items():
-                rows = seen[name][: block.count] if self._is_batch(name) else seen[name]
-                others = tuple(other for other in range(rows.ndim) if other != axis)
-                self.sums[name, axis] = total + rows.mean(others, dtype=np.float64) / len(self.blocks)
-            inner = [seen[name] for name in self.kept]
+            inner = results[len(self.names) :]
             if index == 0:
                 self.sizes = {name: (array.dtype, array.shape) for name, array in zip(self.kept, inner, strict=True)}
                 self.all_fit = sum(array.nbytes for array in inner) * len(self.blocks) <= self.how.memory
@@ -204,10 +183,9 @@ class Pulls:
             if dtype.name in QUANTIZED and point is None:
                 continue  # nothing there stands for zero; the tensors around it are masked
             zero = zero_of(constants, point, spread(self._rank(tensor), axis, len(units)))
-            means = self.sums[tensor, axis] if self.how.means and self._is_plain(part) else None
-            masks.append(put(editor, tensor, dtype, zero, Mask("", units, axis, self._rank(tensor), dtype, by_rows, means=means)))
+            masks.append(put(editor, tensor, dtype, zero, Mask("", units, axis, self._rank(tensor), dtype, by_rows)))
         ports = {name: self._port(name) for name in part.feeds}
-        ports.update({name: (mask.dtype, shape_of(mask)) for mask in masks for name in (mask.name, mask.shift) if name})
+        ports.update({mask.name: (mask.dtype, shape_of(mask)) for mask in masks})
         outputs = {name: np.dtype(self.raw[0][self.names.index(name)].dtype) for name in part.outputs}
         model = segment(editor.finish(), ports, outputs)
         used = {port.name for port in graph.inputs(model)}
@@ -290,7 +268,7 @@ class Pulls:
         feeds = dict(self._inputs(section, len(units), block))
         total = own.rows if self._fixed or not section.tiled else len(units) * own.count
         for mask in section.masks:
-            feeds.update(mask.feeds(units, own.count, total))
+            feeds[mask.name] = mask.values(units, own.count, total)
         return section.session.run(feeds, section.part.outputs)
 
     def _inputs(self, section: _Section, copies: int, block: int) -> Mapping[str, Array]:

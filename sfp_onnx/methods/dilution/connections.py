@@ -14,8 +14,8 @@ from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Laye
 from ...coupling.cost import emptied
 from ...graph.edit import Editor
 from ...graph.extract import with_constants
-from ...graph.model import Constants, Model, Prepared, initializers, serialized
-from ...runtime import open_session
+from ...graph.model import Constants, Model, Prepared, initializers
+from ...runtime import observe, unpadded
 from . import Method, l1
 from .masks import KERNEL, DilutedLayer, KernelView, MethodOptions, SkippedLayer, keep_by_rank, spread, tile_sums
 
@@ -64,14 +64,15 @@ def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) 
         wanted = re.compile(pattern or "")
     except re.error as error:
         raise OptionError(f"--layers '{pattern}': not a regular expression: {error}") from error
-    held, uses = initializers(prepared.model), _uses(prepared)
+    held, outputs = initializers(prepared.model), {port.name for port in graph.outputs(prepared.model)}
     found: list[Target] = []
     skipped: list[SkippedLayer] = []
     for layer in coupling.layers:
         weight = layer.node.inputs[layer.weight.position] if layer.weight else ""
         if not (wanted.search(layer.node.name) or (weight and wanted.search(weight))):
             continue
-        reason = _refusal(layer, weight, held, uses)
+        shared = weight in outputs or len(prepared.index.readers(weight)) > 1
+        reason = _refusal(layer, weight, held, shared)
         if reason:
             skipped.append(SkippedLayer(layer.node.name, reason))
         else:
@@ -82,17 +83,7 @@ def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) 
     return found, skipped
 
 
-def _uses(prepared: Prepared) -> dict[str, int]:
-    found: dict[str, int] = {port.name: 2 for port in graph.outputs(prepared.model)}
-    for node in prepared.nodes:
-        for name in node.inputs:
-            found[name] = found.get(name, 0) + 1
-        for name in node.captures:
-            found[name] = found.get(name, 0) + 2
-    return found
-
-
-def _refusal(layer: Layer, weight: str, held: Mapping[str, tuple[tuple[int, ...], object]], uses: Mapping[str, int]) -> str:
+def _refusal(layer: Layer, weight: str, held: Mapping[str, tuple[tuple[int, ...], object]], shared: bool) -> str:
     if layer.weight is None or weight not in held:
         return "it has no constant weight"
     shape, dtype = held[weight]
@@ -100,7 +91,7 @@ def _refusal(layer: Layer, weight: str, held: Mapping[str, tuple[tuple[int, ...]
         return f"its weight is {np.dtype(dtype).name}, not floating point"  # type: ignore[call-overload]
     if len(shape) < 2 or (len(shape) > 2 and (layer.weight.out_axis > 1 or layer.weight.in_axis > 1)):
         return f"its weight of shape {list(shape)} is neither a matrix nor that of a convolution"
-    if uses.get(weight, 0) > 1:
+    if shared:
         return f"its weight '{weight}' is read elsewhere, too"
     return ""
 
@@ -110,7 +101,7 @@ def _target(prepared: Prepared, layer: Layer, weight: str, shape: tuple[int, ...
     out_axis = layer.weight.out_axis if layer.weight.out_axis < 2 else 0
     axes = (out_axis, 1 - out_axis)
     outputs, inputs = shape[axes[0]], shape[axes[1]]
-    groups = int(layer.node.attributes.get("group", 1)) if len(shape) > 2 else 1
+    groups = layer.groups()
     data = prepared.trace.shapes[layer.data_name]
     if len(shape) == 2 and (not layer.data_axis < len(data) or data[layer.data_axis] != inputs or not len(layer.source)):
         fitting = [at for at, size in enumerate(data) if size == inputs]
@@ -314,13 +305,8 @@ def _has(units: IntArray, flags: BoolArray) -> bool:
 def _values(model: Model, sites: set[tuple[str, int]], feeds: Sequence[Mapping[str, Array]]) -> dict[tuple[str, int], list[Array]]:
     editor = Editor(model)
     names = {site: editor.add_output(editor.tensor(site[0])) for site in sorted(sites)}
-    tapped = editor.finish()
-    session = open_session(serialized(tapped), tapped.weights, model.name)
-    found: dict[tuple[str, int], list[Array]] = {site: [] for site in names}
-    for batch in feeds:
-        for site, value in zip(names, session.run(batch, list(names.values())), strict=True):
-            found[site].append(value)
-    return found
+    observed = list(observe(editor.finish(), unpadded(feeds), list(dict.fromkeys(names.values()))))
+    return {site: [batch.values[name] for batch in observed] for site, name in names.items()}
 
 
 def _flat(arrays: Sequence[Array], axis: int) -> tuple[Array, BoolArray]:
@@ -333,17 +319,20 @@ def _flat(arrays: Sequence[Array], axis: int) -> tuple[Array, BoolArray]:
 
 def _foldable(layer: Layer, prepared: Prepared) -> bool:
     """Whether a constant input adds the same to every output position, and there is a bias of its own to take it."""
-    node = layer.node
     held = initializers(prepared.model)
-    bias = node.inputs[2] if len(node.inputs) > 2 else ""
-    padded = any(node.attributes.get("pads", ())) or node.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    scaled = any(node.attributes.get(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-    uses = sum(name == bias for own in prepared.nodes for name in (*own.inputs, *own.captures))
-    if layer.weight is None or bias not in held or padded or scaled or uses != 1:
+    bias, linear = _bias(layer), layer.linear
+    if layer.weight is None or linear is None or bias not in held or len(prepared.index.readers(bias)) != 1:
         return False
-    shape = held[node.inputs[layer.weight.position]][0]
-    outputs = shape[layer.weight.out_axis]
-    return held[bias][0] == (outputs,) and (len(shape) == 2 or layer.weight.out_axis == 0) and node.attributes.get("group", 1) == 1
+    if linear.form.padded or linear.form.scale != 1.0 or linear.bias_scale != 1.0 or layer.groups() != 1:
+        return False
+    shape = held[layer.node.inputs[layer.weight.position]][0]
+    return held[bias][0] == (shape[layer.weight.out_axis],) and (len(shape) == 2 or layer.weight.out_axis == 0)
+
+
+def _bias(layer: Layer) -> str:
+    """The tensor that is a layer's bias; empty if it has none."""
+    place = layer.linear.bias if layer.linear else None
+    return layer.node.inputs[place] if place is not None and place < len(layer.node.inputs) else ""
 
 
 def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Mapping[tuple[str, int], Array]) -> Model:
@@ -358,9 +347,10 @@ def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Ma
         if level.any():
             out_axis = layer.weight.out_axis if layer.weight.out_axis > in_axis else layer.weight.out_axis + 1
             slices = np.moveaxis(weight[columns].astype(np.float64), out_axis, 1)
-            bias = constants[layer.node.inputs[2]]
+            name_of_bias = _bias(layer)
+            bias = constants[name_of_bias]
             added = np.einsum("cok,c->o", slices.reshape(*slices.shape[:2], -1), level)
-            changed[layer.node.inputs[2]] = (bias + added).astype(bias.dtype)
+            changed[name_of_bias] = (bias + added).astype(bias.dtype)
         weight[columns] = 0
         changed[name] = np.ascontiguousarray(np.moveaxis(weight, 0, in_axis))
     return with_constants(model, changed)

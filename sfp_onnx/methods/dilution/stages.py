@@ -26,7 +26,7 @@ from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, to
 from ...pipeline import Sources
 from ...repair.lockstep import repair
 from ...report.manifest import versions, write_json
-from ...runtime import latencies, open_session
+from ...runtime import open_session
 from ...scores.statistics import calibrate, scales
 from ..sfp.probe import PROBES
 from ..sfp.profiles import ProfileOptions
@@ -34,7 +34,6 @@ from . import METHODS, Method, find_method
 from .connections import Target, as_weight, choose, fold_constants, layer_views, targets, unread, zeroed
 from .ends import ends_of, kernel_losses
 from .masks import DilutedLayer, Ends, KernelView, MethodOptions, SkippedLayer
-from .regroup import Grouping, absorbable, blocks, can_group, regrouped
 
 METHOD_NAMES = ", ".join(method.pattern or name for name, method in METHODS.items())
 
@@ -44,8 +43,9 @@ class DiluteOptions:
     """How to dilute.
 
     ``method``: None means `obs` with data, else `l1`. ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that
-    set it. ``scope``: see `masks.keep_by_rank`. ``layers``: a regular expression on names of nodes or weights. ``refit``: None means
-    with data. ``force``: dilute layers whose labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how the rest is re-fitted.
+    set it. ``scope``: see `masks.keep_by_rank`. ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with
+    data. ``force``: dilute layers whose labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how
+    the rest is re-fitted.
     """
 
     method: str | None = option(
@@ -62,7 +62,6 @@ class DiluteOptions:
     refit: bool | None = option(
         None, "Re-fit the remaining weights by least squares.  [default: with data]", REPAIR, flag="refit/--no-refit"
     )
-    regroup: bool = False
     force: bool = option(False, "Dilute layers by labels even where these carry too little signal.", CHANNELS)
     seed: int = 0
     probe: str = option("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES), advanced=True)
@@ -72,8 +71,8 @@ class DiluteOptions:
 
 @dataclass(frozen=True)
 class Diluted:
-    """The result of `dilute`. ``cut`` units were physically removed; ``checks`` are the relative differences that each exact step
-    (removal of dead channels, regrouping) made."""
+    """The result of `dilute`. ``cut`` units were physically removed; ``checks`` is the relative difference that each exact step
+    (the removal of dead channels) made."""
 
     model: Model
     original: Model
@@ -154,14 +153,10 @@ def check(model: Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapp
 
 
 def finished(result: Diluted, data: Dataset | None, progress: Progress) -> Diluted:
-    """Remove dead channels and regroup."""
+    """Remove dead channels."""
     with progress("removing dead channels", 1) as advance:
         result = _without_dead(result, data)
         advance(1)
-    if result.options.regroup:
-        with progress("regrouping", 1) as advance:
-            result = _regrouped(result, data)
-            advance(1)
     graph.check(result.model)
     return replace(result, after=inspect(result.model, data=data).size())
 
@@ -202,65 +197,6 @@ def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
     if left:
         notes.append(f"{left} constant channels were left: a padded convolution, or a layer without a bias of its own, reads them")
     return replace(result, model=model, cut=units, checks=checks, notes=tuple(notes))
-
-
-# ---- regrouping ------------------------------------------------------------------------------------------------------
-
-REPEATS = 30
-FASTER = 0.98
-"""A regrouped model is kept if the median of its interleaved time ratios is under this: less is not told from noise."""
-
-
-def _regrouped(result: Diluted, data: Dataset | None) -> Diluted:
-    names = [item.layer for item in result.layers]
-    model, notes, checks = result.model, list(result.notes), dict(result.checks)
-    connected = []
-    for name in names:
-        analysis = inspect(model, data=data)
-        current = analysis.prepared.model
-        layer = next((own for own in analysis.coupling.layers if own.node.name == name and own.weight is not None), None)
-        if layer is None or layer.weight is None:
-            continue
-        weight = Constants(current)[layer.node.inputs[layer.weight.position]]
-        if not can_group(layer, weight.shape):
-            continue
-        keep: BoolArray = (weight != 0).reshape(*weight.shape[:2], -1).any(2)
-        options = blocks(keep)
-        if not options:
-            connected.append(name)
-            continue
-        feeds = batches(analysis, data)
-        tried = [_attempt(analysis, Grouping(layer, own, absorbable(layer)), feeds) for own in options[:3]]
-        best = min((own for own in tried if own), key=lambda own: own[1], default=None)
-        if best is None:
-            notes.append(f"'{name}' is block-diagonal, but no rewriting of it was exact")
-        elif best[1] >= FASTER:
-            notes.append(f"'{name}' as {best[3]} groups is not faster ({best[1]:.2f} of the time, measured): left as it is")
-        else:
-            model = best[0]
-            checks["regrouping"] = max(checks.get("regrouping", 0.0), best[2])
-            notes.append(f"'{name}' became a convolution with {best[3]} groups: {best[1]:.2f} of the model's time, measured")
-    if connected:
-        notes.append(f"no permutation makes {', '.join(connected)} block-diagonal: their kernels connect all channels")
-    return replace(result, model=model, notes=tuple(notes), checks=checks)
-
-
-def _attempt(
-    analysis: Analysis, grouping: Grouping, feeds: Mapping[str, Mapping[str, Array]]
-) -> tuple[Model, float, float, int] | None:
-    """(model, share of the time, difference, groups) with the permutation absorbed where that is exact, else by Gather."""
-    current = analysis.prepared.model
-    left, right = grouping.absorb
-    for absorb in dict.fromkeys(((left, right), (left, False), (False, right), (False, False))):
-        try:
-            new = regrouped(current, analysis.coupling, analysis.prepared.nodes, replace(grouping, absorb=absorb))
-            error = _same(current, new, feeds)
-        except (VerificationError, ModelError):
-            continue
-        sessions = [open_session(serialized(own), own.weights, own.name) for own in (current, new)]
-        times = np.asarray(latencies(sessions, feeds.get("calibration", feeds["random"]), REPEATS))
-        return new, float(np.median(times[1] / times[0])), error, grouping.blocks.groups
-    return None
 
 
 # ---- dilute a model --------------------------------------------------------------------------------------------------
@@ -418,7 +354,7 @@ def _chosen(
 ) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
     """Masks by name of the weight, in its layout, and what they remove."""
     model = analysis.prepared.model
-    factors = scales(model, analysis.coupling)
+    factors = scales(analysis.prepared.index, analysis.coupling)
 
     def views() -> Iterator[KernelView]:
         for view in layer_views(model, found, factors, seen.rms):

@@ -7,7 +7,7 @@ train the probes go to an unnamed temporary file of at most `FEATURE_BYTES`, whi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil, prod
@@ -19,8 +19,8 @@ import numpy as np
 from ...core.errors import DataError, ModelError, OptionError, OutputError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, LayerProfile, Profiles
 from ...graph.edit import Editor
-from ...graph.model import Model, Prepared, outputs, serialized
-from ...runtime import open_session
+from ...graph.model import Model, Prepared, outputs
+from ...runtime import Batches, observe
 from . import probe
 from .probe import PROBES, Samples, by_filter, label_sets, loss_ratios
 
@@ -29,7 +29,6 @@ HELD_OUT = 5  # one sample in so many measures the probes and does not train the
 FEW = 10  # with fewer samples per label than this none is held out
 LOSS_SAMPLES = 1000
 FLOATS, FIRST_MAX_RANK = "f", 5
-Batches = Iterable[tuple[Mapping[str, Array], int]]
 Advance = Callable[[int], None]
 
 
@@ -125,7 +124,7 @@ def _makers(prepared: Prepared, coupling: Coupling) -> dict[str, str]:
     mixing = {layer.node.index for layer in coupling.layers}
     last: dict[str, int] = {}
     for node in prepared.nodes:
-        before = [last[name] for name in (*node.inputs, *node.captures) if name in last]
+        before = [last[name] for name in node.reads if name in last]
         own = node.index if node.index in mixing else max(before, default=-1)
         if own >= 0:
             last.update((name, own) for name in node.outputs if name)
@@ -292,23 +291,21 @@ def collect(
     editor = Editor(model)
     names = [_tap(editor, tap) for tap in chosen]
     tapped = editor.finish()
-    session = open_session(serialized(tapped), tapped.weights, model.name)
     total = Sums([np.zeros((output[1], tap.width)) for tap in chosen])
-    start = 0
-    for feeds, count in batches:
-        results = session.run(feeds, names if given is not None else [*names, output[0]])
-        labels = given[start : start + count] if given is not None else results[-1][:count].argmax(1).astype(np.int64)
+    for batch in observe(tapped, batches, names if given is not None else [*names, output[0]]):
+        start, count = batch.first, batch.count
+        own = batch.own(given)
+        labels = batch.samples(output[0]).argmax(1).astype(np.int64) if own is None else own
         low, high = np.searchsorted(stored, (start, start + count))
-        for index, (tap, sums) in enumerate(zip(chosen, total.sums, strict=True)):
-            rows = _rows(tap, results[index], len(next(iter(feeds.values()))))[:count]
+        for index, (tap, name, sums) in enumerate(zip(chosen, names, total.sums, strict=True)):
+            rows = _rows(tap, batch.values[name], batch.rows)[:count]
             with np.errstate(invalid="ignore", over="ignore"):
                 for label, row in zip(labels, rows, strict=True):
                     sums[label] += row  # float32 into float64, without the copies that a product with one-hot labels makes
             if low < high:
                 store.put(index, int(low), rows[stored[low:high] - start] if high - low < count else rows)
         total.labels.append(labels)
-        total.keys += [_key(feeds, row) for row in range(count)]
-        start += count
+        total.keys += [_key(batch.feeds, row) for row in range(count)]
         advance(count)
     for tap, sums in zip(chosen, total.sums, strict=True):
         if not np.isfinite(sums).all():
