@@ -35,7 +35,7 @@ def scores() -> str:
 
 def policies() -> str:
     """One row per bandit policy: the first sentence of what its class says."""
-    lines = ["| score | how it spends its pulls |", "|---|---|"]
+    lines = ["| score | how it spends its ablations |", "|---|---|"]
     for name, policy in sorted(POLICIES.items()):
         text = re.split(r"(?<=[a-z0-9)]{2})\.\s+(?=[A-Z])", " ".join((policy.__doc__ or "").split()))[0].rstrip(".")
         lines.append(f"| `{PREFIX}{name}` | {text} |")
@@ -51,8 +51,10 @@ def methods() -> str:
 
 
 TABLES = {
-    "README.md": {"operators": operators, "scores": scores},
-    "docs/choosing-a-score.md": {"policies": policies, "methods": methods},
+    "docs/operators.md": {"operators": operators},
+    "docs/choosing-a-score.md": {"scores": scores},
+    "docs/bandits.md": {"policies": policies},
+    "docs/dilution.md": {"methods": methods},
 }
 
 
