@@ -1,54 +1,51 @@
 """The public names with their types; `__init__.py` imports them when they are asked for."""
 
-from .core.errors import DataError as DataError
-from .core.errors import ModelError as ModelError
-from .core.errors import OptionError as OptionError
-from .core.errors import OutputError as OutputError
-from .core.errors import PlanError as PlanError
-from .core.errors import SfpError as SfpError
-from .core.errors import TargetError as TargetError
-from .core.errors import VerificationError as VerificationError
-from .core.options import BanditOptions as BanditOptions
-from .core.options import DataOptions as DataOptions
-from .core.options import InspectOptions as InspectOptions
-from .core.options import OutputOptions as OutputOptions
-from .core.options import PlanOptions as PlanOptions
-from .core.options import RepairOptions as RepairOptions
-from .core.options import ScoreOptions as ScoreOptions
-from .core.types import Cut as Cut
-from .core.types import Evaluation as Evaluation
-from .core.types import Group as Group
-from .core.types import LayerProfile as LayerProfile
-from .core.types import Plan as Plan
-from .core.types import Profiles as Profiles
-from .core.types import Size as Size
-from .core.types import Verification as Verification
-from .coupling.analysis import Analysis as Analysis
-from .coupling.analysis import data_for as data_for
-from .coupling.analysis import inspect as inspect
-from .coupling.analysis import load as load
+from .core.errors import (
+    DataError as DataError,
+    ModelError as ModelError,
+    OptionError as OptionError,
+    OutputError as OutputError,
+    PlanError as PlanError,
+    SfpError as SfpError,
+    TargetError as TargetError,
+    VerificationError as VerificationError,
+)
+from .core.options import (
+    BanditOptions as BanditOptions,
+    DataOptions as DataOptions,
+    InspectOptions as InspectOptions,
+    OutputOptions as OutputOptions,
+    PlanOptions as PlanOptions,
+    RepairOptions as RepairOptions,
+    ScoreOptions as ScoreOptions,
+)
+from .core.types import (
+    Cut as Cut,
+    Evaluation as Evaluation,
+    Group as Group,
+    LayerProfile as LayerProfile,
+    Plan as Plan,
+    Profiles as Profiles,
+    Size as Size,
+    Verification as Verification,
+)
+from .coupling.analysis import Analysis as Analysis, data_for as data_for, inspect as inspect, load as load
 from .data import Preprocessing as Preprocessing
-from .data.dataset import Dataset as Dataset
-from .data.dataset import open_data as open_data
+from .data.dataset import Dataset as Dataset, open_data as open_data
 from .graph.model import Model as Model
 from .graph.save import save as save
-from .methods.dilution.stages import Diluted as Diluted
-from .methods.dilution.stages import DiluteOptions as DiluteOptions
-from .methods.dilution.stages import dilute as dilute
+from .methods.dilution.stages import Diluted as Diluted, DiluteOptions as DiluteOptions, dilute as dilute
 from .methods.sfp.profiles import ProfileOptions as ProfileOptions
-from .pipeline import Sweep as Sweep
-from .pipeline import apply as apply
-from .pipeline import device_profile as device_profile
-from .pipeline import evaluate as evaluate
-from .pipeline import plan as plan
-from .pipeline import prune as prune
-from .pipeline import score as score
-from .pipeline import sweep as sweep
-from .report.manifest import Pruned as Pruned
-from .report.manifest import manifest as manifest
-from .report.manifest import read_plan as read_plan
+from .pipeline import (
+    Sweep as Sweep,
+    apply as apply,
+    device_profile as device_profile,
+    evaluate as evaluate,
+    plan as plan,
+    prune as prune,
+    score as score,
+    sweep as sweep,
+)
+from .report.manifest import Pruned as Pruned, manifest as manifest, read_plan as read_plan
 from .report.sweep import Point as Point
-from .scores.scoring import Scored as Scored
-from .scores.scoring import profile as profile
-from .scores.scoring import save_scores as save_scores
-from .scores.scoring import scored as scored
+from .scores.scoring import Scored as Scored, profile as profile, save_scores as save_scores, scored as scored

@@ -18,7 +18,7 @@ from . import graph
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
 from .core.options import DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
 from .core.system import log
-from .core.types import Array, BoolArray, Coupling, Evaluation, Plan, Verification
+from .core.types import Array, BoolArray, Coupling, Evaluation, FloatArray, Plan, Verification
 from .coupling.analysis import Analysis, DataSource, ModelSource, Progress, describe, inspect, load, reasons, silent
 from .coupling.cost import cuts, keep_mask, vanishing
 from .coupling.trace import random_feeds
@@ -26,13 +26,11 @@ from .cut import cut
 from .cut.verify import compare, maskable, runs_at
 from .data.checks import opened, training_mode
 from .data.dataset import Dataset
-from .evaluation import Gate, GateOptions, Verdict, parse_drop
-from .evaluation import evaluate as measure
+from .evaluation import Gate, GateOptions, Verdict, evaluate as measure, parse_drop
 from .export import package, written_by
 from .graph.model import Model
 from .graph.save import check_output, fingerprint, together
-from .latency import DeviceProfile
-from .latency import to_json as profile_to_json
+from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_profile
 from .planning import parse_target
 from .planning.figures import Ruler, ruler_for
@@ -238,8 +236,8 @@ def score(
     data_options: DataOptions = DataOptions(),
     inspect_options: InspectOptions = InspectOptions(),
     output: Path | None = None,
-) -> Scored:
-    """Importance of every channel that can leave (larger = keep).
+) -> FloatArray:
+    """Importance of all coupled channels, one value each (larger = keep).
 
     Args:
         name: a score, several joined by "+" (the average of their ranks), with options behind commas ("sfp,probe=ridge"); default:
@@ -249,7 +247,8 @@ def score(
     Raises:
         OptionError: unknown score. DataError: the score needs data. ModelError: the score needs a classifier.
     """
-    return scored_with(source, name, data, options, progress, data_options=data_options, inspect_options=inspect_options, output=output)[1]
+    how = {"data_options": data_options, "inspect_options": inspect_options, "output": output}
+    return scored_with(source, name, data, options, progress, **how)[1].values  # type: ignore[arg-type]
 
 
 def scored_with(

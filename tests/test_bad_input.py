@@ -400,7 +400,8 @@ def test_a_plan_for_a_model_that_has_changed(paths: dict[str, Path], tmp_path: P
 
 
 def test_every_exit_code_is_in_the_help() -> None:
-    codes = {error.exit_code for error in vars(sfp_onnx).values() if isinstance(error, type) and issubclass(error, sfp_onnx.SfpError)}
+    public = [getattr(sfp_onnx, name) for name in sfp_onnx.__all__]
+    codes = {error.exit_code for error in public if isinstance(error, type) and issubclass(error, sfp_onnx.SfpError)}
     assert codes == {1, 2, 3, 4} and all(f"{code} " in EPILOG for code in codes)
 
 

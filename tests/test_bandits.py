@@ -14,8 +14,7 @@ import onnx
 import pytest
 from conftest import classifier, images, invoke, labels_of
 from graphs import sample
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hn
 
 import sfp_onnx

@@ -12,6 +12,7 @@ from conftest import classifier, images, invoke, labels_of
 
 import sfp_onnx
 from sfp_onnx.core.types import IntArray
+from sfp_onnx.evaluation import outputs
 from sfp_onnx.planning.max_drop import held_out, jackknifed, matched, needed, parse_confidence
 
 
@@ -68,7 +69,7 @@ def test_reading_a_confidence(text: str, value: float | None) -> None:
 
 
 def right_labels(model: Path, data: np.ndarray) -> np.ndarray:
-    answers = sfp_onnx.metrics.outputs(sfp_onnx.load(model), [({"x": data}, len(data))])[0]
+    answers = outputs(sfp_onnx.load(model), [({"x": data}, len(data))])[0]
     return np.asarray(answers.argmax(1))
 
 

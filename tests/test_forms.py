@@ -9,8 +9,7 @@ import onnx
 import onnx.numpy_helper as nh
 import pytest
 from building import Builder, feeds_for, run
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from test_property import examples
 
 import sfp_onnx

@@ -7,8 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sfp_onnx.rules.labels import align, blocks, compact, components, keep_varying, reshape, reshaped_size, varying, vector
 

@@ -15,7 +15,8 @@ from onnx import TensorProto, numpy_helper
 
 import sfp_onnx
 from sfp_onnx import graph
-from sfp_onnx.export import TOLERANCES, PackagingOptions, halved, package
+from sfp_onnx.core.options import OutputOptions
+from sfp_onnx.export import TOLERANCES, halved, package
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_weights_that_half_cannot_hold_stay_and_all_of_them_are_an_error(tmp_pat
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e6), "w1"))
     small, _, said = halved(graph.load(proto))
     assert small.weights["w1"].dtype == np.float32 and "1 weights are too large" in said
-    with pytest.raises(sfp_onnx.errors.OptionError, match="no float32 weights"):
+    with pytest.raises(sfp_onnx.OptionError, match="no float32 weights"):
         halved(graph.load(classifier(widths=(2, 2))))
 
 
@@ -106,7 +107,7 @@ def test_ort_file_runs_and_all_else_is_the_same_each_time(model: Path, data: Pat
 def test_all_steps_in_order(model: Path, data: Path, tmp_path: Path) -> None:
     analysis = sfp_onnx.inspect(model)
     loaded = sfp_onnx.data_for(analysis.model, data)
-    chosen = PackagingOptions(True, "int8", True)
+    chosen = OutputOptions(half=True, quantize="int8", save_ort="model.ort")
     done = package(analysis, analysis.model, chosen, loaded)
     assert [step.name for step in done.steps] == ["original", "pruned", "half", "int8", "ort"]
     assert done.steps[1].relative_error == 0 and done.steps[1].agreement == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -19,10 +21,12 @@ from onnx import helper
 
 from sfp_onnx import graph, pipeline
 from sfp_onnx.cli import config, doctor, main
-from sfp_onnx.cli.config import COMMANDS, chosen, names_of, read_toml
+from sfp_onnx.cli.config import chosen, names_of, read_toml
+from sfp_onnx.cli.init import TABLES
 from sfp_onnx.core.errors import OptionError
 from sfp_onnx.coupling.analysis import data_for, load
 from sfp_onnx.data.checks import _remedies
+from sfp_onnx.report import manifest as records
 from sfp_onnx.report.manifest import clocked
 from sfp_onnx.rules.traits import training_nodes
 
@@ -215,6 +219,12 @@ def test_python_without_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read_toml(toml(tmp_path / "sfp.toml", ""))
 
 
+def loaded() -> dict[str, click.Command]:
+    """All commands."""
+    context = click.Context(main)
+    return {name: command for name in main.list_commands(context) if (command := main.get_command(context, name)) is not None}
+
+
 def test_init_writes_every_option(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     good("init", model_file.name)
@@ -222,25 +232,35 @@ def test_init_writes_every_option(model_file: Path, tmp_path: Path, monkeypatch:
     good("prune", "--config", "sfp.toml")
     assert Path("model-pruned.onnx").exists()
     json.loads(good("sweep", "--config", "sfp.toml", "--json").stdout)
-
-
-    for name in COMMANDS:
-        for key, (own, negated) in names_of(main.commands[name]).items():
+    for name in TABLES:
+        for key, (own, negated) in names_of(loaded()[name]).items():
             primary = negated or own.opts.index(f"--{key}" if f"--{key}" in own.opts else key) > 0
-            assert primary or f"\n{key} = " in text or f"\n# {key} = " in text or key in ("output",), key
+            assert primary or f"\n{key} = " in text or f"\n# {key} = " in text or f"\n# {key}: " in text or key in ("output",), key
 
 
-def test_what_init_comments_out_is_toml(model_file: Path, tmp_path: Path) -> None:
-    """Every commented option can be commented in: it is a key of its command, with a value of the right kind."""
-    good("init", model_file, "-o", tmp_path / "sfp.toml")
-    lines = (tmp_path / "sfp.toml").read_text().splitlines()
-    active = [line.removeprefix("# ") if line.startswith("# ") and " = " in line and line[2:].split(" = ")[0].islower() and
-              " " not in line[2:].split(" = ")[0] else line for line in lines]  # fmt: skip
+def commented(text: str) -> list[int]:
+    """Lines that are commented assignments."""
+    return [number for number, line in enumerate(text.splitlines()) if re.match(r"# [a-z][a-z-]* = ", line)]
 
 
-    data = read_toml(toml(tmp_path / "all.toml", "\n".join(active)))
-    for name in COMMANDS:
-        assert len(chosen(data, name, main.commands, tmp_path / "all.toml")) > 20
+def test_what_init_comments_out_may_be_commented_in(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line as it stands, and all of them together."""
+    monkeypatch.chdir(tmp_path)
+    good("init", model_file.name)
+    lines = Path("sfp.toml").read_text().splitlines()
+    numbers = commented("\n".join(lines))
+    assert len(numbers) > 15
+    every = [line.removeprefix("# ") if number in numbers else line for number, line in enumerate(lines)]
+    for name in TABLES:
+        assert len(chosen(read_toml(toml(tmp_path / "all.toml", "\n".join(every))), name, loaded(), tmp_path / "all.toml")) > 10
+    sweep = lines.index("[sweep]")
+    plain = Path("model-pruned.onnx")
+    for number in numbers:
+        text = "\n".join([*lines[:number], lines[number].removeprefix("# "), *lines[number + 1 :]])
+        Path("sfp.toml").write_text(text)
+        plain.unlink(missing_ok=True)
+        result = good("sweep", "--json") if number > sweep else good("prune")
+        assert result.exit_code == 0 and (number > sweep or plain.exists()), lines[number]
 
 
 def test_init_replaces_nothing(model_file: Path, tmp_path: Path) -> None:
@@ -297,11 +317,11 @@ def test_locked_needs_a_manifest(text: str, model_file: Path, tmp_path: Path) ->
 def test_measured_plans_are_taken_from_the_manifest(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a clock in the test: a plan counts as measured, and cannot be made again."""
     assert clocked({"targets": ("macs=50%", "latency=60%")}) and not clocked({"targets": ("macs=50%",)})
-    assert clocked({"score": "bandit:sar", "budget": 60.0}) and not clocked({"score": "bandit:sar", "budget": None})
+    assert clocked({"score": "bandit:sar,budget=60s"}) and not clocked({"score": "bandit:sar"})
     manifest, shared = tmp_path / "m.json", ["prune", model_file, "--ratio", 0.5]
     good(*shared, "-o", tmp_path / "a.onnx", "--manifest", manifest)
-    monkeypatch.setattr(pipeline, "clocked", lambda options: True)
-    monkeypatch.setattr(pipeline, "plan", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(records, "clocked", lambda options: True)
+    monkeypatch.setattr(pipeline, "_planned", lambda *arguments: 1 / 0)
     result = good(*shared, "-o", tmp_path / "b.onnx", "--locked", manifest)
     assert "the plan is that of the manifest" in result.stderr
     assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()

@@ -15,8 +15,7 @@ import onnx.numpy_helper as nh
 import pytest
 from building import assert_exact, assert_listed, empty_plan, error, feeds_for, random_plan, run
 from graphs import BLOCKS, PLAIN, Sample, sample, samples
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 import sfp_onnx
 from sfp_onnx.core.options import PlanOptions

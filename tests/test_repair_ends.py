@@ -8,22 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import onnx
 import pytest
 from building import Builder, run, with_all_tensors
-from conftest import files_in, invoke, run_model
-from conftest import images as pictures
+from conftest import files_in, images as pictures, invoke, run_model
 from test_leastsquares import reader
 from test_repair import EXACT, WIDTH, arrays, distance, fits, images, repaired, residual, stem, tail
 
 import sfp_onnx
 from sfp_onnx import graph, repair
-from sfp_onnx.cli import main
-from sfp_onnx.cli.arguments import byte_size
 from sfp_onnx.core.errors import VerificationError
-from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.core.options import RepairOptions, byte_size
 from sfp_onnx.core.types import LayerFit
 from sfp_onnx.repair import lockstep
 from sfp_onnx.repair.walk import Store
@@ -263,11 +259,7 @@ def test_bad_memory(memory: str, model_file: Path, data_file: Path, tmp_path: Pa
     ("text", "size"), [("1", 1), ("12k", 12_000), ("1.5KB", 1500), (".5 mb", 500_000), ("2GB", 2 * 10**9), ("1GiB", 2**30)]
 )
 def test_sizes_are_decimal_unless_they_say_otherwise(text: str, size: int) -> None:
-    """The same reader serves --memory and --pull-memory."""
-    for name in ("--memory", "--pull-memory"):
-        option = next(own for own in main.commands["prune"].params if name in own.opts)
-        assert option.callback is byte_size
-    assert byte_size(click.Context(main), option, text) == size
+    assert byte_size(text) == size
 
 
 def test_memory_changes_no_byte(model_file: Path, tmp_path: Path) -> None:

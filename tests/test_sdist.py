@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ALWAYS = ("MANIFEST.in", "pyproject.toml", "README.md", "LICENSE", "sfp_onnx/*.py", "sfp_onnx/py.typed", "sfp_onnx/html/*.j2")
+ALWAYS = ("MANIFEST.in", "pyproject.toml", "README.md", "LICENSE",
+          "sfp_onnx/*.py", "sfp_onnx/*.pyi", "sfp_onnx/py.typed", "sfp_onnx/report/*.j2")
 
 
 def tracked() -> list[str]:

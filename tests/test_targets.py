@@ -20,17 +20,16 @@ from sfp_onnx import graph
 from sfp_onnx.core.errors import TargetError
 from sfp_onnx.core.options import PlanOptions, RepairOptions
 from sfp_onnx.core.types import Group
+from sfp_onnx.evaluation import outputs
 from sfp_onnx.latency import Block, DeviceProfile, measure, to_json
 from sfp_onnx.latency.measure import CACHE_VARIABLE
 from sfp_onnx.latency.profiling import clock_of, names_of, read_profile
-from sfp_onnx.pipeline import front, parse_sweep
-from sfp_onnx.planning import Target, bounds, parse_target, search
-from sfp_onnx.planning import figures as figures_room
+from sfp_onnx.planning import Target, bounds, figures as figures_room, parse_target, search
 from sfp_onnx.planning.figures import BLOCKS, LIGHT, ruler_for
 from sfp_onnx.planning.max_drop import held_out
 from sfp_onnx.planning.record import removal_of
 from sfp_onnx.planning.search import NOISE, ROUNDS, errors_of_scores, nearest
-from sfp_onnx.report.manifest import Point
+from sfp_onnx.report.sweep import Point, front, parse_sweep
 
 WIDE = (64, 96)
 
@@ -341,7 +340,7 @@ def test_the_loop_gives_up_with_the_best_measured_figure(wide: Path, monkeypatch
 def labelled(wide: Path, tmp_path: Path) -> Path:
     """Images with the model's own answers as labels, so that the original is right everywhere."""
     data = images(90) + 3 * np.random.default_rng(7).standard_normal((90, 3, 1, 1)).astype(np.float32)
-    answers = sfp_onnx.metrics.outputs(sfp_onnx.load(wide), [({"x": data}, 90)])[0].argmax(1)
+    answers = outputs(sfp_onnx.load(wide), [({"x": data}, 90)])[0].argmax(1)
     assert np.bincount(answers).max() < 70
     path = tmp_path / "labelled.npz"
     np.savez(path, x=data, labels=answers)

@@ -15,8 +15,7 @@ from ..core.errors import OptionError
 from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, OptionFacts, RepairOptions
 from ..planning.widths import grid_of
 from ..scores.scoring import SCORE_NAMES, asked
-from .common import FILE as FILE
-from .common import Option
+from .common import FILE as FILE, Option
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
@@ -68,7 +67,7 @@ def _of_field(own: dataclasses.Field[Any], kind: Any) -> Decorator:
     elif facts.parse is not None:
         given |= {"callback": _parsed(facts.parse), "default": facts.example or None, "show_default": bool(facts.example)}
     elif facts.path:
-        given |= {"type": FILE}
+        given |= {"type": FILE if kind is Any else click.Path(readable=False)}
     else:
         given |= {"type": _type(facts, kind), "show_default": own.default not in (None, "default")}
     return click.option(flag, own.name, cls=Option, section=facts.section, advanced=facts.advanced, **given)
@@ -172,7 +171,8 @@ def said(context: click.Context, data: bool = True) -> str:
     words = []
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        if isinstance(parameter, click.Option) and parameter.name in names and value != parameter.get_default(context, call=True):
+        known = isinstance(parameter, click.Option) and parameter.name in names
+        if known and value not in (None, parameter.get_default(context, call=True)):
             words += [parameter.opts[-1], ",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
 

@@ -60,17 +60,17 @@ def chosen(data: Mapping[str, Any], name: str, commands: Mapping[str, click.Comm
     """
     known = {command: names_of(commands[command]) for command in commands}
     every = {key: value for names in known.values() for key, value in names.items()}
-    for command in commands:
-        table = data.get(command, {})
+    tables = {key: value for key, value in data.items() if key in commands and (isinstance(value, Mapping) or key not in every)}
+    for command, table in tables.items():
         if not isinstance(table, Mapping):
             raise OptionError(f"{path}: [{command}] must be a table of options")
         for key in table:
             _expect(key, known[command], f"{path}: [{command}]")
-    top = {key: value for key, value in data.items() if key not in commands}
+    top = {key: value for key, value in data.items() if key not in tables}
     for key in top:
         _expect(key, every, str(path))
     values: dict[str, Any] = {}
-    for table in (top, data.get(name, {})):
+    for table in (top, tables.get(name, {})):
         for key, value in table.items():
             parameter, negated = known[name].get(key, (None, False))
             if parameter is not None and (table is not top or _meant(str(parameter.name), name)):

@@ -20,7 +20,7 @@ from .config import settle
 @click.command("plan", cls=Command)
 @take.takes(
     take.model_argument, take.file_option("-o", "--output", help="Where the plan (JSON) goes.", required=True), take.data_option,
-    take.eval_option, take.score_option, PlanOptions, DataOptions, InspectOptions, RepairOptions, take.json_option,
+    take.score_option, PlanOptions, take.eval_option, DataOptions, InspectOptions, RepairOptions, take.json_option,
 )  # fmt: skip
 def command(model: Path, output: Path, data: Path | None, eval_data: Path | None, as_json: bool, **options: Any) -> None:
     """Decide which channels leave; cut nothing.

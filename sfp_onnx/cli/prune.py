@@ -21,7 +21,7 @@ from .gates import gated
 
 @click.command("prune", cls=Command)
 @take.takes(
-    take.model_argument, take.output_option, take.data_option, take.test_option, take.eval_option, take.score_option, PlanOptions,
+    take.model_argument, take.output_option, take.data_option, take.test_option, take.score_option, PlanOptions, take.eval_option,
     DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option,
 )  # fmt: skip
 @gated

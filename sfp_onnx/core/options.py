@@ -232,6 +232,11 @@ class RepairOptions:
         parse=byte_size, metavar="2GB", example="2GB", advanced=True,
     )  # fmt: skip
 
+    @property
+    def kind(self) -> str:
+        """What is fitted where there is a repair."""
+        return "lstsq" if self.fit == "default" else self.fit
+
 
 @dataclass(frozen=True)
 class DataOptions:

@@ -17,8 +17,7 @@ from ..data.dataset import Dataset
 from ..latency import scaled
 from ..latency.profiling import profile_around
 from ..repair import distances, rebuilt
-from . import Target, bounds, parse_target, unreachable
-from . import widths as plans
+from . import Target, bounds, parse_target, unreachable, widths as plans
 from .figures import BLOCKS, LIGHT, Reached, Ruler, align_of, ruler_for
 from .record import make_plan
 from .solver import Allocation, Problem, choices, solve

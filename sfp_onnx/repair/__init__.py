@@ -62,10 +62,10 @@ def repaired(
         VerificationError: the repaired model is not finite, or farther from the original than before (unless ``options.force``).
         ModelError: the model cannot be run in segments.
     """
-    if options.fit not in REPAIRS[1:]:
-        raise OptionError(f"unknown repair '{options.fit}'. Known: {', '.join(REPAIRS)}")
+    if options.kind not in REPAIRS[1:]:
+        raise OptionError(f"unknown repair '{options.kind}'. Known: {', '.join(REPAIRS)}")
     fitted, judge, apart = _split(data, options.seed)
-    if options.fit == "bn":
+    if options.kind == "bn":
         model, fits, said = _moments(analysis, pruned, removed, fitted, options)
     else:
         model, fits, said = _weights(analysis, pruned, removed, fitted, options, progress)
@@ -73,14 +73,14 @@ def repaired(
     word, (before, after) = distances(analysis, (pruned, model), judge)
     place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
     result = f"distance from the original ({word}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
-    said = f"repair ({options.fit}, {fitted.samples} samples): {said}; {result}"
+    said = f"repair ({options.kind}, {fitted.samples} samples): {said}; {result}"
     notes = [said]
     if not np.isfinite(after) or after > max(before, NOTHING):
         problem = f"the repair took the model away from the original: {said}. "
         if not options.force:
             raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
         notes.append(problem + "Kept, because of --force.")
-    return Repaired(model, options.fit, tuple(fits), word, before, after, judge.samples, apart, tuple(notes))
+    return Repaired(model, options.kind, tuple(fits), word, before, after, judge.samples, apart, tuple(notes))
 
 
 def rebuilt(analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None) -> Model:

@@ -136,7 +136,7 @@ class Use:
             errors = errors * inverse_of(per_block(self.chain.scale, errors)).astype(np.float32)
         if not self.sums:
             few = chosen.size * setting.batches if scaled and step.mask is None else np.inf  # others need products of inputs
-            self.inputs = matrix.shape[1] if setting.options.fit == "lstsq" and solvable(matrix.shape[1], few) else 0
+            self.inputs = matrix.shape[1] if setting.options.kind == "lstsq" and solvable(matrix.shape[1], few) else 0
             self.sums = tuple(Gathered(blocks, self.inputs, errors.shape[2]) for _ in range(2))
         rows = rows[:, :, : self.inputs]
         for own, places in zip(self.sums, _split(setting, batch, rows.shape[1]), strict=True):

@@ -18,8 +18,7 @@ from ..data.dataset import Dataset
 from ..graph.save import atomic, check_output
 from ..methods.bandits import BANDIT_SCORES, PREFIX
 from ..methods.bandits.pulling import STAND_IN, search
-from ..methods.sfp import examples_of as examples_of
-from ..methods.sfp import profiles
+from ..methods.sfp import examples_of as examples_of, profiles
 from ..methods.sfp.profiles import ProfileOptions, classes_of, taps
 from .elimination import Elimination, elimination
 from .registry import SCORES, combined, parts
