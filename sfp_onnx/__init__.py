@@ -24,6 +24,7 @@ from .data.dataset import Dataset, open_data
 from .evaluation import evaluate
 from .graph.model import Model
 from .graph.save import save
+from .latency import profiling  # noqa: F401  (registration)
 from .methods.sfp.profiles import ProfileOptions
 from .pipeline import apply, plan, prune
 from .report.manifest import Pruned, manifest, read_plan

@@ -68,7 +68,7 @@ def test_reading_a_confidence(text: str, value: float | None) -> None:
 
 
 def right_labels(model: Path, data: np.ndarray) -> np.ndarray:
-    answers = sfp_onnx.metrics.outputs(sfp_onnx.load(model), [({"x": data}, len(data))])[0]
+    answers = sfp_onnx.evaluation.outputs(sfp_onnx.load(model), [({"x": data}, len(data))])[0]
     return np.asarray(answers.argmax(1))
 
 

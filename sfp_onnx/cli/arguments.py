@@ -13,6 +13,7 @@ import click
 from .. import graph
 from ..core.errors import OptionError
 from ..core.options import BanditOptions, PlanOptions, RepairOptions
+from ..core.types import Align
 from ..coupling.analysis import data_for
 from ..data import RESAMPLING, Preprocessing
 from ..data.checks import training_mode, wrong_reading
@@ -27,7 +28,6 @@ from ..methods.bandits.pulling import MASKS, ROUND_REPAIRS
 from ..methods.sfp.probe import PROBES
 from ..planning import BYTES, parse_target
 from ..planning.max_drop import parse_confidence
-from ..planning.widths import grid_of
 from ..repair import REPAIRS
 from ..report.text import number, table
 from ..scores.registry import SCORES, parts
@@ -257,7 +257,7 @@ def _align(context: click.Context, parameter: click.Parameter, value: str) -> in
     if value in ("none", "auto", "default"):
         return None if value == "none" else value
     try:
-        grid_of(value)
+        Align.parse(value)
     except OptionError as error:
         raise click.BadParameter(str(error)) from error
     return int(value) if value.isdigit() else value

@@ -9,7 +9,7 @@ import click
 
 from ..coupling.analysis import inspect, load
 from ..latency import to_json
-from ..latency.profiling import measure_profile, profile_rows
+from ..latency.profiling import measure_device_profile, seconds_of_nodes
 from ..report.manifest import write_json
 from ..report.text import table
 from ..runtime import Setup
@@ -39,7 +39,7 @@ def profile_command(
     loaded = load(model)
     check_outputs(loaded.paths, output)
     analysis = inspect(loaded, input_shapes, cut_layernorm=cut_layernorm)
-    profile = measure_profile(analysis, Setup(threads, provider), batch, bar, fresh, profile_budget)
+    profile = measure_device_profile(analysis, Setup(threads, provider), batch, bar, fresh, profile_budget)
     write_json(output, to_json(profile), loaded.paths)
     if as_json:
         click.echo(json.dumps(to_json(profile), indent=1))
@@ -54,6 +54,6 @@ def profile_command(
         click.echo(f"fewer widths were timed than usual, since --profile-budget {profile.cut_short:g} s was spent")
     click.echo(f"measured {profile.seconds * 1e3:.3f} ms for the whole model; sum of kernels times {profile.factor:.3f}")
     click.echo(f"mean error of predictions on {profile.checked} models with other widths, not used to fit: {profile.error:.1%}")
-    rows = [(name, f"{own * 1e3:.3f}", f"{own / profile.seconds:.1%}") for name, own in profile_rows(analysis, profile)[:SHOWN]]
+    rows = [(name, f"{own * 1e3:.3f}", f"{own / profile.seconds:.1%}") for name, own in seconds_of_nodes(analysis, profile)[:SHOWN]]
     click.echo(table(("node (first output)", "ms", "share"), rows))
     say(f"Next: sfp-onnx prune {model} -o {model.stem}-pruned.onnx --target latency=60% --device-profile {output}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .types import Align
+
 
 @dataclass(frozen=True)
 class BanditOptions:
@@ -68,7 +70,7 @@ class PlanOptions:
     keep: str | None = None
     only: str | None = None
     min_channels: int = 1
-    align: int | str | None = "default"
+    align: Align | int | str | None = "default"
     threads: int = 0
     batch: int = 1
     provider: str = "cpu"
@@ -77,6 +79,10 @@ class PlanOptions:
     metric: str | None = None
     confidence: float = 0.95
     profile_budget: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Read the alignment."""
+        object.__setattr__(self, "align", Align.parse(self.align))
 
 
 @dataclass(frozen=True)

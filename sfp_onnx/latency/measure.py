@@ -1,4 +1,4 @@
-"""Figures of a model after a removal, predicted and measured; and widths chosen so that bounds on them hold."""
+"""What this machine is, and how long models and their nodes take on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import numpy as np
 
 from .. import graph
 from ..core.errors import ModelError, OptionError
-from ..core.types import Array, BoolArray, FloatArray, Node
+from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
 from ..graph.extract import conv_chain, named_by_output
 from ..graph.model import Model, inputs, serialized
 from ..planning.work import Kind
-from ..runtime import Session, Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
+from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
 
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
@@ -33,10 +33,10 @@ REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 def latencies_of(models: Sequence[Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
     """Seconds of each model, as minima of interleaved runs (at least 50); processor time with one thread, else wall time."""
     feeds, clock = timing_feeds(analysis, batch), steady_clock(setup)
-    sessions = [open_timed(serialized(own), own.weights, own.name, setup) for own in models]
+    sessions = [open_timed(serialized(model), model.weights, model.name, setup) for model in models]
     first = interleaved(sessions, [feeds] * len(sessions), 3, clock)
     repeats = int(np.clip(TIMING_SECONDS / max(sum(map(min, first)), 1e-6), REPEATS, MOST_REPEATS))
-    return [min(own) for own in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
+    return [min(times) for times in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
 
 
 def latency_ratio(analysis: Analysis, model: Model, setup: Setup, batch: int) -> float:
@@ -67,19 +67,19 @@ def device(setup: Setup) -> dict[str, Any]:
 
 def cpu_name() -> str:
     """Name of the CPU, with what tells apart machines that give it the same name."""
-    found = platform.processor() or platform.machine()
+    name = platform.processor() or platform.machine()
     try:
         if sys.platform.startswith("linux"):
             fields = _cpu_fields(Path("/proc/cpuinfo").read_text())
             flags = (fields.get("flags") or fields.get("Features", "")).split()
             known = [fields[key] for key in ("model name", "CPU implementer", "CPU part", "cpu family", "model") if key in fields]
-            found = " ".join([*known, *(flag for flag in ("avx512f", "avx2", "asimd", "sve") if flag in flags)]) or found
+            name = " ".join([*known, *(flag for flag in ("avx512f", "avx2", "asimd", "sve") if flag in flags)]) or name
         elif sys.platform == "darwin":
             asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-            found = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or found
+            name = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or name
     except (OSError, ValueError):
         pass
-    return f"{found} ({platform.machine()}, {os.cpu_count()} cores)"
+    return f"{name} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
 def _cpu_fields(text: str) -> dict[str, str]:
@@ -145,9 +145,9 @@ def block(setup: Setup) -> Block:
     held = read_cache("block", key)
     if isinstance(held, dict) and set(held) == {"width", "slow", "curve"} and held["width"] in (1, 4, 8, 16, 32):
         return Block(int(held["width"]), float(held["slow"]), held["curve"])
-    found = judge(_probe(setup))
-    write_cache("block", key, asdict(found))
-    return found
+    measured = judge(_probe(setup))
+    write_cache("block", key, asdict(measured))
+    return measured
 
 
 def _probe(setup: Setup) -> dict[int, float]:
@@ -156,13 +156,13 @@ def _probe(setup: Setup) -> dict[int, float]:
     sessions = [open_timed(serialized(model), model.weights, "probe", setup) for _, model in chains]
     feeds = [{"x": np.ones((1, width, 14, 14), np.float32)} for width, _ in chains]
     times = interleaved(sessions, feeds, 40, steady_clock(setup))
-    return {width: min(own) for (width, _), own in zip(chains, times, strict=True)}
+    return {width: min(seconds) for (width, _), seconds in zip(chains, times, strict=True)}
 
 
 def judge(seconds: Mapping[int, float]) -> Block:
     """The block from times per width: the first step down from the widest, if widths that are no multiple of 4 or the lower half of a
     block cost as much as a whole one."""
-    ratio = {width: own / seconds[WIDEST] for width, own in seconds.items()}
+    ratio = {width: value / seconds[WIDEST] for width, value in seconds.items()}
     curve = {str(width): round(ratio[width], 4) for width in sorted(ratio, reverse=True)}
     slow = max(1.0, ratio[63], ratio[62])
     if ratio[32] >= FLAT:
@@ -199,36 +199,38 @@ def time_variants(
 ) -> list[Timing]:
     """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
     ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
-    plain: list[Session] = []
-    recorded: list[Session] = []
-    for variant in variants:
-        model = named_by_output(variant.model)
-        for sessions, events in ((plain, False), (recorded, True)):
-            sessions.append(open_timed(serialized(model), model.weights, variant.model.name, setup, events))
-    both = [*plain, *recorded]
-    clock = steady_clock(setup)
-    start = time.perf_counter()
+    models = [named_by_output(variant.model) for variant in variants]
+    sessions = [
+        [open_timed(serialized(model), model.weights, variant.model.name, setup, events) for events in (False, True)]
+        for model, variant in zip(models, variants, strict=True)
+    ]
+    plain, recorded = ([pair[at] for pair in sessions] for at in (0, 1))
+    both, clock, start = [*plain, *recorded], steady_clock(setup), time.perf_counter()
     warm = interleaved(both, [feeds] * len(both), 2, clock)
     each = (time.perf_counter() - start) / 3
-    repeats = int(np.clip(seconds / max(sum(min(own) for own in warm), 1e-6), FEWEST_RUNS, MOST_RUNS))
+    repeats = int(np.clip(seconds / max(sum(map(min, warm)), 1e-6), FEWEST_RUNS, MOST_RUNS))
     repeats = int(np.clip(wall / each, LEAST_RUNS, repeats))
     times = interleaved(both, [feeds] * len(both), repeats, clock)
     runs = 3 + 1 + repeats  # interleaved() warms up once per call
+    return [
+        _timing(variant.model, nodes, kernel_times(session), runs, min(whole))
+        for session, variant, whole in zip(recorded, variants, times, strict=False)
+    ]
+
+
+def _timing(model: Model, nodes: Sequence[Node], kernels_of: Mapping[str, Sequence[float]], runs: int, whole: float) -> Timing:
+    """Times of kernels, by name in the order in which they ran, given to the nodes of the original."""
     owners = {name: node.index for node in nodes for name in node.outputs if name}
-    found = []
-    for index, (session, variant) in enumerate(zip(recorded, variants, strict=True)):
-        made = {name for node in graph.nodes(variant.model) for name in node.outputs if name}
-        own = kernel_times(session)
-        seconds_of, kernels = np.zeros(len(nodes)), np.zeros(len(nodes))
-        current = 0
-        for name, every in own.items():
-            current = _owner(name, owners, current)
-            count = max(1, round(len(every) / runs))
-            seconds_of[current] += _typical(every) * count
-            kernels[current] += count
-        there = np.asarray([bool(made & set(node.outputs)) for node in nodes])
-        found.append(Timing(seconds_of, kernels, there, min(times[index])))
-    return found
+    made = {name for node in graph.nodes(model) for name in node.outputs if name}
+    seconds, kernels = np.zeros(len(nodes)), np.zeros(len(nodes))
+    current = 0
+    for name, every in kernels_of.items():
+        current = _owner(name, owners, current)
+        count = max(1, round(len(every) / runs))
+        seconds[current] += _typical(every) * count
+        kernels[current] += count
+    there = np.asarray([bool(made & set(node.outputs)) for node in nodes])
+    return Timing(seconds, kernels, there, whole)
 
 
 def _owner(kernel: str, owners: Mapping[str, int], previous: int) -> int:
@@ -260,61 +262,88 @@ def classes(nodes: Sequence[Node], timings: Sequence[Timing], mixing: BoolArray)
             index = parent[index]
         return index
 
-    maker = {name: node.index for node in nodes for name in node.outputs}
-    reader: dict[str, int] = {}
-    for node in nodes:
-        for name in node.inputs:
-            reader.setdefault(name, node.index)
     for timing in timings:
-        served = timing.kernels > 0
-        for node in nodes:
-            if served[node.index] or not timing.there[node.index]:
-                continue
-            sources = () if mixing[node.index] else node.inputs
-            before = max((maker[name] for name in sources if name in maker and served[maker[name]]), default=None)
-            served[node.index] = before is not None
-            other = before if before is not None else next((reader[name] for name in node.outputs if name in reader), None)
-            if other is not None:
-                first, second = sorted((root(node.index), root(other)))
-                parent[second] = first
+        for pair in _without_kernel(nodes, timing, mixing):
+            first, second = sorted(map(root, pair))
+            parent[second] = first
     return [root(index) for index in range(len(nodes))]
 
 
-def fit(
-    variants: Sequence[Variant], timings: Sequence[Timing], nodes: Sequence[Node], known: tuple[str, int], measured: tuple[Setup, Block]
-) -> DeviceProfile:
-    """Costs per node from timed variants; the first is the original, the last fifth is kept to check.
+def _without_kernel(nodes: Sequence[Node], timing: Timing, mixing: BoolArray) -> Iterator[tuple[int, int]]:
+    """Nodes without a kernel of their own, each with the node that it goes with (see `classes`)."""
+    maker = {name: node.index for node in nodes for name in node.outputs}
+    reader = {name: node.index for node in reversed(nodes) for name in node.inputs}  # the first
+    served = timing.kernels > 0
+    for node in nodes:
+        if served[node.index] or not timing.there[node.index]:
+            continue
+        sources = () if mixing[node.index] else node.inputs
+        before = max((maker[name] for name in sources if name in maker and served[maker[name]]), default=None)
+        served[node.index] = before is not None
+        other = before if before is not None else next((reader[name] for name in node.outputs if name in reader), None)
+        if other is not None:
+            yield node.index, other
 
-    For each class of nodes, seconds = constant + sum over kinds of cost * work, with costs >= 0 (least squares).
 
-    Args:
-        known: the model's SHA-256 and the batch size.
-        measured: how the variants were run, and the block.
-    """
+@dataclass(frozen=True)
+class Origin:
+    """Of which model timings are, and how they were made."""
+
+    model_sha256: str
+    batch: int
+    device: Mapping[str, Any]
+    block: Block
+
+
+def fit(variants: Sequence[Variant], timings: Sequence[Timing], nodes: Sequence[Node], origin: Origin) -> DeviceProfile:
+    """Costs per node from timed variants; the first is the original, the last fifth is kept to check."""
     checked = len(timings) // 5
     used = len(timings) - checked
-    overhead = float(np.median([(own.nodes.sum() - own.whole) / max(own.kernels.sum(), 1) for own in timings]))
     class_of = np.asarray(classes(nodes, timings, variants[0].work[:, Kind.MACS] > 0))
-    costs, constant = np.zeros((len(nodes), len(Kind))), 0.0
-    for members in (np.flatnonzero(class_of == own) for own in np.unique(class_of)):
-        seconds = np.asarray([(own.nodes[members] - overhead * own.kernels[members]).sum() for own in timings[:used]])
-        work = np.stack([own.work[members].sum(0) for own in variants[:used]])
-        moving = np.ptp(work, axis=0) > 0
-        found = nonnegative_fit(np.column_stack([np.ones(used), np.where(moving, work, 0)]), seconds)
-        costs[members] = found[1:]
-        constant += found[0]
-    predicted = np.asarray([constant + (own.work * costs).sum() for own in variants])
-    whole = np.asarray([own.whole for own in timings])
+    table = _costs(variants[:used], timings[:used], class_of, _overhead(timings))
+    predicted = np.asarray([table.constant + (variant.work * table.costs).sum() for variant in variants])
+    whole = np.asarray([timing.whole for timing in timings])
     if not (predicted[:used] > 0).all():
         raise ModelError("internal error: the latency model predicts no time at all. Please report it.")
     factor = float(np.median(whole[:used] / predicted[:used]))  # a mean would follow the variant in which all branches vanish
     errors = np.abs(factor * predicted[used:] / whole[used:] - 1)
-    names = [next(filter(None, node.outputs), node.name) for node in nodes]
     return DeviceProfile(
-        device=device(measured[0]), model_sha256=known[0], batch=known[1], seconds=float(whole[0]), block=measured[1],
-        constant=factor * constant, nodes={name: tuple((factor * row).tolist()) for name, row in zip(names, costs, strict=True)},
+        device=origin.device, model_sha256=origin.model_sha256, batch=origin.batch, seconds=float(whole[0]), block=origin.block,
+        constant=factor * table.constant,
+        nodes={name_of(node): tuple((factor * row).tolist()) for node, row in zip(nodes, table.costs, strict=True)},
         factor=factor, error=float(errors.mean()) if checked else 0.0, checked=checked,
     )  # fmt: skip
+
+
+def name_of(node: Node) -> str:
+    """The first output of a node, by which device profiles know it."""
+    return next(filter(None, node.outputs), node.name)
+
+
+def _overhead(timings: Sequence[Timing]) -> float:
+    """Seconds that recording costs per kernel."""
+    return float(np.median([(timing.nodes.sum() - timing.whole) / max(timing.kernels.sum(), 1) for timing in timings]))
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Seconds per unit of work (nodes, kinds), and of everything else."""
+
+    costs: FloatArray
+    constant: float
+
+
+def _costs(variants: Sequence[Variant], timings: Sequence[Timing], class_of: IntArray, overhead: float) -> _Costs:
+    """For each class of nodes, seconds = constant + sum over kinds of cost * work, with costs >= 0 (least squares)."""
+    costs, constant = np.zeros((len(class_of), len(Kind))), 0.0
+    for members in (np.flatnonzero(class_of == index) for index in np.unique(class_of)):
+        seconds = np.asarray([(timing.nodes[members] - overhead * timing.kernels[members]).sum() for timing in timings])
+        work = np.stack([variant.work[members].sum(0) for variant in variants])
+        moving = np.ptp(work, axis=0) > 0
+        fitted = nonnegative_fit(np.column_stack([np.ones(len(timings)), np.where(moving, work, 0)]), seconds)
+        costs[members] = fitted[1:]
+        constant += fitted[0]
+    return _Costs(costs, constant)
 
 
 # ---- measure what a model's nodes cost on this machine ---------------------------------------------------------------
