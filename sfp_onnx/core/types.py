@@ -10,8 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import OptionError
-
 Array = NDArray[Any]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -327,6 +325,8 @@ class Align:
             return Align(written=None if value == "none" else value)
         match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?(?::([1-9]\d{0,5}))?", str(value), re.ASCII)
         if match is None:
+            from .errors import OptionError  # here, so that no module is below this one
+
             several = "several, such as 16:4 or 4:1:12, 'auto' or 'none'"
             raise OptionError(f"alignment '{value}': expected a positive number, such as 8, {several}")
         return Align(int(match[1]), int(match[2] or match[1]), int(match[3] or match[1]), value)

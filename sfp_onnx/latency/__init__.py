@@ -125,23 +125,7 @@ class Clock:
 
     def __call__(self, lengths: FloatArray) -> FloatArray:
         """Seconds (...) at lengths (..., axes)."""
-        seconds: FloatArray = self.constant + self.terms.values(lengths, self.block.width, self.block.slow) @ self.costs
-        return seconds
-
-
-def clock(device_profile: DeviceProfile, terms: Terms, names: Sequence[str]) -> Clock:
-    """A clock for the terms of the model's nodes; ``names`` are the nodes' first outputs.
-
-    Raises:
-        ProfileError: the profile lacks most of the model's nodes.
-    """
-    missing = [name for name in names if name not in device_profile.nodes]
-    if len(missing) > len(names) / 2:
-        share = f"{len(missing)} of {len(names)} nodes, such as '{missing[0]}'"
-        raise ProfileError(f"the device profile has no entry for {share}. Make it again.")
-    nothing = (0.0,) * len(Kind)
-    table = np.asarray([device_profile.nodes.get(name, nothing) for name in names]).reshape(-1, len(Kind))
-    return Clock(terms, table[terms.owner, terms.kind], device_profile.constant, device_profile.block)
+        return np.asarray(self.constant + self.terms.values(lengths, self.block.width, self.block.slow) @ self.costs)
 
 
 def nonnegative_fit(matrix: FloatArray, values: FloatArray) -> FloatArray:

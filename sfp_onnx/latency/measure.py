@@ -8,9 +8,9 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from .. import graph
-from ..core.errors import ModelError, OptionError
+from ..core.errors import ModelError, OptionError, OutputError
 from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
 from ..graph.extract import conv_chain, named_by_output
 from ..graph.model import Model, inputs, serialized
+from ..graph.save import write_text
 from ..planning.work import Kind
 from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
@@ -70,7 +71,8 @@ def cpu_name() -> str:
     name = platform.processor() or platform.machine()
     try:
         if sys.platform.startswith("linux"):
-            fields = _cpu_fields(Path("/proc/cpuinfo").read_text())
+            lines = reversed(Path("/proc/cpuinfo").read_text().splitlines())  # of several values the first counts
+            fields = {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
             flags = (fields.get("flags") or fields.get("Features", "")).split()
             known = [fields[key] for key in ("model name", "CPU implementer", "CPU part", "cpu family", "model") if key in fields]
             name = " ".join([*known, *(flag for flag in ("avx512f", "avx2", "asimd", "sve") if flag in flags)]) or name
@@ -80,15 +82,6 @@ def cpu_name() -> str:
     except (OSError, ValueError):
         pass
     return f"{name} ({platform.machine()}, {os.cpu_count()} cores)"
-
-
-def _cpu_fields(text: str) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip(), value.strip())
-    return fields
 
 
 # ---- cache -----------------------------------------------------------------------------------------------------------
@@ -124,16 +117,9 @@ def read_cache(kind: str, key: Mapping[str, Any]) -> Any:
 def write_cache(kind: str, key: Mapping[str, Any], value: Any) -> None:
     """Store a value atomically; a folder that cannot be written is no error, since the cache only saves time."""
     path = _cache_file(kind, key)
-    temporary = None
-    try:
+    with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w") as stream:
-            json.dump({"cache_version": CACHE_VERSION, "key": dict(key), "value": value}, stream)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        write_text(path, json.dumps({"cache_version": CACHE_VERSION, "key": dict(key), "value": value}))
 
 
 # ---- the block -------------------------------------------------------------------------------------------------------
@@ -176,14 +162,6 @@ def judge(seconds: Mapping[int, float]) -> Block:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A model with some channels cut and the work (nodes, kinds) of each node of the original in it."""
-
-    model: Model
-    work: FloatArray
-
-
-@dataclass(frozen=True)
 class Timing:
     """What one variant took: seconds per node (0 for nodes without a kernel of their own), kernels per node, which nodes of the original
     are still ``there``, and the whole."""
@@ -195,16 +173,14 @@ class Timing:
 
 
 def time_variants(
-    variants: Sequence[Variant], nodes: Sequence[Node], feeds: Mapping[str, Array], setup: Setup, seconds: float, wall: float = np.inf
+    variants: Sequence[Model], nodes: Sequence[Node], feeds: Mapping[str, Array], setup: Setup, seconds: float, wall: float = np.inf
 ) -> list[Timing]:
-    """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
-    ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
-    models = [named_by_output(variant.model) for variant in variants]
-    sessions = [
-        [open_timed(serialized(model), model.weights, variant.model.name, setup, events) for events in (False, True)]
-        for model, variant in zip(models, variants, strict=True)
-    ]
-    plain, recorded = ([pair[at] for pair in sessions] for at in (0, 1))
+    """Time the kernels of a few variants of a model (``nodes`` are the original's), and the variants as a whole, interleaved, in about
+    ``seconds`` by the clock that times (and ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
+    named = [(named_by_output(model), model.name) for model in variants]
+    plain, recorded = (
+        [open_timed(serialized(model), model.weights, name, setup, events) for model, name in named] for events in (False, True)
+    )
     both, clock, start = [*plain, *recorded], steady_clock(setup), time.perf_counter()
     warm = interleaved(both, [feeds] * len(both), 2, clock)
     each = (time.perf_counter() - start) / 3
@@ -213,8 +189,8 @@ def time_variants(
     times = interleaved(both, [feeds] * len(both), repeats, clock)
     runs = 3 + 1 + repeats  # interleaved() warms up once per call
     return [
-        _timing(variant.model, nodes, kernel_times(session), runs, min(whole))
-        for session, variant, whole in zip(recorded, variants, times, strict=False)
+        _timing(model, nodes, kernel_times(session), runs, min(whole))
+        for session, model, whole in zip(recorded, variants, times, strict=False)
     ]
 
 
@@ -295,13 +271,17 @@ class Origin:
     block: Block
 
 
-def fit(variants: Sequence[Variant], timings: Sequence[Timing], nodes: Sequence[Node], origin: Origin) -> DeviceProfile:
-    """Costs per node from timed variants; the first is the original, the last fifth is kept to check."""
+def fit(work: FloatArray, timings: Sequence[Timing], nodes: Sequence[Node], origin: Origin) -> DeviceProfile:
+    """Costs per node from timed variants; the first is the original, the last fifth is kept to check.
+
+    Args:
+        work: (variants, nodes, kinds) of each node of the original in every variant.
+    """
     checked = len(timings) // 5
     used = len(timings) - checked
-    class_of = np.asarray(classes(nodes, timings, variants[0].work[:, Kind.MACS] > 0))
-    table = _costs(variants[:used], timings[:used], class_of, _overhead(timings))
-    predicted = np.asarray([table.constant + (variant.work * table.costs).sum() for variant in variants])
+    class_of = np.asarray(classes(nodes, timings, work[0, :, Kind.MACS] > 0))
+    table = _costs(work[:used], timings[:used], class_of, overhead_of(timings))
+    predicted = np.asarray([table.constant + (rows * table.costs).sum() for rows in work])
     whole = np.asarray([timing.whole for timing in timings])
     if not (predicted[:used] > 0).all():
         raise ModelError("internal error: the latency model predicts no time at all. Please report it.")
@@ -320,7 +300,7 @@ def name_of(node: Node) -> str:
     return next(filter(None, node.outputs), node.name)
 
 
-def _overhead(timings: Sequence[Timing]) -> float:
+def overhead_of(timings: Sequence[Timing]) -> float:
     """Seconds that recording costs per kernel."""
     return float(np.median([(timing.nodes.sum() - timing.whole) / max(timing.kernels.sum(), 1) for timing in timings]))
 
@@ -333,14 +313,14 @@ class _Costs:
     constant: float
 
 
-def _costs(variants: Sequence[Variant], timings: Sequence[Timing], class_of: IntArray, overhead: float) -> _Costs:
+def _costs(work: FloatArray, timings: Sequence[Timing], class_of: IntArray, overhead: float) -> _Costs:
     """For each class of nodes, seconds = constant + sum over kinds of cost * work, with costs >= 0 (least squares)."""
     costs, constant = np.zeros((len(class_of), len(Kind))), 0.0
     for members in (np.flatnonzero(class_of == index) for index in np.unique(class_of)):
         seconds = np.asarray([(timing.nodes[members] - overhead * timing.kernels[members]).sum() for timing in timings])
-        work = np.stack([variant.work[members].sum(0) for variant in variants])
-        moving = np.ptp(work, axis=0) > 0
-        fitted = nonnegative_fit(np.column_stack([np.ones(len(timings)), np.where(moving, work, 0)]), seconds)
+        summed = work[:, members].sum(1)
+        moving = np.ptp(summed, axis=0) > 0
+        fitted = nonnegative_fit(np.column_stack([np.ones(len(timings)), np.where(moving, summed, 0)]), seconds)
         costs[members] = fitted[1:]
         constant += fitted[0]
     return _Costs(costs, constant)

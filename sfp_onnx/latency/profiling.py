@@ -14,16 +14,15 @@ from .. import graph
 from ..core.errors import ProfileError, SfpError
 from ..core.types import Align, Array, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
-from ..coupling.cost import emptied
 from ..cut import cut
 from ..graph.model import Model
 from ..planning import SECONDS, Gauge, figure
 from ..planning.figures import Scene
-from ..planning.widths import choices, steps_of
-from ..planning.work import node_terms
+from ..planning.widths import choices, of_widths, steps_of
+from ..planning.work import Kind, Terms, node_terms
 from ..runtime import Setup
-from . import Block, Clock, DeviceProfile, clock, from_json, measure, scaled, to_json
-from .measure import FINE, Origin, Timing, Variant, device, fit, read_cache, time_variants, timing_feeds, write_cache
+from . import Block, Clock, DeviceProfile, from_json, measure, scaled, to_json
+from .measure import FINE, Origin, Timing, device, fit, read_cache, time_variants, timing_feeds, write_cache
 
 FITTED, CHECKED = 12, 3
 HEAVY = 3e8  # multiply-accumulates
@@ -38,14 +37,24 @@ def names_of(analysis: Analysis) -> list[str]:
     return [measure.name_of(node) for node in analysis.prepared.nodes]
 
 
+def terms_of(analysis: Analysis) -> Terms:
+    """Work of every node."""
+    return node_terms(analysis.coupling, analysis.prepared.nodes, analysis.prepared.trace)
+
+
 def clock_of(analysis: Analysis, device_profile: DeviceProfile) -> Clock:
     """A predictor of seconds for an analysed model.
 
     Raises:
-        ProfileError: the device profile belongs to another model.
+        ProfileError: the device profile lacks most of the model's nodes.
     """
-    terms = node_terms(analysis.coupling, analysis.prepared.nodes, analysis.prepared.trace)
-    return clock(device_profile, terms, names_of(analysis))
+    names, known, terms = names_of(analysis), device_profile.nodes, terms_of(analysis)
+    missing = [name for name in names if name not in known]
+    if len(missing) > len(names) / 2:
+        share = f"{len(missing)} of {len(names)} nodes, such as '{missing[0]}'"
+        raise ProfileError(f"the device profile has no entry for {share}. Make it again.")
+    table = np.asarray([known.get(name, (0.0,) * len(Kind)) for name in names]).reshape(-1, len(Kind))
+    return Clock(terms, table[terms.owner, terms.kind], device_profile.constant, device_profile.block)
 
 
 # ---- the figure that targets name ------------------------------------------------------------------------------------
@@ -140,14 +149,15 @@ class Bench:
     feeds: Mapping[str, Array]
     block: Block
 
-    def time(self, models: Sequence[Model], seconds: float, wall: float) -> list[Timing]:
-        """Time models together."""
-        return time_variants([Variant(model, NOTHING) for model in models], self.analysis.prepared.nodes, self.feeds, self.setup, seconds, wall)
+    def time(self, models: Sequence[Model], seconds: float, wall: float = np.inf) -> list[Timing]:
+        """Time models together, as `time_variants` does."""
+        return time_variants(models, self.analysis.prepared.nodes, self.feeds, self.setup, seconds, wall)
 
 
 def _measure(bench: Bench, candidates: Sequence[IntArray], budget: float, progress: Progress) -> DeviceProfile:
     """Time variants with these kept units per group (the first: all), as many as the budget allows, and fit the device profile."""
     analysis, nodes = bench.analysis, bench.analysis.prepared.nodes
+    last_first = -np.arange(analysis.coupling.units, dtype=float)
     total = SECONDS_HEAVY if analysis.size().macs > HEAVY else SECONDS_EASY
     kept: list[IntArray] = []
     timings: list[Timing] = []
@@ -157,17 +167,16 @@ def _measure(bench: Bench, candidates: Sequence[IntArray], budget: float, progre
             spent = time.perf_counter() - start
             if len(kept) >= FEWEST and spent + longest > budget:
                 break
-            removals = [removal_of_widths(analysis, row) for row in candidates[len(kept) : len(kept) + TOGETHER]]
+            removals = [of_widths(analysis.coupling, last_first, row.tolist()) for row in candidates[len(kept) : len(kept) + TOGETHER]]
             models = [cut(analysis.prepared, analysis.coupling, flags) if flags.any() else analysis.prepared.model for flags in removals]
             wall = max(0.0, budget - spent) * len(models) / (len(candidates) - len(kept))
             timings += bench.time(models, len(models) / len(candidates) * total, wall)
             kept += [kept_of(analysis, removed) for removed in removals]
             longest = max(longest, time.perf_counter() - start - spent)
             advance(len(models))
-    terms = node_terms(analysis.coupling, nodes, analysis.prepared.trace)
+    terms = terms_of(analysis)
     work = terms.per_owner(terms.lengths(np.stack(kept)), len(nodes), bench.block.width, bench.block.slow)
-    variants = [Variant(analysis.prepared.model, rows) for rows in work]
-    fitted = fit(variants, timings, nodes, Origin(analysis.model.sha256, bench.batch, device(bench.setup), bench.block))
+    fitted = fit(work, timings, nodes, Origin(analysis.model.sha256, bench.batch, device(bench.setup), bench.block))
     return replace(fitted, cut_short=budget if len(kept) < len(candidates) else 0.0)
 
 
@@ -197,16 +206,6 @@ def _candidates(analysis: Analysis, block: int, around: IntArray | None = None) 
     return rows if coupling.groups else [full]
 
 
-def removal_of_widths(analysis: Analysis, kept: IntArray) -> BoolArray:
-    """Flags of the last units of every group, so that ``kept`` units stay (one more where a tensor would be emptied)."""
-    removed = np.zeros(analysis.coupling.units, bool)
-    for group, count in zip(analysis.coupling.groups, kept, strict=True):
-        removed[group.units[int(count) :]] = True
-    for _, units in emptied(analysis.coupling, removed):
-        removed[units[0]] = False
-    return removed
-
-
 def read_device_profile(path: str | Path, sha256: str | None = None) -> DeviceProfile:
     """Read a device profile from a JSON file.
 
@@ -223,19 +222,15 @@ def read_device_profile(path: str | Path, sha256: str | None = None) -> DevicePr
 
 def seconds_of_nodes(analysis: Analysis, device_profile: DeviceProfile) -> list[tuple[str, float]]:
     """Predicted seconds of every mixing layer's node in the original, largest first. What is fused behind a layer counts with it."""
-    nodes, block = analysis.prepared.nodes, device_profile.block
-    terms = node_terms(analysis.coupling, nodes, analysis.prepared.trace)
-    full = np.asarray([group.width for group in analysis.coupling.groups], np.int64)
-    work = terms.per_owner(terms.lengths(full), len(nodes), block.width, block.slow)
-    names = names_of(analysis)
-    rows = [(name, float(np.dot(row, device_profile.nodes.get(name, (0.0,) * row.size)))) for name, row in zip(names, work, strict=True)]
+    clock = clock_of(analysis, device_profile)
+    seconds = clock.terms.values(clock.terms.full, clock.block.width, clock.block.slow) * clock.costs
+    rows = zip(names_of(analysis), np.bincount(clock.terms.owner, seconds, len(analysis.prepared.nodes)).tolist(), strict=True)
     return sorted(rows, key=lambda row: -row[1])
 
 
 # ---- where the time of a model goes ----------------------------------------------------------------------------------
 
 LAYER_SECONDS = 2.0  # of running, about
-NOTHING = np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -261,11 +256,10 @@ def layer_times(
     layers = [layer.node for layer in analysis.coupling.layers]
     if not layers or not made & {layer.outputs[0] for layer in layers}:
         return None
-    models = [analysis.prepared.model, model]
     try:
         with progress("timing layers", 1) as advance:
             feeds = timing_feeds(analysis, batch)
-            timings = time_variants([Variant(each, NOTHING) for each in models], nodes, feeds, setup or Setup(), LAYER_SECONDS)
+            timings = time_variants([analysis.prepared.model, model], nodes, feeds, setup or Setup(), LAYER_SECONDS)
             advance(1)
     except SfpError:
         return None  # a report can do without
@@ -281,7 +275,7 @@ def _column(timing: Timing, classes: Sequence[int], layers: Sequence[int]) -> Fl
 
     ``classes`` are those of nodes that share a kernel; several layers in one of them share its time.
     """
-    overhead = (timing.nodes.sum() - timing.whole) / max(timing.kernels.sum(), 1.0)
+    overhead = measure.overhead_of([timing])
     net = np.maximum(timing.nodes - overhead * timing.kernels, 0.0)
     sums = np.bincount(classes, net, minlength=len(net))
     owners = np.asarray(classes)[list(layers)]

@@ -55,7 +55,7 @@ def params(scene: Scene) -> Gauge:
 def size(scene: Scene) -> Gauge:
     """Bytes of the file: whole file - 4 bytes times the weights that leave; counted on built models."""
     analysis = scene.analysis
-    weights = weight_terms(analysis.coupling, analysis.parameters, [4.0] * len(analysis.parameters))
+    weights = weight_terms(analysis.coupling, analysis.parameters, 4.0)
     whole, full = float(file_bytes(analysis.model)), weights.values(weights.full).sum()
     return Gauge(
         predicted=lambda removed: float(whole - (full - weights.values(weights.lengths_after(removed)).sum(-1))),

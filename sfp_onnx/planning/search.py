@@ -73,10 +73,6 @@ class Choice:
     last: bool = False
 
 
-Chooser = Callable[[Mapping[str, float]], "Choice | None"]
-"""The removal that holds these bounds on predicted figures; None if there is none."""
-
-
 def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatArray]:
     """Error of each group by the number of units it keeps, 0 .. width: share of the squared scores that leaves, summed over the layers
     that read it (as the errors of `obs` are: a residual stream is worth more than what one layer reads)."""
@@ -89,34 +85,20 @@ def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatA
     return errors
 
 
-def solver(candidates: Candidates, options: PlanOptions, ruler: Ruler) -> Chooser:
-    """Widths by `widths.solve`, from errors per group by kept units (default: from scores)."""
-    coupling, groups = ruler.analysis.coupling, candidates.groups
-    table = dict(zip((group.name for group in groups), errors_of_scores(groups, candidates.scores), strict=True)) | dict(candidates.errors)
+def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Choice | None:
+    """The removal that holds these bounds on predicted figures, solved or by one number for all groups; None if there is none."""
+    coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
+    if options.allocation != "solve":
+        removed = widths.choose(coupling, groups, scores, options, ruler.predicted, limits)
+        return None if removed is None else Choice(removed, f"allocation: {options.allocation}")
+    errors = {group.name: row for group, row in zip(groups, errors_of_scores(groups, scores), strict=True)} | dict(candidates.errors)
     offers = offered(coupling, groups, options)
     losses = [
-        np.maximum.accumulate([table[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
+        np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
         for group, offer in zip(coupling.groups, offers, strict=True)
     ]
-
-    def choose(limits: Mapping[str, float]) -> Choice | None:
-        solution = solve(Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
-        if solution is None:
-            return None
-        return Choice(of_widths(coupling, candidates.scores, solution.kept.tolist()), compared(solution))
-
-    return choose
-
-
-def ranking(candidates: Candidates, options: PlanOptions, ruler: Ruler) -> Chooser:
-    """One number says how much leaves everywhere: the baselines `uniform` and `global`."""
-
-    def choose(limits: Mapping[str, float]) -> Choice | None:
-        coupling = ruler.analysis.coupling
-        removed = widths.choose(coupling, candidates.groups, candidates.scores, options, ruler.predicted, limits)
-        return None if removed is None else Choice(removed, f"allocation: {options.allocation}")
-
-    return choose
+    solution = solve(Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
+    return None if solution is None else Choice(of_widths(coupling, scores, solution.kept.tolist()), compared(solution))
 
 
 def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
@@ -169,7 +151,7 @@ class Record:
     """What was tried for some bounds (``limits``), and what is known from it. ``ratio`` is actual over predicted, by figure."""
 
     ruler: Ruler
-    choosing: Callable[[Ruler], Chooser]
+    choosing: Callable[[Ruler, Mapping[str, float]], Choice | None]
     limits: Mapping[str, float]
     ratio: Mapping[str, float]
     held: Trial | None = None
@@ -181,7 +163,7 @@ class Record:
     def choice(self, most: Choice) -> Choice | None:
         """What to build next; None if the corrections lead nowhere new."""
         aim = 1.0 if self.closest is None or self.held is not None else MARGIN
-        choice = self.choosing(self.ruler)({name: aim * limit / self.ratio[name] for name, limit in self.limits.items()})
+        choice = self.choosing(self.ruler, {name: aim * limit / self.ratio[name] for name, limit in self.limits.items()})
         if choice is None:
             choice = most if self.closest is None else None
         if choice is not None and choice.removed.tobytes() in self.known and (self.held is not None or not self.retimed):
@@ -225,17 +207,14 @@ class Record:
         return min(slack, default=0.0) > CLOSE and not limited
 
 
-def reach(ruler: Ruler, limits: Mapping[str, float], choosing: Callable[[Ruler], Chooser], most: Choice) -> Trial:
+def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial:
     """Choose, build, measure and correct; the result holds every bound as built and measured.
-
-    Args:
-        choosing: how to choose, given a ruler.
-        most: the largest removal, for the message if the bounds cannot be held.
 
     Raises:
         TargetError: the bounds cannot be held; with the best reachable figures.
     """
-    record = Record(ruler, choosing, limits, dict.fromkeys(limits, 1.0))
+    most = narrowest(candidates, options)
+    record = Record(ruler, partial(choice_for, candidates, options), limits, dict.fromkeys(limits, 1.0))
     for _ in range(ROUNDS):
         choice = record.choice(most)
         if choice is None:
@@ -280,7 +259,8 @@ def settled(options: PlanOptions, ruler: Ruler) -> Align:
         return align
     if align.written == "default" and not any(parse_target(text).figure.timed for text in options.targets):
         return Align.parse(BLOCKS if options.allocation == "solve" else LIGHT)
-    block = next((gauge.block for gauge in ruler.gauges.values() if gauge.block), None) or measure.block(Setup(options.threads, options.provider)).width
+    known = [gauge.block for gauge in ruler.gauges.values() if gauge.block]
+    block = known[0] if known else measure.block(Setup(options.threads, options.provider)).width
     if block <= measure.FINE:
         return Align.parse(block if block > 1 else None)
     return Align.parse(f"{block}:{measure.FINE}")
@@ -383,9 +363,8 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
         assert removed is not None
         return Attempt(options, Trial(removed, {}, {}), {})
     limits = bounds([parse_target(text) for text in options.targets], ruler.before)
-    make = solver if options.allocation == "solve" else ranking
     with progress("planning", 1) as advance:
-        trial = reach(ruler, limits, partial(make, candidates, options), narrowest(candidates, options))
+        trial = reach(candidates, options, ruler, limits)
         advance(1)
     notes = [note for gauge in ruler.gauges.values() for note in gauge.notes]
     return Attempt(options, replace(trial, notes=(*trial.notes, *notes)), limits)

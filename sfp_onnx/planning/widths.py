@@ -53,19 +53,11 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 # ---- choosing --------------------------------------------------------------------------------------------------------
 
 
-def step_of(coupling: Coupling, group: Group, align: int) -> int:
-    """Kept units come in multiples of this, so that every weight axis that the group fills is a multiple of ``align``."""
-    step = 1
-    for layer in coupling.layers if align > 1 else ():
-        count = int((layer.writes == group.units[0]).sum())
-        if count:
-            step = math.lcm(step, align // math.gcd(align, count))
-    return step
-
-
 def steps_of(coupling: Coupling, group: Group, align: Align) -> Align:
     """The alignment of a group's kept units that brings every weight axis that it fills to an alignment."""
-    return Align(*(step_of(coupling, group, width) for width in (align.block, align.fine, align.start)))
+    counts = [count for layer in coupling.layers if (count := int((layer.writes == group.units[0]).sum()))]
+    widths = (align.block, align.fine, align.start)
+    return Align(*(math.lcm(*(width // math.gcd(width, count) for count in counts)) for width in widths))
 
 
 @dataclass(frozen=True)

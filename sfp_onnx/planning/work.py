@@ -8,7 +8,7 @@ A *candidate* is a vector of kept units, one number per group; functions here ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -39,31 +39,6 @@ class Role(IntEnum):
     BOTH = 3
 
 
-@dataclass
-class _Axes:
-    """Distinct axes while terms are collected; number 0 is the constant 1."""
-
-    group_of: IntArray
-    groups: int
-    known: dict[tuple[bytes, int], int] = field(default_factory=dict)
-    units: list[IntArray] = field(default_factory=list)
-    rows: list[FloatArray] = field(default_factory=list)
-    full: list[float] = field(default_factory=list)
-    roles: list[int] = field(default_factory=list)
-
-    def number(self, units: IntArray, role: int) -> int:
-        """Number of an axis; index i of it belongs to unit ``units[i]`` (-1: stays)."""
-        key = (units.tobytes(), role)
-        if key not in self.known:
-            counts = np.bincount(self.group_of[units[units >= 0]], minlength=self.groups).astype(float)
-            self.known[key] = len(self.rows) + 1
-            self.units.append(units)
-            self.rows.append(counts)
-            self.full.append(float(len(units)))
-            self.roles.append(role)
-        return self.known[key]
-
-
 @dataclass(frozen=True)
 class Terms:
     """Products of axis lengths: term t is ``base[t] * length(a)/full(a) * ...`` over its ``axes[t]``.
@@ -91,8 +66,7 @@ class Terms:
 
     def lengths(self, kept: IntArray) -> FloatArray:
         """Lengths (..., axes) of candidates (..., groups)."""
-        lengths: FloatArray = np.asarray(kept, float) @ self.share.T + self.fixed
-        return lengths
+        return np.asarray(np.asarray(kept, float) @ self.share.T + self.fixed)
 
     def lengths_after(self, removed: BoolArray) -> FloatArray:
         """Lengths (axes,) after a removal, exact where the units of a group hold different shares of an axis."""
@@ -117,15 +91,14 @@ class Terms:
 
     def total(self, kept: IntArray) -> FloatArray:
         """Sum of all terms (...) of candidates (..., groups)."""
-        total: FloatArray = self.values(self.lengths(kept)).sum(-1)
-        return total
+        return np.asarray(self.values(self.lengths(kept)).sum(-1), float)
 
     def per_owner(self, lengths: FloatArray, owners: int, block: int = 1, slow: float = 1.0) -> FloatArray:
         """Sums (..., owners, kinds) at lengths (..., axes)."""
         values = self.values(lengths, block, slow)
         flat = values.reshape(-1, values.shape[-1])
         slot = self.owner * len(Kind) + self.kind
-        sums: FloatArray = np.stack([np.bincount(slot, row, owners * len(Kind)) for row in flat])
+        sums = np.asarray([np.bincount(slot, row, owners * len(Kind)) for row in flat], float)
         return sums.reshape(*values.shape[:-1], owners, len(Kind))
 
 
@@ -147,32 +120,29 @@ class Product(NamedTuple):
 
 def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
     """Collect products of lengths."""
-    groups = len(coupling.groups)
-    group_of = np.repeat(np.arange(groups), [group.width for group in coupling.groups])
-    axes = _Axes(group_of, groups)
     every = list(products)
+    axes = [Axis(np.full(1, -1, np.int64))]
+    known: dict[tuple[bytes, int], int] = {}
     numbers = np.zeros((len(every), AXES), np.int64)
     for row, product in enumerate(every):
-        places = [axes.number(axis.units, axis.role) for axis in product.axes if (axis.units >= 0).any()][:AXES]
-        numbers[row, : len(places)] = places
-    widths = np.asarray([group.width for group in coupling.groups], float)
-    rows = np.stack([np.zeros(groups), *axes.rows])
-    full = np.asarray([1.0, *axes.full])
+        for place, axis in enumerate([axis for axis in product.axes if (axis.units >= 0).any()][:AXES]):
+            numbers[row, place] = known.setdefault((axis.units.tobytes(), axis.role), len(axes))
+            axes += [axis] if numbers[row, place] == len(axes) else []
+    widths = np.asarray([group.width for group in coupling.groups], np.int64)
+    group_of = np.repeat(np.arange(len(widths)), widths)
+    counts = np.stack([np.bincount(group_of[axis.units[axis.units >= 0]], minlength=len(widths)).astype(float) for axis in axes])
+    full = np.asarray([len(axis.units) for axis in axes], float)
     return Terms(
         base=np.asarray([product.value for product in every], float),
         axes=numbers,
         owner=np.asarray([product.owner for product in every], np.int64),
         kind=np.asarray([product.kind for product in every], np.int64),
         full=full,
-        fixed=full - rows.sum(1),
-        share=rows / np.maximum(widths, 1),
-        role=np.asarray([Role.NONE, *axes.roles], np.int64),
-        units=(np.full(1, -1, np.int64), *axes.units),
+        fixed=full - counts.sum(1),
+        share=counts / np.maximum(widths, 1),
+        role=np.asarray([axis.role for axis in axes], np.int64),
+        units=tuple(axis.units for axis in axes),
     )
-
-
-def _elements(name: str, trace: Trace) -> float:
-    return float(np.prod(trace.shapes[name]))
 
 
 def _axes(name: str, coupling: Coupling, trace: Trace) -> list[Axis]:
@@ -199,7 +169,7 @@ def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms
             for position, name in enumerate(names):
                 constant = kind is Kind.READ and (node.index, position) in coupling.constants
                 if name in trace.shapes and not constant and np.prod(trace.shapes[name]) > 0:
-                    products.append(Product(_elements(name, trace), _axes(name, coupling, trace), node.index, kind))
+                    products.append(Product(float(np.prod(trace.shapes[name])), _axes(name, coupling, trace), node.index, kind))
     for layer in coupling.layers:
         extents, owner = _extents(layer, trace), layer.node.index
         products += [Product(layer.macs, extents, owner, Kind.MACS), Product(1.0, extents, owner, Kind.RUNS)]
@@ -212,12 +182,11 @@ def macs_terms(coupling: Coupling, samples: int) -> Terms:
     return terms(coupling, (Product(layer.macs / samples, [Axis(units) for units in layer.extents], 0, Kind.MACS) for layer in layers))
 
 
-def weight_terms(coupling: Coupling, parameters: Sequence[Parameter], sizes: Sequence[float] | None = None) -> Terms:
-    """Numbers of weights, or their bytes if ``sizes`` gives the bytes of one element of each parameter."""
-    return terms(coupling, (
-        Product(float(np.prod(parameter.shape)) * size, [Axis(axis.units) for axis in parameter.uses[0]], 0, Kind.READ)
-        for parameter, size in zip(parameters, sizes or [1.0] * len(parameters), strict=True)
-    ))  # fmt: skip
+def weight_terms(coupling: Coupling, parameters: Sequence[Parameter], each: float = 1.0) -> Terms:
+    """Numbers of weights, or their bytes if ``each`` is the bytes of one."""
+    axes = [[Axis(axis.units) for axis in parameter.uses[0]] for parameter in parameters]
+    values = [float(np.prod(parameter.shape)) * each for parameter in parameters]
+    return terms(coupling, (Product(value, carrying, 0, Kind.READ) for value, carrying in zip(values, axes, strict=True)))
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -239,8 +208,7 @@ class Liveness:
         values = self.terms.values(lengths)
         for axis, columns in self.tails:
             values[..., columns] *= (np.asarray(lengths)[..., axis, None] > 0)
-        peak: FloatArray = (values @ self.alive.T).max(-1)
-        return peak
+        return np.asarray((values @ self.alive.T).max(-1))
 
 
 def needed(nodes: Sequence[Node], outputs: Iterable[str], constants: Iterable[str]) -> list[Node]:
@@ -261,28 +229,18 @@ class Ends:
     outputs: Sequence[str]
 
 
-@dataclass(frozen=True)
-class _Lives:
-    """The first and the last step (a position in the nodes) at which each tensor is alive."""
-
-    first: Mapping[str, int]
-    last: Mapping[str, int]
-
-
-def _lives(nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: Ends) -> _Lives:
+def _lives(nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: Ends) -> dict[str, range]:
+    """The steps (positions in the nodes) at which each tensor is alive."""
     constants = set(held)
-    first = {name: 0 for name in ends.inputs if name not in constants}
-    last = dict(first)
+    lives = {name: range(1) for name in ends.inputs if name not in constants}
     for step, node in enumerate(nodes):
-        for name in (*node.inputs, *node.captures):
-            if name in first:
-                last[name] = step
         for name in node.outputs:
             if name in trace.shapes and name not in trace.values and name not in constants:
-                first.setdefault(name, step)
-                last[name] = step
-    last.update({name: len(nodes) - 1 for name in ends.outputs if name in first})
-    return _Lives(first, last)
+                lives.setdefault(name, range(step, step))
+        lives |= {
+            name: range(lives[name].start, step + 1) for name in (*node.inputs, *node.captures, *node.outputs) if name in lives
+        }
+    return lives | {name: range(lives[name].start, len(nodes)) for name in ends.outputs if name in lives}
 
 
 def liveness(
@@ -300,13 +258,13 @@ def liveness(
         scale: factor on all bytes (another batch size than the traced one).
     """
     lives = _lives(nodes, trace, held, ends)
-    place = {name: column for column, name in enumerate(name for name in lives.first if name in trace.shapes)}
+    place = {name: column for column, name in enumerate(name for name in lives if name in trace.shapes)}
     groups = [group for group in coupling.groups if group.name in coupling.branches]
     alive = np.zeros((len(nodes), len(place) + len(groups)))
     products: list[Product] = []
     for name, column in place.items():
-        alive[lives.first[name] : lives.last[name] + 1, column] = 1
-        value = _elements(name, trace) * sizes.get(name, 4) * scale
+        alive[lives[name].start : lives[name].stop, column] = 1
+        value = float(np.prod(trace.shapes[name])) * sizes.get(name, 4) * scale
         products.append(Product(value, _axes(name, coupling, trace), column, Kind.WRITTEN))
     # these give the units of branches an axis each
     products += [Product(0.0, [Axis(group.units)], len(place), Kind.WRITTEN) for group in groups]
