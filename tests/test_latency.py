@@ -18,7 +18,7 @@ from sfp_onnx.latency import FORMAT, Block, from_json, measure, nonnegative_fit,
 from sfp_onnx.latency.measure import (
     CACHE_VARIABLE,
     PROBES,
-    Origin,
+    Bench,
     Timing,
     _owner,
     _probe,
@@ -146,7 +146,7 @@ def test_the_fit_finds_the_costs_of_a_made_up_machine(tmp_path: Path) -> None:
         kernels[layers] = 1
         seconds[layers] = (own * truth).sum(1)[layers] + 5e-6
         timings.append(Timing(seconds + overhead * kernels, kernels, np.ones(len(nodes), bool), float(seconds.sum())))
-    profile = fit(work, timings, nodes, Origin(analysis.model.sha256, 1, measure.device(SETUP), Block(16, 1.5, {})))
+    profile = fit(work, timings, Bench(analysis, SETUP, 1), Block(16, 1.5, {}))
     assert profile.error < 1e-3 and profile.checked == 3 and profile.factor == pytest.approx(1, rel=1e-3)
     clock = clock_of(analysis, profile)
     assert clock(terms.lengths(kept)) == pytest.approx([own.whole for own in timings], rel=1e-3)

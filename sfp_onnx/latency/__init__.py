@@ -7,7 +7,7 @@ where work counts elements read, elements written and multiply-accumulates in wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any

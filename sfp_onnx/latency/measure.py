@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,7 @@ FLAT = 0.93  # a width costs as much as a wider one from this ratio of times on
 
 def device(setup: Setup) -> dict[str, Any]:
     """What a measurement depends on, besides the model."""
-    provider = full_provider(setup.provider)
-    return {"cpu": cpu_name(), "onnxruntime": version(), "threads": setup.threads, "provider": provider}
+    return {"cpu": cpu_name(), "onnxruntime": version(), "threads": setup.threads, "provider": full_provider(setup.provider)}
 
 
 def cpu_name() -> str:
@@ -89,15 +89,10 @@ def cpu_name() -> str:
 
 def cache_folder() -> Path:
     """The user's cache folder for this program; the environment variable SFP_ONNX_CACHE overrides it."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "sfp_onnx"
+    home = Path.home()
+    bases = {"win32": os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local", "darwin": home / "Library" / "Caches"}
+    base = bases.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or home / ".cache"
+    return Path(os.environ.get(CACHE_VARIABLE) or Path(base) / "sfp_onnx")
 
 
 def _cache_file(kind: str, key: Mapping[str, Any]) -> Path:
@@ -172,41 +167,49 @@ class Timing:
     whole: float
 
 
-def time_variants(
-    variants: Sequence[Model], nodes: Sequence[Node], feeds: Mapping[str, Array], setup: Setup, seconds: float, wall: float = np.inf
-) -> list[Timing]:
-    """Time the kernels of a few variants of a model (``nodes`` are the original's), and the variants as a whole, interleaved, in about
-    ``seconds`` by the clock that times (and ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
-    named = [(named_by_output(model), model.name) for model in variants]
-    plain, recorded = (
-        [open_timed(serialized(model), model.weights, name, setup, events) for model, name in named] for events in (False, True)
-    )
-    both, clock, start = [*plain, *recorded], steady_clock(setup), time.perf_counter()
-    warm = interleaved(both, [feeds] * len(both), 2, clock)
-    each = (time.perf_counter() - start) / 3
-    repeats = int(np.clip(seconds / max(sum(map(min, warm)), 1e-6), FEWEST_RUNS, MOST_RUNS))
-    repeats = int(np.clip(wall / each, LEAST_RUNS, repeats))
-    times = interleaved(both, [feeds] * len(both), repeats, clock)
-    runs = 3 + 1 + repeats  # interleaved() warms up once per call
-    return [
-        _timing(model, nodes, kernel_times(session), runs, min(whole))
-        for session, model, whole in zip(recorded, variants, times, strict=False)
-    ]
+@dataclass(frozen=True)
+class Bench:
+    """A model whose variants are timed, and how."""
 
+    analysis: Analysis
+    setup: Setup
+    batch: int
 
-def _timing(model: Model, nodes: Sequence[Node], kernels_of: Mapping[str, Sequence[float]], runs: int, whole: float) -> Timing:
-    """Times of kernels, by name in the order in which they ran, given to the nodes of the original."""
-    owners = {name: node.index for node in nodes for name in node.outputs if name}
-    made = {name for node in graph.nodes(model) for name in node.outputs if name}
-    seconds, kernels = np.zeros(len(nodes)), np.zeros(len(nodes))
-    current = 0
-    for name, every in kernels_of.items():
-        current = _owner(name, owners, current)
-        count = max(1, round(len(every) / runs))
-        seconds[current] += _typical(every) * count
-        kernels[current] += count
-    there = np.asarray([bool(made & set(node.outputs)) for node in nodes])
-    return Timing(seconds, kernels, there, whole)
+    @cached_property
+    def feeds(self) -> dict[str, Array]:
+        """What the variants are run on."""
+        return timing_feeds(self.analysis, self.batch)
+
+    def time(self, variants: Sequence[Model], seconds: float, wall: float = np.inf) -> list[Timing]:
+        """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
+        ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
+        named = [(named_by_output(model), model.name) for model in variants]
+        plain, recorded = (
+            [open_timed(serialized(model), model.weights, name, self.setup, events) for model, name in named] for events in (False, True)
+        )
+        sessions, clock = [*plain, *recorded], steady_clock(self.setup)
+        feeds, start = [self.feeds] * len(sessions), time.perf_counter()
+        warm = interleaved(sessions, feeds, 2, clock)
+        each = (time.perf_counter() - start) / 3
+        repeats = int(np.clip(seconds / max(sum(map(min, warm)), 1e-6), FEWEST_RUNS, MOST_RUNS))
+        repeats = int(np.clip(wall / each, LEAST_RUNS, repeats))
+        times = interleaved(sessions, feeds, repeats, clock)
+        runs = 3 + 1 + repeats  # interleaved() warms up once per call
+        kernels = [kernel_times(session) for session in recorded]
+        return [self._timing(*timed, runs) for timed in zip(variants, kernels, map(min, times), strict=False)]
+
+    def _timing(self, model: Model, kernels_of: Mapping[str, Sequence[float]], whole: float, runs: int) -> Timing:
+        """Times of kernels, by name in the order in which they ran, given to the nodes of the original."""
+        nodes = self.analysis.prepared.nodes
+        owners = {name: node.index for node in nodes for name in node.outputs if name}
+        made = {name for node in graph.nodes(model) for name in node.outputs if name}
+        seconds, kernels, current = np.zeros(len(nodes)), np.zeros(len(nodes)), 0
+        for name, every in kernels_of.items():
+            current = _owner(name, owners, current)
+            count = max(1, round(len(every) / runs))
+            seconds[current] += _typical(every) * count
+            kernels[current] += count
+        return Timing(seconds, kernels, np.asarray([bool(made & set(node.outputs)) for node in nodes]), whole)
 
 
 def _owner(kernel: str, owners: Mapping[str, int], previous: int) -> int:
@@ -261,36 +264,27 @@ def _without_kernel(nodes: Sequence[Node], timing: Timing, mixing: BoolArray) ->
             yield node.index, other
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Of which model timings are, and how they were made."""
-
-    model_sha256: str
-    batch: int
-    device: Mapping[str, Any]
-    block: Block
-
-
-def fit(work: FloatArray, timings: Sequence[Timing], nodes: Sequence[Node], origin: Origin) -> DeviceProfile:
+def fit(work: FloatArray, timings: Sequence[Timing], bench: Bench, block: Block) -> DeviceProfile:
     """Costs per node from timed variants; the first is the original, the last fifth is kept to check.
 
     Args:
         work: (variants, nodes, kinds) of each node of the original in every variant.
+        block: that of the machine, in which ``work`` is counted.
     """
-    checked = len(timings) // 5
+    nodes, checked = bench.analysis.prepared.nodes, len(timings) // 5
     used = len(timings) - checked
     class_of = np.asarray(classes(nodes, timings, work[0, :, Kind.MACS] > 0))
-    table = _costs(work[:used], timings[:used], class_of, overhead_of(timings))
-    predicted = np.asarray([table.constant + (rows * table.costs).sum() for rows in work])
-    whole = np.asarray([timing.whole for timing in timings])
+    costs = _costs(work[:used], timings[:used], class_of, overhead_of(timings))
+    constant, whole = costs[:, 0].sum(), np.asarray([timing.whole for timing in timings])
+    predicted = np.asarray([constant + (rows * costs[:, 1:]).sum() for rows in work])
     if not (predicted[:used] > 0).all():
         raise ModelError("internal error: the latency model predicts no time at all. Please report it.")
     factor = float(np.median(whole[:used] / predicted[:used]))  # a mean would follow the variant in which all branches vanish
     errors = np.abs(factor * predicted[used:] / whole[used:] - 1)
     return DeviceProfile(
-        device=origin.device, model_sha256=origin.model_sha256, batch=origin.batch, seconds=float(whole[0]), block=origin.block,
-        constant=factor * table.constant,
-        nodes={name_of(node): tuple((factor * row).tolist()) for node, row in zip(nodes, table.costs, strict=True)},
+        device=device(bench.setup), model_sha256=bench.analysis.model.sha256, batch=bench.batch, seconds=float(whole[0]), block=block,
+        constant=float(factor * constant),
+        nodes={name_of(node): tuple((factor * row[1:]).tolist()) for node, row in zip(nodes, costs, strict=True)},
         factor=factor, error=float(errors.mean()) if checked else 0.0, checked=checked,
     )  # fmt: skip
 
@@ -305,25 +299,19 @@ def overhead_of(timings: Sequence[Timing]) -> float:
     return float(np.median([(timing.nodes.sum() - timing.whole) / max(timing.kernels.sum(), 1) for timing in timings]))
 
 
-@dataclass(frozen=True)
-class _Costs:
-    """Seconds per unit of work (nodes, kinds), and of everything else."""
+def _costs(work: FloatArray, timings: Sequence[Timing], class_of: IntArray, overhead: float) -> FloatArray:
+    """Seconds (nodes, 1 + kinds) of each node in any case (of a class, at its first node), and per unit of work. For each class,
 
-    costs: FloatArray
-    constant: float
-
-
-def _costs(work: FloatArray, timings: Sequence[Timing], class_of: IntArray, overhead: float) -> _Costs:
-    """For each class of nodes, seconds = constant + sum over kinds of cost * work, with costs >= 0 (least squares)."""
-    costs, constant = np.zeros((len(class_of), len(Kind))), 0.0
+    seconds = constant + sum over kinds of cost * work, with costs >= 0 (least squares).
+    """
+    costs = np.zeros((len(class_of), 1 + len(Kind)))
     for members in (np.flatnonzero(class_of == index) for index in np.unique(class_of)):
         seconds = np.asarray([(timing.nodes[members] - overhead * timing.kernels[members]).sum() for timing in timings])
         summed = work[:, members].sum(1)
-        moving = np.ptp(summed, axis=0) > 0
-        fitted = nonnegative_fit(np.column_stack([np.ones(len(timings)), np.where(moving, summed, 0)]), seconds)
-        costs[members] = fitted[1:]
-        constant += fitted[0]
-    return _Costs(costs, constant)
+        moving = np.where(np.ptp(summed, axis=0) > 0, summed, 0)
+        fitted = nonnegative_fit(np.column_stack([np.ones(len(timings)), moving]), seconds)
+        costs[members, 1:], costs[members[0], 0] = fitted[1:], fitted[0]
+    return costs
 
 
 # ---- measure what a model's nodes cost on this machine ---------------------------------------------------------------

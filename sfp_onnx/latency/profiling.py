@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import graph
 from ..core.errors import ProfileError, SfpError
-from ..core.types import Align, Array, BoolArray, FloatArray, IntArray
+from ..core.types import Align, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
 from ..graph.model import Model
@@ -21,8 +21,8 @@ from ..planning.figures import Scene
 from ..planning.widths import choices, of_widths, steps_of
 from ..planning.work import Kind, Terms, node_terms
 from ..runtime import Setup
-from . import Block, Clock, DeviceProfile, from_json, measure, scaled, to_json
-from .measure import FINE, Origin, Timing, device, fit, read_cache, time_variants, timing_feeds, write_cache
+from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
+from .measure import FINE, Bench, Timing, device, fit, read_cache, write_cache
 
 FITTED, CHECKED = 12, 3
 HEAVY = 3e8  # multiply-accumulates
@@ -112,8 +112,8 @@ def measure_device_profile(
     Raises:
         OptionError: unknown provider or batch size. ModelError: onnxruntime cannot run the model so.
     """
-    feeds = timing_feeds(analysis, batch)
-    shapes = {name: list(array.shape) for name, array in feeds.items()}
+    bench = Bench(analysis, setup, batch)
+    shapes = {name: list(array.shape) for name, array in bench.feeds.items()}
     key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, **device(setup)}
     held = None if fresh else read_cache("profile", key)
     if held is not None:
@@ -123,8 +123,7 @@ def measure_device_profile(
                 return known
         except ProfileError:
             pass  # measured again below
-    bench = Bench(analysis, setup, batch, feeds, measure.block(setup))
-    device_profile = _measure(bench, _candidates(analysis, bench.block.width), budget, progress)
+    device_profile = _measure(bench, None, budget, progress)
     write_cache("profile", key, to_json(device_profile))
     return device_profile
 
@@ -135,29 +134,13 @@ def device_profile_around(analysis: Analysis, setup: Setup, batch: int, kept: In
     Raises:
         As `measure_device_profile`.
     """
-    bench = Bench(analysis, setup, batch, timing_feeds(analysis, batch), measure.block(setup))
-    return _measure(bench, _candidates(analysis, bench.block.width, kept), BUDGET, silent)
+    return _measure(Bench(analysis, setup, batch), kept, BUDGET, silent)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What is timed, and how; ``block`` is that of the machine."""
-
-    analysis: Analysis
-    setup: Setup
-    batch: int
-    feeds: Mapping[str, Array]
-    block: Block
-
-    def time(self, models: Sequence[Model], seconds: float, wall: float = np.inf) -> list[Timing]:
-        """Time models together, as `time_variants` does."""
-        return time_variants(models, self.analysis.prepared.nodes, self.feeds, self.setup, seconds, wall)
-
-
-def _measure(bench: Bench, candidates: Sequence[IntArray], budget: float, progress: Progress) -> DeviceProfile:
-    """Time variants with these kept units per group (the first: all), as many as the budget allows, and fit the device profile."""
-    analysis, nodes = bench.analysis, bench.analysis.prepared.nodes
-    last_first = -np.arange(analysis.coupling.units, dtype=float)
+def _measure(bench: Bench, around: IntArray | None, budget: float, progress: Progress) -> DeviceProfile:
+    """Time variants of several widths, as many as the budget allows, and fit the device profile."""
+    analysis, block = bench.analysis, measure.block(bench.setup)
+    candidates, last_first = _candidates(analysis, block.width, around), -np.arange(analysis.coupling.units, dtype=float)
     total = SECONDS_HEAVY if analysis.size().macs > HEAVY else SECONDS_EASY
     kept: list[IntArray] = []
     timings: list[Timing] = []
@@ -175,8 +158,8 @@ def _measure(bench: Bench, candidates: Sequence[IntArray], budget: float, progre
             longest = max(longest, time.perf_counter() - start - spent)
             advance(len(models))
     terms = terms_of(analysis)
-    work = terms.per_owner(terms.lengths(np.stack(kept)), len(nodes), bench.block.width, bench.block.slow)
-    fitted = fit(work, timings, nodes, Origin(analysis.model.sha256, bench.batch, device(bench.setup), bench.block))
+    work = terms.per_owner(terms.lengths(np.stack(kept)), len(analysis.prepared.nodes), block.width, block.slow)
+    fitted = fit(work, timings, bench, block)
     return replace(fitted, cut_short=budget if len(kept) < len(candidates) else 0.0)
 
 
@@ -258,15 +241,15 @@ def layer_times(
         return None
     try:
         with progress("timing layers", 1) as advance:
-            feeds = timing_feeds(analysis, batch)
-            timings = time_variants([analysis.prepared.model, model], nodes, feeds, setup or Setup(), LAYER_SECONDS)
+            bench = Bench(analysis, setup or Setup(), batch)
+            timings = bench.time([analysis.prepared.model, model], LAYER_SECONDS)
             advance(1)
     except SfpError:
         return None  # a report can do without
     indices = [layer.index for layer in layers]
     mixing = np.isin(np.arange(len(nodes)), indices)
     before, after = (_column(timing, measure.classes(nodes, [timing], mixing), indices) for timing in timings)
-    samples = next((array.shape[0] for array in feeds.values() if array.ndim), 1)
+    samples = next((array.shape[0] for array in bench.feeds.values() if array.ndim), 1)
     return LayerTimes((*(layer.name for layer in layers), "all else"), before, after, samples)
 
 

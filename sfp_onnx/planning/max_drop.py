@@ -181,9 +181,6 @@ def held_out(data: Dataset | None, seed: int = 0) -> tuple[Dataset, Dataset]:
 
 # ---- the smallest model whose metric falls by no more than allowed ---------------------------------------------------
 
-Build = Callable[[Candidates, Plan], Model]
-"""The model that a plan makes."""
-
 
 def built(candidates: Candidates, plan: Plan) -> Model:
     """The model of a plan, repaired if the candidates say so."""
@@ -202,7 +199,7 @@ class _Trial:
     drop: Drop
 
 
-def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, build: Build = built, progress: Progress = silent) -> Plan:
+def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, progress: Progress = silent) -> Plan:
     """The plan with the fewest MACs whose model loses no more than the judge allows; with targets, the plan that holds them too.
 
     Without targets the share of MACs is bisected, with eight models built and measured.
@@ -217,7 +214,7 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, b
 
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(candidates, replace(options, targets=targets))
-        return _Trial(plan, judge.drop(build(candidates, plan)))
+        return _Trial(plan, judge.drop(built(candidates, plan)))
 
     best = trial(options.targets) if options.targets else _smallest(trial, judge, progress)
     if not judge.holds(best.drop):
