@@ -7,6 +7,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,14 +31,12 @@ def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, 
     def hits(pattern: re.Pattern[str], layer: str) -> bool:
         return bool(pattern.search(layer) or pattern.search(weights_of.get(layer, "")))
 
-    chosen = []
-    for group in coupling.groups:
+    def may_shrink(group: Group) -> bool:
         names = group.producers or (group.name,)
-        if keep and any(hits(keep, name) for name in names):
-            continue
-        if only and not all(hits(only, name) for name in names):
-            continue
-        chosen.append(group)
+        kept = keep is not None and any(hits(keep, name) for name in names)
+        return not kept and (only is None or all(hits(only, name) for name in names))
+
+    chosen = [group for group in coupling.groups if may_shrink(group)]
     if coupling.groups and not chosen:
         raise TargetError("--keep and --only leave no group to prune. `sfp-onnx inspect` lists the names of all groups.")
     return chosen
@@ -55,8 +54,9 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 
 def steps_of(coupling: Coupling, group: Group, align: Align) -> Align:
     """The alignment of a group's kept units that brings every weight axis that it fills to an alignment."""
-    counts = [count for layer in coupling.layers if (count := int((layer.writes == group.units[0]).sum()))]
     widths = (align.block, align.fine, align.start)
+    layers = coupling.layers if max(widths) > 1 else ()
+    counts = [count for layer in layers if (count := int((layer.writes == group.units[0]).sum()))]
     return Align(*(math.lcm(*(width // math.gcd(width, count) for count in counts)) for width in widths))
 
 
@@ -69,52 +69,48 @@ class _Chooser:
     scores: FloatArray
     options: PlanOptions
 
-    def _kept(self, group: Group, wanted: int) -> int:
-        steps = steps_of(self.coupling, group, Align.parse(self.options.align))
-        least = max(wanted, self.options.min_channels, 1)
-        step = steps.fine if least < steps.start else steps.block
-        return min(group.width, -(-least // step) * step)
-
-    def _orders(self) -> list[IntArray]:
+    @cached_property
+    def orders(self) -> list[IntArray]:
         """Positions of each group from least to most important; ties leave in the order of the channels."""
         return [np.argsort(self.scores[group.units], kind="stable") for group in self.groups]
 
-    def _keys(self) -> FloatArray:
+    @cached_property
+    def keys(self) -> FloatArray:
         """What all units are ranked by: their score (global), or their rank within the group as a share of it (uniform)."""
         if self.options.allocation == "global":
             return np.concatenate([self.scores[group.units] for group in self.groups])
-        keys = []
-        for group, order in zip(self.groups, self._orders(), strict=True):
-            shares = np.empty(group.width)
-            shares[order] = np.arange(1, group.width + 1) / group.width
-            keys.append(shares)
-        return np.concatenate(keys)
+        return np.concatenate([(np.argsort(order) + 1) / len(order) for order in self.orders])
+
+    @cached_property
+    def steps(self) -> list[Align]:
+        """Alignment of each group's kept units."""
+        return [steps_of(self.coupling, group, Align.parse(self.options.align)) for group in self.groups]
 
     def share(self, ratio: float) -> BoolArray:
         """A fraction of every group (uniform) or of all units (global)."""
         if self.options.allocation == "global":
-            return self.ranked(int(ratio * self.total + 1e-9))
-        return self._remove([int(ratio * group.width + 1e-9) for group in self.groups])
-
-    @property
-    def total(self) -> int:
-        """Number of units to choose from."""
-        return sum(group.width for group in self.groups)
+            return self.ranked(int(ratio * len(self.keys) + 1e-9))
+        return self.without([int(ratio * group.width + 1e-9) for group in self.groups])
 
     def ranked(self, count: int) -> BoolArray:
         """The first ``count`` units of the ranking, as far as minima and alignment let them go."""
         owner = np.repeat(np.arange(len(self.groups)), [group.width for group in self.groups])
-        first = np.argsort(self._keys(), kind="stable")[:count]
-        return self._remove(np.bincount(owner[first], minlength=len(self.groups)).tolist())
+        first = np.argsort(self.keys, kind="stable")[:count]
+        return self.without(np.bincount(owner[first], minlength=len(self.groups)).tolist())
 
-    def _remove(self, counts: Sequence[int]) -> BoolArray:
+    def without(self, counts: Sequence[int]) -> BoolArray:
         """The least important units of every group, ``counts`` of them or as many as may leave."""
-        return self.keeping([self._kept(group, group.width - count) for group, count in zip(self.groups, counts, strict=True)])
+        kept = []
+        for group, steps, count in zip(self.groups, self.steps, counts, strict=True):
+            least = max(group.width - count, self.options.min_channels, 1)
+            step = steps.fine if least < steps.start else steps.block
+            kept.append(min(group.width, -(-least // step) * step))
+        return self.keeping(kept)
 
     def keeping(self, kept: Sequence[int]) -> BoolArray:
         """The least important units of every group, so that ``kept`` stay (one more where a tensor would be emptied)."""
         removed = np.zeros(self.coupling.units, bool)
-        for group, order, count in zip(self.groups, self._orders(), kept, strict=True):
+        for group, order, count in zip(self.groups, self.orders, kept, strict=True):
             removed[group.units[order[: group.width - int(count)]]] = True
         for _, units in emptied(self.coupling, removed):
             if removed[units].all():
@@ -146,14 +142,15 @@ def choose(
         after = measure(chooser.ranked(count))
         return all(after[what] <= bound * (1 + 1e-12) for what, bound in bounds.items())
 
-    fewest = bisect_left(range(chooser.total + 1), True, key=holds)
-    return chooser.ranked(fewest) if fewest <= chooser.total else None
+    most = len(chooser.keys)
+    fewest = bisect_left(range(most + 1), True, key=holds)
+    return chooser.ranked(fewest) if fewest <= most else None
 
 
 def least(coupling: Coupling, groups: Sequence[Group], scores: FloatArray, options: PlanOptions) -> BoolArray:
     """The largest removal that minima and alignment allow."""
     chooser = _Chooser(coupling, groups, scores, options)
-    return chooser.ranked(chooser.total)
+    return chooser.ranked(len(chooser.keys))
 
 
 def of_widths(coupling: Coupling, scores: FloatArray, kept: Sequence[int]) -> BoolArray:
