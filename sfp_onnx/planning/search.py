@@ -66,11 +66,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Choice:
-    """A removal, and a word on how it was found. ``last``: nothing holds the bounds, and this is the largest removal."""
+    """A removal, and a word on how it was found."""
 
     removed: BoolArray
     note: str
-    last: bool = False
 
 
 def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatArray]:
@@ -116,11 +115,10 @@ def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -
 def narrowest(candidates: Candidates, options: PlanOptions) -> Choice:
     """The largest removal that the options allow."""
     coupling, groups, scores = candidates.analysis.coupling, candidates.groups, candidates.scores
-    if options.allocation == "solve":
-        removed = of_widths(coupling, scores, [offer[-1] for offer in offered(coupling, groups, options)])
-    else:
-        removed = least(coupling, groups, scores, options)
-    return Choice(removed, "allocation: the narrowest widths", last=True)
+    solved = options.allocation == "solve"
+    narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
+    removed = of_widths(coupling, scores, narrow) if solved else least(coupling, groups, scores, options)
+    return Choice(removed, "allocation: the narrowest widths")
 
 
 # ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
@@ -128,16 +126,25 @@ def narrowest(candidates: Candidates, options: PlanOptions) -> Choice:
 
 @dataclass(frozen=True)
 class Trial:
-    """A removal with its figures by name: predicted when it was chosen, and actual (counted, built or measured)."""
+    """A removal with its figures by name: predicted when it was chosen, and actual (counted, built or measured); the bounds (``limits``)
+    and the options, with everything settled, that it was chosen for."""
 
+    options: PlanOptions
+    limits: Mapping[str, float]
     removed: BoolArray
-    predicted: Mapping[str, float]
-    actual: Mapping[str, float]
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    actual: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def excess(self, limits: Mapping[str, float]) -> float:
+    @property
+    def used(self) -> float:
+        """How much of the tightest bound is used; coarse steps leave a lot unused where there are few groups to choose from."""
+        return max((self.actual[name] / limit for name, limit in self.limits.items()), default=1.0)
+
+    @property
+    def excess(self) -> float:
         """How far the worst figure is above its bound, relatively; counted figures have no noise."""
-        over = {name: self.actual[name] / limit - 1 for name, limit in limits.items()}
+        over = {name: self.actual[name] / limit - 1 for name, limit in self.limits.items()}
         return max(value if FIGURES[name].timed or value <= 1e-12 else value + NOISE for name, value in over.items())
 
     def surprise(self, ruler: Ruler) -> float:
@@ -145,66 +152,58 @@ class Trial:
         gaps = [(self.actual[name] - self.predicted[name]) / ruler.before[name] for name in ruler.timed]
         return max(gaps, key=abs, default=0.0)
 
+    def settled(self, ruler: Ruler) -> bool:
+        """Whether no other round may help: every bound is held, and nothing that is timed is the only limit and far below it."""
+        if self.excess > NOISE:
+            return False
+        slack = [(limit - self.actual[name]) / ruler.before[name] for name, limit in self.limits.items() if name in ruler.timed]
+        limited = any(self.actual[name] > LIMITED * limit for name, limit in self.limits.items() if not FIGURES[name].timed)
+        return limited or min(slack, default=0.0) <= CLOSE
+
 
 @dataclass
 class Record:
-    """What was tried for some bounds (``limits``), and what is known from it. ``ratio`` is actual over predicted, by figure."""
+    """What was tried for some bounds, in order. Layers were timed again for the ``retimed``-th trial."""
 
     ruler: Ruler
-    choosing: Callable[[Ruler, Mapping[str, float]], Choice | None]
-    limits: Mapping[str, float]
-    ratio: Mapping[str, float]
-    held: Trial | None = None
-    closest: Trial | None = None
-    retimed: bool = False
-    known: set[bytes] = field(default_factory=set)
+    trials: list[Trial] = field(default_factory=list)
+    retimed: int | None = None
     notes: tuple[str, ...] = ()
 
-    def choice(self, most: Choice) -> Choice | None:
-        """What to build next; None if the corrections lead nowhere new."""
-        aim = 1.0 if self.closest is None or self.held is not None else MARGIN
-        choice = self.choosing(self.ruler, {name: aim * limit / self.ratio[name] for name, limit in self.limits.items()})
-        if choice is None:
-            choice = most if self.closest is None else None
-        if choice is not None and choice.removed.tobytes() in self.known and (self.held is not None or not self.retimed):
-            return None
-        return choice
+    @property
+    def held(self) -> Trial | None:
+        """The trial that holds all bounds and removes least, the last of several."""
+        holding = [trial for trial in reversed(self.trials) if trial.excess <= NOISE]
+        return max(holding, key=lambda trial: trial.actual["macs"], default=None)
 
-    def trial(self, choice: Choice) -> Trial:
+    def aims(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """Bounds for predictions: corrected by what the last ones were wrong by, and a little lower while no trial held."""
+        if not self.trials:
+            return dict(limits)
+        last, aim = self.trials[-1], MARGIN if self.held is None else 1.0
+        return {name: aim * limit / (last.actual[name] / last.predicted[name]) for name, limit in limits.items()}
+
+    def known(self, removed: BoolArray) -> bool:
+        """Whether a removal leads nowhere new. One that broke a bound may be tried twice after layers were timed again."""
+        tried = any(np.array_equal(removed, trial.removed) for trial in self.trials[self.retimed or 0 :])
+        return tried and (self.held is not None or self.retimed is None)
+
+    def measured(self, trial: Trial) -> Trial:
         """Build and measure. A surprise is measured again, and the median believed; if it still surprises, layers are timed again around
         these widths (once)."""
-        removed, ruler = choice.removed, self.ruler
-        trial = Trial(removed, ruler.predicted(removed), ruler.actual(removed), (choice.note,))
+        removed, ruler = trial.removed, self.ruler
+        trial = replace(trial, predicted=ruler.predicted(removed), actual=ruler.actual(removed))
         if abs(trial.surprise(ruler)) <= SURPRISE:
             return trial
         actuals = [trial.actual, *(ruler.actual(removed) for _ in range(REPEATS))]
         trial = replace(trial, actual={**trial.actual, **{name: float(np.median([row[name] for row in actuals])) for name in ruler.timed}})
         gap = trial.surprise(ruler)
-        if abs(gap) <= SURPRISE or self.retimed:
+        if abs(gap) <= SURPRISE or self.retimed is not None:
             return trial
-        self.ruler, self.retimed, self.known = ruler.again(removed), True, set()
+        self.ruler, self.retimed = ruler.again(removed), len(self.trials)
         said = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
         self.notes = (f"{said}: layers timed again around the plan's widths",)
         return replace(trial, predicted=self.ruler.predicted(removed))
-
-    def add(self, trial: Trial) -> None:
-        """Keep what was learned."""
-        excess = trial.excess(self.limits)
-        self.known.add(trial.removed.tobytes())
-        if self.closest is None or excess < self.closest.excess(self.limits):
-            self.closest = trial
-        if excess <= NOISE and (self.held is None or trial.actual["macs"] >= self.held.actual["macs"]):
-            self.held = trial
-        self.ratio = {name: trial.actual[name] / trial.predicted[name] for name in self.limits}
-
-    def open(self, trial: Trial) -> bool:
-        """Whether another round may help: a bound is broken, or what is timed is the only limit and far below it."""
-        if trial.excess(self.limits) > NOISE:
-            return True
-        timed = [name for name in self.limits if name in self.ruler.timed]
-        slack = [(self.limits[name] - trial.actual[name]) / self.ruler.before[name] for name in timed]
-        limited = any(trial.actual[name] > LIMITED * limit for name, limit in self.limits.items() if not FIGURES[name].timed)
-        return min(slack, default=0.0) > CLOSE and not limited
 
 
 def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial:
@@ -213,15 +212,14 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
     Raises:
         TargetError: the bounds cannot be held; with the best reachable figures.
     """
-    most = narrowest(candidates, options)
-    record = Record(ruler, partial(choice_for, candidates, options), limits, dict.fromkeys(limits, 1.0))
+    record, most = Record(ruler), narrowest(candidates, options)
     for _ in range(ROUNDS):
-        choice = record.choice(most)
-        if choice is None:
+        choice = choice_for(candidates, options, record.ruler, record.aims(limits)) or (None if record.trials else most)
+        if choice is None or record.known(choice.removed):
             break
-        trial = record.trial(choice)
-        record.add(trial)
-        if not record.open(trial) or (choice.last and record.held is None):
+        trial = record.measured(Trial(options, limits, choice.removed, notes=(choice.note,)))
+        record.trials.append(trial)
+        if trial.settled(record.ruler) or (choice is most and record.held is None):
             break
     if record.held is None:
         how = "".join(f" ({ruler.gauges[name].how})" for name in limits if ruler.gauges[name].how)
@@ -231,23 +229,8 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
 
 # ---- alignments ------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Attempt:
-    """What one alignment leads to: ``options`` with everything settled, the best trial, the bounds that it holds."""
-
-    options: PlanOptions
-    trial: Trial
-    limits: Mapping[str, float]
-
-    @property
-    def used(self) -> float:
-        """How much of the tightest bound is used; coarse steps leave a lot unused where there are few groups to choose from."""
-        return max((self.trial.actual[name] / limit for name, limit in self.limits.items()), default=1.0)
-
-
-Rule = Callable[[Attempt, Callable[[], Attempt]], Attempt]
-"""The better of an attempt and another one, which is made only if it is worth it."""
+Rule = Callable[[Trial, Callable[[], Trial]], Trial]
+"""The better of what two alignments lead to; the second is tried only if it is worth it."""
 
 
 def settled(options: PlanOptions, ruler: Ruler) -> Align:
@@ -282,21 +265,21 @@ def alternatives(candidates: Candidates, asked: PlanOptions, first: Align, progr
     return []
 
 
-def nearer(candidates: Candidates, best: Attempt, other: Callable[[], Attempt], progress: Progress) -> Attempt:
-    """Of two attempts that hold the targets, the one whose repaired model is nearer to the original."""
-    if not best.trial.removed.any():
+def nearer(candidates: Candidates, best: Trial, other: Callable[[], Trial], progress: Progress) -> Trial:
+    """Of two trials that hold the targets, the one whose repaired model is nearer to the original."""
+    if not best.removed.any():
         return best
     try:
         second = other()
     except TargetError:
         return best
-    if not second.trial.removed.any() or np.array_equal(best.trial.removed, second.trial.removed):
+    if not second.removed.any() or np.array_equal(best.removed, second.removed):
         return best
     assert candidates.data is not None and candidates.repair is not None
-    attempts = {f"--align {attempt.options.align}": attempt for attempt in (best, second)}
-    removals = {name: attempt.trial.removed for name, attempt in attempts.items()}
+    trials = {f"--align {trial.options.align}": trial for trial in (best, second)}
+    removals = {name: trial.removed for name, trial in trials.items()}
     name, note = nearest(candidates.analysis, removals, candidates.data, candidates.repair, progress)
-    return replace(attempts[name], trial=replace(attempts[name].trial, notes=(*attempts[name].trial.notes, note)))
+    return replace(trials[name], notes=(*trials[name].notes, note))
 
 
 def enough(data: Dataset) -> bool:
@@ -351,7 +334,7 @@ def allocation_of(candidates: Candidates, options: PlanOptions) -> str:
     return "uniform" if allocation == "solve" and (options.ratio is not None or not targets) else allocation
 
 
-def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Attempt:
+def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
     """Which units leave with one alignment.
 
     Raises:
@@ -361,22 +344,21 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
         coupling = candidates.analysis.coupling
         removed = widths.choose(coupling, candidates.groups, candidates.scores, options, ruler.predicted)
         assert removed is not None
-        return Attempt(options, Trial(removed, {}, {}), {})
+        return Trial(options, {}, removed)
     limits = bounds([parse_target(text) for text in options.targets], ruler.before)
     with progress("planning", 1) as advance:
         trial = reach(candidates, options, ruler, limits)
         advance(1)
-    notes = [note for gauge in ruler.gauges.values() for note in gauge.notes]
-    return Attempt(options, replace(trial, notes=(*trial.notes, *notes)), limits)
+    return replace(trial, notes=(*trial.notes, *(note for gauge in ruler.gauges.values() for note in gauge.notes)))
 
 
-def planned(candidates: Candidates, best: Attempt, ruler: Ruler) -> Plan:
-    """The plan of an attempt."""
-    analysis, trial, options = candidates.analysis, best.trial, best.options
+def planned(candidates: Candidates, best: Trial, ruler: Ruler) -> Plan:
+    """The plan of a trial."""
+    analysis, options = candidates.analysis, best.options
     recorded = {**asdict(options), "align": Align.parse(options.align).written, "targets": list(options.targets), **candidates.recorded}
-    plan = make_plan(analysis.coupling, trial.removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    plan = make_plan(analysis.coupling, best.removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
     figures = {
-        name: {"before": ruler.before[name], "bound": limit, "predicted": trial.predicted[name], "actual": trial.actual[name]}
+        name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
         for name, limit in best.limits.items()
     }
-    return replace(plan, notes=(*candidates.notes, *trial.notes), figures=figures)
+    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures)
