@@ -7,6 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
+from sfp_onnx.core.errors import OptionError
+from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.core.types import Align, FloatArray, IntArray
 from sfp_onnx.planning.widths import Problem, choices, greedy, lagrangian, solve, widen
 
@@ -118,3 +120,19 @@ def test_choices() -> None:
     assert choices(20, Align(4, 1, 12), 9) == [20, 16, 12, 11, 10, 9]
     many = choices(512, Align(1, 1, 1), 1)
     assert len(many) == 24 and many[0] == 512 and many[-1] == 1 and many == sorted(set(many), reverse=True)
+
+
+# ---- alignments ------------------------------------------------------------------------------------------------------
+
+
+def test_alignments_are_read_once_and_recorded_as_written() -> None:
+    written = {8: (8, 8, 8), "8": (8, 8, 8), "16:4": (16, 4, 16), "4:1:12": (4, 1, 12), None: (1, 1, 1), "auto": (1, 1, 1)}
+    for text, steps in written.items():
+        align = Align.parse(text)
+        assert (align.block, align.fine, align.start, align.written) == (*steps, text)
+        assert Align.parse(align) is align and align.symbolic == (text == "auto")
+        assert PlanOptions(align=text).align == align
+    assert Align.parse("none") == Align.parse(None) and str(Align.parse(None)) == "none"
+    for text in ("0", "x", "16:", "1:2:3:4", -8):
+        with pytest.raises(OptionError, match=f"alignment '{text}'"):
+            PlanOptions(align=text)

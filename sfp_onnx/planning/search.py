@@ -162,7 +162,7 @@ class Trial:
 
 
 @dataclass
-class Record:
+class History:
     """What was tried for some bounds, in order. Layers were timed again for the ``retimed``-th trial."""
 
     ruler: Ruler
@@ -212,19 +212,19 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
     Raises:
         TargetError: the bounds cannot be held; with the best reachable figures.
     """
-    record, most = Record(ruler), narrowest(candidates, options)
+    history, most = History(ruler), narrowest(candidates, options)
     for _ in range(ROUNDS):
-        choice = choice_for(candidates, options, record.ruler, record.aims(limits)) or (None if record.trials else most)
-        if choice is None or record.known(choice.removed):
+        choice = choice_for(candidates, options, history.ruler, history.aims(limits)) or (None if history.trials else most)
+        if choice is None or history.known(choice.removed):
             break
-        trial = record.measured(Trial(options, limits, choice.removed, notes=(choice.note,)))
-        record.trials.append(trial)
-        if trial.settled(record.ruler) or (choice is most and record.held is None):
+        trial = history.measured(Trial(options, limits, choice.removed, notes=(choice.note,)))
+        history.trials.append(trial)
+        if trial.settled(history.ruler) or (choice is most and history.held is None):
             break
-    if record.held is None:
+    if history.held is None:
         how = "".join(f" ({ruler.gauges[name].how})" for name in limits if ruler.gauges[name].how)
         raise unreachable(limits, ruler.before, ruler.actual(most.removed), how)
-    return replace(record.held, notes=(*record.held.notes, *record.notes))
+    return replace(history.held, notes=(*history.held.notes, *history.notes))
 
 
 # ---- alignments ------------------------------------------------------------------------------------------------------
