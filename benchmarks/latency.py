@@ -15,7 +15,7 @@ from pathlib import Path
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.latency.measure import device, timing_feeds
-from sfp_onnx.latency.profiling import measure_profile
+from sfp_onnx.latency.profiling import measure_device_profile
 from sfp_onnx.runtime import Setup, interleaved, open_timed, steady_clock, version
 
 MODELS = (
@@ -31,10 +31,10 @@ def row(path: Path) -> str:
     """One line per model: the profile, and per target the predicted, looped and finally measured share."""
     analysis = sfp_onnx.inspect(path)
     start = time.perf_counter()
-    profile = measure_profile(analysis, SETUP, fresh=True)
+    profile = measure_device_profile(analysis, SETUP, fresh=True)
     seconds = time.perf_counter() - start
     start = time.perf_counter()
-    measure_profile(analysis, SETUP)
+    measure_device_profile(analysis, SETUP)
     cached = time.perf_counter() - start
     models, cells, spent = [analysis.model], [], []
     for target in TARGETS:

@@ -35,7 +35,8 @@ __all__ = sorted(WHERE)
 def __getattr__(name: str) -> Any:
     if name not in WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module(".methods", __name__)  # they register themselves
+    for place in (".methods", ".latency.profiling"):  # scores, methods and figures register themselves
+        import_module(place, __name__)
     value = getattr(import_module(f".{WHERE[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -31,7 +31,7 @@ from .export import package, written_by
 from .graph.model import Model
 from .graph.save import check_output, fingerprint, together
 from .latency import DeviceProfile, to_json as profile_to_json
-from .latency.profiling import layer_times, measure_profile
+from .latency.profiling import layer_times, measure_device_profile
 from .planning import parse_target
 from .planning.figures import Ruler, ruler_for
 from .planning.max_drop import Judge, held_out, plan_with_drop
@@ -664,7 +664,7 @@ def device_profile(
     """
     inputs = Sources(inspect=inspect_options).open(source, [output])
     setup = Setup(options.threads, options.provider)
-    profile = measure_profile(inputs.analysis, setup, options.batch, progress, fresh, options.profile_budget)
+    profile = measure_device_profile(inputs.analysis, setup, options.batch, progress, fresh, options.profile_budget)
     if output is not None:
         write_json(output, profile_to_json(profile), inputs.paths)
     return inputs.analysis, profile

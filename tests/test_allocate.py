@@ -7,8 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from sfp_onnx.core.types import FloatArray, IntArray
-from sfp_onnx.planning.solver import Problem, choices, greedy, lagrangian, solve, widen
+from sfp_onnx.core.errors import OptionError
+from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.core.types import Align, FloatArray, IntArray
+from sfp_onnx.planning.widths import Problem, choices, greedy, lagrangian, solve, widen
 
 
 def chain(kept: IntArray) -> FloatArray:
@@ -27,7 +29,7 @@ def random_problem(seed: int, groups: int = 4, convex: bool = True) -> Problem:
     widths, errors = [], []
     for _ in range(groups):
         width, step = int(random.integers(8, 17)), int(random.choice([1, 2, 4]))
-        own = choices(width, (step, step, step), 1, vanish=bool(random.integers(2)), most=7)
+        own = choices(width, Align(step, step, step), 1, vanish=bool(random.integers(2)), most=7)
         steps = random.exponential(1, len(own) - 1)
         steps = np.sort(steps) if convex else steps
         widths.append(own)
@@ -109,12 +111,28 @@ def test_a_peak_that_needs_two_groups_at_once() -> None:
 
 
 def test_choices() -> None:
-    assert choices(12, (4, 4, 4), 1) == [12, 8, 4]
-    assert choices(10, (4, 4, 4), 1) == [10, 8, 4]
-    assert choices(12, (4, 4, 4), 5) == [12, 8]
-    assert choices(3, (4, 4, 4), 1) == [3] and choices(3, (4, 4, 4), 1, vanish=True) == [3, 0]
-    assert choices(40, (16, 4, 16), 1) == [40, 32, 16, 12, 8, 4]
-    assert choices(12, (16, 4, 16), 5, vanish=True) == [12, 8, 0]
-    assert choices(20, (4, 1, 12), 9) == [20, 16, 12, 11, 10, 9]
-    many = choices(512, (1, 1, 1), 1)
+    assert choices(12, Align(4, 4, 4), 1) == [12, 8, 4]
+    assert choices(10, Align(4, 4, 4), 1) == [10, 8, 4]
+    assert choices(12, Align(4, 4, 4), 5) == [12, 8]
+    assert choices(3, Align(4, 4, 4), 1) == [3] and choices(3, Align(4, 4, 4), 1, vanish=True) == [3, 0]
+    assert choices(40, Align(16, 4, 16), 1) == [40, 32, 16, 12, 8, 4]
+    assert choices(12, Align(16, 4, 16), 5, vanish=True) == [12, 8, 0]
+    assert choices(20, Align(4, 1, 12), 9) == [20, 16, 12, 11, 10, 9]
+    many = choices(512, Align(1, 1, 1), 1)
     assert len(many) == 24 and many[0] == 512 and many[-1] == 1 and many == sorted(set(many), reverse=True)
+
+
+# ---- alignments ------------------------------------------------------------------------------------------------------
+
+
+def test_alignments_are_read_once_and_recorded_as_written() -> None:
+    written = {8: (8, 8, 8), "8": (8, 8, 8), "16:4": (16, 4, 16), "4:1:12": (4, 1, 12), None: (1, 1, 1), "auto": (1, 1, 1)}
+    for text, steps in written.items():
+        align = Align.parse(text)
+        assert (align.block, align.fine, align.start, align.written) == (*steps, text)
+        assert Align.parse(align) is align and align.symbolic == (text == "auto")
+        assert PlanOptions(align=text).align == align
+    assert Align.parse("none") == Align.parse(None) and str(Align.parse(None)) == "none"
+    for text in ("0", "x", "16:", "1:2:3:4", -8):
+        with pytest.raises(OptionError, match=f"alignment '{text}'"):
+            PlanOptions(align=text)

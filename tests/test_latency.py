@@ -18,8 +18,8 @@ from sfp_onnx.latency import FORMAT, Block, from_json, measure, nonnegative_fit,
 from sfp_onnx.latency.measure import (
     CACHE_VARIABLE,
     PROBES,
+    Bench,
     Timing,
-    Variant,
     _owner,
     _probe,
     cache_folder,
@@ -28,7 +28,7 @@ from sfp_onnx.latency.measure import (
     judge,
     timing_feeds,
 )
-from sfp_onnx.latency.profiling import CHECKED, FEWEST, _candidates, clock_of, measure_profile
+from sfp_onnx.latency.profiling import CHECKED, FEWEST, _candidates, clock_of, measure_device_profile
 from sfp_onnx.planning.work import Kind, node_terms
 from sfp_onnx.runtime import Setup, interleaved, kernel_times, open_timed
 
@@ -146,8 +146,7 @@ def test_the_fit_finds_the_costs_of_a_made_up_machine(tmp_path: Path) -> None:
         kernels[layers] = 1
         seconds[layers] = (own * truth).sum(1)[layers] + 5e-6
         timings.append(Timing(seconds + overhead * kernels, kernels, np.ones(len(nodes), bool), float(seconds.sum())))
-    variants = [Variant(analysis.prepared.model, rows) for rows in work]
-    profile = fit(variants, timings, nodes, (analysis.model.sha256, 1), (SETUP, Block(16, 1.5, {})))
+    profile = fit(work, timings, Bench(analysis, SETUP, 1), Block(16, 1.5, {}))
     assert profile.error < 1e-3 and profile.checked == 3 and profile.factor == pytest.approx(1, rel=1e-3)
     clock = clock_of(analysis, profile)
     assert clock(terms.lengths(kept)) == pytest.approx([own.whole for own in timings], rel=1e-3)
@@ -194,14 +193,14 @@ def test_records_name_the_nodes_of_the_model(tmp_path: Path) -> None:
 
 def test_a_profile_is_measured_once(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     analysis = sfp_onnx.inspect(classifier(widths=(32, 32)))
-    first = measure_profile(analysis, SETUP)
+    first = measure_device_profile(analysis, SETUP)
     monkeypatch.setattr(profiling, "_measure", None)  # calling it would fail
-    assert measure_profile(analysis, SETUP) == first
+    assert measure_device_profile(analysis, SETUP) == first
     monkeypatch.undo()
     monkeypatch.setenv(CACHE_VARIABLE, str(own_cache))
     file = next(file for file in own_cache.iterdir() if file.name.startswith("profile"))
     file.write_text(file.read_text()[:100])
-    assert measure_profile(analysis, SETUP).nodes.keys() == first.nodes.keys()
+    assert measure_device_profile(analysis, SETUP).nodes.keys() == first.nodes.keys()
     assert json.loads(file.read_text())["value"]["format"] == FORMAT  # rebuilt
 
 
@@ -218,13 +217,13 @@ def test_a_model_with_a_fixed_batch_takes_no_other() -> None:
 
 def test_a_small_budget_times_fewer_widths_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     analysis = sfp_onnx.inspect(classifier(widths=(32, 32)))
-    short = measure_profile(analysis, SETUP, budget=1e-3)
+    short = measure_device_profile(analysis, SETUP, budget=1e-3)
     assert short.cut_short == 1e-3 and short.checked == FEWEST // 5
     assert from_json(json.loads(json.dumps(to_json(short)))) == short
-    assert measure_profile(analysis, SETUP, budget=1e-4) == short  # from the cache: no worse than asked
-    whole = measure_profile(analysis, SETUP)  # measured again: more was asked
+    assert measure_device_profile(analysis, SETUP, budget=1e-4) == short  # from the cache: no worse than asked
+    whole = measure_device_profile(analysis, SETUP)  # measured again: more was asked
     assert whole.cut_short == 0 and whole.checked == CHECKED
-    assert measure_profile(analysis, SETUP, budget=1e-3) == whole
+    assert measure_device_profile(analysis, SETUP, budget=1e-3) == whole
     plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=("latency=100%",), threads=1, profile_budget=1e-3))
     assert not any("budget" in note for note in plan.notes)
     monkeypatch.setenv(CACHE_VARIABLE, str(Path(cache_folder()) / "other"))

@@ -21,14 +21,14 @@ from sfp_onnx.core.errors import TargetError
 from sfp_onnx.core.options import PlanOptions, RepairOptions
 from sfp_onnx.core.types import Group
 from sfp_onnx.evaluation import outputs
-from sfp_onnx.latency import Block, DeviceProfile, measure, to_json
+from sfp_onnx.latency import Block, DeviceProfile, measure, profiling, to_json
 from sfp_onnx.latency.measure import CACHE_VARIABLE
-from sfp_onnx.latency.profiling import clock_of, names_of, read_profile
-from sfp_onnx.planning import Target, bounds, figures as figures_room, parse_target, search
-from sfp_onnx.planning.figures import BLOCKS, LIGHT, ruler_for
+from sfp_onnx.latency.profiling import clock_of, names_of, read_device_profile
+from sfp_onnx.planning import Target, bounds, parse_target, search
+from sfp_onnx.planning.figures import ruler_for
 from sfp_onnx.planning.max_drop import held_out
 from sfp_onnx.planning.record import removal_of
-from sfp_onnx.planning.search import NOISE, ROUNDS, errors_of_scores, nearest
+from sfp_onnx.planning.search import BLOCKS, LIGHT, NOISE, ROUNDS, errors_of_scores, nearest
 from sfp_onnx.report.sweep import Point, front, parse_sweep
 
 WIDE = (64, 96)
@@ -209,7 +209,7 @@ def test_a_profile_from_another_machine_plans_without_measuring(
         raise AssertionError("measured on this machine")
 
     monkeypatch.setattr(measure, "latencies_of", never)
-    monkeypatch.setattr(figures_room, "measure_profile", never)
+    monkeypatch.setattr(profiling, "measure_device_profile", never)
     plans = [tmp_path / "one.json", tmp_path / "two.json"]
     for path in plans:
         result = invoke("plan", wide, "-o", path, "--target", "latency=50%", "--device-profile", profile_file)
@@ -298,10 +298,10 @@ def looped(wide: Path, monkeypatch: pytest.MonkeyPatch, wrong: float, target: st
         ratios.append(share * (1 if share == 1 else wrong))
         return ratios[-1]
 
-    monkeypatch.setattr(figures_room, "measure_profile", lambda *arguments, **options: profile)
+    monkeypatch.setattr(profiling, "measure_device_profile", lambda *arguments, **options: profile)
     monkeypatch.setattr(measure, "latencies_of", lambda *arguments: [profile.seconds])
     monkeypatch.setattr(measure, "latency_ratio", measured)
-    monkeypatch.setattr(search, "profile_around", lambda *arguments: profile)
+    monkeypatch.setattr(profiling, "device_profile_around", lambda *arguments: profile)
     return sfp_onnx.plan(analysis, PlanOptions(targets=(target,), align=None, allocation="solve")), ratios
 
 
@@ -318,9 +318,9 @@ def test_the_loop_corrects_a_wrong_prediction(wrong: float, wide: Path, monkeypa
 
 def test_a_single_wrong_measurement_is_repeated_not_believed(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(search, "profile_around", lambda *arguments: calls.append("timed again"))
+    monkeypatch.setattr(profiling, "device_profile_around", lambda *arguments: calls.append("timed again"))
     profile = profile_of(wide, constant=1e-6, block=1, slow=1.0)
-    monkeypatch.setattr(figures_room, "measure_profile", lambda *arguments, **options: profile)
+    monkeypatch.setattr(profiling, "measure_device_profile", lambda *arguments, **options: profile)
     monkeypatch.setattr(measure, "latencies_of", lambda *arguments: [profile.seconds])
     ratios = iter([0.2, 0.595, 0.59])
     monkeypatch.setattr(measure, "latency_ratio", lambda *arguments: next(ratios))
@@ -485,7 +485,7 @@ def test_profile_command(model_file: Path, tmp_path: Path) -> None:
     result = invoke("profile", model_file, "-o", out, "--threads", "1")
     assert result.exit_code == 0, result.stderr
     assert "blocks of" in result.stdout and "mean error of predictions on 3 models" in result.stdout
-    profile = read_profile(out, sfp_onnx.load(model_file).sha256)
+    profile = read_device_profile(out, sfp_onnx.load(model_file).sha256)
     assert profile.seconds > 0 and profile.batch == 1
     clock = clock_of(sfp_onnx.inspect(model_file), profile)
     assert float(clock(clock.terms.full)) > 0

@@ -13,7 +13,6 @@ import click
 
 from ..core.errors import OptionError
 from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, OptionFacts, RepairOptions
-from ..planning.widths import grid_of
 from ..scores.scoring import SCORE_NAMES, asked
 from .common import FILE as FILE, Option
 
@@ -60,8 +59,6 @@ def _of_field(own: dataclasses.Field[Any], kind: Any) -> Decorator:
         given |= {"default": None}
     elif own.name == "input_shapes":
         given |= {"multiple": True, "default": (), "callback": _shapes}
-    elif own.name == "align":
-        given |= {"callback": _align}
     elif kind == tuple[str, ...]:
         given |= {"multiple": True}
     elif facts.parse is not None:
@@ -101,17 +98,6 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[st
             raise click.BadParameter(f"'{value}': expected NAME=1,3,224,224")
         shapes[match[1]] = [int(item) for item in re.split("[,x]", match[2])]
     return shapes
-
-
-def _align(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    text = str(value)
-    if text in ("none", "auto", "default"):
-        return None if text == "none" else text
-    try:
-        grid_of(text)
-    except OptionError as error:
-        raise click.BadParameter(str(error)) from error
-    return int(text) if text.isdigit() else text
 
 
 # ---- options that belong to no record --------------------------------------------------------------------------------

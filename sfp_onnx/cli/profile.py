@@ -11,7 +11,7 @@ import click
 from .. import pipeline
 from ..core.options import OUTPUT, RUN, InspectOptions, PlanOptions
 from ..latency import to_json
-from ..latency.profiling import profile_rows
+from ..latency.profiling import seconds_of_nodes
 from ..report.text import table
 from . import arguments as take
 from .common import Command, Option, bar, say
@@ -47,7 +47,8 @@ def command(model: Path, output: Path, fresh: bool, as_json: bool, **options: An
         click.echo(f"fewer widths were timed than usual, since --profile-budget {profile.cut_short:g} s was spent")
     click.echo(f"measured {profile.seconds * 1e3:.3f} ms for the whole model; sum of kernels times {profile.factor:.3f}")
     click.echo(f"mean error of predictions on {profile.checked} models with other widths, not used to fit: {profile.error:.1%}")
-    rows = [(name, f"{seconds * 1e3:.3f}", f"{seconds / profile.seconds:.1%}") for name, seconds in profile_rows(analysis, profile)[:SHOWN]]
+    slowest = seconds_of_nodes(analysis, profile)[:SHOWN]
+    rows = [(name, f"{seconds * 1e3:.3f}", f"{seconds / profile.seconds:.1%}") for name, seconds in slowest]
     click.echo(table(("node (first output)", "ms", "share"), rows))
     where_to = take.quoted(model, "-o", f"{model.stem}-pruned.onnx", "--target", "latency=60%", "--device-profile", output)
     say(f"Next: sfp-onnx prune {where_to}")

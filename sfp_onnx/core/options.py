@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import OptionError
+from .types import Align
 
 # Sections of `--help`, in this order.
 OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN = (
@@ -105,6 +106,7 @@ def confidence(text: str) -> float:
 # ---- the records -----------------------------------------------------------------------------------------------------
 
 
+
 @dataclass(frozen=True)
 class BanditOptions:
     """What the user may set for the scores ``bandit:*``.
@@ -178,9 +180,10 @@ class PlanOptions:
     keep: str | None = option(None, "Layers (node or weight names) that keep all their output channels.", CHANNELS, metavar="REGEX")
     only: str | None = option(None, "Shrink only groups that are made by matching layers alone.", CHANNELS, metavar="REGEX", example=".")
     min_channels: int = option(1, "Keep at least so many per group.", CHANNELS, low=1)
-    align: Any = option(
+    align: Align | int | str | None = option(
         "default", "Kept widths are multiples of N, and below N of M; auto: the measured staircase.  [default: auto with a latency target; "
-        "else of 16 (solved) or 4, below 12 any (16:1:12, 4:1:12)]", CHANNELS, metavar="auto|N|N:M|none",
+        "else of 16 (solved) or 4, below 12 any (16:1:12, 4:1:12)]", CHANNELS, metavar="auto|N|N:M|none", parse=Align.parse,
+        example="default",
     )  # fmt: skip
     threads: int = option(0, "Threads of onnxruntime (0: all cores).", LATENCY, low=0)
     batch: int = option(1, "Batch size to time with.", LATENCY, low=1, advanced=True)
@@ -202,9 +205,12 @@ class PlanOptions:
         advanced=True,
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        """Read the alignment."""
+        object.__setattr__(self, "align", Align.parse(self.align))
+
 
 REPAIRS = ("none", "bias", "bn", "lstsq")
-
 
 @dataclass(frozen=True)
 class RepairOptions:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import OptionError
 
 Array = NDArray[Any]
 IntArray = NDArray[np.int64]
@@ -315,6 +318,46 @@ class Coupling:
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
     dequantised: Mapping[str, int] = field(default_factory=dict)
+
+
+# ---- widths ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Align:
+    """Widths that a weight axis may end up with: multiples of ``block``, but below ``start`` multiples of ``fine``. ``written`` is what
+    the user wrote, and what plans record; "auto" and "default" leave any width until a plan settles them."""
+
+    block: int = 1
+    fine: int = 1
+    start: int = 1
+    written: int | str | None = None
+
+    @staticmethod
+    def parse(value: Align | int | str | None) -> Align:
+        """Read ``None`` or "none" (any width), 8 or "8" (multiples), "16:4" (multiples of 16, below 16 of 4), "4:1:12" (multiples of 4,
+        below 12 any width), "auto", "default".
+
+        Raises:
+            OptionError: not of that form.
+        """
+        if isinstance(value, Align):
+            return value
+        if value in (None, "none", "auto", "default"):
+            return Align(written=None if value == "none" else value)
+        match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?(?::([1-9]\d{0,5}))?", str(value), re.ASCII)
+        if match is None:
+            several = "several, such as 16:4 or 4:1:12, 'auto' or 'none'"
+            raise OptionError(f"alignment '{value}': expected a positive number, such as 8, {several}")
+        return Align(int(match[1]), int(match[2] or match[1]), int(match[3] or match[1]), value)
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether it still has to be settled."""
+        return self.written in ("auto", "default")
+
+    def __str__(self) -> str:
+        """As it is written."""
+        return "none" if self.written is None else str(self.written)
 
 
 # ---- what stages find out --------------------------------------------------------------------------------------------

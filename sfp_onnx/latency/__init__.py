@@ -7,7 +7,7 @@ where work counts elements read, elements written and multiply-accumulates in wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -54,13 +54,13 @@ class DeviceProfile:
     cut_short: float = 0.0
 
 
-def to_json(profile: DeviceProfile) -> dict[str, Any]:
-    """A profile as plain data."""
-    return {"format": FORMAT, "version": VERSION, **asdict(profile)}
+def to_json(device_profile: DeviceProfile) -> dict[str, Any]:
+    """A device profile as plain data."""
+    return {"format": FORMAT, "version": VERSION, **asdict(device_profile)}
 
 
 def from_json(data: object, sha256: str | None = None) -> DeviceProfile:
-    """Read a profile from plain data.
+    """Read a device profile from plain data.
 
     Raises:
         ProfileError: damaged, or made for another model than ``sha256``.
@@ -70,41 +70,53 @@ def from_json(data: object, sha256: str | None = None) -> DeviceProfile:
     if data.get("version") != VERSION:
         raise ProfileError(f"the device profile has version {data.get('version')}; this program reads version {VERSION}. Make it again.")
     try:
-        block = data["block"]
-        width, batch = int(block["width"]), int(data["batch"])
-        numbers = {key: float(data[key]) for key in ("seconds", "constant", "factor", "error")}
-        curve = {str(key): float(value) for key, value in block["curve"].items()}
-        nodes = {str(key): tuple(float(item) for item in value) for key, value in data["nodes"].items()}
-        found = DeviceProfile(
-            device=dict(data["device"]), model_sha256=str(data["model_sha256"]), batch=batch,
-            block=Block(width, float(block["slow"]), curve), nodes=nodes, checked=int(data["checked"]),
-            cut_short=float(data.get("cut_short", 0.0)), **numbers,
-        )  # fmt: skip
+        device_profile = _of_fields(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"
         raise ProfileError(f"the device profile is damaged: {what}. Make it again with `sfp-onnx profile`.") from error
-    values = [*numbers.values(), found.block.slow, *curve.values(), *(item for row in nodes.values() for item in row)]
-    whole = all(len(row) == len(Kind) for row in nodes.values()) and np.isfinite(values).all()
-    if width < 1 or batch < 1 or found.seconds <= 0 or not whole:
+    if not _in_range(device_profile):
         raise ProfileError("the device profile is damaged: numbers are missing or out of range. Make it again with `sfp-onnx profile`.")
-    if sha256 is not None and found.model_sha256 != sha256:
+    known = device_profile.model_sha256
+    if sha256 is not None and known != sha256:
         raise ProfileError(
-            f"the device profile was made for another model: its SHA-256 is {found.model_sha256[:12]}..., the model's is {sha256[:12]}.... "
+            f"the device profile was made for another model: its SHA-256 is {known[:12]}..., the model's is {sha256[:12]}.... "
             "Make it again for this model with `sfp-onnx profile`."
         )
-    return found
+    return device_profile
 
 
-def scaled(profile: DeviceProfile, seconds: float) -> DeviceProfile:
+def _of_fields(data: Mapping[str, Any]) -> DeviceProfile:
+    block = data["block"]
+    return DeviceProfile(
+        device=dict(data["device"]),
+        model_sha256=str(data["model_sha256"]),
+        batch=int(data["batch"]),
+        block=Block(int(block["width"]), float(block["slow"]), {str(key): float(value) for key, value in block["curve"].items()}),
+        nodes={str(key): tuple(float(cost) for cost in costs) for key, costs in data["nodes"].items()},
+        checked=int(data["checked"]),
+        cut_short=float(data.get("cut_short", 0.0)),
+        **{key: float(data[key]) for key in ("seconds", "constant", "factor", "error")},
+    )
+
+
+def _in_range(device_profile: DeviceProfile) -> bool:
+    block, rows = device_profile.block, device_profile.nodes.values()
+    numbers = [device_profile.seconds, device_profile.constant, device_profile.factor, device_profile.error, block.slow]
+    numbers += [*block.curve.values(), *(cost for row in rows for cost in row)]
+    whole = all(len(row) == len(Kind) for row in rows) and bool(np.isfinite(numbers).all())
+    return whole and block.width >= 1 and device_profile.batch >= 1 and device_profile.seconds > 0
+
+
+def scaled(device_profile: DeviceProfile, seconds: float) -> DeviceProfile:
     """The profile of a machine that is in another mood: the original takes ``seconds`` now, and everything else in proportion."""
-    share = seconds / profile.seconds
-    nodes = {name: tuple(share * own for own in row) for name, row in profile.nodes.items()}
-    return replace(profile, seconds=seconds, constant=share * profile.constant, nodes=nodes)
+    share = seconds / device_profile.seconds
+    nodes = {name: tuple(share * cost for cost in row) for name, row in device_profile.nodes.items()}
+    return replace(device_profile, seconds=seconds, constant=share * device_profile.constant, nodes=nodes)
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Predicts seconds from a profile."""
+    """Predicts seconds from a device profile."""
 
     terms: Terms
     costs: FloatArray
@@ -113,23 +125,7 @@ class Clock:
 
     def __call__(self, lengths: FloatArray) -> FloatArray:
         """Seconds (...) at lengths (..., axes)."""
-        found: FloatArray = self.constant + self.terms.values(lengths, self.block.width, self.block.slow) @ self.costs
-        return found
-
-
-def clock(profile: DeviceProfile, terms: Terms, names: Sequence[str]) -> Clock:
-    """A clock for the terms of the model's nodes; ``names`` are the nodes' first outputs.
-
-    Raises:
-        ProfileError: the profile lacks most of the model's nodes.
-    """
-    missing = [name for name in names if name not in profile.nodes]
-    if len(missing) > len(names) / 2:
-        share = f"{len(missing)} of {len(names)} nodes, such as '{missing[0]}'"
-        raise ProfileError(f"the device profile has no entry for {share}. Make it again.")
-    nothing = (0.0,) * len(Kind)
-    table = np.asarray([profile.nodes.get(name, nothing) for name in names]).reshape(-1, len(Kind))
-    return Clock(terms, table[terms.owner, terms.kind], profile.constant, profile.block)
+        return np.asarray(self.constant + self.terms.values(lengths, self.block.width, self.block.slow) @ self.costs)
 
 
 def nonnegative_fit(matrix: FloatArray, values: FloatArray) -> FloatArray:
@@ -143,10 +139,10 @@ def nonnegative_fit(matrix: FloatArray, values: FloatArray) -> FloatArray:
     best, least = np.zeros(matrix.shape[1]), float((values**2).sum())
     for count in range(1, len(usable) + 1):
         for chosen in combinations(usable, count):
-            own = matrix[:, chosen] / scale[list(chosen)]
-            found, *_ = np.linalg.lstsq(own, values, rcond=1e-6)
-            rest = float(((own @ found - values) ** 2).sum())
-            if (found >= 0).all() and rest < least * (1 - 1e-9):
+            part = matrix[:, chosen] / scale[list(chosen)]
+            fitted, *_ = np.linalg.lstsq(part, values, rcond=1e-6)
+            rest = float(((part @ fitted - values) ** 2).sum())
+            if (fitted >= 0).all() and rest < least * (1 - 1e-9):
                 best, least = np.zeros(matrix.shape[1]), rest
-                best[list(chosen)] = found / scale[list(chosen)]
+                best[list(chosen)] = fitted / scale[list(chosen)]
     return best

@@ -1,4 +1,4 @@
-"""Figures of a model after a removal, predicted and measured; and widths chosen so that bounds on them hold."""
+"""What this machine is, and how long models and their nodes take on it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import graph
-from ..core.errors import ModelError, OptionError
-from ..core.types import Array, BoolArray, FloatArray, Node
+from ..core.errors import ModelError, OptionError, OutputError
+from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
 from ..graph.extract import conv_chain, named_by_output
 from ..graph.index import GraphIndex
 from ..graph.model import Model, inputs, serialized
+from ..graph.save import write_text
 from ..planning.work import Kind
-from ..runtime import Session, Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
+from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
 
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
@@ -34,10 +36,10 @@ REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 def latencies_of(models: Sequence[Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
     """Seconds of each model, as minima of interleaved runs (at least 50); processor time with one thread, else wall time."""
     feeds, clock = timing_feeds(analysis, batch), steady_clock(setup)
-    sessions = [open_timed(serialized(own), own.weights, own.name, setup) for own in models]
+    sessions = [open_timed(serialized(model), model.weights, model.name, setup) for model in models]
     first = interleaved(sessions, [feeds] * len(sessions), 3, clock)
     repeats = int(np.clip(TIMING_SECONDS / max(sum(map(min, first)), 1e-6), REPEATS, MOST_REPEATS))
-    return [min(own) for own in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
+    return [min(times) for times in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
 
 
 def latency_ratio(analysis: Analysis, model: Model, setup: Setup, batch: int) -> float:
@@ -62,34 +64,25 @@ FLAT = 0.93  # a width costs as much as a wider one from this ratio of times on
 
 def device(setup: Setup) -> dict[str, Any]:
     """What a measurement depends on, besides the model."""
-    provider = full_provider(setup.provider)
-    return {"cpu": cpu_name(), "onnxruntime": version(), "threads": setup.threads, "provider": provider}
+    return {"cpu": cpu_name(), "onnxruntime": version(), "threads": setup.threads, "provider": full_provider(setup.provider)}
 
 
 def cpu_name() -> str:
     """Name of the CPU, with what tells apart machines that give it the same name."""
-    found = platform.processor() or platform.machine()
+    name = platform.processor() or platform.machine()
     try:
         if sys.platform.startswith("linux"):
-            fields = _cpu_fields(Path("/proc/cpuinfo").read_text())
+            lines = reversed(Path("/proc/cpuinfo").read_text().splitlines())  # of several values the first counts
+            fields = {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
             flags = (fields.get("flags") or fields.get("Features", "")).split()
             known = [fields[key] for key in ("model name", "CPU implementer", "CPU part", "cpu family", "model") if key in fields]
-            found = " ".join([*known, *(flag for flag in ("avx512f", "avx2", "asimd", "sve") if flag in flags)]) or found
+            name = " ".join([*known, *(flag for flag in ("avx512f", "avx2", "asimd", "sve") if flag in flags)]) or name
         elif sys.platform == "darwin":
             asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-            found = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or found
+            name = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or name
     except (OSError, ValueError):
         pass
-    return f"{found} ({platform.machine()}, {os.cpu_count()} cores)"
-
-
-def _cpu_fields(text: str) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip(), value.strip())
-    return fields
+    return f"{name} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
 # ---- cache -----------------------------------------------------------------------------------------------------------
@@ -97,15 +90,10 @@ def _cpu_fields(text: str) -> dict[str, str]:
 
 def cache_folder() -> Path:
     """The user's cache folder for this program; the environment variable SFP_ONNX_CACHE overrides it."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "sfp_onnx"
+    home = Path.home()
+    bases = {"win32": os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local", "darwin": home / "Library" / "Caches"}
+    base = bases.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or home / ".cache"
+    return Path(os.environ.get(CACHE_VARIABLE) or Path(base) / "sfp_onnx")
 
 
 def _cache_file(kind: str, key: Mapping[str, Any]) -> Path:
@@ -125,16 +113,9 @@ def read_cache(kind: str, key: Mapping[str, Any]) -> Any:
 def write_cache(kind: str, key: Mapping[str, Any], value: Any) -> None:
     """Store a value atomically; a folder that cannot be written is no error, since the cache only saves time."""
     path = _cache_file(kind, key)
-    temporary = None
-    try:
+    with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w") as stream:
-            json.dump({"cache_version": CACHE_VERSION, "key": dict(key), "value": value}, stream)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        write_text(path, json.dumps({"cache_version": CACHE_VERSION, "key": dict(key), "value": value}))
 
 
 # ---- the block -------------------------------------------------------------------------------------------------------
@@ -146,9 +127,9 @@ def block(setup: Setup) -> Block:
     held = read_cache("block", key)
     if isinstance(held, dict) and set(held) == {"width", "slow", "curve"} and held["width"] in (1, 4, 8, 16, 32):
         return Block(int(held["width"]), float(held["slow"]), held["curve"])
-    found = judge(_probe(setup))
-    write_cache("block", key, asdict(found))
-    return found
+    measured = judge(_probe(setup))
+    write_cache("block", key, asdict(measured))
+    return measured
 
 
 def _probe(setup: Setup) -> dict[int, float]:
@@ -157,13 +138,13 @@ def _probe(setup: Setup) -> dict[int, float]:
     sessions = [open_timed(serialized(model), model.weights, "probe", setup) for _, model in chains]
     feeds = [{"x": np.ones((1, width, 14, 14), np.float32)} for width, _ in chains]
     times = interleaved(sessions, feeds, 40, steady_clock(setup))
-    return {width: min(own) for (width, _), own in zip(chains, times, strict=True)}
+    return {width: min(seconds) for (width, _), seconds in zip(chains, times, strict=True)}
 
 
 def judge(seconds: Mapping[int, float]) -> Block:
     """The block from times per width: the first step down from the widest, if widths that are no multiple of 4 or the lower half of a
     block cost as much as a whole one."""
-    ratio = {width: own / seconds[WIDEST] for width, own in seconds.items()}
+    ratio = {width: value / seconds[WIDEST] for width, value in seconds.items()}
     curve = {str(width): round(ratio[width], 4) for width in sorted(ratio, reverse=True)}
     slow = max(1.0, ratio[63], ratio[62])
     if ratio[32] >= FLAT:
@@ -177,14 +158,6 @@ def judge(seconds: Mapping[int, float]) -> Block:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A model with some channels cut and the work (nodes, kinds) of each node of the original in it."""
-
-    model: Model
-    work: FloatArray
-
-
-@dataclass(frozen=True)
 class Timing:
     """What one variant took: seconds per node (0 for nodes without a kernel of their own), kernels per node, which nodes of the original
     are still ``there``, and the whole."""
@@ -195,41 +168,49 @@ class Timing:
     whole: float
 
 
-def time_variants(
-    variants: Sequence[Variant], nodes: Sequence[Node], feeds: Mapping[str, Array], setup: Setup, seconds: float, wall: float = np.inf
-) -> list[Timing]:
-    """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
-    ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
-    plain: list[Session] = []
-    recorded: list[Session] = []
-    for variant in variants:
-        model = named_by_output(variant.model)
-        for sessions, events in ((plain, False), (recorded, True)):
-            sessions.append(open_timed(serialized(model), model.weights, variant.model.name, setup, events))
-    both = [*plain, *recorded]
-    clock = steady_clock(setup)
-    start = time.perf_counter()
-    warm = interleaved(both, [feeds] * len(both), 2, clock)
-    each = (time.perf_counter() - start) / 3
-    repeats = int(np.clip(seconds / max(sum(min(own) for own in warm), 1e-6), FEWEST_RUNS, MOST_RUNS))
-    repeats = int(np.clip(wall / each, LEAST_RUNS, repeats))
-    times = interleaved(both, [feeds] * len(both), repeats, clock)
-    runs = 3 + 1 + repeats  # interleaved() warms up once per call
-    owners = {name: node.index for name, node in GraphIndex(nodes).makers.items()}
-    found = []
-    for index, (session, variant) in enumerate(zip(recorded, variants, strict=True)):
-        made = GraphIndex(graph.nodes(variant.model)).makers.keys()
-        own = kernel_times(session)
-        seconds_of, kernels = np.zeros(len(nodes)), np.zeros(len(nodes))
-        current = 0
-        for name, every in own.items():
+@dataclass(frozen=True)
+class Bench:
+    """A model whose variants are timed, and how."""
+
+    analysis: Analysis
+    setup: Setup
+    batch: int
+
+    @cached_property
+    def feeds(self) -> dict[str, Array]:
+        """What the variants are run on."""
+        return timing_feeds(self.analysis, self.batch)
+
+    def time(self, variants: Sequence[Model], seconds: float, wall: float = np.inf) -> list[Timing]:
+        """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
+        ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
+        named = [(named_by_output(model), model.name) for model in variants]
+        plain, recorded = (
+            [open_timed(serialized(model), model.weights, name, self.setup, events) for model, name in named] for events in (False, True)
+        )
+        sessions, clock = [*plain, *recorded], steady_clock(self.setup)
+        feeds, start = [self.feeds] * len(sessions), time.perf_counter()
+        warm = interleaved(sessions, feeds, 2, clock)
+        each = (time.perf_counter() - start) / 3
+        repeats = int(np.clip(seconds / max(sum(map(min, warm)), 1e-6), FEWEST_RUNS, MOST_RUNS))
+        repeats = int(np.clip(wall / each, LEAST_RUNS, repeats))
+        times = interleaved(sessions, feeds, repeats, clock)
+        runs = 3 + 1 + repeats  # interleaved() warms up once per call
+        kernels = [kernel_times(session) for session in recorded]
+        return [self._timing(*timed, runs) for timed in zip(variants, kernels, map(min, times), strict=False)]
+
+    def _timing(self, model: Model, kernels_of: Mapping[str, Sequence[float]], whole: float, runs: int) -> Timing:
+        """Times of kernels, by name in the order in which they ran, given to the nodes of the original."""
+        nodes = self.analysis.prepared.nodes
+        owners = {name: node.index for name, node in GraphIndex(nodes).makers.items()}
+        made = GraphIndex(graph.nodes(model)).makers.keys()
+        seconds, kernels, current = np.zeros(len(nodes)), np.zeros(len(nodes)), 0
+        for name, every in kernels_of.items():
             current = _owner(name, owners, current)
             count = max(1, round(len(every) / runs))
-            seconds_of[current] += _typical(every) * count
+            seconds[current] += _typical(every) * count
             kernels[current] += count
-        there = np.asarray([bool(made & set(node.outputs)) for node in nodes])
-        found.append(Timing(seconds_of, kernels, there, min(times[index])))
-    return found
+        return Timing(seconds, kernels, np.asarray([bool(made & set(node.outputs)) for node in nodes]), whole)
 
 
 def _owner(kernel: str, owners: Mapping[str, int], previous: int) -> int:
@@ -261,59 +242,77 @@ def classes(nodes: Sequence[Node], timings: Sequence[Timing], mixing: BoolArray)
             index = parent[index]
         return index
 
-    index = GraphIndex(nodes)
     for timing in timings:
-        served = timing.kernels > 0
-        for node in nodes:
-            if served[node.index] or not timing.there[node.index]:
-                continue
-            sources = () if mixing[node.index] else node.inputs
-            makers = (maker.index for maker in map(index.maker, sources) if maker is not None)
-            before = max((maker for maker in makers if served[maker]), default=None)
-            served[node.index] = before is not None
-            readers = (reader.index for name in node.outputs for reader, _ in index.operands(name)[:1])
-            other = before if before is not None else next(readers, None)
-            if other is not None:
-                first, second = sorted((root(node.index), root(other)))
-                parent[second] = first
+        for pair in _without_kernel(nodes, timing, mixing):
+            first, second = sorted(map(root, pair))
+            parent[second] = first
     return [root(index) for index in range(len(nodes))]
 
 
-def fit(
-    variants: Sequence[Variant], timings: Sequence[Timing], nodes: Sequence[Node], known: tuple[str, int], measured: tuple[Setup, Block]
-) -> DeviceProfile:
+def _without_kernel(nodes: Sequence[Node], timing: Timing, mixing: BoolArray) -> Iterator[tuple[int, int]]:
+    """Nodes without a kernel of their own, each with the node that it goes with (see `classes`)."""
+    maker = {name: node.index for node in nodes for name in node.outputs}
+    reader = {name: node.index for node in reversed(nodes) for name in node.inputs}  # the first
+    served = timing.kernels > 0
+    for node in nodes:
+        if served[node.index] or not timing.there[node.index]:
+            continue
+        sources = () if mixing[node.index] else node.inputs
+        before = max((maker[name] for name in sources if name in maker and served[maker[name]]), default=None)
+        served[node.index] = before is not None
+        other = before if before is not None else next((reader[name] for name in node.outputs if name in reader), None)
+        if other is not None:
+            yield node.index, other
+
+
+def fit(work: FloatArray, timings: Sequence[Timing], bench: Bench, block: Block) -> DeviceProfile:
     """Costs per node from timed variants; the first is the original, the last fifth is kept to check.
 
-    For each class of nodes, seconds = constant + sum over kinds of cost * work, with costs >= 0 (least squares).
-
     Args:
-        known: the model's SHA-256 and the batch size.
-        measured: how the variants were run, and the block.
+        work: (variants, nodes, kinds) of each node of the original in every variant.
+        block: that of the machine, in which ``work`` is counted.
     """
-    checked = len(timings) // 5
+    nodes, checked = bench.analysis.prepared.nodes, len(timings) // 5
     used = len(timings) - checked
-    overhead = float(np.median([(own.nodes.sum() - own.whole) / max(own.kernels.sum(), 1) for own in timings]))
-    class_of = np.asarray(classes(nodes, timings, variants[0].work[:, Kind.MACS] > 0))
-    costs, constant = np.zeros((len(nodes), len(Kind))), 0.0
-    for members in (np.flatnonzero(class_of == own) for own in np.unique(class_of)):
-        seconds = np.asarray([(own.nodes[members] - overhead * own.kernels[members]).sum() for own in timings[:used]])
-        work = np.stack([own.work[members].sum(0) for own in variants[:used]])
-        moving = np.ptp(work, axis=0) > 0
-        found = nonnegative_fit(np.column_stack([np.ones(used), np.where(moving, work, 0)]), seconds)
-        costs[members] = found[1:]
-        constant += found[0]
-    predicted = np.asarray([constant + (own.work * costs).sum() for own in variants])
-    whole = np.asarray([own.whole for own in timings])
+    class_of = np.asarray(classes(nodes, timings, work[0, :, Kind.MACS] > 0))
+    costs = _costs(work[:used], timings[:used], class_of, overhead_of(timings))
+    constant, whole = costs[:, 0].sum(), np.asarray([timing.whole for timing in timings])
+    predicted = np.asarray([constant + (rows * costs[:, 1:]).sum() for rows in work])
     if not (predicted[:used] > 0).all():
         raise ModelError("internal error: the latency model predicts no time at all. Please report it.")
     factor = float(np.median(whole[:used] / predicted[:used]))  # a mean would follow the variant in which all branches vanish
     errors = np.abs(factor * predicted[used:] / whole[used:] - 1)
-    names = [next(filter(None, node.outputs), node.name) for node in nodes]
     return DeviceProfile(
-        device=device(measured[0]), model_sha256=known[0], batch=known[1], seconds=float(whole[0]), block=measured[1],
-        constant=factor * constant, nodes={name: tuple((factor * row).tolist()) for name, row in zip(names, costs, strict=True)},
+        device=device(bench.setup), model_sha256=bench.analysis.model.sha256, batch=bench.batch, seconds=float(whole[0]), block=block,
+        constant=float(factor * constant),
+        nodes={name_of(node): tuple((factor * row[1:]).tolist()) for node, row in zip(nodes, costs, strict=True)},
         factor=factor, error=float(errors.mean()) if checked else 0.0, checked=checked,
     )  # fmt: skip
+
+
+def name_of(node: Node) -> str:
+    """The first output of a node, by which device profiles know it."""
+    return next(filter(None, node.outputs), node.name)
+
+
+def overhead_of(timings: Sequence[Timing]) -> float:
+    """Seconds that recording costs per kernel."""
+    return float(np.median([(timing.nodes.sum() - timing.whole) / max(timing.kernels.sum(), 1) for timing in timings]))
+
+
+def _costs(work: FloatArray, timings: Sequence[Timing], class_of: IntArray, overhead: float) -> FloatArray:
+    """Seconds (nodes, 1 + kinds) of each node in any case (of a class, at its first node), and per unit of work. For each class,
+
+    seconds = constant + sum over kinds of cost * work, with costs >= 0 (least squares).
+    """
+    costs = np.zeros((len(class_of), 1 + len(Kind)))
+    for members in (np.flatnonzero(class_of == index) for index in np.unique(class_of)):
+        seconds = np.asarray([(timing.nodes[members] - overhead * timing.kernels[members]).sum() for timing in timings])
+        summed = work[:, members].sum(1)
+        moving = np.where(np.ptp(summed, axis=0) > 0, summed, 0)
+        fitted = nonnegative_fit(np.column_stack([np.ones(len(timings)), moving]), seconds)
+        costs[members, 1:], costs[members[0], 0] = fitted[1:], fitted[0]
+    return costs
 
 
 # ---- measure what a model's nodes cost on this machine ---------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,57 +12,109 @@ import numpy as np
 
 from .. import graph
 from ..core.errors import ProfileError, SfpError
-from ..core.types import Array, BoolArray, FloatArray, IntArray
+from ..core.types import Align, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
-from ..coupling.cost import emptied
 from ..cut import cut
 from ..graph.index import GraphIndex
 from ..graph.model import Model
-from ..planning.solver import choices
-from ..planning.widths import Grid, steps_of
-from ..planning.work import node_terms
+from ..planning import SECONDS, Gauge, figure
+from ..planning.figures import Scene
+from ..planning.widths import choices, of_widths, steps_of
+from ..planning.work import Kind, Terms, node_terms
 from ..runtime import Setup
-from . import Clock, DeviceProfile, clock, from_json, measure, to_json
-from .measure import FINE, Timing, Variant, device, fit, read_cache, time_variants, timing_feeds, write_cache
+from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
+from .measure import FINE, Bench, Timing, device, fit, read_cache, write_cache
 
 FITTED, CHECKED = 12, 3
 HEAVY = 3e8  # multiply-accumulates
 TOGETHER = 4  # variants that are open at once
-SECONDS = 24.0  # of running, at most
-EASY_SECONDS = 6.0
+SECONDS_HEAVY, SECONDS_EASY = 24.0, 6.0  # of running, at most
 BUDGET = 60.0  # of wall time for everything
 FEWEST = 8  # variants that are timed whatever the budget
 
 
 def names_of(analysis: Analysis) -> list[str]:
-    """First output of every node, by which profiles know it."""
-    return [next(filter(None, node.outputs), node.name) for node in analysis.prepared.nodes]
+    """Name of every node in device profiles."""
+    return [measure.name_of(node) for node in analysis.prepared.nodes]
 
 
-def clock_of(analysis: Analysis, profile: DeviceProfile) -> Clock:
+def terms_of(analysis: Analysis) -> Terms:
+    """Work of every node."""
+    return node_terms(analysis.coupling, analysis.prepared.nodes, analysis.prepared.trace)
+
+
+def clock_of(analysis: Analysis, device_profile: DeviceProfile) -> Clock:
     """A predictor of seconds for an analysed model.
 
     Raises:
-        ProfileError: the profile belongs to another model.
+        ProfileError: the device profile lacks most of the model's nodes.
     """
-    terms = node_terms(analysis.coupling, analysis.prepared.nodes, analysis.prepared.trace)
-    return clock(profile, terms, names_of(analysis))
+    names, known, terms = names_of(analysis), device_profile.nodes, terms_of(analysis)
+    missing = [name for name in names if name not in known]
+    if len(missing) > len(names) / 2:
+        share = f"{len(missing)} of {len(names)} nodes, such as '{missing[0]}'"
+        raise ProfileError(f"the device profile has no entry for {share}. Make it again.")
+    table = np.asarray([known.get(name, (0.0,) * len(Kind)) for name in names]).reshape(-1, len(Kind))
+    return Clock(terms, table[terms.owner, terms.kind], device_profile.constant, device_profile.block)
 
 
-def measure_profile(
+# ---- the figure that targets name ------------------------------------------------------------------------------------
+
+
+@figure("latency", SECONDS, "latency=60%", "latency=5ms", shown=lambda seconds: f"{seconds * 1e3:.3f} ms", timed=True, solved=True)
+def latency(scene: Scene) -> Gauge:
+    """Seconds of one run, predicted from the options' device profile, else from one that is measured here; of built models measured, if
+    this is the machine of the device profile."""
+    analysis, options = scene.analysis, scene.options
+    if options.device_profile is not None:
+        device_profile = read_device_profile(options.device_profile, analysis.model.sha256)
+        here = device_profile.device == device(scene.setup) and device_profile.batch == options.batch
+        return _gauge(scene, device_profile, here)
+    device_profile = measure_device_profile(analysis, scene.setup, options.batch, scene.progress, budget=options.profile_budget)
+    return _gauge(scene, scaled(device_profile, measure.latencies_of([analysis.model], analysis, scene.setup, options.batch)[0]), True)
+
+
+def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
+    analysis, batch, seconds = scene.analysis, scene.options.batch, device_profile.seconds
+    seconds_of, short = clock_of(analysis, device_profile), device_profile.cut_short
+
+    def again(removed: BoolArray) -> Gauge:
+        return _gauge(scene, scaled(device_profile_around(analysis, scene.setup, batch, kept_of(analysis, removed)), seconds), here)
+
+    def measured(model: Model) -> float:
+        """The ratio of interleaved minima times the original's latency."""
+        return seconds * measure.latency_ratio(analysis, model, scene.setup, batch)
+
+    note = f"fewer widths than usual were timed, since the budget of {short:g} s for the profile was spent"
+    return Gauge(
+        predicted=lambda removed: float(seconds_of(seconds_of.terms.lengths_after(removed))),
+        cost=lambda kept: seconds_of(seconds_of.terms.lengths(kept)),
+        measured=measured if here else None,
+        before=seconds,
+        again=again,
+        block=device_profile.block.width,
+        how="latency measured on this machine" if here else "latency predicted from the device profile",
+        notes=(note,) if short else (),
+    )
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure_device_profile(
     analysis: Analysis, setup: Setup, batch: int = 1, progress: Progress = silent, fresh: bool = False, budget: float = BUDGET
 ) -> DeviceProfile:
-    """The profile of a model on this machine, measured or from the user's cache.
+    """The device profile of a model on this machine, measured or from the user's cache.
 
     Args:
-        budget: seconds of wall time; where they do not suffice, fewer widths are timed, and less often. A profile in the cache that
-            another budget cut short counts if that was no smaller.
+        budget: seconds of wall time; where they do not suffice, fewer widths are timed, and less often. A device profile in the cache
+            that another budget cut short counts if that was no smaller.
 
     Raises:
         OptionError: unknown provider or batch size. ModelError: onnxruntime cannot run the model so.
     """
-    feeds = timing_feeds(analysis, batch)
-    shapes = {name: list(array.shape) for name, array in feeds.items()}
+    bench = Bench(analysis, setup, batch)
+    shapes = {name: list(array.shape) for name, array in bench.feeds.items()}
     key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, **device(setup)}
     held = None if fresh else read_cache("profile", key)
     if held is not None:
@@ -72,30 +124,25 @@ def measure_profile(
                 return known
         except ProfileError:
             pass  # measured again below
-    candidates = _candidates(analysis, measure.block(setup).width)
-    found = _measure(analysis, (setup, batch), feeds, candidates, budget, progress)
-    write_cache("profile", key, to_json(found))
-    return found
+    device_profile = _measure(bench, None, budget, progress)
+    write_cache("profile", key, to_json(device_profile))
+    return device_profile
 
 
-def profile_around(analysis: Analysis, setup: Setup, batch: int, kept: IntArray) -> DeviceProfile:
-    """A profile that is most exact near ``kept`` units per group: half of the models that are timed have widths beside these.
+def device_profile_around(analysis: Analysis, setup: Setup, batch: int, kept: IntArray) -> DeviceProfile:
+    """A device profile that is most exact near ``kept`` units per group: half of the models that are timed have widths beside these.
 
     Raises:
-        As `measure_profile`.
+        As `measure_device_profile`.
     """
-    candidates = _candidates(analysis, measure.block(setup).width, kept)
-    return _measure(analysis, (setup, batch), timing_feeds(analysis, batch), candidates, BUDGET, silent)
+    return _measure(Bench(analysis, setup, batch), kept, BUDGET, silent)
 
 
-def _measure(
-    analysis: Analysis, how: tuple[Setup, int], feeds: Mapping[str, Array], candidates: Sequence[IntArray], budget: float,
-    progress: Progress,
-) -> DeviceProfile:  # fmt: skip
-    """Time variants with these kept units per group (the first: all), as many as the budget allows, and fit the profile."""
-    setup, batch = how
-    block, nodes = measure.block(setup), analysis.prepared.nodes
-    terms = node_terms(analysis.coupling, nodes, analysis.prepared.trace)
+def _measure(bench: Bench, around: IntArray | None, budget: float, progress: Progress) -> DeviceProfile:
+    """Time variants of several widths, as many as the budget allows, and fit the device profile."""
+    analysis, block = bench.analysis, measure.block(bench.setup)
+    candidates, last_first = _candidates(analysis, block.width, around), -np.arange(analysis.coupling.units, dtype=float)
+    total = SECONDS_HEAVY if analysis.size().macs > HEAVY else SECONDS_EASY
     kept: list[IntArray] = []
     timings: list[Timing] = []
     longest, start = 0.0, time.perf_counter()
@@ -104,60 +151,47 @@ def _measure(
             spent = time.perf_counter() - start
             if len(kept) >= FEWEST and spent + longest > budget:
                 break
-            own = [_variant(analysis, row) for row in candidates[len(kept) : len(kept) + TOGETHER]]
-            share = len(own) / len(candidates)
-            seconds = share * (SECONDS if analysis.size().macs > HEAVY else EASY_SECONDS)
-            wall = max(0.0, budget - spent) * len(own) / (len(candidates) - len(kept))
-            models = [Variant(model, np.zeros((0, 0))) for model, _ in own]
-            timings += time_variants(models, nodes, feeds, setup, seconds, wall)
-            kept += [row for _, row in own]
+            removals = [of_widths(analysis.coupling, last_first, row.tolist()) for row in candidates[len(kept) : len(kept) + TOGETHER]]
+            models = [cut(analysis.prepared, analysis.coupling, flags) if flags.any() else analysis.prepared.model for flags in removals]
+            wall = max(0.0, budget - spent) * len(models) / (len(candidates) - len(kept))
+            timings += bench.time(models, len(models) / len(candidates) * total, wall)
+            kept += [kept_of(analysis, removed) for removed in removals]
             longest = max(longest, time.perf_counter() - start - spent)
-            advance(len(own))
-    work = terms.per_owner(terms.lengths(np.stack(kept)), len(nodes), block.width, block.slow)
-    variants = [Variant(analysis.prepared.model, rows) for rows in work]
-    found = fit(variants, timings, nodes, (analysis.model.sha256, batch), (setup, block))
-    return replace(found, cut_short=budget if len(kept) < len(candidates) else 0.0)
+            advance(len(models))
+    terms = terms_of(analysis)
+    work = terms.per_owner(terms.lengths(np.stack(kept)), len(analysis.prepared.nodes), block.width, block.slow)
+    fitted = fit(work, timings, bench, block)
+    return replace(fitted, cut_short=budget if len(kept) < len(candidates) else 0.0)
+
+
+def kept_of(analysis: Analysis, removed: BoolArray) -> IntArray:
+    """How many units each group keeps."""
+    return np.asarray([int((~removed[group.units]).sum()) for group in analysis.coupling.groups], np.int64)
 
 
 def _candidates(analysis: Analysis, block: int, around: IntArray | None = None) -> list[IntArray]:
     """Kept units per group: all, the fewest (or ``around``), and random widths on the staircase (seeded); with ``around``, every other
     one has widths at most one step away from it."""
-    groups = analysis.coupling.groups
-    vanish = [group.name in analysis.coupling.branches for group in groups]
-    grid = Grid(block, min(block, FINE), block)
-    offered = [choices(group.width, steps_of(analysis.coupling, group, grid), 1, own) for group, own in zip(groups, vanish, strict=True)]
-    full = np.asarray([group.width for group in groups], np.int64)
+    coupling, align = analysis.coupling, Align(block, min(block, FINE), block)
+    offers = [
+        np.asarray(choices(group.width, steps_of(coupling, group, align), 1, group.name in coupling.branches)) for group in coupling.groups
+    ]
     random = np.random.default_rng(0)
-    rows = [full, np.asarray([own[-1] for own in offered], np.int64)]
-    rows += [np.asarray([random.choice(own) for own in offered], np.int64) for _ in range(FITTED + CHECKED - 2)]
+
+    def drawn(choices_of: Sequence[IntArray]) -> IntArray:
+        return np.asarray([random.choice(choice) for choice in choices_of], np.int64)
+
+    full = np.asarray([group.width for group in coupling.groups], np.int64)
+    rows = [full, np.asarray([offer[-1] for offer in offers], np.int64), *(drawn(offers) for _ in range(FITTED + CHECKED - 2))]
     if around is not None:
         rows[1] = around
-        arrays = [np.asarray(own) for own in offered]
-        beside = [own[np.argsort(np.abs(own - at), kind="stable")[:3]] for own, at in zip(arrays, around, strict=True)]
-        rows[3::2] = [np.asarray([random.choice(own) for own in beside], np.int64) for _ in rows[3::2]]
-    return rows if len(groups) else [full]
+        beside = [offer[np.argsort(np.abs(offer - at), kind="stable")[:3]] for offer, at in zip(offers, around, strict=True)]
+        rows[3::2] = [drawn(beside) for _ in rows[3::2]]
+    return rows if coupling.groups else [full]
 
 
-def removal_of_widths(analysis: Analysis, kept: IntArray) -> BoolArray:
-    """Flags of the last units of every group, so that ``kept`` units stay (one more where a tensor would be emptied)."""
-    removed = np.zeros(analysis.coupling.units, bool)
-    for group, count in zip(analysis.coupling.groups, kept, strict=True):
-        removed[group.units[int(count) :]] = True
-    for _, units in emptied(analysis.coupling, removed):
-        removed[units[0]] = False
-    return removed
-
-
-def _variant(analysis: Analysis, kept: IntArray) -> tuple[Model, IntArray]:
-    """The model with these widths, and the widths that it really has."""
-    removed = removal_of_widths(analysis, kept)
-    real = np.asarray([int((~removed[group.units]).sum()) for group in analysis.coupling.groups], np.int64)
-    model = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.prepared.model
-    return model, real
-
-
-def read_profile(path: str | Path, sha256: str | None = None) -> DeviceProfile:
-    """Read a profile from a JSON file.
+def read_device_profile(path: str | Path, sha256: str | None = None) -> DeviceProfile:
+    """Read a device profile from a JSON file.
 
     Raises:
         ProfileError: no such file, not JSON, damaged, or made for another model.
@@ -170,20 +204,17 @@ def read_profile(path: str | Path, sha256: str | None = None) -> DeviceProfile:
         raise ProfileError(f"{path}: {error}") from error
 
 
-def profile_rows(analysis: Analysis, profile: DeviceProfile) -> list[tuple[str, float]]:
+def seconds_of_nodes(analysis: Analysis, device_profile: DeviceProfile) -> list[tuple[str, float]]:
     """Predicted seconds of every mixing layer's node in the original, largest first. What is fused behind a layer counts with it."""
-    terms = node_terms(analysis.coupling, analysis.prepared.nodes, analysis.prepared.trace)
-    full = np.asarray([group.width for group in analysis.coupling.groups], np.int64)
-    work = terms.per_owner(terms.lengths(full), len(analysis.prepared.nodes), profile.block.width, profile.block.slow)
-    names = names_of(analysis)
-    rows = [(name, float(np.dot(own, profile.nodes.get(name, (0.0,) * own.size)))) for name, own in zip(names, work, strict=True)]
+    clock = clock_of(analysis, device_profile)
+    seconds = clock.terms.values(clock.terms.full, clock.block.width, clock.block.slow) * clock.costs
+    rows = zip(names_of(analysis), np.bincount(clock.terms.owner, seconds, len(analysis.prepared.nodes)).tolist(), strict=True)
     return sorted(rows, key=lambda row: -row[1])
 
 
 # ---- where the time of a model goes ----------------------------------------------------------------------------------
 
 LAYER_SECONDS = 2.0  # of running, about
-NOTHING = np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -209,18 +240,17 @@ def layer_times(
     layers = [layer.node for layer in analysis.coupling.layers]
     if not layers or not made & {layer.outputs[0] for layer in layers}:
         return None
-    models = [analysis.prepared.model, model]
     try:
         with progress("timing layers", 1) as advance:
-            feeds = timing_feeds(analysis, batch)
-            found = time_variants([Variant(own, NOTHING) for own in models], nodes, feeds, setup or Setup(), LAYER_SECONDS)
+            bench = Bench(analysis, setup or Setup(), batch)
+            timings = bench.time([analysis.prepared.model, model], LAYER_SECONDS)
             advance(1)
     except SfpError:
         return None  # a report can do without
     indices = [layer.index for layer in layers]
     mixing = np.isin(np.arange(len(nodes)), indices)
-    before, after = (_column(own, measure.classes(nodes, [own], mixing), indices) for own in found)
-    samples = next((array.shape[0] for array in feeds.values() if array.ndim), 1)
+    before, after = (_column(timing, measure.classes(nodes, [timing], mixing), indices) for timing in timings)
+    samples = next((array.shape[0] for array in bench.feeds.values() if array.ndim), 1)
     return LayerTimes((*(layer.name for layer in layers), "all else"), before, after, samples)
 
 
@@ -229,10 +259,10 @@ def _column(timing: Timing, classes: Sequence[int], layers: Sequence[int]) -> Fl
 
     ``classes`` are those of nodes that share a kernel; several layers in one of them share its time.
     """
-    overhead = (timing.nodes.sum() - timing.whole) / max(timing.kernels.sum(), 1.0)
+    overhead = measure.overhead_of([timing])
     net = np.maximum(timing.nodes - overhead * timing.kernels, 0.0)
     sums = np.bincount(classes, net, minlength=len(net))
     owners = np.asarray(classes)[list(layers)]
-    own = np.where(timing.there[list(layers)], sums[owners], 0.0) / np.bincount(owners, minlength=len(net))[owners]
-    column: FloatArray = 1e3 * np.append(own, max(net.sum() - own.sum(), 0.0))
+    times = np.where(timing.there[list(layers)], sums[owners], 0.0) / np.bincount(owners, minlength=len(net))[owners]
+    column: FloatArray = 1e3 * np.append(times, max(net.sum() - times.sum(), 0.0))
     return column

@@ -22,6 +22,10 @@ from .record import removal_of
 from .search import Candidates, plan_for
 
 PARTS = 20  # of the samples, left out in turn
+HELD_OUT = 1 / 3  # of the data, to judge on
+FEWEST = 8  # samples to judge on
+BY_HEART = 0.995  # right answers of the original from which on the samples look like those that it was trained on
+TRIALS = 8  # models that are built and judged, without targets
 
 
 def matched(before: BoolArray, after: BoolArray, confidence: float) -> tuple[float, float]:
@@ -74,11 +78,6 @@ def parse_confidence(text: str) -> float | None:
 
 # ---- how much a model loses on data that it was not made with --------------------------------------------------------
 
-HELD_OUT = 1 / 3
-FEWEST = 8
-BY_HEART = 0.995  # right answers of the original from which on the samples look like those that it was trained on
-
-
 @dataclass(frozen=True)
 class Drop:
     """A figure before and after, how much it fell, and how much at most with the confidence of the judge."""
@@ -119,23 +118,23 @@ class Judge:
 
     def drop(self, model: Model) -> Drop:
         """How much a model loses."""
-        found, labels, original = outputs(model, self.data.batches()), self.data.labels, self.reference
+        answers, labels, original = outputs(model, self.data.batches()), self.data.labels, self.reference
         name, metric = metric_for(self.metric, labels is not None, original)
-        before, after = metric(original, labels, original), metric(found, labels, original)
+        before, after = metric(original, labels, original), metric(answers, labels, original)
         if name in EACH:
-            drop, bound = matched(EACH[name](original, labels, original), EACH[name](found, labels, original), self.confidence)
+            drop, bound = matched(EACH[name](original, labels, original), EACH[name](answers, labels, original), self.confidence)
             return Drop(before, after, drop, bound)
 
         def fallen(rows: IntArray) -> float:
-            own, other = [array[rows] for array in found], [array[rows] for array in original]
+            some, reference = [array[rows] for array in answers], [array[rows] for array in original]
             truth = None if labels is None else labels[rows]
-            return metric(other, truth, other) - metric(own, truth, other)
+            return metric(reference, truth, reference) - metric(some, truth, reference)
 
         return Drop(before, after, *jackknifed(fallen, self.data.samples, self.confidence, self.seed))
 
-    def holds(self, found: Drop) -> bool:
+    def holds(self, drop: Drop) -> bool:
         """Whether the drop is within the limit, with the confidence."""
-        return found.bound <= self.limit + 1e-12
+        return drop.bound <= self.limit + 1e-12
 
     def check(self) -> None:
         """Refuse data on which no model could pass.
@@ -152,14 +151,14 @@ class Judge:
                 f"changes: {needs}; or ask for less: --confidence 50% takes the measured drop as it is. Nothing was written."
             )
 
-    def notes(self, found: Drop) -> tuple[str, ...]:
+    def notes(self, drop: Drop) -> tuple[str, ...]:
         """What was found, and what it is worth."""
-        sure = f", at most {found.bound:.4f} with {self.confidence:.0%} confidence" if self.confidence > 0.5 else ""
-        drop = f"(drop {found.drop:.4f}{sure}, allowed {self.limit:.4f})"
-        notes = [f"{self.name} on {self.place}: {found.before:.4f} -> {found.after:.4f} {drop}"]
-        if self.name == "top-1" and found.before >= BY_HEART:
+        sure = f", at most {drop.bound:.4f} with {self.confidence:.0%} confidence" if self.confidence > 0.5 else ""
+        words = f"(drop {drop.drop:.4f}{sure}, allowed {self.limit:.4f})"
+        notes = [f"{self.name} on {self.place}: {drop.before:.4f} -> {drop.after:.4f} {words}"]
+        if self.name == "top-1" and drop.before >= BY_HEART:
             notes.append(
-                f"the original answers {found.before:.1%} of these samples right, as networks do on samples that they were trained on. "
+                f"the original answers {drop.before:.1%} of these samples right, as networks do on samples that they were trained on. "
                 "Elsewhere it is less sure of its answers, and may lose more: give --eval-data with samples that it has not seen"
             )
         return tuple(notes)
@@ -182,18 +181,14 @@ def held_out(data: Dataset | None, seed: int = 0) -> tuple[Dataset, Dataset]:
 
 # ---- the smallest model whose metric falls by no more than allowed ---------------------------------------------------
 
-TRIALS = 8
-Build = Callable[[Candidates, Plan], Model]
-"""The model that a plan makes."""
 
-
-def built(scored: Candidates, plan: Plan) -> Model:
+def built(candidates: Candidates, plan: Plan) -> Model:
     """The model of a plan, repaired if the candidates say so."""
-    analysis = scored.analysis
+    analysis = candidates.analysis
     removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
     if not removed.any():
         return analysis.model
-    return rebuilt(analysis, removed, scored.data, scored.repair)
+    return rebuilt(analysis, removed, candidates.data, candidates.repair)
 
 
 @dataclass(frozen=True)
@@ -204,7 +199,7 @@ class _Trial:
     drop: Drop
 
 
-def plan_with_drop(scored: Candidates, options: PlanOptions, judge: Judge, build: Build = built, progress: Progress = silent) -> Plan:
+def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, progress: Progress = silent) -> Plan:
     """The plan with the fewest MACs whose model loses no more than the judge allows; with targets, the plan that holds them too.
 
     Without targets the share of MACs is bisected, with eight models built and measured.
@@ -218,8 +213,8 @@ def plan_with_drop(scored: Candidates, options: PlanOptions, judge: Judge, build
     judge.check()
 
     def trial(targets: tuple[str, ...]) -> _Trial:
-        plan = plan_for(scored, replace(options, targets=targets))
-        return _Trial(plan, judge.drop(build(scored, plan)))
+        plan = plan_for(candidates, replace(options, targets=targets))
+        return _Trial(plan, judge.drop(built(candidates, plan)))
 
     best = trial(options.targets) if options.targets else _smallest(trial, judge, progress)
     if not judge.holds(best.drop):
@@ -228,35 +223,33 @@ def plan_with_drop(scored: Candidates, options: PlanOptions, judge: Judge, build
 
 
 def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress: Progress) -> _Trial:
-    low, high = 0.0, 1.0  # shares of MACs; low is not tried
+    """Bisect the share of MACs: the last trial that the judge allows, else the one that removed least."""
+    low, high = 0.0, 1.0  # low is not tried
     best: _Trial | None = None
     lightest: _Trial | None = None
     with progress("searching", TRIALS) as advance:
         for _ in range(TRIALS):
             middle = (low + high) / 2
             try:
-                found = trial((f"macs={100 * middle:.6f}%",))
+                made = trial((f"macs={100 * middle:.6f}%",))
             except TargetError:
-                low = middle
-                advance(1)
-                continue
-            lightest = found if lightest is None or found.plan.after.macs > lightest.plan.after.macs else lightest
-            if judge.holds(found.drop):
-                best, high = found, min(middle, found.plan.after.macs / found.plan.before.macs)
+                made = None
+            if made is not None and (lightest is None or made.plan.after.macs > lightest.plan.after.macs):
+                lightest = made
+            if made is not None and judge.holds(made.drop):
+                best, high = made, min(middle, made.plan.after.macs / made.plan.before.macs)
             else:
                 low = middle
             advance(1)
-    if best is None and lightest is None:
+    if lightest is None:
         raise TargetError("--max-drop: nothing can be removed under these options. Nothing was written.")
-    found_best = best or lightest
-    assert found_best is not None
-    return found_best
+    return best or lightest
 
 
-def _too_much(judge: Judge, found: Drop, where: str) -> TargetError:
-    sure = f"; at most {found.bound:.4f} with {judge.confidence:.0%} confidence" if found.bound > found.drop else ""
+def _too_much(judge: Judge, drop: Drop, where: str) -> TargetError:
+    sure = f"; at most {drop.bound:.4f} with {judge.confidence:.0%} confidence" if drop.bound > drop.drop else ""
     return TargetError(
-        f"--max-drop cannot be held: {judge.name} on {judge.place} falls from {found.before:.4f} to {found.after:.4f} {where} "
-        f"(drop {found.drop:.4f}{sure}; allowed {judge.limit:.4f}). Nothing was written. "
+        f"--max-drop cannot be held: {judge.name} on {judge.place} falls from {drop.before:.4f} to {drop.after:.4f} {where} "
+        f"(drop {drop.drop:.4f}{sure}; allowed {judge.limit:.4f}). Nothing was written. "
         "Loosen --max-drop or the targets, or give more data."
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import PlanError
-from ..core.types import BoolArray, Coupling, GroupPlan, Plan, Size
+from ..core.types import BoolArray, Coupling, Group, GroupPlan, Plan, Size
 from ..coupling.cost import Parameter, emptied, layer_macs, removal, size
 
 # ---- plans as records ------------------------------------------------------------------------------------------------
@@ -23,8 +23,7 @@ def make_plan(
     layers = {layer.node.name: layer for layer in coupling.layers}
     plans = []
     for group in coupling.groups:
-        own = [layers[name] for name in group.producers]
-        before, after = (sum(layer_macs(layer, flags) for layer in own) / samples for flags in (none, removed))
+        before, after = (sum(layer_macs(layers[name], flags) for name in group.producers) / samples for flags in (none, removed))
         gone = tuple(int(index) for index in np.flatnonzero(removed[group.units]))
         plans.append(GroupPlan(group.name, group.producers, group.width, gone, before, after))
     return Plan(sha256, tuple(plans), options, size(coupling, weights, none, samples), size(coupling, weights, removed, samples))
@@ -108,26 +107,30 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
             "Make the plan again for this model."
         )
     groups = {group.name: group for group in coupling.groups}
-    seen: set[str] = set()
+    listed: set[str] = set()
     for item in plan.groups:
-        group = groups.get(item.group)
-        if group is None:
+        if item.group not in groups:
             raise PlanError(f"the plan names group '{item.group}', which the model does not have. `sfp-onnx inspect` lists them.")
-        if item.width != group.width:
-            raise PlanError(f"the plan gives group '{item.group}' {item.width} channels, the model has {group.width}.")
-        if item.group in seen:
+        if item.group in listed:
             raise PlanError(f"the plan lists group '{item.group}' twice.")
-        seen.add(item.group)
-        outside = [at for at in item.remove if not 0 <= at < group.width]
-        if outside:
-            raise PlanError(f"group '{item.group}': channel {outside[0]} is out of range; expected 0 to {group.width - 1}.")
-        if len(set(item.remove)) != len(item.remove):
-            twice = next(at for at in item.remove if item.remove.count(at) > 1)
-            raise PlanError(f"group '{item.group}': channel {twice} is listed twice.")
-        if len(item.remove) >= group.width and group.name not in coupling.branches:
-            raise PlanError(f"group '{item.group}': the plan removes all {group.width} channels; at least one must stay.")
+        listed.add(item.group)
+        _check(item, groups[item.group], item.group in coupling.branches)
     removed = removal(coupling, {item.group: item.remove for item in plan.groups})
     empty = emptied(coupling, removed)
     if empty:
         raise PlanError(f"the plan removes all {len(empty[0][1])} channels of tensor '{empty[0][0]}'; at least one must stay.")
     return removed
+
+
+def _check(item: GroupPlan, group: Group, vanishes: bool) -> None:
+    """Refuse what does not fit a group, of which all channels may leave if its branch ``vanishes``."""
+    if item.width != group.width:
+        raise PlanError(f"the plan gives group '{item.group}' {item.width} channels, the model has {group.width}.")
+    outside = [at for at in item.remove if not 0 <= at < group.width]
+    if outside:
+        raise PlanError(f"group '{item.group}': channel {outside[0]} is out of range; expected 0 to {group.width - 1}.")
+    if len(set(item.remove)) != len(item.remove):
+        twice = next(at for at in item.remove if item.remove.count(at) > 1)
+        raise PlanError(f"group '{item.group}': channel {twice} is listed twice.")
+    if len(item.remove) >= group.width and not vanishes:
+        raise PlanError(f"group '{item.group}': the plan removes all {group.width} channels; at least one must stay.")

@@ -1,4 +1,4 @@
-"""Decide which units leave, before anything is cut."""
+"""How wide every group shall be: by one number for all groups, or solved as the least error that holds all bounds on cost."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ..core.errors import OptionError, TargetError
 from ..core.options import PlanOptions
-from ..core.types import BoolArray, Coupling, FloatArray, Group, IntArray
+from ..core.types import Align, BoolArray, Coupling, FloatArray, Group, IntArray
 from ..coupling.cost import emptied
 
 # ---- which groups may shrink -----------------------------------------------------------------------------------------
@@ -30,14 +31,12 @@ def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, 
     def hits(pattern: re.Pattern[str], layer: str) -> bool:
         return bool(pattern.search(layer) or pattern.search(weights_of.get(layer, "")))
 
-    chosen = []
-    for group in coupling.groups:
+    def may_shrink(group: Group) -> bool:
         names = group.producers or (group.name,)
-        if keep and any(hits(keep, name) for name in names):
-            continue
-        if only and not all(hits(only, name) for name in names):
-            continue
-        chosen.append(group)
+        kept = keep is not None and any(hits(keep, name) for name in names)
+        return not kept and (only is None or all(hits(only, name) for name in names))
+
+    chosen = [group for group in coupling.groups if may_shrink(group)]
     if coupling.groups and not chosen:
         raise TargetError("--keep and --only leave no group to prune. `sfp-onnx inspect` lists the names of all groups.")
     return chosen
@@ -53,43 +52,12 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 # ---- choosing --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Widths that a weight axis may end up with: multiples of ``block``, but below ``start`` multiples of ``fine``."""
-
-    block: int = 1
-    fine: int = 1
-    start: int = 1
-
-
-def grid_of(align: int | str | None) -> Grid:
-    """Read ``None`` or "none" (any width), 8 or "8" (multiples), "16:4" (multiples of 16, below 16 of 4), "4:1:12" (multiples of 4, below
-    12 any width). "auto" and "default", before a device has settled them, leave any width.
-
-    Raises:
-        OptionError: not of that form.
-    """
-    text = "1" if align in (None, "none", "auto", "default") else str(align)
-    match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?(?::([1-9]\d{0,5}))?", text, re.ASCII)
-    if match is None:
-        raise OptionError(f"alignment '{align}': expected a positive number, such as 8, several, such as 16:4 or 4:1:12, 'auto' or 'none'")
-    return Grid(int(match[1]), int(match[2] or match[1]), int(match[3] or match[1]))
-
-
-def step_of(coupling: Coupling, group: Group, align: int) -> int:
-    """Kept units come in multiples of this, so that every weight axis that the group fills is a multiple of ``align``."""
-    step = 1
-    for layer in coupling.layers if align > 1 else ():
-        own = int((layer.writes == group.units[0]).sum())
-        if own:
-            step = math.lcm(step, align // math.gcd(align, own))
-    return step
-
-
-def steps_of(coupling: Coupling, group: Group, grid: Grid) -> tuple[int, int, int]:
-    """Kept units come in multiples of the first, and below the third in multiples of the second."""
-    coarse, fine, start = (step_of(coupling, group, own) for own in (grid.block, grid.fine, grid.start))
-    return coarse, fine, start
+def steps_of(coupling: Coupling, group: Group, align: Align) -> Align:
+    """The alignment of a group's kept units that brings every weight axis that it fills to an alignment."""
+    widths = (align.block, align.fine, align.start)
+    layers = coupling.layers if max(widths) > 1 else ()
+    counts = [count for layer in layers if (count := int((layer.writes == group.units[0]).sum()))]
+    return Align(*(math.lcm(*(width // math.gcd(width, count) for count in counts)) for width in widths))
 
 
 @dataclass(frozen=True)
@@ -101,57 +69,48 @@ class _Chooser:
     scores: FloatArray
     options: PlanOptions
 
-    @property
-    def grid(self) -> Grid:
-        """Widths that may be kept."""
-        return grid_of(self.options.align)
-
-    def _kept(self, group: Group, wanted: int) -> int:
-        coarse, fine, start = steps_of(self.coupling, group, self.grid)
-        least = max(wanted, self.options.min_channels, 1)
-        step = fine if least < start else coarse
-        return min(group.width, -(-least // step) * step)
-
-    def _orders(self) -> list[IntArray]:
+    @cached_property
+    def orders(self) -> list[IntArray]:
         """Positions of each group from least to most important; ties leave in the order of the channels."""
         return [np.argsort(self.scores[group.units], kind="stable") for group in self.groups]
 
-    def _keys(self) -> FloatArray:
+    @cached_property
+    def keys(self) -> FloatArray:
         """What all units are ranked by: their score (global), or their rank within the group as a share of it (uniform)."""
         if self.options.allocation == "global":
             return np.concatenate([self.scores[group.units] for group in self.groups])
-        keys = []
-        for group, order in zip(self.groups, self._orders(), strict=True):
-            shares = np.empty(group.width)
-            shares[order] = np.arange(1, group.width + 1) / group.width
-            keys.append(shares)
-        return np.concatenate(keys)
+        return np.concatenate([(np.argsort(order) + 1) / len(order) for order in self.orders])
+
+    @cached_property
+    def steps(self) -> list[Align]:
+        """Alignment of each group's kept units."""
+        return [steps_of(self.coupling, group, Align.parse(self.options.align)) for group in self.groups]
 
     def share(self, ratio: float) -> BoolArray:
         """A fraction of every group (uniform) or of all units (global)."""
         if self.options.allocation == "global":
-            return self.ranked(int(ratio * self.total + 1e-9))
-        return self._remove([int(ratio * group.width + 1e-9) for group in self.groups])
-
-    @property
-    def total(self) -> int:
-        """Number of units to choose from."""
-        return sum(group.width for group in self.groups)
+            return self.ranked(int(ratio * len(self.keys) + 1e-9))
+        return self.without([int(ratio * group.width + 1e-9) for group in self.groups])
 
     def ranked(self, count: int) -> BoolArray:
         """The first ``count`` units of the ranking, as far as minima and alignment let them go."""
         owner = np.repeat(np.arange(len(self.groups)), [group.width for group in self.groups])
-        first = np.argsort(self._keys(), kind="stable")[:count]
-        return self._remove(np.bincount(owner[first], minlength=len(self.groups)).tolist())
+        first = np.argsort(self.keys, kind="stable")[:count]
+        return self.without(np.bincount(owner[first], minlength=len(self.groups)).tolist())
 
-    def _remove(self, counts: Sequence[int]) -> BoolArray:
+    def without(self, counts: Sequence[int]) -> BoolArray:
         """The least important units of every group, ``counts`` of them or as many as may leave."""
-        return self.keeping([self._kept(group, group.width - count) for group, count in zip(self.groups, counts, strict=True)])
+        kept = []
+        for group, steps, count in zip(self.groups, self.steps, counts, strict=True):
+            least = max(group.width - count, self.options.min_channels, 1)
+            step = steps.fine if least < steps.start else steps.block
+            kept.append(min(group.width, -(-least // step) * step))
+        return self.keeping(kept)
 
     def keeping(self, kept: Sequence[int]) -> BoolArray:
         """The least important units of every group, so that ``kept`` stay (one more where a tensor would be emptied)."""
         removed = np.zeros(self.coupling.units, bool)
-        for group, order, count in zip(self.groups, self._orders(), kept, strict=True):
+        for group, order, count in zip(self.groups, self.orders, kept, strict=True):
             removed[group.units[order[: group.width - int(count)]]] = True
         for _, units in emptied(self.coupling, removed):
             if removed[units].all():
@@ -183,16 +142,216 @@ def choose(
         after = measure(chooser.ranked(count))
         return all(after[what] <= bound * (1 + 1e-12) for what, bound in bounds.items())
 
-    fewest = bisect_left(range(chooser.total + 1), True, key=holds)
-    return chooser.ranked(fewest) if fewest <= chooser.total else None
+    most = len(chooser.keys)
+    fewest = bisect_left(range(most + 1), True, key=holds)
+    return chooser.ranked(fewest) if fewest <= most else None
 
 
 def least(coupling: Coupling, groups: Sequence[Group], scores: FloatArray, options: PlanOptions) -> BoolArray:
     """The largest removal that minima and alignment allow."""
     chooser = _Chooser(coupling, groups, scores, options)
-    return chooser.ranked(chooser.total)
+    return chooser.ranked(len(chooser.keys))
 
 
 def of_widths(coupling: Coupling, scores: FloatArray, kept: Sequence[int]) -> BoolArray:
     """The removal of the least important units, so that each group of the model keeps so many."""
     return _Chooser(coupling, coupling.groups, scores, PlanOptions(align=None)).keeping(kept)
+
+
+# ---- the solver ------------------------------------------------------------------------------------------------------
+#
+#     minimise  sum over groups g of error_g(w_g)    subject to    cost_j(w) <= bound_j  for all j
+#
+# Costs are functions of all widths at once (a layer's cost is a product of two of them), so the problem is not separable and a dynamic
+# programme over groups does not apply. Two heuristics are run, and the better result is taken:
+#
+# * greedy: of all ways to narrow one group, take the one with the least error per cost saved, until the bounds hold;
+# * Lagrangian sweep: for a price p, lower error + p * cost group by group until nothing changes; bisect p.
+#
+# Both end by widening groups again as far as the bounds allow. Everything is deterministic; ties go to the group that comes first.
+
+
+Cost = Callable[[IntArray], FloatArray]
+"""Cost (...) of candidates (..., groups), in any unit."""
+MOST_CHOICES = 24
+BISECTIONS = 22
+SWEEPS = 6
+FULL_LOAD = 1 + 1e-12  # of a bound, and rounding
+
+
+def choices(width: int, steps: Align, minimum: int, vanish: bool = False, most: int = MOST_CHOICES) -> list[int]:
+    """Widths that a group may have, widest first: all of it, aligned ones of at least ``minimum`` (``most`` of them), and none at all if
+    its branch may ``vanish``."""
+    multiples = {at for at in range(steps.block, width, steps.block) if at >= steps.start}
+    multiples.update(range(steps.fine, min(steps.start, width), steps.fine))
+    narrower = sorted((at for at in multiples if at >= minimum), reverse=True)
+    if len(narrower) >= most:
+        picked = np.unique(np.linspace(0, len(narrower) - 1, most - 1).round().astype(int))
+        narrower = [narrower[index] for index in picked]
+    return [width, *narrower, *([0] if vanish else [])]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Widths to choose from, errors and costs.
+
+    Attributes:
+        widths: per group, descending; a group with one width stays.
+        errors: per group, the error at each of its widths (0 at the first), not falling as widths fall.
+        costs, bounds: functions of the widths of all groups, and what they may be at most.
+    """
+
+    widths: Sequence[Sequence[int]]
+    errors: Sequence[Sequence[float]]
+    costs: Sequence[Cost]
+    bounds: Sequence[float]
+
+    def kept(self, state: IntArray) -> IntArray:
+        """Widths of a state (positions in ``widths``)."""
+        return np.asarray([widths[at] for widths, at in zip(self.widths, state, strict=True)], np.int64)
+
+    def error(self, state: IntArray) -> float:
+        """Sum of errors of a state."""
+        return float(sum(errors[at] for errors, at in zip(self.errors, state, strict=True)))
+
+    def load(self, kept: IntArray) -> FloatArray:
+        """Costs over bounds (..., costs) of candidates (..., groups); all must be at most 1."""
+        return np.stack([np.asarray(cost(kept)) / bound for cost, bound in zip(self.costs, self.bounds, strict=True)], -1)
+
+    def holds(self, state: IntArray) -> bool:
+        """Whether all bounds hold."""
+        return bool((self.load(self.kept(state)) <= FULL_LOAD).all())
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Widths per group, their summed error, who found them, and the error that each method reached."""
+
+    kept: IntArray
+    error: float
+    method: str
+    errors: dict[str, float]
+
+
+def compared(solution: Allocation) -> str:
+    """Which method of the solver was better, and by how much."""
+    if len(solution.errors) < 2:
+        return f"allocation: {solution.method} only"
+    worse = max(solution.errors, key=lambda name: (solution.errors[name], name != solution.method))
+    if solution.errors[worse] == solution.error:
+        return f"allocation: greedy and Lagrangian sweep reach the same error ({solution.error:.4g})"
+    return f"allocation: {solution.method} ({solution.error:.4g}) better than {worse} ({solution.errors[worse]:.4g}) by estimated error"
+
+
+def solve(problem: Problem) -> Allocation | None:
+    """The better of both methods; None if not even the narrowest widths hold the bounds."""
+    results = {"greedy": greedy(problem), "Lagrangian": lagrangian(problem)}
+    states = {name: widen(problem, state) for name, state in results.items() if state is not None}
+    if not states:
+        return None
+    errors = {name: problem.error(state) for name, state in states.items()}
+    best = min(errors, key=lambda name: errors[name])
+    return Allocation(problem.kept(states[best]), errors[best], best, errors)
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """Ways to change one group of a state: group and new position (moves,) of each, and how much error it adds."""
+
+    groups: IntArray
+    positions: IntArray
+    added: FloatArray
+
+    def kept(self, problem: Problem, state: IntArray) -> IntArray:
+        """Widths (moves, groups) after each move."""
+        kept = np.tile(problem.kept(state), (len(self.groups), 1))
+        widths = [problem.widths[group][at] for group, at in zip(self.groups, self.positions, strict=True)]
+        kept[np.arange(len(self.groups)), self.groups] = widths
+        return kept
+
+
+def _moves(problem: Problem, state: IntArray, narrower: bool) -> _Moves:
+    """All ways to narrow, or to widen, one group."""
+    pairs = [
+        (group, position)
+        for group, at in enumerate(state.tolist())
+        for position in (range(at + 1, len(problem.widths[group])) if narrower else range(at))
+    ]
+    added = [problem.errors[group][position] - problem.errors[group][int(state[group])] for group, position in pairs]
+    groups, positions = np.asarray(pairs, np.int64).reshape(-1, 2).T
+    return _Moves(groups, positions, np.asarray(added, float))
+
+
+def greedy(problem: Problem) -> IntArray | None:
+    """Narrow one group after the other by the least error per cost saved, until all bounds hold."""
+    state = np.zeros(len(problem.widths), np.int64)
+    while True:
+        load = problem.load(problem.kept(state))
+        over = load > FULL_LOAD
+        if not over.any():
+            return state
+        moves = _moves(problem, state, narrower=True)
+        if not len(moves.groups):
+            return None
+        kept = moves.kept(problem, state)
+        saved = np.maximum(load - np.maximum(problem.load(kept), 1), 0)[:, over].sum(-1)
+        if not (saved > 1e-12).any():  # a peak that no single group lowers: narrow what costs least error
+            rows = np.arange(len(kept))
+            saved = 1 - kept[rows, moves.groups] / problem.kept(state)[moves.groups]
+        price = np.where(saved > 1e-12, (moves.added + 1e-12) / np.maximum(saved, 1e-12), np.inf)
+        chosen = int(np.argmin(price))
+        state[moves.groups[chosen]] = moves.positions[chosen]
+
+
+def lagrangian(problem: Problem) -> IntArray | None:
+    """Bisect the price of cost; at each price, minimise error + price * largest load by coordinate descent."""
+    narrowest = np.asarray([len(widths) - 1 for widths in problem.widths], np.int64)
+    if not problem.holds(narrowest):
+        return None
+    low, high, best = 1e-6, 1e6, narrowest
+    for _ in range(BISECTIONS):
+        price = float(np.sqrt(low * high))
+        state = _descend(problem, price)
+        if problem.holds(state):
+            if problem.error(state) <= problem.error(best):
+                best = state
+            high = price
+        else:
+            low = price
+    return best
+
+
+def _descend(problem: Problem, price: float) -> IntArray:
+    state = np.zeros(len(problem.widths), np.int64)
+    for _ in range(SWEEPS):
+        changed = False
+        for group, widths in enumerate(problem.widths):
+            if len(widths) == 1:
+                continue
+            kept = np.tile(problem.kept(state), (len(widths), 1))
+            kept[:, group] = widths
+            load = problem.load(kept)
+            total = np.asarray(problem.errors[group]) + price * (load.max(-1) + 1e-3 * load.sum(-1))
+            chosen = int(np.argmin(total))
+            changed |= chosen != state[group]
+            state[group] = chosen
+        if not changed:
+            break
+    return state
+
+
+def widen(problem: Problem, state: IntArray) -> IntArray:
+    """Give back what the bounds allow: of all wider widths that hold, the one that saves the most error per load, again and again."""
+    state = state.copy()
+    while True:
+        load = problem.load(problem.kept(state)).max()
+        moves = _moves(problem, state, narrower=False)
+        if not len(moves.groups):
+            return state
+        saved, after = -moves.added, problem.load(moves.kept(problem, state)).max(-1)
+        usable = (after <= FULL_LOAD) & ((saved > 0) | (after <= load + 1e-12))
+        if not usable.any():
+            return state
+        gain = np.where(usable, (saved + 1e-12) / np.maximum(after - load, 1e-9), -np.inf)
+        chosen = int(np.argmax(gain))
+        state[moves.groups[chosen]] = moves.positions[chosen]

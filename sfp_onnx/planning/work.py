@@ -8,8 +8,9 @@ A *candidate* is a vector of kept units, one number per group; functions here ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,31 +37,6 @@ class Role(IntEnum):
     MADE = 1
     READ = 2
     BOTH = 3
-
-
-@dataclass
-class _Axes:
-    """Distinct axes while terms are collected; number 0 is the constant 1."""
-
-    group_of: IntArray
-    groups: int
-    known: dict[tuple[bytes, int], int] = field(default_factory=dict)
-    units: list[IntArray] = field(default_factory=list)
-    rows: list[FloatArray] = field(default_factory=list)
-    full: list[float] = field(default_factory=list)
-    roles: list[int] = field(default_factory=list)
-
-    def number(self, units: IntArray, role: int) -> int:
-        """Number of an axis; index i of it belongs to unit ``units[i]`` (-1: stays)."""
-        key = (units.tobytes(), role)
-        if key not in self.known:
-            counts = np.bincount(self.group_of[units[units >= 0]], minlength=self.groups).astype(float)
-            self.known[key] = len(self.rows) + 1
-            self.units.append(units)
-            self.rows.append(counts)
-            self.full.append(float(len(units)))
-            self.roles.append(role)
-        return self.known[key]
 
 
 @dataclass(frozen=True)
@@ -90,8 +66,7 @@ class Terms:
 
     def lengths(self, kept: IntArray) -> FloatArray:
         """Lengths (..., axes) of candidates (..., groups)."""
-        found: FloatArray = np.asarray(kept, float) @ self.share.T + self.fixed
-        return found
+        return np.asarray(np.asarray(kept, float) @ self.share.T + self.fixed)
 
     def lengths_after(self, removed: BoolArray) -> FloatArray:
         """Lengths (axes,) after a removal, exact where the units of a group hold different shares of an axis."""
@@ -103,78 +78,87 @@ class Terms:
         layout."""
         blocked = (self.role != Role.NONE) & ((self.role != Role.READ) | (lengths > block))
         paid = np.where(blocked, np.ceil(lengths / block - 1e-9) * block, lengths) / self.full
-        found: FloatArray = self.base * np.prod([paid[..., self.axes[:, at]] for at in range(AXES)], axis=0)
+        values: FloatArray = self.base * np.prod([paid[..., self.axes[:, at]] for at in range(AXES)], axis=0)
         runs = self.kind == Kind.RUNS
         if runs.any():
             there = np.prod([(lengths > 0)[..., self.axes[runs, at]] for at in range(AXES)], axis=0)
-            found[..., runs] = self.base[runs] * there
+            values[..., runs] = self.base[runs] * there
         if slow != 1.0:
             odd = blocked & (self.role != Role.MADE) & (np.abs(lengths / 4 - np.round(lengths / 4)) > 1e-6) & (self.full > 4)
             bad = np.any([odd[..., self.axes[:, at]] for at in range(AXES)], axis=0)
-            found = np.where(bad & (self.kind == Kind.MACS), found * slow, found)
-        return found
+            values = np.where(bad & (self.kind == Kind.MACS), values * slow, values)
+        return values
 
     def total(self, kept: IntArray) -> FloatArray:
         """Sum of all terms (...) of candidates (..., groups)."""
-        found: FloatArray = self.values(self.lengths(kept)).sum(-1)
-        return found
+        return np.asarray(self.values(self.lengths(kept)).sum(-1), float)
 
     def per_owner(self, lengths: FloatArray, owners: int, block: int = 1, slow: float = 1.0) -> FloatArray:
         """Sums (..., owners, kinds) at lengths (..., axes)."""
         values = self.values(lengths, block, slow)
         flat = values.reshape(-1, values.shape[-1])
         slot = self.owner * len(Kind) + self.kind
-        summed: FloatArray = np.stack([np.bincount(slot, row, owners * len(Kind)) for row in flat])
-        found: FloatArray = summed.reshape(*values.shape[:-1], owners, len(Kind))
-        return found
+        sums = np.asarray([np.bincount(slot, row, owners * len(Kind)) for row in flat], float)
+        return sums.reshape(*values.shape[:-1], owners, len(Kind))
 
 
-Product = tuple[float, Sequence[tuple[IntArray, int]], int, int]
-"""(value with all channels, axes as (units, role), owner, kind)."""
+class Axis(NamedTuple):
+    """An axis of a tensor: the unit of each index, and its `Role`."""
+
+    units: IntArray
+    role: int = Role.NONE
+
+
+class Product(NamedTuple):
+    """A value with all channels that is proportional to the lengths of ``axes``; what it belongs to, and its `Kind`."""
+
+    value: float
+    axes: Sequence[Axis]
+    owner: int
+    kind: int
 
 
 def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
     """Collect products of lengths."""
-    groups = len(coupling.groups)
-    group_of = np.repeat(np.arange(groups), [group.width for group in coupling.groups])
-    axes = _Axes(group_of, groups)
-    base, numbers, owners, kinds = [], [], [], []
-    for value, units, owner, kind in products:
-        own = [axes.number(array, role) for array, role in units if (array >= 0).any()][:AXES]
-        base.append(value)
-        numbers.append(own + [0] * (AXES - len(own)))
-        owners.append(owner)
-        kinds.append(kind)
-    widths = np.asarray([group.width for group in coupling.groups], float)
-    rows = np.stack([np.zeros(groups), *axes.rows])
-    full = np.asarray([1.0, *axes.full])
+    every = list(products)
+    axes = [Axis(np.full(1, -1, np.int64))]
+    known: dict[tuple[bytes, int], int] = {}
+    numbers = np.zeros((len(every), AXES), np.int64)
+    for row, product in enumerate(every):
+        for place, axis in enumerate([axis for axis in product.axes if (axis.units >= 0).any()][:AXES]):
+            numbers[row, place] = known.setdefault((axis.units.tobytes(), axis.role), len(axes))
+            axes += [axis] if numbers[row, place] == len(axes) else []
+    widths = np.asarray([group.width for group in coupling.groups], np.int64)
+    group_of = np.repeat(np.arange(len(widths)), widths)
+    counts = np.stack([np.bincount(group_of[axis.units[axis.units >= 0]], minlength=len(widths)).astype(float) for axis in axes])
+    full = np.asarray([len(axis.units) for axis in axes], float)
     return Terms(
-        base=np.asarray(base, float),
-        axes=np.asarray(numbers, np.int64).reshape(-1, AXES),
-        owner=np.asarray(owners, np.int64),
-        kind=np.asarray(kinds, np.int64),
+        base=np.asarray([product.value for product in every], float),
+        axes=numbers,
+        owner=np.asarray([product.owner for product in every], np.int64),
+        kind=np.asarray([product.kind for product in every], np.int64),
         full=full,
-        fixed=full - rows.sum(1),
-        share=rows / np.maximum(widths, 1),
-        role=np.asarray([Role.NONE, *axes.roles], np.int64),
-        units=(np.full(1, -1, np.int64), *axes.units),
+        fixed=full - counts.sum(1),
+        share=counts / np.maximum(widths, 1),
+        role=np.asarray([axis.role for axis in axes], np.int64),
+        units=tuple(axis.units for axis in axes),
     )
 
 
-def _activation(name: str, coupling: Coupling, trace: Trace) -> tuple[float, list[tuple[IntArray, int]]]:
-    shape = trace.shapes[name]
-    role = Role.MADE if len(shape) == BLOCKED_RANK else Role.NONE
-    return float(np.prod(shape)), [(own.units, role if own.axis == 1 else Role.NONE) for own in coupling.tensors.get(name, ())]
+def _axes(name: str, coupling: Coupling, trace: Trace) -> list[Axis]:
+    """The axes of an activation that carry units."""
+    role = Role.MADE if len(trace.shapes[name]) == BLOCKED_RANK else Role.NONE
+    return [Axis(axis.units, role if axis.axis == 1 else Role.NONE) for axis in coupling.tensors.get(name, ())]
 
 
-def _extents(layer: Layer, trace: Trace) -> list[tuple[IntArray, int]]:
+def _extents(layer: Layer, trace: Trace) -> list[Axis]:
     """The axes that a layer's multiply-accumulates are proportional to, with their roles."""
     if len(trace.shapes.get(layer.node.outputs[0], ())) != BLOCKED_RANK:
-        return [(units, Role.NONE) for units in layer.extents]
+        return [Axis(units) for units in layer.extents]
     if len(layer.extents) == 1 and np.array_equal(layer.reads, layer.writes):  # depthwise
-        return [(layer.extents[0], Role.BOTH)]
+        return [Axis(layer.extents[0], Role.BOTH)]
     made = next((at for at, units in enumerate(layer.extents) if np.array_equal(units, layer.writes)), -1)
-    return [(units, Role.MADE if at == made else Role.READ) for at, units in enumerate(layer.extents)]
+    return [Axis(units, Role.MADE if at == made else Role.READ) for at, units in enumerate(layer.extents)]
 
 
 def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms:
@@ -185,27 +169,24 @@ def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms
             for position, name in enumerate(names):
                 constant = kind is Kind.READ and (node.index, position) in coupling.constants
                 if name in trace.shapes and not constant and np.prod(trace.shapes[name]) > 0:
-                    products.append((*_activation(name, coupling, trace), node.index, kind))
+                    products.append(Product(float(np.prod(trace.shapes[name])), _axes(name, coupling, trace), node.index, kind))
     for layer in coupling.layers:
-        extents = _extents(layer, trace)
-        products += [(layer.macs, extents, layer.node.index, Kind.MACS), (1.0, extents, layer.node.index, Kind.RUNS)]
+        extents, owner = _extents(layer, trace), layer.node.index
+        products += [Product(layer.macs, extents, owner, Kind.MACS), Product(1.0, extents, owner, Kind.RUNS)]
     return terms(coupling, products)
 
 
 def macs_terms(coupling: Coupling, samples: int) -> Terms:
     """Multiply-accumulates for one sample."""
-    rows = ((layer.macs / samples, [(units, Role.NONE) for units in layer.extents], 0, Kind.MACS) for layer in coupling.layers)
-    return terms(coupling, rows)
+    layers = coupling.layers
+    return terms(coupling, (Product(layer.macs / samples, [Axis(units) for units in layer.extents], 0, Kind.MACS) for layer in layers))
 
 
-def weight_terms(coupling: Coupling, parameters: Iterable[Parameter], sizes: Iterable[float] | None = None) -> Terms:
-    """Numbers of weights, or their bytes if ``sizes`` gives the bytes of one element of each parameter."""
-    owned = list(parameters)
-    products: list[Product] = []
-    for parameter, size in zip(owned, sizes or [1.0] * len(owned), strict=True):
-        axes = [(own.units, int(Role.NONE)) for own in parameter.uses[0]]
-        products.append((float(np.prod(parameter.shape)) * size, axes, 0, Kind.READ))
-    return terms(coupling, products)
+def weight_terms(coupling: Coupling, parameters: Sequence[Parameter], each: float = 1.0) -> Terms:
+    """Numbers of weights, or their bytes if ``each`` is the bytes of one."""
+    axes = [[Axis(axis.units) for axis in parameter.uses[0]] for parameter in parameters]
+    values = [float(np.prod(parameter.shape)) * each for parameter in parameters]
+    return terms(coupling, (Product(value, carrying, 0, Kind.READ) for value, carrying in zip(values, axes, strict=True)))
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -227,13 +208,34 @@ class Liveness:
         values = self.terms.values(lengths)
         for axis, columns in self.tails:
             values[..., columns] *= (np.asarray(lengths)[..., axis, None] > 0)
-        found: FloatArray = (values @ self.alive.T).max(-1)
-        return found
+        return np.asarray((values @ self.alive.T).max(-1))
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Names of a model's inputs and outputs."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+
+def _lives(nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: Ends) -> dict[str, range]:
+    """The steps (positions in the nodes) at which each tensor is alive."""
+    constants = set(held)
+    lives = {name: range(1) for name in ends.inputs if name not in constants}
+    for step, node in enumerate(nodes):
+        for name in node.outputs:
+            if name in trace.shapes and name not in trace.values and name not in constants:
+                lives.setdefault(name, range(step, step))
+        lives |= {
+            name: range(lives[name].start, step + 1) for name in (*node.reads, *node.outputs) if name in lives
+        }
+    return lives | {name: range(lives[name].start, len(nodes)) for name in ends.outputs if name in lives}
 
 
 def liveness(
-    coupling: Coupling, nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: tuple[Iterable[str], Iterable[str]],
-    sizes: Mapping[str, int], scale: float = 1.0,
+    coupling: Coupling, nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: Ends, sizes: Mapping[str, int],
+    scale: float = 1.0,
 ) -> Liveness:  # fmt: skip
     """Liveness of the activations of a model, run node by node in the order of the file, nothing fused or computed in place.
 
@@ -242,36 +244,23 @@ def liveness(
 
     Args:
         held: initializers, which do not count.
-        ends: inputs and outputs of the model.
         sizes: bytes of one element per tensor (default 4).
         scale: factor on all bytes (another batch size than the traced one).
     """
-    inputs, outputs = (list(names) for names in ends)
-    constants = set(held)
-    first = {name: 0 for name in inputs if name not in constants}
-    last = dict(first)
-    for step, node in enumerate(nodes):
-        for name in node.reads:
-            if name in first:
-                last[name] = step
-        for name in node.outputs:
-            if name in trace.shapes and name not in trace.values and name not in constants:
-                first.setdefault(name, step)
-                last[name] = step
-    last.update({name: len(nodes) - 1 for name in outputs if name in first})
-    names = [name for name in first if name in trace.shapes]
-    branches = [(group.units, coupling.branches[group.name]) for group in coupling.groups if group.name in coupling.branches]
-    alive = np.zeros((len(nodes), len(names) + len(branches)))
+    lives = _lives(nodes, trace, held, ends)
+    place = {name: column for column, name in enumerate(name for name in lives if name in trace.shapes)}
+    groups = [group for group in coupling.groups if group.name in coupling.branches]
+    alive = np.zeros((len(nodes), len(place) + len(groups)))
     products: list[Product] = []
-    for column, name in enumerate(names):
-        alive[first[name] : last[name] + 1, column] = 1
-        elements, axes = _activation(name, coupling, trace)
-        products.append((elements * sizes.get(name, 4) * scale, axes, column, Kind.WRITTEN))
-    products += [(0.0, [(units, Role.NONE)], len(names), Kind.WRITTEN) for units, _ in branches]  # gives their units an axis
-    found = terms(coupling, products)
-    place = {name: column for column, name in enumerate(names)}
+    for name, column in place.items():
+        alive[lives[name].start : lives[name].stop, column] = 1
+        value = float(np.prod(trace.shapes[name])) * sizes.get(name, 4) * scale
+        products.append(Product(value, _axes(name, coupling, trace), column, Kind.WRITTEN))
+    # these give the units of branches an axis each
+    products += [Product(0.0, [Axis(group.units)], len(place), Kind.WRITTEN) for group in groups]
+    bytes_of = terms(coupling, products)
     tails = tuple(
-        (int(found.axes[len(names) + number, 0]), np.asarray([place[name] for name in branch.constant if name in place], np.int64))
-        for number, (_, branch) in enumerate(branches)
+        (axis, np.asarray([place[name] for name in coupling.branches[group.name].constant if name in place], np.int64))
+        for group, axis in zip(groups, bytes_of.axes[len(place) :, 0].tolist(), strict=True)
     )
-    return Liveness(found, np.unique(alive, axis=0), tails)
+    return Liveness(bytes_of, np.unique(alive, axis=0), tails)
