@@ -193,9 +193,7 @@ def _feeds(data: Dataset) -> Iterator[Feeds]:
     return (feeds for feeds, _ in batches)
 
 
-def _measured(
-    analysis: Analysis, forms: Sequence[tuple[str, int]], sessions: Sequence[Session], data: Dataset | None
-) -> tuple[Step, ...]:
+def _measured(analysis: Analysis, forms: Sequence[tuple[str, int]], sessions: Sequence[Session], data: Dataset | None) -> tuple[Step, ...]:
     batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
     labels = data.labels if data else None
     names = [port.name for port in outputs(analysis.model)]

@@ -138,19 +138,11 @@ def _check(options: PlanOptions) -> None:
 
 
 def plan(
-    source: ModelSource | Analysis,
-    options: PlanOptions,
-    score_name: str | None = None,
-    data: DataSource | None = None,
-    score_options: ScoreOptions | None = None,
-    progress: Progress = silent,
-    repair: RepairOptions | None = AS_PLANNED,
-    eval_data: DataSource | None = None,
-    *,
-    data_options: DataOptions = DataOptions(),
-    inspect_options: InspectOptions = InspectOptions(),
-    output: Path | None = None,
-) -> Plan:
+    source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
+    score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
+    eval_data: DataSource | None = None, *, data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(), output: Path | None = None,
+) -> Plan:  # fmt: skip
     """Decide which channels leave; cut nothing. The arguments are those of `prune`.
 
     Args:
@@ -227,16 +219,10 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
 
 
 def score(
-    source: ModelSource | Analysis,
-    name: str | None = None,
-    data: DataSource | None = None,
-    options: ScoreOptions | None = None,
-    progress: Progress = silent,
-    *,
-    data_options: DataOptions = DataOptions(),
-    inspect_options: InspectOptions = InspectOptions(),
+    source: ModelSource | Analysis, name: str | None = None, data: DataSource | None = None, options: ScoreOptions | None = None,
+    progress: Progress = silent, *, data_options: DataOptions = DataOptions(), inspect_options: InspectOptions = InspectOptions(),
     output: Path | None = None,
-) -> FloatArray:
+) -> FloatArray:  # fmt: skip
     """Importance of all coupled channels, one value each (larger = keep).
 
     Args:
@@ -252,16 +238,10 @@ def score(
 
 
 def scored_with(
-    source: ModelSource | Analysis,
-    name: str | None = None,
-    data: DataSource | None = None,
-    options: ScoreOptions | None = None,
-    progress: Progress = silent,
-    *,
-    data_options: DataOptions = DataOptions(),
-    inspect_options: InspectOptions = InspectOptions(),
+    source: ModelSource | Analysis, name: str | None = None, data: DataSource | None = None, options: ScoreOptions | None = None,
+    progress: Progress = silent, *, data_options: DataOptions = DataOptions(), inspect_options: InspectOptions = InspectOptions(),
     output: Path | None = None,
-) -> tuple[Analysis, Scored]:
+) -> tuple[Analysis, Scored]:  # fmt: skip
     """As `score`, with what was found out about the model."""
     inputs = Sources(data, None, None, data_options, inspect_options).open(source, [output])
     result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress)
@@ -274,17 +254,10 @@ def scored_with(
 
 
 def apply(
-    source: ModelSource | Analysis,
-    plan: Plan,
-    data: DataSource | None = None,
-    verify: bool = True,
-    progress: Progress = silent,
-    repair: RepairOptions | None = AS_PLANNED,
-    *,
-    data_options: DataOptions = DataOptions(),
-    output: OutputOptions = OutputOptions(),
+    source: ModelSource | Analysis, plan: Plan, data: DataSource | None = None, verify: bool = True, progress: Progress = silent,
+    repair: RepairOptions | None = AS_PLANNED, *, data_options: DataOptions = DataOptions(), output: OutputOptions = OutputOptions(),
     paths: Sequence[Path] = (),
-) -> Pruned:
+) -> Pruned:  # fmt: skip
     """Cut a model as planned, prove it, and repair it as the plan says (or as ``repair`` says).
 
     Args:
@@ -404,21 +377,12 @@ def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset
 
 
 def prune(
-    source: ModelSource | Analysis,
-    options: PlanOptions,
-    score_name: str | None = None,
-    data: DataSource | None = None,
-    score_options: ScoreOptions | None = None,
-    verify: bool = True,
-    progress: Progress = silent,
-    repair: RepairOptions | None = AS_PLANNED,
-    eval_data: DataSource | None = None,
-    *,
-    test_data: DataSource | None = None,
-    data_options: DataOptions = DataOptions(),
-    inspect_options: InspectOptions = InspectOptions(),
+    source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
+    score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
+    repair: RepairOptions | None = AS_PLANNED, eval_data: DataSource | None = None, *, test_data: DataSource | None = None,
+    data_options: DataOptions = DataOptions(), inspect_options: InspectOptions = InspectOptions(),
     output: OutputOptions = OutputOptions(),
-) -> Pruned:
+) -> Pruned:  # fmt: skip
     """Plan and apply in one; then make other forms, measure, and write what ``output`` asks for.
 
     Args:
@@ -504,22 +468,12 @@ class Sweep:
 
 
 def sweep(
-    source: ModelSource | Analysis,
-    sweeps: Sequence[str],
-    options: PlanOptions = PlanOptions(),
-    score_name: str | None = None,
-    data: DataSource | None = None,
-    score_options: ScoreOptions | None = None,
-    progress: Progress = silent,
-    repair: RepairOptions | None = AS_PLANNED,
-    *,
-    test_data: DataSource | None = None,
-    data_options: DataOptions = DataOptions(),
-    inspect_options: InspectOptions = InspectOptions(),
-    output: Path | None = None,
-    folder: Path | None = None,
+    source: ModelSource | Analysis, sweeps: Sequence[str], options: PlanOptions = PlanOptions(), score_name: str | None = None,
+    data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
+    repair: RepairOptions | None = AS_PLANNED, *, test_data: DataSource | None = None, data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, folder: Path | None = None,
     report: Path | None = None,
-) -> Sweep:
+) -> Sweep:  # fmt: skip
     """Plan, cut, verify and repair for every target of ``sweeps`` ("macs=90%:20%:10%": first, last, step) from one calibration, and
     measure all together. Targets of the options hold for all of them.
 
@@ -591,14 +545,9 @@ class Measured:
 
 
 def evaluate(
-    models: Sequence[ModelSource],
-    data: DataSource,
-    latency: bool = True,
-    threads: int = 0,
-    progress: Progress = silent,
-    *,
+    models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(),
-) -> list[Evaluation]:
+) -> list[Evaluation]:  # fmt: skip
     """Measure models on the same data; the first is the reference.
 
     Raises:
@@ -608,16 +557,9 @@ def evaluate(
 
 
 def compared(
-    models: Sequence[ModelSource],
-    data: DataSource,
-    latency: bool = True,
-    threads: int = 0,
-    progress: Progress = silent,
-    *,
-    data_options: DataOptions = DataOptions(),
-    gate: GateOptions = GateOptions(),
-    report: Path | None = None,
-) -> Measured:
+    models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
+    data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
+) -> Measured:  # fmt: skip
     """As `evaluate`, with checks of the last model and a page.
 
     Raises:
@@ -644,14 +586,9 @@ def compared(
 
 
 def device_profile(
-    source: ModelSource | Analysis,
-    options: PlanOptions = PlanOptions(),
-    progress: Progress = silent,
-    *,
-    inspect_options: InspectOptions = InspectOptions(),
-    fresh: bool = False,
-    output: Path | None = None,
-) -> tuple[Analysis, DeviceProfile]:
+    source: ModelSource | Analysis, options: PlanOptions = PlanOptions(), progress: Progress = silent, *,
+    inspect_options: InspectOptions = InspectOptions(), fresh: bool = False, output: Path | None = None,
+) -> tuple[Analysis, DeviceProfile]:  # fmt: skip
     """What the nodes of a model cost on this machine at many widths, for plans made here or elsewhere (``threads``, ``batch``,
     ``provider`` and ``profile_budget`` of the options say how it is measured).
 

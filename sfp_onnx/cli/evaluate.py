@@ -28,9 +28,7 @@ from .gates import check, gated
     GateOptions, take.file_option("--report", help="Write one HTML file with charts about the run (extra `report`)."), take.json_option,
 )  # fmt: skip
 @gated
-def command(
-    models: tuple[Path, ...], data: Path, latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any
-) -> None:
+def command(models: tuple[Path, ...], data: Path, latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any) -> None:
     """Measure models on data; the first is the reference.
 
     Example: sfp-onnx evaluate model.onnx smaller.onnx --data test.npz

@@ -165,9 +165,7 @@ class PlanOptions:
     which the model's layers are timed.
     """
 
-    ratio: float | None = option(
-        None, "Remove this fraction of every prunable group.", AMOUNT, low=0, high=1, high_open=True
-    )
+    ratio: float | None = option(None, "Remove this fraction of every prunable group.", AMOUNT, low=0, high=1, high_open=True)
     targets: tuple[str, ...] = option(
         (), "Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. Repeatable; all are held "
         "at once.", AMOUNT, flag="target", metavar="macs=50%", example="macs=50%",
@@ -249,12 +247,8 @@ class DataOptions:
     """How data are read: their ``labels`` if these lie elsewhere, the preprocessing (a ``preset``, and what is given beside it), and
     how many ``samples`` are drawn with the ``seed``."""
 
-    labels: Any = option(
-        None, "Labels, if they are not in the data: .npy, .npz, or for images .csv of filename,label.", DATA, path=True
-    )
-    preset: str | None = option(
-        None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "yolo")
-    )
+    labels: Any = option(None, "Labels, if they are not in the data: .npy, .npz, or for images .csv of filename,label.", DATA, path=True)
+    preset: str | None = option(None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "yolo"))
     mean: tuple[float, ...] | None = option(None, "Subtracted per channel, after --scale.", DATA, parse=numbers, metavar="M1,M2,..")
     std: tuple[float, ...] | None = option(None, "Divided by per channel, after --mean.", DATA, parse=numbers, metavar="S1,S2,..")
     scale: float | None = option(None, "Value range of the raw data: 255 for 8-bit images.", DATA, low=0, low_open=True)
@@ -309,9 +303,7 @@ class OutputOptions:
         advanced=True,
     )  # fmt: skip
     half: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS)
-    quantize: str | None = option(
-        None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",)
-    )
+    quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
     save_ort: Any = option(
         None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True, advanced=True
     )

@@ -90,10 +90,7 @@ def _recorded_sizes(prepared: Prepared, coupling: Coupling, removed: BoolArray) 
 
 
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
-    return {
-        name: {own.axis: int(keep_mask(own.units, removed).sum()) for own in channels}
-        for name, channels in coupling.tensors.items()
-    }
+    return {name: {own.axis: int(keep_mask(own.units, removed).sum()) for own in channels} for name, channels in coupling.tensors.items()}
 
 
 # ---- constants -------------------------------------------------------------------------------------------------------

@@ -18,9 +18,7 @@ from .model import Model, Prepared, annotate, make_initializer, nodes
 Shape = Sequence[int | str | None] | None
 
 
-def segment(
-    model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], index: GraphIndex | None = None
-) -> Model:
+def segment(model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], index: GraphIndex | None = None) -> Model:
     """The part of a model that computes ``outputs`` from ``inputs``.
 
     Args:

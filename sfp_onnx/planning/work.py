@@ -227,9 +227,7 @@ def _lives(nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: Ends)
         for name in node.outputs:
             if name in trace.shapes and name not in trace.values and name not in constants:
                 lives.setdefault(name, range(step, step))
-        lives |= {
-            name: range(lives[name].start, step + 1) for name in (*node.reads, *node.outputs) if name in lives
-        }
+        lives |= {name: range(lives[name].start, step + 1) for name in (*node.reads, *node.outputs) if name in lives}
     return lives | {name: range(lives[name].start, len(nodes)) for name in ends.outputs if name in lives}
 
 

@@ -27,9 +27,7 @@ def _rows(matrix: IntArray) -> TiePair:
     return matrix, np.broadcast_to(matrix[:, :1], matrix.shape)
 
 
-def _grouped(
-    ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]
-) -> None:
+def _grouped(ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]) -> None:
     """Constraints of a convolution with g groups: whole groups leave, or one channel of every group.
 
     ``data`` are the g * i input channels, ``written`` the g * o output channels; ``inner`` is the axis of the weight that all

@@ -131,9 +131,7 @@ def concat(ctx: Context) -> list[Labels]:
     return [keep_varying([joined]) + rest]
 
 
-def _join(
-    ctx: Context, along: list[Labels], across: list[Labels], shapes: list[tuple[int, ...]], axis: int
-) -> tuple[IntArray, Labels]:
+def _join(ctx: Context, along: list[Labels], across: list[Labels], shapes: list[tuple[int, ...]], axis: int) -> tuple[IntArray, Labels]:
     """One label array along the joined axis, and the arrays that only vary across it."""
     common = {other for own in along for array in own for other in varying(array)} - {axis}
     columns, rest = [], []

@@ -189,9 +189,7 @@ class Look:
     steps: Sequence[Step]
 
     @classmethod
-    def at(
-        cls, prepared: Prepared, coupling: Coupling, wanted: Callable[[Layer], bool], options: RepairOptions, ridge: float
-    ) -> Look:
+    def at(cls, prepared: Prepared, coupling: Coupling, wanted: Callable[[Layer], bool], options: RepairOptions, ridge: float) -> Look:
         """The layers that are ``wanted`` and could be re-fitted."""
         scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
         layers = [layer for layer in coupling.layers if _has_weight(scene, layer) and wanted(layer)]

@@ -157,9 +157,7 @@ def _by_group(analysis: Analysis, eliminated: Elimination | None) -> dict[str, F
 def _elimination(analysis: Analysis, data: Dataset, options: ScoreOptions, progress: Progress) -> Elimination:
     with progress("eliminating", len(analysis.coupling.layers)) as advance:
         chosen = RepairOptions(seed=options.seed, rows_per_input=ELIMINATION_ROWS, memory=options.memory)
-        return elimination(
-            analysis.prepared, analysis.coupling, feeds_of(analysis, data), chosen, lambda done, total: advance(1)
-        )
+        return elimination(analysis.prepared, analysis.coupling, feeds_of(analysis, data), chosen, lambda done, total: advance(1))
 
 
 def _moments(analysis: Analysis, needs: frozenset[str], data: Dataset, progress: Progress) -> Mapping[tuple[str, int], Moments]:

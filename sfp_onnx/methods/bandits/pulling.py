@@ -269,9 +269,7 @@ class _Search:
             return owner, np.bincount(owner[removed], minlength=int(owner.max()) + 1)
 
         own = self.own
-        return POLICIES[self.policy](
-            Setting(len(self.engine.arms), self.horizon, self.seed, own.epsilon, own.temperature, quota)
-        )
+        return POLICIES[self.policy](Setting(len(self.engine.arms), self.horizon, self.seed, own.epsilon, own.temperature, quota))
 
     def _scores(self, standing: FloatArray) -> FloatArray:
         scores = np.ones(self.analysis.coupling.units)

@@ -57,9 +57,7 @@ def method(
     """Register a method; ``kind`` may hold the words "fixed" (the method sets the rate) and "gated"."""
 
     def register(function: MethodFunction) -> MethodFunction:
-        METHODS[name] = Method(
-            name, function, tile, summary, source, frozenset(needs), "fixed" in kind, pattern, "gated" in kind
-        )
+        METHODS[name] = Method(name, function, tile, summary, source, frozenset(needs), "fixed" in kind, pattern, "gated" in kind)
         return function
 
     return register

@@ -324,9 +324,7 @@ def masked(
     return masks, figures, skipped, notes
 
 
-def _suited(
-    seen: Seen, method: Method, own: MethodOptions, options: DiluteOptions
-) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+def _suited(seen: Seen, method: Method, own: MethodOptions, options: DiluteOptions) -> tuple[list[Target], list[SkippedLayer], list[str]]:
     """The layers that the method suits, the others with reasons, and notes.
 
     Raises:
@@ -364,9 +362,7 @@ def _chosen(
 
     chosen = choose(views, {target.name: target.weight for target in found}, method, options.rate or 0.0, options.scope)
     held = initializers(model)
-    masks = {
-        target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(found, chosen, strict=True)
-    }
+    masks = {target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(found, chosen, strict=True)}
     return masks, tuple(item.figures for item in chosen)
 
 
@@ -450,9 +446,7 @@ def refitted(
     feeds = feeds_of(analysis, data)
     none = np.zeros(analysis.coupling.units, bool)
     with progress("re-fitting", 0) as advance:
-        model, fits = repair(
-            analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1)
-        )
+        model, fits = repair(analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1))
     counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
     said = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
     return model, [said]

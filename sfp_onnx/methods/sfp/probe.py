@@ -100,10 +100,7 @@ def _positive(total: float) -> float:
     return float(total) or 1.0
 
 
-PROBES: dict[str, Callable[[Samples, int, int], Weights]] = {
-    "sgd": softmax_sgd,
-    "ridge": lambda data, classes, seed: ridge(data, classes),
-}
+PROBES: dict[str, Callable[[Samples, int, int], Weights]] = {"sgd": softmax_sgd, "ridge": lambda data, classes, seed: ridge(data, classes)}
 
 
 def softmax(logits: Array) -> Array:
