@@ -8,7 +8,6 @@ from .core.errors import PlanError as PlanError
 from .core.errors import SfpError as SfpError
 from .core.errors import TargetError as TargetError
 from .core.errors import VerificationError as VerificationError
-from .core.options import BanditOptions as BanditOptions
 from .core.options import DataOptions as DataOptions
 from .core.options import InspectOptions as InspectOptions
 from .core.options import OutputOptions as OutputOptions
@@ -18,9 +17,7 @@ from .core.options import ScoreOptions as ScoreOptions
 from .core.types import Cut as Cut
 from .core.types import Evaluation as Evaluation
 from .core.types import Group as Group
-from .core.types import LayerProfile as LayerProfile
 from .core.types import Plan as Plan
-from .core.types import Profiles as Profiles
 from .core.types import Size as Size
 from .core.types import Verification as Verification
 from .coupling.analysis import Analysis as Analysis
@@ -35,7 +32,10 @@ from .graph.save import save as save
 from .methods.dilution.stages import Diluted as Diluted
 from .methods.dilution.stages import DiluteOptions as DiluteOptions
 from .methods.dilution.stages import dilute as dilute
-from .methods.sfp.profiles import ProfileOptions as ProfileOptions
+from .methods.sfp.probe import ProfileOptions as ProfileOptions
+from .methods.sfp.profiles import LayerProfile as LayerProfile
+from .methods.sfp.profiles import Profiles as Profiles
+from .methods.sfp.profiles import class_profiles as class_profiles
 from .pipeline import Sweep as Sweep
 from .pipeline import apply as apply
 from .pipeline import device_profile as device_profile
@@ -48,7 +48,6 @@ from .report.manifest import Pruned as Pruned
 from .report.manifest import manifest as manifest
 from .report.manifest import read_plan as read_plan
 from .report.sweep import Point as Point
-from .scores.scoring import Scored as Scored
-from .scores.scoring import profile as profile
-from .scores.scoring import save_scores as save_scores
-from .scores.scoring import scored as scored
+from .scores.registry import Scored as Scored
+from .scores.registry import save_scores as save_scores
+from .scores.registry import scored as scored

@@ -14,7 +14,7 @@ import click
 from ..core.errors import OptionError
 from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, OptionFacts, RepairOptions
 from ..planning.widths import grid_of
-from ..scores.scoring import SCORE_NAMES, asked
+from ..scores.registry import SCORE_NAMES, asked
 from .common import FILE as FILE
 from .common import Option
 

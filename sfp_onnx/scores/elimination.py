@@ -19,12 +19,15 @@ import numpy as np
 
 from ..core.options import RepairOptions
 from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
+from ..coupling.analysis import Analysis, feeds_of
+from ..data.dataset import Dataset
 from ..graph.model import Prepared
 from ..repair.linear import Gathered, factor, forward
 from ..repair.lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
 from ..repair.ridge import ridge_inverse
 from ..repair.steps import Scene, Step, plan_steps
 from ..repair.walk import Store, Walk
+from .registry import Setting as Asked
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 SHRINK = 0.5  # share of rows left at which the matrices are copied without those that are gone
@@ -154,6 +157,17 @@ class Inputs:
     channels: IntArray
     units: IntArray
     variance: float
+
+
+ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
+
+
+def eliminated(analysis: Analysis, data: Dataset, setting: Asked) -> Elimination:
+    """`elimination` of a whole model, as a score is asked for it."""
+    with setting.progress("eliminating", len(analysis.coupling.layers)) as advance:
+        options = RepairOptions(seed=setting.seed, rows_per_input=ROWS, memory=setting.memory)
+        feeds = feeds_of(analysis, data)
+        return elimination(analysis.prepared, analysis.coupling, feeds, options, lambda done, total: advance(1))
 
 
 def elimination(
