@@ -20,9 +20,9 @@ from ...core.types import Array, Coupling, Group, IntArray, Node
 from ...graph.edit import QUANTIZED, Editor, insert_mask, zero_of
 from ...graph.extract import segment
 from ...graph.index import CAPTURED, GraphIndex
-from ...graph.model import Constants, Prepared, initializers, serialized
+from ...graph.model import Constants, Prepared, initializers
 from ...rules.traits import Trait, has
-from ...runtime import Optimize, Session, open_session
+from ...runtime import Optimize, Session, open_model
 
 ROWS = 1024  # rows in one run at most: small models gain by sharing a run (an MLP 4 times the ablations),
 CACHED = 4 * 2**20  # but no more than what leads into them in so many bytes: beyond the processor's cache, sharing costs
@@ -38,20 +38,18 @@ COPIES = 2  # units in the trial run that tells whether a section may be tiled
 class Part:
     """What is masked for a group, and what leads into the part of the graph behind it.
 
-    ``masked`` are (tensor, axis, units); ``feeds`` the tensors to be fed; ``outputs`` those outputs of the model that change; ``nodes``
-    the nodes that are run.
+    ``masked`` are (tensor, axis, units); ``feeds`` the tensors to be fed; ``outputs`` those outputs of the model that change.
     """
 
     masked: tuple[tuple[str, int, IntArray], ...]
     feeds: tuple[str, ...]
     outputs: tuple[str, ...]
-    nodes: tuple[int, ...]
 
 
-def parts(prepared: Prepared, coupling: Coupling, groups: Sequence[Group], whole: bool = False) -> list[Part]:
-    """The part of the graph that an ablation of each group runs; ``whole``: from the model's inputs."""
+def parts(prepared: Prepared, coupling: Coupling, groups: Sequence[Group]) -> list[Part]:
+    """The part of the graph that an ablation of each group runs."""
     index, constants = prepared.index, set(initializers(prepared.model))
-    inputs = tuple(port.name for port in graph.inputs(prepared.model))
+    inputs = [port.name for port in graph.inputs(prepared.model)]
     moving = {name for node in index.reached(inputs) for name in node.outputs}  # not weights that are computed
     listed = []
     for group in groups:
@@ -65,12 +63,10 @@ def parts(prepared: Prepared, coupling: Coupling, groups: Sequence[Group], whole
             if inside[item.units[item.units >= 0]].any()
         ]
         sites = [site for site in sites if site[0] in coupling.masked_inputs or (site[0] in moving and _reads_across(index, site[0]))]
-        names = {name for name, _, _ in sites}
-        behind = index.reached(names)
+        behind = index.reached({name for name, _, _ in sites})
         changed = {name for node in behind for name in node.outputs}
         outputs = tuple(port.name for port in graph.outputs(prepared.model) if port.name in changed)
-        feeds, nodes = (inputs, tuple(range(len(prepared.nodes)))) if whole else _entry(prepared, constants, behind, changed)
-        listed.append(Part(tuple(sites), feeds, outputs, nodes))
+        listed.append(Part(tuple(sites), _entry(prepared, constants, behind, changed), outputs))
     return listed
 
 
@@ -79,12 +75,10 @@ def _reads_across(index: GraphIndex, name: str) -> bool:
     return any(position == CAPTURED or not has(node, Trait.ALONE) for node, position in index.readers(name))
 
 
-def _entry(
-    prepared: Prepared, constants: Collection[str], behind: Sequence[Node], changed: Collection[str]
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Tensors that lead into a set of nodes, and the nodes to run. What depends on the shapes of the inputs, but not on their
+def _entry(prepared: Prepared, constants: Collection[str], behind: Sequence[Node], changed: Collection[str]) -> tuple[str, ...]:
+    """Tensors that lead into a set of nodes. What depends on the shapes of the inputs, but not on their
     values, is computed again, for the number of rows may be another."""
-    feeds: dict[str, None] = {}
+    feeds: set[str] = set()
     run = {node.index for node in behind}
     waiting = [name for node in behind for name in node.reads if name not in changed]
     while waiting:
@@ -96,11 +90,12 @@ def _entry(
                 run.add(maker.index)
                 waiting += [item for item in maker.reads if item not in changed]
         elif name not in constants:
-            feeds[name] = None
-    return tuple(sorted(feeds)), tuple(sorted(run))
+            feeds.add(name)
+    return tuple(sorted(feeds))
 
 
 # ---- masks as inputs of a graph --------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -166,11 +161,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Running:
-    """How to run: ``memory`` bounds the kept activations (bytes); ``whole`` runs the whole model at every ablation (for comparison).
-
-    With ``optimize`` ALL, onnxruntime adds up a residual in another order in a part of a graph than in the whole (its blocked layout),
-    so that the two agree to rounding; with BASIC they agree bit for bit, at two thirds of the speed.
-    """
+    """``memory`` bounds the kept activations (bytes); ``whole`` runs the whole model at every ablation (for comparison). With ``optimize``
+    ALL, onnxruntime adds up a residual in another order in a part of a graph than in the whole (its blocked layout): they agree to
+    rounding; with BASIC bit for bit, at two thirds of the speed."""
 
     memory: float = 2**30
     whole: bool = False
@@ -228,47 +221,40 @@ class Ablations:
         self.units: IntArray = np.concatenate([group.units for group in groups])
         self.owner: IntArray = np.repeat(np.arange(len(groups)), [group.width for group in groups])
         self.names = [port.name for port in graph.outputs(prepared.model)]
-        self.types = prepared.types
         self.samples = next(iter(prepared.feeds.values())).shape[0] if prepared.feeds else 1
-        behind, whole = (parts(prepared, coupling, groups, every) for every in (self.how.whole, True))
-        run = [  # sequences and other values that are no tensors cannot be kept: such a group runs the whole model
-            other if any(self.types.get(name, np.float32) is None for name in part.feeds) else part
-            for part, other in zip(behind, whole, strict=True)
+        inputs = tuple(port.name for port in graph.inputs(prepared.model))
+        odd = {name for name, dtype in prepared.types.items() if dtype is None}  # sequences and the like cannot be kept:
+        run = [  # such a group runs the whole model
+            replace(part, feeds=inputs) if self.how.whole or odd & set(part.feeds) else part for part in parts(prepared, coupling, groups)
         ]
-        inputs = {port.name for port in graph.inputs(prepared.model)}
-        self.kept = sorted({name for part in run for name in part.feeds} - inputs)
+        self.kept = sorted({name for part in run for name in part.feeds}.difference(inputs))
         self.cache, self.forwards = _Cache(self.how.memory), 0
-        self.prefix = self._open_prefix()
-        self.all_fit = True
-        self.raw: list[list[Array]] = []
+        self.fixed = not any(0 in prepared.trace.dynamic_axes.get(name, ()) for name in prepared.feeds)  # the number of rows
+        self.raw: list[Array] = []
+        self.references: list[list[Array]] = []
         self._look()
-        self.references = [
-            [self._row(name, array, block) for name, array in zip(self.names, outputs, strict=True)]
-            for outputs, block in zip(self.raw, blocks, strict=True)
-        ]
         self._tiles: tuple[tuple[int, int, int], dict[str, Array]] | None = None
         self.sections = [self._section(part) for part in run]
 
     # ---- before the first ablation -------------------------------------------------------------------------------
 
-    def _open_prefix(self) -> Session:
+    def _look(self) -> None:
+        """Run every block once through the unmasked model; keep the inner tensors if those of all blocks fit."""
         editor = Editor(self.prepared.model)
         for name in self.kept:
             editor.add_output(editor.tensor(name))
-        model = editor.finish()
-        return open_session(serialized(model), model.weights, self.prepared.model.name, self.how.optimize)
-
-    def _look(self) -> None:
-        """Run every block once through the unmasked model; keep the inner tensors if those of all blocks fit."""
+        self.prefix = open_model(editor.finish(), self.how.optimize)
         for index, block in enumerate(self.blocks):
             results = self.prefix.run(block.feeds, [*self.names, *self.kept])
             self.forwards += 1
-            self.raw.append(results[: len(self.names)])
-            inner = results[len(self.names) :]
+            raw, inner = results[: len(self.names)], results[len(self.names) :]
+            self.references.append([self._row(name, array, block) for name, array in zip(self.names, raw, strict=True)])
             if index == 0:
-                self.sizes = {name: (array.dtype, array.shape) for name, array in zip(self.kept, inner, strict=True)}
-                self.all_fit = sum(array.nbytes for array in inner) * len(self.blocks) <= self.how.memory
-            if self.all_fit:
+                self.raw = raw
+                tensors = {**block.feeds, **dict(zip(self.kept, inner, strict=True))}
+                self.sizes = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+                fit = sum(array.nbytes for array in inner) * len(self.blocks) <= self.how.memory
+            if fit:
                 for name, array in zip(self.kept, inner, strict=True):
                     self.cache.put((name, index), array)
 
@@ -276,8 +262,7 @@ class Ablations:
         """Whether axis 0 of a tensor is the batch."""
         trace = self.prepared.trace
         shape = trace.shapes.get(name, ())
-        dynamic = any(0 in trace.dynamic_axes.get(item, ()) for item in self.prepared.feeds)
-        return bool(shape) and shape[0] == self.samples and (not dynamic or 0 in trace.dynamic_axes.get(name, ()))
+        return bool(shape) and shape[0] == self.samples and (self.fixed or 0 in trace.dynamic_axes.get(name, ()))
 
     def _is_fixed(self, name: str) -> bool:
         """Whether a tensor is the same for all images and any number of them."""
@@ -285,21 +270,18 @@ class Ablations:
         return name in trace.values and not trace.dynamic_values[name].any()
 
     def _section(self, part: Part) -> _Section:
-        dtypes = {name: np.dtype(self.types.get(name) or np.float32) for name, _, _ in part.masked}
         by_rows = all(self._is_batch(name) or self._is_fixed(name) for name in (*part.feeds, *part.outputs))
         by_rows &= all(self._is_batch(name) for name, _, _ in part.masked) and all(axis for _, axis, _ in part.masked)
-        section = self._opened(part, dtypes, by_rows)
-        if by_rows and not self._agrees(section):
-            section = self._opened(part, dtypes, False)
-        return section
+        section = self._opened(part, by_rows)
+        return section if not by_rows or self._agrees(section) else self._opened(part, False)
 
-    def _opened(self, part: Part, dtypes: Mapping[str, np.dtype[Any]], by_rows: bool) -> _Section:
+    def _opened(self, part: Part, by_rows: bool) -> _Section:
         if not part.outputs:
             return _Section(part, self.prefix, (), False)  # the group reaches no output
         editor, masks = Editor(self.prepared.model), []
         points, constants = self.coupling.zero_points, Constants(self.prepared.model)
         for tensor, axis, units in part.masked:
-            dtype = dtypes[tensor]
+            dtype = np.dtype(self.prepared.types.get(tensor) or np.float32)
             point = points.get(tensor) if dtype.name in QUANTIZED else None
             if dtype.name in QUANTIZED and point is None:
                 continue  # nothing there stands for zero; the tensors around it are masked
@@ -307,50 +289,43 @@ class Ablations:
             masks.append(put(editor, tensor, dtype, zero_of(constants, point, mask.spread), mask))
         ports = {name: self._port(name) for name in part.feeds}
         ports.update({mask.name: (mask.dtype, mask.shape) for mask in masks})
-        outputs = {name: np.dtype(self.raw[0][self.names.index(name)].dtype) for name in part.outputs}
+        outputs = {name: np.dtype(self.raw[self.names.index(name)].dtype) for name in part.outputs}
         model = segment(editor.finish(), ports, outputs)
         used = {port.name for port in graph.inputs(model)}
-        session = open_session(serialized(model), model.weights, self.prepared.model.name, self.how.optimize)
+        session = open_model(model, self.how.optimize)
         needed = replace(part, feeds=tuple(name for name in part.feeds if name in used))
         return _Section(needed, session, tuple(mask for mask in masks if mask.name in used), by_rows)
 
     def _port(self, name: str) -> tuple[Any, list[int | str]]:
         """Type and shape of a tensor that is fed; the batch is a name, other sizes are those of the images."""
-        dtype, shape = self.sizes.get(name) or _described(self.blocks[0].feeds[name])
+        dtype, shape = self.sizes[name]
         open_axes = self.prepared.trace.dynamic_axes.get(name, ())
         return dtype, ["batch" if not axis and axis in open_axes else f"{name}:{axis}" if axis in open_axes else size
                        for axis, size in enumerate(shape)]  # fmt: skip
 
     def _agrees(self, section: _Section) -> bool:
         """Whether copies of a block side by side give the outputs of the block (a model may mix the rows of a batch)."""
-        block, fixed = self.blocks[0], self._fixed
-        copies = max(1, block.rows // block.count) if fixed else COPIES
+        block = self.blocks[0]
+        copies = max(1, block.rows // block.count) if self.fixed else COPIES
         try:
             results = self._run(section, [-2] * copies, 0)
         except (ModelError, ValueError):
             return False
-        expected = [self.raw[0][self.names.index(name)][: block.count] for name in section.part.outputs]
+        expected = [self.raw[self.names.index(name)][: block.count] for name in section.part.outputs]
         tiles = [np.tile(array, (copies, *[1] * (array.ndim - 1))).reshape(-1) for array in expected]
         pairs = zip((array.reshape(-1) for array in results), tiles, strict=True)
         return all(one.shape == other.shape and np.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True) for one, other in pairs)
-
-    @property
-    def _fixed(self) -> bool:
-        """Whether the number of rows cannot change."""
-        return not any(0 in self.prepared.trace.dynamic_axes.get(name, ()) for name in self.prepared.feeds)
 
     # ---- the ablations -------------------------------------------------------------------------------------------
 
     def width(self, place: int, most: int = ROWS) -> int:
         """How many units of the group of this one a run serves."""
-        block = self.blocks[0]
-        if not self.sections[int(self.owner[place])].tiled:
+        block, section = self.blocks[0], self.sections[int(self.owner[place])]
+        if not section.tiled:
             return 1
-        if self._fixed:
+        if self.fixed:
             return max(1, block.rows // block.count)
-        feeds = self.sections[int(self.owner[place])].part.feeds
-        described = [self.sizes.get(name) or _described(block.feeds[name]) for name in feeds]
-        row: int = sum(dtype.itemsize * int(np.prod(shape[1:])) for dtype, shape in described)
+        row: int = sum(dtype.itemsize * int(np.prod(shape[1:])) for dtype, shape in (self.sizes[name] for name in section.part.feeds))
         cached = max(FEW_ROWS, CACHED // max(row, 1))
         bound = int(self.how.memory * TILED / max(row, 1))
         return max(1, min(most, cached, bound) // block.count)
@@ -384,7 +359,7 @@ class Ablations:
     def _run(self, section: _Section, units: Sequence[int], block: int) -> list[Array]:
         images = self.blocks[block]
         feeds = dict(self._inputs(section, len(units), block))
-        total = images.rows if self._fixed or not section.tiled else len(units) * images.count
+        total = images.rows if self.fixed or not section.tiled else len(units) * images.count
         for mask in section.masks:
             feeds[mask.name] = mask.values(units, images.count, total)
         return section.session.run(feeds, section.part.outputs)
@@ -402,7 +377,7 @@ class Ablations:
 
     def _tiled(self, array: Array, copies: int, block: Block) -> Array:
         tiled = np.concatenate([array[: block.count]] * copies)
-        missing = block.rows - len(tiled) if self._fixed else 0
+        missing = block.rows - len(tiled) if self.fixed else 0
         return np.concatenate([tiled, np.repeat(tiled[-1:], missing, axis=0)]) if missing > 0 else tiled
 
     def _activations(self, names: Sequence[str], block: int) -> dict[str, Array]:
@@ -421,7 +396,3 @@ class Ablations:
         if self._is_batch(name) and len(array) == block.rows:
             return array[: block.count]
         return np.repeat(array.reshape(1, -1), block.count, axis=0)
-
-
-def _described(array: Array) -> tuple[Any, tuple[int, ...]]:
-    return array.dtype, array.shape

@@ -271,17 +271,17 @@ class _Search:
         self.pulls = None if self.options.budget is not None else self.options.pulls or DEFAULT_PULLS
         self.log: list[Pull] = []
         self.text: str | None = None
-        self.last: BoolArray = np.zeros(analysis.coupling.units, bool)
         blocks = self._blocks()
         self.engine = Ablations(analysis.prepared, analysis.coupling, self.aim.groups, blocks, Running(self.options.memory))
         labels = None if data.labels is None else np.concatenate([block.labels for block in blocks if block.labels is not None])
-        self.reward = _reward(self.options.reward, self.engine, labels)
+        named = self.options.reward or ""
+        own = checked(user_function(named, f"reward={named}"), named) if ":" in named else None
+        self.reward = own or make_reward(named or None, self.engine.references, labels)
         self.deadline = time.monotonic() + (self.options.budget or np.inf)  # opening sessions is not part of the budget
         self.horizon = self._horizon()
 
     def _blocks(self) -> list[Block]:
-        """Random images, the same for all units, in blocks of ``batch`` (as many as the policy can use, the data hold, and the memory
-        allows)."""
+        """Random images, the same for all units, in blocks: as many as the policy can use, the data hold, and the memory allows."""
         data, options = self.data, self.options
         batch = min(options.batch, data.samples, data.batch if data.fixed else options.batch)
         wanted = data.samples // batch
@@ -301,8 +301,9 @@ class _Search:
             return arms * len(self.engine.blocks)
         if self.pulls is not None:
             return arms * self.pulls
-        needed = POLICIES[self.policy].needs_horizon
-        return max(arms, int((self.deadline - time.monotonic()) * rate(self.engine))) if needed else 2**62
+        if not POLICIES[self.policy].needs_horizon:
+            return 2**62
+        return max(arms, int((self.deadline - time.monotonic()) * rate(self.engine)))
 
     def run(self) -> Scored:
         """Ablate until the horizon, the deadline or Ctrl-C."""
@@ -370,9 +371,8 @@ class _Search:
         if now - self.shown > SHOW_SECONDS and self.progress is not silent:
             removed = self.aim.removed(self._scores(policy.standing()))
             size, before = self.analysis.size(removed), self.analysis.size()
-            changed = int((removed & ~self.last).sum())
-            self.text = f"cut now: {removed.sum()} sets of coupled channels, {size.macs / before.macs:.0%} of the MACs, {changed} new"
-            self.last, self.shown = removed, now
+            self.text = f"cut now: {removed.sum()} sets of coupled channels, {size.macs / before.macs:.0%} of the MACs"
+            self.shown = now
         advance(steps, self.text)
 
     def _notes(self, policy: Policy, interrupted: bool) -> tuple[str, ...]:
@@ -398,9 +398,3 @@ class _Search:
             "forwards": self.engine.forwards, "arms": named | {name: array.tolist() for name, array in summary.items()},
         }  # fmt: skip
         write_text(path, json.dumps(traced, indent=1) + "\n", self.analysis.model.paths)
-
-
-def _reward(name: str | None, engine: Ablations, labels: IntArray | None) -> Reward:
-    if name is None or ":" not in name:
-        return make_reward(name, engine.references, labels)
-    return checked(user_function(name, f"reward={name}"), name)

@@ -22,6 +22,7 @@ from ...core.types import Array, BoolArray, FloatArray, IntArray
 
 THRESHOLD = 0.3
 BATCH, EPOCHS, RATE, DECAY_PER_EPOCH, MOMENTUM, WEIGHT_DECAY = 100, 12, 0.01, 0.975, 0.975, 1e-3
+HELD_OUT = 5  # one sample in so many measures the probes and does not train them
 BLOCK_BYTES = 64 * 2**20
 Clusters = tuple[tuple[int, ...], ...]
 Weights = NDArray[np.float32]
@@ -80,6 +81,15 @@ def room(samples: IntArray, widths: Sequence[int]) -> Iterator[Store]:
     """A store for features of these widths of some samples."""
     with tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0) as file:
         yield Store(file, samples, tuple(widths))
+
+
+def held_out_rows(keys: IntArray, enough: int) -> tuple[IntArray, IntArray]:
+    """Rows to train on and rows held out, in the order of their hashes; nothing is held out of fewer than ``enough``."""
+    order = np.argsort(keys, kind="stable")
+    out = keys[order] % HELD_OUT == 0
+    if len(keys) < enough or not out.any() or out.all():
+        return order, np.zeros(0, np.int64)
+    return order[~out], order[out]
 
 
 # ---- probes ----------------------------------------------------------------------------------------------------------

@@ -22,10 +22,9 @@ from ...graph.edit import Editor
 from ...graph.model import Model, Prepared, outputs
 from ...runtime import Batches, observe
 from ...scores.registry import SCORES, OfGroups
-from .probe import PROBES, ProfileOptions, Samples, Store, accuracy, by_filter, label_sets, loss_ratios, room
+from .probe import PROBES, ProfileOptions, Samples, Store, accuracy, by_filter, held_out_rows, label_sets, loss_ratios, room
 
 FEATURE_BYTES = 4 * 2**30
-HELD_OUT = 5  # one sample in so many measures the probes and does not train them
 FEW = 10  # with fewer samples per label than this none is held out
 LOSS_SAMPLES = 1000
 FLOATS, FIRST_MAX_RANK = "f", 5
@@ -286,7 +285,7 @@ def class_profiles(
         labels = np.concatenate(sums.labels)
         _check_present(labels, classes, free)
         counts = np.bincount(labels, minlength=classes)
-        train, test = _split(np.array(sums.keys, np.int64)[stored], FEW * classes)
+        train, test = held_out_rows(np.array(sums.keys, np.int64)[stored], FEW * classes)
         layers = []
         with progress("training probes", len(chosen)) as advance:
             for index, (tap, total) in enumerate(zip(chosen, sums.sums, strict=True)):
@@ -362,15 +361,6 @@ def _key(feeds: Mapping[str, Array], row: int) -> int:
     for array in feeds.values():
         key = crc32(np.ascontiguousarray(array[row]).tobytes(), key)
     return key
-
-
-def _split(keys: IntArray, enough: int) -> tuple[IntArray, IntArray]:
-    """Rows to train on and rows held out, in the order of their hashes; nothing is held out of fewer than ``enough``."""
-    order = np.argsort(keys, kind="stable")
-    out = keys[order] % HELD_OUT == 0
-    if len(keys) < enough or not out.any() or out.all():
-        return order, np.zeros(0, np.int64)
-    return order[~out], order[out]
 
 
 def _tap(editor: Editor, tap: Tap) -> str:
