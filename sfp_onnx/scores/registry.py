@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
@@ -123,8 +123,8 @@ class OfGroups:
         if needs and data is not None:
             moments = setting.once("moments", lambda: moments_of(analysis, data, needs, setting.progress))
         values = np.zeros(analysis.coupling.units)
-        seen = views(analysis.prepared, analysis.coupling, moments)
-        for group, view in zip(analysis.coupling.groups, seen, strict=True):
+        every = views(analysis.prepared, analysis.coupling, moments)
+        for group, view in zip(analysis.coupling.groups, every, strict=True):
             values[group.units] = self.function(view, setting)
         return Scored(self.name, values)
 
@@ -192,8 +192,8 @@ class Request:
     @property
     def text(self) -> str:
         """The canonical text: options that are not at their default, each once."""
-        given = {name: value for own in self.options if own is not None for name, value in _given(own)}
-        return ",".join(["+".join(own.name for own in self.scores), *(f"{name}={value}" for name, value in given.items())])
+        given = {name: value for record in self.options if record is not None for name, value in _given(record)}
+        return ",".join(["+".join(single.name for single in self.scores), *(f"{name}={value}" for name, value in given.items())])
 
 
 def parse(text: str) -> Request:
@@ -210,12 +210,12 @@ def parse(text: str) -> Request:
         if not sign:
             raise OptionError(f"score '{text}': '{item}': expected option=value")
         given[name.strip()] = value.strip()
-    known = {name: None for own in chosen if own.options for name in _facts(own.options)}
+    known = {name: None for single in chosen if single.options for name in _facts(single.options)}
     for name in given:
         if name not in known:
             has = f"Known: {', '.join(known)}" if known else "It has none"
             raise OptionError(f"score '{names}': unknown option '{name}'{_meant(name, known)}. {has}")
-    return Request(tuple(chosen), tuple(_record(own, given) for own in chosen))
+    return Request(tuple(chosen), tuple(_record(single, given) for single in chosen))
 
 
 def _named(name: str) -> Score:
@@ -231,16 +231,16 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 
 def _facts(record: type) -> dict[str, OptionFacts]:
-    return {own.name: own.metadata["option"] for own in fields(record) if "option" in own.metadata}
+    return {item.name: item.metadata["option"] for item in fields(record) if "option" in item.metadata}
 
 
-def _record(own: Score, given: Mapping[str, str]) -> Any:
+def _record(single: Score, given: Mapping[str, str]) -> Any:
     """The score's own parameters."""
-    if own.options is None:
+    if single.options is None:
         return None
-    kinds, facts = get_type_hints(own.options), _facts(own.options)
-    values = {name: _value(own.name, name, given[name], kinds[name], facts[name]) for name in facts if name in given}
-    return own.options(**values)
+    kinds, facts = get_type_hints(single.options), _facts(single.options)
+    values = {name: _value(single.name, name, given[name], kinds[name], facts[name]) for name in facts if name in given}
+    return single.options(**values)
 
 
 def _value(score: str, name: str, text: str, kind: Any, facts: OptionFacts) -> Any:
@@ -262,10 +262,10 @@ def _value(score: str, name: str, text: str, kind: Any, facts: OptionFacts) -> A
 
 def _given(options: Any) -> Iterator[tuple[str, str]]:
     """Names and texts of the parameters that are not at their default."""
-    for own in fields(options):
-        value = getattr(options, own.name)
-        if "option" in own.metadata and value != own.default and own.default is not MISSING:
-            yield own.name, own.metadata["option"].text(value)
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if "option" in item.metadata and value != item.default:
+            yield item.name, item.metadata["option"].text(value)
 
 
 def asked(text: str | None, seed: int = 0, memory: int = ScoreOptions.memory) -> tuple[str | None, ScoreOptions]:
@@ -314,16 +314,15 @@ def scored(
     from ..coupling.analysis import silent
 
     request, options = parse(text), options or ScoreOptions()
-    for own in request.scores:
-        if own.needs_data and data is None:
+    for single in request.scores:
+        if single.needs_data and data is None:
             free = ", ".join(sorted(other.name for other in SCORES.values() if not other.needs_data))
-            raise DataError(f"score '{own.name}' needs calibration data: give --data, or use a score that needs none: {free}")
-    setting = Setting(progress or silent, options.seed, options.memory, names=tuple(own.name for own in request.scores))
+            raise DataError(f"score '{single.name}' needs calibration data: give --data, or use a score that needs none: {free}")
+    setting = Setting(progress or silent, options.seed, options.memory, names=tuple(single.name for single in request.scores))
     if aim is not None:
         setting = replace(setting, plan=aim[0], groups=tuple(aim[1]))
-    results = [
-        own.prepare(analysis, data, replace(setting, options=chosen)) for own, chosen in zip(request.scores, request.options, strict=True)
-    ]
+    pairs = zip(request.scores, request.options, strict=True)
+    results = [single.prepare(analysis, data, replace(setting, options=chosen)) for single, chosen in pairs]
     if len(results) == 1:
         return replace(results[0], name=request.text)
     return _joined(analysis, request.text, results)

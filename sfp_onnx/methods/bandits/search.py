@@ -275,8 +275,8 @@ class _Search:
         self.engine = Ablations(analysis.prepared, analysis.coupling, self.aim.groups, blocks, Running(self.options.memory))
         labels = None if data.labels is None else np.concatenate([block.labels for block in blocks if block.labels is not None])
         named = self.options.reward or ""
-        own = checked(user_function(named, f"reward={named}"), named) if ":" in named else None
-        self.reward = own or make_reward(named or None, self.engine.references, labels)
+        theirs = checked(user_function(named, f"reward={named}"), named) if ":" in named else None
+        self.reward = theirs or make_reward(named or None, self.engine.references, labels)
         self.deadline = time.monotonic() + (self.options.budget or np.inf)  # opening sessions is not part of the budget
         self.horizon = self._horizon()
 
