@@ -224,7 +224,7 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
     if data is not None:
         recorded["data"] = describe(data)
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
-    return Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, scores.details)
+    return Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, scores.brief)
 
 
 def score(

@@ -25,7 +25,7 @@ import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.coupling.analysis import data_for, inspect
 from sfp_onnx.latency.profiling import layer_times
-from sfp_onnx.methods.sfp import few_layers
+from sfp_onnx.methods.sfp import few_examples
 from sfp_onnx.pipeline import prune
 from sfp_onnx.report.charts import heat_map, png, scatter, ticks
 from sfp_onnx.runtime import Setup
@@ -156,11 +156,11 @@ def test_layers_add_up_to_a_run(model_file: Path, data: Path) -> None:
 def test_filters_are_shown_where_there_are_classes(model_file: Path, data: Path) -> None:
     analysis = inspect(model_file)
     seen = data_for(analysis.model, data)
-    found = few_layers(analysis, seen)
-    assert 1 <= len(found) <= 3 and all(own.matrix(0).shape == (CLASSES, CLASSES) for own in found)
-    assert few_layers(analysis, None) == ()
+    found = few_examples(analysis, seen)
+    assert 1 <= len(found) <= 3 and all(own.matrix.shape == (CLASSES, CLASSES) for own in found)
+    assert few_examples(analysis, None) == ()
     chain = inspect(graph.conv_chain(8, layers=2, side=4))
-    assert few_layers(chain, seen) == ()
+    assert few_examples(chain, seen) == ()
 
 
 def test_names_of_points_do_not_lie_on_each_other() -> None:

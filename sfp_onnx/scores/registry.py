@@ -59,6 +59,9 @@ class Details(Protocol):
     def text(self) -> str:
         """For people."""
 
+    def brief(self) -> Any:
+        """The little of it that the plug-in's section of a report shows."""
+
 
 def _nothing() -> Iterable[tuple[str, Array]]:
     return ()
@@ -79,6 +82,11 @@ class Scored:
     notes: tuple[str, ...] = ()
     arrays: Callable[[], Iterable[tuple[str, Array]]] = _nothing
     details: Details | None = None
+
+    @property
+    def brief(self) -> Any:
+        """What a report needs of the details; None where there are none."""
+        return self.details.brief() if self.details else None
 
 
 Prepare = Callable[["Analysis", "Dataset | None", Setting], Scored]

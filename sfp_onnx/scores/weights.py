@@ -43,7 +43,7 @@ class MagnitudeOptions:
 
 @score(
     "magnitude",
-    "norm of all weights that make or read the unit, relative to the mean of each layer",
+    "norm of all weights that make or read the coupled channels, relative to the mean of each layer",
     "Li et al., ICLR 2017; Fang et al., CVPR 2023",
     options=MagnitudeOptions,
 )
@@ -57,7 +57,7 @@ def magnitude(view: GroupView, setting: Setting) -> FloatArray:
     return (total / max(1, len(view.weights))) ** (1 / p)
 
 
-@score("bn-scale", "absolute gamma of the BatchNormalizations on the unit (1 where there is none)", "Liu et al., ICCV 2017")
+@score("bn-scale", "absolute gamma of the BatchNormalizations on the coupled channels (1 where there is none)", "Liu et al., ICCV 2017")
 def bn_scale(view: GroupView, setting: Setting) -> FloatArray:
     """mean over BatchNormalizations of |gamma| / mean |gamma|."""
     if not view.gammas:

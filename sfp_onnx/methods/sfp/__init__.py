@@ -155,6 +155,10 @@ class ProfileDetails:
         last = f"{known.samples} samples, {known.classes} labels ({known.labels}); probe accuracy on {where}"
         return "\n".join([table(header, rows), "", last])
 
+    def brief(self) -> Examples:
+        """A filter of a layer early, in the middle and last: the profiles themselves may take gigabytes."""
+        return Examples.of(_three([layer for layer in self.profiles.layers if len(layer.units)]))
+
     def arrays(self) -> Iterable[tuple[str, Array]]:
         """What `score --save` writes: ``layer_names``, ``tensors``, ``probe_accuracy``, and per layer i ``i/units``, ``i/matrices``
         (F, L, L), ``i/label_sets`` (F, L), ``i/noise``, ``i/means`` and ``i/weights`` (F, P, L); cluster c of all has the filter
@@ -192,14 +196,41 @@ SAMPLES = 1024
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class FilterExample:
+    """One filter: its matrix (L, L), the field of each output of the probe on samples of each label, and the clusters in it."""
+
+    layer: str
+    filter: int
+    accuracy: float
+    matrix: FloatArray
+    clusters: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A few filters that show what class profiles say."""
+
+    filters: tuple[FilterExample, ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerProfile]) -> Examples:
+        """Of each layer the filter with the most ones inside its clusters and the fewest outside."""
+        filters = []
+        for layer in layers:
+            best = int(np.argmax(layer.signal - layer.noise))
+            filters.append(FilterExample(layer.layer, best, layer.accuracy, layer.matrix(best), layer.clusters[best]))
+        return cls(tuple(filters))
+
+
 def _three(items: Sequence[T]) -> list[T]:
     """Those at a third, at two thirds, and the last."""
     return [items[index] for index in sorted({min(int(len(items) * place), len(items) - 1) for place in PLACES})] if items else []
 
 
-def few_layers(analysis: Analysis, data: Dataset | None, seed: int = 0, progress: Progress | None = None) -> tuple[LayerProfile, ...]:
-    """Profiles of a layer early, one in the middle and the last, on at most `SAMPLES` samples; none where there is no classifier or no
-    data."""
+def few_examples(analysis: Analysis, data: Dataset | None, seed: int = 0, progress: Progress | None = None) -> tuple[FilterExample, ...]:
+    """The same from profiles of a layer early, one in the middle and the last alone, on at most `SAMPLES` samples; none where there is no
+    classifier or no data."""
     from ...coupling.analysis import silent
     from .profiles import class_profiles
 
@@ -209,28 +240,22 @@ def few_layers(analysis: Analysis, data: Dataset | None, seed: int = 0, progress
         data = data.part(np.sort(np.random.default_rng(seed).choice(data.samples, SAMPLES, replace=False)))
     three: Callable[[list[Tap]], list[Tap]] = _three
     try:
-        return class_profiles(analysis, data, ProfileOptions(seed=seed), progress or silent, three).layers
+        layers = class_profiles(analysis, data, ProfileOptions(seed=seed), progress or silent, three).layers
     except SfpError:
         return ()  # a report can do without
+    return Examples.of([layer for layer in layers if len(layer.units)]).filters
 
 
 def _section(scored: Candidates, data: Dataset | None, progress: Progress) -> list[Section]:
-    """What single filters recognise, for the report: of each layer the filter with the most ones inside its clusters and the fewest
-    outside."""
+    """What single filters recognise, for the report."""
     from ...report.charts import Section, heat_map, short_names
 
-    details = scored.details
-    if isinstance(details, ProfileDetails):
-        layers = _three([layer for layer in details.profiles.layers if len(layer.units)])
-    else:
-        layers = [layer for layer in few_layers(scored.analysis, data, progress=progress) if len(layer.units)]
+    known = scored.details
     charts = []
-    for layer in layers:
-        best = int(np.argmax(layer.signal - layer.noise))
-        clusters = layer.clusters[best]
-        told = f"{len(clusters)} clusters" if len(clusters) != 1 else "one cluster"
-        title = f"{short_names([layer.layer])[0]}, filter {best}: {told}; probe accuracy of the layer {layer.accuracy:.1%}"
-        charts.append(heat_map(title, layer.matrix(best), clusters))
+    for example in known.filters if isinstance(known, Examples) else few_examples(scored.analysis, data, progress=progress):
+        told = f"{len(example.clusters)} clusters" if len(example.clusters) != 1 else "one cluster"
+        title = f"{short_names([example.layer])[0]}, filter {example.filter}: {told}; probe accuracy of the layer {example.accuracy:.1%}"
+        charts.append(heat_map(title, example.matrix, example.clusters))
     words = (
         "Single filter performance (Tzach et al., Phys. Rev. E 111, 065307): how strongly one filter speaks for each output (columns) on "
         "samples of each label (rows). Red: for it, blue: against it. Framed: clusters of labels that the filter recognises together.",
