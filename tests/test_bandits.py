@@ -316,8 +316,7 @@ def searched(policy: str, plan: PlanOptions | None = None, seed: int = 0, **opti
     analysis = sfp_onnx.inspect(classifier())
     data = sfp_onnx.data_for(analysis.model, {"x": images(40), "labels": labels_of(40)})
     text = ",".join([f"bandit:{policy}", *(f"{name}={value}" for name, value in {"batch": 4, **options}.items())])
-    aim = (plan or PlanOptions(ratio=0.5), analysis.coupling.groups)
-    result = scored(analysis, text, data, ScoreOptions(seed=seed), aim=aim)
+    result = scored(analysis, text, data, ScoreOptions(seed=seed), None, plan or PlanOptions(ratio=0.5), analysis.coupling.groups)
     return Found(result.values, result.notes, {name.removeprefix("arms/"): array for name, array in result.arrays()})
 
 

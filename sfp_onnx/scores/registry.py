@@ -307,13 +307,14 @@ def scored(
     data: Dataset | None = None,
     options: ScoreOptions | None = None,
     progress: Progress | None = None,
-    aim: tuple[PlanOptions, Sequence[Group]] | None = None,
+    plan: PlanOptions | None = None,
+    groups: Sequence[Group] | None = None,
 ) -> Scored:
     """Importance per unit of a model; scores joined by ``+`` mean the average of their ranks within each group.
 
     Args:
         text: ``NAME[+NAME..][,option=value..]``.
-        aim: what the plan asks for and the groups that it may choose from, for scores that search.
+        plan, groups: what a plan asks for and the groups that may shrink, for scores that search.
 
     Raises:
         OptionError: unknown score, unknown option, bad value.
@@ -326,9 +327,8 @@ def scored(
         if single.needs_data and data is None:
             free = ", ".join(sorted(other.name for other in SCORES.values() if not other.needs_data))
             raise DataError(f"score '{single.name}' needs calibration data: give --data, or use a score that needs none: {free}")
-    setting = Setting(progress or silent, options.seed, options.memory, names=tuple(single.name for single in request.scores))
-    if aim is not None:
-        setting = replace(setting, plan=aim[0], groups=tuple(aim[1]))
+    names = tuple(single.name for single in request.scores)
+    setting = Setting(progress or silent, options.seed, options.memory, None, plan, None if groups is None else tuple(groups), names)
     pairs = zip(request.scores, request.options, strict=True)
     results = [single.prepare(analysis, data, replace(setting, options=chosen)) for single, chosen in pairs]
     if len(results) == 1:
