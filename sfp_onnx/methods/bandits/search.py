@@ -197,8 +197,6 @@ def _shrinks(analysis: Analysis, targets: Sequence[str]) -> bool:
 
 # ---- images and time -------------------------------------------------------------------------------------------------
 
-TIMED_GROUPS = 3
-
 
 def rate(engine: Ablations) -> float:
     """Ablations per second, from one timed run of some groups, weighted by their units."""
@@ -239,6 +237,7 @@ def gather(data: Dataset, order: IntArray, batch: int) -> list[Block]:
 # ---- the scores ``bandit:*`` -----------------------------------------------------------------------------------------
 
 DEFAULT_PULLS = 5
+TIMED_GROUPS = 3
 SPARE_BLOCKS = 4  # policies that choose may ablate a unit on so many times the average number of blocks before images come again
 BUDGET_BLOCKS = 64
 INPUT_SHARE = 0.25  # of the memory, for input images
