@@ -15,10 +15,9 @@ import numpy as np
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.cut import cut
-from sfp_onnx.methods.bandits import make_reward
-from sfp_onnx.methods.bandits.policies import POLICIES, Setting
-from sfp_onnx.methods.bandits.pulling import Aim, gather, order
-from sfp_onnx.methods.bandits.pulls import Block, Pulls
+from sfp_onnx.methods.bandits.ablation import Ablations, Block
+from sfp_onnx.methods.bandits.policies import POLICIES, Setting, order
+from sfp_onnx.methods.bandits.search import Aim, gather, make_reward
 from sfp_onnx.planning.widths import eligible
 from sfp_onnx.repair import repaired
 from sfp_onnx.runtime import open_session
@@ -57,10 +56,10 @@ class Net:
     def removed(self, scores: np.ndarray, ratio: float, allocation: str = "uniform") -> np.ndarray:
         return Aim(self.analysis, self.groups, sfp_onnx.PlanOptions(ratio=ratio, allocation=allocation)).removed(scores)
 
-    def whole(self, engine: Pulls, values: np.ndarray) -> np.ndarray:
+    def whole(self, engine: Ablations, values: np.ndarray) -> np.ndarray:
         """Scores of all units from those of the arms."""
         scores = np.ones(self.analysis.coupling.units)
-        scores[engine.arms] = values
+        scores[engine.units] = values
         return scores
 
     def pruned(self, removed: np.ndarray, repair: str = "none") -> Any:
@@ -111,13 +110,13 @@ class Known:
 # ---- replaying policies on a table of rewards ------------------------------------------------------------------------
 
 
-def table_of(engine: Pulls) -> np.ndarray:
+def table_of(engine: Ablations) -> np.ndarray:
     """Rewards (arms, images) of all arms on all blocks."""
     reward = make_reward(None, engine.references, None)
-    found = np.zeros((len(engine.arms), sum(block.count for block in engine.blocks)))
+    found = np.zeros((len(engine.units), sum(block.count for block in engine.blocks)))
     size = engine.blocks[0].count
     for block in range(len(engine.blocks)):
-        for run in engine.runs(np.arange(len(engine.arms))):
+        for run in engine.runs(np.arange(len(engine.units))):
             for arm, outputs in zip(run, engine.outputs(run, block), strict=True):
                 found[arm, block * size : (block + 1) * size] = reward(engine.references[block], outputs, None)
     return found
@@ -139,7 +138,7 @@ def replayed(name: str, table: np.ndarray, batch: int, pulls: int, seed: int, qu
     return 1 - policy.standing()
 
 
-def quota_of(engine: Pulls, ratio: float, allocation: str = "uniform") -> Any:
+def quota_of(engine: Ablations, ratio: float, allocation: str = "uniform") -> Any:
     """What a removal gives up of every group, or of all arms."""
     if allocation == "global":
         return lambda means: (np.zeros(len(means), np.int64), np.array([int(ratio * len(means) + 1e-9)]))

@@ -28,8 +28,7 @@ from arms import MODELS, NAMES, TEST_IMAGES, Known, Net, head, line, quota_of, r
 
 import sfp_onnx
 from sfp_onnx.evaluation import log_probabilities
-from sfp_onnx.methods.bandits.parts import share
-from sfp_onnx.methods.bandits.pulls import Block, Pulls, Running
+from sfp_onnx.methods.bandits.ablation import Ablations, Block, Part, Running
 
 # ---- 1. speed --------------------------------------------------------------------------------------------------------
 
@@ -46,11 +45,18 @@ def speed(shared: Path) -> None:
     _speed("MLP of the zoo", mlp, list(mlp.coupling.groups), [Block({next(iter(mlp.prepared.feeds)): rows}, 32)])
 
 
+def share(part: Part, analysis: sfp_onnx.Analysis) -> float:
+    """Share of the model's multiply-accumulates that an ablation of this part runs."""
+    behind = {node.index for node in analysis.prepared.index.reached({name for name, _, _ in part.masked})}
+    total = sum(layer.macs for layer in analysis.coupling.layers)
+    return sum(layer.macs for layer in analysis.coupling.layers if layer.node.index in behind) / total
+
+
 def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: list[Block]) -> None:
     start = time.process_time()
-    ours = Pulls(analysis.prepared, analysis.coupling, groups, blocks)
+    ours = Ablations(analysis.prepared, analysis.coupling, groups, blocks)
     opened = time.process_time() - start
-    naive = Pulls(analysis.prepared, analysis.coupling, groups, blocks, Running(whole=True))
+    naive = Ablations(analysis.prepared, analysis.coupling, groups, blocks, Running(whole=True))
     spent = {"ours": 0.0, "naive": 0.0}
     for _ in range(2):  # the first time warms up
         spent = dict.fromkeys(spent, 0.0)
@@ -61,8 +67,8 @@ def _speed(title: str, analysis: sfp_onnx.Analysis, groups: list[Any], blocks: l
                 start = time.process_time()
                 engine.outputs(chosen, 0)
                 spent[kind] += (time.process_time() - start) / len(chosen) * len(arms)
-    total = len(ours.arms)
-    shares = [share(section.part, analysis.coupling) for section in ours.sections]
+    total = len(ours.units)
+    shares = [share(section.part, analysis) for section in ours.sections]
     ceiling = total / sum(own * group.width for own, group in zip(shares, groups, strict=True))
     ratio = spent["naive"] / spent["ours"]
     line(title, total, f"{total / spent['naive']:.1f}", f"{total / spent['ours']:.1f}", f"{ratio:.2f}", f"{ceiling:.2f}",
@@ -80,7 +86,7 @@ CELLS = [("uniform", "lstsq", 0.4), ("global", "lstsq", 0.4), ("uniform", "none"
 
 def policies(shared: Path, tables: Path | None, deadline: float) -> None:
     net = Net("ResNet-56", shared)
-    engine = Pulls(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(128, 32))
+    engine = Ablations(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(128, 32))
     start = time.process_time()
     file = None if tables is None else tables / "ResNet-56.npy"
     rewards = np.load(file) if file and file.exists() else table_of(engine)
@@ -94,7 +100,7 @@ def policies(shared: Path, tables: Path | None, deadline: float) -> None:
     _budgets(net, engine, rewards, known)
 
 
-def _overlaps(net: Net, engine: Pulls, table: np.ndarray) -> None:
+def _overlaps(net: Net, engine: Ablations, table: np.ndarray) -> None:
     print(f"\n### 2. Policies at equal pulls, ResNet-56 ({len(table)} arms, 128 images, 4 per pull, 40 % of every group)\n")
     best = net.removed(net.whole(engine, 1 - table.mean(1)), 0.4)
     head("policy", *[f"overlap at {pulls} pulls" for pulls in BUDGETS])
@@ -107,7 +113,7 @@ def _overlaps(net: Net, engine: Pulls, table: np.ndarray) -> None:
         line(name, *cells)
 
 
-def _accuracies(net: Net, engine: Pulls, table: np.ndarray, known: Known) -> None:
+def _accuracies(net: Net, engine: Ablations, table: np.ndarray, known: Known) -> None:
     """Top-1 by policy, per layer and global, without and with repair; what removes the same is measured once."""
     print(f"\nTop-1 on {TEST_IMAGES} test images (dense {net.top1(np.zeros(net.analysis.coupling.units, bool)):.3f}):")
     rows = {title: (make, seeds) for title, make, seeds in _rows(net, engine, table)}
@@ -126,7 +132,7 @@ def _accuracies(net: Net, engine: Pulls, table: np.ndarray, known: Known) -> Non
             line(title, *[shown[title, allocation, repair, ratio] for repair in ("none", "lstsq") for ratio in (0.2, 0.4)])
 
 
-def _budgets(net: Net, engine: Pulls, table: np.ndarray, known: Known) -> None:
+def _budgets(net: Net, engine: Ablations, table: np.ndarray, known: Known) -> None:
     """Top-1 by policy and pulls, the same share of every group: mean and standard deviation over the seeds."""
     for repair, ratio in product(("none", "lstsq"), (0.4, 0.2)):
         print(f"\nTop-1 by pulls, {ratio:.0%} of every group removed, {'no repair' if repair == 'none' else repair} ({SEEDS} seeds):\n")
@@ -141,7 +147,7 @@ def _budgets(net: Net, engine: Pulls, table: np.ndarray, known: Known) -> None:
             line(name, *cells)
 
 
-def _rows(net: Net, engine: Pulls, table: np.ndarray) -> Iterator[tuple[str, Any, int]]:
+def _rows(net: Net, engine: Ablations, table: np.ndarray) -> Iterator[tuple[str, Any, int]]:
     """Title, scores of the arms by (ratio, seed, allocation), seeds."""
     yield "leave-one-out (128 images)", lambda ratio, seed, how: 1 - table.mean(1), 1
     for name in NAMES:
@@ -151,9 +157,9 @@ def _rows(net: Net, engine: Pulls, table: np.ndarray) -> Iterator[tuple[str, Any
 
         yield f"{name}, 5 pulls", made, 2
     for name in ("contribution", "obs"):
-        data = sfp_onnx.score(net.analysis, name, net.calib)[engine.arms]
+        data = sfp_onnx.score(net.analysis, name, net.calib).values[engine.units]
         yield f"{name} (all images)", lambda ratio, seed, how, data=data: data, 1
-    yield "random", lambda ratio, seed, how: np.random.default_rng(seed).random(len(engine.arms)), 2
+    yield "random", lambda ratio, seed, how: np.random.default_rng(seed).random(len(engine.units)), 2
 
 
 # ---- 4. defaults -----------------------------------------------------------------------------------------------------
@@ -165,12 +171,12 @@ IMAGES = 40  # per arm
 def settings(shared: Path) -> None:
     """What temperature of the reward, batch, epsilon and temperature of `softmax` do to the choice, on ResNet-20."""
     net = Net("ResNet-20", shared)
-    engine = Pulls(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(160, 32))
+    engine = Ablations(net.analysis.prepared, net.analysis.coupling, net.groups, net.blocks(160, 32))
     found, labels = logits_of(engine)
     rewards = {f"divergence, T = {own:g}": _softened(found, own) for own in TEMPERATURES}
     before, after = (-log_probabilities(own)[..., np.arange(len(labels)), labels] for own in found)
     rewards["loss (labels)"] = 1 / (1 + np.exp(after - before))
-    print(f"\n### 4. Defaults, ResNet-20 ({len(engine.arms)} arms, 160 images, 40 % of every group)\n")
+    print(f"\n### 4. Defaults, ResNet-20 ({len(engine.units)} arms, 160 images, 40 % of every group)\n")
     head("reward", "split-half rank correlation", "8 images against all", "top-1, no repair", "top-1, lstsq")
     for name, table in rewards.items():
         halves, few = _reliability(table)
@@ -197,12 +203,12 @@ def settings(shared: Path) -> None:
     line("softmax", *[overlap("softmax", 8, temperature=own) for own in (0.001, 0.005, 0.05, 0.5)])
 
 
-def logits_of(engine: Pulls) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+def logits_of(engine: Ablations) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Logits of the model (images, classes) and of every masked one (arms, images, classes); labels."""
     before = np.concatenate([own[0] for own in engine.references])
-    after, start = np.zeros((len(engine.arms), *before.shape), np.float32), 0
+    after, start = np.zeros((len(engine.units), *before.shape), np.float32), 0
     for block, own in enumerate(engine.blocks):
-        for run in engine.runs(np.arange(len(engine.arms))):
+        for run in engine.runs(np.arange(len(engine.units))):
             for arm, outputs in zip(run, engine.outputs(run, block), strict=True):
                 after[arm, start : start + own.count] = outputs[0]
         start += own.count

@@ -11,8 +11,8 @@ from arms import NAMES, head, line, replayed, table_of
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
-from sfp_onnx.methods.bandits.pulling import gather
-from sfp_onnx.methods.bandits.pulls import Pulls
+from sfp_onnx.methods.bandits.ablation import Ablations
+from sfp_onnx.methods.bandits.search import gather
 
 
 def _datasets() -> dict[str, tuple[np.ndarray, np.ndarray, bool]]:
@@ -87,10 +87,10 @@ def tabular(seeds: int = 10) -> None:
             data = sfp_onnx.data_for(analysis.model, {"x": train[0]})
             rows = np.random.default_rng(seed).permutation(len(train[0]))[:120]
             groups = list(analysis.coupling.groups)
-            engine = Pulls(analysis.prepared, analysis.coupling, groups, gather(data, rows, 8))
+            engine = Ablations(analysis.prepared, analysis.coupling, groups, gather(data, rows, 8))
             table = table_of(engine)
             dense[at, seed] = _quality(layers, [np.ones(64), np.ones(32)], test, classes)
-            free = {name: sfp_onnx.score(analysis, name, data)[engine.arms] for name in ("contribution", "magnitude")}
+            free = {name: sfp_onnx.score(analysis, name, data).values[engine.units] for name in ("contribution", "magnitude")}
             for number, rate in enumerate(rates):
                 counts = np.array([int(rate * group.width + 1e-9) for group in groups])
                 for place, name in enumerate(names):

@@ -17,7 +17,7 @@ from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.cut import cut
 from sfp_onnx.planning.widths import choose, eligible
 from sfp_onnx.repair import repaired
-from sfp_onnx.scores.registry import SCORES, parts
+from sfp_onnx.scores.registry import SCORES
 
 CIFAR10 = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
 CIFAR100 = sfp_onnx.Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), scale=255, layout="nhwc")
@@ -79,11 +79,9 @@ def ranking(
     found: dict[float, dict[str, float]] = {ratio: {} for ratio in ratios}
     mended: dict[float, dict[str, float]] = {ratio: {} for ratio in ratios}
     shares: dict[float, float] = {}
-    labelled = any({"profile", "loss"} & own.needs for name in names for own in parts(name))
-    known = sfp_onnx.profile(analysis, calibration, sfp_onnx.ProfileOptions(loss="probe-drop" in names)) if labelled else None
     for name in names:
         every = range(seeds) if name == "random" else range(1)
-        values = [sfp_onnx.scored(analysis, name, calibration, sfp_onnx.ScoreOptions(seed=seed), known=known).values for seed in every]
+        values = [sfp_onnx.scored(analysis, name, calibration, sfp_onnx.ScoreOptions(seed=seed)).values for seed in every]
         for ratio in ratios:
             options = sfp_onnx.PlanOptions(ratio=ratio, only=case.only)
             groups = eligible(analysis.coupling, options, {})
@@ -121,7 +119,7 @@ def main() -> None:
     columns = {}
     for case in (RESNET56, RESNET20):
         data = (case.analysis(root), case.images(root, "calib", 512), case.images(root, "test"))
-        columns[case.title] = (ranking(case, [RATIO], list(SCORES), data, seeds=5), RATIO)
+        columns[case.title] = (ranking(case, [RATIO], [name for name in SCORES if ":" not in name], data, seeds=5), RATIO)
     print(ranking_table(columns))
 
 

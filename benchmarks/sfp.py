@@ -31,8 +31,8 @@ from sfp_onnx import graph
 from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.coupling.analysis import pass_batches
 from sfp_onnx.methods.sfp import profiles
-from sfp_onnx.methods.sfp.probe import PROBES, Samples
-from sfp_onnx.methods.sfp.profiles import classes_of, collect, room
+from sfp_onnx.methods.sfp.probe import PROBES, Samples, room
+from sfp_onnx.methods.sfp.profiles import classes_of, collect
 from sfp_onnx.runtime import open_session, version
 from sfp_onnx.scores.registry import SCORES
 
@@ -58,8 +58,7 @@ def layer_table(found: sfp_onnx.Profiles) -> str:
 
 def pass_cost(analysis: sfp_onnx.Analysis, data: sfp_onnx.Dataset) -> str:
     """The pass against a plain forward pass over the same batches, and seconds per probe on all its images."""
-    output = classes_of(analysis.prepared, analysis.samples, "")
-    taps, _ = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, 4)
+    scores, taps, rows = classes_of(analysis), profiles.taps(analysis, 4)[0], np.arange(data.samples)
     batches, widths = list(pass_batches(analysis, data)), [tap.width for tap in taps]
     plain, passes = [], []
     for _ in range(REPEATS):
@@ -69,20 +68,18 @@ def pass_cost(analysis: sfp_onnx.Analysis, data: sfp_onnx.Dataset) -> str:
             session.run(feeds)
         plain.append(time.process_time() - start)
         start = time.process_time()
-        with room(data.samples, widths) as store:
-            kept = (np.arange(data.samples), store)
-            collect(analysis.prepared.model, taps, output, (batches, data.labels), kept, lambda steps: None)
+        with room(rows, widths) as store:
+            collect(analysis.prepared.model, taps, scores, batches, data.labels, store, lambda steps: None)
         passes.append(time.process_time() - start)
     assert data.labels is not None
     seconds: dict[str, list[float]] = {name: [] for name in PROBES}
-    with room(data.samples, widths) as store:
-        kept = (np.arange(data.samples), store)
-        collect(analysis.prepared.model, taps, output, (batches, data.labels), kept, lambda steps: None)
+    with room(rows, widths) as store:
+        collect(analysis.prepared.model, taps, scores, batches, data.labels, store, lambda steps: None)
         for index in range(len(taps)):
             own = store.get(index)
             for name, train in PROBES.items():
                 start = time.process_time()
-                train(Samples(own, data.labels, np.arange(data.samples)), output[1], 0)
+                train(Samples(own, data.labels, rows), scores.classes, 0)
                 seconds[name].append(time.process_time() - start)
     probes = ", ".join(f"{name} {np.mean(own):.2f} s per layer (largest {max(own):.2f} s)" for name, own in seconds.items())
     return (
@@ -98,7 +95,7 @@ def layers(root: Path, titles: Sequence[str]) -> None:
             continue
         analysis = case.analysis(root)
         start = time.process_time()
-        found = sfp_onnx.profile(analysis, case.images(root, "calib"))
+        found = sfp_onnx.class_profiles(analysis, case.images(root, "calib"))
         seconds = time.process_time() - start
         print(f"\n## {case.title}\n\n{layer_table(found)}\n")
         print(f"{found.samples} images ({found.trained} train the probes, {found.held_out} held out), {seconds:.0f} s in all.", flush=True)
@@ -113,7 +110,7 @@ def cost(root: Path, titles: Sequence[str]) -> None:
 
 def channels(root: Path, titles: Sequence[str]) -> None:
     """Single filter performance among all scores, as channel scores."""
-    every = [*SCORES, "sfp+contribution"]
+    every = [*(name for name in SCORES if ":" not in name), "sfp+contribution"]
     names = [name for name in every if name in sys.argv] or every
     for case, images, options in ((ranking.RESNET56, 512, RESNET_REPAIR), (ranking.VGG11, 256, VGG_REPAIR)):
         if titles and case.title not in titles:

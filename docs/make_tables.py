@@ -29,7 +29,9 @@ def scores() -> str:
     """One row per score."""
     lines = ["| score | keeps channels with a large ... | data | source |", "|---|---|---|---|"]
     for name, score in sorted(SCORES.items()):
-        lines.append(f"| `{name}` | {score.summary} | {'needed' if score.needs else 'not needed'} | {score.source} |")
+        if name.startswith(PREFIX):
+            continue  # docs/bandits.md
+        lines.append(f"| `{name}` | {score.summary} | {'needed' if score.needs_data else 'not needed'} | {score.source} |")
     return "\n".join(lines)
 
 

@@ -10,23 +10,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from .core import PLUGINS
+
+PLUGINS.append(f"{__name__}.methods")
+
 # Where everything public is; it is imported when it is first asked for, so that `import sfp_onnx` and `--help` cost nothing. Type checkers
 # read the same from __init__.pyi.
 PLACES = {
     "core.errors": "DataError ModelError OptionError OutputError PlanError SfpError TargetError VerificationError",
-    "core.options": "DataOptions InspectOptions OutputOptions PlanOptions RepairOptions ScoreOptions BanditOptions",
-    "core.types": "Cut Evaluation Group LayerProfile Plan Profiles Size Verification",
+    "core.options": "DataOptions InspectOptions OutputOptions PlanOptions RepairOptions ScoreOptions",
+    "core.types": "Cut Evaluation Group Plan Size Verification",
     "coupling.analysis": "Analysis data_for inspect load",
     "data": "Preprocessing",
     "data.dataset": "Dataset open_data",
     "graph.model": "Model",
     "graph.save": "save",
     "methods.dilution.stages": "DiluteOptions Diluted dilute",
-    "methods.sfp.profiles": "ProfileOptions",
+    "methods.sfp.probe": "ProfileOptions",
+    "methods.sfp.profiles": "LayerProfile Profiles class_profiles",
     "pipeline": "Sweep apply device_profile evaluate plan prune score sweep",
     "report.manifest": "Pruned manifest read_plan",
     "report.sweep": "Point",
-    "scores.scoring": "Scored profile save_scores scored",
+    "scores.registry": "Scored save_scores scored",
 }
 WHERE = {name: place for place, names in PLACES.items() for name in names.split()}
 __all__ = sorted(WHERE)
@@ -35,8 +40,7 @@ __all__ = sorted(WHERE)
 def __getattr__(name: str) -> Any:
     if name not in WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for place in (".methods", ".latency.profiling"):  # scores, methods and figures register themselves
-        import_module(place, __name__)
+    import_module(".latency.profiling", __name__)  # its figure registers itself, as scores and methods do
     value = getattr(import_module(f".{WHERE[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -11,7 +11,6 @@ from .core.errors import (
     VerificationError as VerificationError,
 )
 from .core.options import (
-    BanditOptions as BanditOptions,
     DataOptions as DataOptions,
     InspectOptions as InspectOptions,
     OutputOptions as OutputOptions,
@@ -19,23 +18,15 @@ from .core.options import (
     RepairOptions as RepairOptions,
     ScoreOptions as ScoreOptions,
 )
-from .core.types import (
-    Cut as Cut,
-    Evaluation as Evaluation,
-    Group as Group,
-    LayerProfile as LayerProfile,
-    Plan as Plan,
-    Profiles as Profiles,
-    Size as Size,
-    Verification as Verification,
-)
+from .core.types import Cut as Cut, Evaluation as Evaluation, Group as Group, Plan as Plan, Size as Size, Verification as Verification
 from .coupling.analysis import Analysis as Analysis, data_for as data_for, inspect as inspect, load as load
 from .data import Preprocessing as Preprocessing
 from .data.dataset import Dataset as Dataset, open_data as open_data
 from .graph.model import Model as Model
 from .graph.save import save as save
 from .methods.dilution.stages import Diluted as Diluted, DiluteOptions as DiluteOptions, dilute as dilute
-from .methods.sfp.profiles import ProfileOptions as ProfileOptions
+from .methods.sfp.probe import ProfileOptions as ProfileOptions
+from .methods.sfp.profiles import LayerProfile as LayerProfile, Profiles as Profiles, class_profiles as class_profiles
 from .pipeline import (
     Sweep as Sweep,
     apply as apply,
@@ -48,4 +39,4 @@ from .pipeline import (
 )
 from .report.manifest import Pruned as Pruned, manifest as manifest, read_plan as read_plan
 from .report.sweep import Point as Point
-from .scores.scoring import Scored as Scored, profile as profile, save_scores as save_scores, scored as scored
+from .scores.registry import Scored as Scored, save_scores as save_scores, scored as scored

@@ -45,7 +45,7 @@ from .report.page import Context, evaluate_page, prune_page, sweep_page, write_p
 from .report.sweep import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text
 from .runtime import Setup
-from .scores.scoring import Scored, default_score, examples_of, meaning, save_scores, scored
+from .scores.registry import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
 AS_PLANNED = RepairOptions()
@@ -208,14 +208,13 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
     name = scoring.name or default_score(data, repair)
     log.info(f"score: {name}{'' if scoring.name else ' (default)'}{meaning(name)}")
     score_options = scoring.options or ScoreOptions()
-    scores = scored(analysis, name, data, score_options, progress, aim=(options, groups))
-    recorded: dict[str, Any] = {"score": name, **score_options.recorded, "cut_layernorm": analysis.cut_layernorm}
+    scores = scored(analysis, name, data, score_options, progress, options, groups)
+    recorded: dict[str, Any] = {"score": scores.name, **score_options.recorded, "cut_layernorm": analysis.cut_layernorm}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
-    shown = examples_of(scores.profiles)
-    return Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, shown)
+    return Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, scores.brief)
 
 
 def score(

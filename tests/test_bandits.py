@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from hypothesis.extra import numpy as hn
 
 import sfp_onnx
 from sfp_onnx import graph, runtime
-from sfp_onnx.core.options import BanditOptions, PlanOptions, RepairOptions, ScoreOptions
+from sfp_onnx.core.options import PlanOptions, RepairOptions, ScoreOptions
 from sfp_onnx.cut import cut
-from sfp_onnx.methods.bandits import BANDIT_SCORES, cross_entropy, divergence, make_reward, pulling
+from sfp_onnx.methods.bandits import BANDIT_SCORES, search
+from sfp_onnx.methods.bandits.ablation import Ablations, Block, Running
 from sfp_onnx.methods.bandits.policies import EXP3, POLICIES, SAR, UCB1, EpsilonGreedy, Hedge, Policy, Setting, Softmax, Thompson
-from sfp_onnx.methods.bandits.pulling import Found, aim_of, search
-from sfp_onnx.methods.bandits.pulls import Block, Pulls, Running
+from sfp_onnx.methods.bandits.search import aim_of, cross_entropy, divergence, make_reward
 from sfp_onnx.runtime import Optimize, open_session
+from sfp_onnx.scores.registry import scored
 
 MEANS = np.array([0.2, 0.9, 0.5, 0.7, 0.1, 0.6])
 
@@ -206,10 +208,10 @@ def test_rewards_by_their_formulas() -> None:
 # ---- pulls -----------------------------------------------------------------------------------------------------------
 
 
-def engine_of(model: onnx.ModelProto, count: int = 4, blocks: int = 2, **how: Any) -> tuple[sfp_onnx.Analysis, Pulls]:
+def engine_of(model: onnx.ModelProto, count: int = 4, blocks: int = 2, **how: Any) -> tuple[sfp_onnx.Analysis, Ablations]:
     analysis = sfp_onnx.inspect(model)
     listed = [Block({"x": images(count, seed)}, count) for seed in range(blocks)]
-    return analysis, Pulls(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), listed, Running(**how))
+    return analysis, Ablations(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), listed, Running(**how))
 
 
 def truly_cut(analysis: sfp_onnx.Analysis, unit: int, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -225,12 +227,12 @@ def test_a_masked_pull_equals_the_truly_cut_model(batch: int | str) -> None:
     analysis = sfp_onnx.inspect(classifier(batch=batch))
     x = images(4)
     padded = x if batch != 8 else np.concatenate([x, x[-1:].repeat(4, 0)])
-    engine = Pulls(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [Block({"x": padded}, 4)])
-    assert len(engine.arms) == 20 and all(section.tiled for section in engine.sections)
+    engine = Ablations(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [Block({"x": padded}, 4)])
+    assert len(engine.units) == 20 and all(section.tiled for section in engine.sections)
     assert engine.width(0) == {"N": 256, 4: 1, 8: 2}[batch]
     for run in engine.runs(np.arange(20)):
         for arm, found in zip(run, engine.outputs(run, 0), strict=True):
-            expected = truly_cut(analysis, int(engine.arms[arm]), {"x": padded})
+            expected = truly_cut(analysis, int(engine.units[arm]), {"x": padded})
             np.testing.assert_allclose(found[0], expected[0][:4], rtol=1e-4, atol=1e-5)
 
 
@@ -241,11 +243,12 @@ def test_pulls_on_random_graphs(seed: int) -> None:
     if not analysis.coupling.groups:
         pytest.skip("nothing can be pruned in this graph")
     feeds = dict(analysis.prepared.feeds)
-    engine = Pulls(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [Block(feeds, len(next(iter(feeds.values()))))])
-    picked = np.sort(np.random.default_rng(seed).permutation(len(engine.arms))[:12])
+    block = Block(feeds, len(next(iter(feeds.values()))))
+    engine = Ablations(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [block])
+    picked = np.sort(np.random.default_rng(seed).permutation(len(engine.units))[:12])
     for run in engine.runs(picked):
         for arm, found in zip(run, engine.outputs(run, 0), strict=True):
-            for own, other in zip(found, truly_cut(analysis, int(engine.arms[arm]), feeds), strict=True):
+            for own, other in zip(found, truly_cut(analysis, int(engine.units[arm]), feeds), strict=True):
                 np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(other).max()))
 
 
@@ -254,11 +257,12 @@ def test_pulls_on_random_graphs(seed: int) -> None:
 def test_heads_residual_stages_and_gates_are_arms(kind: str, seed: int) -> None:
     analysis = sfp_onnx.inspect(sample(seed, [getattr(graphs, kind)], 2).model)
     feeds = dict(analysis.prepared.feeds)
-    engine = Pulls(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [Block(feeds, len(next(iter(feeds.values()))))])
-    assert len(engine.arms) == sum(group.width for group in analysis.coupling.groups)
-    for run in engine.runs(np.arange(len(engine.arms))):
+    block = Block(feeds, len(next(iter(feeds.values()))))
+    engine = Ablations(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [block])
+    assert len(engine.units) == sum(group.width for group in analysis.coupling.groups)
+    for run in engine.runs(np.arange(len(engine.units))):
         for arm, found in zip(run, engine.outputs(run, 0), strict=True):
-            for own, other in zip(found, truly_cut(analysis, int(engine.arms[arm]), feeds), strict=True):
+            for own, other in zip(found, truly_cut(analysis, int(engine.units[arm]), feeds), strict=True):
                 np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(other).max()))
 
 
@@ -282,7 +286,7 @@ def test_residual_networks_are_bit_for_bit_without_the_blocked_layout(shared: Pa
     blocks = [Block({"input": np.ascontiguousarray(x)}, 4)]
     for optimize, tolerance in ((Optimize.BASIC, 0.0), (Optimize.ALL, 1e-4)):
         how = [Running(whole=whole, optimize=optimize) for whole in (False, True)]
-        engines = [Pulls(analysis.prepared, analysis.coupling, groups, blocks, own) for own in how]
+        engines = [Ablations(analysis.prepared, analysis.coupling, groups, blocks, own) for own in how]
         for group in range(len(groups)):
             run = np.flatnonzero(engines[0].owner == group)[:3]
             for a, b in zip(*(engine.outputs(run, 0) for engine in engines), strict=True):
@@ -300,11 +304,19 @@ def test_no_session_is_opened_and_no_full_forward_run_while_pulling(monkeypatch:
 # ---- the search ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Found:
+    scores: np.ndarray
+    notes: tuple[str, ...]
+    arms: dict[str, np.ndarray]
+
+
 def searched(policy: str, plan: PlanOptions | None = None, seed: int = 0, **options: Any) -> Found:
     analysis = sfp_onnx.inspect(classifier())
     data = sfp_onnx.data_for(analysis.model, {"x": images(40), "labels": labels_of(40)})
-    aim = (plan or PlanOptions(ratio=0.5), list(analysis.coupling.groups))
-    return search(analysis, f"bandit:{policy}", data, ScoreOptions(seed=seed, bandit=BanditOptions(**{"pull_batch": 4, **options})), aim)
+    text = ",".join([f"bandit:{policy}", *(f"{name}={value}" for name, value in {"batch": 4, **options}.items())])
+    result = scored(analysis, text, data, ScoreOptions(seed=seed), None, plan or PlanOptions(ratio=0.5), analysis.coupling.groups)
+    return Found(result.values, result.notes, {name.removeprefix("arms/"): array for name, array in result.arrays()})
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -323,8 +335,8 @@ def test_leave_one_out_is_the_mean_over_all_data() -> None:
     analysis, engine = engine_of(classifier(), 40, 1)
     reference = open_session(graph.serialized(analysis.model), analysis.model.weights, "model").run({"x": images(40)})
     for arm in range(20):
-        expected = 1 - divergence(reference, truly_cut(analysis, int(engine.arms[arm]), {"x": images(40)})).mean()
-        assert found.scores[engine.arms[arm]] == pytest.approx(expected, abs=1e-5)
+        expected = 1 - divergence(reference, truly_cut(analysis, int(engine.units[arm]), {"x": images(40)})).mean()
+        assert found.scores[engine.units[arm]] == pytest.approx(expected, abs=1e-5)
 
 
 def net(widths: tuple[int, int] = (16, 24), count: int = 80) -> tuple[sfp_onnx.Analysis, sfp_onnx.Dataset]:
@@ -336,19 +348,19 @@ def net(widths: tuple[int, int] = (16, 24), count: int = 80) -> tuple[sfp_onnx.A
 def test_targets_that_are_measured_on_models(targets: tuple[str, ...]) -> None:
     analysis, data = net()
     aim = PlanOptions(targets=targets, align=None)
-    options = ScoreOptions(bandit=BanditOptions(pulls=1, pull_batch=4))
+    score = "bandit:round-robin,pulls=1,batch=4"
     if targets[0].startswith("latency"):  # not measured here: what the search does is the same
         assert aim_of(analysis, list(analysis.coupling.groups), aim).options.ratio == 0.5
         return
-    plan = sfp_onnx.plan(analysis, aim, "bandit:round-robin", data, options)
+    plan = sfp_onnx.plan(analysis, aim, score, data)
     assert any(group.remove for group in plan.groups)
-    sfp_onnx.apply(analysis, plan)
+    sfp_onnx.apply(analysis, plan, data)
 
 
 def test_an_allowed_drop() -> None:
     analysis, data = net()
-    options = ScoreOptions(bandit=BanditOptions(pulls=1, pull_batch=4))
-    plan = sfp_onnx.plan(analysis, PlanOptions(max_drop="40%", align=None), "bandit:round-robin", data, options, repair=RepairOptions())
+    score = "bandit:round-robin,pulls=1,batch=4"
+    plan = sfp_onnx.plan(analysis, PlanOptions(max_drop="40%", align=None), score, data, repair=RepairOptions())
     assert any("allowed" in note for note in plan.notes)
 
 
@@ -361,15 +373,15 @@ def test_a_target_that_asks_for_nothing_does_not_stop_the_search() -> None:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, runs: int) -> None:
     """Ctrl-C at the n-th run."""
-    real, count = Pulls.outputs, [0]
+    real, count = Ablations.outputs, [0]
 
-    def outputs(self: Pulls, arms: np.ndarray, block: int) -> Any:
+    def outputs(self: Ablations, arms: np.ndarray, block: int) -> Any:
         count[0] += 1
         if count[0] > runs:
             raise KeyboardInterrupt
         return real(self, arms, block)
 
-    monkeypatch.setattr(Pulls, "outputs", outputs)
+    monkeypatch.setattr(Ablations, "outputs", outputs)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -382,7 +394,7 @@ def test_an_interrupted_search_ends_with_what_was_pulled(policy: str, runs: int,
     pulls, means = found.arms["pulls"], found.arms["mean"]
     assert 0 < pulls.sum() < whole.arms["pulls"].sum()
     known = pulls > 0
-    assert any("never pulled" in note for note in found.notes) == (not known.all())
+    assert any("never ablated" in note for note in found.notes) == (not known.all())
     if policy != "sar":  # accepted arms come first there
         np.testing.assert_allclose(1 - found.scores[found.arms["units"]], np.where(known, means, means[known].mean()))
 
@@ -391,7 +403,7 @@ def test_ctrl_c_before_anything_is_known_is_an_error(monkeypatch: pytest.MonkeyP
     def stop(*rest: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
-    for where, what in ((pulling, "Pulls"), (Pulls, "outputs")):
+    for where, what in ((search, "Ablations"), (Ablations, "outputs")):
         with monkeypatch.context() as patch:
             patch.setattr(where, what, stop)
             with pytest.raises(sfp_onnx.OptionError, match="nothing to plan with"):
@@ -406,9 +418,9 @@ def test_the_time_budget_is_respected(policy: str) -> None:
 
 
 def test_a_budget_may_end_within_a_selection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pulls, "outputs", slowly(Pulls.outputs, 0.2))
+    monkeypatch.setattr(Ablations, "outputs", slowly(Ablations.outputs, 0.2))
     found = searched("leave-one-out", budget=0.1)
-    assert found.arms["pulls"].sum() == 8 and any("12 of 20 units were never pulled" in note for note in found.notes)
+    assert found.arms["pulls"].sum() == 8 and any("12 of 20 sets of coupled channels were never ablated" in note for note in found.notes)
 
 
 def slowly(real: Callable[..., Any], seconds: float) -> Callable[..., Any]:
@@ -444,8 +456,8 @@ def test_user_rewards_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "options",
-    [{"pulls": 0}, {"pulls": 1, "budget": 1.0}, {"pull_batch": 0}, {"budget": -1.0}, {"temperature": 0.0}, {"epsilon": 2.0},
-     {"pull_memory": 0}, {"reward": "loss:"}],
+    [{"pulls": 0}, {"pulls": 1, "budget": 1.0}, {"batch": 0}, {"budget": -1.0}, {"temperature": 0.0}, {"epsilon": 2.0},
+     {"memory": 0}, {"reward": "loss:"}],
     ids=str,
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any]) -> None:
@@ -459,10 +471,10 @@ def test_no_data_no_labels_unknown_policy() -> None:
         sfp_onnx.plan(analysis, PlanOptions(ratio=0.5), "bandit:ucb1")
     data = sfp_onnx.data_for(analysis.model, {"x": images(8)})
     with pytest.raises(sfp_onnx.DataError, match="needs labels"):
-        sfp_onnx.plan(analysis, PlanOptions(ratio=0.5), "bandit:ucb1", data, ScoreOptions(bandit=BanditOptions(reward="loss")))
+        sfp_onnx.plan(analysis, PlanOptions(ratio=0.5), "bandit:ucb1,reward=loss", data)
     with pytest.raises(sfp_onnx.OptionError, match=r"bandit:x.*bandit:ucb1"):
         sfp_onnx.score(analysis, "bandit:x", data)
-    assert sfp_onnx.score(analysis, "bandit:sar", data).shape == (20,)
+    assert sfp_onnx.score(analysis, "bandit:sar", data).values.shape == (20,)
     with pytest.raises(sfp_onnx.DataError):
         make_reward("divergence", [[np.zeros((3, 1), np.float32)]], None)
     with pytest.raises(sfp_onnx.DataError):
@@ -472,23 +484,23 @@ def test_no_data_no_labels_unknown_policy() -> None:
 
 def test_from_the_command_line(model_file: Path, data_file: Path, tmp_path: Path) -> None:
     plan, traces = tmp_path / "plan.json", tmp_path / "traces.json"
-    run = ["plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:sar", "--pulls", 2, "--pull-batch", 2]
-    result = invoke(*run, "--traces", traces, "--pull-memory", "10MB")
+    run = ["plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score"]
+    result = invoke(*run, f"bandit:sar,pulls=2,batch=2,traces={traces},memory=10MB")
     assert result.exit_code == 0, result.stderr
     made = json.loads(plan.read_text())
-    assert made["options"]["score"] == "bandit:sar" and made["options"]["bandit"]["pulls"] == 2
+    assert made["options"]["score"] == f"bandit:sar,pulls=2,batch=2,memory=10000000,traces={traces}"
     found = json.loads(traces.read_text())
     assert set(found["arms"]) >= {"group", "position", "pulls", "mean", "half_width"}
     assert sum(map(len, found["groups"].values())) == 20
     out = tmp_path / "out.onnx"
-    done = invoke("prune", model_file, "-o", out, "--data", data_file, "--ratio", 0.5, "--score", "bandit:ucb1", "--budget", "0.3s")
+    done = invoke("prune", model_file, "-o", out, "--data", data_file, "--ratio", 0.5, "--score", "bandit:ucb1,budget=0.3s")
     assert done.exit_code == 0 and out.exists(), done.stderr
 
 
 def test_the_scores_file_holds_what_was_seen(model_file: Path, data_file: Path, tmp_path: Path) -> None:
     saved, traces = tmp_path / "scores.npz", tmp_path / "traces.json"
-    run = ["score", model_file, "--data", data_file, "--score", "bandit:round-robin", "--pulls", 2, "--pull-batch", 2]
-    result = invoke(*run, "--save", saved, "--traces", traces)
+    run = ["score", model_file, "--data", data_file, "--score"]
+    result = invoke(*run, f"bandit:round-robin,pulls=2,batch=2,traces={traces}", "--save", saved)
     assert result.exit_code == 0, result.stderr
     told = json.loads(traces.read_text())["arms"]
     with np.load(saved) as held:
@@ -499,12 +511,12 @@ def test_the_scores_file_holds_what_was_seen(model_file: Path, data_file: Path, 
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("--pulls", 2), ("--score", "bandit:sar", "--pulls", 1, "--budget", "1s"), ("--score", "bandit:sar", "--budget", "soon"),
-     ("--score", "bandit:none"), ("--score", "bandit:sar", "--pull-memory", "much"), ("--score", "random", "--traces", "x.json")],
+    "score",
+    ["magnitude,pulls=2", "bandit:sar,pulls=1,budget=1s", "bandit:sar,budget=soon", "bandit:none", "bandit:sar,memory=much",
+     "random,traces=x.json", "bandit:sar,pulls", "bandit:sar,pulls=1.5"],
 )  # fmt: skip
-def test_wrong_usage(arguments: tuple[Any, ...], model_file: Path, data_file: Path, tmp_path: Path) -> None:
-    result = invoke("plan", model_file, "-o", tmp_path / "p.json", "--data", data_file, "--ratio", 0.5, *arguments)
+def test_wrong_usage(score: str, model_file: Path, data_file: Path, tmp_path: Path) -> None:
+    result = invoke("plan", model_file, "-o", tmp_path / "p.json", "--data", data_file, "--ratio", 0.5, "--score", score)
     assert result.exit_code == 2 and "Traceback" not in result.stderr, result.stderr
 
 
@@ -513,5 +525,5 @@ def test_interrupted_on_the_command_line(
 ) -> None:
     stop_after(monkeypatch, 3)
     plan = tmp_path / "plan.json"
-    result = invoke("plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:ucb1", "--pull-batch", 2)
+    result = invoke("plan", model_file, "-o", plan, "--data", data_file, "--ratio", 0.5, "--score", "bandit:ucb1,batch=2")
     assert result.exit_code == 0 and "stopped by the user" in result.stderr and plan.exists()

@@ -23,8 +23,7 @@ from sfp_onnx.methods.dilution.connections import Chosen, choose, targets
 from sfp_onnx.methods.dilution.ends import kernel_losses
 from sfp_onnx.methods.dilution.masks import Ends, KernelView, MethodOptions, Profile, even_labels, keep_by_rank, label_profile
 from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, dilute, look, masked
-from sfp_onnx.methods.sfp.profiles import ProfileOptions
-from sfp_onnx.scores import scoring
+from sfp_onnx.methods.sfp.probe import ProfileOptions
 
 NAMES = [own.pattern.replace("N:M", "2:4").replace("AxB", "1x4") or own.name for own in METHODS.values()]
 RANKED = [name for name in NAMES if not find_method(name)[0].fixed]
@@ -325,7 +324,7 @@ def test_afcc_follows_the_label_sets_of_both_ends() -> None:
     data = sfp_onnx.data_for(model, {"x": images(64), "labels": labels_of(64)})
     analysis = sfp_onnx.inspect(model, data=data)
     assert data is not None
-    known = {own.tensor: own for own in scoring.profile(analysis, data).layers}
+    known = {own.tensor: own for own in sfp_onnx.class_profiles(analysis, data).layers}
     result = dilute(analysis, DiluteOptions("afcc", refit=False, force=True), data)
     assert [item.layer for item in result.layers] == ["conv2", "head"]
     assert [item.layer for item in result.skipped] == ["conv1"] and "no layer made it" in result.skipped[0].reason
@@ -356,7 +355,7 @@ def test_afcc_of_fully_connected_stacks_and_heads_after_flatten(kind: str) -> No
     data = sfp_onnx.data_for(model, {"x": images(80), "labels": labels_of(80)})
     assert data is not None
     analysis = sfp_onnx.inspect(model, data=data)
-    known = {own.tensor: own for own in scoring.profile(analysis, data, ProfileOptions("ridge", 2)).layers}
+    known = {own.tensor: own for own in sfp_onnx.class_profiles(analysis, data, ProfileOptions("ridge", 2)).layers}
     seen = look(analysis, None, data, ProfileOptions("ridge", 2))
     found, *_ = masked(analysis, seen, DiluteOptions("afcc", force=True))
     own = known["q"]

@@ -26,7 +26,7 @@ FLOORS = (
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Rooms of one floor may import each other, without a circle; pairs that go up are named here.
 NEIGHBOURS = {
-    ("report", "methods"), ("scores", "methods"), ("planning", "methods"), ("pipeline", "methods"), ("data", "evaluation"),
+    ("data", "evaluation"),
 }  # fmt: skip
 # Who may import onnxruntime, and onnx or onnx_graphsurgeon. `coupling` and `report` name ModelProto in the types of their doors.
 DOORS = {"onnxruntime": {"runtime"}, "onnx": {"graph", "coupling", "report", "methods"}, "onnx_graphsurgeon": {"graph"}}
@@ -89,7 +89,7 @@ NAMELESS = tuple("cut planning latency scores evaluation report pipeline methods
 NAMELESS_FILES = tuple("coupling/__init__.py coupling/branches.py coupling/cost.py coupling/analysis.py".split())
 # These write operators into a graph (masks, factors, taps), so they may name them, but never look at one.
 WRITERS = {"cut", "scores", "methods"}
-LATER = {"methods/dilution/connections.py", "methods/bandits/parts.py"}
+LATER = {"methods/dilution/connections.py", "methods/bandits/ablation.py"}
 
 
 def nameless(file: Path) -> bool:

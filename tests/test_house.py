@@ -12,7 +12,7 @@ BUDGETS = {  # today's values: to be tightened
     "Python files": 177,
     "names at the top level": 47,
     "longest chain of imports": 33,
-    "imports of plug-ins by the core": 15,
+    "imports of plug-ins by the core": 0,
     "lines of imports and __all__": 1_971,
     "lines of a function, 95th percentile": 24,
     "lines of a function, most": 49,

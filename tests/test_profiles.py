@@ -18,10 +18,9 @@ from building import Builder, run, with_all_tensors
 from conftest import CLASSES, classifier, files_in, images, invoke, labels_of
 
 import sfp_onnx
-from sfp_onnx.core.types import LayerProfile, Profiles
-from sfp_onnx.methods.sfp import profiles
-from sfp_onnx.methods.sfp.probe import PROBES, jaccard
-from sfp_onnx.methods.sfp.profiles import ProfileOptions
+from sfp_onnx.methods.sfp import ProfileDetails, profiles
+from sfp_onnx.methods.sfp.probe import PROBES, ProfileOptions, jaccard
+from sfp_onnx.methods.sfp.profiles import LayerProfile, Profiles
 
 COUNT = 60
 
@@ -31,7 +30,7 @@ def profiled(model: onnx.ModelProto, data: np.ndarray, labels: np.ndarray | None
     given = {"x": data} if labels is None else {"x": data, "labels": labels}
     found = sfp_onnx.data_for(analysis.model, given)
     assert found is not None
-    return sfp_onnx.profile(analysis, found if found.fixed else replace(found, batch=batch), ProfileOptions(**options))  # type: ignore[arg-type]
+    return sfp_onnx.class_profiles(analysis, found if found.fixed else replace(found, batch=batch), ProfileOptions(**options))  # type: ignore[arg-type]
 
 
 def tensors(model: onnx.ModelProto, data: np.ndarray) -> dict[str, np.ndarray]:
@@ -226,7 +225,7 @@ def peak(count: int) -> int:
     analysis = sfp_onnx.inspect(classifier(widths=(48, 64)))
     data = sfp_onnx.data_for(analysis.model, {"x": x, "labels": labels})
     tracemalloc.start()
-    sfp_onnx.profile(analysis, data)
+    sfp_onnx.class_profiles(analysis, data)
     _, found = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return found
@@ -339,8 +338,8 @@ def test_missing_labels_are_named_and_it_works_all_the_same(tmp_path: Path, mode
 def test_bad_options(model_file: Path, data_file: Path, tmp_path: Path) -> None:
     command = ["score", model_file, "--data", data_file]
     for more, code, words in (
-        (["--score", "sfp", "--pool", "0"], 2, "0 is not in the range"),
-        (["--score", "sfp", "--probe", "tree"], 2, "'tree' is not one of"),
+        (["--score", "sfp,pool=0"], 2, "pool=0: expected at least 1"),
+        (["--score", "sfp,probe=tree"], 2, "expected one of sgd, ridge"),
         (["--score", "sfp+nothing"], 2, "unknown score 'nothing'"),
         (["--score", "sfp", "--save", data_file], 4, "never touched"),
         (["--score", "sfp", "--save", tmp_path / "no" / "out.npz"], 4, "does not exist"),
@@ -369,13 +368,13 @@ def test_score_writes_everything_and_the_same_twice(model_file: Path, data_file:
     assert text.splitlines()[0].split()[:3] == ["layer", "filters", "probe"] and "10 samples, 5 labels (given)" in text
     analysis = sfp_onnx.inspect(model_file)
     found = sfp_onnx.scored(analysis, "sfp", sfp_onnx.data_for(analysis.model, data_file))
-    assert found.profiles is not None
+    assert isinstance(found.details, ProfileDetails)
     with np.load(tmp_path / "a.npz") as held:
         assert list(held["groups"]) == [group.name for group in analysis.coupling.groups]
         for index, group in enumerate(analysis.coupling.groups):
             part = slice(*held["offsets"][index : index + 2])
             np.testing.assert_array_equal(held["scores"][part], found.values[group.units])
-        for index, layer in enumerate(found.profiles.layers):
+        for index, layer in enumerate(found.details.profiles.layers):
             assert (held["layer_names"][index], held["tensors"][index]) == (layer.layer, layer.tensor)
             assert held["probe_accuracy"][index] == layer.accuracy
             for name in ("units", "matrices", "label_sets", "noise", "means", "weights"):
@@ -388,8 +387,8 @@ def test_score_writes_everything_and_the_same_twice(model_file: Path, data_file:
 
 
 def test_score_as_json_agrees_with_the_records(model_file: Path, data_file: Path) -> None:
-    found = json.loads(score(model_file, "--data", data_file, "--score", "sfp-clusters", "--probe", "ridge", "--pool", "2", "--json"))
-    assert found["score"] == "sfp-clusters" and [own["width"] for own in found["groups"]] == [8, 12]
+    found = json.loads(score(model_file, "--data", data_file, "--score", "sfp-clusters,probe=ridge,pool=2", "--json"))
+    assert found["score"] == "sfp-clusters,probe=ridge,pool=2" and [own["width"] for own in found["groups"]] == [8, 12]
     assert found["profiles"]["labels"] == "given" and found["profiles"]["missing"] == sorted(set(range(5)) - set(labels_of().tolist()))
     assert {"probe_accuracy", "cluster_size", "clusters_per_filter", "noise", "snr", "no_cluster"} <= set(found["profiles"]["layers"][0])
 
@@ -417,11 +416,10 @@ def test_statistics_by_hand() -> None:
 @pytest.mark.parametrize("name", ["sfp", "probe-drop", "sfp+contribution"])
 def test_prune_by_class_profiles(name: str, model_file: Path, data_file: Path, tmp_path: Path) -> None:
     out, manifest = tmp_path / "out.onnx", tmp_path / "m.json"
-    result = invoke("prune", model_file, "-o", out, "--ratio", "0.5", "--data", data_file, "--score", name, "--probe", "ridge",
-                    "--pool", "2", "--manifest", manifest)  # fmt: skip
+    result = invoke("prune", model_file, "-o", out, "--ratio", "0.5", "--data", data_file, "--score", f"{name},probe=ridge,pool=2",
+                    "--manifest", manifest)  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    options = json.loads(manifest.read_text())["options"]
-    assert (options["score"], options["probe"], options["pool"]) == (name, "ridge", 2)
+    assert json.loads(manifest.read_text())["options"]["score"] == f"{name},probe=ridge,pool=2"
 
 
 def test_plan_says_whose_labels(model_file: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import click
 
 from ..core.errors import OptionError
 from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, OptionFacts, RepairOptions
-from ..scores.scoring import SCORE_NAMES, asked
+from ..scores.registry import SCORE_NAMES, asked
 from .common import FILE as FILE, Option
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -32,7 +32,6 @@ def command(model: Path, save: Path | None, data: Path | None, as_json: bool, **
     )  # fmt: skip
     for note in found.notes:
         say(f"Note: {note}")
-    shown = scores(analysis.coupling, found.name, found.values, found.profiles)
-    click.echo(json.dumps(shown, indent=1) if as_json else scores_text(shown))
+    click.echo(json.dumps(scores(analysis.coupling, found), indent=1) if as_json else scores_text(analysis.coupling, found))
     if save is not None:
         say(f"wrote {save}")

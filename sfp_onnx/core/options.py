@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from .errors import OptionError
@@ -41,6 +42,23 @@ class OptionFacts:
     example: str = ""
     advanced: bool = False
     path: bool = False
+
+    @property
+    def bounds(self) -> str:
+        """What a number must be."""
+        low = "" if self.low is None else f"{'more than' if self.low_open else 'at least'} {self.low:g}"
+        high = "" if self.high is None else f"{'less than' if self.high_open else 'at most'} {self.high:g}"
+        return " and ".join(filter(None, (low, high)))
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is within the bounds (a number that is none never is)."""
+        above = self.low is None or (value > self.low if self.low_open else value >= self.low)
+        return above and (self.high is None or (value < self.high if self.high_open else value <= self.high))
+
+    def text(self, value: Any) -> str:
+        """The inverse of ``parse``."""
+        written = format(Decimal(repr(value)), "f").removesuffix(".0") if isinstance(value, float) else str(value)
+        return f"{written}s" if self.parse is seconds else written
 
 
 def option(default: Any, help: str, section: str, **facts: Any) -> Any:
@@ -108,43 +126,17 @@ def confidence(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class BanditOptions:
-    """What the user may set for the scores ``bandit:*``.
-
-    ``pulls`` per arm (5 if neither is given) or ``budget`` in seconds; ``pull_batch`` images per pull; ``epsilon`` and ``temperature`` of
-    the policies of those names; ``reward`` (None: by the kind of model); ``pull_memory``: bytes of activations to keep; ``traces``: file
-    for pulls, means and intervals per arm.
-    """
-
-    pulls: int | None = None
-    budget: float | None = None
-    pull_batch: int = 8
-    epsilon: float = 0.1
-    temperature: float = 0.05
-    reward: str | None = None
-    pull_memory: int = 2**30
-    traces: str | None = None
-
-
-@dataclass(frozen=True)
 class ScoreOptions:
-    """What all scores may be told: the ``seed`` of everything random, and ``memory``, bytes that `obs` holds (it changes no result)."""
+    """What all scores may be told: the ``seed`` of everything random, and ``memory``, bytes that `obs` holds (it changes no result). What
+    a single score may be told stands behind its name: ``sfp,probe=ridge``."""
 
-    p: int = 2
     seed: int = 0
-    probe: str = "sgd"
-    pool: int = 4
-    bandit: BanditOptions | None = None
     memory: int = 2 * 10**9
 
     @property
     def recorded(self) -> dict[str, Any]:
         """What plans record of it."""
-        found = asdict(self)
-        del found["memory"]
-        if found["bandit"] is None:
-            del found["bandit"]
-        return found
+        return {"seed": self.seed}
 
 
 @dataclass(frozen=True)

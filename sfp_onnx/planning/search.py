@@ -45,7 +45,7 @@ class Candidates:
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``.
-    ``examples`` are filters that show what class profiles say, where the score needed any.
+    ``details`` is what the score's plug-in shows in reports.
     """
 
     analysis: Analysis
@@ -56,7 +56,7 @@ class Candidates:
     notes: tuple[str, ...] = ()
     data: Dataset | None = None
     repair: RepairOptions | None = None
-    examples: tuple[Any, ...] = ()
+    details: Any = None
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------

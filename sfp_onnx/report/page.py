@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from ..latency.profiling import LayerTimes, layer_times
 from ..planning.record import removal_of
 from ..planning.search import Candidates
 from ..runtime import Setup, open_model, side_by_side
+from . import PLUGIN_SECTIONS
 from .charts import Card, Chart, Page, Picture, Section, Table, pair_bars, png, render, scatter, short_names, strips
 from .manifest import Pruned, versions
 from .sections import figures_section, packaging_section, times_section
@@ -30,8 +31,6 @@ from .text import number
 
 MOST_PICTURES, MOST_ROWS = 12, 400
 CHANNELS = (1, 3)
-PLUGIN_SECTIONS: list[Callable[[Candidates, Dataset | None, Progress], list[Section]]] = []
-"""What methods add to the pages of their scores."""
 
 
 class Used(Protocol):

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Coupling, Evaluation, FloatArray, Plan, Profiles, Size
+from ..core.types import Coupling, Evaluation, Plan, Size
 from ..coupling.cost import layer_macs
 from ..planning import show
+from ..scores.registry import Scored
 
 
 def number(value: float) -> str:
@@ -169,43 +170,20 @@ def evaluation_text(results: Sequence[Evaluation]) -> str:
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-def scores(coupling: Coupling, name: str, values: FloatArray, profiles: Profiles | None) -> dict[str, Any]:
-    """Scores per group, and what the class profiles say of each layer, as plain data."""
-    groups = [{"group": group.name, "width": group.width, "scores": values[group.units].tolist()} for group in coupling.groups]
-    found: dict[str, Any] = {"score": name, "groups": groups}
-    if profiles is not None:
-        found["profiles"] = {
-            **{key: getattr(profiles, key) for key in ("classes", "labels", "missing", "samples", "trained", "held_out")},
-            "layers": [
-                {"layer": own.layer, "tensor": own.tensor, "filters": len(own.units), **{k: _finite(v) for k, v in own.statistics.items()}}
-                for own in profiles.layers
-            ],
-            "skipped": [{"tensor": tensor, "reason": reason} for tensor, reason in profiles.skipped],
-        }
-    return found
+def scores(coupling: Coupling, scored: Scored) -> dict[str, Any]:
+    """Scores per group, and what their plug-in tells, as plain data."""
+    groups = [{"group": group.name, "width": group.width, "scores": scored.values[group.units].tolist()} for group in coupling.groups]
+    return {"score": scored.name, "groups": groups, **(scored.details.data() if scored.details else {})}
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no infinity: a signal-to-noise ratio without noise is null."""
-    return value if value < float("inf") else None
-
-
-def scores_text(data: dict[str, Any]) -> str:
-    """The same for people: the layers' profiles if there are any, else the range of the scores of each group."""
-    profiles = data.get("profiles")
-    if profiles is None:
-        ranges = [[min(own["scores"]), sum(own["scores"]) / own["width"], max(own["scores"])] for own in data["groups"]]
-        rows = [[own["group"], str(own["width"]), *(f"{v:.4g}" for v in r)] for own, r in zip(data["groups"], ranges, strict=True)]
-        return table(["group", "width", f"least {data['score']}", "mean", "largest"], rows)
-    rows = []
-    for own in profiles["layers"]:
-        snr = "inf" if own["snr"] is None else f"{own['snr']:.2f}"
-        figures = (f"{own['probe_accuracy']:.1%}", f"{own['cluster_size']:.2f}", f"{own['clusters_per_filter']:.2f}", f"{own['noise']:.1f}")
-        rows.append([own["layer"], str(own["filters"]), *figures, snr, f"{own['no_cluster']:.1%}"])
-    header = ["layer", "filters", "probe acc.", "cluster size", "clusters/filter", "noise", "SNR", "no cluster"]
-    where = f"{profiles['held_out']} held-out samples" if profiles["held_out"] else "the training samples (too few to hold out)"
-    last = f"{profiles['samples']} samples, {profiles['classes']} labels ({profiles['labels']}); probe accuracy on {where}"
-    return "\n".join([table(header, rows), "", last])
+def scores_text(coupling: Coupling, scored: Scored) -> str:
+    """The same for people: what the plug-in tells, else the range of the scores of each group."""
+    if scored.details:
+        return scored.details.text()
+    every = [(group, scored.values[group.units]) for group in coupling.groups]
+    figures = [(values.min(), values.mean(), values.max()) for _, values in every]
+    rows = [[group.name, str(group.width), *(f"{value:.4g}" for value in row)] for (group, _), row in zip(every, figures, strict=True)]
+    return table(["group", "width", f"least {scored.name}", "mean", "largest"], rows)
 
 
 # ---- results of commands ---------------------------------------------------------------------------------------------

@@ -1,3 +1,9 @@
-"""Importance of channels: plain functions from a view of one group to one value per unit (larger = keep)."""
+"""Importance of coupled channels (larger = keep), in a registry."""
 
+from importlib import import_module
+
+from ..core import PLUGINS
 from . import weights  # noqa: F401  (registration)
+
+for name in PLUGINS:
+    import_module(name)

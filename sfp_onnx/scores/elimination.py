@@ -19,12 +19,15 @@ import numpy as np
 
 from ..core.options import RepairOptions
 from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
+from ..coupling.analysis import Analysis, feeds_of
+from ..data.dataset import Dataset
 from ..graph.model import Prepared
 from ..repair.linear import Gathered, factor, forward
 from ..repair.lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
 from ..repair.ridge import ridge_inverse
 from ..repair.steps import Scene, Step, plan_steps
 from ..repair.walk import Store, Walk
+from .registry import Setting as Asked
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 SHRINK = 0.5  # share of rows left at which the matrices are copied without those that are gone
@@ -67,20 +70,20 @@ class Reader:
 
     def costs(self, units: IntArray) -> FloatArray:
         """What removing each of these (sorted) units alone would add to the error."""
-        found = np.zeros(len(units))
-        for own, rows, blocks in self._classes:
-            asked = np.isin(own, units)
+        costs = np.zeros(len(units))
+        for same, rows, blocks in self._classes:
+            asked = np.isin(same, units)
             x = self.x[rows[asked]]
-            found[np.searchsorted(units, own[asked])] = np.einsum("uro,uro->u", x, np.linalg.solve(blocks[asked], x))
-        return found / self.scale
+            costs[np.searchsorted(units, same[asked])] = np.einsum("uro,uro->u", x, np.linalg.solve(blocks[asked], x))
+        return costs / self.scale
 
     def remove(self, units: IntArray) -> float:
         """Remove units together and re-solve the rest; returns the error that this adds."""
         rows = self.rows(units)
         if not len(rows):
             return 0.0
-        seen = self._subtracted[:, : self._width]
-        columns = self.inverse[:, rows] - seen @ seen[rows].T
+        v = self._subtracted[:, : self._width]
+        columns = self.inverse[:, rows] - v @ v[rows].T
         lower = factor(columns[rows], 0.0)
         taken, explained = forward(lower, columns.T).T, forward(lower, self.x[rows])
         self.x -= taken @ explained
@@ -88,9 +91,9 @@ class Reader:
         kept = np.flatnonzero(self.unit != -2)
         self._collect(taken)
         if len(kept) <= SHRINK * len(self.unit):
-            seen = self._subtracted[kept, : self._width]
+            v = self._subtracted[kept, : self._width]
             self.inverse, self.x, self.unit = self.inverse[np.ix_(kept, kept)], self.x[kept], self.unit[kept]
-            self.inverse -= seen @ seen.T
+            self.inverse -= v @ v.T
             self._start()
         return float(np.square(explained).sum()) / self.scale
 
@@ -104,8 +107,8 @@ class Reader:
         self._subtracted[:, self._width : width] = taken
         self._width = width
         for _, rows, blocks in self._classes:
-            own = taken[rows]
-            blocks -= own @ own.transpose(0, 2, 1)
+            of_units = taken[rows]
+            blocks -= of_units @ of_units.transpose(0, 2, 1)
 
 
 def eliminate(readers: Sequence[Reader], width: int) -> tuple[IntArray, FloatArray]:
@@ -119,9 +122,9 @@ def eliminate(readers: Sequence[Reader], width: int) -> tuple[IntArray, FloatArr
     order: list[int] = []
     added: list[float] = []
     while len(left):
-        costs = sum((own.costs(left) for own in readers), np.zeros(len(left)))
+        costs = sum((reader.costs(left) for reader in readers), np.zeros(len(left)))
         leaving = left[np.argsort(costs, kind="stable")[:together]]
-        cost = sum(own.remove(leaving) for own in readers)
+        cost = sum(reader.remove(leaving) for reader in readers)
         order += leaving.tolist()
         added += [cost / len(leaving)] * len(leaving)
         left = np.setdiff1d(left, leaving)
@@ -156,6 +159,17 @@ class Inputs:
     variance: float
 
 
+ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
+
+
+def eliminated(analysis: Analysis, data: Dataset, setting: Asked) -> Elimination:
+    """`elimination` of a whole model, as a score is asked for it."""
+    with setting.progress("eliminating", len(analysis.coupling.layers)) as advance:
+        options = RepairOptions(seed=setting.seed, rows_per_input=ROWS, memory=setting.memory)
+        feeds = feeds_of(analysis, data)
+        return elimination(analysis.prepared, analysis.coupling, feeds, options, lambda done, total: advance(1))
+
+
 def elimination(
     prepared: Prepared,
     coupling: Coupling,
@@ -171,8 +185,8 @@ def elimination(
     look = Look.at(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE)
     with closing(look.store()) as store:
         ledger = _Ledger(coupling, store, look.layers)
-        for layer, _, found in look.observed(store, batches, progress):
-            ledger.add(layer, found)
+        for layer, _, inputs in look.observed(store, batches, progress):
+            ledger.add(layer, inputs)
     blind = tuple(group.name for group in coupling.groups if group.name not in ledger.errors)
     return Elimination(ledger.scores, ledger.errors, blind)
 
@@ -193,7 +207,7 @@ class Look:
         """The layers that are ``wanted`` and could be re-fitted."""
         scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
         layers = [layer for layer in coupling.layers if _has_weight(scene, layer) and wanted(layer)]
-        steps = [own[0] for own in plan_steps(scene, [[layer] for layer in layers], {}) if isinstance(own, tuple)]
+        steps = [planned[0] for planned in plan_steps(scene, [[layer] for layer in layers], {}) if isinstance(planned, tuple)]
         return cls(prepared, coupling, options, ridge, layers, steps)
 
     def store(self) -> Store:
@@ -215,7 +229,7 @@ class Look:
         none = np.zeros(self.coupling.units, bool)
         setting = Setting(self.options, self.coupling, none, walk, walk, walk.batches)
         for number, (step, layer) in enumerate(zip(self.steps, self.layers, strict=True)):
-            yield layer, step, _observe(setting, step, layer, (number, self.ridge))
+            yield layer, step, _observe(setting, step, layer, number, self.ridge)
             progress(number + 1, len(self.steps))
 
 
@@ -225,9 +239,9 @@ def _has_weight(scene: Scene, layer: Layer) -> bool:
     return scene.held(layer.node.inputs[layer.weight.position]) is not None
 
 
-def _observe(setting: Setting, step: Step, layer: Layer, place: tuple[int, float]) -> Iterable[tuple[Inputs, FloatArray]]:
+def _observe(setting: Setting, step: Step, layer: Layer, number: int, ridge: float) -> Iterable[tuple[Inputs, FloatArray]]:
     """What is to be known of a layer's inputs (nothing, where its matrices would be too large), and variance of its target."""
-    walk, form, (number, ridge) = setting.after, step.linear.form, place
+    walk, form = setting.after, step.linear.form
     weight = step.weight.value(walk.constant)
     segment = walk.advance([step.data, step.output, *operands(walk, step)])
     gathered: Gathered | None = None
@@ -235,8 +249,8 @@ def _observe(setting: Setting, step: Step, layer: Layer, place: tuple[int, float
     total = squares = np.zeros(1)
     blocks = 1
     for batch in range(setting.batches):
-        found = segment.run(batch)
-        data, target = found[step.data], found[step.output]
+        values = segment.run(batch)
+        data, target = values[step.data], values[step.output]
         blocks = form.blocks(data.shape, weight.shape, target.shape)
         if blocks > MOST_BLOCKS:
             continue  # the segment must still run on every batch
@@ -259,14 +273,13 @@ def _observe(setting: Setting, step: Step, layer: Layer, place: tuple[int, float
         return []
     variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
     variance = max(variance, float(np.finfo(np.float32).tiny))
-    return _inputs(step, layer, ridge_inverse(sums, ridge), (weight, chain.scale, blocks), variance)
+    return _inputs(step, layer, weight, chain.scale, variance, blocks, ridge_inverse(sums, ridge))
 
 
 def _inputs(
-    step: Step, layer: Layer, inverses: Iterable[FloatArray], parts: tuple[Array, Array, int], variance: float
+    step: Step, layer: Layer, weight: Array, scale: Array, variance: float, blocks: int, inverses: Iterable[FloatArray]
 ) -> Iterator[tuple[Inputs, FloatArray]]:
     """Each block's inputs, with the inverse of their covariance."""
-    weight, scale, blocks = parts
     form = step.linear.form
     matrix = form.matrix(weight, blocks).astype(np.float64)
     factor = np.broadcast_to(scale, (blocks * matrix.shape[2],)).reshape(blocks, 1, -1)
@@ -297,14 +310,14 @@ class _Ledger:
     def _groups(self, units: IntArray) -> list[int]:
         return sorted(set(self._group[units].tolist()) - {-1})
 
-    def add(self, layer: Layer, found: Iterable[tuple[Inputs, FloatArray]]) -> None:
+    def add(self, layer: Layer, blocks: Iterable[tuple[Inputs, FloatArray]]) -> None:
         """One more layer was seen; eliminates the groups of which it was the last reader."""
-        for own, matrix in found:
-            groups = self._groups(own.units)
-            self._uses[own.key] = len(groups)
-            self._store.put(own.key, matrix)
+        for inputs, matrix in blocks:
+            groups = self._groups(inputs.units)
+            self._uses[inputs.key] = len(groups)
+            self._store.put(inputs.key, matrix)
             for number in groups:
-                self._waiting.setdefault(number, []).append(own)
+                self._waiting.setdefault(number, []).append(inputs)
             del matrix
         for number in self._groups(layer.source):
             self._expected[number] -= 1
@@ -316,14 +329,14 @@ class _Ledger:
         place = np.full(self._coupling.units + 1, -1, np.int64)
         place[group.units] = np.arange(group.width)
         readers = []
-        for own in self._waiting.pop(number, []):
-            self._uses[own.key] -= 1
-            matrix = self._store.get(own.key)
-            if self._uses[own.key]:
+        for inputs in self._waiting.pop(number, []):
+            self._uses[inputs.key] -= 1
+            matrix = self._store.get(inputs.key)
+            if self._uses[inputs.key]:
                 matrix = matrix.copy()  # the elimination changes it
             else:
-                self._store.drop(own.key)
-            readers.append(Reader(matrix, own.weights.astype(np.float64), place[own.units], own.variance))
+                self._store.drop(inputs.key)
+            readers.append(Reader(matrix, inputs.weights.astype(np.float64), place[inputs.units], inputs.variance))
         if readers:
             order, added = eliminate(readers, group.width)
             self.scores[group.units[order]] = added

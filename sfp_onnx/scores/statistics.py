@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.types import Array, Coupling, FloatArray, GroupView, IntArray, Layer, LayerProfile, Moments, WeightSlices
+from ..core.types import Array, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, WeightSlices
+from ..coupling.analysis import Analysis, Progress, batch_size
+from ..data.dataset import Dataset
 from ..graph.edit import Editor
 from ..graph.extract import constant_program
 from ..graph.index import GraphIndex
 from ..graph.model import Constants, Model, Prepared
 from ..runtime import Batches, Optimize, observe, open_model
+from .registry import STATISTICS
 
 Site = tuple[str, int]
 """A tensor and the axis whose channels are counted."""
 
 
+# ---- the pass --------------------------------------------------------------------------------------------------------
+
+
 def sites(coupling: Coupling) -> list[Site]:
     """Activations that mixing layers read and that hold units."""
-    found: dict[Site, None] = {}
-    for layer in coupling.layers:
-        if (layer.source >= 0).any():
-            found[layer.data_name, layer.data_axis] = None
-    return list(found)
+    return list(dict.fromkeys((layer.data_name, layer.data_axis) for layer in coupling.layers if (layer.source >= 0).any()))
 
 
 @dataclass
@@ -42,14 +44,22 @@ class Statistics:
             if old is None:
                 self.moments[site] = new
             else:
-                self.moments[site] = Moments(old.squares + new.squares, old.zeros + new.zeros, old.count + new.count)
+                self.moments[site] = Moments({name: old.sums[name] + more for name, more in new.sums.items()}, old.count + new.count)
+
+
+def moments_of(analysis: Analysis, data: Dataset, needs: Iterable[str], progress: Progress) -> Mapping[Site, Moments]:
+    """Statistics of everything that mixing layers read, from one pass over the data."""
+    ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
+    with progress("calibrating", data.samples) as advance:
+        batches = replace(data, batch=batch_size(analysis, data)).batches()
+        return calibrate(analysis.prepared.model, ranks, sites(analysis.coupling), needs, batches, advance).moments
 
 
 def calibrate(
     model: Model,
     ranks: Mapping[str, int],
     wanted: Iterable[Site],
-    needs: frozenset[str],
+    needs: Iterable[str],
     batches: Batches,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Statistics:
@@ -57,7 +67,7 @@ def calibrate(
 
     Args:
         ranks: rank of each tensor.
-        needs: {"squares", "zeros"} or a part of it.
+        needs: names of `STATISTICS`.
         batches: (inputs, number of real samples in it).
         progress: called with the number of samples after each batch.
 
@@ -66,14 +76,15 @@ def calibrate(
         DataError: an activation is not finite on the data.
     """
     editor = Editor(model)
+    needs = sorted(needs)
     taps = {site: _tap(editor, site, ranks[site[0]], needs) for site in wanted}
     probe = editor.finish()
     names = [name for outputs in taps.values() for name in outputs.values()]
     statistics = Statistics({})
-    for seen in observe(probe, batches, names):
+    for batch in observe(probe, batches, names):
         for site, outputs in taps.items():
-            statistics.merge(_moments(site, {kind: seen.values[name] for kind, name in outputs.items()}, seen.count, seen.rows))
-        progress(seen.count)
+            statistics.merge(_moments(site, {kind: batch.values[name] for kind, name in outputs.items()}, batch.count, batch.rows))
+        progress(batch.count)
     return statistics
 
 
@@ -89,8 +100,7 @@ def _moments(site: Site, outputs: Mapping[str, Array], samples: int, batch: int)
     sums = {kind: _sums(outputs[kind], channels, positions, used) for kind in outputs if kind != "shape"}
     if not all(np.isfinite(value).all() for value in sums.values()):
         raise DataError(f"tensor '{site[0]}' is not finite on the data. Check --scale, --mean and --std, or the model.")
-    nothing = np.zeros(channels)
-    return Statistics({site: Moments(sums.get("squares", nothing), sums.get("zeros", nothing), positions)})
+    return Statistics({site: Moments(sums, positions)})
 
 
 def _sums(means: Array, channels: int, positions: float, used: int) -> FloatArray:
@@ -100,7 +110,7 @@ def _sums(means: Array, channels: int, positions: float, used: int) -> FloatArra
     return total
 
 
-def _tap(editor: Editor, site: Site, rank: int, needs: frozenset[str]) -> dict[str, str]:
+def _tap(editor: Editor, site: Site, rank: int, needs: Iterable[str]) -> dict[str, str]:
     """Add means over all axes but the first and the channels'; returns the output name per statistic.
 
     Means within a sample are float32 (in the graph), sums over samples float64 (in numpy).
@@ -108,15 +118,11 @@ def _tap(editor: Editor, site: Site, rank: int, needs: frozenset[str]) -> dict[s
     name, axis = site
     tensor = editor.append("Cast", [editor.tensor(name)], {"to": 1}, name=f"{name}/float")
     axes = [other for other in range(rank) if other not in (0, axis)]
-    found = {"shape": editor.add_output(editor.append("Shape", [tensor], name=f"{name}/{axis}/shape"))}
-    if "squares" in needs:
-        square = editor.append("Mul", [tensor, tensor], name=f"{name}/square")
-        found["squares"] = editor.add_output(editor.mean(square, rank, axes, f"{name}/{axis}/squares"))
-    if "zeros" in needs:
-        nonzero = editor.append("Cast", [tensor], {"to": 9}, name=f"{name}/nonzero")  # Equal takes no floats before opset 11
-        is_zero = editor.append("Cast", [editor.append("Not", [nonzero], name=f"{name}/zero")], {"to": 1}, name=f"{name}/is_zero")
-        found["zeros"] = editor.add_output(editor.mean(is_zero, rank, axes, f"{name}/{axis}/zeros"))
-    return found
+    added = {"shape": editor.add_output(editor.append("Shape", [tensor], name=f"{name}/{axis}/shape"))}
+    for kind in needs:
+        summed = STATISTICS[kind].tap(editor, tensor, name)
+        added[kind] = editor.add_output(editor.mean(summed, rank, axes, f"{name}/{axis}/{kind}"))
+    return added
 
 
 # ---- what scores may look at -----------------------------------------------------------------------------------------
@@ -124,27 +130,18 @@ def _tap(editor: Editor, site: Site, rank: int, needs: frozenset[str]) -> dict[s
 T = TypeVar("T")
 
 
-def views(
-    prepared: Prepared,
-    coupling: Coupling,
-    moments: Mapping[Site, Moments],
-    profiles: Sequence[LayerProfile] = (),
-    eliminated: Mapping[str, FloatArray] | None = None,
-) -> Iterator[GroupView]:
-    """One view per group, in order; ``eliminated`` is the error that each unit adds, by group.
-    Only the weights of one group are in memory at a time."""
+def views(prepared: Prepared, coupling: Coupling, moments: Mapping[Site, Moments]) -> Iterator[GroupView]:
+    """One view per group, in order. Only the weights of one group are in memory at a time."""
     factors, read = scales(prepared.index, coupling), _reader(prepared)
     position = np.full(coupling.units, -1, np.int64)
-    layers = _by_group(coupling, ((own, np.concatenate([own.reads, own.writes, own.source])) for own in coupling.layers))
-    affines = _by_group(coupling, ((own, own.units) for own in coupling.affines))
-    profiled = _by_group(coupling, ((own, own.units) for own in profiles))
+    layers = by_group(coupling, ((layer, np.concatenate([layer.reads, layer.writes, layer.source])) for layer in coupling.layers))
+    affines = by_group(coupling, ((affine, affine.units) for affine in coupling.affines))
     for index, group in enumerate(coupling.groups):
         position[:] = -1
         position[group.units] = np.arange(group.width)
-        slices = [found for layer in layers[index] for found in _slices(read, layer, position, factors, moments)]
-        gammas = [(_positions(affine.units, position), np.abs(affine.gamma)) for affine in affines[index]]
-        known = [(_positions(own.units, position), own) for own in profiled[index]]
-        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas), tuple(known), (eliminated or {}).get(group.name))
+        slices = [part for layer in layers[index] for part in _slices(read, layer, position, factors, moments)]
+        gammas = [(positions(affine.units, position), np.abs(affine.gamma)) for affine in affines[index]]
+        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
 
 
 def _reader(prepared: Prepared) -> Callable[[str], Array]:
@@ -162,23 +159,23 @@ def _reader(prepared: Prepared) -> Callable[[str], Array]:
     return read
 
 
-def _positions(units: IntArray, position: IntArray) -> IntArray:
+def positions(units: IntArray, position: IntArray) -> IntArray:
     """Position in the group of each index of an axis; -1 outside."""
     if not len(position):
         return np.full(len(units), -1, np.int64)
     return np.where(units >= 0, position[np.maximum(units, 0)], -1)
 
 
-def _by_group(coupling: Coupling, items: Iterable[tuple[T, IntArray]]) -> list[list[T]]:
+def by_group(coupling: Coupling, items: Iterable[tuple[T, IntArray]]) -> list[list[T]]:
     """Items per group of the units that they come with."""
     group_of = np.full(coupling.units, -1, np.int64)
     for index, group in enumerate(coupling.groups):
         group_of[group.units] = index
-    found: list[list[T]] = [[] for _ in coupling.groups]
+    listed: list[list[T]] = [[] for _ in coupling.groups]
     for item, units in items:
         for index in np.unique(group_of[units[units >= 0]]):
-            found[index].append(item)
-    return found
+            listed[index].append(item)
+    return listed
 
 
 def scales(index: GraphIndex, coupling: Coupling) -> dict[str, FloatArray]:
@@ -189,11 +186,11 @@ def scales(index: GraphIndex, coupling: Coupling) -> dict[str, FloatArray]:
 def _slices(
     read: Callable[[str], Array], layer: Layer, position: IntArray, scales: Mapping[str, FloatArray], moments: Mapping[Site, Moments]
 ) -> Iterator[WeightSlices]:
-    writes, reads = _positions(layer.writes, position), _positions(layer.reads, position)
-    rms, zeros = _activation(layer, moments)
+    writes, reads = positions(layer.writes, position), positions(layer.reads, position)
+    activation = _activation(layer, moments)
     if layer.weight is None:
-        own = _positions(layer.source, position)
-        yield WeightSlices(layer.node.name, "in", own, np.zeros((len(own), 0), np.float32), rms, zeros)
+        source = positions(layer.source, position)
+        yield WeightSlices(layer.node.name, "in", source, np.zeros((len(source), 0), np.float32), activation)
         return
     weight = _effective(read(layer.node.inputs[layer.weight.position]), layer, scales)
     through = layer.weight.in_axis == layer.weight.out_axis
@@ -201,7 +198,8 @@ def _slices(
         yield WeightSlices(layer.node.name, "out", writes, _rows(weight, layer.weight.out_axis))
     if (reads >= 0).any():
         rows = _rows(weight, layer.weight.in_axis)
-        yield WeightSlices(layer.node.name, "through" if through else "in", reads, rows, _per_row(rms, layer), _per_row(zeros, layer))
+        per_row = {name: _per_row(values, layer) for name, values in activation.items()}
+        yield WeightSlices(layer.node.name, "through" if through else "in", reads, rows, per_row)
 
 
 def _effective(weight: Array, layer: Layer, scales: Mapping[str, FloatArray]) -> Array:
@@ -219,23 +217,22 @@ def _rows(weight: Array, axis: int) -> Array:
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
 
-def _activation(layer: Layer, moments: Mapping[Site, Moments]) -> tuple[FloatArray | None, FloatArray | None]:
-    """RMS and share of zeros per channel of the data input."""
-    own = moments.get((layer.data_name, layer.data_axis))
-    if own is None:
-        return None, None
-    count = max(own.count, 1)
-    return np.sqrt(own.squares / count), own.zeros / count
+def _activation(layer: Layer, moments: Mapping[Site, Moments]) -> dict[str, FloatArray]:
+    """Statistics per channel of the data input."""
+    known = moments.get((layer.data_name, layer.data_axis))
+    if known is None:
+        return {}
+    return {name: STATISTICS[name].finish(total / max(known.count, 1)) for name, total in known.sums.items()}
 
 
-def _per_row(values: FloatArray | None, layer: Layer) -> FloatArray | None:
+def _per_row(values: FloatArray, layer: Layer) -> FloatArray:
     """Channel values for each row of the weight; if the weight has fewer rows than the data has channels (grouped
     convolution), the mean over the channels of the same unit."""
-    if values is None or len(values) == len(layer.reads):
+    if len(values) == len(layer.reads):
         return values
-    own = layer.source >= 0
+    inside = layer.source >= 0
     size = int(max(layer.source.max(initial=0), layer.reads.max(initial=0))) + 1
-    total = np.bincount(layer.source[own], values[own], minlength=size)
-    count = np.bincount(layer.source[own], minlength=size)
+    total = np.bincount(layer.source[inside], values[inside], minlength=size)
+    count = np.bincount(layer.source[inside], minlength=size)
     mean = total / np.maximum(count, 1)
     return np.where(layer.reads >= 0, mean[np.maximum(layer.reads, 0)], 0.0)

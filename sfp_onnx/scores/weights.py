@@ -1,21 +1,30 @@
-"""Scores that need no data."""
+"""Scores of the package itself: from weights, from statistics of activations, and from a re-fit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from ..core.options import ScoreOptions
-from ..core.types import Array, FloatArray, GroupView, IntArray
-from .registry import score
+from ..core.options import CHANNELS, option
+from ..core.types import Array, FloatArray, GroupView, IntArray, WeightSlices
+from .registry import SCORES, Scored, Setting, prepared, score, statistic
+
+if TYPE_CHECKING:
+    from ..coupling.analysis import Analysis
+    from ..data.dataset import Dataset
+    from ..graph.edit import Editor
 
 BLOCK = 1024
 
 
 def per_unit(unit: IntArray, values: FloatArray, width: int) -> FloatArray:
     """Mean of ``values`` (one per row) over the rows of each unit; 0 for units without rows."""
-    own = unit >= 0
-    total = np.bincount(unit[own], values[own], minlength=width)
-    count = np.bincount(unit[own], minlength=width)
+    inside = unit >= 0
+    total = np.bincount(unit[inside], values[inside], minlength=width)
+    count = np.bincount(unit[inside], minlength=width)
     return total / np.maximum(count, 1)
 
 
@@ -25,22 +34,31 @@ def relative(values: FloatArray) -> FloatArray:
     return values / mean if mean > 0 else np.zeros_like(values)
 
 
+@dataclass(frozen=True)
+class MagnitudeOptions:
+    """``p`` of the norm."""
+
+    p: int = option(2, "Which norm.", CHANNELS, low=1)
+
+
 @score(
     "magnitude",
-    "norm of all weights that make or read the unit, relative to the mean of each layer",
+    "norm of all weights that make or read the coupled channels, relative to the mean of each layer",
     "Li et al., ICLR 2017; Fang et al., CVPR 2023",
+    options=MagnitudeOptions,
 )
-def magnitude(view: GroupView, options: ScoreOptions) -> FloatArray:
+def magnitude(view: GroupView, setting: Setting) -> FloatArray:
     """(mean over layers of mean over the unit's rows of (||w_row||_p / mean row norm of the layer)^p)^(1/p)."""
+    p: int = setting.options.p
     total = np.zeros(view.width)
     for weights in view.weights:
-        rows = np.linalg.norm(weights.values.astype(np.float64), ord=options.p, axis=1)
-        total += per_unit(weights.unit, relative(rows) ** options.p, view.width)
-    return (total / max(1, len(view.weights))) ** (1 / options.p)
+        rows = np.linalg.norm(weights.values.astype(np.float64), ord=p, axis=1)
+        total += per_unit(weights.unit, relative(rows) ** p, view.width)
+    return (total / max(1, len(view.weights))) ** (1 / p)
 
 
-@score("bn-scale", "absolute gamma of the BatchNormalizations on the unit (1 where there is none)", "Liu et al., ICCV 2017")
-def bn_scale(view: GroupView, options: ScoreOptions) -> FloatArray:
+@score("bn-scale", "absolute gamma of the BatchNormalizations on the coupled channels (1 where there is none)", "Liu et al., ICCV 2017")
+def bn_scale(view: GroupView, setting: Setting) -> FloatArray:
     """mean over BatchNormalizations of |gamma| / mean |gamma|."""
     if not view.gammas:
         return np.ones(view.width)
@@ -48,7 +66,7 @@ def bn_scale(view: GroupView, options: ScoreOptions) -> FloatArray:
 
 
 @score("fpgm", "summed distance to the other channels' weights (far from the geometric median = keep)", "He et al., CVPR 2019")
-def fpgm(view: GroupView, options: ScoreOptions) -> FloatArray:
+def fpgm(view: GroupView, setting: Setting) -> FloatArray:
     """mean over layers of sum_j ||w_i - w_j||_2, relative to the layer's mean. With
     ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b the distances need one matrix product.
 
@@ -64,44 +82,65 @@ def _distances(values: Array) -> FloatArray:
     """Summed distance of every row to all others, a block of rows at a time (a flattened layer has tens of thousands)."""
     rows = values.astype(np.float64)
     squares = (rows**2).sum(1)
-    found = np.empty(len(rows))
+    distances = np.empty(len(rows))
     for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)
-        found[part] = np.sqrt(np.maximum(squares[part, None] + squares[None, :] - 2 * rows[part] @ rows.T, 0)).sum(1)
-    return found
+        distances[part] = np.sqrt(np.maximum(squares[part, None] + squares[None, :] - 2 * rows[part] @ rows.T, 0)).sum(1)
+    return distances
 
 
 @score("random", "uniform random numbers (the control)", "Mittal et al., WACV 2018")
-def random(view: GroupView, options: ScoreOptions) -> FloatArray:
+def random(view: GroupView, setting: Setting) -> FloatArray:
     """Independent of the order in which groups are visited."""
-    return np.random.default_rng([options.seed, view.index]).random(view.width)
+    return np.random.default_rng([setting.seed, view.index]).random(view.width)
 
 
 # ---- scores that need calibration data -------------------------------------------------------------------------------
 
-def _over_readers(view: GroupView, rows: list[tuple[int, FloatArray]]) -> FloatArray:
+
+@statistic("squares", finish=np.sqrt)
+def squares(editor: Editor, tensor: Any, name: str) -> Any:
+    """a^2; scores see the root mean square."""
+    return editor.append("Mul", [tensor, tensor], name=f"{name}/square")
+
+
+@statistic("zeros")
+def zeros(editor: Editor, tensor: Any, name: str) -> Any:
+    """1 where a = 0, else 0; scores see the share of zeros."""
+    nonzero = editor.append("Cast", [tensor], {"to": 9}, name=f"{name}/nonzero")  # Equal takes no floats before opset 11
+    return editor.append("Cast", [editor.append("Not", [nonzero], name=f"{name}/zero")], {"to": 1}, name=f"{name}/is_zero")
+
+
+def readers(view: GroupView, statistic: str) -> Iterator[tuple[WeightSlices, FloatArray]]:
+    """The layers that read the group, each with a statistic of what its rows read."""
+    for weights in view.weights:
+        if statistic in weights.activation:
+            yield weights, weights.activation[statistic]
+
+
+def _over_readers(view: GroupView, rows: list[tuple[WeightSlices, FloatArray]]) -> FloatArray:
     """Mean over reading layers of the per-unit root mean square of row values, relative to each layer's mean."""
     total = np.zeros(view.width)
-    for index, values in rows:
-        total += np.sqrt(per_unit(view.weights[index].unit, relative(values) ** 2, view.width))
+    for weights, values in rows:
+        total += np.sqrt(per_unit(weights.unit, relative(values) ** 2, view.width))
     return total / max(1, len(rows))
 
 
-@score("activation", "root mean square of the activation that is read", "Molchanov et al., ICLR 2017 (as a criterion)", ("squares",))
-def activation(view: GroupView, options: ScoreOptions) -> FloatArray:
+@score("activation", "root mean square of the activation that is read", "Molchanov et al., ICLR 2017 (as a criterion)", {"squares"})
+def activation(view: GroupView, setting: Setting) -> FloatArray:
     """rms_c = sqrt(mean over samples and positions of a_c^2), over all layers that read the unit."""
-    return _over_readers(view, [(index, own.rms) for index, own in enumerate(view.weights) if own.rms is not None])
+    return _over_readers(view, list(readers(view, "squares")))
 
 
 @score(
     "apoz",
     "share of non-zeros of the activation that is read (1 - average percentage of zeros)",
     "Hu et al., arXiv:1607.03250 (2016)",
-    ("zeros",),
+    {"zeros"},
 )
-def apoz(view: GroupView, options: ScoreOptions) -> FloatArray:
+def apoz(view: GroupView, setting: Setting) -> FloatArray:
     """1 - APoZ_c, mean over all layers that read the unit."""
-    shares = [per_unit(own.unit, 1 - own.zeros, view.width) for own in view.weights if own.zeros is not None]
+    shares = [per_unit(weights.unit, 1 - zeros, view.width) for weights, zeros in readers(view, "zeros")]
     return sum(shares, np.zeros(view.width)) / max(1, len(shares))
 
 
@@ -109,27 +148,37 @@ def apoz(view: GroupView, options: ScoreOptions) -> FloatArray:
     "contribution",
     "activation RMS times the norm of the weights that read it",
     "Sun et al., ICLR 2024 (Wanda), for channels",
-    ("squares",),
+    {"squares"},
 )
-def contribution(view: GroupView, options: ScoreOptions) -> FloatArray:
+def contribution(view: GroupView, setting: Setting) -> FloatArray:
     """rms_c ||W[:, c]||_2: what the channel adds to its readers' outputs."""
     rows = []
-    for index, own in enumerate(view.weights):
-        if own.rms is not None:
-            norms = np.linalg.norm(own.values.astype(np.float64), axis=1) if own.values.size else np.ones(len(own.unit))
-            rows.append((index, own.rms * norms))
+    for weights, rms in readers(view, "squares"):
+        norms = np.linalg.norm(weights.values.astype(np.float64), axis=1) if weights.values.size else np.ones(len(weights.unit))
+        rows.append((weights, rms * norms))
     return _over_readers(view, rows)
 
 
 # ---- scores that know the repair -------------------------------------------------------------------------------------
 
-@score(
+
+@prepared(
     "obs",
     "error that the channel's leaving adds after its readers are re-fitted (backward elimination)",
     "Hassibi & Stork, NIPS 1992; Frantar & Alistarh, NeurIPS 2022",
-    ("elimination",),
 )
-def obs(view: GroupView, options: ScoreOptions) -> FloatArray:
+def obs(analysis: Analysis, data: Dataset | None, setting: Setting) -> Scored:
     """tr(X_u' (H^-1_uu)^-1 X_u) when unit u leaves, summed over readers, each relative to the variance of what its output goes into
-    (see `sfp_onnx.obs`). Groups that no layer with a constant weight reads fall back to `magnitude`."""
-    return view.elimination if view.elimination is not None else magnitude(view, options)
+    (see `elimination`). Groups that no layer with a constant weight reads fall back to `magnitude`."""
+    from .elimination import eliminated
+
+    assert data is not None
+    result = eliminated(analysis, data, setting)
+    if not result.blind:
+        return Scored("obs", result.scores, result.errors)
+    values = SCORES["magnitude"].prepare(analysis, None, replace(setting, options=MagnitudeOptions(), names=())).values
+    for group in analysis.coupling.groups:
+        if group.name in result.errors:
+            values[group.units] = result.scores[group.units]
+    note = f"{len(result.blind)} groups are read by no layer that could be re-fitted; `magnitude` stands for `obs` there"
+    return Scored("obs", values, result.errors, (note,))

@@ -5,7 +5,7 @@ K arms; n_i pulls of arm i so far, with mean reward m_i; t pulls in all. Ties go
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -236,7 +236,7 @@ class SAR(Policy):
         if self.fresh:
             self.best = [self._largest_gap(bandit) for bandit in range(len(self.wanted))]
             self.fresh = False
-        bandit = max(range(len(self.best)), key=lambda own: (self.best[own][0], -self.best[own][1]))
+        bandit = max(range(len(self.best)), key=lambda number: (self.best[number][0], -self.best[number][1]))
         _, arm, accept = self.best[bandit]
         self.open[arm] = False
         self.decided[arm] = 1 if accept else -1
@@ -284,6 +284,37 @@ def _normalised(logs: FloatArray) -> FloatArray:
 def _draw(random: np.random.Generator, probabilities: FloatArray) -> int:
     total = np.cumsum(probabilities)
     return int(min(np.searchsorted(total, random.random() * total[-1], side="right"), len(total) - 1))
+
+
+# ---- playing ---------------------------------------------------------------------------------------------------------
+
+Pull = tuple[int, float, float]
+"""Arm, and the mean reward and mean squared reward over the images."""
+
+
+def order(policy: Policy, most: int, blocks: int) -> tuple[IntArray, IntArray]:
+    """The arms that a policy selects, in the order in which they are pulled, and the block that each is pulled on: the j-th pull of
+    any arm looks at block j, so that arms are compared on the same images."""
+    arms = policy.select()[:most]
+    places = policy.pulls[arms] % blocks
+    by_place = np.argsort(places, kind="stable")
+    return arms[by_place], places[by_place]
+
+
+def columns(log: Sequence[Pull]) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Arms, means and squares of some pulls."""
+    table = np.array(log, np.float64).reshape(-1, 3)
+    return table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
+
+
+def replayed(policy: Policy, log: Sequence[Pull], horizon: int, blocks: int) -> Policy:
+    """A fresh policy after the pulls of a log, which may end within a selection."""
+    done = 0
+    while done < len(log):
+        arms = order(policy, horizon - done, blocks)[0][: len(log) - done]
+        policy.update(arms, columns(log[done : done + len(arms)])[1])
+        done += len(arms)
+    return policy
 
 
 def summarise(arms: int, pulled: IntArray, means: FloatArray, squares: FloatArray, images: int) -> dict[str, Array]:

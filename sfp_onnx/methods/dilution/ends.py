@@ -8,13 +8,13 @@ from contextlib import closing
 import numpy as np
 
 from ...core.options import RepairOptions
-from ...core.types import Array, Coupling, FloatArray, IntArray, Layer, LayerProfile
-from ...coupling.analysis import Analysis, Progress, pass_batches
+from ...core.types import Array, Coupling, FloatArray, IntArray, Layer
+from ...coupling.analysis import Analysis, Progress
 from ...data.dataset import Dataset
 from ...graph.model import Prepared
 from ...scores.elimination import Inputs, Look
-from ..sfp import profiles
-from ..sfp.profiles import ProfileOptions, classes_of, profile
+from ..sfp.probe import ProfileOptions
+from ..sfp.profiles import LayerProfile, class_profiles
 from . import METHODS
 from .connections import Target
 from .masks import Ends, Profile, label_profile
@@ -33,16 +33,12 @@ def ends_of(
         DataError: the labels do not fit it, or are too few.
     """
     free = ", ".join(own.pattern or name for name, own in METHODS.items() if "profiles" not in own.needs)
-    output, classes = classes_of(analysis.prepared, analysis.samples, free)
-    options.check()
-    taps, skipped = profiles.taps(analysis.prepared, analysis.coupling, analysis.samples, options.pool)
     made = {target.name: _read_later(analysis, target.layer) for target in found}
     wanted = {target.layer.data_name for target in found} | {layer.data_name for layer in made.values() if layer}
-    stream = (pass_batches(analysis, data), data.samples, data.labels)
-    taps = [tap for tap in taps if tap.tensor in wanted]
-    known = profile(analysis.prepared, taps, (output, classes), stream, options, free, progress)
+    known = class_profiles(analysis, data, options, progress, lambda taps: [tap for tap in taps if tap.tensor in wanted], free)
+    classes = known.classes
     layers = {(own.tensor, own.axis): own for own in known.layers}
-    reasons = dict(skipped)
+    reasons = dict(known.skipped)
     ends = {target.name: _ends(analysis, target, made[target.name], layers, reasons, classes) for target in found}
     labels = "the labels of the data" if known.labels == "given" else "the model's own argmax as labels"
     notes = [f"class profiles from {known.samples} samples, with {labels}; {len(known.layers)} probes"]

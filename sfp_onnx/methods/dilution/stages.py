@@ -28,8 +28,7 @@ from ...repair.lockstep import repair
 from ...report.manifest import versions, write_json
 from ...runtime import open_session
 from ...scores.statistics import calibrate, scales
-from ..sfp.probe import PROBES
-from ..sfp.profiles import ProfileOptions
+from ..sfp.probe import PROBES, ProfileOptions
 from . import METHODS, Method, find_method
 from .connections import Target, as_weight, choose, fold_constants, layer_views, targets, unread, zeroed
 from .ends import ends_of, kernel_losses

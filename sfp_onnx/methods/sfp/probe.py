@@ -1,4 +1,4 @@
-"""Single filter performance on plain arrays: probes, fields, clusters of labels. Knows nothing of models or files.
+"""Single filter performance on plain arrays: probes, fields, clusters of labels. Knows nothing of models.
 
 Source: Tzach et al., Phys. Rev. E 111, 065307 (2025), arXiv:2501.12880; the measure: Meir et al., Sci. Rep. 14, 5881 (2024).
 Where this differs: the probe starts from zero weights, not random ones (the loss is convex; random weights along directions in which
@@ -7,16 +7,22 @@ the data hardly vary would stay in the fields as noise), and the fields are aver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.errors import OptionError, OutputError
+from ...core.options import CHANNELS, option
 from ...core.types import Array, BoolArray, FloatArray, IntArray
 
 THRESHOLD = 0.3
 BATCH, EPOCHS, RATE, DECAY_PER_EPOCH, MOMENTUM, WEIGHT_DECAY = 100, 12, 0.01, 0.975, 0.975, 1e-3
+HELD_OUT = 5  # one sample in so many measures the probes and does not train them
 BLOCK_BYTES = 64 * 2**20
 Clusters = tuple[tuple[int, ...], ...]
 Weights = NDArray[np.float32]
@@ -36,6 +42,54 @@ class Samples:
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             yield self.features[rows], self.labels[rows]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Features (rows, width) of ``samples`` of every tap, one after the other in an unnamed temporary file that the system removes when
+    it is closed or the process ends. Written like a file, where a full disk is an error; a memory map would crash."""
+
+    file: IO[bytes]
+    samples: IntArray
+    widths: tuple[int, ...]
+
+    def _start(self, index: int) -> int:
+        return 4 * len(self.samples) * sum(self.widths[:index])
+
+    def put(self, index: int, first: int, features: Array) -> None:
+        """Write features of tap ``index`` from row ``first`` on.
+
+        Raises:
+            OutputError: no room.
+        """
+        try:
+            self.file.seek(self._start(index) + 4 * first * self.widths[index])
+            left = memoryview(np.ascontiguousarray(features, np.float32).data).cast("B")
+            while left:
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            need = f"{self._start(len(self.widths)) / 2**20:.0f} MiB of features ({error.strerror or error})"
+            raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. Set TMPDIR, or lower --samples or --pool.") from error
+
+    def get(self, index: int) -> Array:
+        """The features of tap ``index``, (rows, width), as a memory map."""
+        return np.memmap(self.file, np.float32, "r", self._start(index), (len(self.samples), self.widths[index]))
+
+
+@contextmanager
+def room(samples: IntArray, widths: Sequence[int]) -> Iterator[Store]:
+    """A store for features of these widths of some samples."""
+    with tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0) as file:
+        yield Store(file, samples, tuple(widths))
+
+
+def held_out_rows(keys: IntArray, enough: int) -> tuple[IntArray, IntArray]:
+    """Rows to train on and rows held out, in the order of their hashes; nothing is held out of fewer than ``enough``."""
+    order = np.argsort(keys, kind="stable")
+    out = keys[order] % HELD_OUT == 0
+    if len(keys) < enough or not out.any() or out.all():
+        return order, np.zeros(0, np.int64)
+    return order[~out], order[out]
 
 
 # ---- probes ----------------------------------------------------------------------------------------------------------
@@ -103,6 +157,28 @@ def _positive(total: float) -> float:
 PROBES: dict[str, Callable[[Samples, int, int], Weights]] = {"sgd": softmax_sgd, "ridge": lambda data, classes, seed: ridge(data, classes)}
 
 
+@dataclass(frozen=True)
+class ProfileOptions:
+    """How to profile: the probe ("sgd" or "ridge"), maps pooled to at most ``pool`` x ``pool``, ``loss``: whether to measure what
+    the probe loses without each filter, ``seed`` of the order of training."""
+
+    probe: str = option("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES))
+    pool: int = option(4, "Side to which class profiles pool maps.", CHANNELS, low=1)
+    loss: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            OptionError: unknown probe, or a pool under 1.
+        """
+        if self.probe not in PROBES:
+            raise OptionError(f"unknown probe '{self.probe}'. Known: {', '.join(PROBES)}")
+        if self.pool < 1:
+            raise OptionError(f"pool={self.pool}: expected at least 1")
+
+
 def softmax(logits: Array) -> Array:
     """Row by row; the type of the input is kept."""
     powers: Array = np.exp(logits - logits.max(-1, keepdims=True))
@@ -119,20 +195,20 @@ def accuracy(data: Samples, weights: Weights) -> float:
 def loss_ratios(data: Samples, weights: Weights, filters: IntArray) -> FloatArray:
     """exp(mean over samples of (cross-entropy without filter f - cross-entropy)), (F,): over 1 if the probe needs the filter."""
     count = int(filters.max(initial=-1)) + 1
-    own = [np.flatnonzero(filters == index) for index in range(count)]
+    columns_of = [np.flatnonzero(filters == index) for index in range(count)]
     total = np.zeros(count)
     for x, y in data.blocks(max(1, min(BATCH, len(data.rows)))):
         logits = (x @ weights).astype(np.float64)
         base = _cross_entropy(logits, y)
-        for index, columns in enumerate(own):
+        for index, columns in enumerate(columns_of):
             total[index] += float((_cross_entropy(logits - x[:, columns] @ weights[columns], y) - base).sum())
     return np.exp(total / max(1, len(data.rows)))
 
 
 def _cross_entropy(logits: FloatArray, labels: IntArray) -> FloatArray:
     top = logits.max(1)
-    found: FloatArray = np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[np.arange(len(labels)), labels]
-    return found
+    losses: FloatArray = np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[np.arange(len(labels)), labels]
+    return losses
 
 
 # ---- fields and clusters ---------------------------------------------------------------------------------------------
@@ -144,15 +220,15 @@ def by_filter(columns: Array, filters: IntArray) -> NDArray[np.float32]:
     counts = np.bincount(filters)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     position = np.arange(len(order)) - np.repeat(starts, counts)
-    found = np.zeros((len(counts), int(counts.max(initial=0)), columns.shape[1]), np.float32)
-    found[filters[order], position] = columns[order]
-    return found
+    values = np.zeros((len(counts), int(counts.max(initial=0)), columns.shape[1]), np.float32)
+    values[filters[order], position] = columns[order]
+    return values
 
 
 def fields(means: Array, weights: Array) -> FloatArray:
     """M_f[l, k] = sum_pos W[f, pos, k] mean over samples x of label l of a_f,pos(x), (F, L, L), from means and weights (F, P, L)."""
-    found: FloatArray = means.astype(np.float64).swapaxes(1, 2) @ weights.astype(np.float64)
-    return found
+    matrices: FloatArray = means.astype(np.float64).swapaxes(1, 2) @ weights.astype(np.float64)
+    return matrices
 
 
 def thresholded(field: FloatArray, threshold: float = THRESHOLD) -> BoolArray:
@@ -169,15 +245,15 @@ def clusters(binary: BoolArray) -> Clusters:
     """
     both = binary & binary.T
     left = np.flatnonzero(np.diagonal(binary))
-    found = []
+    grouped = []
     while len(left):
         members, fitting = list[int](), left
         while len(fitting):
             members.append(int(fitting[0]))
             fitting = fitting[1:][both[fitting[0], fitting[1:]]]
-        found.append(tuple(members))
+        grouped.append(tuple(members))
         left = np.setdiff1d(left, members, assume_unique=True)
-    return tuple(found)
+    return tuple(grouped)
 
 
 @dataclass(frozen=True)
@@ -194,10 +270,10 @@ def label_sets(means: Array, weights: Array, threshold: float = THRESHOLD) -> La
     every, sets, noise = [], np.zeros((means.shape[0], means.shape[2]), bool), np.zeros(means.shape[0], np.int64)
     for index in range(len(means)):
         binary = thresholded(fields(means[index : index + 1], weights[index : index + 1])[0], threshold)
-        found = clusters(binary)
-        every.append(found)
-        sets[index, [label for own in found for label in own]] = True
-        noise[index] = int(binary.sum()) - sum(len(own) ** 2 for own in found)
+        grouped = clusters(binary)
+        every.append(grouped)
+        sets[index, [label for cluster in grouped for label in cluster]] = True
+        noise[index] = int(binary.sum()) - sum(len(cluster) ** 2 for cluster in grouped)
     return LabelSets(tuple(every), sets, noise)
 
 

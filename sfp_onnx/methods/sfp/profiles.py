@@ -6,52 +6,117 @@ train the probes go to an unnamed temporary file of at most `FEATURE_BYTES`, whi
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil, prod
-from typing import IO
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...core.errors import DataError, ModelError, OptionError, OutputError
-from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, LayerProfile, Profiles
+from ...core.errors import DataError, ModelError
+from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray
+from ...coupling.analysis import Analysis, Progress, pass_batches, silent
+from ...data.dataset import Dataset
 from ...graph.edit import Editor
 from ...graph.model import Model, Prepared, outputs
 from ...runtime import Batches, observe
-from . import probe
-from .probe import PROBES, Samples, by_filter, label_sets, loss_ratios
+from ...scores.registry import SCORES, OfGroups
+from .probe import PROBES, ProfileOptions, Samples, Store, accuracy, by_filter, held_out_rows, label_sets, loss_ratios, room
 
 FEATURE_BYTES = 4 * 2**30
-HELD_OUT = 5  # one sample in so many measures the probes and does not train them
 FEW = 10  # with fewer samples per label than this none is held out
 LOSS_SAMPLES = 1000
 FLOATS, FIRST_MAX_RANK = "f", 5
 Advance = Callable[[int], None]
 
 
+# ---- what is known in the end ----------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class ProfileOptions:
-    """How to profile: the probe ("sgd" or "ridge"), maps pooled to at most ``pool`` x ``pool``, ``loss``: whether to measure what
-    the probe loses without each filter, ``seed`` of the order of training."""
+class LayerProfile:
+    """What the filters of one layer say about the labels: single filter performance (Tzach et al., Phys. Rev. E 111, 065307).
 
-    probe: str = "sgd"
-    pool: int = 4
-    loss: bool = False
-    seed: int = 0
+    F filters, P pooled positions, L labels. The filters are the channels of ``tensor`` along ``axis``, which mixing layers read and
+    ``layer`` made (the last mixing layer before it); columns of a flattened map that hold one unit are one filter.
 
-    def check(self) -> None:
-        """Check the values.
+    filters: (C,) the filter of each index of ``axis``. units: (F,) the unit of each filter, -1 if it cannot be removed.
+    means: (F, P, L) mean of the feature over the samples of each label (0 for labels without samples).
+    weights: (F, P, L) weights of the probe (0 for labels without samples).
+    clusters: per filter its clusters, each the labels in it. label_sets: (F, L) whether the label is in a cluster of the filter.
+    noise: (F,) ones of the thresholded matrix outside the clusters. accuracy: that of the probe.
+    loss_ratio: (F,) factor by which the probe's probability of the true label falls without the filter; None if not asked for.
+    """
 
-        Raises:
-            OptionError: unknown probe, or a pool under 1.
-        """
-        if self.probe not in PROBES:
-            raise OptionError(f"unknown probe '{self.probe}'. Known: {', '.join(PROBES)}")
-        if self.pool < 1:
-            raise OptionError(f"--pool {self.pool}: expected at least 1")
+    layer: str
+    tensor: str
+    axis: int
+    filters: IntArray
+    units: IntArray
+    means: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    clusters: tuple[tuple[tuple[int, ...], ...], ...]
+    label_sets: BoolArray
+    noise: IntArray
+    accuracy: float
+    loss_ratio: FloatArray | None = None
+
+    def matrix(self, index: int) -> FloatArray:
+        """M_f[l, k] = sum_pos mean_l[f, pos] W[f, pos, k], (L, L) in float64: the field of output k on samples of label l."""
+        field: FloatArray = self.means[index].astype(np.float64).T @ self.weights[index].astype(np.float64)
+        return field
+
+    @property
+    def matrices(self) -> NDArray[np.float32]:
+        """(F, L, L): `matrix` of every filter."""
+        shape = (len(self.units), self.label_sets.shape[1], self.label_sets.shape[1])
+        return np.stack([self.matrix(index) for index in range(shape[0])]).astype(np.float32).reshape(shape)
+
+    @property
+    def signal(self) -> IntArray:
+        """(F,): ones inside the clusters."""
+        return np.array([sum(len(labels) ** 2 for labels in clusters) for clusters in self.clusters], np.int64)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Means over the filters (of size and noise: over clusters, and over filters that have one). ``snr`` is the number of ones
+        inside the clusters by the number outside, of all filters together; infinite without noise, 0 without clusters."""
+        sizes = [len(labels) for clusters in self.clusters for labels in clusters]
+        counts = np.array([len(clusters) for clusters in self.clusters])
+        inside, outside = int(self.signal.sum()), int(self.noise.sum())
+        return {
+            "probe_accuracy": self.accuracy,
+            "cluster_size": float(np.mean(sizes)) if sizes else 0.0,
+            "clusters_per_filter": float(counts.mean()),
+            "labels_per_filter": float(self.label_sets.sum(1).mean()),
+            "one_cluster": float((counts == 1).mean()),
+            "noise": float(self.noise[counts > 0].mean()) if sizes else 0.0,
+            "snr": inside / outside if outside else float("inf") if inside else 0.0,
+            "no_cluster": float((counts == 0).mean()),
+        }
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Class profiles of all layers of a classifier with ``classes`` labels, from ``samples`` samples.
+
+    ``labels`` says whose labels were used: "given" or the model's own "argmax"; ``missing`` are labels without any sample.
+    The probes saw ``trained`` samples, and their accuracy is that on ``held_out`` others (0: on the trained ones).
+    ``skipped`` are (tensor, reason) of what mixing layers read and has no profile.
+    """
+
+    layers: tuple[LayerProfile, ...]
+    classes: int
+    labels: str
+    missing: tuple[int, ...]
+    samples: int
+    trained: int
+    held_out: int
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+# ---- what is profiled ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -79,25 +144,21 @@ class Tap:
         return np.repeat(self.filters, self.positions)
 
 
-# ---- what is profiled ------------------------------------------------------------------------------------------------
-
-
-def taps(prepared: Prepared, coupling: Coupling, samples: int, pool: int) -> tuple[list[Tap], list[tuple[str, str]]]:
+def taps(analysis: Analysis, pool: int) -> tuple[list[Tap], list[tuple[str, str]]]:
     """The tensors that mixing layers read and that one mixing layer at least came before; and those that have no profile, why.
 
-    ``samples`` is the number of rows of the traced inputs. In a tensor of rank 2 (a flattened map) the columns that hold one unit
-    are one filter; elsewhere every channel is one.
+    In a tensor of rank 2 (a flattened map) the columns that hold one unit are one filter; elsewhere every channel is one.
     """
+    prepared, coupling = analysis.prepared, analysis.coupling
     made_by = _makers(prepared, coupling)
-    types = prepared.types
-    found: dict[tuple[str, int], Tap] = {}
+    tapped: dict[tuple[str, int], Tap] = {}
     skipped: dict[str, str] = {}
     for layer in coupling.layers:
         name, axis = layer.data_name, layer.data_axis
         shape = prepared.trace.shapes[name]
-        if name not in made_by or (name, axis) in found:
+        if name not in made_by or (name, axis) in tapped:
             continue
-        reason = _unfit(shape, axis, samples, np.dtype(types.get(name) or np.float32).kind)
+        reason = _unfit(shape, axis, analysis.samples, np.dtype(prepared.types.get(name) or np.float32).kind)
         if reason:
             skipped[name] = reason
             continue
@@ -106,8 +167,8 @@ def taps(prepared: Prepared, coupling: Coupling, samples: int, pool: int) -> tup
         sizes = tuple(size for other, size in enumerate(shape) if other not in (0, axis))
         kernel = tuple(ceil(size / pool) for size in sizes)
         positions = prod(ceil(size / step) for size, step in zip(sizes, kernel, strict=True))
-        found[name, axis] = Tap(made_by[name], name, axis, _first_of(units, filters), filters, sizes, kernel, positions)
-    return list(found.values()), list(skipped.items())
+        tapped[name, axis] = Tap(made_by[name], name, axis, _first_of(units, filters), filters, sizes, kernel, positions)
+    return list(tapped.values()), list(skipped.items())
 
 
 def _unfit(shape: Sequence[int], axis: int, samples: int, kind: str) -> str:
@@ -125,9 +186,9 @@ def _makers(prepared: Prepared, coupling: Coupling) -> dict[str, str]:
     last: dict[str, int] = {}
     for node in prepared.nodes:
         before = [last[name] for name in node.reads if name in last]
-        own = node.index if node.index in mixing else max(before, default=-1)
-        if own >= 0:
-            last.update((name, own) for name in node.outputs if name)
+        maker = node.index if node.index in mixing else max(before, default=-1)
+        if maker >= 0:
+            last.update((name, maker) for name in node.outputs if name)
     return {name: prepared.nodes[index].name for name, index in last.items()}
 
 
@@ -142,12 +203,20 @@ def _merged(units: IntArray) -> IntArray:
 
 def _first_of(units: IntArray, filters: IntArray) -> IntArray:
     _, first = np.unique(filters, return_index=True)
-    own: IntArray = units[first]
-    return own
+    firsts: IntArray = units[first]
+    return firsts
 
 
-def classes_of(prepared: Prepared, samples: int, free: str) -> tuple[str, int]:
-    """Name of the output with the class scores, and the number of classes.
+@dataclass(frozen=True)
+class ClassScores:
+    """The output with the class scores, and the number of classes."""
+
+    output: str
+    classes: int
+
+
+def classes_of(analysis: Analysis, free: str = "") -> ClassScores:
+    """What the model says of classes.
 
     Args:
         free: names of scores without labels, for the message.
@@ -155,15 +224,14 @@ def classes_of(prepared: Prepared, samples: int, free: str) -> tuple[str, int]:
     Raises:
         ModelError: the model is no classifier.
     """
+    prepared, samples = analysis.prepared, analysis.samples
     output = outputs(prepared.model)[0].name
     shape = prepared.trace.shapes.get(output, ())
     kind = np.dtype(prepared.types.get(output) or np.float32).kind
     if len(shape) == 2 and shape[0] == samples and shape[1] > 1 and kind == FLOATS:
-        return output, int(shape[1])
-    raise ModelError(
-        f"{prepared.model.name}: class profiles need a classifier, whose first output is (samples, at least 2 class scores); output "
-        f"'{output}' has shape {list(shape)} for {samples} samples. Scores that need no labels: {free}."
-    )
+        return ClassScores(output, int(shape[1]))
+    raise ModelError(f"{prepared.model.name}: class profiles need a classifier, whose first output is (samples, at least 2 class scores); "
+                     f"output '{output}' has shape {list(shape)} for {samples} samples. Scores that need no labels: {free}.")  # fmt: skip
 
 
 # ---- the pass --------------------------------------------------------------------------------------------------------
@@ -178,57 +246,63 @@ class Sums:
     keys: list[int] = field(default_factory=list)
 
 
-def profile(
-    prepared: Prepared,
-    chosen: Sequence[Tap],
-    output: tuple[str, int],
-    data: tuple[Batches, int, IntArray | None],
-    options: ProfileOptions,
+def class_profiles(
+    analysis: Analysis,
+    data: Dataset,
+    options: ProfileOptions | None = None,
+    progress: Progress = silent,
+    choose: Callable[[list[Tap]], list[Tap]] = list,
     free: str = "",
-    progress: Callable[[str, int], AbstractContextManager[Advance]] = lambda title, total: nullcontext(lambda steps: None),
 ) -> Profiles:
-    """Profile all taps in one pass over the data, then train one probe per tap.
+    """Class profiles of all layers of a classifier, by the labels of the data or else the model's own answers: one pass over the data,
+    then one probe per layer.
 
     Args:
-        output: the class scores and their number, from `classes_of`.
-        data: batches of (inputs, number of real samples), how many samples there are, and their labels (None: the model's argmax).
-        free: names of scores without labels, for messages.
+        choose: which of the tensors that could be profiled are (default: all).
+        free: names of what needs no labels, for messages (default: scores).
 
     Raises:
-        DataError: fewer samples than labels, one label only, or activations that are not finite.
-        ModelError: onnxruntime cannot run the model on the data.
-        OutputError: no room for the features in the folder of temporary files.
-        OptionError: bad options.
+        ModelError: the model is no classifier, or onnxruntime cannot run it on the data.
+        DataError: one label only, fewer samples than labels, labels out of range, activations that are not finite.
+        OptionError, OutputError: bad options, no room for temporary files.
     """
+    options = options or ProfileOptions()
     options.check()
-    batches, samples, given = data
-    classes = output[1]
+    free = free or ", ".join(sorted(name for name, known in SCORES.items() if isinstance(known.prepare, OfGroups)))
+    scores = classes_of(analysis, free)
+    tapped, skipped = taps(analysis, options.pool)
+    chosen, samples, classes = choose(tapped), data.samples, scores.classes
     if samples < classes:
         raise DataError(f"{samples} samples for {classes} labels: class profiles need at least one per label, and some 50 to be "
                         f"good. Give more data, or use a score that needs no labels: {free}.")  # fmt: skip
-    if given is not None:
-        _check_present(given, classes, free)
+    if data.labels is not None:
+        _check_present(data.labels, classes, free)
     widths = [tap.width for tap in chosen]
-    stored = np.arange(samples)
-    fitting = FEATURE_BYTES // max(1, 4 * sum(widths))
-    if fitting < samples:
-        stored = np.sort(np.random.default_rng(options.seed).choice(samples, max(1, fitting), replace=False))
-    with room(len(stored), widths) as store:
+    stored = _with_room(samples, widths, options.seed)
+    with room(stored, widths) as store:
         with progress("profiling", samples) as advance:
-            sums = collect(prepared.model, chosen, (output[0], classes), (batches, given), (stored, store), advance)
+            sums = collect(analysis.prepared.model, chosen, scores, pass_batches(analysis, data), data.labels, store, advance)
         labels = np.concatenate(sums.labels)
         _check_present(labels, classes, free)
         counts = np.bincount(labels, minlength=classes)
-        train, test = _split(np.array(sums.keys, np.int64)[stored], FEW * classes)
+        train, test = held_out_rows(np.array(sums.keys, np.int64)[stored], FEW * classes)
         layers = []
         with progress("training probes", len(chosen)) as advance:
-            for index, (tap, own) in enumerate(zip(chosen, sums.sums, strict=True)):
-                means = (own / np.maximum(counts, 1)[:, None]).T
-                layers.append(_layer(tap, means, counts > 0, (store.get(index), labels[stored], train, test), options))
+            for index, (tap, total) in enumerate(zip(chosen, sums.sums, strict=True)):
+                means = (total / np.maximum(counts, 1)[:, None]).T
+                layers.append(_layer(tap, means, counts > 0, Samples(store.get(index), labels[stored], train), test, options))
                 advance(1)
     missing = tuple(int(label) for label in np.flatnonzero(counts == 0))
-    source = "given" if given is not None else "argmax"
-    return Profiles(tuple(layers), classes, source, missing, samples, len(train), len(test))
+    source = "argmax" if data.labels is None else "given"
+    return Profiles(tuple(layers), classes, source, missing, samples, len(train), len(test), tuple(skipped))
+
+
+def _with_room(samples: int, widths: Sequence[int], seed: int) -> IntArray:
+    """Samples whose features are kept: all, or as many as `FEATURE_BYTES` hold."""
+    fitting = FEATURE_BYTES // max(1, 4 * sum(widths))
+    if fitting >= samples:
+        return np.arange(samples)
+    return np.sort(np.random.default_rng(seed).choice(samples, max(1, fitting), replace=False))
 
 
 def _check_present(labels: IntArray, classes: int, free: str) -> None:
@@ -236,74 +310,32 @@ def _check_present(labels: IntArray, classes: int, free: str) -> None:
     if len(present) and (present[0] < 0 or present[-1] >= classes):
         raise DataError(f"labels run from {present[0]} to {present[-1]}, but the model has classes 0 to {classes - 1}.")
     if len(present) < 2:
-        raise DataError(
-            f"all samples have the label {present[0] if len(present) else '(none)'}; class profiles compare at least 2 labels of "
-            f"{classes}. Give data of more labels, or use a score that needs no labels: {free}."
-        )
-
-
-@dataclass(frozen=True)
-class Store:
-    """Features (rows, width) of every tap, one after the other in an unnamed temporary file that the system removes when it is
-    closed or the process ends. Written like a file, where a full disk is an error; a memory map would crash."""
-
-    file: IO[bytes]
-    rows: int
-    widths: tuple[int, ...]
-
-    def _start(self, index: int) -> int:
-        return 4 * self.rows * sum(self.widths[:index])
-
-    def put(self, index: int, first: int, features: Array) -> None:
-        """Write features of tap ``index`` from row ``first`` on.
-
-        Raises:
-            OutputError: no room.
-        """
-        try:
-            self.file.seek(self._start(index) + 4 * first * self.widths[index])
-            left = memoryview(np.ascontiguousarray(features, np.float32).data).cast("B")
-            while left:
-                left = left[self.file.write(left) :]
-        except OSError as error:
-            need = f"{self._start(len(self.widths)) / 2**20:.0f} MiB of features ({error.strerror or error})"
-            raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. Set TMPDIR, or lower --samples or --pool.") from error
-
-    def get(self, index: int) -> Array:
-        """The features of tap ``index``, (rows, width), as a memory map."""
-        return np.memmap(self.file, np.float32, "r", self._start(index), (self.rows, self.widths[index]))
-
-
-@contextmanager
-def room(rows: int, widths: Sequence[int]) -> Iterator[Store]:
-    """A store for ``rows`` samples of features of these widths."""
-    with tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0) as file:
-        yield Store(file, rows, tuple(widths))
+        only = present[0] if len(present) else "(none)"
+        raise DataError(f"all samples have the label {only}; class profiles compare at least 2 labels of {classes}. "
+                        f"Give data of more labels, or use a score that needs no labels: {free}.")  # fmt: skip
 
 
 def collect(
-    model: Model, chosen: Sequence[Tap], output: tuple[str, int], data: tuple[Batches, IntArray | None],
-    kept: tuple[IntArray, Store], advance: Advance,
-) -> Sums:  # fmt: skip
-    """Run the data once through the tapped model. ``kept`` are the samples whose features are stored, and where."""
-    batches, given = data
-    stored, store = kept
+    model: Model, chosen: Sequence[Tap], scores: ClassScores, batches: Batches, given: IntArray | None, store: Store, advance: Advance
+) -> Sums:
+    """Run the data once through the tapped model; ``given`` are the labels of all samples (None: the model's argmax). The features of the
+    samples that have room in ``store`` go there."""
     editor = Editor(model)
     names = [_tap(editor, tap) for tap in chosen]
     tapped = editor.finish()
-    total = Sums([np.zeros((output[1], tap.width)) for tap in chosen])
-    for batch in observe(tapped, batches, names if given is not None else [*names, output[0]]):
+    total = Sums([np.zeros((scores.classes, tap.width)) for tap in chosen])
+    for batch in observe(tapped, batches, names if given is not None else [*names, scores.output]):
         start, count = batch.first, batch.count
-        own = batch.own(given)
-        labels = batch.samples(output[0]).argmax(1).astype(np.int64) if own is None else own
-        low, high = np.searchsorted(stored, (start, start + count))
+        known = batch.own(given)
+        labels = batch.samples(scores.output).argmax(1).astype(np.int64) if known is None else known
+        low, high = np.searchsorted(store.samples, (start, start + count))
         for index, (tap, name, sums) in enumerate(zip(chosen, names, total.sums, strict=True)):
             rows = _rows(tap, batch.values[name], batch.rows)[:count]
             with np.errstate(invalid="ignore", over="ignore"):
                 for label, row in zip(labels, rows, strict=True):
                     sums[label] += row  # float32 into float64, without the copies that a product with one-hot labels makes
             if low < high:
-                store.put(index, int(low), rows[stored[low:high] - start] if high - low < count else rows)
+                store.put(index, int(low), rows[store.samples[low:high] - start] if high - low < count else rows)
         total.labels.append(labels)
         total.keys += [_key(batch.feeds, row) for row in range(count)]
         advance(count)
@@ -331,15 +363,6 @@ def _key(feeds: Mapping[str, Array], row: int) -> int:
     return key
 
 
-def _split(keys: IntArray, enough: int) -> tuple[IntArray, IntArray]:
-    """Rows to train on and rows held out, in the order of their hashes; nothing is held out of fewer than ``enough``."""
-    order = np.argsort(keys, kind="stable")
-    out = keys[order] % HELD_OUT == 0
-    if len(keys) < enough or not out.any() or out.all():
-        return order, np.zeros(0, np.int64)
-    return order[~out], order[out]
-
-
 def _tap(editor: Editor, tap: Tap) -> str:
     """Append (N, channels, positions ...) in float32, pooled; the means of partial windows at the end run over what is there."""
     tensor = editor.append("Cast", [editor.tensor(tap.tensor)], {"to": 1}, name=f"{tap.tensor}/float")
@@ -353,21 +376,16 @@ def _tap(editor: Editor, tap: Tap) -> str:
     return editor.add_output(tensor)
 
 
-def _layer(
-    tap: Tap, means: FloatArray, present: BoolArray, stored: tuple[Array, IntArray, IntArray, IntArray], options: ProfileOptions
-) -> LayerProfile:
-    """Train the probe of one layer and read its clusters. ``stored`` are features, labels, and rows to train on and held out."""
-    features, labels, train, test = stored
-    weights = PROBES[options.probe](Samples(features, labels, train), len(present), options.seed)
-    measured = Samples(features, labels, test if len(test) else train)
+def _layer(tap: Tap, means: FloatArray, present: BoolArray, train: Samples, test: IntArray, options: ProfileOptions) -> LayerProfile:
+    """Train the probe of one layer and read its clusters; rows ``test`` of the features measure it (none: those it is trained on)."""
+    weights = PROBES[options.probe](train, len(present), options.seed)
+    measured = replace(train, rows=test) if len(test) else train
     ratios = None
     if options.loss:
-        ratios = loss_ratios(Samples(features, labels, measured.rows[:LOSS_SAMPLES]), weights, tap.columns)
-    accuracy = probe.accuracy(measured, weights)
-    own_means = by_filter(means, tap.columns)
-    own_weights = by_filter(weights * present, tap.columns)
-    found = label_sets(own_means, own_weights)
+        ratios = loss_ratios(replace(measured, rows=measured.rows[:LOSS_SAMPLES]), weights, tap.columns)
+    made, read = by_filter(means, tap.columns), by_filter(weights * present, tap.columns)
+    sets = label_sets(made, read)
     return LayerProfile(
-        tap.layer, tap.tensor, tap.axis, tap.filters, tap.units, own_means, own_weights,
-        found.clusters, found.label_sets, found.noise, accuracy, ratios,
+        tap.layer, tap.tensor, tap.axis, tap.filters, tap.units, made, read, sets.clusters, sets.label_sets, sets.noise,
+        accuracy(measured, weights), ratios,
     )  # fmt: skip

@@ -1,0 +1,398 @@
+"""The search: what an ablation is worth (rewards), what a plan asks for (aims), and the policy played until its horizon or its budget."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...core.errors import DataError, OptionError
+from ...core.options import PlanOptions
+from ...core.system import user_function
+from ...core.types import Array, BoolArray, FloatArray, Group, IntArray
+from ...coupling.analysis import Analysis, describe, silent
+from ...data.dataset import Dataset
+from ...evaluation import is_classifier, log_probabilities
+from ...graph.save import write_text
+from ...planning import bounds, parse_target
+from ...planning.widths import choose, least
+from ...scores.registry import Scored, Setting as Asked
+from . import PREFIX, REWARDS, BanditOptions
+from .ablation import Ablations, Block, Running
+from .policies import POLICIES, Policy, Pull, Setting, columns, order, replayed, summarise
+
+# ---- how little the outputs changed ----------------------------------------------------------------------------------
+
+Outputs = Sequence[Array]
+Reward = Callable[[Outputs, Outputs, IntArray | None], FloatArray]
+TEMPERATURE = 4.0  # softens the outputs: the ranking is the same from 5 to 30 times fewer images than at 1
+
+
+def make_reward(name: str | None, references: Sequence[Outputs], labels: IntArray | None) -> Reward:
+    """The built-in reward of that name; None: `divergence` for classifiers, else `relative-error`.
+
+    Args:
+        references: the model's outputs on all blocks of images.
+
+    Raises:
+        DataError: the reward needs labels, class scores or floating outputs, and there are none.
+        OptionError: unknown name.
+    """
+    first = references[0]
+    classes = is_classifier(first[0], len(first[0]))
+    name = name or ("divergence" if classes else "relative-error")
+    if name == "divergence":
+        if not classes:
+            raise DataError("reward 'divergence' needs class scores (one row of at least two per image); use relative-error")
+        return divergence
+    if name == "relative-error":
+        return _relative_error(references)
+    if name != "loss":
+        raise OptionError(f"unknown reward '{name}'. Known: {', '.join(REWARDS)}, or module:function")
+    if labels is None:
+        raise DataError("reward 'loss' needs labels (--labels, or an array 'labels' in the data); the default reward needs none")
+    if classes:
+        return cross_entropy
+    if first[0].size != len(first[0]):
+        raise DataError(f"reward 'loss' needs class scores or one number per image; the output has shape {list(first[0].shape)}")
+    spread = float(np.var(labels.astype(np.float64)))
+    return _squared_error(spread if spread > 0 else 1.0)
+
+
+def divergence(reference: Outputs, outputs: Outputs, labels: IntArray | None = None) -> FloatArray:
+    """r = 1 - min(1, sqrt(KL(softmax(z0 / T) || softmax(z / T)) / 2)), T = 4.
+
+    By Pinsker's inequality a lower bound of 1 - the total variation between the softened outputs.
+    """
+    p, q = log_probabilities(reference[0], TEMPERATURE), log_probabilities(outputs[0], TEMPERATURE)
+    kl = (np.exp(p) * (p - q)).sum(-1)
+    return _bounded(1 - np.sqrt(np.maximum(kl, 0) / 2))
+
+
+def _relative_error(references: Sequence[Outputs]) -> Reward:
+    """r = 1 - min(1, ||z - z0|| / s), s^2 = mean over images of ||z0 - mean z0||^2: s is fixed by the unmasked model before the search.
+
+    All floating outputs count. Where the model gives the same for all images, s is ||z0|| (or 1).
+    """
+    kept = [index for index, array in enumerate(references[0]) if array.dtype.kind == "f"]
+    if not kept:
+        raise DataError("the model has no floating output to compare; give reward=module:function")
+    blocks = [[block[index] for index in kept] for block in references]
+    count = sum(len(block[0]) for block in blocks)
+    centre = sum(_flat(block).sum(0) for block in blocks) / count
+    scale = (sum(float(((_flat(block) - centre) ** 2).sum()) for block in blocks) / count) ** 0.5
+    scale = scale or float((centre**2).sum()) ** 0.5 or 1.0
+
+    def relative_error(reference: Outputs, outputs: Outputs, labels: IntArray | None = None) -> FloatArray:
+        change = _flat([outputs[index] for index in kept]) - _flat([reference[index] for index in kept])
+        return _bounded(1 - np.sqrt((change**2).sum(1)) / scale)
+
+    return relative_error
+
+
+def cross_entropy(reference: Outputs, outputs: Outputs, labels: IntArray | None) -> FloatArray:
+    """d = CE(z) - CE(z0), the change of the loss that the paper measures; r = 1 / (1 + exp(d)) = p(y) / (p(y) + p0(y)), 1/2 where
+    nothing changed."""
+    assert labels is not None
+    rows = np.arange(len(labels))
+    change = log_probabilities(reference[0])[rows, labels] - log_probabilities(outputs[0])[rows, labels]
+    return _logistic(change)
+
+
+def _squared_error(spread: float) -> Reward:
+    def squared_error(reference: Outputs, outputs: Outputs, labels: IntArray | None) -> FloatArray:
+        """d = ((z - y)^2 - (z0 - y)^2) / var(y); r = 1 / (1 + exp(d))."""
+        assert labels is not None
+        changed, before = (item[0].astype(np.float64).reshape(-1) for item in (outputs, reference))
+        return _logistic(((changed - labels) ** 2 - (before - labels) ** 2) / spread)
+
+    return squared_error
+
+
+def _logistic(change: FloatArray) -> FloatArray:
+    return _bounded(1 / (1 + np.exp(np.clip(change, -700, 700))))
+
+
+def _flat(arrays: Sequence[Array]) -> FloatArray:
+    return np.concatenate([array.reshape(len(array), -1).astype(np.float64) for array in arrays], axis=1)
+
+
+def _bounded(rewards: FloatArray) -> FloatArray:
+    """Into [0, 1]; outputs that are not numbers any more are the worst."""
+    return np.clip(np.nan_to_num(rewards, nan=0.0), 0.0, 1.0)
+
+
+def checked(reward: Reward, name: str) -> Reward:
+    """A user's reward whose values are checked at every ablation.
+
+    Raises:
+        OptionError: it fails, or does not give one number in [0, 1] per image.
+    """
+
+    def call(reference: Outputs, outputs: Outputs, labels: IntArray | None) -> FloatArray:
+        images = len(reference[0])
+        try:
+            values = np.asarray(reward(reference, outputs, labels), np.float64)
+        except Exception as error:
+            raise OptionError(f"reward={name} failed: {type(error).__name__}: {error}") from error
+        if values.shape != (images,) or not ((values >= 0) & (values <= 1)).all():
+            raise OptionError(
+                f"reward={name}: expected {images} numbers in [0, 1], one per image; found shape {list(values.shape)}"
+                + (f" with values from {values.min():.3g} to {values.max():.3g}" if values.size else "")
+            )
+        return values
+
+    return call
+
+
+# ---- what a plan asks for --------------------------------------------------------------------------------------------
+
+STAND_IN = PlanOptions(ratio=0.5)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """``groups`` may shrink as ``options`` say: a ratio, or targets on MACs and parameters, uniform or global."""
+
+    analysis: Analysis
+    groups: Sequence[Group]
+    options: PlanOptions
+
+    def removed(self, scores: FloatArray) -> BoolArray:
+        """Flags per unit of the model after the removal (all that may leave where the targets cannot be held)."""
+        options, coupling = replace(self.options, align=None), self.analysis.coupling  # only the final plan needs aligned widths
+        wanted = bounds([parse_target(text) for text in options.targets], self.figures(None))
+        chosen = choose(coupling, self.groups, scores, options, self.figures, wanted)
+        return least(coupling, self.groups, scores, options) if chosen is None else chosen
+
+    def figures(self, removed: BoolArray | None) -> dict[str, float]:
+        """What can be counted after a removal."""
+        return _counted(self.analysis, removed)
+
+
+def _counted(analysis: Analysis, removed: BoolArray | None = None) -> dict[str, float]:
+    size = analysis.size(removed)
+    return {"macs": size.macs, "params": float(size.params)}
+
+
+def aim_of(analysis: Analysis, groups: Sequence[Group] | None = None, options: PlanOptions | None = None) -> Aim:
+    """The aim of a plan. Without one, and where latency, memory, file size or ``max_drop`` would have to be measured on models (too slow
+    for a search), half of every group (which matters for `sar`); the plan goes on from there, or stops before, in the order found."""
+    options, groups = options or STAND_IN, analysis.coupling.groups if groups is None else groups
+    counted = options.ratio is not None or _shrinks(analysis, options.targets)
+    chosen = options if counted else replace(options, ratio=STAND_IN.ratio, targets=())
+    allocation = "global" if options.allocation == "global" else "uniform"
+    return Aim(analysis, groups, replace(chosen, allocation=allocation, max_drop=None))
+
+
+def _shrinks(analysis: Analysis, targets: Sequence[str]) -> bool:
+    """Whether targets are all counted and one of them is below what the model has (a sweep starts from macs=100%)."""
+    wanted, before = [parse_target(text) for text in targets], _counted(analysis)
+    return all(target.what in before for target in wanted) and any(bound < before[what] for what, bound in bounds(wanted, before).items())
+
+
+# ---- images and time -------------------------------------------------------------------------------------------------
+
+
+def rate(engine: Ablations) -> float:
+    """Ablations per second, from one timed run of some groups, weighted by their units."""
+    groups = np.unique(np.linspace(0, engine.owner.max(), TIMED_GROUPS).astype(np.int64))
+    seconds = done = 0.0
+    for group in groups:
+        places = np.flatnonzero(engine.owner == group)
+        run = engine.runs(places)[0]
+        start = time.perf_counter()
+        engine.outputs(run, 0)
+        seconds += (time.perf_counter() - start) / len(run) * len(places)
+        done += len(places)
+    return done / max(seconds, 1e-9)
+
+
+def gather(data: Dataset, order: IntArray, batch: int) -> list[Block]:
+    """The samples ``order`` in blocks of ``batch``; padded to the batch of the model where that is fixed."""
+    place = np.full(data.samples, -1, np.int64)
+    place[order] = np.arange(len(order))
+    held: dict[str, Array] = {}
+    start = 0
+    for feeds, count in data.batches():
+        target = place[start : start + count]
+        for name, array in feeds.items():
+            rows = held.setdefault(name, np.empty((len(order), *array.shape[1:]), array.dtype))
+            rows[target[target >= 0]] = array[:count][target >= 0]
+        start += count
+    blocks = []
+    for first in range(0, len(order), batch):
+        images = {name: rows[first : first + batch] for name, rows in held.items()}
+        labels = None if data.labels is None else data.labels[order[first : first + batch]]
+        if data.fixed and batch < data.batch:
+            images = {name: np.concatenate([rows, np.repeat(rows[-1:], data.batch - batch, axis=0)]) for name, rows in images.items()}
+        blocks.append(Block(images, batch, labels))
+    return blocks
+
+
+# ---- the scores ``bandit:*`` -----------------------------------------------------------------------------------------
+
+DEFAULT_PULLS = 5
+TIMED_GROUPS = 3
+SPARE_BLOCKS = 4  # policies that choose may ablate a unit on so many times the average number of blocks before images come again
+BUDGET_BLOCKS = 64
+INPUT_SHARE = 0.25  # of the memory, for input images
+SHOW_SECONDS = 2.0
+NOTHING = "stopped before the first ablation; there is nothing to plan with. Give a larger budget."
+
+
+def search(policy: str, analysis: Analysis, data: Dataset, setting: Asked) -> Scored:
+    """Importance of the units of some groups by ablations: ``setting.groups`` as ``setting.plan`` asks for, else half of every group.
+
+    Raises:
+        OptionError: unknown reward, or stopped before the first ablation.
+        DataError: data that the reward cannot use.
+    """
+    try:
+        opened = _Search(policy, analysis, data, setting)
+    except KeyboardInterrupt:
+        raise OptionError(NOTHING) from None
+    return opened.run()
+
+
+class _Search:
+    """One search, with all sessions open and nothing ablated yet."""
+
+    def __init__(self, policy: str, analysis: Analysis, data: Dataset, setting: Asked) -> None:
+        self.started = self.shown = time.monotonic()
+        self.analysis, self.policy, self.data, self.progress = analysis, policy, data, setting.progress
+        self.seed, self.options = setting.seed, setting.options or BanditOptions()
+        self.aim = aim_of(analysis, setting.groups, setting.plan)
+        self.pulls = None if self.options.budget is not None else self.options.pulls or DEFAULT_PULLS
+        self.log: list[Pull] = []
+        self.text: str | None = None
+        blocks = self._blocks()
+        self.engine = Ablations(analysis.prepared, analysis.coupling, self.aim.groups, blocks, Running(self.options.memory))
+        labels = None if data.labels is None else np.concatenate([block.labels for block in blocks if block.labels is not None])
+        named = self.options.reward or ""
+        theirs = checked(user_function(named, f"reward={named}"), named) if ":" in named else None
+        self.reward = theirs or make_reward(named or None, self.engine.references, labels)
+        self.deadline = time.monotonic() + (self.options.budget or np.inf)  # opening sessions is not part of the budget
+        self.horizon = self._horizon()
+
+    def _blocks(self) -> list[Block]:
+        """Random images, the same for all units, in blocks: as many as the policy can use, the data hold, and the memory allows."""
+        data, options = self.data, self.options
+        batch = min(options.batch, data.samples, data.batch if data.fixed else options.batch)
+        wanted = data.samples // batch
+        if self.policy != "leave-one-out":
+            spread = 1 if self.policy in ("round-robin", "hedge") else SPARE_BLOCKS
+            wanted = min(wanted, BUDGET_BLOCKS if self.pulls is None else self.pulls * spread)
+        feeds = self.analysis.prepared.feeds
+        size = sum(array.nbytes / max(1, len(array)) for array in feeds.values() if array.ndim)
+        count = max(1, min(wanted, int(options.memory * INPUT_SHARE / max(size * batch, 1)))) * batch
+        drawn = np.random.default_rng(self.seed).permutation(data.samples)[:count]
+        return gather(data, drawn, batch)
+
+    def _horizon(self) -> int:
+        """Ablations in all: asked for, of all data, or what the budget should last for."""
+        arms = len(self.engine.units)
+        if self.policy == "leave-one-out":
+            return arms * len(self.engine.blocks)
+        if self.pulls is not None:
+            return arms * self.pulls
+        if not POLICIES[self.policy].needs_horizon:
+            return 2**62
+        return max(arms, int((self.deadline - time.monotonic()) * rate(self.engine)))
+
+    def run(self) -> Scored:
+        """Ablate until the horizon, the deadline or Ctrl-C."""
+        policy, ended, interrupted = self._fresh(), False, False
+        total = self.horizon if self.options.budget is None else max(1, int(self.deadline - time.monotonic()))
+        try:
+            with self.progress("ablating", total) as advance:
+                ended = self._play(policy, advance)
+        except KeyboardInterrupt:
+            interrupted = True
+        if not self.log:
+            raise OptionError(NOTHING)
+        if not ended:
+            policy = replayed(self._fresh(), self.log, self.horizon, len(self.engine.blocks))
+        scores, notes = self._scores(policy.standing()), self._notes(policy, interrupted)
+        summary = summarise(len(self.engine.units), *columns(self.log), self.engine.blocks[0].count)
+        ablated = {f"arms/{name}": array for name, array in ({"units": self.engine.units} | summary).items()}
+        if self.options.traces is not None:
+            self._write(self.options.traces, scores, notes, summary)
+        return Scored(PREFIX + self.policy, scores, notes=notes, arrays=ablated.items)
+
+    def _fresh(self) -> Policy:
+        def quota(means: FloatArray) -> tuple[IntArray, IntArray]:
+            removed = self.aim.removed(self._scores(means))[self.engine.units]
+            owner = self.engine.owner if self.aim.options.allocation == "uniform" else np.zeros_like(self.engine.owner)
+            return owner, np.bincount(owner[removed], minlength=int(owner.max()) + 1)
+
+        options = self.options
+        setting = Setting(len(self.engine.units), self.horizon, self.seed, options.epsilon, options.temperature, quota)
+        return POLICIES[self.policy](setting)
+
+    def _scores(self, standing: FloatArray) -> FloatArray:
+        scores = np.ones(self.analysis.coupling.units)
+        scores[self.engine.units] = 1 - standing
+        return scores
+
+    def _play(self, policy: Policy, advance: Callable[..., None]) -> bool:
+        """Whether the policy was done before the deadline."""
+        while (done := len(self.log)) < self.horizon:
+            arms, places = order(policy, self.horizon - done, len(self.engine.blocks))
+            if not len(arms):
+                return True
+            at = 0
+            while at < len(arms):
+                now = time.monotonic()
+                if now >= self.deadline:
+                    return False
+                same = int(np.searchsorted(places[at:], places[at], side="right"))
+                run = self.engine.runs(arms[at : at + same])[0]
+                self._ablate(run, int(places[at]))
+                at += len(run)
+                self._tell(policy, advance, len(run) if self.options.budget is None else time.monotonic() - now)
+            policy.update(arms, columns(self.log[done:])[1])
+        return True
+
+    def _ablate(self, run: IntArray, block: int) -> None:
+        reference, labels = self.engine.references[block], self.engine.blocks[block].labels
+        rewards = [self.reward(reference, outputs, labels) for outputs in self.engine.outputs(run, block)]
+        # at once, so that an interruption leaves whole ablations
+        self.log.extend([(int(arm), float(item.mean()), float((item**2).mean())) for arm, item in zip(run, rewards, strict=True)])
+
+    def _tell(self, policy: Policy, advance: Callable[..., None], steps: float) -> None:
+        """Move the bar; now and then work out the current cut."""
+        now = time.monotonic()
+        if now - self.shown > SHOW_SECONDS and self.progress is not silent:
+            removed = self.aim.removed(self._scores(policy.standing()))
+            size, before = self.analysis.size(removed), self.analysis.size()
+            self.text = f"cut now: {removed.sum()} sets of coupled channels, {size.macs / before.macs:.0%} of the MACs"
+            self.shown = now
+        advance(steps, self.text)
+
+    def _notes(self, policy: Policy, interrupted: bool) -> tuple[str, ...]:
+        notes = []
+        if interrupted:
+            of = f" of {self.horizon}" if self.options.budget is None else ""
+            notes.append(f"stopped by the user after {len(self.log)}{of} ablations; the plan is the best so far")
+        missing = int((policy.pulls == 0).sum())
+        if missing:
+            notes.append(f"{missing} of {len(policy.pulls)} sets of coupled channels were never ablated and rank at the mean of the others")
+        return tuple(notes)
+
+    def _write(self, path: str, scores: FloatArray, notes: Sequence[str], summary: Mapping[str, Array]) -> None:
+        named = {
+            "group": [group.name for group in self.aim.groups for _ in range(group.width)],
+            "position": [at for group in self.aim.groups for at in range(group.width)],
+        }
+        traced = {
+            "format": "sfp_onnx scores", "version": 1, "model_sha256": self.analysis.model.sha256,
+            "score": PREFIX + self.policy, "data": describe(self.data), "notes": notes,
+            "groups": {group.name: scores[group.units].tolist() for group in self.aim.groups},
+            "images_per_pull": self.options.batch, "seconds": round(time.monotonic() - self.started, 3),
+            "forwards": self.engine.forwards, "arms": named | {name: array.tolist() for name, array in summary.items()},
+        }  # fmt: skip
+        write_text(path, json.dumps(traced, indent=1) + "\n", self.analysis.model.paths)
