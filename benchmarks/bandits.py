@@ -157,7 +157,7 @@ def _rows(net: Net, engine: Ablations, table: np.ndarray) -> Iterator[tuple[str,
 
         yield f"{name}, 5 pulls", made, 2
     for name in ("contribution", "obs"):
-        data = sfp_onnx.score(net.analysis, name, net.calib).values[engine.units]
+        data = sfp_onnx.score(net.analysis, name, net.calib)[engine.units]
         yield f"{name} (all images)", lambda ratio, seed, how, data=data: data, 1
     yield "random", lambda ratio, seed, how: np.random.default_rng(seed).random(len(engine.units)), 2
 

@@ -90,7 +90,7 @@ def tabular(seeds: int = 10) -> None:
             engine = Ablations(analysis.prepared, analysis.coupling, groups, gather(data, rows, 8))
             table = table_of(engine)
             dense[at, seed] = _quality(layers, [np.ones(64), np.ones(32)], test, classes)
-            free = {name: sfp_onnx.score(analysis, name, data).values[engine.units] for name in ("contribution", "magnitude")}
+            free = {name: sfp_onnx.score(analysis, name, data)[engine.units] for name in ("contribution", "magnitude")}
             for number, rate in enumerate(rates):
                 counts = np.array([int(rate * group.width + 1e-9) for group in groups])
                 for place, name in enumerate(names):

@@ -474,7 +474,7 @@ def test_no_data_no_labels_unknown_policy() -> None:
         sfp_onnx.plan(analysis, PlanOptions(ratio=0.5), "bandit:ucb1,reward=loss", data)
     with pytest.raises(sfp_onnx.OptionError, match=r"bandit:x.*bandit:ucb1"):
         sfp_onnx.score(analysis, "bandit:x", data)
-    assert sfp_onnx.score(analysis, "bandit:sar", data).values.shape == (20,)
+    assert sfp_onnx.score(analysis, "bandit:sar", data).shape == (20,)
     with pytest.raises(sfp_onnx.DataError):
         make_reward("divergence", [[np.zeros((3, 1), np.float32)]], None)
     with pytest.raises(sfp_onnx.DataError):

@@ -58,7 +58,7 @@ def scores(model: onnx.ModelProto, text: str, data: np.ndarray = DATA, **options
     analysis = sfp_onnx.inspect(model)
     needed = any(own.needs_data for own in parse(text).scores)
     given = sfp_onnx.data_for(analysis.model, {"x": data, "labels": LABELS}) if needed else None
-    return analysis, sfp_onnx.score(analysis, text, given, ScoreOptions(**options)).values
+    return analysis, sfp_onnx.score(analysis, text, given, ScoreOptions(**options))
 
 
 def stem_scores(model: onnx.ModelProto, name: str, data: np.ndarray = DATA, **options: int) -> np.ndarray:
@@ -189,7 +189,7 @@ def test_batch_size_and_order_of_samples_do_not_matter(name: str) -> None:
         for data, labels, batch in ((DATA, LABELS, 5), (DATA[::-1], LABELS[::-1], 24)):
             given = sfp_onnx.data_for(analysis.model, {"x": np.ascontiguousarray(data), "labels": labels})
             assert given is not None
-            found.append(sfp_onnx.score(analysis, name, replace(given, batch=batch)).values)
+            found.append(sfp_onnx.score(analysis, name, replace(given, batch=batch)))
         # obs inverts matrices whose products are summed in float32 within a batch (and sees every position of maps as small as these)
         np.testing.assert_allclose(*found, rtol=1e-3 if name == "obs" else 1e-5)
 
@@ -372,8 +372,8 @@ def test_joined_scores_are_mean_ranks_within_each_group() -> None:
     model = chain()
     analysis = sfp_onnx.inspect(model)
     data = sfp_onnx.data_for(analysis.model, {"x": DATA, "labels": LABELS})
-    joined = sfp_onnx.score(analysis, "sfp+contribution", data).values
-    parts = [sfp_onnx.score(analysis, name, data).values for name in ("sfp", "contribution")]
+    joined = sfp_onnx.score(analysis, "sfp+contribution", data)
+    parts = [sfp_onnx.score(analysis, name, data) for name in ("sfp", "contribution")]
     for group in analysis.coupling.groups:
         ranks = [(np.argsort(np.argsort(own[group.units])) + 1) / group.width for own in parts]
         np.testing.assert_allclose(joined[group.units], (ranks[0] + ranks[1]) / 2)
@@ -382,7 +382,7 @@ def test_joined_scores_are_mean_ranks_within_each_group() -> None:
 def test_any_scores_join_and_what_they_say_is_put_together() -> None:
     analysis = sfp_onnx.inspect(chain())
     data = sfp_onnx.data_for(analysis.model, {"x": DATA})
-    joined = sfp_onnx.score(analysis, "bandit:sar+obs+sfp,pulls=2", data)
+    joined = sfp_onnx.scored(analysis, "bandit:sar+obs+sfp,pulls=2", data)
     assert joined.name == "bandit:sar+obs+sfp,pulls=2" and not joined.errors and joined.values.shape == (analysis.coupling.units,)
     assert joined.details is not None and any("argmax" in note for note in joined.notes)
     assert {"arms/pulls", "layer_names", "0/matrices"} <= {name for name, _ in joined.arrays()}
