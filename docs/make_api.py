@@ -20,20 +20,18 @@ Everything that the command line does can be called from Python. A first program
 ```python
 import sfp_onnx
 
-model = sfp_onnx.load("samples/digits.onnx")
-raw = sfp_onnx.Preprocessing(scale=16, mean=(0.3,), std=(0.35,), layout="nhwc")
-data = sfp_onnx.data_for(model, "samples/digits_calibration.npz", preprocessing=raw)
+raw = sfp_onnx.DataOptions(scale=16, mean=(0.3,), std=(0.35,), layout="nhwc")
 options = sfp_onnx.PlanOptions(targets=("macs=50%",), align=8)
-result = sfp_onnx.prune(model, options, "obs", data, repair=sfp_onnx.RepairOptions())
+result = sfp_onnx.prune("samples/digits.onnx", options, data="samples/digits_calibration.npz", data_options=raw)
 result.save("smaller.onnx")
 ```
 
-Functions do not choose like the command line does: without `repair` nothing is repaired, and without a score's name it is
-`contribution` with data and `magnitude` without. With the arguments above, the result is the file that
-`sfp-onnx prune samples/digits.onnx -o smaller.onnx --data ... --target macs=50% --align 8` writes.
+The defaults are those of the command line, and the same request gives the same bytes: this is the file that
+`sfp-onnx prune samples/digits.onnx -o smaller.onnx --data samples/digits_calibration.npz --scale 16 ... --target macs=50% --align 8` writes
+(with data: score `obs`, repair by least squares, verified). `repair=None` leaves the repair out.
 
 Data may be a path, an array, or a mapping of arrays by input name (and `labels`). Progress, where a function takes it, is called as
-`progress(done, total)`. All errors are subclasses of `SfpError` and carry the exit code of the command line.
+`with progress(title, total) as advance: advance(steps)`. What a run says while it works goes to the logger `sfp_onnx`. All errors are subclasses of `SfpError` and carry the exit code of the command line.
 """
 SECTIONS = (
     ("Functions", lambda own: inspect.isfunction(own)),
