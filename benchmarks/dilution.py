@@ -24,11 +24,11 @@ from sfp_onnx import graph
 from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.core.types import Array, BoolArray
 from sfp_onnx.coupling.analysis import silent
-from sfp_onnx.methods.dilution import correlation, find_method
+from sfp_onnx.methods.dilution import KERNEL, KernelView, MethodOptions, correlation, find_method, tile_sums
 from sfp_onnx.methods.dilution import method as register
 from sfp_onnx.methods.dilution.connections import zeroed
-from sfp_onnx.methods.dilution.masks import KERNEL, KernelView, MethodOptions, tile_sums
-from sfp_onnx.methods.dilution.stages import DiluteOptions, Seen, look, losses_of, masked, refitted
+from sfp_onnx.methods.dilution.ends import Seen, look, losses_of
+from sfp_onnx.methods.dilution.stages import DiluteOptions, masked, refitted
 from sfp_onnx.methods.sfp.profiles import ProfileOptions
 from sfp_onnx.runtime import open_session
 

@@ -15,10 +15,12 @@ from typing import Any
 PLACES = {
     "core.errors": "DataError ModelError OptionError OutputError PlanError SfpError TargetError VerificationError",
     "core.options": "DataOptions InspectOptions OutputOptions PlanOptions RepairOptions ScoreOptions BanditOptions",
-    "core.types": "Cut Evaluation Group LayerProfile Plan Profiles Size Verification",
+    "core.types": "Cut Group LayerProfile Plan Profiles Size",
     "coupling.analysis": "Analysis data_for inspect load",
+    "cut.verify": "Verification",
     "data": "Preprocessing",
     "data.dataset": "Dataset open_data",
+    "evaluation": "Evaluation",
     "graph.model": "Model",
     "graph.save": "save",
     "methods.dilution.stages": "DiluteOptions Diluted dilute",

@@ -10,19 +10,36 @@ from typing import Any
 
 import numpy as np
 
-from . import graph
 from .core.errors import DataError, OptionError
 from .core.options import AMOUNT, option
 from .core.system import log, user_function
-from .core.types import Array, BoolArray, Evaluation, FloatArray, IntArray, Size
+from .core.types import Array, BoolArray, FloatArray, IntArray, Size
 from .coupling.analysis import ModelSource, Progress, inspect, load, silent
 from .data.dataset import Dataset
+from .graph import model as graph
 from .graph.model import Model, inputs
 from .graph.save import file_bytes
 from .planning import bounds, parse_target, show
 from .runtime import Batches, Feeds, Observed, latencies, observe, open_model, side_by_side
 
 LATENCY_REPEATS = 50
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one model on data; None where it does not apply. ``latency_ratio`` is to the first model, from
+    the minima of interleaved runs."""
+
+    model: str
+    samples: int
+    top1: float | None
+    agreement: float | None
+    kl: float | None
+    relative_error: float | None
+    size: Size
+    latency_min_ms: float | None = None
+    latency_median_ms: float | None = None
+    latency_ratio: float | None = None
 
 
 @dataclass

@@ -18,11 +18,20 @@ import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.errors import DataError, OptionError, TargetError
 from sfp_onnx.core.options import RepairOptions
-from sfp_onnx.methods.dilution import METHODS, find_method
+from sfp_onnx.methods.dilution import (
+    METHODS,
+    Ends,
+    KernelView,
+    MethodOptions,
+    Profile,
+    even_labels,
+    find_method,
+    keep_by_rank,
+    label_profile,
+)
 from sfp_onnx.methods.dilution.connections import Chosen, choose, targets
-from sfp_onnx.methods.dilution.ends import kernel_losses
-from sfp_onnx.methods.dilution.masks import Ends, KernelView, MethodOptions, Profile, even_labels, keep_by_rank, label_profile
-from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, dilute, look, masked
+from sfp_onnx.methods.dilution.ends import kernel_losses, look
+from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, dilute, masked
 from sfp_onnx.methods.sfp.profiles import ProfileOptions
 from sfp_onnx.scores import scoring
 

@@ -24,7 +24,7 @@ from sfp_onnx.core.errors import OptionError
 from sfp_onnx.coupling.analysis import data_for, load
 from sfp_onnx.data.checks import _remedies
 from sfp_onnx.report.manifest import clocked
-from sfp_onnx.rules.traits import training_nodes
+from sfp_onnx.rules.registry import training_nodes
 
 
 def good(*arguments: object) -> Result:

@@ -24,8 +24,8 @@ from sfp_onnx.cli import main
 from sfp_onnx.cli.arguments import byte_size
 from sfp_onnx.core.errors import VerificationError
 from sfp_onnx.core.options import RepairOptions
-from sfp_onnx.core.types import LayerFit
 from sfp_onnx.repair import lockstep
+from sfp_onnx.repair.lockstep import LayerFit
 from sfp_onnx.repair.walk import Store
 from sfp_onnx.report.manifest import Pruned
 from sfp_onnx.scores.elimination import MOST_BLOCKS, eliminate, elimination

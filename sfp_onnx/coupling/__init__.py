@@ -12,27 +12,12 @@ import numpy as np
 from ..core.errors import ModelError
 from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Follow, Group, IntArray, Layer, Node, Pinned, Trace, Weight
 from ..graph.model import Constants, Prepared, initializers, outputs
-from ..rules.context import Choice, Context, Facts, LayerFact, PinFact, TiePair
-from ..rules.labels import FIXED, Labels, compact, components, varying
-from ..rules.registry import RULES
-from ..rules.traits import Trait, has
-from .branches import branches
-
-
-def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
-    """Label every tensor, resolve the labels to units, and form groups.
-
-    Args:
-        cut_layernorm: allow axes that LayerNormalization normalises over to shrink (it is rewritten, exactly, and slower).
-
-    Raises:
-        ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
-    """
-    coupling = resolve(state(prepared, cut_layernorm), prepared)
-    return replace(coupling, branches=branches(coupling, prepared))
-
+from ..rules.context import Context
+from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
+from ..rules.registry import RULES, Trait, has
 
 # ---- run the rules over the graph in topological order and collect their facts ---------------------------------------
+
 
 def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""

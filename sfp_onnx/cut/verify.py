@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import ModelError, VerificationError
-from ..core.types import Array, Cut, Verification
+from ..core.types import Array, Cut
 from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
 from ..graph.model import Constants, Model, outputs
 from ..runtime import Optimize, open_model
 
 ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest relative difference between the pruned model and the masked original, per kind of input."""
+
+    errors: Mapping[str, float]
+    tolerance: float
 
 
 def masked(model: Model, types: Mapping[str, Any], cuts: Iterable[Cut]) -> Model:

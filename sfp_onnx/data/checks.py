@@ -13,7 +13,7 @@ from ..core.system import log
 from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..evaluation import outputs
 from ..graph.model import Model, inputs
-from ..rules.traits import training_nodes
+from ..rules.registry import training_nodes
 from ..runtime import Feeds
 from . import Preprocessing
 from .dataset import Dataset, Source, open_data

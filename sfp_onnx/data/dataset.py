@@ -11,9 +11,9 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.types import Array, IntArray, Port
-from . import Preprocessing
+from . import Opened, Preprocessing, Reader
 from .images import is_images, open_images
-from .readers import LABEL_NAMES, Opened, Reader, check_labels, is_call, load_labels, open_call, open_source
+from .readers import LABEL_NAMES, check_labels, is_call, load_labels, open_call, open_source
 
 BATCH = 64
 Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]

@@ -17,8 +17,7 @@ import numpy as np
 from ..core.errors import DataError, OptionError
 from ..core.system import need
 from ..core.types import Array, IntArray, Port
-from . import Preprocessing
-from .readers import Opened
+from . import Opened, Preprocessing
 
 ENDINGS = frozenset(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 SKIPPED = 0.01  # share of damaged images up to which they are left out (one is always allowed)

@@ -10,52 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
 from ..core.errors import DataError
 from ..core.system import user_function
 from ..core.types import Array, IntArray, Port
-from ..graph.load import load_tensor
-from . import Preprocessing
+from ..graph.model import load_tensor
+from . import Memory, Opened, Reader, digest_of
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted
 MOST_DEFLATED = 1100  # deflate packs at most 1032 bytes into one
-
-
-class Reader(Protocol):
-    """Rows of one array on disk or in memory."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
-
-    @property
-    def dtype(self) -> Any:
-        """Its numpy type."""
-
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        """The rows ``indices`` (ascending), ``size`` at a time."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """An array in memory or memory-mapped."""
-
-    array: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> Any:
-        return self.array.dtype
-
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        for start in range(0, len(indices), size):
-            yield np.asarray(self.array[indices[start : start + size]])
 
 
 @dataclass(frozen=True)
@@ -106,20 +72,6 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
         raise
     except Exception as error:  # numpy reads the header as Python, and raises what that does
         raise ValueError(f"the header of an array is damaged: {error}") from error
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A source that was opened. ``labels`` are its own; ``steps`` replace those that were asked for; ``axis`` holds the channels of the
-    rows as the model takes them."""
-
-    readers: Mapping[str, Reader]
-    name: str
-    sha256: str
-    labels: Array | None = None
-    notes: tuple[str, ...] = ()
-    steps: Preprocessing | None = None
-    axis: int = 1
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -194,15 +146,6 @@ def open_source(source: str | Path | Mapping[str, Array] | Array, ports: Sequenc
         return _open_npz(path), str(path), digest_of([path])
     except DAMAGED as error:
         raise DataError(f"{path}: not a readable .npz or .npy file: {error}") from error
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------

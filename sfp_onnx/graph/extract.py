@@ -12,8 +12,7 @@ import onnx.helper
 import onnx.numpy_helper
 
 from ..core.types import Array, Node
-from .index import GraphIndex
-from .model import Model, Prepared, annotate, make_initializer, nodes
+from .model import GraphIndex, Model, Prepared, annotate, make_initializer, nodes
 
 Shape = Sequence[int | str | None] | None
 

@@ -16,10 +16,9 @@ import onnx.inliner
 import onnx.numpy_helper
 from google.protobuf.message import DecodeError
 
-from ..core.errors import DataError, ModelError
+from ..core.errors import ModelError
 from ..core.types import Array
-from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, make_stub
-from .storage import densify, to_dense
+from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, densify, make_stub, to_dense
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -263,20 +262,6 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
         return None
     tensor.name = node.output[0]
     return tensor
-
-
-def load_tensor(path: Path) -> tuple[str, Array]:
-    """Name and value of a serialized TensorProto (``input_0.pb``).
-
-    Raises:
-        DataError: not a tensor.
-    """
-    tensor = onnx.TensorProto()
-    try:
-        tensor.ParseFromString(path.read_bytes())
-        return tensor.name, onnx.numpy_helper.to_array(tensor)
-    except (DecodeError, ValueError, TypeError, OSError) as error:
-        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error
 
 
 # ---- damage that would make others stumble later ---------------------------------------------------------------------

@@ -5,7 +5,7 @@ So every copy and every edit of the graph is cheap, whatever the size of the wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,10 @@ import onnx.checker
 import onnx.helper
 import onnx.numpy_helper
 import onnx.shape_inference
+from google.protobuf.message import DecodeError
 
-from ..core.errors import ModelError
+from ..core.errors import DataError, ModelError
 from ..core.types import Array, Node, Port, Trace
-from .index import GraphIndex
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
 INLINE_BYTES = 1024
@@ -57,6 +57,69 @@ class Model:
     def name(self) -> str:
         """What messages call the model."""
         return str(self.source) if self.source else "the model"
+
+
+CAPTURED = -1
+"""The position at which a sub-graph of a node reads an outer tensor."""
+
+
+@dataclass(frozen=True)
+class GraphIndex:
+    """Makers and readers of all tensors of ``nodes``; built in linear time, and only when they are asked for."""
+
+    nodes: Sequence[Node]
+
+    @cached_property
+    def makers(self) -> Mapping[str, Node]:
+        """The node that makes each tensor; inputs and constants have none."""
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+    @cached_property
+    def _readers(self) -> Mapping[str, list[tuple[Node, int]]]:
+        readers: dict[str, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for place in (*enumerate(node.inputs), *((CAPTURED, name) for name in node.captures)):
+                if place[1]:
+                    readers.setdefault(place[1], []).append((node, place[0]))
+        return readers
+
+    def maker(self, name: str) -> Node | None:
+        """The node that makes a tensor."""
+        return self.makers.get(name)
+
+    def readers(self, name: str) -> Sequence[tuple[Node, int]]:
+        """(node, input position) of everything that reads a tensor, in the order of the nodes; sub-graphs at position `CAPTURED`."""
+        return self._readers.get(name, ())
+
+    def operands(self, name: str) -> list[tuple[Node, int]]:
+        """The readers of a tensor without sub-graphs."""
+        return [(node, position) for node, position in self.readers(name) if position != CAPTURED]
+
+    def reading(self, name: str) -> list[Node]:
+        """The nodes that read a tensor, each once."""
+        return list({node.index: node for node, _ in self.readers(name)}.values())
+
+    def needed(self, outputs: Iterable[str], stop: Container[str] = ()) -> list[Node]:
+        """The nodes, in their order, that compute ``outputs``, as far up as the tensors of ``stop``, which are given."""
+        needed: dict[int, Node] = {}
+        waiting = [name for name in outputs if name not in stop]
+        while waiting:
+            node = self.makers.get(waiting.pop())
+            if node is not None and node.index not in needed:
+                needed[node.index] = node
+                waiting += [name for name in node.reads if name not in stop]
+        return [needed[index] for index in sorted(needed)]
+
+    def reached(self, names: Iterable[str]) -> list[Node]:
+        """The nodes, in their order, that depend on any of these tensors."""
+        reached: dict[int, Node] = {}
+        waiting = list(names)
+        while waiting:
+            for node, _ in self.readers(waiting.pop()):
+                if node.index not in reached:
+                    reached[node.index] = node
+                    waiting += [name for name in node.outputs if name]
+        return [reached[index] for index in sorted(reached)]
 
 
 @dataclass(frozen=True)
@@ -249,3 +312,46 @@ def serialized(model: Model) -> bytes:
     """The protobuf with stubs, as onnxruntime takes it together with ``weights``."""
     data: bytes = model.proto.SerializeToString(deterministic=True)
     return data
+
+
+# ---- reading tensors -------------------------------------------------------------------------------------------------
+
+def densify(graph: onnx.GraphProto, name: str) -> None:
+    """Turn all sparse initializers into dense ones.
+
+    Raises:
+        ModelError: indices that do not fit the shape.
+    """
+    for sparse in graph.sparse_initializer:
+        graph.initializer.append(onnx.numpy_helper.from_array(to_dense(sparse, name), sparse.values.name))
+    del graph.sparse_initializer[:]
+
+
+def to_dense(sparse: onnx.SparseTensorProto, name: str) -> Array:
+    """The value of a sparse tensor (coordinates, or positions in row-major order)."""
+    shape = tuple(sparse.dims)
+    try:
+        values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices).astype(np.int64)
+        if indices.ndim == 2:
+            indices = np.ravel_multi_index(tuple(indices.T), shape)
+        if indices.shape != values.shape or indices.min(initial=0) < 0:
+            raise ValueError(f"{values.shape} values at {indices.shape} indices from {indices.min(initial=0)} on")
+        dense = np.zeros(int(np.prod(shape)), values.dtype)
+        dense[indices] = values
+    except (ValueError, IndexError, TypeError) as error:
+        raise ModelError(f"{name}: sparse initializer '{sparse.values.name}' of shape {list(shape)} is damaged: {error}") from error
+    return dense.reshape(shape)
+
+
+def load_tensor(path: Path) -> tuple[str, Array]:
+    """Name and value of a serialized TensorProto (``input_0.pb``).
+
+    Raises:
+        DataError: not a tensor.
+    """
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        return tensor.name, onnx.numpy_helper.to_array(tensor)
+    except (DecodeError, ValueError, TypeError, OSError) as error:
+        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error

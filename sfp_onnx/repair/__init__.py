@@ -9,16 +9,15 @@ import numpy as np
 
 from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, FloatArray, LayerFit
+from ..core.types import Array, BoolArray, Coupling, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..cut import cut
 from ..data.dataset import Dataset
 from ..evaluation import measure
 from ..graph.edit import Editor
 from ..graph.extract import with_constants
-from ..graph.index import GraphIndex
-from ..graph.model import Constants, Model, Prepared, check, nodes
-from .lockstep import repair
+from ..graph.model import Constants, GraphIndex, Model, Prepared, check, nodes
+from .lockstep import LayerFit, repair
 from .steps import tainted
 from .walk import Store, Walk
 

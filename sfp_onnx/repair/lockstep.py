@@ -14,21 +14,34 @@ from math import ceil
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, IntArray, LayerFit
+from ..core.types import Array, BoolArray, Coupling, IntArray
 from ..coupling.cost import keep_mask
 from ..graph.extract import with_constants
 from ..graph.model import Model, Prepared
 from ..runtime import Session
 from .linear import Gathered, Joint, Normal, Sums, together
-from .ridge import Coding, best_ridge, best_steps, inverse_of, mean_shift, per_block, solve, ways, write
-from .steps import Aim, End, Scene, Step, candidates, ends, give_biases, plan_steps, tainted
-from .walk import Store, Walk
+from .ridge import best_ridge, best_steps, mean_shift, solve
+from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
+from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block, ways, write
 
 MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
 ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
 Feeds = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What the repair did to one layer: ``kind`` is "weights", "bias", "unchanged" (nothing helped) or "kept" (it cannot be re-fitted);
+    errors are those of its target on held-out rows, relative to the target's variance."""
+
+    layer: str
+    kind: str
+    ridge: float
+    rows: int
+    error_before: float
+    error_after: float
 
 
 @dataclass(frozen=True)

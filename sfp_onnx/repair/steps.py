@@ -9,51 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Linear, Node
+from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Node
 from ..coupling.cost import keep_mask, vanishing
 from ..graph.edit import Editor
-from ..graph.index import GraphIndex
-from ..graph.model import Constants, Model, initializers, nodes, outputs
-from ..rules.traits import Trait, has
-from .walk import Held
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What something in the changed model aims at: ``output`` is what it makes, ``target`` the tensor behind it that is compared with
-    ``reference`` of the original (the same, or the sum that the output goes into)."""
-
-    layer: str
-    output: str
-    target: str
-    reference: str
-
-
-@dataclass(frozen=True)
-class Step(Aim):
-    """One layer of the changed model.
-
-    ``bias`` is the constant that is its bias, which is added inside the layer if ``inside``, else by the node behind it. ``mask`` (the
-    weight's shape) tells which weights may be other than zero; None: all.
-    """
-
-    linear: Linear
-    data: str
-    weight: Held
-    bias: Held | None
-    inside: bool
-    mask: BoolArray | None = None
-
-
-@dataclass(frozen=True)
-class End(Aim):
-    """The constant ``output`` that stands for a vanished branch, with one value per index of ``axis``."""
-
-    axis: int
-
-
-Task = tuple[Step, ...] | End
-"""What is fitted at once: layers that share a weight (mostly one), or an end."""
+from ..graph.model import Constants, GraphIndex, Model, initializers, nodes, outputs
+from ..rules.registry import Trait, has
+from .walk import End, Held, Step, Task
 
 
 def tainted(original: Sequence[Node], coupling: Coupling, removed: BoolArray, masked: Collection[str]) -> set[str]:

@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from ..core.system import command_line
-from ..core.types import Array, BoolArray, Evaluation, Pinned, Size
+from ..core.types import Array, BoolArray, Pinned, Size
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
-from ..evaluation import evaluate, is_classifier, log_probabilities
+from ..evaluation import Evaluation, evaluate, is_classifier, log_probabilities
 from ..export import Packaged
 from ..graph.model import Model, outputs
 from ..graph.save import file_bytes, fingerprint, write_text
@@ -22,7 +22,7 @@ from ..latency.profiling import LayerTimes, layer_times
 from ..planning.record import removal_of
 from ..planning.search import Candidates
 from ..runtime import Setup, open_model, side_by_side
-from .charts import Card, Chart, Page, Picture, Section, Table, pair_bars, png, render, scatter, short_names, strips
+from . import Card, Chart, Page, Picture, Section, Table, pair_bars, png, render, scatter, short_names, strips
 from .manifest import Pruned, versions
 from .sections import figures_section, packaging_section, times_section
 from .sweep import Point

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..core.types import Evaluation
+from ..evaluation import Evaluation
 from ..export import Packaged
 from ..latency.profiling import LayerTimes
-from .charts import Section, Table, pair_bars, short_names
+from . import Section, Table, pair_bars, short_names
 from .text import number
 
 WORDS = ("before", "after")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Coupling, Evaluation, FloatArray, Plan, Profiles, Size
+from ..core.types import Coupling, FloatArray, Plan, Profiles, Size
 from ..coupling.cost import layer_macs
+from ..evaluation import Evaluation
 from ..planning import show
 
 

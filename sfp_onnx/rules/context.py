@@ -8,99 +8,30 @@ recomputed from the new sizes), *pin* (these labels stay, because ...). It never
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..core.types import Additive, After, Array, BoolArray, Edit, FloatArray, IntArray, Linear, Node, Trace
-from .labels import FIXED, Labels, align, keep_varying, varying, vector
+from ..core.types import Additive, After, Array, BoolArray, Edit, IntArray, Linear, Node, Trace
+from .labels import (
+    FIXED,
+    Choice,
+    Facts,
+    FollowFact,
+    Labels,
+    LayerFact,
+    PinFact,
+    Reads,
+    TiePair,
+    Writes,
+    align,
+    keep_varying,
+    varying,
+    vector,
+)
 
-TiePair = tuple[IntArray, IntArray]
 STIFF = "it meets a tensor that cannot shrink along this axis"
-
-
-@dataclass(frozen=True)
-class PinFact:
-    labels: IntArray
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Exclusive ways to satisfy one constraint; the one that leaves the most units is taken."""
-
-    node: Node
-    options: tuple[tuple[TiePair, ...], ...]
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What a mixing layer reads: input ``data`` along ``data_axis``, through ``weight_axis`` of its weight."""
-
-    data: int
-    data_axis: int
-    weight_axis: int
-    labels: IntArray | None
-
-
-@dataclass(frozen=True)
-class Writes:
-    """What a mixing layer makes: the weight is input ``weight``, its ``weight_axis`` carries the new labels."""
-
-    weight: int
-    weight_axis: int
-    labels: IntArray | None
-
-
-@dataclass(frozen=True)
-class LayerFact:
-    """A mixing layer, with label arrays where `records.Layer` has units."""
-
-    node: Node
-    macs: float
-    extents: tuple[IntArray, ...]
-    constant: bool
-    reads: Reads
-    writes: Writes
-    linear: Linear | None = None
-    grouped: str = ""
-
-
-@dataclass(frozen=True)
-class AffineFact:
-    node: Node
-    gamma: FloatArray
-    scale: FloatArray
-    labels: IntArray
-    moments: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class FollowFact:
-    node: Node
-    edits: Callable[[After], Sequence[Edit]]
-
-
-@dataclass
-class Facts:
-    """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key."""
-
-    labels: int = 1
-    ties: list[TiePair] = field(default_factory=list)
-    pins: list[PinFact] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    layers: list[LayerFact] = field(default_factory=list)
-    affines: list[AffineFact] = field(default_factory=list)
-    follows: list[FollowFact] = field(default_factory=list)
-    tensors: dict[str, Labels] = field(default_factory=dict)
-    constants: dict[tuple[int, int], Labels] = field(default_factory=dict)
-    shared: dict[str, tuple[int, int]] = field(default_factory=dict)
-    masked_inputs: list[tuple[int, int]] = field(default_factory=list)
-    zero_points: dict[str, str] = field(default_factory=dict)
-    additive: dict[int, Additive] = field(default_factory=dict)
-    dequantised: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

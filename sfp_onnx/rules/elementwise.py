@@ -9,8 +9,7 @@ import numpy as np
 from ..core.types import After, Array, Edit, Node, SetInput
 from .context import Context
 from .labels import Labels, align, vector
-from .registry import rule
-from .traits import Trait, in_training, state
+from .registry import Trait, in_training, rule, state
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "

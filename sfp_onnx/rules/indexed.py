@@ -9,8 +9,7 @@ import numpy as np
 from ..core.types import After, Array, BoolArray, Edit, IntArray, SetInput
 from .context import Context
 from .labels import Labels, compact, keep_varying, vector
-from .registry import rule
-from .traits import Trait
+from .registry import Trait, rule
 
 UNKNOWN = "the indices along this axis depend on the input data"
 INDEXED = "it is read or written by index along this axis"

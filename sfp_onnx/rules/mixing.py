@@ -9,9 +9,9 @@ from math import prod
 import numpy as np
 
 from ..core.types import After, Edit, IntArray, Linear, SetAttribute
-from .context import STIFF, Context, Reads, TiePair, Writes
+from .context import STIFF, Context
 from .forms import Dense, Window
-from .labels import Labels, align, keep_varying, varying, vector
+from .labels import Labels, Reads, TiePair, Writes, align, keep_varying, varying, vector
 from .registry import rule
 
 SLIDES = "a convolution slides along this axis"

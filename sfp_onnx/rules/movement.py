@@ -9,8 +9,7 @@ import numpy as np
 from ..core.types import After, Array, BoolArray, Edit, IntArray, SetAttribute, SetInput
 from .context import Context
 from .labels import LARGE, Labels, align, compact, keep_varying, reshape, reshaped_size, varying, vector
-from .registry import rule
-from .traits import Trait
+from .registry import Trait, rule
 
 
 def _ints(ctx: Context, name: str, position: int) -> list[int] | None:

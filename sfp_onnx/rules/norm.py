@@ -8,10 +8,9 @@ from math import prod
 import numpy as np
 
 from ..core.types import After, Array, Edit, InsertAfter, InsertBefore, Node, SetAttribute, SetInput
-from .context import AffineFact, Context
-from .labels import Labels, keep_varying, vector
-from .registry import rule
-from .traits import Trait, in_training
+from .context import Context
+from .labels import AffineFact, Labels, keep_varying, vector
+from .registry import Trait, in_training, rule
 
 NORM_STATE = 14  # from this operator set on BatchNormalization says training_mode; before, outputs of its statistics meant it
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from .context import Context
 from .labels import Labels, align
 from .mixing import Term, convolution, matrix_product, product
-from .registry import rule
-from .traits import Trait
+from .registry import Trait, rule
 
 
 def _per_channel(ctx: Context, labels: Labels, axis: int, vectors: Sequence[int]) -> None:

@@ -23,8 +23,8 @@ from ..graph.model import Prepared
 from ..repair.linear import Gathered, factor, forward
 from ..repair.lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
 from ..repair.ridge import ridge_inverse
-from ..repair.steps import Scene, Step, plan_steps
-from ..repair.walk import Store, Walk
+from ..repair.steps import Scene, plan_steps
+from ..repair.walk import Step, Store, Walk
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 SHRINK = 0.5  # share of rows left at which the matrices are copied without those that are gone

@@ -12,8 +12,7 @@ from ..core.errors import DataError
 from ..core.types import Array, Coupling, FloatArray, GroupView, IntArray, Layer, LayerProfile, Moments, WeightSlices
 from ..graph.edit import Editor
 from ..graph.extract import constant_program
-from ..graph.index import GraphIndex
-from ..graph.model import Constants, Model, Prepared
+from ..graph.model import Constants, GraphIndex, Model, Prepared
 from ..runtime import Batches, Optimize, observe, open_model
 
 Site = tuple[str, int]

@@ -11,9 +11,8 @@ import numpy as np
 from ... import graph
 from ...core.types import Array, Coupling, Group, IntArray, Node
 from ...graph.edit import Editor, insert_mask
-from ...graph.index import CAPTURED, GraphIndex
-from ...graph.model import Prepared, initializers
-from ...rules.traits import Trait, has
+from ...graph.model import CAPTURED, GraphIndex, Prepared, initializers
+from ...rules.registry import Trait, has
 
 
 @dataclass(frozen=True)

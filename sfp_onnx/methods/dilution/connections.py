@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ... import graph
 from ...core.errors import OptionError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
 from ...coupling.cost import emptied
+from ...graph import model as graph
 from ...graph.edit import Editor
 from ...graph.extract import with_constants
 from ...graph.model import Constants, Model, Prepared, initializers
 from ...runtime import observe, unpadded
-from . import Method, l1
-from .masks import KERNEL, DilutedLayer, KernelView, MethodOptions, SkippedLayer, keep_by_rank, spread, tile_sums
+from . import KERNEL, KernelView, Method, MethodOptions, keep_by_rank, l1, spread, tile_sums
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def choose(
     scope: str,
 ) -> list[Chosen]:
     """Masks of all layers. ``views`` is called twice, so that only scores are held for all layers; ``weights`` names the weight of
-    each layer; ``rate`` and ``scope`` (see `masks.keep_by_rank`) do not matter to methods that set the rate."""
+    each layer; ``rate`` and ``scope`` (see `keep_by_rank`) do not matter to methods that set the rate."""
     method, options = chosen
     tile = method.tile(options)
     scores = [method.function(view, options) for view in views()]
@@ -354,3 +353,34 @@ def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Ma
         weight[columns] = 0
         changed[name] = np.ascontiguousarray(np.moveaxis(weight, 0, in_axis))
     return with_constants(model, changed)
+
+
+@dataclass(frozen=True)
+class DilutedLayer:
+    """What was removed from one layer. ``lost`` is the share of sum |w| x rms that the mask removes, an estimate of the relative
+    output error (L1); ``lost_l1`` is the same for the kernels (weights) of smallest L1 norm, as many of them."""
+
+    layer: str
+    weight: str
+    unit: str
+    total: int
+    removed: int
+    weights: int
+    weights_removed: int
+    lost: float
+    lost_l1: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A layer that was left as it is, and why."""
+
+    layer: str
+    reason: str
+
+
+def removed_share(layers: Sequence[DilutedLayer]) -> float:
+    """Removed weights over all weights of the diluted layers."""
+    total = sum(own.weights for own in layers)
+    return sum(own.weights_removed for own in layers) / total if total else 0.0

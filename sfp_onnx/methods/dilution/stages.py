@@ -10,30 +10,29 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
 from ...core.options import AMOUNT, CHANNELS, REPAIR, DataOptions, InspectOptions, RepairOptions, option
 from ...core.system import log
-from ...core.types import Array, BoolArray, Evaluation, FloatArray, Size
-from ...coupling.analysis import Analysis, DataSource, ModelSource, Progress, batch_size, describe, feeds_of, inspect, silent
+from ...core.types import Array, BoolArray, Size
+from ...coupling.analysis import Analysis, DataSource, ModelSource, Progress, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
 from ...cut import cut
 from ...cut.verify import compare
 from ...data.dataset import Dataset
-from ...evaluation import evaluate
+from ...evaluation import Evaluation, evaluate
+from ...graph import model as graph
 from ...graph.model import Constants, Model, initializers, outputs, serialized, tensor_types
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
 from ...pipeline import Sources
 from ...repair.lockstep import repair
 from ...report.manifest import versions, write_json
 from ...runtime import open_session
-from ...scores.statistics import calibrate, scales
+from ...scores.statistics import scales
 from ..sfp.probe import PROBES
 from ..sfp.profiles import ProfileOptions
-from . import METHODS, Method, find_method
-from .connections import Target, as_weight, choose, fold_constants, layer_views, targets, unread, zeroed
-from .ends import ends_of, kernel_losses
-from .masks import DilutedLayer, Ends, KernelView, MethodOptions, SkippedLayer
+from . import METHODS, Ends, KernelView, Method, MethodOptions, find_method
+from .connections import DilutedLayer, SkippedLayer, Target, as_weight, choose, fold_constants, layer_views, unread, zeroed
+from .ends import Seen, gated, look
 
 METHOD_NAMES = ", ".join(method.pattern or name for name, method in METHODS.items())
 
@@ -43,7 +42,7 @@ class DiluteOptions:
     """How to dilute.
 
     ``method``: None means `obs` with data, else `l1`. ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that
-    set it. ``scope``: see `masks.keep_by_rank`. ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with
+    set it. ``scope``: see `keep_by_rank`. ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with
     data. ``force``: dilute layers whose labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how
     the rest is re-fitted.
     """
@@ -199,51 +198,6 @@ def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
     return replace(result, model=model, cut=units, checks=checks, notes=tuple(notes))
 
 
-# ---- dilute a model --------------------------------------------------------------------------------------------------
-
-SNR_FEATURES = 0.8
-"""Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
-mask was worse than random kernels, at 0.5 (ResNet-20) level with them, over 0.8 (its last layer) better; never better than kernel L1."""
-LOSS_ROWS = 4.0
-"""Rows per input of a layer that `obs` looks at: an order of kernels needs fewer than the re-fit."""
-SNR_LABELS = 0.3
-"""The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The layers to dilute, and what was measured of them: RMS per channel of what each reads, and by layer the class profiles of both
-    ends (or why there are none) and what each kernel is worth."""
-
-    targets: tuple[Target, ...]
-    skipped: tuple[SkippedLayer, ...]
-    rms: Mapping[tuple[str, int], FloatArray]
-    ends: Mapping[str, Ends | str]
-    notes: tuple[str, ...] = ()
-    losses: Mapping[str, FloatArray] = field(default_factory=dict)
-
-
-def look(
-    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent,
-    losses: bool = False,
-) -> Seen:  # fmt: skip
-    """Find the layers and measure them; class profiles only with ``options`` for them, what kernels are worth only if ``losses``.
-    Several dilutions can share the result.
-
-    Raises:
-        OptionError: the expression ``layers`` is invalid or matches nothing.
-        ModelError, DataError: profiles are asked for, and the model is no classifier or the labels do not do.
-    """
-    found, skipped = targets(analysis.prepared, analysis.coupling, layers)
-    rms = _rms(analysis, found, data, progress) if data is not None else {}
-    ends: Mapping[str, Ends | str] = {}
-    notes: list[str] = []
-    if options is not None and data is not None:
-        ends, notes = ends_of(analysis, data, found, options, progress)
-    worth = losses_of(analysis, found, data, progress) if losses and data is not None else {}
-    return Seen(tuple(found), tuple(skipped), rms, ends, tuple(notes), worth)
-
-
 def dilute(
     source: ModelSource | Analysis,
     options: DiluteOptions,
@@ -394,49 +348,6 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
     if options.refit and not with_data:
         raise DataError("--refit needs calibration data: give --data")
     return method, own
-
-
-def gated(
-    found: Sequence[Target], ends: Mapping[str, Ends | str], method: Method, force: bool
-) -> tuple[list[Target], list[SkippedLayer], list[str]]:
-    """Targets with profiles at both ends and, for methods that stand on labels alone, enough signal in them; the others with
-    reasons; warnings for those that were forced."""
-    kept, refused, warned = [], list[SkippedLayer](), list[str]()
-    for target in found:
-        own = ends[target.name]
-        if isinstance(own, str):
-            refused.append(SkippedLayer(target.name, own))
-            continue
-        least = SNR_LABELS if own.to_labels else SNR_FEATURES
-        snr = min(own.reads.snr, own.writes.snr)
-        if method.gated and snr < least:
-            ends_text = f"{own.reads.snr:.2f}" + ("" if own.to_labels else f" and {own.writes.snr:.2f}")
-            reason = f"signal-to-noise of the labels {ends_text}, under {least:g}: {method.name} has no basis there"
-            if not force:
-                refused.append(SkippedLayer(target.name, f"{reason} (--force dilutes it all the same)"))
-                continue
-            warned.append(f"'{target.name}': {reason}; diluted because of --force")
-        kept.append(target)
-    return kept, refused, warned
-
-
-def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[tuple[str, int], FloatArray]:
-    """Root mean square of every channel that a target reads."""
-    ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
-    wanted = list(dict.fromkeys(target.site for target in found if target.data_axis != 0))
-    with progress("calibrating", data.samples) as advance:
-        parts = replace(data, batch=batch_size(analysis, data)).batches()
-        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
-    return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
-
-
-def losses_of(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[str, FloatArray]:
-    """What each kernel of the targets is worth where the others are re-fitted."""
-    with progress("weighing kernels", 0) as advance:
-        options = RepairOptions(rows_per_input=LOSS_ROWS)
-        names = {target.name for target in found}
-        feeds = feeds_of(analysis, data)
-        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds, options, lambda done, total: advance(1))
 
 
 def refitted(

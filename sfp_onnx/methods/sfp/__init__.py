@@ -17,7 +17,7 @@ from ...core.types import FloatArray, GroupView, LayerProfile, Profiles
 from ...coupling.analysis import Analysis, Progress, batch_size, silent
 from ...data.dataset import Dataset
 from ...planning.search import Candidates
-from ...report.charts import Section, heat_map, short_names
+from ...report import Section, heat_map, short_names
 from ...report.page import PLUGIN_SECTIONS
 from ...scores.registry import score
 from ...scores.weights import per_unit, relative
