@@ -155,7 +155,7 @@ def rows(name: str, given: argparse.Namespace) -> None:
         for rate in [None] if fixed else given.rates.split(","):
             masks, share = masks_of(analysis, seen, method, rate)
             model = zeroed(analysis.prepared.model, masks)
-            sparse = len(graph.to_proto(model, sparse=True).SerializeToString())
+            sparse = len(graph.save.to_proto(model, sparse=True).SerializeToString())
             cells = f"| {name} | {method} | {share:.1%} | {figures(known, answers(model, judge), judge)}"
             start = time.process_time()
             after = "-"

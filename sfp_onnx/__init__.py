@@ -21,7 +21,7 @@ PLACES = {
     "data": "Preprocessing",
     "data.dataset": "Dataset open_data",
     "evaluation": "Evaluation",
-    "graph.model": "Model",
+    "graph": "Model",
     "graph.save": "save",
     "methods.dilution.stages": "DiluteOptions Diluted dilute",
     "methods.sfp.profiles": "ProfileOptions",

@@ -30,7 +30,7 @@ from .data import Preprocessing as Preprocessing
 from .data.dataset import Dataset as Dataset
 from .data.dataset import open_data as open_data
 from .evaluation import Evaluation as Evaluation
-from .graph.model import Model as Model
+from .graph import Model as Model
 from .graph.save import save as save
 from .methods.dilution.stages import Diluted as Diluted
 from .methods.dilution.stages import DiluteOptions as DiluteOptions

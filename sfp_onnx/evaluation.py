@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from . import graph
 from .core.errors import DataError, OptionError
 from .core.options import AMOUNT, option
 from .core.system import log, user_function
 from .core.types import Array, BoolArray, FloatArray, IntArray, Size
 from .coupling.analysis import ModelSource, Progress, inspect, load, silent
 from .data.dataset import Dataset
-from .graph import model as graph
-from .graph.model import Model, inputs
+from .graph import Model, inputs
 from .graph.save import file_bytes
 from .planning import bounds, parse_target, show
 from .runtime import Batches, Feeds, Observed, latencies, observe, open_model, side_by_side

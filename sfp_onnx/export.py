@@ -18,8 +18,8 @@ from .core.types import Array
 from .coupling.analysis import Analysis
 from .data.dataset import Dataset
 from .evaluation import Answers, add, is_classifier
+from .graph import Model, outputs
 from .graph.load import load
-from .graph.model import Model, outputs
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto
 from .runtime import Batches, Feeds, Session, latencies, open_model, open_session, quantize, save_ort, side_by_side
 

@@ -29,7 +29,7 @@ from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, parse_drop
 from .evaluation import evaluate as measure
 from .export import package, written_by
-from .graph.model import Model
+from .graph import Model
 from .graph.save import check_output, fingerprint, together
 from .latency import DeviceProfile
 from .latency import to_json as profile_to_json

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from . import graph
 from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder
 from .core.types import Array, IntArray
-from .graph import model as graph
-from .graph.model import Model
+from .graph import Model
 
 PROVIDERS = ("CPUExecutionProvider",)
 BURST = 5

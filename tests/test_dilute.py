@@ -187,7 +187,7 @@ def test_scopes() -> None:
 
 
 def diluted(model: onnx.ModelProto, data: bool = False, **options: Any) -> Diluted:
-    loaded = graph.load(model)
+    loaded = sfp_onnx.load(model)
     given = sfp_onnx.data_for(loaded, {"x": images(64), "labels": labels_of(64)}) if data else None
     return dilute(loaded, DiluteOptions(**{"refit": False, **options}), given)
 
@@ -288,7 +288,7 @@ def test_sparse_initializers_are_smaller_run_and_load_as_dense(tmp_path: Path) -
     assert sparse.stat().st_size < 0.4 * dense.stat().st_size
     x = images()
     assert (run_model(sparse, {"x": x})[0] == run_model(dense, {"x": x})[0]).all()
-    again = graph.to_proto(graph.load(sparse))
+    again = graph.save.to_proto(sfp_onnx.load(sparse))
     assert not again.graph.sparse_initializer and {k: v.tobytes() for k, v in weights(again).items()} == {
         k: v.tobytes() for k, v in weights(onnx.load(dense)).items()
     }
@@ -297,7 +297,7 @@ def test_sparse_initializers_are_smaller_run_and_load_as_dense(tmp_path: Path) -
 
 
 def test_a_dense_model_gets_no_sparse_initializers(tmp_path: Path) -> None:
-    path = graph.save(graph.load(classifier()), tmp_path / "dense.onnx", sparse=True)
+    path = graph.save.save(sfp_onnx.load(classifier()), tmp_path / "dense.onnx", sparse=True)
     assert not onnx.load(path).graph.sparse_initializer
 
 
@@ -310,7 +310,7 @@ def test_coordinates_are_read_too(tmp_path: Path) -> None:
     sparse.values.CopyFrom(numpy_helper.from_array(array[array != 0], "w3"))
     sparse.indices.CopyFrom(numpy_helper.from_array(np.argwhere(array).astype(np.int64)))
     model.graph.initializer.remove(held["w3"])
-    assert (graph.Constants(graph.load(model))["w3"] == array).all()
+    assert (graph.Constants(sfp_onnx.load(model))["w3"] == array).all()
 
 
 def test_damaged_sparse_initializers_are_refused() -> None:
@@ -319,7 +319,7 @@ def test_damaged_sparse_initializers_are_refused() -> None:
     sparse.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "extra"))
     sparse.indices.CopyFrom(numpy_helper.from_array(np.asarray([9], np.int64)))
     with pytest.raises(sfp_onnx.ModelError, match="sparse initializer 'extra'"):
-        graph.load(model)
+        sfp_onnx.load(model)
 
 
 # ---- labels and the re-fit -------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def labelled(rate: float | None = None, **options: Any) -> Diluted:
 
 
 def test_afcc_follows_the_label_sets_of_both_ends() -> None:
-    model = graph.load(classifier(widths=(16, 24)))
+    model = sfp_onnx.load(classifier(widths=(16, 24)))
     data = sfp_onnx.data_for(model, {"x": images(64), "labels": labels_of(64)})
     analysis = sfp_onnx.inspect(model, data=data)
     assert data is not None
@@ -361,7 +361,7 @@ def test_afcc_of_fully_connected_stacks_and_heads_after_flatten(kind: str) -> No
         nodes = [helper.make_node("Conv", ["x", "w1"], ["a"], "a", pads=[1] * 4), helper.make_node("Relu", ["a"], ["p"], "p")]
         nodes.append(helper.make_node("Flatten", ["p"], ["q"], "q"))
     nodes.append(helper.make_node("Gemm", ["q", "w3"], ["logits"], "head"))
-    model = graph.load(model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("logits", np.float32, ["N", 5])], constants))
+    model = sfp_onnx.load(model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("logits", np.float32, ["N", 5])], constants))
     data = sfp_onnx.data_for(model, {"x": images(80), "labels": labels_of(80)})
     assert data is not None
     analysis = sfp_onnx.inspect(model, data=data)
@@ -419,7 +419,7 @@ def test_losses_against_a_re_fit_without_each_kernel(kind: str) -> None:
     ]
     ports = [("x", np.float32, ["N", 3, size, size] if spatial else ["N", 3])], [("y", np.float32, None)]
     x = random.standard_normal((40, 3, size, size) if spatial else (400, 3)).astype(np.float32)
-    analysis = sfp_onnx.inspect(graph.load(model_of(nodes, *ports, {"w1": first, "w2": weight})), {"x": (2, *x.shape[1:])})
+    analysis = sfp_onnx.inspect(sfp_onnx.load(model_of(nodes, *ports, {"w1": first, "w2": weight})), {"x": (2, *x.shape[1:])})
     options = RepairOptions(rows_per_input=1e9, least_positions=10**6)
     batches = [{"x": own} for own in np.array_split(x, 4)]
     found = kernel_losses(analysis.prepared, analysis.coupling, {"second"}, batches, options)["second"]

@@ -150,7 +150,7 @@ def test_layers_add_up_to_a_run(model_file: Path, data: Path) -> None:
     assert found is not None and found.names == ("conv1", "conv2", "head", "all else") and found.batch == 1
     for column in (found.before, found.after):
         assert (column >= 0).all() and (column[:2] > 0).all() and 1e-4 < column.sum() < 100
-    assert layer_times(analysis, graph.conv_chain(8, layers=2, side=4)) is None  # another model: other tensors
+    assert layer_times(analysis, graph.extract.conv_chain(8, layers=2, side=4)) is None  # another model: other tensors
 
 
 def test_filters_are_shown_where_there_are_classes(model_file: Path, data: Path) -> None:
@@ -159,7 +159,7 @@ def test_filters_are_shown_where_there_are_classes(model_file: Path, data: Path)
     found = few_examples(analysis, seen)
     assert 1 <= len(found) <= 3 and all(own.matrix.shape == (CLASSES, CLASSES) for own in found)
     assert few_examples(analysis, None) == ()
-    chain = inspect(graph.conv_chain(8, layers=2, side=4))
+    chain = inspect(graph.extract.conv_chain(8, layers=2, side=4))
     assert few_examples(chain, seen) == ()
 
 

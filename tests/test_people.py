@@ -17,7 +17,7 @@ from click.testing import Result
 from conftest import CLASSES, IMAGE, classifier, classifier_nodes, files_in, images, invoke, model_of, run_model, weights_of
 from onnx import helper
 
-from sfp_onnx import graph, pipeline
+from sfp_onnx import pipeline
 from sfp_onnx.cli import config, doctor, main
 from sfp_onnx.cli.config import COMMANDS, chosen, names_of, read_toml
 from sfp_onnx.core.errors import OptionError
@@ -143,7 +143,7 @@ def test_exports_for_training(kind: str, save: Callable[..., Path]) -> None:
         nodes[1].output.extend(["running_mean", "running_var"])
     model = model_of(nodes, [("x", np.float32, ["N", *IMAGE])], [("logits", np.float32, ["N", CLASSES])], held)
     path = save(model)
-    assert training_nodes(graph.load(path)) == {"dropout": ["drop"], "norm": ["bn1"], "none": []}[kind]
+    assert training_nodes(load(path)) == {"dropout": ["drop"], "norm": ["bn1"], "none": []}[kind]
     said = invoke("inspect", path).stderr
     assert ("exported in training mode" in said) == (kind != "none")
 

@@ -199,7 +199,7 @@ def spoil(factor: float) -> Callable[..., tuple[graph.Model, list[LayerFit]]]:
 
     def broken(prepared: Any, coupling: Any, removed: Any, changed: graph.Model, *rest: Any) -> tuple[graph.Model, list[LayerFit]]:
         name = "w3" if "w3" in graph.initializers(changed) else "out0.weight"
-        return graph.with_constants(changed, {name: graph.Constants(changed)[name] * np.float32(factor)}), []
+        return graph.extract.with_constants(changed, {name: graph.Constants(changed)[name] * np.float32(factor)}), []
 
     return broken
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Follow, Group, IntArray, Layer, Node, Pinned, Trace, Weight
-from ..graph.model import Constants, Prepared, initializers, outputs
+from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import Context
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from .. import graph
 from ..core.types import (
     Array,
     BoolArray,
@@ -21,9 +22,8 @@ from ..core.types import (
     Size,
 )
 from ..data.dataset import Dataset, Source, check_classes, open_data
-from ..graph import model as graph
+from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import load as load_file
-from ..graph.model import Model, Prepared, initializers, inputs, outputs
 from ..rules.registry import Trait, has
 from . import cost, resolve, state
 from .cost import Parameter, size

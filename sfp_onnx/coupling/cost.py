@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.types import BoolArray, Branch, Channels, Coupling, Cut, IntArray, Layer, Size, Trace
-from ..graph.model import GraphIndex
+from ..graph import GraphIndex
 
 
 def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import graph
 from ..core.errors import DataError, ModelError
 from ..core.types import Array, BoolArray, Node, Port, Trace
-from ..graph import model as graph
+from ..graph import Constants, GraphIndex, Model, Prepared, initializers, inputs, tensor_types
 from ..graph.edit import Editor
-from ..graph.model import Constants, GraphIndex, Model, Prepared, initializers, inputs, tensor_types
 from ..rules.registry import Trait, has
 from ..runtime import Optimize, Session, open_model
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import graph
 from ..core.errors import ModelError
 from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
 from ..coupling.cost import keep_mask, vanishing
-from ..graph import model as graph
+from ..graph import Constants, Model, Prepared
 from ..graph.edit import Editor
 from ..graph.extract import segment, shape_program
-from ..graph.model import Constants, Model, Prepared
-from ..rules.norm import size_of
+from ..rules.channelwise import size_of
 from ..rules.registry import Trait, has
 from ..runtime import Optimize, open_model
 

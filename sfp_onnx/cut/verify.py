@@ -10,8 +10,8 @@ import numpy as np
 
 from ..core.errors import ModelError, VerificationError
 from ..core.types import Array, Cut
+from ..graph import Constants, Model, outputs
 from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
-from ..graph.model import Constants, Model, outputs
 from ..runtime import Optimize, open_model
 
 ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps

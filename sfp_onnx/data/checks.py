@@ -12,7 +12,7 @@ from ..core.options import DataOptions
 from ..core.system import log
 from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..evaluation import outputs
-from ..graph.model import Model, inputs
+from ..graph import Model, inputs
 from ..rules.registry import training_nodes
 from ..runtime import Feeds
 from . import Preprocessing

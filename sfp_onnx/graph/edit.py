@@ -20,7 +20,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..core.errors import ModelError
 from ..core.types import Array
-from .model import ONNX_DOMAINS, Constants, Model, annotate, make_initializer
+from . import ONNX_DOMAINS, Constants, Model, annotate, make_initializer
 
 G_LOGGER.severity = G_LOGGER.ERROR
 EXPORTED_TYPES = ("tensor_type", "sequence_type", "sparse_tensor_type")

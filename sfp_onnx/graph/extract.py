@@ -12,7 +12,7 @@ import onnx.helper
 import onnx.numpy_helper
 
 from ..core.types import Array, Node
-from .model import GraphIndex, Model, Prepared, annotate, make_initializer, nodes
+from . import GraphIndex, Model, Prepared, annotate, make_initializer, nodes
 
 Shape = Sequence[int | str | None] | None
 

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from ..core.errors import ModelError
 from ..core.types import Array
-from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, densify, make_stub, to_dense
+from . import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, densify, make_stub, to_dense
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")

@@ -26,7 +26,7 @@ import onnx.numpy_helper
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.system import goes_at_the_end
 from ..core.types import Array
-from .model import Model, annotate, make_initializer, serialized
+from . import Model, annotate, make_initializer, serialized
 
 try:
     import fcntl

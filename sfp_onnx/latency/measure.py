@@ -21,8 +21,8 @@ from .. import graph
 from ..core.errors import ModelError, OptionError
 from ..core.types import Array, BoolArray, FloatArray, Node
 from ..coupling.analysis import Analysis
+from ..graph import GraphIndex, Model, inputs, serialized
 from ..graph.extract import conv_chain, named_by_output
-from ..graph.model import GraphIndex, Model, inputs, serialized
 from ..planning.work import Kind
 from ..runtime import Session, Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit

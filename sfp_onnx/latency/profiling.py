@@ -16,7 +16,7 @@ from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import emptied
 from ..cut import cut
-from ..graph.model import GraphIndex, Model
+from ..graph import GraphIndex, Model
 from ..planning.solver import choices
 from ..planning.widths import Grid, steps_of
 from ..planning.work import node_terms

@@ -13,7 +13,7 @@ from ..core.types import BoolArray, FloatArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import vanishing
 from ..cut import cut
-from ..graph.model import initializers, inputs, outputs
+from ..graph import initializers, inputs, outputs
 from ..graph.save import file_bytes
 from ..latency import Clock, DeviceProfile, scaled
 from ..latency.measure import FINE, block, device, latencies_of, latency_ratio

@@ -14,9 +14,9 @@ from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..cut import cut
 from ..data.dataset import Dataset
 from ..evaluation import measure
+from ..graph import Constants, GraphIndex, Model, Prepared, check, nodes
 from ..graph.edit import Editor
 from ..graph.extract import with_constants
-from ..graph.model import Constants, GraphIndex, Model, Prepared, check, nodes
 from .lockstep import LayerFit, repair
 from .steps import tainted
 from .walk import Store, Walk

@@ -16,8 +16,8 @@ import numpy as np
 from ..core.options import RepairOptions
 from ..core.types import Array, BoolArray, Coupling, IntArray
 from ..coupling.cost import keep_mask
+from ..graph import Model, Prepared
 from ..graph.extract import with_constants
-from ..graph.model import Model, Prepared
 from ..runtime import Session
 from .linear import Gathered, Joint, Normal, Sums, together
 from .ridge import best_ridge, best_steps, mean_shift, solve

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Node
 from ..coupling.cost import keep_mask, vanishing
+from ..graph import Constants, GraphIndex, Model, initializers, nodes, outputs
 from ..graph.edit import Editor
-from ..graph.model import Constants, GraphIndex, Model, initializers, nodes, outputs
 from ..rules.registry import Trait, has
 from .walk import End, Held, Step, Task
 

@@ -9,11 +9,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from .. import graph
 from ..core.errors import ModelError
 from ..core.types import Array, BoolArray, FloatArray, Linear, Node
-from ..graph import model as graph
+from ..graph import Constants, GraphIndex, Model, tensor_types
 from ..graph.extract import segment, with_constants
-from ..graph.model import Constants, GraphIndex, Model, tensor_types
 from ..runtime import Session, open_model
 from .linear import Sums
 

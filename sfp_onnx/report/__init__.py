@@ -93,6 +93,7 @@ class Page:
 
 # ---- charts from values ----------------------------------------------------------------------------------------------
 
+
 WIDTH = 720
 
 LEFT, TOP, PLOT = 52, 12, 180
@@ -257,6 +258,7 @@ def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Ch
 
 # ---- PNG files from arrays -------------------------------------------------------------------------------------------
 
+
 COLOUR_TYPES = {1: 0, 3: 2}  # channels: grey, RGB (PNG specification, 11.2.2)
 
 
@@ -280,6 +282,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 # ---- the page as text ------------------------------------------------------------------------------------------------
+
 
 TEMPLATE = "page.html.j2"
 

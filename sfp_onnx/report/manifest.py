@@ -19,7 +19,7 @@ from ..cut.verify import Verification
 from ..data.dataset import Dataset
 from ..evaluation import Evaluation
 from ..export import Packaged
-from ..graph.model import Model
+from ..graph import Model
 from ..graph.save import file_bytes, fingerprint, full_size, save, to_proto, write_text
 from ..planning import parse_target
 from ..planning.record import from_json, to_json

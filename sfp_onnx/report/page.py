@@ -16,7 +16,7 @@ from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
 from ..evaluation import Evaluation, evaluate, is_classifier, log_probabilities
 from ..export import Packaged
-from ..graph.model import Model, outputs
+from ..graph import Model, outputs
 from ..graph.save import file_bytes, fingerprint, write_text
 from ..latency.profiling import LayerTimes, layer_times
 from ..planning.record import removal_of
@@ -24,9 +24,8 @@ from ..planning.search import Candidates
 from ..runtime import Setup, open_model, side_by_side
 from . import Card, Chart, Page, Picture, Section, Table, pair_bars, png, render, scatter, short_names, strips
 from .manifest import Pruned, versions
-from .sections import figures_section, packaging_section, times_section
 from .sweep import Point
-from .text import number
+from .text import figures_section, number, packaging_section, times_section
 
 MOST_PICTURES, MOST_ROWS = 12, 400
 CHANNELS = (1, 3)

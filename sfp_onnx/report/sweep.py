@@ -14,7 +14,7 @@ from ..core.types import Size
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
 from ..evaluation import Evaluation, evaluate
-from ..graph.model import Model
+from ..graph import Model
 from ..graph.save import file_bytes
 from ..latency.measure import latencies_of
 from ..planning import parse_target

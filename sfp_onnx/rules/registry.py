@@ -8,7 +8,7 @@ from enum import Flag, auto
 from typing import TYPE_CHECKING
 
 from ..core.types import Array, Node
-from ..graph.model import Constants, Model, nodes
+from ..graph import Constants, Model, nodes
 
 if TYPE_CHECKING:
     from .context import Context

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core.options import RepairOptions
 from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
-from ..graph.model import Prepared
+from ..graph import Prepared
 from ..repair.linear import Gathered, factor, forward
 from ..repair.lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
 from ..repair.ridge import ridge_inverse

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.types import Array, Coupling, FloatArray, GroupView, IntArray, Layer, LayerProfile, Moments, WeightSlices
+from ..graph import Constants, GraphIndex, Model, Prepared
 from ..graph.edit import Editor
 from ..graph.extract import constant_program
-from ..graph.model import Constants, GraphIndex, Model, Prepared
 from ..runtime import Batches, Optimize, observe, open_model
 
 Site = tuple[str, int]

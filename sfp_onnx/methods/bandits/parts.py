@@ -10,8 +10,8 @@ import numpy as np
 
 from ... import graph
 from ...core.types import Array, Coupling, Group, IntArray, Node
+from ...graph import CAPTURED, GraphIndex, Prepared, initializers
 from ...graph.edit import Editor, insert_mask
-from ...graph.model import CAPTURED, GraphIndex, Prepared, initializers
 from ...rules.registry import Trait, has
 
 

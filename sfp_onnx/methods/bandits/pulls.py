@@ -17,9 +17,9 @@ import numpy as np
 from ... import graph
 from ...core.errors import ModelError
 from ...core.types import Array, Coupling, Group, IntArray
+from ...graph import Constants, Prepared, serialized
 from ...graph.edit import QUANTIZED, Editor, zero_of
 from ...graph.extract import segment
-from ...graph.model import Constants, Prepared, serialized
 from ...runtime import Optimize, Session, open_session
 from .parts import Mask, Part, parts, put, shape_of, spread
 

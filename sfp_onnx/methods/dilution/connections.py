@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ... import graph
 from ...core.errors import OptionError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
 from ...coupling.cost import emptied
-from ...graph import model as graph
+from ...graph import Constants, Model, Prepared, initializers
 from ...graph.edit import Editor
 from ...graph.extract import with_constants
-from ...graph.model import Constants, Model, Prepared, initializers
 from ...runtime import observe, unpadded
 from . import KERNEL, KernelView, Method, MethodOptions, keep_by_rank, l1, spread, tile_sums
 

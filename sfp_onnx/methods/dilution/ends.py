@@ -12,7 +12,7 @@ from ...core.options import RepairOptions
 from ...core.types import Array, Coupling, FloatArray, IntArray, Layer, LayerProfile
 from ...coupling.analysis import Analysis, Progress, batch_size, feeds_of, pass_batches, silent
 from ...data.dataset import Dataset
-from ...graph.model import Prepared
+from ...graph import Prepared
 from ...scores.elimination import Inputs, Look
 from ...scores.statistics import calibrate
 from ..sfp import profiles

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
 from ...core.options import AMOUNT, CHANNELS, REPAIR, DataOptions, InspectOptions, RepairOptions, option
 from ...core.system import log
@@ -20,8 +21,7 @@ from ...cut import cut
 from ...cut.verify import compare
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate
-from ...graph import model as graph
-from ...graph.model import Constants, Model, initializers, outputs, serialized, tensor_types
+from ...graph import Constants, Model, initializers, outputs, serialized, tensor_types
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
 from ...pipeline import Sources
 from ...repair.lockstep import repair

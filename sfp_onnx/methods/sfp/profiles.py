@@ -18,8 +18,8 @@ import numpy as np
 
 from ...core.errors import DataError, ModelError, OptionError, OutputError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, LayerProfile, Profiles
+from ...graph import Model, Prepared, outputs
 from ...graph.edit import Editor
-from ...graph.model import Model, Prepared, outputs
 from ...runtime import Batches, observe
 from . import probe
 from .probe import PROBES, Samples, by_filter, label_sets, loss_ratios
