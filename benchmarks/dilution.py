@@ -28,7 +28,7 @@ from sfp_onnx.methods.dilution import KERNEL, KernelView, MethodOptions, correla
 from sfp_onnx.methods.dilution import method as register
 from sfp_onnx.methods.dilution.connections import zeroed
 from sfp_onnx.methods.dilution.ends import Seen, look, losses_of
-from sfp_onnx.methods.dilution.stages import DiluteOptions, masked, refitted
+from sfp_onnx.methods.dilution.stages import DiluteOptions, choose_masks, refitted
 from sfp_onnx.methods.sfp.profiles import ProfileOptions
 from sfp_onnx.runtime import open_session
 
@@ -125,14 +125,14 @@ def masks_of(analysis: sfp_onnx.Analysis, seen: Seen, method: str, rate: str | N
     for target in seen.targets:
         own = replace(seen, targets=(target,), skipped=())
         at = None if rate is None else afcc_rate(analysis, own) if rate == "afcc" else float(rate)
-        found, (figures,), _, _ = masked(analysis, own, DiluteOptions(method, at, force=True))
+        found, (figures,), _, _ = choose_masks(analysis, own, DiluteOptions(method, at, force=True))
         masks.update(found)
         shares.append(figures.removed / figures.total)
     return masks, float(np.mean(shares))
 
 
 def afcc_rate(analysis: sfp_onnx.Analysis, seen: Seen) -> float:
-    _, (figures,), _, _ = masked(analysis, seen, DiluteOptions("afcc", None, force=True))
+    _, (figures,), _, _ = choose_masks(analysis, seen, DiluteOptions("afcc", None, force=True))
     return figures.removed / figures.total
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     take.add_argument("--images", type=int, default=REFIT_SAMPLES, help="images that the re-fit sees")
     take.add_argument("--keep", type=Path, help="folder that keeps statistics between runs")
     given = take.parse_args()
-    print("| network | method | removed | masked: top-1 / KL | re-fit: top-1 / KL | bytes sparse | time of the re-fit |")
+    print("| network | method | removed | choose_masks: top-1 / KL | re-fit: top-1 / KL | bytes sparse | time of the re-fit |")
     print("|---|---|---|---|---|---|---|")
     for name in given.networks:
         rows(name, given)

@@ -172,15 +172,11 @@ def package(
     made = ort_file(last) if options.save_ort is not None else None
     if made and options.half and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
-    sessions = [open_model(own) for own in models.values()]
-    sizes = [file_bytes(own) for own in models.values()]
-    names = list(models)
+    forms = [Form(name, file_bytes(model), open_model(model)) for name, model in models.items()]
     if made:
-        sessions.append(open_session(made.data, {}, "the .ort file"))
-        sizes.append(len(made.data))
-        names.append("ort")
+        forms.append(Form("ort", len(made.data), open_session(made.data, {}, "the .ort file")))
     used = judge or data
-    steps = _measured(analysis, list(zip(names, sizes, strict=True)), sessions, used)
+    steps = _measured(analysis, forms, used)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, made, steps, tuple(notes))
@@ -192,12 +188,22 @@ def _feeds(data: Dataset) -> Iterator[Feeds]:
     return (feeds for feeds, _ in batches)
 
 
+@dataclass(frozen=True)
+class Form:
+    """What is measured: a form of the model, its bytes, and a session on it."""
+
+    name: str
+    bytes: int
+    session: Session
+
+
 def _measured(
-    analysis: Analysis, forms: Sequence[tuple[str, int]], sessions: Sequence[Session], data: Dataset | None
+    analysis: Analysis, forms: Sequence[Form], data: Dataset | None
 ) -> tuple[Step, ...]:
     batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
     labels = data.labels if data else None
     names = [port.name for port in outputs(analysis.model)]
+    sessions = [form.session for form in forms]
     answers, parents = [Answers() for _ in forms], [Answers() for _ in forms]
     first: Feeds = {}
     classifier = False
@@ -207,15 +213,15 @@ def _measured(
         for index, observed in enumerate(batch):
             add(answers[index], observed, batch[1], labels)
             add(parents[index], observed, batch[max(index - 1, 0)], None)
-    for (name, _), parent in zip(forms[2:], parents[2:], strict=True):
-        _check(name, _error(parent))
+    for form, parent in zip(forms[2:], parents[2:], strict=True):
+        _check(form.name, _error(parent))
     times = [min(own) * 1e3 for own in latencies(sessions, first, REPEATS)]
     return tuple(
         Step(
-            name, size, own.samples, own.right / own.samples if classifier and labels is not None else None,
+            form.name, form.bytes, own.samples, own.right / own.samples if classifier and labels is not None else None,
             own.agree / own.samples if classifier else None, _error(own), time, time / times[0],
         )
-        for (name, size), own, time in zip(forms, answers, times, strict=True)
+        for form, own, time in zip(forms, answers, times, strict=True)
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from sfp_onnx.methods.dilution import (
 )
 from sfp_onnx.methods.dilution.connections import Chosen, choose, targets
 from sfp_onnx.methods.dilution.ends import kernel_losses, look
-from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, dilute, masked
+from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, choose_masks, dilute
 from sfp_onnx.methods.sfp.profiles import ProfileOptions
 from sfp_onnx.scores import scoring
 
@@ -57,7 +57,7 @@ def view(outputs: int = 12, inputs: int = 10, positions: int = 9, seed: int = 0)
 
 
 def chosen(own: KernelView, name: str, rate: float = 0.5, scope: str = "layer") -> Chosen:
-    (found,) = choose(lambda: iter([own]), {"layer": "w"}, find_method(name), rate, scope)
+    (found,) = choose(lambda: iter([own]), {"layer": "w"}, *find_method(name), rate, scope)
     return found
 
 
@@ -343,7 +343,7 @@ def test_afcc_follows_the_label_sets_of_both_ends() -> None:
     removed = {item.layer: item.removed for item in result.layers}
     assert removed == {"conv2": (~common).sum(), "head": (~sets[1]).sum()}
     seen = look(analysis, None, data, ProfileOptions())
-    masks_of, *_ = masked(analysis, seen, DiluteOptions("afcc", force=True))
+    masks_of, *_ = choose_masks(analysis, seen, DiluteOptions("afcc", force=True))
     assert (masks_of["w2"].any((2, 3)) == common).all() and (masks_of["w3"] == sets[1].T).all()
 
 
@@ -367,7 +367,7 @@ def test_afcc_of_fully_connected_stacks_and_heads_after_flatten(kind: str) -> No
     analysis = sfp_onnx.inspect(model, data=data)
     known = {own.tensor: own for own in scoring.profile(analysis, data, ProfileOptions("ridge", 2)).layers}
     seen = look(analysis, None, data, ProfileOptions("ridge", 2))
-    found, *_ = masked(analysis, seen, DiluteOptions("afcc", force=True))
+    found, *_ = choose_masks(analysis, seen, DiluteOptions("afcc", force=True))
     own = known["q"]
     assert (found["w3"] == own.label_sets[own.filters]).all() and 0 < found["w3"].mean() < 1
     if kind == "stack":

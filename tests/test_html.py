@@ -27,7 +27,7 @@ from sfp_onnx.coupling.analysis import data_for, inspect
 from sfp_onnx.latency.profiling import layer_times
 from sfp_onnx.methods.sfp import few_examples
 from sfp_onnx.pipeline import prune
-from sfp_onnx.report import heat_map, png, scatter, ticks
+from sfp_onnx.report import Dot, heat_map, png, scatter, ticks
 from sfp_onnx.runtime import Setup
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -164,7 +164,7 @@ def test_filters_are_shown_where_there_are_classes(model_file: Path, data: Path)
 
 
 def test_names_of_points_do_not_lie_on_each_other() -> None:
-    chart = scatter("s", [(1.0, 2.0, "one", True), (1.02, 2.0, "two", False), (3.0, 1.0, "far", False)], ("x", "y"))
+    chart = scatter("s", [Dot(1.0, 2.0, "one", True), Dot(1.02, 2.0, "two", False), Dot(3.0, 1.0, "far", False)], ("x", "y"))
     heights = {mark.text: mark.numbers[1] for mark in chart.marks if mark.shape == "text" and mark.kind == "name"}
     assert heights["one"] != heights["two"]
 

@@ -296,9 +296,11 @@ def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) ->
 def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels]) -> tuple[Group, ...]:
     """Groups with the names of their producers and consumers; a group is called after its first producer."""
     group_of = np.repeat(np.arange(len(widths)), widths)
-    producers = _touching(group_of, len(widths), ((layer.node.name, layer.writes) for layer in layers))
-    consumers = _touching(group_of, len(widths), ((layer.node.name, layer.reads) for layer in layers))
-    carriers = _touching(group_of, len(widths), ((name, own.units) for name, channels in tensors.items() for own in channels))
+    names = [layer.node.name for layer in layers]
+    producers = _touching(group_of, len(widths), names, [layer.writes for layer in layers])
+    consumers = _touching(group_of, len(widths), names, [layer.reads for layer in layers])
+    names = [name for name, channels in tensors.items() for _ in channels]
+    carriers = _touching(group_of, len(widths), names, [carried.units for channels in tensors.values() for carried in channels])
     groups, taken, start = [], dict[str, int](), 0
     for index, width in enumerate(widths):
         base = (producers[index] or carriers[index])[0]
@@ -310,12 +312,13 @@ def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Ch
     return tuple(groups)
 
 
-def _touching(group_of: IntArray, count: int, named: Iterator[tuple[str, IntArray]]) -> list[list[str]]:
-    found: list[list[str]] = [[] for _ in range(count)]
-    for name, units in named:
+def _touching(group_of: IntArray, count: int, names: Sequence[str], carried: Sequence[IntArray]) -> list[list[str]]:
+    """Names by group: of what carries units of it."""
+    touching: list[list[str]] = [[] for _ in range(count)]
+    for name, units in zip(names, carried, strict=True):
         for index in np.unique(group_of[units[units >= 0]]):
-            found[index].append(name)
-    return found
+            touching[index].append(name)
+    return touching
 
 
 # ---- reasons ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ dynamic dimensions tells which sizes and shape constants depend on them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -43,12 +44,13 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
     """
     types = tensor_types(model)
     try:
-        trace, feeds, variant, straight = _trace(model, types, shapes or {}, data)
+        traced = _trace(model, types, shapes or {}, data)
     except ModelError as error:
         if model.complaint:
             raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
         raise
-    model = _reshaped(_fold(model, trace), straight, trace)
+    trace = traced.trace
+    model = _reshaped(_fold(model, trace), traced.straight, trace)
     nodes = graph.nodes(model)
     made = GraphIndex(nodes).makers
     held = {*made, *initializers(model), *(port.name for port in inputs(model))}
@@ -56,7 +58,8 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
     values = {name: value for name, value in trace.values.items() if name in made}
     free = frozenset(data_free(nodes, known))
-    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free), feeds, variant, types)
+    trace = Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free)
+    return Prepared(model, tuple(nodes), trace, traced.feeds, traced.variant, types)
 
 
 # ---- sample inputs ---------------------------------------------------------------------------------------------------
@@ -141,9 +144,19 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
     yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
 
 
+@dataclass(frozen=True)
+class _Traced:
+    """A trace, the inputs it was made on, others with which the dynamic dimensions differ, and what `_straight` says of the runs."""
+
+    trace: Trace
+    feeds: dict[str, Array]
+    variant: dict[str, Array] | None
+    straight: frozenset[str]
+
+
 def _trace(
     model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
-) -> tuple[Trace, dict[str, Array], dict[str, Array] | None, frozenset[str]]:
+) -> _Traced:
     ports = inputs(model)
     probe, names, fetched = _probe(model, types)
     session = open_model(probe, Optimize.NONE)
@@ -159,7 +172,7 @@ def _trace(
             continue
         others, used, complete = _vary(session, feeds, names, fetched, ports)
         trusted = set(first[1]) if complete else pure
-        return _compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted)
+        return _Traced(_compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted))
     raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
 
 

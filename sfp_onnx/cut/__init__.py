@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import graph
 from ..core.errors import ModelError
-from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
+from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
 from ..coupling.cost import keep_mask, vanishing
 from ..graph import Constants, Model, Prepared
 from ..graph.edit import Editor
@@ -212,7 +212,7 @@ def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
     """
     types, shapes = prepared.types, prepared.trace.shapes
     dtypes = {name: np.dtype(types.get(name) or np.float32) for name in (*branch.sources, *branch.ends)}
-    inputs = {name: (dtypes[name], shapes[name]) for name in branch.sources}
+    inputs = [Port(name, dtypes[name], shapes[name]) for name in branch.sources]
     part = segment(prepared.model, inputs, {name: dtypes[name] for name in branch.ends})
     session = open_model(part, Optimize.NONE)
     read = {port.name for port in graph.inputs(part)}

@@ -117,7 +117,7 @@ def open_data(
     if samples is not None and samples < 1:
         raise DataError(f"--samples {samples}: expected at least 1")
     if is_images(source):
-        opened = open_images(Path(str(source)), ports, preprocessing, labels, (samples, seed))
+        opened = open_images(Path(str(source)), ports, preprocessing, labels, samples, seed)
         labels, samples, preprocessing = None, None, opened.steps or preprocessing
     else:
         opened = open_call(source, ports) if is_call(source) else _opened(source, ports)

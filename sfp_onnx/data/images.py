@@ -34,8 +34,18 @@ def is_images(source: object) -> bool:
     return not any(path.glob("input_*.pb")) and not any(path.glob("test_data_set_*"))
 
 
-def image_side(ports: Sequence[Port]) -> tuple[int, int | None, int | None, bool]:
-    """(channels, height, width, channels last) of the one image input of a model; dynamic sides are None.
+@dataclass(frozen=True)
+class ImagePort:
+    """The one image input of a model; dynamic sides are None. ``last``: its channels come last."""
+
+    channels: int
+    height: int | None
+    width: int | None
+    last: bool
+
+
+def image_port(ports: Sequence[Port]) -> ImagePort:
+    """The one input of a model, as it takes images.
 
     Raises:
         DataError: the model has several inputs, or none of the shape of an image.
@@ -49,7 +59,7 @@ def image_side(ports: Sequence[Port]) -> tuple[int, int | None, int | None, bool
     channels = shape[3] if last else shape[1]
     if isinstance(channels, int) and channels not in MODES:
         raise DataError(f"input '{ports[0].name}' has {channels} channels; images have 1, 3 or 4. Give arrays (.npz).")
-    return channels if isinstance(channels, int) else 3, height, width, last
+    return ImagePort(channels if isinstance(channels, int) else 3, height, width, last)
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
@@ -212,9 +222,9 @@ def read_csv(path: Path, folder: Path) -> tuple[list[str], list[int], list[str]]
 
 
 def open_images(
-    folder: Path, ports: Sequence[Port], steps: Preprocessing, labels: str | Path | Array | None, draw: tuple[int | None, int]
+    folder: Path, ports: Sequence[Port], steps: Preprocessing, labels: str | Path | Array | None, samples: int | None, seed: int
 ) -> Opened:
-    """A folder of images as one array; ``draw`` is (how many samples, seed). All chosen ones are decoded once, to find damaged ones.
+    """A folder of images as one array, or ``samples`` of them, drawn with ``seed``. All chosen ones are decoded once, to find damaged ones.
 
     Raises:
         DataError: no images, too many damaged ones, different sizes, labels that do not fit.
@@ -226,20 +236,20 @@ def open_images(
         raise OptionError("labels of a folder of images come from class sub-folders, or from --labels labels.csv (filename,label)")
     names, found, notes = read_csv(Path(labels), folder) if labels is not None else find(folder)
     chosen = np.arange(len(names))
-    samples, seed = draw
     if samples is not None and samples < len(names):
         chosen = np.sort(np.random.default_rng(seed).choice(len(names), samples, replace=False))
-    channels, height, width, last = image_side(ports)
-    if steps.resize is None and steps.center_crop is None and height and width:
-        steps = replace(steps, resize=(height, width))
-        notes.append(f"images are resized to {height}x{width}, as the model takes them (else give --resize, --center-crop or --preset)")
-    kept, side, digest = _decoded(folder, [names[index] for index in chosen], steps, channels, notes)
-    steps = replace(steps, layout="nchw" if last else "nhwc")
+    port = image_port(ports)
+    if steps.resize is None and steps.center_crop is None and port.height and port.width:
+        steps = replace(steps, resize=(port.height, port.width))
+        size = f"{port.height}x{port.width}"
+        notes.append(f"images are resized to {size}, as the model takes them (else give --resize, --center-crop or --preset)")
+    kept, side, digest = _decoded(folder, [names[index] for index in chosen], steps, port.channels, notes)
+    steps = replace(steps, layout="nchw" if port.last else "nhwc")
     reader = Images(folder, tuple(names[chosen[index]] for index in kept), steps, side)
     own = None if found is None else np.asarray(found, np.int64)[chosen[kept]]
     if own is not None:  # a file of labels is part of the data
         digest = hashlib.sha256(digest.encode() + own.tobytes()).hexdigest()
-    return Opened({ports[0].name: reader}, str(folder), digest, own, tuple(notes), steps, -1 if last else 1)
+    return Opened({ports[0].name: reader}, str(folder), digest, own, tuple(notes), steps, -1 if port.last else 1)
 
 
 def _decoded(
@@ -296,13 +306,13 @@ def preset(name: str, ports: Sequence[Port], images: bool) -> dict[str, Any]:
     values: dict[str, Any] = {"imagenet": IMAGENET, "cifar10": CIFAR10, "yolo": {"scale": 255.0}}[name]
     if not images:
         return dict(values)
-    _, height, width, _ = image_side(ports)
+    port = image_port(ports)
     if name == "imagenet":
-        crop = (height or 224, width or 224)
+        crop = (port.height or 224, port.width or 224)
         return {**values, "resize": (round(min(crop) / CROP_SHARE),), "center_crop": crop}
     if name == "yolo":
-        return {**values, "resize": (height or 640, width or 640), "letterbox": True}
-    return {**values, "resize": (height or 32, width or 32)}
+        return {**values, "resize": (port.height or 640, port.width or 640), "letterbox": True}
+    return {**values, "resize": (port.height or 32, port.width or 32)}
 
 
 def hub_config(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -203,11 +203,18 @@ def complaint(model: Model) -> str:
 
 # ---- looking at models -----------------------------------------------------------------------------------------------
 
-def initializers(model: Model) -> dict[str, tuple[tuple[int, ...], Any]]:
+class Initializer(NamedTuple):
+    """What a constant of the graph is like."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def initializers(model: Model) -> dict[str, Initializer]:
     """Shape and dtype of every initializer."""
     found = {}
     for tensor in model.proto.graph.initializer:
-        found[tensor.name] = (tuple(tensor.dims), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        found[tensor.name] = Initializer(tuple(tensor.dims), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     return found
 
 

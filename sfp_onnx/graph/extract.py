@@ -11,44 +11,42 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
-from ..core.types import Array, Node
+from ..core.types import Array, Node, Port
 from . import GraphIndex, Model, Prepared, annotate, make_initializer, nodes
-
-Shape = Sequence[int | str | None] | None
 
 
 def segment(
-    model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], index: GraphIndex | None = None
+    model: Model, inputs: Sequence[Port], outputs: Mapping[str, Any], index: GraphIndex | None = None
 ) -> Model:
     """The part of a model that computes ``outputs`` from ``inputs``.
 
     Args:
-        inputs: (dtype, shape) of tensors to be fed; a shape may hold names for dynamic dimensions, or be None. Inputs of the
-            model itself that are still needed are added, as the model declares them.
+        inputs: tensors to be fed. Inputs of the model itself that are still needed are added, as the model declares them.
         outputs: dtype of each tensor that is wanted.
         index: that of the model, if it is at hand.
     """
-    wanted = (index or GraphIndex(nodes(model))).needed(outputs, inputs)
+    fed = {port.name for port in inputs}
+    wanted = (index or GraphIndex(nodes(model))).needed(outputs, fed)
     read = {name for node in wanted for name in node.reads} | set(outputs)
     proto = onnx.ModelProto(ir_version=model.proto.ir_version)
     proto.opset_import.extend(model.proto.opset_import)
     graph = proto.graph
     graph.name = model.proto.graph.name or "segment"
     graph.node.extend(model.proto.graph.node[node.index] for node in wanted)
-    graph.initializer.extend(tensor for tensor in model.proto.graph.initializer if tensor.name in read and tensor.name not in inputs)
-    graph.sparse_initializer.extend(own for own in model.proto.graph.sparse_initializer if own.values.name in read)
+    graph.initializer.extend(tensor for tensor in model.proto.graph.initializer if tensor.name in read and tensor.name not in fed)
+    graph.sparse_initializer.extend(tensor for tensor in model.proto.graph.sparse_initializer if tensor.values.name in read)
     held = {tensor.name for tensor in graph.initializer}
-    graph.input.extend(_port(name, dtype, shape) for name, (dtype, shape) in inputs.items() if name in read)
-    graph.input.extend(item for item in model.proto.graph.input if item.name in read and item.name not in inputs and item.name not in held)
+    graph.input.extend(_declared(port) for port in inputs if port.name in read)
+    graph.input.extend(item for item in model.proto.graph.input if item.name in read - fed - held)
     if proto.ir_version < 4:  # initializers must be inputs too
         graph.input.extend(onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims) for item in graph.initializer)
-    graph.output.extend(_port(name, dtype, None) for name, dtype in outputs.items())
+    graph.output.extend(_declared(Port(name, dtype, None)) for name, dtype in outputs.items())
     weights = {name: array for name, array in model.weights.items() if name in held}
     return replace(model, proto=proto, weights=weights, edited=True)
 
 
-def _port(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
-    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
+def _declared(port: Port) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(port.name, onnx.helper.np_dtype_to_tensor_dtype(port.dtype), port.shape)
 
 
 def with_constants(model: Model, values: Mapping[str, Array]) -> Model:

@@ -22,7 +22,7 @@ from ..runtime import Session
 from .linear import Gathered, Joint, Normal, Sums, together
 from .ridge import best_ridge, best_steps, mean_shift, solve
 from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
-from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block, ways, write
+from .walk import Aim, Coding, End, Key, Step, Store, Walk, inverse_of, per_block, ways, write
 
 MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
@@ -130,10 +130,10 @@ class Use:
     inputs: int = 0
     sums: tuple[Gathered, ...] = ()
 
-    def add(self, setting: Setting, weight: Array, tensors: tuple[Array, Array], seed: tuple[int, ...], scaled: bool) -> None:
-        """One more batch: the layer's input and what the original has for its target. ``scaled``: errors in units of the target, not of
-        the output."""
-        step, walk, (data, wanted), batch = self.step, setting.after, tensors, seed[1]
+    def add(self, setting: Setting, weight: Array, data: Array, wanted: Array, seed: tuple[int, ...], scaled: bool) -> None:
+        """One more batch: the layer's input ``data``, and what the original has for its target (``wanted``). ``scaled``: errors in
+        units of the target, not of the output."""
+        step, walk, batch = self.step, setting.after, seed[1]
         wanted = _kept(setting, step, wanted)
         if batch == 0 and step.target != step.output:
             self.chain = measure_chain(walk, step, wanted)
@@ -144,7 +144,7 @@ class Use:
         rows = form.rows(data, wanted.shape, chosen, blocks)
         answers = form.answers(wanted, chosen, blocks).astype(np.float32)
         self.energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
-        errors = answers - _present(step, walk, self.chain, (rows, matrix, wanted, chosen, batch))
+        errors = answers - _present(step, walk, self.chain, matrix, Batch(chosen, rows, wanted, batch))
         if not scaled:
             errors = errors * inverse_of(per_block(self.chain.scale, errors)).astype(np.float32)
         if not self.sums:
@@ -167,8 +167,8 @@ def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFi
     for batch in range(setting.batches):
         originals, found = reference.run(batch), segment.run(batch)
         for place, use in enumerate(uses):
-            tensors = found[use.step.data], originals[use.step.reference]
-            use.add(setting, weight, tensors, (number, batch, *([place] if place else [])), len(uses) == 1)
+            data, wanted = found[use.step.data], originals[use.step.reference]
+            use.add(setting, weight, data, wanted, (number, batch, *([place] if place else [])), len(uses) == 1)
     setting.before.finish()
     walk.finish()
     return _accept(setting, uses, weight)
@@ -259,21 +259,31 @@ def measure_chain(walk: Walk, step: Step | End, wanted: Array, like: Array | Non
 
 def target_at(walk: Walk, step: Aim, chain: Chain, output: Array, batch: int) -> Array:
     assert chain.session is not None
-    feeds = {name: walk.store.get((name, batch)) for name in chain.inputs}
+    feeds = {name: walk.store.get(Key(name, batch)) for name in chain.inputs}
     found: Array = chain.session.run({step.output: output, **feeds}, [step.target])[0]
     return found
 
 
-def _present(step: Step, walk: Walk, chain: Chain, parts: tuple[Array, Array, Array, IntArray, int]) -> Array:
+@dataclass(frozen=True)
+class Batch:
+    """One batch of a layer: the ``chosen`` positions of its output, what they read (``rows``), what the original has for the whole target
+    (``wanted``), and the number of the batch."""
+
+    chosen: IntArray
+    rows: Array
+    wanted: Array
+    number: int
+
+
+def _present(step: Step, walk: Walk, chain: Chain, matrix: Array, batch: Batch) -> Array:
     """rest + s (P W + b) at the chosen positions: where the target stands now."""
-    rows, matrix, wanted, chosen, batch = parts
-    made = rows @ matrix
+    made = batch.rows @ matrix
     if step.bias is not None and step.inside:
         vector = step.bias.value(walk.constant).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
         made += vector.reshape(len(made), 1, -1)
     if chain.session is None:
         return made
-    rest = step.linear.form.answers(target_at(walk, step, chain, np.zeros_like(wanted), batch), chosen, len(rows))
+    rest = step.linear.form.answers(target_at(walk, step, chain, np.zeros_like(batch.wanted), batch.number), batch.chosen, len(batch.rows))
     found: Array = rest.astype(np.float32) + made * per_block(chain.scale, made).astype(np.float32)
     return found
 

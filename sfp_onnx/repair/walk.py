@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from .. import graph
 from ..core.errors import ModelError
-from ..core.types import Array, BoolArray, FloatArray, Linear, Node
+from ..core.types import Array, BoolArray, FloatArray, Linear, Node, Port
 from ..graph import Constants, GraphIndex, Model, tensor_types
 from ..graph.extract import segment, with_constants
 from ..runtime import Session, open_model
@@ -40,7 +40,7 @@ class Walk:
         """Remember the model's inputs of one more batch; returns how many there are now."""
         for name, array in feeds.items():
             if name in self._live:
-                self.store.put((name, self.batches), array)
+                self.store.put(Key(name, self.batches), array)
         self.batches += 1
         return self.batches
 
@@ -77,7 +77,7 @@ class Walk:
             if self._is_done(name):
                 self._live.discard(name)
                 for batch in range(self.batches):
-                    self.store.drop((name, batch))
+                    self.store.drop(Key(name, batch))
 
     def side(self, given: Collection[str], target: str) -> tuple[Session | None, list[str]]:
         """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and the live tensors that it reads."""
@@ -94,7 +94,7 @@ class Walk:
             raise ModelError(f"{self.model.name}: the type of tensor '{unknown[0]}' is unknown, so the model cannot be run in segments")
         part = segment(
             self.model,
-            {name: (self._types[name], None) for name in inputs},
+            [Port(name, self._types[name], None) for name in inputs],
             {name: self._types[name] for name in outputs},
             self.index,
         )
@@ -114,16 +114,23 @@ class Segment:
 
     def run(self, batch: int) -> dict[str, Array]:
         """Outputs, and asked-for tensors that were known already, of one batch."""
-        found = {name: self.walk.store.get((name, batch)) for name in self.known}
+        found = {name: self.walk.store.get(Key(name, batch)) for name in self.known}
         if self.session is not None:
-            feeds = {name: self.walk.store.get((name, batch)) for name in self.inputs}
+            feeds = {name: self.walk.store.get(Key(name, batch)) for name in self.inputs}
             for name, array in zip(self.outputs, self.session.run(feeds, self.outputs), strict=True):
                 found[name] = np.asarray(array)
-                self.walk.store.put((name, batch), found[name])
+                self.walk.store.put(Key(name, batch), found[name])
         return found
 
 
 # ---- arrays that a run must remember between segments ----------------------------------------------------------------
+
+class Key(NamedTuple):
+    """What an array is called: the tensor, and the batch that it belongs to."""
+
+    tensor: str
+    batch: int
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -140,13 +147,13 @@ class Store:
     budget: int
     used: int = 0
     spilled: int = 0
-    _memory: dict[tuple[str, int], Array] = field(default_factory=dict)
-    _places: dict[tuple[str, int], _Place] = field(default_factory=dict)
+    _memory: dict[Key, Array] = field(default_factory=dict)
+    _places: dict[Key, _Place] = field(default_factory=dict)
     _free: dict[int, list[int]] = field(default_factory=dict)
     _file: IO[bytes] | None = None
     _end: int = 0
 
-    def put(self, key: tuple[str, int], array: Array) -> None:
+    def put(self, key: Key, array: Array) -> None:
         """Remember an array."""
         if self.used + array.nbytes <= self.budget:
             self.used += array.nbytes
@@ -162,7 +169,7 @@ class Store:
         self._file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         self._places[key] = _Place(offset, array.shape, array.dtype)
 
-    def get(self, key: tuple[str, int]) -> Array:
+    def get(self, key: Key) -> Array:
         """An array that was put."""
         if key in self._memory:
             return self._memory[key]
@@ -173,7 +180,7 @@ class Store:
         self._file.readinto(array.data.cast("B")) if array.size else None  # type: ignore[attr-defined]
         return array
 
-    def drop(self, key: tuple[str, int]) -> None:
+    def drop(self, key: Key) -> None:
         """Forget an array."""
         if key in self._memory:
             self.used -= self._memory.pop(key).nbytes

@@ -168,14 +168,24 @@ def pair_bars(title: str, names: Sequence[str], before: Sequence[float], after: 
     return Chart(title, width, TOP + PLOT + room, tuple(marks), (("before", words[0]), ("after", words[1])))
 
 
-def strips(title: str, groups: Sequence[tuple[str, FloatArray, BoolArray]]) -> Chart:
-    """The scores of each group (name, scores, which leave) as dots on a line of its own, from the group's least to its largest,
+@dataclass(frozen=True)
+class Strip:
+    """The scores of a group, and which of its channels leave."""
+
+    name: str
+    scores: FloatArray
+    removed: BoolArray
+
+
+def strips(title: str, groups: Sequence[Strip]) -> Chart:
+    """The scores of each group as dots on a line of its own, from the group's least to its largest,
     square-root spaced so that the small ones, where the cut is, do not lie on each other; with a line where the cut is if one score
     separates what leaves from what stays."""
     marks = []
-    shown = short_names([name for name, _, _ in groups])
+    shown = short_names([group.name for group in groups])
     right = WIDTH - 14.0
-    for index, (name, scores, removed) in enumerate(groups):
+    for index, group in enumerate(groups):
+        scores, removed = group.scores, group.removed
         y = TOP + ROW * (index + 0.5)
         low, high = min(float(scores.min()), 0.0), float(scores.max())
         places = NAMES + (right - NAMES) * np.sqrt(np.clip((scores - low) / ((high - low) or 1.0), 0, 1))
@@ -183,22 +193,32 @@ def strips(title: str, groups: Sequence[tuple[str, FloatArray, BoolArray]]) -> C
         marks.append(Mark("line", (NAMES, y, right, y), "grid"))
         for gone in (False, True):
             word = "leaves" if gone else "stays"
-            own = zip(places[removed == gone], scores[removed == gone], strict=True)
-            marks += [Mark("dot", (float(x), y, 3), word, f"{name}: {value:.4g} {word}") for x, value in own]
+            dots = zip(places[removed == gone], scores[removed == gone], strict=True)
+            marks += [Mark("dot", (float(x), y, 3), word, f"{group.name}: {value:.4g} {word}") for x, value in dots]
         if removed.any() and not removed.all() and scores[removed].max() <= scores[~removed].min():
             x = float(places[removed].max() + places[~removed].min()) / 2
             marks.append(Mark("line", (x, y - ROW * 0.48, x, y + ROW * 0.48), "cut"))
-    cut = any(removed.any() for _, _, removed in groups)
+    cut = any(group.removed.any() for group in groups)
     legend = (("stays", "stays"), ("leaves", "leaves"), ("cut", "cut")) if cut else ()
     return Chart(title, WIDTH, TOP + ROW * len(groups) + 6, tuple(marks), legend)
 
 
-def scatter(title: str, points: Sequence[tuple[float, float, str, bool]], axes: tuple[str, str]) -> Chart:
-    """Points (x, y, name, on the front); those on the front are joined in the order of x."""
+@dataclass(frozen=True)
+class Dot:
+    """A named point, and whether it is on the front."""
+
+    x: float
+    y: float
+    name: str
+    front: bool
+
+
+def scatter(title: str, points: Sequence[Dot], axes: tuple[str, str]) -> Chart:
+    """Points; those on the front are joined in the order of x."""
     height = 300.0
     bottom = height - 44
-    columns = ticks(min(own[0] for own in points), max(own[0] for own in points), 5)
-    rows = ticks(min(own[1] for own in points), max(own[1] for own in points))
+    columns = ticks(min(dot.x for dot in points), max(dot.x for dot in points), 5)
+    rows = ticks(min(dot.y for dot in points), max(dot.y for dot in points))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - columns[0]) / (columns[-1] - columns[0])
@@ -214,17 +234,18 @@ def scatter(title: str, points: Sequence[tuple[float, float, str, bool]], axes: 
         marks += [Mark("line", (x, TOP, x, bottom), "grid"), Mark("text", (x, bottom + 15, 0), "tick", _short(value), "middle")]
     marks.append(Mark("text", (ACROSS / 2, height - 6, 0), "axis", axes[0], "middle"))
     marks.append(Mark("text", (11, (TOP + bottom) / 2, -90), "axis", axes[1], "middle"))
-    front = sorted(place(x, y) for x, y, _, best in points if best)
+    front = sorted(place(dot.x, dot.y) for dot in points if dot.front)
     marks += [Mark("line", (*one, *two), "front") for one, two in pairwise(front)]
     named: list[tuple[float, float]] = []
-    for x, y, name, best in sorted(points, key=lambda own: (own[0], own[1])):
-        across, up = place(x, y)
-        marks.append(Mark("dot", (across, up, 5), "best" if best else "other", f"{name}: {axes[0]} {_short(x)}, {axes[1]} {_short(y)}"))
+    for dot in sorted(points, key=lambda dot: (dot.x, dot.y)):
+        across, up = place(dot.x, dot.y)
+        tip = f"{dot.name}: {axes[0]} {_short(dot.x)}, {axes[1]} {_short(dot.y)}"
+        marks.append(Mark("dot", (across, up, 5), "best" if dot.front else "other", tip))
         crowded = any(abs(across - other) < 90 and abs(up - level) < 12 for other, level in named)
         near_edge = across > ACROSS - 90
         beside = (across + (-9 if near_edge else 9), up + 4, 0)
         anchor = "middle" if crowded else "end" if near_edge else "start"
-        marks.append(Mark("text", (across, up - 9, 0) if crowded else beside, "name", name, anchor))
+        marks.append(Mark("text", (across, up - 9, 0) if crowded else beside, "name", dot.name, anchor))
         named.append((across, up))
     return Chart(title, ACROSS, height, tuple(marks), (("best", "on the Pareto front"), ("other", "not")))
 

@@ -22,7 +22,7 @@ from ..latency.profiling import LayerTimes, layer_times
 from ..planning.record import removal_of
 from ..planning.search import Candidates
 from ..runtime import Setup, open_model, side_by_side
-from . import Card, Chart, Page, Picture, Section, Table, pair_bars, png, render, scatter, short_names, strips
+from . import Card, Chart, Dot, Page, Picture, Section, Strip, Table, pair_bars, png, render, scatter, short_names, strips
 from .manifest import Pruned, versions
 from .sweep import Point
 from .text import figures_section, number, packaging_section, times_section
@@ -140,9 +140,9 @@ def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress
     reached = [point for point in points if not point.failure and point.size is not None]
     loss, axis = _accuracies(reached)
     judged = any(value != loss[0] for value in loss) or context.data is not None
-    rows = [(own.latency_ratio or 0.0, value, own.target, own.front) for own, value in zip(reached, loss, strict=True)]
+    rows = [Dot(point.latency_ratio or 0.0, value, point.target, point.front) for point, value in zip(reached, loss, strict=True)]
     megabytes = [(own.size.bytes or 0) / 1e6 if own.size else 0.0 for own in reached]
-    small = [(size, value, own.target, own.front) for size, own, value in zip(megabytes, reached, loss, strict=True)]
+    small = [Dot(size, value, point.target, point.front) for size, point, value in zip(megabytes, reached, loss, strict=True)]
     charts = [scatter(f"{axis} by latency", rows, ("latency, share of the original", axis))]
     charts.append(scatter(f"{axis} by size of the file", small, ("megabytes", axis)))
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
@@ -251,10 +251,11 @@ def _macs(before: Sequence[Widths], after: Sequence[Widths]) -> Section:
 
 
 def _scores(scored: Candidates, removed: BoolArray) -> Section:
-    rows = [(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
+    rows = [Strip(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
     where = "from the least of each group to its largest, square-root spaced"
     words = f"Score {scored.recorded.get('score')}: one dot for each channel that can leave, {where}."
-    tangled = sum(bool(gone.any() and not gone.all() and own[gone].max() > own[~gone].min()) for _, own, gone in rows)
+    cut = [(row.scores, row.removed) for row in rows if row.removed.any() and not row.removed.all()]
+    tangled = sum(bool(values[gone].max() > values[~gone].min()) for values, gone in cut)
     lines = [words]
     if tangled:
         lines.append(f"In {tangled} groups no score separates what leaves from what stays (the plan weighs more than it); no line there.")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.types import After, Array, Edit, InsertAfter, InsertBefore, Node, SetAttribute, SetInput
 from .context import Context
-from .labels import AffineFact, Labels, align, keep_varying, vector
+from .labels import AffineFact, Labels, Operand, align, keep_varying, vector
 from .registry import Trait, in_training, rule, state
 
 NORM_STATE = 14  # from this operator set on BatchNormalization says training_mode; before, outputs of its statistics meant it
@@ -295,7 +295,7 @@ def elementwise(ctx: Context) -> list[Labels]:
         if position in free and len(free) < len(present):
             continue
         labels = tuple(align(array, rank) for array in ctx.labels(position))
-        operands.append((labels, (1,) * (rank - ctx.rank(position)) + ctx.shape(position)))
+        operands.append(Operand(labels, (1,) * (rank - ctx.rank(position)) + ctx.shape(position)))
     merged = ctx.merge(operands)
     for position in free:
         ctx.adopt(position, merged)

@@ -21,6 +21,7 @@ from .labels import (
     FollowFact,
     Labels,
     LayerFact,
+    Operand,
     PinFact,
     Reads,
     TiePair,
@@ -305,8 +306,8 @@ class Context:
 
     # ---- meeting element by element ------------------------------------------------------------------------------
 
-    def merge(self, operands: Sequence[tuple[Labels, Sequence[int]]], reason: str = STIFF) -> Labels:
-        """Labels of a broadcasting element-wise meeting of operands, given as (labels, shape) of one common rank.
+    def merge(self, operands: Sequence[Operand], reason: str = STIFF) -> Labels:
+        """Labels of a broadcasting element-wise meeting of operands of one common rank.
 
         Label arrays that share an axis are tied element by element. An operand that has the full size of such an axis but no
         labels there keeps the axis from shrinking (``reason``); one of size 1 is broadcast and asks for nothing.
@@ -324,15 +325,14 @@ class Context:
                 axes = {axis for array, _ in cluster for axis in varying(array)}
             members = {id(array) for array, _ in cluster}
             pool = [item for item in pool if id(item[0]) not in members]
-            merged += self._meet(cluster, sorted(axes), operands, reason)
+            merged += self._meet(tuple(array for array, _ in cluster), [which for _, which in cluster], sorted(axes), operands, reason)
         return keep_varying(merged)
 
     def _meet(
-        self, cluster: list[tuple[IntArray, int]], axes: list[int], operands: Sequence[tuple[Labels, Sequence[int]]], reason: str
+        self, arrays: Labels, present: list[int], axes: list[int], operands: Sequence[Operand], reason: str
     ) -> list[IntArray]:
-        """Tie arrays that share axes; returns one of them, or none if an operand keeps all these axes."""
-        present = [which for _, which in cluster]
-        arrays: Labels = tuple(array for array, _ in cluster)
+        """Tie arrays that share axes, and belong to the operands ``present``; returns one of them, or none if an operand keeps all these
+        axes."""
         if len(present) != len(set(present)):
             for array in arrays:
                 self.pin(array, "two independent channel axes of one operand meet here")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -189,6 +190,13 @@ class AffineFact:
 class FollowFact:
     node: Node
     edits: Callable[[After], Sequence[Edit]]
+
+
+class Operand(NamedTuple):
+    """What meets others element by element: its labels and its shape, aligned to a common rank."""
+
+    labels: Labels
+    shape: Sequence[int]
 
 
 @dataclass

@@ -24,7 +24,7 @@ from ..repair.linear import Gathered, factor, forward
 from ..repair.lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
 from ..repair.ridge import ridge_inverse
 from ..repair.steps import Scene, plan_steps
-from ..repair.walk import Step, Store, Walk
+from ..repair.walk import Key, Step, Store, Walk
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 SHRINK = 0.5  # share of rows left at which the matrices are copied without those that are gone
@@ -149,7 +149,7 @@ class Inputs:
     """What one block of a layer reads: weights (k, o) in units of the target, the channel of the block and the unit of each row, the
     variance of the target. ``key`` is a name for H^-1 (k, k)."""
 
-    key: tuple[str, int]
+    key: Key
     weights: Array
     channels: IntArray
     units: IntArray
@@ -277,7 +277,7 @@ def _inputs(
     per_block = len(source) // blocks
     for block, inverse in enumerate(inverses):
         units = source[block * per_block + channels]
-        key = (f"inverse of {step.layer}", block)
+        key = Key(f"inverse of {step.layer}", block)
         yield Inputs(key, (matrix * factor)[block].astype(np.float32), channels, units, variance), inverse
 
 

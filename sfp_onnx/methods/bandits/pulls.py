@@ -16,7 +16,7 @@ import numpy as np
 
 from ... import graph
 from ...core.errors import ModelError
-from ...core.types import Array, Coupling, Group, IntArray
+from ...core.types import Array, Coupling, Group, IntArray, Port
 from ...graph import Constants, Prepared, serialized
 from ...graph.edit import QUANTIZED, Editor, zero_of
 from ...graph.extract import segment
@@ -184,8 +184,8 @@ class Pulls:
                 continue  # nothing there stands for zero; the tensors around it are masked
             zero = zero_of(constants, point, spread(self._rank(tensor), axis, len(units)))
             masks.append(put(editor, tensor, dtype, zero, Mask("", units, axis, self._rank(tensor), dtype, by_rows)))
-        ports = {name: self._port(name) for name in part.feeds}
-        ports.update({mask.name: (mask.dtype, shape_of(mask)) for mask in masks})
+        ports = [self._port(name) for name in part.feeds]
+        ports += [Port(mask.name, mask.dtype, tuple(shape_of(mask))) for mask in masks]
         outputs = {name: np.dtype(self.raw[0][self.names.index(name)].dtype) for name in part.outputs}
         model = segment(editor.finish(), ports, outputs)
         used = {port.name for port in graph.inputs(model)}
@@ -195,12 +195,12 @@ class Pulls:
     def _rank(self, tensor: str) -> int:
         return len(self.prepared.trace.shapes[tensor])
 
-    def _port(self, name: str) -> tuple[Any, list[int | str]]:
-        """Type and shape of a tensor that is fed; the batch is a name, other sizes are those of the images."""
+    def _port(self, name: str) -> Port:
+        """A tensor that is fed; the batch is a name, other sizes are those of the images."""
         dtype, shape = self.sizes.get(name) or _described(self.blocks[0].feeds[name])
         open_axes = self.prepared.trace.dynamic_axes.get(name, ())
-        return dtype, ["batch" if not axis and axis in open_axes else f"{name}:{axis}" if axis in open_axes else size
-                       for axis, size in enumerate(shape)]  # fmt: skip
+        sizes = [(f"{name}:{axis}" if axis else "batch") if axis in open_axes else size for axis, size in enumerate(shape)]
+        return Port(name, dtype, tuple(sizes))
 
     def _agrees(self, section: _Section) -> bool:
         """Whether copies of a block side by side give the outputs of the block (a model may mix the rows of a batch)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -115,6 +116,13 @@ def even_labels(sizes: IntArray, labels: int, generator: np.random.Generator) ->
 
 
 # ---- what a dilution method may look at ------------------------------------------------------------------------------
+
+class Site(NamedTuple):
+    """A tensor, and the axis of its channels."""
+
+    tensor: str
+    axis: int
+
 
 @dataclass(frozen=True)
 class Profile:

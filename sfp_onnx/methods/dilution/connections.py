@@ -12,11 +12,11 @@ from ... import graph
 from ...core.errors import OptionError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
 from ...coupling.cost import emptied
-from ...graph import Constants, Model, Prepared, initializers
+from ...graph import Constants, Initializer, Model, Prepared, initializers
 from ...graph.edit import Editor
 from ...graph.extract import with_constants
 from ...runtime import observe, unpadded
-from . import KERNEL, KernelView, Method, MethodOptions, keep_by_rank, l1, spread, tile_sums
+from . import KERNEL, KernelView, Method, MethodOptions, Site, keep_by_rank, l1, spread, tile_sums
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Target:
         return self.layer.node.name
 
     @property
-    def site(self) -> tuple[str, int]:
+    def site(self) -> Site:
         """The tensor that the layer reads, and the axis of its channels."""
-        return self.layer.data_name, self.data_axis
+        return Site(self.layer.data_name, self.data_axis)
 
     @property
     def channelwise(self) -> bool:
@@ -82,12 +82,12 @@ def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) 
     return found, skipped
 
 
-def _refusal(layer: Layer, weight: str, held: Mapping[str, tuple[tuple[int, ...], object]], shared: bool) -> str:
+def _refusal(layer: Layer, weight: str, held: Mapping[str, Initializer], shared: bool) -> str:
     if layer.weight is None or weight not in held:
         return "it has no constant weight"
     shape, dtype = held[weight]
-    if np.dtype(dtype).kind != "f":  # type: ignore[call-overload]
-        return f"its weight is {np.dtype(dtype).name}, not floating point"  # type: ignore[call-overload]
+    if np.dtype(dtype).kind != "f":
+        return f"its weight is {np.dtype(dtype).name}, not floating point"
     if len(shape) < 2 or (len(shape) > 2 and (layer.weight.out_axis > 1 or layer.weight.in_axis > 1)):
         return f"its weight of shape {list(shape)} is neither a matrix nor that of a convolution"
     if shared:
@@ -131,7 +131,7 @@ def as_weight(kernels: Array, axes: tuple[int, int], shape: Sequence[int]) -> Ar
 
 
 def layer_views(
-    model: Model, found: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[tuple[str, int], FloatArray]
+    model: Model, found: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[Site, FloatArray]
 ) -> Iterator[KernelView]:
     """One view per target, without profiles. ``scales`` are those of BatchNormalizations by the tensor they scale, ``rms`` the root
     mean square per channel of each site."""
@@ -160,13 +160,13 @@ class Chosen:
 def choose(
     views: Callable[[], Iterator[KernelView]],
     weights: Mapping[str, str],
-    chosen: tuple[Method, MethodOptions],
+    method: Method,
+    options: MethodOptions,
     rate: float,
     scope: str,
 ) -> list[Chosen]:
     """Masks of all layers. ``views`` is called twice, so that only scores are held for all layers; ``weights`` names the weight of
     each layer; ``rate`` and ``scope`` (see `keep_by_rank`) do not matter to methods that set the rate."""
-    method, options = chosen
     tile = method.tile(options)
     scores = [method.function(view, options) for view in views()]
     keeps: Sequence[Array] = scores if method.fixed else keep_by_rank(scores, rate, scope)
@@ -174,20 +174,19 @@ def choose(
     for view, keep in zip(views(), keeps, strict=True):
         mask = spread(keep, tile, view.values.shape)
         unit = "kernels" if tile.whole and view.values.shape[2] > 1 else "blocks" if tile.rows * tile.columns > 1 else "weights"
-        found.append(Chosen(mask, _figures(view, weights[view.layer], mask, (unit, keep.size, int((~keep).sum())))))
+        found.append(Chosen(mask, _figures(view, weights[view.layer], mask, keep, unit)))
     return found
 
 
-def _figures(view: KernelView, weight: str, mask: BoolArray, counts: tuple[str, int, int]) -> DilutedLayer:
-    """What a mask removes, and what kernel L1 would lose at the same number of weights (per layer)."""
+def _figures(view: KernelView, weight: str, mask: BoolArray, keep: Array, unit: str) -> DilutedLayer:
+    """What a mask removes (``keep``: per tile, called ``unit``), and what kernel L1 would lose at the same number of weights."""
     cost = np.abs(view.values.astype(np.float64)) * view.read_rms[:, :, None]
     total = float(cost.sum()) or 1.0
     norms = l1(view, MethodOptions()).reshape(-1)
     order = np.argsort(norms, kind="stable")[: round(int((~mask).sum()) / mask.shape[2])]
     lost_l1 = float(tile_sums(cost, KERNEL).reshape(-1)[order].sum()) / total
-    unit, count, removed = counts
     lost = float(cost[~mask].sum()) / total
-    return DilutedLayer(view.layer, weight, unit, count, removed, mask.size, int((~mask).sum()), lost, lost_l1)
+    return DilutedLayer(view.layer, weight, unit, keep.size, int((~keep).sum()), mask.size, int((~mask).sum()), lost, lost_l1)
 
 
 def zeroed(model: Model, masks: Mapping[str, BoolArray]) -> Model:
@@ -279,12 +278,12 @@ def fold_constants(model: Model, prepared: Prepared, coupling: Coupling, feeds: 
     readers = [layer for layer in coupling.layers if layer.weight is not None and not _through(layer) and _has(layer.reads, constant)]
     if not readers:
         return Folded(model, 0, 0, 0)
-    values = _values(model, {(layer.data_name, layer.data_axis) for layer in readers}, feeds)
-    flat = {site: _flat(arrays, site[1]) for site, arrays in values.items()}
+    values = _values(model, {Site(layer.data_name, layer.data_axis) for layer in readers}, feeds)
+    flat = {site: _flat(arrays, site.axis) for site, arrays in values.items()}
     able = constant.copy()
     nonzero = np.zeros(coupling.units, bool)
     for layer in readers:
-        level, steady = flat[layer.data_name, layer.data_axis]
+        level, steady = flat[Site(layer.data_name, layer.data_axis)]
         units = layer.source
         own = units >= 0
         able[units[own & ~steady]] = False
@@ -301,9 +300,9 @@ def _has(units: IntArray, flags: BoolArray) -> bool:
     return bool(flags[units[units >= 0]].any())
 
 
-def _values(model: Model, sites: set[tuple[str, int]], feeds: Sequence[Mapping[str, Array]]) -> dict[tuple[str, int], list[Array]]:
+def _values(model: Model, sites: set[Site], feeds: Sequence[Mapping[str, Array]]) -> dict[Site, list[Array]]:
     editor = Editor(model)
-    names = {site: editor.add_output(editor.tensor(site[0])) for site in sorted(sites)}
+    names = {site: editor.add_output(editor.tensor(site.tensor)) for site in sorted(sites)}
     observed = list(observe(editor.finish(), unpadded(feeds), list(dict.fromkeys(names.values()))))
     return {site: [batch.values[name] for batch in observed] for site, name in names.items()}
 
@@ -334,7 +333,7 @@ def _bias(layer: Layer) -> str:
     return layer.node.inputs[place] if place is not None and place < len(layer.node.inputs) else ""
 
 
-def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Mapping[tuple[str, int], Array]) -> Model:
+def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Mapping[Site, Array]) -> Model:
     constants = Constants(model)
     changed: dict[str, Array] = {}
     for layer in readers:
@@ -342,7 +341,7 @@ def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Ma
         name, in_axis = layer.node.inputs[layer.weight.position], layer.weight.in_axis
         columns = np.flatnonzero((layer.reads >= 0) & gone[np.maximum(layer.reads, 0)])
         weight = np.moveaxis(constants[name].copy(), in_axis, 0)
-        level = levels[layer.data_name, layer.data_axis][columns]
+        level = levels[Site(layer.data_name, layer.data_axis)][columns]
         if level.any():
             out_axis = layer.weight.out_axis if layer.weight.out_axis > in_axis else layer.weight.out_axis + 1
             slices = np.moveaxis(weight[columns].astype(np.float64), out_axis, 1)

@@ -17,7 +17,7 @@ from ...scores.elimination import Inputs, Look
 from ...scores.statistics import calibrate
 from ..sfp import profiles
 from ..sfp.profiles import ProfileOptions, classes_of, profile
-from . import METHODS, Ends, Method, Profile, label_profile
+from . import METHODS, Ends, Method, Profile, Site, label_profile
 from .connections import SkippedLayer, Target, targets
 
 
@@ -42,7 +42,7 @@ def ends_of(
     stream = (pass_batches(analysis, data), data.samples, data.labels)
     taps = [tap for tap in taps if tap.tensor in wanted]
     known = profile(analysis.prepared, taps, (output, classes), stream, options, free, progress)
-    layers = {(own.tensor, own.axis): own for own in known.layers}
+    layers = {Site(read.tensor, read.axis): read for read in known.layers}
     reasons = dict(skipped)
     ends = {target.name: _ends(analysis, target, made[target.name], layers, reasons, classes) for target in found}
     labels = "the labels of the data" if known.labels == "given" else "the model's own argmax as labels"
@@ -62,7 +62,7 @@ def _read_later(analysis: Analysis, layer: Layer) -> Layer | None:
 
 
 def _ends(
-    analysis: Analysis, target: Target, later: Layer | None, layers: Mapping[tuple[str, int], LayerProfile], reasons: Mapping[str, str],
+    analysis: Analysis, target: Target, later: Layer | None, layers: Mapping[Site, LayerProfile], reasons: Mapping[str, str],
     classes: int,
 ) -> Ends | str:  # fmt: skip
     reads = layers.get(target.site)
@@ -70,7 +70,7 @@ def _ends(
         return f"no class profile of what it reads: {reasons.get(target.layer.data_name, 'no layer made it')}"
     near = _profile(reads, reads.filters)
     if later is not None:
-        writes = layers.get((later.data_name, later.data_axis))
+        writes = layers.get(Site(later.data_name, later.data_axis))
         if writes is None:
             return f"no class profile of what it makes: {reasons.get(later.data_name, 'no layer reads it')}"
         order = {int(unit): index for index, unit in enumerate(writes.units)}
@@ -147,7 +147,7 @@ class Seen:
 
     targets: tuple[Target, ...]
     skipped: tuple[SkippedLayer, ...]
-    rms: Mapping[tuple[str, int], FloatArray]
+    rms: Mapping[Site, FloatArray]
     ends: Mapping[str, Ends | str]
     notes: tuple[str, ...] = ()
     losses: Mapping[str, FloatArray] = field(default_factory=dict)
@@ -198,14 +198,14 @@ def gated(
     return kept, refused, warned
 
 
-def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[tuple[str, int], FloatArray]:
+def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[Site, FloatArray]:
     """Root mean square of every channel that a target reads."""
     ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
     wanted = list(dict.fromkeys(target.site for target in found if target.data_axis != 0))
     with progress("calibrating", data.samples) as advance:
         parts = replace(data, batch=batch_size(analysis, data)).batches()
         moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
-    return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
+    return {site: np.sqrt(moments[site].squares / max(moments[site].count, 1)) for site in wanted}
 
 
 def losses_of(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[str, FloatArray]:

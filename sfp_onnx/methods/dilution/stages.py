@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -250,32 +250,40 @@ def _diluted(analysis: Analysis, options: DiluteOptions, data: Dataset | None, p
     if seen is None:
         wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in method.needs else None
         seen = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
-    masks, figures, skipped, notes = masked(analysis, seen, options)
-    diluted = zeroed(analysis.prepared.model, masks)
+    masked = choose_masks(analysis, seen, options)
+    notes = list(masked.notes)
+    diluted = zeroed(analysis.prepared.model, masked.masks)
     if options.refit or (options.refit is None and data is not None):
-        diluted, said = refitted(analysis, diluted, masks, data, replace(options.repair, seed=options.seed), progress)
+        diluted, said = refitted(analysis, diluted, masked.masks, data, replace(options.repair, seed=options.seed), progress)
         notes += said
-    check(diluted, masks, batches(analysis, data))
+    check(diluted, masked.masks, batches(analysis, data))
     result = Diluted(
-        diluted, analysis.model, options, figures, tuple(skipped), tuple(notes), 0, {}, analysis.size(), analysis.size(),
+        diluted, analysis.model, options, masked.figures, masked.skipped, tuple(notes), 0, {}, analysis.size(), analysis.size(),
         describe(data) if data else {},
     )  # fmt: skip
     return finished(result, data, progress)
 
 
-def masked(
-    analysis: Analysis, seen: Seen, options: DiluteOptions
-) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...], list[SkippedLayer], list[str]]:
-    """Masks by name of the weight, in its layout (True: may be other than zero); what they remove; skipped layers; notes.
+class Masked(NamedTuple):
+    """Masks by name of the weight, in its layout (True: may be other than zero); what they remove; skipped layers; notes."""
+
+    masks: dict[str, BoolArray]
+    figures: tuple[DilutedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    notes: tuple[str, ...]
+
+
+def choose_masks(analysis: Analysis, seen: Seen, options: DiluteOptions) -> Masked:
+    """What a method removes from the layers that it suits.
 
     Raises:
         OptionError: unknown method.
         TargetError: the method suits no layer.
     """
-    method, own = find_method(options.method or default_method(True), options.seed)
-    found, skipped, notes = _suited(seen, method, own, options)
-    masks, figures = _chosen(analysis, found, seen, (method, own), options)
-    return masks, figures, skipped, notes
+    method, given = find_method(options.method or default_method(True), options.seed)
+    suited, skipped, notes = _suited(seen, method, given, options)
+    masks, figures = _chosen(analysis, suited, seen, method, given, options)
+    return Masked(masks, figures, tuple(skipped), tuple(notes))
 
 
 def _suited(
@@ -304,22 +312,22 @@ def _suited(
 
 
 def _chosen(
-    analysis: Analysis, found: Sequence[Target], seen: Seen, method: tuple[Method, MethodOptions], options: DiluteOptions
+    analysis: Analysis, suited: Sequence[Target], seen: Seen, method: Method, given: MethodOptions, options: DiluteOptions
 ) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
     """Masks by name of the weight, in its layout, and what they remove."""
     model = analysis.prepared.model
     factors = scales(analysis.prepared.index, analysis.coupling)
 
     def views() -> Iterator[KernelView]:
-        for view in layer_views(model, found, factors, seen.rms):
+        for view in layer_views(model, suited, factors, seen.rms):
             known, worth = seen.ends.get(view.layer), seen.losses.get(view.layer)
             fits = worth is not None and worth.shape == view.channel.shape
             yield replace(view, ends=known if isinstance(known, Ends) else None, losses=worth if fits else None)
 
-    chosen = choose(views, {target.name: target.weight for target in found}, method, options.rate or 0.0, options.scope)
+    chosen = choose(views, {target.name: target.weight for target in suited}, method, given, options.rate or 0.0, options.scope)
     held = initializers(model)
     masks = {
-        target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(found, chosen, strict=True)
+        target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(suited, chosen, strict=True)
     }
     return masks, tuple(item.figures for item in chosen)
 
