@@ -27,7 +27,7 @@ from sfp_onnx.coupling.analysis import silent
 from sfp_onnx.methods.dilution import KERNEL, KernelView, MethodOptions, correlation, find_method, tile_sums
 from sfp_onnx.methods.dilution import method as register
 from sfp_onnx.methods.dilution.connections import zeroed
-from sfp_onnx.methods.dilution.ends import Seen, look, losses_of
+from sfp_onnx.methods.dilution.ends import Measured, look, losses_of
 from sfp_onnx.methods.dilution.stages import DiluteOptions, choose_masks, refitted
 from sfp_onnx.methods.sfp.profiles import ProfileOptions
 from sfp_onnx.runtime import open_session
@@ -98,7 +98,7 @@ def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool, 
 
 def looked(
     analysis: sfp_onnx.Analysis, name: str, calibration: sfp_onnx.Dataset, labelled: bool, given: argparse.Namespace
-) -> Seen:
+) -> Measured:
     """What is measured of the layers, from an earlier run if that kept it."""
     path = kept(name, labelled, given)
     if path is not None and path.exists():
@@ -112,13 +112,13 @@ def kept(name: str, labelled: bool, given: argparse.Namespace) -> Path | None:
     return given.keep / f"{name}-{labelled}-{given.held_out}.pickle" if given.keep else None
 
 
-def keep(seen: Seen, name: str, labelled: bool, given: argparse.Namespace) -> None:
+def keep(seen: Measured, name: str, labelled: bool, given: argparse.Namespace) -> None:
     """Write what was measured, if asked to."""
     if (path := kept(name, labelled, given)) is not None:
         path.write_bytes(pickle.dumps(seen))
 
 
-def masks_of(analysis: sfp_onnx.Analysis, seen: Seen, method: str, rate: str | None) -> tuple[Masks, float]:
+def masks_of(analysis: sfp_onnx.Analysis, seen: Measured, method: str, rate: str | None) -> tuple[Masks, float]:
     """Masks, and the share of kernels that they remove (mean over layers)."""
     masks: Masks = {}
     shares = []
@@ -131,7 +131,7 @@ def masks_of(analysis: sfp_onnx.Analysis, seen: Seen, method: str, rate: str | N
     return masks, float(np.mean(shares))
 
 
-def afcc_rate(analysis: sfp_onnx.Analysis, seen: Seen) -> float:
+def afcc_rate(analysis: sfp_onnx.Analysis, seen: Measured) -> float:
     _, (figures,), _, _ = choose_masks(analysis, seen, DiluteOptions("afcc", None, force=True))
     return figures.removed / figures.total
 

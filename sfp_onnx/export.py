@@ -43,8 +43,8 @@ class OrtFile:
             OutputError: a path cannot be written.
         """
         paths = (path, operators_path(path))
-        for own in paths:
-            check_output(own, inputs)
+        for file in paths:
+            check_output(file, inputs)
         try:
             with atomic(*paths) as streams:
                 for stream, content in zip(streams, (self.data, self.operators.encode()), strict=True):
@@ -73,8 +73,8 @@ def halved(model: Model) -> tuple[Model, Model, str]:
     small, rounded, left = half_weights(model)
     if len(small.weights) == len(left) or small.proto == model.proto:
         raise OptionError("--half: the model has no float32 weights of more than 1 KiB that float16 can hold")
-    said = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
-    return small, rounded, f"half: weights are stored as float16 and computed with as float32{said}"
+    words = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
+    return small, rounded, f"half: weights are stored as float16 and computed with as float32{words}"
 
 
 def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Model:
@@ -87,9 +87,9 @@ def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Mo
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         save(replace(model, source=None, files=()), source)
         quantize(source, target, batches, model.name)
-        found = load(target)
-        weights = {name: array.copy() for name, array in found.weights.items()}  # the files go
-    return replace(found, weights=weights, source=model.source, files=model.files, edited=True)
+        converted = load(target)
+        weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
+    return replace(converted, weights=weights, source=model.source, files=model.files, edited=True)
 
 
 def ort_file(model: Model) -> OrtFile:
@@ -161,25 +161,25 @@ def package(
     models = {"original": analysis.model, "pruned": pruned}
     plain, last, notes = pruned, pruned, []
     if options.half:
-        last, plain, said = halved(pruned)
+        last, plain, words = halved(pruned)
         models["half"] = last
-        notes.append(said)
+        notes.append(words)
     if options.quantize:
         last = models[options.quantize] = quantized(plain, None if data is None else _feeds(data))
         ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
         rounded = "; made from the weights rounded to float16" if options.half else ""
         notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
-    made = ort_file(last) if options.save_ort is not None else None
-    if made and options.half and not options.quantize:
+    ort = ort_file(last) if options.save_ort is not None else None
+    if ort and options.half and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
     forms = [Form(name, file_bytes(model), open_model(model)) for name, model in models.items()]
-    if made:
-        forms.append(Form("ort", len(made.data), open_session(made.data, {}, "the .ort file")))
+    if ort:
+        forms.append(Form("ort", len(ort.data), open_session(ort.data, {}, "the .ort file")))
     used = judge or data
     steps = _measured(analysis, forms, used)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
-    return Packaged(last, made, steps, tuple(notes))
+    return Packaged(last, ort, steps, tuple(notes))
 
 
 def _feeds(data: Dataset) -> Iterator[Feeds]:
@@ -215,13 +215,13 @@ def _measured(
             add(parents[index], observed, batch[max(index - 1, 0)], None)
     for form, parent in zip(forms[2:], parents[2:], strict=True):
         _check(form.name, _error(parent))
-    times = [min(own) * 1e3 for own in latencies(sessions, first, REPEATS)]
+    times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
     return tuple(
         Step(
-            form.name, form.bytes, own.samples, own.right / own.samples if classifier and labels is not None else None,
-            own.agree / own.samples if classifier else None, _error(own), time, time / times[0],
+            form.name, form.bytes, sums.samples, sums.right / sums.samples if classifier and labels is not None else None,
+            sums.agree / sums.samples if classifier else None, _error(sums), time, time / times[0],
         )
-        for form, own, time in zip(forms, answers, times, strict=True)
+        for form, sums, time in zip(forms, answers, times, strict=True)
     )  # fmt: skip
 
 

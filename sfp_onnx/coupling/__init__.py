@@ -87,7 +87,7 @@ def _apply(ctx: Context) -> list[Labels]:
 def _checked(labels: Labels, shape: tuple[int, ...] | None, node: Node) -> Labels:
     for array in labels:
         sizes = () if shape is None else shape
-        if array.ndim != len(sizes) or any(own not in (1, size) for own, size in zip(array.shape, sizes, strict=True)):
+        if array.ndim != len(sizes) or any(length not in (1, size) for length, size in zip(array.shape, sizes, strict=True)):
             raise ModelError(
                 f"internal error: the rule for {node.operator} gave labels of shape {array.shape} to a tensor of shape {shape} at "
                 f"'{node.name}'. Please report it."
@@ -150,18 +150,18 @@ def _edges(ties: Sequence[TiePair]) -> TiePair:
 
 def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
     """A choice for every tensor whose labels vary along several axes: which axis they leave along."""
-    seen = set()
+    known = set()
     for node in nodes:
         arrays = [array for name in node.outputs for array in facts.tensors.get(name, ())]
         arrays += [array for position in range(len(node.inputs)) for array in facts.constants.get((node.index, position), ())]
         for array in arrays:
             axes = varying(array)
-            if len(axes) < 2 or (array.shape, array.tobytes()) in seen:
+            if len(axes) < 2 or (array.shape, array.tobytes()) in known:
                 continue
-            seen.add((array.shape, array.tobytes()))
+            known.add((array.shape, array.tobytes()))
             options = []
             for axis in axes:
-                first = array[tuple(slice(None) if own == axis else slice(0, 1) for own in range(array.ndim))]
+                first = array[tuple(slice(None) if other == axis else slice(0, 1) for other in range(array.ndim))]
                 options.append(((array, np.broadcast_to(first, array.shape)),))
             yield Choice(node, tuple(options))
 
@@ -213,12 +213,12 @@ def _resolve_in_order(facts: Facts, parent: IntArray, choices: Sequence[Choice])
 
 def _constants(facts: Facts, nodes: Sequence[Node]) -> dict[tuple[int, int], Labels]:
     """Labels of every constant operand, those of shared weights at each of their uses."""
-    found = dict(facts.constants)
+    labels = dict(facts.constants)
     for node in nodes:
         for position, name in enumerate(node.inputs):
             if name in facts.shared and facts.shared[name] in facts.constants:
-                found[node.index, position] = facts.constants[facts.shared[name]]
-    return found
+                labels[node.index, position] = facts.constants[facts.shared[name]]
+    return labels
 
 
 def _members(tensors: Mapping[str, Labels], parent: IntArray) -> list[IntArray]:
@@ -264,15 +264,15 @@ def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[In
 
 def _channels(labels: Labels, units: IntArray) -> Channels:
     """Axes of a tensor along which units vary. After resolution no label array varies along two axes."""
-    found: dict[int, IntArray] = {}
+    units_by_axis: dict[int, IntArray] = {}
     for array in labels:
-        own = compact(units[array])
-        for axis in varying(own):
-            values = own.reshape(-1)
-            assert len(values) == own.shape[axis], "units vary along two axes of one tensor"
-            known = found.get(axis)
-            found[axis] = values if known is None else np.where(known < 0, values, known)
-    return tuple(AxisUnits(axis, values) for axis, values in sorted(found.items()))
+        carried = compact(units[array])
+        for axis in varying(carried):
+            values = carried.reshape(-1)
+            assert len(values) == carried.shape[axis], "units vary along two axes of one tensor"
+            known = units_by_axis.get(axis)
+            units_by_axis[axis] = values if known is None else np.where(known < 0, values, known)
+    return tuple(AxisUnits(axis, values) for axis, values in sorted(units_by_axis.items()))
 
 
 def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) -> Layer:
@@ -287,7 +287,7 @@ def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) ->
         writes=none if writes.labels is None else units[writes.labels],
         data=reads.data,
         data_axis=reads.data_axis,
-        source=next((own.units for own in data if own.axis == reads.data_axis), none),
+        source=next((carried.units for carried in data if carried.axis == reads.data_axis), none),
         linear=fact.linear if fact.constant else None,
         grouped=fact.grouped,
     )

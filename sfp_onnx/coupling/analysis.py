@@ -182,20 +182,20 @@ def batch_size(analysis: Analysis, data: Dataset) -> int:
 def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     """Branches by the name of the group that must leave for them to vanish. Any of them may vanish together."""
     outputs = {port.name for port in graph.outputs(prepared.model)}
-    found: dict[str, Branch] = {}
+    vanishing: dict[str, Branch] = {}
     constant: set[str] = set()
     carriers: set[str] = set()
     for group in coupling.groups:
         walk = _branch(group, coupling, prepared, outputs)
         if walk is None:
             continue
-        branch, own = walk
-        if own.carriers & (constant | set(own.constant)) or carriers & set(own.constant):
+        branch, traced = walk
+        if traced.carriers & (constant | set(traced.constant)) or carriers & set(traced.constant):
             continue  # two constants would meet
-        constant |= set(own.constant)
-        carriers |= own.carriers
-        found[group.name] = branch
-    return found
+        constant |= set(traced.constant)
+        carriers |= traced.carriers
+        vanishing[group.name] = branch
+    return vanishing
 
 
 @dataclass
@@ -210,7 +210,7 @@ class _Walk:
 def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str]) -> tuple[Branch, _Walk] | None:
     inside = np.zeros(coupling.units + 1, bool)
     inside[group.units] = True  # the last place stands for -1
-    dead = {name for name, channels in coupling.tensors.items() if any(inside[own.units].all() for own in channels)}
+    dead = {name for name, channels in coupling.tensors.items() if any(inside[carried.units].all() for carried in channels)}
     layers = {layer.node.index: layer for layer in coupling.layers}
     sources: dict[str, None] = {}
     walk = _Walk()
@@ -218,7 +218,7 @@ def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[s
         if name in outputs:
             return None
         for node in prepared.index.reading(name):
-            if all(made in dead for made in node.outputs if made):
+            if all(output in dead for output in node.outputs if output):
                 continue
             layer = layers.get(node.index)
             if layer is None or layer.weight is None or layer.data_name != name or not inside[layer.reads].all() or not len(layer.reads):
@@ -226,7 +226,7 @@ def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[s
             if not all(other == name or _fixed(other, prepared) for other in node.inputs if other):
                 return None
             sources[name] = None
-            if not all(_follow(made, dead, prepared, outputs, walk) for made in node.outputs if made):
+            if not all(_follow(output, dead, prepared, outputs, walk) for output in node.outputs if output):
                 return None
     if not walk.ends:
         return None
@@ -244,18 +244,18 @@ def _follow(name: str, dead: set[str], prepared: Prepared, outputs: set[str], wa
         return False
     shapes = prepared.trace.shapes
     for node in prepared.index.reading(name):
-        made = [own for own in node.outputs if own]
-        if all(own in dead for own in made):
+        written = [output for output in node.outputs if output]
+        if all(output in dead for output in written):
             continue
         if not has(node, Trait.SPREADS) or node.captures:
             return False
-        others = [own for own in node.inputs if own and own != name and not _fixed(own, prepared)]
-        full = [own for own in others if shapes.get(own) == shapes.get(made[0])]
+        others = [other for other in node.inputs if other and other != name and not _fixed(other, prepared)]
+        full = [other for other in others if shapes.get(other) == shapes.get(written[0])]
         if others and not full:
             return False
         if full:
             walk.ends[name] = None
             walk.carriers.update(full)
-        elif not all(_follow(own, dead, prepared, outputs, walk) for own in made):
+        elif not all(_follow(output, dead, prepared, outputs, walk) for output in written):
             return False
     return True

@@ -52,11 +52,11 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
     trace = traced.trace
     model = _reshaped(_fold(model, trace), traced.straight, trace)
     nodes = graph.nodes(model)
-    made = GraphIndex(nodes).makers
-    held = {*made, *initializers(model), *(port.name for port in inputs(model))}
+    makers = GraphIndex(nodes).makers
+    held = {*makers, *initializers(model), *(port.name for port in inputs(model))}
     known = {name: (tuple(shape)) for name, (shape, _) in initializers(model).items()}
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
-    values = {name: value for name, value in trace.values.items() if name in made}
+    values = {name: value for name, value in trace.values.items() if name in makers}
     free = frozenset(data_free(nodes, known))
     trace = Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free)
     return Prepared(model, tuple(nodes), trace, traced.feeds, traced.variant, types)
@@ -116,12 +116,12 @@ def _candidates(
             known = ", ".join(f"{port.name} {list(port.shape or ())}" for port in ports)
             raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
-    seen = set()
+    tried = set()
     for batch, side, length, whole in product(BATCHES, SIDES, LENGTHS, integers):
         sizes = {"batch": batch, "side": side, "length": length}
         key = (whole, *(tuple(_shape(port, sizes, shapes)) for port in ports))
-        if key not in seen:
-            seen.add(key)
+        if key not in tried:
+            tried.add(key)
             yield _feed(ports, sizes, shapes, 0, whole)
 
 
@@ -184,19 +184,19 @@ def _vary(
         return [], None, True
     open_axes = {(port.name, axis) for port in ports for axis, dim in enumerate(port.shape or ()) if not isinstance(dim, int)}
     unchanged, used = set(open_axes), None
-    found: list[Observation] = []
+    observations: list[Observation] = []
     for variant in _variants(ports, feeds):
         changed = {(name, axis) for name, axis in open_axes if variant[name].shape[axis] != feeds[name].shape[axis]}
         only_batch = all(axis == 0 for _, axis in changed)
-        if not changed or (found and only_batch and not changed & unchanged):
+        if not changed or (observations and only_batch and not changed & unchanged):
             continue
         try:
-            found.append(_observe(session, variant, names, fetched))
+            observations.append(_observe(session, variant, names, fetched))
         except ModelError:
             continue
         unchanged -= changed
         used = used or variant
-    return found, used, not unchanged
+    return observations, used, not unchanged
 
 
 # ---- observing -------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def _straight(model: Model, observations: Sequence[Observation], trusted: set[st
     """Outputs of nodes that take all of a vector in its order, at all sizes that were tried: they only give it another shape (which is
     how some exporters write ``as_strided``, with indices computed from the batch size)."""
     taking = [node for node in graph.nodes(model) if has(node, Trait.TAKES)]
-    constants, found = Constants(model) if taking else {}, set()
+    constants, straight = Constants(model) if taking else {}, set()
     for node in taking:
         data, index = node.inputs
         if data in constants:
@@ -314,8 +314,8 @@ def _straight(model: Model, observations: Sequence[Observation], trusted: set[st
         if fixed is None and index not in trusted:
             continue
         if all(_counts(values.get(index, fixed), shapes.get(data)) for shapes, values in observations):
-            found.add(node.outputs[0])
-    return frozenset(found)
+            straight.add(node.outputs[0])
+    return frozenset(straight)
 
 
 def _counts(index: Array | None, shape: tuple[int, ...] | None) -> bool:

@@ -97,9 +97,9 @@ def _open_npz(path: Path) -> dict[str, Reader]:
 
 def _check_size(info: zipfile.ZipInfo, start: int, shape: tuple[int, ...], dtype: Any, path: Path) -> None:
     """Refuse an array whose header promises other data than the archive holds, before room is made for it."""
-    name, wanted, found = info.filename.removesuffix(".npy"), prod(shape) * dtype.itemsize, info.file_size - start
-    if any(size < 0 for size in shape) or wanted != found:
-        raise DataError(f"{path}: array '{name}' is truncated or damaged: shape {list(shape)} needs {wanted} bytes, it has {found}")
+    name, wanted, held = info.filename.removesuffix(".npy"), prod(shape) * dtype.itemsize, info.file_size - start
+    if any(size < 0 for size in shape) or wanted != held:
+        raise DataError(f"{path}: array '{name}' is truncated or damaged: shape {list(shape)} needs {wanted} bytes, it has {held}")
     if info.file_size > MOST_DEFLATED * max(info.compress_size, 1):
         raise DataError(f"{path}: array '{name}' is damaged: {info.compress_size} bytes cannot unpack to {info.file_size}")
 
@@ -281,19 +281,19 @@ def open_call(source: Any, ports: Sequence[Port]) -> Opened:
     function: Callable[[], Any] = source if callable(source) else user_function(name, f"--data {name}")
     digest, labels, count = hashlib.sha256(), [], 0
     first: dict[str, Array] = {}
-    for arrays, own in _batches(function, name, ports):
+    for arrays, given in _batches(function, name, ports):
         first = first or {key: array[:1] for key, array in arrays.items()}
         for key, array in sorted(arrays.items()):
             if array.shape[1:] != first[key].shape[1:]:
                 raise DataError(f"{name}: rows of '{key}' have shape {list(array.shape[1:])} and {list(first[key].shape[1:])}")
             digest.update(key.encode() + np.ascontiguousarray(array).tobytes())
         count += len(next(iter(arrays.values())))
-        labels.append(own)
+        labels.append(given)
     if not first:
         raise DataError(f"{name}: it yields no batches.")
-    if any(own is None for own in labels) and not all(own is None for own in labels):
+    if any(given is None for given in labels) and not all(given is None for given in labels):
         raise DataError(f"{name}: some batches have labels, some have none.")
-    joined = None if labels[0] is None else np.concatenate([own for own in labels if own is not None])
+    joined = None if labels[0] is None else np.concatenate([given for given in labels if given is not None])
     readers = {
         port.name: Called(function, name, tuple(ports), port.name, (count, *first[port.name].shape[1:]), first[port.name].dtype)
         for port in ports

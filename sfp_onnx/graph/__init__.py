@@ -113,14 +113,14 @@ class GraphIndex:
 
     def reached(self, names: Iterable[str]) -> list[Node]:
         """The nodes, in their order, that depend on any of these tensors."""
-        reached: dict[int, Node] = {}
+        behind: dict[int, Node] = {}
         waiting = list(names)
         while waiting:
             for node, _ in self.readers(waiting.pop()):
-                if node.index not in reached:
-                    reached[node.index] = node
+                if node.index not in behind:
+                    behind[node.index] = node
                     waiting += [name for name in node.outputs if name]
-        return [reached[index] for index in sorted(reached)]
+        return [behind[index] for index in sorted(behind)]
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,9 @@ def check(model: Model) -> None:
     Raises:
         ModelError: with the checker's words.
     """
-    found = "" if model.complaint else complaint(model)
-    if found:
-        raise ModelError(f"{model.name}: internal error: onnx.checker rejects the pruned model: {found}. Please report it.")
+    problem = "" if model.complaint else complaint(model)
+    if problem:
+        raise ModelError(f"{model.name}: internal error: onnx.checker rejects the pruned model: {problem}. Please report it.")
 
 
 def complaint(model: Model) -> str:
@@ -212,10 +212,10 @@ class Initializer(NamedTuple):
 
 def initializers(model: Model) -> dict[str, Initializer]:
     """Shape and dtype of every initializer."""
-    found = {}
+    known = {}
     for tensor in model.proto.graph.initializer:
-        found[tensor.name] = Initializer(tuple(tensor.dims), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    return found
+        known[tensor.name] = Initializer(tuple(tensor.dims), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return known
 
 
 class Constants(Mapping[str, Array]):
@@ -239,7 +239,7 @@ class Constants(Mapping[str, Array]):
 
 def nodes(model: Model) -> list[Node]:
     """The nodes in their (topological) order."""
-    found = []
+    listed = []
     taken = {node.name for node in model.proto.graph.node}
     for index, node in enumerate(model.proto.graph.node):
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
@@ -248,8 +248,8 @@ def nodes(model: Model) -> list[Node]:
         name = node.name or f"{node.op_type}_{index}"
         while not node.name and name in taken:
             name += "_"
-        found.append(Node(index, name, node.op_type, domain, tuple(node.input), tuple(node.output), attributes, captures))
-    return found
+        listed.append(Node(index, name, node.op_type, domain, tuple(node.input), tuple(node.output), attributes, captures))
+    return listed
 
 
 def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) -> Any:
@@ -268,13 +268,13 @@ def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) 
 def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
     """Names that the sub-graphs of an attribute read from outside."""
     for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-        own = {item.name for item in [*graph.input, *graph.initializer]}
+        inner_names = {item.name for item in [*graph.input, *graph.initializer]}
         for node in graph.node:
-            yield from (name for name in node.input if name and name not in own)
+            yield from (name for name in node.input if name and name not in inner_names)
             for inner in node.attribute:
-                yield from (name for name in _captured(inner) if name not in own)
-            own.update(node.output)
-        yield from (item.name for item in graph.output if item.name not in own)
+                yield from (name for name in _captured(inner) if name not in inner_names)
+            inner_names.update(node.output)
+        yield from (item.name for item in graph.output if item.name not in inner_names)
 
 
 def inputs(model: Model) -> list[Port]:
@@ -306,14 +306,14 @@ def tensor_types(model: Model) -> dict[str, Any]:
         inferred = onnx.shape_inference.infer_shapes(model.proto)
     except Exception:  # inference is advice; onnxruntime has the last word on whether the model is valid
         inferred = model.proto
-    found: dict[str, Any] = {name: dtype for name, (_, dtype) in initializers(model).items()}
+    types: dict[str, Any] = {name: dtype for name, (_, dtype) in initializers(model).items()}
     for item in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         if item.type.HasField("tensor_type"):
             if item.type.tensor_type.elem_type:
-                found[item.name] = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+                types[item.name] = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
         elif item.type.WhichOneof("value"):
-            found[item.name] = None
-    return found
+            types[item.name] = None
+    return types
 
 
 def serialized(model: Model) -> bytes:

@@ -111,8 +111,8 @@ def conv_chain(width: int, layers: int = 4, side: int = 14) -> Model:
     for index in range(layers):
         kernel = (random.standard_normal((width, width, 3, 3)) / (3 * np.sqrt(width))).astype(np.float32)
         tensors.append(make_initializer(f"w{index}", kernel, weights))
-        source, made = "x" if index == 0 else f"t{index}", f"t{index + 1}"
-        nodes.append(onnx.helper.make_node("Conv", [source, f"w{index}"], [made], pads=[1] * 4))
+        source, target = "x" if index == 0 else f"t{index}", f"t{index + 1}"
+        nodes.append(onnx.helper.make_node("Conv", [source, f"w{index}"], [target], pads=[1] * 4))
     nodes.append(onnx.helper.make_node("GlobalAveragePool", [f"t{layers}"], ["y"]))
     ports = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)

@@ -59,10 +59,10 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
             _attach(tensor, _map_external(tensor, path, name))
     proto = onnx.ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
     model = Model(proto, weights, digest.hexdigest(), path, tuple(files))
-    found = complaint(model)
-    if found and not any(words in found for words in RUNTIME_DECIDES):
-        raise ModelError(f"{name}: onnx.checker rejects the model: {found}")
-    return replace(model, complaint=found)
+    problem = complaint(model)
+    if problem and not any(words in problem for words in RUNTIME_DECIDES):
+        raise ModelError(f"{name}: onnx.checker rejects the model: {problem}")
+    return replace(model, complaint=problem)
 
 
 def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -188,27 +188,27 @@ def _map_external(tensor: onnx.TensorProto, path: Path | None, name: str) -> Arr
 def _name_apart(graph: onnx.GraphProto) -> None:
     """Number the nodes that share a name: onnxruntime refuses them, onnx does not."""
     taken = {node.name for node in graph.node}
-    seen: set[str] = set()
+    used: set[str] = set()
     for node in graph.node:
         base, number = node.name, 1
-        while node.name and node.name in seen:
+        while node.name and node.name in used:
             number += 1
             node.name = f"{base}_{number}" if f"{base}_{number}" not in taken else node.name
-        seen.add(node.name)
+        used.add(node.name)
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:
     """Put nodes behind those that they read, if they are not (some converters append casts at the end); else leave the order."""
-    made = {name for node in graph.node for name in node.output if name}
-    seen: set[str] = set()
+    computed = {name for node in graph.node for name in node.output if name}
+    known: set[str] = set()
     waiting = list(graph.node)
     ordered: list[onnx.NodeProto] = []
     while waiting:
         blocked = []
         for node in waiting:
-            if all(name not in made or name in seen for name in _read_names(node)):
+            if all(name not in computed or name in known for name in _read_names(node)):
                 ordered.append(node)
-                seen.update(node.output)
+                known.update(node.output)
             else:
                 blocked.append(node)
         if not ordered or len(blocked) == len(waiting):
@@ -224,7 +224,7 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
 def _read_names(node: onnx.NodeProto) -> list[str]:
     """Inputs of a node and of the nodes in its sub-graphs."""
     inner = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
-    return [name for name in node.input if name] + [name for graph in inner for own in graph.node for name in _read_names(own)]
+    return [name for name in node.input if name] + [name for graph in inner for below in graph.node for name in _read_names(below)]
 
 
 def _constants_to_initializers(proto: onnx.ModelProto) -> None:
@@ -292,12 +292,12 @@ def check_sound(proto: onnx.ModelProto, name: str) -> None:
                 raise ModelError(f"{name}: tensor '{item.name}' has the unknown element type {kind}. The file is damaged: export it again.")
         for node in graph.node:
             for attribute in node.attribute:
-                if not all(_is_text(own) for own in (attribute.s, *attribute.strings)):
+                if not all(_is_text(text) for text in (attribute.s, *attribute.strings)):
                     raise ModelError(f"{name}: node '{node.name}': attribute '{attribute.name}' is no UTF-8 text. Export the model again.")
         for tensor in _tensors(graph):
-            found = _complaint(tensor)
-            if found:
-                raise ModelError(f"{name}: tensor '{tensor.name}' is damaged: {found}. Export the model again.")
+            problem = _complaint(tensor)
+            if problem:
+                raise ModelError(f"{name}: tensor '{tensor.name}' is damaged: {problem}. Export the model again.")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -342,12 +342,12 @@ def _complaint(tensor: onnx.TensorProto) -> str:
     count = prod(tensor.dims)
     if tensor.HasField("raw_data"):
         bits = PACKED.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        wanted, found, what = (count * bits + 7) // 8, len(tensor.raw_data), "bytes"
+        wanted, present, what = (count * bits + 7) // 8, len(tensor.raw_data), "bytes"
         if tensor.data_type == onnx.TensorProto.STRING:
             return "strings cannot stand in raw_data"
     else:
         field, each = FIELDS.get(tensor.data_type, ("int32_data", 1))
-        wanted, found, what = count * each, len(getattr(tensor, field)), f"numbers in {field}"
+        wanted, present, what = count * each, len(getattr(tensor, field)), f"numbers in {field}"
         if tensor.data_type in PACKED:
             wanted = (count * PACKED[tensor.data_type] + 7) // 8
-    return "" if wanted == found else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {found}"
+    return "" if wanted == present else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {present}"

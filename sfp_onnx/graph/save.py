@@ -184,7 +184,7 @@ def save(model: Model, path: str | Path, external: bool | None = None, sparse: b
     for other in files[1:]:
         check_output(other[0], model.paths)
     try:
-        with atomic(*(own for own, _ in reversed(files))) as streams:  # the data first, the model that refers to them last
+        with atomic(*(file for file, _ in reversed(files))) as streams:  # the data first, the model that refers to them last
             for stream, (_, pieces) in zip(reversed(streams), files, strict=True):
                 for piece in pieces:
                     stream.write(piece)
@@ -297,14 +297,14 @@ def half_weights(model: Model) -> tuple[Model, Model, tuple[str, ...]]:
             left.append(name)
             continue
         small = model.weights[name].astype(np.float16)
-        own = f"{name}/half"
-        while own in taken:
-            own += "_"
-        taken.add(own)
+        half = f"{name}/half"
+        while half in taken:
+            half += "_"
+        taken.add(half)
         del stored[name]
         rounded[name] = small.astype(np.float32)
-        tensor.CopyFrom(make_initializer(own, small, stored))
-        casts.append(onnx.helper.make_node("Cast", [own], [name], f"{own}/to_float", to=onnx.TensorProto.FLOAT))
+        tensor.CopyFrom(make_initializer(half, small, stored))
+        casts.append(onnx.helper.make_node("Cast", [half], [name], f"{half}/to_float", to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *proto.graph.node]
     fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del proto.graph.node[:]

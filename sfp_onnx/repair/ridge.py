@@ -43,8 +43,8 @@ def solve(sums: Sums, ridge: float, mask: BoolArray | None = None, steps: int | 
     if mask is None or mask.all():
         return next(solutions(sums, [ridge]))
     change: Array = np.zeros(sums.shape)
-    for found in islice(_descent(sums, ridge, mask), CG_STEPS if steps is None else steps):
-        change = found
+    for better in islice(_descent(sums, ridge, mask), CG_STEPS if steps is None else steps):
+        change = better
     change = change.astype(np.float64)
     return change, _bias(sums, change)
 
@@ -65,8 +65,8 @@ def _bias(sums: Sums, change: Array) -> FloatArray:
 
 
 def _strength(sums: Sums, wanted: FloatArray) -> FloatArray:
-    found: FloatArray = np.maximum(wanted, sums.rounding())
-    return found
+    strength: FloatArray = np.maximum(wanted, sums.rounding())
+    return strength
 
 
 Strength = Callable[[float], FloatArray]
@@ -81,7 +81,7 @@ def _primal(sums: Normal | Joint) -> tuple[Strength, Change]:
 
     def change(strength: FloatArray) -> FloatArray:
         covariance[:, size, size] = diagonal
-        solved = [positive_solve(*own) for own in zip(covariance, cross, strength.tolist(), strict=True)]
+        solved = [positive_solve(*problem) for problem in zip(covariance, cross, strength.tolist(), strict=True)]
         return np.stack(solved) if solved else np.zeros(cross.shape)
 
     return lambda ridge: ridge * diagonal.mean(1), change
@@ -96,7 +96,7 @@ def _dual(sums: Samples) -> tuple[Strength, Change]:
 
     def change(strength: FloatArray) -> FloatArray:
         products[:, size, size] = diagonal
-        solved = [own.T @ positive_solve(*rest) for own, *rest in zip(rows, products, errors, strength.tolist(), strict=True)]
+        solved = [inputs.T @ positive_solve(*rest) for inputs, *rest in zip(rows, products, errors, strength.tolist(), strict=True)]
         return np.stack(solved)
 
     return lambda ridge: ridge * diagonal.sum(1) / max(sums.shape[1], 1), change
@@ -114,15 +114,15 @@ def ridge_inverse(sums: Normal | Samples, ridge: float) -> Iterator[FloatArray]:
     for rows in sums.centred()[0]:
         rows = rows / np.sqrt(count)
         strength = max(ridge * float(np.square(rows).sum()) / rows.shape[1], float(np.finfo(np.float32).tiny))
-        found = rows.T @ positive_solve(rows @ rows.T, -rows, strength)
-        found[np.diag_indices(len(found))] += 1
-        found /= strength
-        yield found
+        inverse = rows.T @ positive_solve(rows @ rows.T, -rows, strength)
+        inverse[np.diag_indices(len(inverse))] += 1
+        inverse /= strength
+        yield inverse
 
 
 def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float]) -> tuple[float, float]:
     """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
-    errors = [held.error(*found) for found in solutions(fit, ridges)]
+    errors = [held.error(*solution) for solution in solutions(fit, ridges)]
     best = int(np.argmin(errors))
     return ridges[best], errors[best]
 
@@ -175,5 +175,5 @@ def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
 
 def _ratio(above: Array, below: Array) -> Array:
     """above / below; 0 where rounding left nothing below."""
-    found: Array = np.divide(above, below, out=np.zeros_like(above), where=below > TINY)
-    return found
+    ratio: Array = np.divide(above, below, out=np.zeros_like(above), where=below > TINY)
+    return ratio

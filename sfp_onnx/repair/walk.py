@@ -63,11 +63,11 @@ class Walk:
     def advance(self, names: Collection[str]) -> Segment:
         """Run on until ``names`` are known. Run the segment on every batch, then `finish` it."""
         fresh = self.waiting(names)
-        made = {name for node in fresh for name in node.outputs if name}
-        inputs = sorted({name for node in fresh for name in node.reads} - self._constants - made)
-        known = sorted(name for name in names if name not in made)
+        made_now = {name for node in fresh for name in node.outputs if name}
+        inputs = sorted({name for node in fresh for name in node.reads} - self._constants - made_now)
+        known = sorted(name for name in names if name not in made_now)
         self._done |= {node.index for node in fresh}
-        outputs = sorted(name for name in made if name in names or not self._is_done(name))
+        outputs = sorted(name for name in made_now if name in names or not self._is_done(name))
         self._live |= set(outputs)
         return Segment(self, self._session(inputs, outputs), inputs, outputs, known)
 
@@ -114,13 +114,13 @@ class Segment:
 
     def run(self, batch: int) -> dict[str, Array]:
         """Outputs, and asked-for tensors that were known already, of one batch."""
-        found = {name: self.walk.store.get(Key(name, batch)) for name in self.known}
+        values = {name: self.walk.store.get(Key(name, batch)) for name in self.known}
         if self.session is not None:
             feeds = {name: self.walk.store.get(Key(name, batch)) for name in self.inputs}
             for name, array in zip(self.outputs, self.session.run(feeds, self.outputs), strict=True):
-                found[name] = np.asarray(array)
-                self.walk.store.put(Key(name, batch), found[name])
-        return found
+                values[name] = np.asarray(array)
+                self.walk.store.put(Key(name, batch), values[name])
+        return values
 
 
 # ---- arrays that a run must remember between segments ----------------------------------------------------------------
@@ -219,8 +219,8 @@ class Held:
         if not self.scale:
             return get(self.name)
         scale = get(self.scale)
-        found: Array = (get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale)
-        return found
+        value: Array = (get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale)
+        return value
 
     def _along(self, vector: Array) -> Array:
         if vector.size == 1:
@@ -241,8 +241,8 @@ class Held:
         steps = np.where(steps == 0, 1.0, steps)
         limits = np.iinfo(integers.dtype)
         changed[self.name] = np.clip(np.rint(value / steps) + self._zero(get), limits.min, limits.max).astype(integers.dtype)
-        found: Array = (changed[self.name].astype(np.float64) - self._zero(get)) * steps
-        return changed, found
+        coded: Array = (changed[self.name].astype(np.float64) - self._zero(get)) * steps
+        return changed, coded
 
     def fitting(self, get: Get, value: Array) -> Array:
         """The factor on the scale with which a value just fits into the integers."""
@@ -251,8 +251,8 @@ class Held:
         steps = np.maximum(value / np.maximum(limits.max - zero, 1), value / np.minimum(limits.min - zero, -1))
         axes = tuple(axis for axis in range(value.ndim) if scale.size == 1 or axis != self.axis % value.ndim)
         largest = steps.max(axes).reshape(scale.shape)
-        found: Array = np.where((largest > 0) & (scale > 0), largest / np.where(scale > 0, scale, 1), 1.0)
-        return found
+        ratio: Array = np.where((largest > 0) & (scale > 0), largest / np.where(scale > 0, scale, 1), 1.0)
+        return ratio
 
 
 # ---- what is re-fitted -----------------------------------------------------------------------------------------------
@@ -301,16 +301,16 @@ WeightChange = tuple[FloatArray, FloatArray]
 """Of the weight (blocks, inputs, outputs) and of the bias (blocks, outputs; of several layers (layers, blocks, outputs))."""
 
 
-def per_block(scale: Array, made: Array) -> Array:
+def per_block(scale: Array, matrix: Array) -> Array:
     """A value per output channel as (blocks, 1, outputs of a block)."""
-    return np.broadcast_to(scale, (len(made) * made.shape[-1],)).reshape(len(made), 1, -1)
+    return np.broadcast_to(scale, (len(matrix) * matrix.shape[-1],)).reshape(len(matrix), 1, -1)
 
 
 def inverse_of(factor: Array) -> Array:
     """1 / factor, and 0 where a factor is (nearly) 0."""
     usable = np.abs(factor) > np.finfo(np.float32).tiny
-    found: Array = np.where(usable, 1 / np.where(usable, factor, 1), 0.0)
-    return found
+    inverse: Array = np.where(usable, 1 / np.where(usable, factor, 1), 0.0)
+    return inverse
 
 
 def changed(step: Step, weight: Array, change: FloatArray, scale: Array) -> Array:
@@ -329,10 +329,10 @@ def write(walk: Walk, steps: Sequence[Step], weight: Array, change: WeightChange
         ratio = steps[0].weight.fitting(walk.constant, wanted) if stretch else None
         fresh = steps[0].weight.nearest(walk.constant, wanted, ratio)[0]
     inverse = inverse_of(per_block(np.asarray(scale, np.float64), change[0]))[:, 0]
-    for step, own in zip(steps, change[1].reshape(len(steps), *inverse.shape), strict=True):
+    for step, raw in zip(steps, change[1].reshape(len(steps), *inverse.shape), strict=True):
         if step.bias is not None:
             old = step.bias.value(walk.constant)
-            shift = (own * inverse).reshape(-1) / (step.linear.bias_scale if step.inside else 1.0)
+            shift = (raw * inverse).reshape(-1) / (step.linear.bias_scale if step.inside else 1.0)
             value = old.astype(np.float64) + shift.reshape(old.shape)
             fresh |= step.bias.nearest(walk.constant, value, ratio if step.bias.scale else None)[0]
     walk.overrides.update(fresh)
@@ -361,9 +361,9 @@ class Coding:
 
     def chosen(self, fit: Sums, held: Sums, change: FloatArray, ways: Sequence[bool]) -> tuple[Coding, float]:
         """The way of rounding that leaves the least error on held-out rows, and that error."""
-        found = [(held.error(*own.applied(fit, change)), own) for own in (replace(self, stretch=way) for way in ways)]
-        best = min(range(len(found)), key=lambda index: found[index][0])
-        return found[best][1], found[best][0]
+        results = [(held.error(*coding.applied(fit, change)), coding) for coding in (replace(self, stretch=way) for way in ways)]
+        best = min(range(len(results)), key=lambda index: results[index][0])
+        return results[best][1], results[best][0]
 
 
 def ways(steps: Sequence[Step]) -> tuple[bool, ...]:

@@ -112,13 +112,13 @@ ACROSS = 440  # two of them fit beside each other
 def short_names(names: Sequence[str]) -> list[str]:
     """Names of nodes as people say them: ``/layer1/layer1.0/conv1/Conv`` -> ``layer1.0/conv1``."""
     for depth in (2, 3, 4):
-        found = []
+        short = []
         for name in names:
             parts = [part for part in name.split("/") if part]
             parts = parts[:-1] if len(parts) > 2 else parts
-            found.append("/".join(parts[-depth:])[-LONGEST:] or name)
-        if len(set(found)) == len(set(names)):
-            return found
+            short.append("/".join(parts[-depth:])[-LONGEST:] or name)
+        if len(set(short)) == len(set(names)):
+            return short
     return [name[-LONGEST:] for name in names]
 
 
@@ -134,7 +134,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     span = high - low or abs(high) or 1.0
     rough = span / count
     power = 10.0 ** floor(log10(rough))
-    step = next(own * power for own in (1, 2, 2.5, 5, 10) if own * power >= rough * (1 - 1e-9))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 
@@ -252,7 +252,7 @@ def scatter(title: str, points: Sequence[Dot], axes: tuple[str, str]) -> Chart:
 
 def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Chart:
     """A matrix (L, L) as colours (red above zero, blue below), its labels reordered so that every cluster is a framed block."""
-    first = [label for own in clusters for label in own]
+    first = [label for cluster in clusters for label in cluster]
     order = list(dict.fromkeys([*first, *range(len(matrix))]))
     values = np.asarray(matrix, np.float64)[np.ix_(order, order)]
     share = values / (np.abs(values).max() or 1.0)
@@ -261,13 +261,13 @@ def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Ch
     small = png(np.round(ends[1] + (towards - ends[1]) * np.abs(share[..., None])).astype(np.uint8))
     cell = (SIDE - 40) / len(order)
     marks = [Mark("image", (34, 6, SIDE - 40, SIDE - 40), "pixels", "data:image/png;base64," + b64encode(small).decode())]
-    start, seen = 0, set[int]()
-    for own in clusters:
-        size = len(set(own) - seen)
-        if size == len(own):
+    start, framed = 0, set[int]()
+    for cluster in clusters:
+        size = len(set(cluster) - framed)
+        if size == len(cluster):
             box = (34 + cell * start, 6 + cell * start, cell * size, cell * size)
-            marks.append(Mark("rect", box, "frame", f"cluster of labels {sorted(own)}"))
-        start, seen = start + size, seen | set(own)
+            marks.append(Mark("rect", box, "frame", f"cluster of labels {sorted(cluster)}"))
+        start, framed = start + size, framed | set(cluster)
     if len(order) <= 20:
         for index, label in enumerate(order):
             middle = 6 + cell * (index + 0.5)

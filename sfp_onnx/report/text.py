@@ -55,7 +55,7 @@ def inspection(coupling: Coupling, size: Size, samples: int, name: str) -> dict[
             "width": group.width,
             "producers": list(group.producers),
             "consumers": list(group.consumers),
-            "macs_share": sum(macs[own] for own in group.producers) / size.macs if size.macs else 0.0,
+            "macs_share": sum(macs[producer] for producer in group.producers) / size.macs if size.macs else 0.0,
         }
         for group in coupling.groups
     ]
@@ -133,9 +133,9 @@ def sizes_text(before: Size, after: Size) -> str:
 def figures_text(plan: Plan) -> str:
     """Asked, predicted and actual figures of a plan for targets; empty without targets."""
     rows = []
-    for name, own in plan.figures.items():
-        before = own["before"]
-        cells = [f"{show(name, own[key])} ({own[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
+    for name, figures in plan.figures.items():
+        before = figures["before"]
+        cells = [f"{show(name, figures[key])} ({figures[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
         rows.append([name, show(name, before), *cells])
     return table(["target", "original", "at most", "predicted", "reached"], rows) if rows else ""
 
@@ -171,17 +171,17 @@ def evaluation_text(results: Sequence[Evaluation]) -> str:
 def scores(coupling: Coupling, name: str, values: FloatArray, profiles: Profiles | None) -> dict[str, Any]:
     """Scores per group, and what the class profiles say of each layer, as plain data."""
     groups = [{"group": group.name, "width": group.width, "scores": values[group.units].tolist()} for group in coupling.groups]
-    found: dict[str, Any] = {"score": name, "groups": groups}
+    shown: dict[str, Any] = {"score": name, "groups": groups}
     if profiles is not None:
-        found["profiles"] = {
+        shown["profiles"] = {
             **{key: getattr(profiles, key) for key in ("classes", "labels", "missing", "samples", "trained", "held_out")},
             "layers": [
-                {"layer": own.layer, "tensor": own.tensor, "filters": len(own.units), **{k: _finite(v) for k, v in own.statistics.items()}}
-                for own in profiles.layers
+                {"layer": one.layer, "tensor": one.tensor, "filters": len(one.units), **{k: _finite(v) for k, v in one.statistics.items()}}
+                for one in profiles.layers
             ],
             "skipped": [{"tensor": tensor, "reason": reason} for tensor, reason in profiles.skipped],
         }
-    return found
+    return shown
 
 
 def _finite(value: float) -> float | None:
@@ -193,14 +193,15 @@ def scores_text(data: dict[str, Any]) -> str:
     """The same for people: the layers' profiles if there are any, else the range of the scores of each group."""
     profiles = data.get("profiles")
     if profiles is None:
-        ranges = [[min(own["scores"]), sum(own["scores"]) / own["width"], max(own["scores"])] for own in data["groups"]]
-        rows = [[own["group"], str(own["width"]), *(f"{v:.4g}" for v in r)] for own, r in zip(data["groups"], ranges, strict=True)]
+        ranges = [[min(group["scores"]), sum(group["scores"]) / group["width"], max(group["scores"])] for group in data["groups"]]
+        rows = [[group["group"], str(group["width"]), *(f"{v:.4g}" for v in r)] for group, r in zip(data["groups"], ranges, strict=True)]
         return table(["group", "width", f"least {data['score']}", "mean", "largest"], rows)
     rows = []
-    for own in profiles["layers"]:
-        snr = "inf" if own["snr"] is None else f"{own['snr']:.2f}"
-        figures = (f"{own['probe_accuracy']:.1%}", f"{own['cluster_size']:.2f}", f"{own['clusters_per_filter']:.2f}", f"{own['noise']:.1f}")
-        rows.append([own["layer"], str(own["filters"]), *figures, snr, f"{own['no_cluster']:.1%}"])
+    for layer in profiles["layers"]:
+        snr = "inf" if layer["snr"] is None else f"{layer['snr']:.2f}"
+        forms = (("probe_accuracy", ".1%"), ("cluster_size", ".2f"), ("clusters_per_filter", ".2f"), ("noise", ".1f"))
+        figures = (format(layer[name], form) for name, form in forms)
+        rows.append([layer["layer"], str(layer["filters"]), *figures, snr, f"{layer['no_cluster']:.1%}"])
     header = ["layer", "filters", "probe acc.", "cluster size", "clusters/filter", "noise", "SNR", "no cluster"]
     where = f"{profiles['held_out']} held-out samples" if profiles["held_out"] else "the training samples (too few to hold out)"
     last = f"{profiles['samples']} samples, {profiles['classes']} labels ({profiles['labels']}); probe accuracy on {where}"

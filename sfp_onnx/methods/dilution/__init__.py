@@ -69,18 +69,18 @@ def keep_by_rank(scores: Sequence[FloatArray], rate: float, scope: str) -> list[
     every row of every array, as Wanda does).
     """
     if scope == "global":
-        flat = np.concatenate([own.reshape(-1) for own in scores]) if scores else np.zeros(0)
+        flat = np.concatenate([values.reshape(-1) for values in scores]) if scores else np.zeros(0)
         keep = drop_smallest(flat, share(len(flat), rate))
-        ends = np.cumsum([own.size for own in scores])[:-1]
-        return [part.reshape(own.shape) for part, own in zip(np.split(keep, ends), scores, strict=True)]
+        ends = np.cumsum([values.size for values in scores])[:-1]
+        return [part.reshape(values.shape) for part, values in zip(np.split(keep, ends), scores, strict=True)]
     if scope == "filter":
-        found = []
-        for own in scores:
-            rows = own.reshape(len(own), -1)
+        masks = []
+        for values in scores:
+            rows = values.reshape(len(values), -1)
             count = share(rows.shape[1], rate)
-            found.append(np.stack([drop_smallest(row, count) for row in rows]).reshape(own.shape))
-        return found
-    return [drop_smallest(own.reshape(-1), share(own.size, rate)).reshape(own.shape) for own in scores]
+            masks.append(np.stack([drop_smallest(row, count) for row in rows]).reshape(values.shape))
+        return masks
+    return [drop_smallest(values.reshape(-1), share(values.size, rate)).reshape(values.shape) for values in scores]
 
 
 def n_of_m(values: Array, n: int, m: int) -> BoolArray:
@@ -105,14 +105,14 @@ def intersect(writes: BoolArray, reads: BoolArray) -> BoolArray:
 
 def even_labels(sizes: IntArray, labels: int, generator: np.random.Generator) -> BoolArray:
     """Random label sets (F, L) of given sizes. Labels are spread evenly: each set takes the labels that were taken least so far."""
-    found = np.zeros((len(sizes), labels), bool)
+    sets = np.zeros((len(sizes), labels), bool)
     taken = np.zeros(labels, np.int64)
     for index in generator.permutation(len(sizes)):
         order = generator.permutation(labels)
         chosen = order[np.argsort(taken[order], kind="stable")[: sizes[index]]]
-        found[index, chosen] = True
+        sets[index, chosen] = True
         taken[chosen] += 1
-    return found
+    return sets
 
 
 # ---- what a dilution method may look at ------------------------------------------------------------------------------
@@ -253,7 +253,8 @@ def find_method(text: str, seed: int = 0) -> tuple[Method, MethodOptions]:
     """
     name, *rest = re.split("[:x]", text.strip()) if ":" in text else [text.strip()]
     if name not in METHODS:
-        raise OptionError(f"unknown dilution method '{text}'. Known: {', '.join(own.pattern or own.name for own in METHODS.values())}")
+        known = ", ".join(method.pattern or name for name, method in METHODS.items())
+        raise OptionError(f"unknown dilution method '{text}'. Known: {known}")
     chosen = METHODS[name]
     if len(rest) != chosen.numbers or not all(item.isdigit() and int(item) > 0 for item in rest):
         raise OptionError(f"method '{text}': expected {chosen.pattern or chosen.name}" + (" with whole numbers" if chosen.pattern else ""))

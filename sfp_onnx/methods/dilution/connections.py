@@ -64,7 +64,7 @@ def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) 
     except re.error as error:
         raise OptionError(f"--layers '{pattern}': not a regular expression: {error}") from error
     held, outputs = initializers(prepared.model), {port.name for port in graph.outputs(prepared.model)}
-    found: list[Target] = []
+    chosen: list[Target] = []
     skipped: list[SkippedLayer] = []
     for layer in coupling.layers:
         weight = layer.node.inputs[layer.weight.position] if layer.weight else ""
@@ -75,11 +75,11 @@ def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) 
         if reason:
             skipped.append(SkippedLayer(layer.node.name, reason))
         else:
-            found.append(_target(prepared, layer, weight, held[weight][0]))
-    if not found and not skipped:
+            chosen.append(_target(prepared, layer, weight, held[weight][0]))
+    if not chosen and not skipped:
         names = ", ".join(layer.node.name for layer in coupling.layers[:5])
         raise OptionError(f"--layers '{pattern}' matches no layer with weights. Layers are, for example: {names or 'none'}")
-    return found, skipped
+    return chosen, skipped
 
 
 def _refusal(layer: Layer, weight: str, held: Mapping[str, Initializer], shared: bool) -> str:
@@ -109,10 +109,10 @@ def _target(prepared: Prepared, layer: Layer, weight: str, shape: tuple[int, ...
         data_axis = layer.data_axis
     rows, columns = np.arange(outputs)[:, None], np.arange(inputs)[None, :]
     if out_axis == 0:  # filters of all groups, channels of one
-        channel, made = rows // max(1, outputs // groups) * inputs + columns, rows + 0 * columns
+        channel, filters = rows // max(1, outputs // groups) * inputs + columns, rows + 0 * columns
     else:  # transposed: channels of all groups, filters of one
-        channel, made = columns + 0 * rows, columns // max(1, inputs // groups) * outputs + rows
-    return Target(layer, weight, axes, data_axis, channel, made)
+        channel, filters = columns + 0 * rows, columns // max(1, inputs // groups) * outputs + rows
+    return Target(layer, weight, axes, data_axis, channel, filters)
 
 
 # ---- views -----------------------------------------------------------------------------------------------------------
@@ -131,19 +131,19 @@ def as_weight(kernels: Array, axes: tuple[int, int], shape: Sequence[int]) -> Ar
 
 
 def layer_views(
-    model: Model, found: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[Site, FloatArray]
+    model: Model, layers: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[Site, FloatArray]
 ) -> Iterator[KernelView]:
     """One view per target, without profiles. ``scales`` are those of BatchNormalizations by the tensor they scale, ``rms`` the root
     mean square per channel of each site."""
     constants = Constants(model)
-    for target in found:
+    for target in layers:
         values = as_kernels(constants[target.weight], target.axes).astype(np.float32)
         scale = scales.get(target.layer.node.outputs[0])
         if scale is not None and len(scale) == len(values) and target.axes[0] == 0:
             values = values * np.abs(scale).astype(np.float32)[:, None, None]
-        own = rms.get(target.site)
-        fits = own is not None and len(own) > int(target.channel.max())
-        yield KernelView(target.name, values, target.channel, target.filter, own if fits else None)
+        read = rms.get(target.site)
+        fits = read is not None and len(read) > int(target.channel.max())
+        yield KernelView(target.name, values, target.channel, target.filter, read if fits else None)
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
@@ -170,12 +170,12 @@ def choose(
     tile = method.tile(options)
     scores = [method.function(view, options) for view in views()]
     keeps: Sequence[Array] = scores if method.fixed else keep_by_rank(scores, rate, scope)
-    found = []
+    chosen = []
     for view, keep in zip(views(), keeps, strict=True):
         mask = spread(keep, tile, view.values.shape)
         unit = "kernels" if tile.whole and view.values.shape[2] > 1 else "blocks" if tile.rows * tile.columns > 1 else "weights"
-        found.append(Chosen(mask, _figures(view, weights[view.layer], mask, keep, unit)))
-    return found
+        chosen.append(Chosen(mask, _figures(view, weights[view.layer], mask, keep, unit)))
+    return chosen
 
 
 def _figures(view: KernelView, weight: str, mask: BoolArray, keep: Array, unit: str) -> DilutedLayer:
@@ -219,13 +219,13 @@ def _through(layer: Layer) -> bool:
 
 
 def _mark(flags: BoolArray, units: IntArray, chosen: BoolArray | bool = True) -> None:
-    own = units[(units >= 0) & chosen]
-    flags[own] = True
+    marked = units[(units >= 0) & chosen]
+    flags[marked] = True
 
 
 def connections(model: Model, coupling: Coupling) -> Connections:
     """Which units still have connections."""
-    read, made, readers, makers, odd_in, odd_out = (np.zeros(coupling.units, bool) for _ in range(6))
+    read, written, readers, makers, odd_in, odd_out = (np.zeros(coupling.units, bool) for _ in range(6))
     constants = Constants(model)
     for layer in coupling.layers:
         if layer.weight is None or layer.node.inputs[layer.weight.position] not in constants:
@@ -236,16 +236,16 @@ def connections(model: Model, coupling: Coupling) -> Connections:
         if _through(layer):
             continue
         weight = np.asarray(constants[layer.node.inputs[layer.weight.position]]) != 0
-        for units, axis, used, seen in (
-            (layer.reads, layer.weight.in_axis, read, readers), (layer.writes, layer.weight.out_axis, made, makers),
+        for units, axis, used, judged in (
+            (layer.reads, layer.weight.in_axis, read, readers), (layer.writes, layer.weight.out_axis, written, makers),
         ):  # fmt: skip
             if len(units):
                 _mark(used, units, weight.any(tuple(other for other in range(weight.ndim) if other != axis)))
-                _mark(seen, units)
+                _mark(judged, units)
         _mark(odd_in, np.setdiff1d(layer.source, layer.reads))
         if len(layer.reads) != len(layer.source):
             _mark(odd_in, layer.reads)
-    return Connections(read, made, readers & ~odd_in, makers & ~odd_out)
+    return Connections(read, written, readers & ~odd_in, makers & ~odd_out)
 
 
 def unread(model: Model, coupling: Coupling) -> BoolArray:
@@ -285,11 +285,11 @@ def fold_constants(model: Model, prepared: Prepared, coupling: Coupling, feeds: 
     for layer in readers:
         level, steady = flat[Site(layer.data_name, layer.data_axis)]
         units = layer.source
-        own = units >= 0
-        able[units[own & ~steady]] = False
-        nonzero[units[own & steady & (level != 0)]] = True
+        present = units >= 0
+        able[units[present & ~steady]] = False
+        nonzero[units[present & steady & (level != 0)]] = True
         if not _foldable(layer, prepared):
-            able[units[own & (level != 0)]] = False
+            able[units[present & (level != 0)]] = False
     if not able.any():
         return Folded(model, 0, 0, int(constant.sum()))
     folded = _without(model, readers, able, {site: level for site, (level, _) in flat.items()})
@@ -381,5 +381,5 @@ class SkippedLayer:
 
 def removed_share(layers: Sequence[DilutedLayer]) -> float:
     """Removed weights over all weights of the diluted layers."""
-    total = sum(own.weights for own in layers)
-    return sum(own.weights_removed for own in layers) / total if total else 0.0
+    total = sum(layer.weights for layer in layers)
+    return sum(layer.weights_removed for layer in layers) / total if total else 0.0

@@ -32,7 +32,7 @@ from ..sfp.probe import PROBES
 from ..sfp.profiles import ProfileOptions
 from . import METHODS, Ends, KernelView, Method, MethodOptions, find_method
 from .connections import DilutedLayer, SkippedLayer, Target, as_weight, choose, fold_constants, layer_views, unread, zeroed
-from .ends import Seen, gated, look
+from .ends import Measured, gated, look
 
 METHOD_NAMES = ", ".join(method.pattern or name for name, method in METHODS.items())
 
@@ -126,12 +126,12 @@ def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool 
 def batches(analysis: Analysis, data: Dataset | None) -> dict[str, Mapping[str, Array]]:
     """A few inputs to check on: random ones, and calibration data."""
     feeds = analysis.prepared.feeds
-    found: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), feeds, seed=1)}
+    feeds_by_name: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), feeds, seed=1)}
     if data is not None:
         first = next(iter(data.batches()), None)
         if first is not None:
-            found["calibration"] = first[0]
-    return found
+            feeds_by_name["calibration"] = first[0]
+    return feeds_by_name
 
 
 def check(model: Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
@@ -203,7 +203,7 @@ def dilute(
     options: DiluteOptions,
     data: DataSource | None = None,
     progress: Progress = silent,
-    seen: Seen | None = None,
+    measured: Measured | None = None,
     *,
     test_data: DataSource | None = None,
     data_options: DataOptions = DataOptions(),
@@ -216,7 +216,7 @@ def dilute(
     what is asked for.
 
     Args:
-        seen: what `look` measured of the same analysis before.
+        measured: what `look` measured of the same analysis before.
         test_data: data that the original and the result are measured on.
         output, manifest: where the model (``sparse``: with sparse initializers where they are smaller) and its manifest go.
 
@@ -232,7 +232,7 @@ def dilute(
     check_dilution(options, data is not None)
     inputs = Sources(data, None, test_data, data_options, inspect_options).open(source, [output, manifest])
     log.info(f"method: {options.method}{'' if named else ' (default)'}")
-    result = _diluted(inputs.analysis, options, inputs.data, progress, seen)
+    result = _diluted(inputs.analysis, options, inputs.data, progress, measured)
     if inputs.test_data is not None:
         first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress)
         result = replace(result, evaluation=(first, replace(last, model=str(output or last.model))))
@@ -245,17 +245,17 @@ def dilute(
     return replace(result, manifest=recorded)
 
 
-def _diluted(analysis: Analysis, options: DiluteOptions, data: Dataset | None, progress: Progress, seen: Seen | None) -> Diluted:
+def _diluted(analysis: Analysis, options: DiluteOptions, data: Dataset | None, progress: Progress, measured: Measured | None) -> Diluted:
     method, _ = check_dilution(options, data is not None)
-    if seen is None:
+    if measured is None:
         wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in method.needs else None
-        seen = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
-    masked = choose_masks(analysis, seen, options)
+        measured = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
+    masked = choose_masks(analysis, measured, options)
     notes = list(masked.notes)
     diluted = zeroed(analysis.prepared.model, masked.masks)
     if options.refit or (options.refit is None and data is not None):
-        diluted, said = refitted(analysis, diluted, masked.masks, data, replace(options.repair, seed=options.seed), progress)
-        notes += said
+        diluted, words = refitted(analysis, diluted, masked.masks, data, replace(options.repair, seed=options.seed), progress)
+        notes += words
     check(diluted, masked.masks, batches(analysis, data))
     result = Diluted(
         diluted, analysis.model, options, masked.figures, masked.skipped, tuple(notes), 0, {}, analysis.size(), analysis.size(),
@@ -273,7 +273,7 @@ class Masked(NamedTuple):
     notes: tuple[str, ...]
 
 
-def choose_masks(analysis: Analysis, seen: Seen, options: DiluteOptions) -> Masked:
+def choose_masks(analysis: Analysis, measured: Measured, options: DiluteOptions) -> Masked:
     """What a method removes from the layers that it suits.
 
     Raises:
@@ -281,46 +281,46 @@ def choose_masks(analysis: Analysis, seen: Seen, options: DiluteOptions) -> Mask
         TargetError: the method suits no layer.
     """
     method, given = find_method(options.method or default_method(True), options.seed)
-    suited, skipped, notes = _suited(seen, method, given, options)
-    masks, figures = _chosen(analysis, suited, seen, method, given, options)
+    suited, skipped, notes = _suited(measured, method, given, options)
+    masks, figures = _chosen(analysis, suited, measured, method, given, options)
     return Masked(masks, figures, tuple(skipped), tuple(notes))
 
 
 def _suited(
-    seen: Seen, method: Method, own: MethodOptions, options: DiluteOptions
+    measured: Measured, method: Method, given: MethodOptions, options: DiluteOptions
 ) -> tuple[list[Target], list[SkippedLayer], list[str]]:
     """The layers that the method suits, the others with reasons, and notes.
 
     Raises:
         TargetError: it suits none.
     """
-    found, skipped, notes = list(seen.targets), list(seen.skipped), list[str]()
-    if method.tile(own).whole:
+    suited, skipped, notes = list(measured.targets), list(measured.skipped), list[str]()
+    if method.tile(given).whole:
         deep = "depthwise: a kernel is a channel there, which `prune` removes"
-        skipped += [SkippedLayer(target.name, deep) for target in found if target.channelwise]
-        found = [target for target in found if not target.channelwise]
+        skipped += [SkippedLayer(target.name, deep) for target in suited if target.channelwise]
+        suited = [target for target in suited if not target.channelwise]
     if "profiles" in method.needs:
-        notes += seen.notes
-        found, refused, warned = gated(found, seen.ends, method, options.force)
+        notes += measured.notes
+        suited, refused, warned = gated(suited, measured.ends, method, options.force)
         skipped, notes = skipped + refused, notes + warned
-    if not found:
+    if not suited:
         raise TargetError("nothing was diluted. " + " ".join(f"'{item.layer}': {item.reason}." for item in skipped[:5]))
     if method.fixed and options.rate is not None:
         sets = "the labels set" if "profiles" in method.needs else "the pattern sets"
         notes.append(f"--rate {options.rate:g} is ignored: with {options.method} {sets} the rate")
-    return found, skipped, notes
+    return suited, skipped, notes
 
 
 def _chosen(
-    analysis: Analysis, suited: Sequence[Target], seen: Seen, method: Method, given: MethodOptions, options: DiluteOptions
+    analysis: Analysis, suited: Sequence[Target], measured: Measured, method: Method, given: MethodOptions, options: DiluteOptions
 ) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
     """Masks by name of the weight, in its layout, and what they remove."""
     model = analysis.prepared.model
     factors = scales(analysis.prepared.index, analysis.coupling)
 
     def views() -> Iterator[KernelView]:
-        for view in layer_views(model, suited, factors, seen.rms):
-            known, worth = seen.ends.get(view.layer), seen.losses.get(view.layer)
+        for view in layer_views(model, suited, factors, measured.rms):
+            known, worth = measured.ends.get(view.layer), measured.losses.get(view.layer)
             fits = worth is not None and worth.shape == view.channel.shape
             yield replace(view, ends=known if isinstance(known, Ends) else None, losses=worth if fits else None)
 
@@ -343,7 +343,7 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
     Raises:
         OptionError, DataError: as `dilute`.
     """
-    method, own = find_method(options.method or default_method(True), options.seed)
+    method, given = find_method(options.method or default_method(True), options.seed)
     if options.rate is None and not method.fixed:
         raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
     if options.rate is not None and not 0 <= options.rate < 1:
@@ -355,7 +355,7 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
         raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")
     if options.refit and not with_data:
         raise DataError("--refit needs calibration data: give --data")
-    return method, own
+    return method, given
 
 
 def refitted(
@@ -372,6 +372,6 @@ def refitted(
         model, fits = repair(
             analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1)
         )
-    counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
-    said = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
-    return model, [said]
+    counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
+    words = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
+    return model, [words]
