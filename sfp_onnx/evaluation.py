@@ -17,7 +17,6 @@ from .core.system import log, user_function
 from .core.types import Array, BoolArray, FloatArray, IntArray, Size
 from .coupling.analysis import ModelSource, Progress, inspect, load, silent
 from .data.dataset import Dataset
-from .graph import Model, inputs
 from .graph.save import file_bytes
 from .planning import bounds, parse_target, show
 from .runtime import Batches, Feeds, Observed, latencies, observe, open_model, side_by_side
@@ -53,6 +52,19 @@ class Answers:
     squared_error: float = 0.0
     squared_reference: float = 0.0
 
+    @property
+    def relative_error(self) -> float | None:
+        """Root mean square of the difference by that of the reference; None if that is 0 or nothing is floating."""
+        return float(np.sqrt(self.squared_error / self.squared_reference)) if self.squared_reference else None
+
+    def shares(self, classifier: bool, labelled: bool) -> dict[str, float | None]:
+        """Fields of `Evaluation` that are means over the samples; None where they do not apply."""
+        return {
+            "top1": self.right / self.samples if classifier and labelled else None,
+            "agreement": self.agree / self.samples if classifier else None,
+            "kl": self.divergence / self.samples if classifier else None,
+        }
+
 
 def add(answers: Answers, observed: Observed, reference: Observed, labels: IntArray | None) -> None:
     """Add one batch; ``labels`` are those of all samples.
@@ -83,7 +95,7 @@ def add(answers: Answers, observed: Observed, reference: Observed, labels: IntAr
 
 
 def measure(
-    models: Sequence[Model],
+    models: Sequence[graph.Model],
     batches: Batches,
     labels: IntArray | None,
     threads: int = 0,
@@ -113,38 +125,12 @@ def measure(
     return answers, classifier, first_feeds
 
 
-def time_models(models: Sequence[Model], feeds: Mapping[str, Array], threads: int, repeats: int = LATENCY_REPEATS) -> list[list[float]]:
-    """Seconds per run of each model, interleaved."""
-    sessions = [open_model(model, threads=threads) for model in models]
-    return latencies(sessions, feeds, repeats)
-
-
-def _same_interface(models: Sequence[Model]) -> None:
-    first = ([port.name for port in inputs(models[0])], [port.name for port in graph.outputs(models[0])])
+def _same_interface(models: Sequence[graph.Model]) -> None:
+    first = ([port.name for port in graph.inputs(models[0])], [port.name for port in graph.outputs(models[0])])
     for model in models[1:]:
-        interface = ([port.name for port in inputs(model)], [port.name for port in graph.outputs(model)])
+        interface = ([port.name for port in graph.inputs(model)], [port.name for port in graph.outputs(model)])
         if interface != first:
             raise DataError(f"{model.name}: inputs and outputs {interface} differ from those of {models[0].name}: {first}")
-
-
-def summarize(
-    name: str, answers: Answers, size: Size, times: tuple[Sequence[float], Sequence[float]] | None, known: tuple[bool, bool]
-) -> Evaluation:
-    """Figures of one model. ``times`` are its seconds and those of the reference; ``known`` is (classifier, labels given)."""
-    classifier, labels = known
-    samples = answers.samples
-    return Evaluation(
-        model=name,
-        samples=samples,
-        top1=answers.right / samples if classifier and labels else None,
-        agreement=answers.agree / samples if classifier else None,
-        kl=answers.divergence / samples if classifier else None,
-        relative_error=float(np.sqrt(answers.squared_error / answers.squared_reference)) if answers.squared_reference else None,
-        size=size,
-        latency_min_ms=None if times is None else min(times[0]) * 1e3,
-        latency_median_ms=None if times is None else float(np.median(times[0])) * 1e3,
-        latency_ratio=None if times is None else min(times[0]) / min(times[1]),
-    )
 
 
 # ---- what the first output of a classifier says ----------------------------------------------------------------------
@@ -164,8 +150,7 @@ def log_probabilities(output: Array, temperature: float = 1.0) -> FloatArray:
         scores = np.log(np.maximum(scores, LEAST))
     scores = scores / temperature
     scores = scores - scores.max(-1, keepdims=True)
-    normalised: FloatArray = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-    return normalised
+    return np.asarray(scores - np.log(np.exp(scores).sum(-1, keepdims=True)))
 
 
 # ---- what a model is worth on data -----------------------------------------------------------------------------------
@@ -174,7 +159,7 @@ Metric = Callable[[Sequence[Array], "IntArray | None", Sequence[Array]], float]
 """(outputs, labels, outputs of the original) -> value, larger is better; the first axis of all runs over the samples."""
 
 
-def outputs(model: Model, batches: Batches) -> list[Array]:
+def outputs(model: graph.Model, batches: Batches) -> list[Array]:
     """All outputs of a model on (inputs, number of real samples), joined along the first axis.
 
     Raises:
@@ -263,6 +248,7 @@ def parse_drop(text: str) -> float:
 
 # ---- measure models on data ------------------------------------------------------------------------------------------
 
+
 def evaluate(
     models: Iterable[ModelSource], data: Dataset, latency: bool = True, threads: int = 0, progress: Progress = silent
 ) -> list[Evaluation]:
@@ -275,13 +261,19 @@ def evaluate(
     analyses = [inspect(model, data=data) for model in loaded]
     with progress("evaluating", data.samples) as advance:
         answers, classifier, feeds = measure(loaded, data.batches(), data.labels, threads, advance)
-    times = time_models(loaded, feeds, threads) if latency else None
+    sessions = [open_model(model, threads=threads) for model in loaded] if latency else []
+    times = latencies(sessions, feeds, LATENCY_REPEATS)
     results = []
-    for index, (model, analysis, sums) in enumerate(zip(loaded, analyses, answers, strict=True)):
-        size = replace(analysis.size(), bytes=file_bytes(model))
-        timing = None if times is None else (times[index], times[0])
-        results.append(summarize(model.name, sums, size, timing, (classifier, data.labels is not None)))
-    return results
+    for model, analysis, sums in zip(loaded, analyses, answers, strict=True):
+        size, shares = replace(analysis.size(), bytes=file_bytes(model)), sums.shares(classifier, data.labels is not None)
+        results.append(Evaluation(model.name, sums.samples, **shares, relative_error=sums.relative_error, size=size))
+    return [_timed(result, seconds, times[0]) for result, seconds in zip(results, times, strict=True)] if latency else results
+
+
+def _timed(result: Evaluation, seconds: Sequence[float], reference: Sequence[float]) -> Evaluation:
+    """With its times, from those of all its runs and of those of the reference."""
+    least, median = min(seconds), float(np.median(seconds))
+    return replace(result, latency_min_ms=least * 1e3, latency_median_ms=median * 1e3, latency_ratio=least / min(reference))
 
 
 # ---- is a model still as good as it was? figures against a baseline --------------------------------------------------

@@ -197,9 +197,7 @@ class Form:
     session: Session
 
 
-def _measured(
-    analysis: Analysis, forms: Sequence[Form], data: Dataset | None
-) -> tuple[Step, ...]:
+def _measured(analysis: Analysis, forms: Sequence[Form], data: Dataset | None) -> tuple[Step, ...]:
     batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
     labels = data.labels if data else None
     names = [port.name for port in outputs(analysis.model)]
@@ -214,19 +212,14 @@ def _measured(
             add(answers[index], observed, batch[1], labels)
             add(parents[index], observed, batch[max(index - 1, 0)], None)
     for form, parent in zip(forms[2:], parents[2:], strict=True):
-        _check(form.name, _error(parent))
+        _check(form.name, parent.relative_error)
     times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
-    return tuple(
-        Step(
-            form.name, form.bytes, sums.samples, sums.right / sums.samples if classifier and labels is not None else None,
-            sums.agree / sums.samples if classifier else None, _error(sums), time, time / times[0],
-        )
-        for form, sums, time in zip(forms, answers, times, strict=True)
-    )  # fmt: skip
-
-
-def _error(answers: Answers) -> float | None:
-    return float(np.sqrt(answers.squared_error / answers.squared_reference)) if answers.squared_reference else None
+    steps = []
+    for form, sums, time in zip(forms, answers, times, strict=True):
+        shares = sums.shares(classifier, labels is not None)
+        figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
+        steps.append(Step(form.name, form.bytes, sums.samples, *figures))
+    return tuple(steps)
 
 
 def _check(name: str, error: float | None) -> None:

@@ -24,7 +24,6 @@ from . import graph
 from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder
 from .core.types import Array, IntArray
-from .graph import Model
 
 PROVIDERS = ("CPUExecutionProvider",)
 BURST = 5
@@ -327,7 +326,7 @@ class Observed:
         return None if labels is None else labels[self.first : self.first + self.count]
 
 
-def open_model(model: Model, optimize: Optimize = Optimize.ALL, threads: int = 0) -> Session:
+def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: int = 0) -> Session:
     """A session of onnxruntime on a model.
 
     Raises:
@@ -336,7 +335,7 @@ def open_model(model: Model, optimize: Optimize = Optimize.ALL, threads: int = 0
     return open_session(graph.serialized(model), model.weights, model.name, optimize, threads)
 
 
-def observe(model: Model, batches: Batches, outputs: Sequence[str] | None = None, threads: int = 0) -> Iterator[Observed]:
+def observe(model: graph.Model, batches: Batches, outputs: Sequence[str] | None = None, threads: int = 0) -> Iterator[Observed]:
     """Run a model over batches; ``outputs``: what is wanted of it (default: all of its outputs).
 
     Raises:

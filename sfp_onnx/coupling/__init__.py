@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from ..core.errors import ModelError
-from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Follow, Group, IntArray, Layer, Node, Pinned, Trace, Weight
+from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Trace, Weight
 from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import Context
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
@@ -126,7 +126,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
         layers=layers,
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
-        follows=tuple(Follow(fact.node.index, fact.edits) for fact in facts.follows),
+        follows=tuple(facts.follows),
         pinned=_reasons(facts, parent, unit_of),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         additive=facts.additive,

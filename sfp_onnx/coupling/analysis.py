@@ -12,15 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .. import graph
-from ..core.types import (
-    Array,
-    BoolArray,
-    Branch,
-    Coupling,
-    Group,
-    Size,
-)
+from ..core.types import Array, BoolArray, Branch, Coupling, Group, Size
 from ..data.dataset import Dataset, Source, check_classes, open_data
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import load as load_file
@@ -87,10 +79,7 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
 
 
 def inspect(
-    source: ModelSource,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    data: Dataset | None = None,
-    cut_layernorm: bool = False,
+    source: ModelSource, input_shapes: Mapping[str, Sequence[int]] | None = None, data: Dataset | None = None, cut_layernorm: bool = False
 ) -> Analysis:
     """Find out what can be pruned, and why the rest cannot.
 
@@ -181,12 +170,12 @@ def batch_size(analysis: Analysis, data: Dataset) -> int:
 
 def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     """Branches by the name of the group that must leave for them to vanish. Any of them may vanish together."""
-    outputs = {port.name for port in graph.outputs(prepared.model)}
+    final = {port.name for port in outputs(prepared.model)}
     vanishing: dict[str, Branch] = {}
     constant: set[str] = set()
     carriers: set[str] = set()
     for group in coupling.groups:
-        walk = _branch(group, coupling, prepared, outputs)
+        walk = _branch(group, coupling, prepared, final)
         if walk is None:
             continue
         branch, traced = walk

@@ -59,6 +59,7 @@ def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = F
 
 # ---- what a model costs ----------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Parameter:
     """An initializer of floating or quantised weights: its shape and the unit-carrying axes of each distinct use."""

@@ -103,9 +103,7 @@ def _has_dynamic(ports: Sequence[Port]) -> bool:
     return any(not isinstance(dim, int) for port in ports for dim in port.shape or ())
 
 
-def _candidates(
-    ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
-) -> Iterable[dict[str, Array]]:
+def _candidates(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None) -> Iterable[dict[str, Array]]:
     """Sample inputs to try in turn."""
     if data is not None:
         yield {name: array[:2] if array.ndim else array for name, array in data.items()}
@@ -154,9 +152,7 @@ class _Traced:
     straight: frozenset[str]
 
 
-def _trace(
-    model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
-) -> _Traced:
+def _trace(model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None) -> _Traced:
     ports = inputs(model)
     probe, names, fetched = _probe(model, types)
     session = open_model(probe, Optimize.NONE)
@@ -233,9 +229,7 @@ def _probe(model: Model, types: Mapping[str, Any]) -> tuple[Model, dict[str, str
     return editor.finish(), names, fetched
 
 
-def _observe(
-    session: Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str]
-) -> Observation:
+def _observe(session: Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str]) -> Observation:
     results = session.run(feeds, [*names.values(), *fetched])
     shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(names, results[: len(names)], strict=True)}
     shapes.update({name: array.shape for name, array in feeds.items()})

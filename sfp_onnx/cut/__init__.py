@@ -11,7 +11,6 @@ from .. import graph
 from ..core.errors import ModelError
 from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
 from ..coupling.cost import keep_mask, vanishing
-from ..graph import Constants, Model, Prepared
 from ..graph.edit import Editor
 from ..graph.extract import segment, shape_program
 from ..rules.channelwise import size_of
@@ -19,7 +18,7 @@ from ..rules.registry import Trait, has
 from ..runtime import Optimize, open_model
 
 
-def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
+def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> graph.Model:
     """The model without the removed units.
 
     Args:
@@ -51,12 +50,12 @@ def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
     return editor.finish(_recorded_sizes(prepared, coupling, removed))
 
 
-def _is_computed(prepared: Prepared, node: Node, position: int) -> bool:
+def _is_computed(prepared: graph.Prepared, node: Node, position: int) -> bool:
     return position < len(node.inputs) and node.inputs[position] in prepared.trace.values
 
 
 def _correct_computed(
-    editor: Editor, prepared: Prepared, coupling: Coupling, removed: BoolArray, wanted: Mapping[tuple[int, int], Array]
+    editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray, wanted: Mapping[tuple[int, int], Array]
 ) -> None:
     """Give every operand that is computed from shapes its wanted value, or the one that it had."""
     shapes = dict(prepared.trace.shapes)
@@ -80,7 +79,7 @@ def _correct_computed(
         editor.set_input(node.index, position, tensor)
 
 
-def _recorded_sizes(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int | None]]:
+def _recorded_sizes(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int | None]]:
     """New sizes for the shapes that the file records; None for an axis merged with a dynamic dimension."""
     dynamic = prepared.trace.dynamic_axes
     return {
@@ -99,9 +98,9 @@ def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
 # ---- constants -------------------------------------------------------------------------------------------------------
 
 
-def _slice_constants(editor: Editor, prepared: Prepared, coupling: Coupling, removed: BoolArray) -> None:
+def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> None:
     """Slice constants per use. Uses that stay equal share one initializer; the first variant keeps the name."""
-    constants = Constants(prepared.model)
+    constants = graph.Constants(prepared.model)
     captured = {name for node in prepared.nodes for name in node.captures}
     outputs = {port.name for port in graph.outputs(prepared.model)}
     variants: dict[str, dict[tuple[tuple[int, bytes], ...], list[tuple[int, int]]]] = {}
@@ -139,7 +138,7 @@ class _After:
     """Sizes around one node after the cut (records.After)."""
 
     node: Node
-    prepared: Prepared
+    prepared: graph.Prepared
     coupling: Coupling
     removed: BoolArray
 
@@ -186,7 +185,7 @@ def _loses(carried: AxisUnits, removed: BoolArray) -> bool:
     return not bool(keep_mask(carried.units, removed).all())
 
 
-def _apply(editor: Editor, prepared: Prepared, node: Node, edit: Edit) -> None:
+def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> None:
     if isinstance(edit, SetAttribute):
         editor.set_attribute(node.index, edit.name, edit.value)
     elif isinstance(edit, SetInput):
@@ -205,7 +204,8 @@ def _apply(editor: Editor, prepared: Prepared, node: Node, edit: Edit) -> None:
 
 # ---- what is left of a branch without channels -----------------------------------------------------------------------
 
-def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
+
+def constant_ends(prepared: graph.Prepared, branch: Branch) -> dict[str, Array]:
     """Values of the branch's ends, of size 1 along every axis on which they are constant, for sources that are zero.
 
     Raises:
@@ -232,7 +232,8 @@ def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
 
 # ---- shape operands that the graph computes from dynamic dimensions --------------------------------------------------
 
-def computed_operands(prepared: Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
+
+def computed_operands(prepared: graph.Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
     """(node, input position) of every operand that is computed from shapes alone, where it leaves that computation: its reader
     depends on data, or makes a tensor with channels (an initial state). Tensors that channels have entered are no sizes."""
     values, free = prepared.trace.values, prepared.trace.data_free
@@ -248,7 +249,7 @@ def computed_operands(prepared: Prepared, coupling: Coupling) -> list[tuple[Node
     return operands
 
 
-def run_alone(prepared: Prepared, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """Values of computed tensors if the tensors whose shape is asked for had these ``shapes``."""
     wanted = list(dict.fromkeys(names))
     if not wanted:

@@ -62,6 +62,7 @@ class Preprocessing:
 
 # ---- sources of data -------------------------------------------------------------------------------------------------
 
+
 class Reader(Protocol):
     """Rows of one array on disk or in memory."""
 

@@ -141,8 +141,7 @@ def wrong_reading(model: Model, data: Dataset) -> list[str]:
 
 
 def _right(scores: Array, labels: IntArray) -> BoolArray:
-    right: BoolArray = scores.argmax(1) == labels
-    return right
+    return np.asarray(scores.argmax(1) == labels)
 
 
 def _clearly(other: BoolArray, right: BoolArray) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.system import user_function
-from ..core.types import Array, IntArray, Port
+from ..core.types import Array, BoolArray, IntArray, Port
 from ..graph import load_tensor
 from . import Memory, Opened, Reader, digest_of
 
@@ -37,21 +37,29 @@ class _Zipped:
         width = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         wanted = np.zeros(self.shape[0], bool)
         wanted[indices] = True
-        held: list[Array] = []
+        yield from _regrouped(self._blocks(wanted, width, size), size)
+
+    def _blocks(self, wanted: BoolArray, width: int, size: int) -> Iterator[Array]:
+        """The ``wanted`` rows, of ``width`` bytes each, among every ``size`` of them."""
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
             _header(stream)
             for start in range(0, self.shape[0], size):
                 count = min(size, self.shape[0] - start)
                 block = _exactly(stream, count * width, self.path, self.member)
-                rows = np.frombuffer(block, self.dtype).reshape((count, *self.shape[1:]))[wanted[start : start + count]]
-                held.append(rows)
-                while sum(map(len, held)) >= size:
-                    joined = np.concatenate(held)
-                    yield joined[:size]
-                    held = [joined[size:]]
-        rest = np.concatenate(held) if held else np.zeros((0, *self.shape[1:]), self.dtype)
-        if len(rest):
-            yield rest
+                yield np.frombuffer(block, self.dtype).reshape((count, *self.shape[1:]))[wanted[start : start + count]]
+
+
+def _regrouped(pieces: Iterable[Array], size: int) -> Iterator[Array]:
+    """The rows of all pieces, ``size`` at a time."""
+    held: list[Array] = []
+    for piece in pieces:
+        held.append(piece)
+        while sum(map(len, held)) >= size:
+            joined = np.concatenate(held)
+            yield joined[:size]
+            held = [joined[size:]]
+    if any(map(len, held)):
+        yield np.concatenate(held)
 
 
 def _exactly(stream: IO[bytes], count: int, path: Path, member: str) -> bytes:
@@ -252,23 +260,19 @@ class Called:
         """
         wanted = np.zeros(self.shape[0], bool)
         wanted[indices] = True
-        held: list[Array] = []
+        yield from _regrouped(self._arrays(wanted), size)
+
+    def _arrays(self, wanted: BoolArray) -> Iterator[Array]:
+        """The ``wanted`` rows of every batch."""
         start = 0
         for arrays, _ in _batches(self.function, self.name, self.ports):
             array = arrays[self.port]
             if array.shape[1:] != self.shape[1:] or start + len(array) > self.shape[0]:
                 break
-            held.append(array[wanted[start : start + len(array)]])
+            yield array[wanted[start : start + len(array)]]
             start += len(array)
-            while sum(map(len, held)) >= size:
-                joined = np.concatenate(held)
-                yield joined[:size]
-                held = [joined[size:]]
         if start != self.shape[0]:
             raise DataError(f"{self.name} gave other rows than in its first pass. It must give the same data whenever it is called.")
-        rest = np.concatenate(held) if held else np.zeros((0, *self.shape[1:]), self.dtype)
-        if len(rest):
-            yield rest
 
 
 def open_call(source: Any, ports: Sequence[Port]) -> Opened:

@@ -12,11 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnx.checker
-import onnx.helper
-import onnx.numpy_helper
-import onnx.shape_inference
 from google.protobuf.message import DecodeError
+from onnx import checker, helper, numpy_helper, shape_inference
 
 from ..core.errors import DataError, ModelError
 from ..core.types import Array, Node, Port, Trace
@@ -154,7 +151,7 @@ def make_stub(name: str, array: Array, like: onnx.TensorProto | None = None) -> 
     if like is not None:
         annotate(stub, like)
     stub.name = name
-    stub.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    stub.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
     stub.dims.extend(array.shape)
     stub.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", STUB_LOCATION), ("offset", "0"), ("length", str(array.nbytes))):
@@ -165,7 +162,7 @@ def make_stub(name: str, array: Array, like: onnx.TensorProto | None = None) -> 
 def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
     """A TensorProto for ``array``: inline if small, else a stub with the array in ``weights``."""
     if array.nbytes <= INLINE_BYTES:
-        return onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
+        return numpy_helper.from_array(np.asarray(array, order="C"), name)
     weights[name] = array
     return make_stub(name, array)
 
@@ -189,19 +186,20 @@ def complaint(model: Model) -> str:
     inline = [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights]
     for name, array in model.weights.items():
         if name not in inputs:
-            dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, array.shape))
+            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+            proto.graph.input.append(helper.make_tensor_value_info(name, dtype, array.shape))
     initializers = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in inline]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(initializers)
     try:
-        onnx.checker.check_model(proto)
-    except (onnx.checker.ValidationError, ValueError) as error:
+        checker.check_model(proto)
+    except (checker.ValidationError, ValueError) as error:
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return ""
 
 
 # ---- looking at models -----------------------------------------------------------------------------------------------
+
 
 class Initializer(NamedTuple):
     """What a constant of the graph is like."""
@@ -214,7 +212,7 @@ def initializers(model: Model) -> dict[str, Initializer]:
     """Shape and dtype of every initializer."""
     known = {}
     for tensor in model.proto.graph.initializer:
-        known[tensor.name] = Initializer(tuple(tensor.dims), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        known[tensor.name] = Initializer(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
     return known
 
 
@@ -224,7 +222,7 @@ class Constants(Mapping[str, Array]):
     def __init__(self, model: Model) -> None:
         self.weights = model.weights
         tensors = (tensor for tensor in model.proto.graph.initializer if tensor.name not in model.weights)
-        self.small = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
+        self.small = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
 
     def __getitem__(self, name: str) -> Array:
         return self.small[name] if name in self.small else self.weights[name]
@@ -254,9 +252,9 @@ def nodes(model: Model) -> list[Node]:
 
 def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) -> Any:
     try:
-        value = onnx.helper.get_attribute_value(attribute)
+        value = helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
-            return onnx.numpy_helper.to_array(value)
+            return numpy_helper.to_array(value)
     except (ValueError, TypeError) as error:
         where = f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type})"
         raise ModelError(f"{name}: {where} is damaged: {error} Export the model again.") from error
@@ -290,7 +288,7 @@ def outputs(model: Model) -> list[Port]:
 
 def _port(item: onnx.ValueInfoProto) -> Port:
     tensor = item.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
     if not tensor.HasField("shape"):
         return Port(item.name, dtype, None)
     shape: list[int | str | None] = []
@@ -303,14 +301,14 @@ def _port(item: onnx.ValueInfoProto) -> Port:
 def tensor_types(model: Model) -> dict[str, Any]:
     """Dtype of every tensor that onnx's type inference knows; None for sequences, maps and optionals."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(model.proto)
+        inferred = shape_inference.infer_shapes(model.proto)
     except Exception:  # inference is advice; onnxruntime has the last word on whether the model is valid
         inferred = model.proto
     types: dict[str, Any] = {name: dtype for name, (_, dtype) in initializers(model).items()}
     for item in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         if item.type.HasField("tensor_type"):
             if item.type.tensor_type.elem_type:
-                types[item.name] = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+                types[item.name] = helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
         elif item.type.WhichOneof("value"):
             types[item.name] = None
     return types
@@ -324,6 +322,7 @@ def serialized(model: Model) -> bytes:
 
 # ---- reading tensors -------------------------------------------------------------------------------------------------
 
+
 def densify(graph: onnx.GraphProto, name: str) -> None:
     """Turn all sparse initializers into dense ones.
 
@@ -331,7 +330,7 @@ def densify(graph: onnx.GraphProto, name: str) -> None:
         ModelError: indices that do not fit the shape.
     """
     for sparse in graph.sparse_initializer:
-        graph.initializer.append(onnx.numpy_helper.from_array(to_dense(sparse, name), sparse.values.name))
+        graph.initializer.append(numpy_helper.from_array(to_dense(sparse, name), sparse.values.name))
     del graph.sparse_initializer[:]
 
 
@@ -339,7 +338,7 @@ def to_dense(sparse: onnx.SparseTensorProto, name: str) -> Array:
     """The value of a sparse tensor (coordinates, or positions in row-major order)."""
     shape = tuple(sparse.dims)
     try:
-        values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices).astype(np.int64)
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices).astype(np.int64)
         if indices.ndim == 2:
             indices = np.ravel_multi_index(tuple(indices.T), shape)
         if indices.shape != values.shape or indices.min(initial=0) < 0:
@@ -360,6 +359,6 @@ def load_tensor(path: Path) -> tuple[str, Array]:
     tensor = onnx.TensorProto()
     try:
         tensor.ParseFromString(path.read_bytes())
-        return tensor.name, onnx.numpy_helper.to_array(tensor)
+        return tensor.name, numpy_helper.to_array(tensor)
     except (DecodeError, ValueError, TypeError, OSError) as error:
         raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error

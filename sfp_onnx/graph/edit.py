@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.helper
 import onnx_graphsurgeon as gs
+from onnx import helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..core.errors import ModelError
@@ -251,7 +251,7 @@ def _inputs(old: onnx.ModelProto, new: onnx.ModelProto) -> list[onnx.ValueInfoPr
         elif item.name in {port.name for port in new.graph.input}:
             inputs.append(item)
     if old.ir_version < 4:
-        inputs += [onnx.helper.make_tensor_value_info(name, item.data_type, item.dims) for name, item in initializers.items()]
+        inputs += [helper.make_tensor_value_info(name, item.data_type, item.dims) for name, item in initializers.items()]
     return inputs
 
 

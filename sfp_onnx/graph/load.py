@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.helper
-import onnx.inliner
-import onnx.numpy_helper
 from google.protobuf.message import DecodeError
+from onnx import helper, inliner, numpy_helper
 
 from ..core.errors import ModelError
 from ..core.types import Array
@@ -67,7 +65,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
 
 def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     try:
-        return onnx.inliner.inline_local_functions(proto)
+        return inliner.inline_local_functions(proto)
     except Exception as error:  # onnx raises whatever its C++ does
         raise ModelError(f"{name}: its local functions are damaged: {error}. Export the model again.") from error
 
@@ -135,12 +133,12 @@ def _detach(tensor: onnx.TensorProto, weights: dict[str, Array], path: Path | No
         if not _plain(tensor) or array.nbytes <= INLINE_BYTES:
             _attach(tensor, array)
             return
-        array = array.view(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
+        array = array.view(helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
     elif not _plain(tensor) or _bytes(tensor) <= INLINE_BYTES:
         return
     else:
         try:
-            array = onnx.numpy_helper.to_array(tensor)
+            array = numpy_helper.to_array(tensor)
         except (ValueError, TypeError) as error:
             raise ModelError(f"{name}: initializer '{tensor.name}' is damaged: its data do not fill shape {list(tensor.dims)}") from error
     weights[tensor.name] = array
@@ -151,11 +149,11 @@ def _plain(tensor: onnx.TensorProto) -> bool:
     """Whether numpy itself knows the type, so that onnxruntime takes the array as it is (not bfloat16, int4, strings)."""
     if tensor.data_type == onnx.TensorProto.STRING:
         return False
-    return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).isbuiltin == 1
+    return helper.tensor_dtype_to_np_dtype(tensor.data_type).isbuiltin == 1
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.float64)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims, dtype=np.float64)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _attach(tensor: onnx.TensorProto, raw: Array) -> None:
@@ -238,7 +236,7 @@ def _constants_to_initializers(proto: onnx.ModelProto) -> None:
         else:
             graph.initializer.append(tensor)
             if proto.ir_version < 4:
-                graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     if len(kept) != len(graph.node):
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
         del graph.node[:]
@@ -253,11 +251,11 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     if attribute.name == "value":
         tensor.CopyFrom(attribute.t)
     elif attribute.name == "sparse_value":
-        tensor = onnx.numpy_helper.from_array(to_dense(attribute.sparse_tensor, "the model"))
+        tensor = numpy_helper.from_array(to_dense(attribute.sparse_tensor, "the model"))
     elif attribute.name in ("value_float", "value_floats"):
-        tensor = onnx.numpy_helper.from_array(np.asarray(onnx.helper.get_attribute_value(attribute), np.float32))
+        tensor = numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), np.float32))
     elif attribute.name in ("value_int", "value_ints"):
-        tensor = onnx.numpy_helper.from_array(np.asarray(onnx.helper.get_attribute_value(attribute), np.int64))
+        tensor = numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), np.int64))
     else:
         return None
     tensor.name = node.output[0]
@@ -318,7 +316,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _known(kind: int) -> bool:
     try:
-        onnx.helper.tensor_dtype_to_np_dtype(kind)
+        helper.tensor_dtype_to_np_dtype(kind)
     except (KeyError, ValueError, TypeError):
         return False
     return True
@@ -341,7 +339,7 @@ def _complaint(tensor: onnx.TensorProto) -> str:
         return ""  # compared with the file when it is mapped
     count = prod(tensor.dims)
     if tensor.HasField("raw_data"):
-        bits = PACKED.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        bits = PACKED.get(tensor.data_type) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         wanted, present, what = (count * bits + 7) // 8, len(tensor.raw_data), "bytes"
         if tensor.data_type == onnx.TensorProto.STRING:
             return "strings cannot stand in raw_data"

@@ -19,9 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import onnx
-import onnx.checker
-import onnx.helper
-import onnx.numpy_helper
+from onnx import checker, helper, numpy_helper
 
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.system import goes_at_the_end
@@ -152,7 +150,7 @@ def to_proto(model: Model, sparse: bool = False) -> onnx.ModelProto:
     proto.CopyFrom(model.proto)
     for tensor in proto.graph.initializer:
         if tensor.name in model.weights:
-            whole = onnx.numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name)
+            whole = numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name)
             annotate(whole, tensor)
             tensor.CopyFrom(whole)
     if sparse:
@@ -164,8 +162,8 @@ def to_proto(model: Model, sparse: bool = False) -> onnx.ModelProto:
 def _check_sparse(proto: onnx.ModelProto, model: Model) -> None:
     if not model.complaint:
         try:
-            onnx.checker.check_model(proto)
-        except (onnx.checker.ValidationError, ValueError) as error:
+            checker.check_model(proto)
+        except (checker.ValidationError, ValueError) as error:
             raise ModelError(f"{model.name}: onnx.checker rejects the sparse initializers: {error}. Store the model dense.") from error
 
 
@@ -304,12 +302,13 @@ def half_weights(model: Model) -> tuple[Model, Model, tuple[str, ...]]:
         del stored[name]
         rounded[name] = small.astype(np.float32)
         tensor.CopyFrom(make_initializer(half, small, stored))
-        casts.append(onnx.helper.make_node("Cast", [half], [name], f"{half}/to_float", to=onnx.TensorProto.FLOAT))
+        casts.append(helper.make_node("Cast", [half], [name], f"{half}/to_float", to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *proto.graph.node]
     fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del proto.graph.node[:]
     proto.graph.node.extend(fresh)
     return replace(model, proto=proto, weights=stored, edited=True), replace(model, weights=rounded, edited=True), tuple(left)
+
 
 # ---- sparse initializers ---------------------------------------------------------------------------------------------
 
@@ -334,15 +333,15 @@ def sparsify(proto: onnx.ModelProto, only: Iterable[str]) -> None:
     inputs, wanted = {item.name for item in graph.input}, set(only)
     kept = []
     for tensor in graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor) if tensor.name in wanted and tensor.name not in inputs else None
+        array = numpy_helper.to_array(tensor) if tensor.name in wanted and tensor.name not in inputs else None
         if array is None or array.dtype not in STORED or sparse_bytes(array) >= array.nbytes or not array.any():
             kept.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
             continue
         flat = array.reshape(-1)
         indices = np.flatnonzero(flat).astype(np.int64)
         sparse = graph.sparse_initializer.add(dims=array.shape)
-        sparse.values.CopyFrom(onnx.numpy_helper.from_array(flat[indices], tensor.name))
-        sparse.indices.CopyFrom(onnx.numpy_helper.from_array(indices))
+        sparse.values.CopyFrom(numpy_helper.from_array(flat[indices], tensor.name))
+        sparse.indices.CopyFrom(numpy_helper.from_array(indices))
     if len(kept) < len(graph.initializer):
         del graph.initializer[:]
         graph.initializer.extend(kept)

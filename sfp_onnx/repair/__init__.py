@@ -135,11 +135,11 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tup
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
     if classifier:
         return "KL divergence", [sums.divergence / data.samples for sums in answers[1:]]
-    ratios = [float(np.sqrt(sums.squared_error / sums.squared_reference)) if sums.squared_reference else 0.0 for sums in answers[1:]]
-    return "relative error", ratios
+    return "relative error", [sums.relative_error or 0.0 for sums in answers[1:]]
 
 
 # ---- re-estimate the statistics of batchnormalization on calibration data --------------------------------------------
+
 
 def reestimate(
     prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]], memory: int

@@ -196,8 +196,7 @@ class Joint:
 
     def rounding(self) -> FloatArray:
         """As `Normal.rounding`."""
-        total: FloatArray = np.sum([part.rounding() for part in self.parts], 0)
-        return total
+        return np.asarray(np.sum([part.rounding() for part in self.parts], 0))
 
 
 Sums = Normal | Samples | Joint
@@ -254,8 +253,7 @@ def together(first: Sums, second: Sums) -> Sums:
 
 
 def _rounding(size: FloatArray) -> FloatArray:
-    rounding: FloatArray = np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
-    return rounding
+    return np.asarray(np.maximum(ROUNDING * size, np.finfo(np.float32).tiny))
 
 
 # ---- positive definite systems by cholesky factors -------------------------------------------------------------------
@@ -312,8 +310,7 @@ def positive_inverse(matrix: FloatArray, strength: float) -> FloatArray:
     lower = factor(matrix, strength)
     half = _lower_inverse(lower)
     del lower
-    inverse: FloatArray = half.T @ half
-    return inverse
+    return np.asarray(half.T @ half)
 
 
 def _lower_inverse(lower: FloatArray) -> FloatArray:

@@ -260,8 +260,7 @@ def measure_chain(walk: Walk, step: Step | End, wanted: Array, like: Array | Non
 def target_at(walk: Walk, step: Aim, chain: Chain, output: Array, batch: int) -> Array:
     assert chain.session is not None
     feeds = {name: walk.store.get(Key(name, batch)) for name in chain.inputs}
-    target: Array = chain.session.run({step.output: output, **feeds}, [step.target])[0]
-    return target
+    return np.asarray(chain.session.run({step.output: output, **feeds}, [step.target])[0])
 
 
 @dataclass(frozen=True)
@@ -284,8 +283,7 @@ def _present(step: Step, walk: Walk, chain: Chain, matrix: Array, batch: Batch) 
     if chain.session is None:
         return product
     rest = step.linear.form.answers(target_at(walk, step, chain, np.zeros_like(batch.wanted), batch.number), batch.chosen, len(batch.rows))
-    present: Array = rest.astype(np.float32) + product * per_block(chain.scale, product).astype(np.float32)
-    return present
+    return np.asarray(rest.astype(np.float32) + product * per_block(chain.scale, product).astype(np.float32))
 
 
 def positions(setting: Setting, step: Step, seed: tuple[int, ...], output: Sequence[int], inputs: int) -> IntArray:

@@ -60,13 +60,11 @@ def solutions(sums: Sums, ridges: Sequence[float]) -> Iterator[tuple[FloatArray,
 def _bias(sums: Sums, change: Array) -> FloatArray:
     """The best bias for a change of the weights: d = mean e - mean p D."""
     rows, errors = sums.means
-    bias: FloatArray = errors - (rows[..., None, :] @ change)[..., 0, :]
-    return bias
+    return np.asarray(errors - (rows[..., None, :] @ change)[..., 0, :])
 
 
 def _strength(sums: Sums, wanted: FloatArray) -> FloatArray:
-    strength: FloatArray = np.maximum(wanted, sums.rounding())
-    return strength
+    return np.asarray(np.maximum(wanted, sums.rounding()))
 
 
 Strength = Callable[[float], FloatArray]
@@ -175,5 +173,4 @@ def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
 
 def _ratio(above: Array, below: Array) -> Array:
     """above / below; 0 where rounding left nothing below."""
-    ratio: Array = np.divide(above, below, out=np.zeros_like(above), where=below > TINY)
-    return ratio
+    return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below > TINY))

@@ -12,7 +12,6 @@ import numpy as np
 from .. import graph
 from ..core.errors import ModelError
 from ..core.types import Array, BoolArray, FloatArray, Linear, Node, Port
-from ..graph import Constants, GraphIndex, Model, tensor_types
 from ..graph.extract import segment, with_constants
 from ..runtime import Session, open_model
 from .linear import Sums
@@ -23,14 +22,14 @@ class Walk:
     """A model in the middle of a run over batches. ``overrides`` are constants that were changed on the way;
     they must not feed nodes that have run."""
 
-    model: Model
+    model: graph.Model
     store: Store
     overrides: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.index = GraphIndex(graph.nodes(self.model))
-        self._types = tensor_types(self.model)
-        self._values = Constants(self.model)
+        self.index = graph.GraphIndex(graph.nodes(self.model))
+        self._types = graph.tensor_types(self.model)
+        self._values = graph.Constants(self.model)
         self._constants = set(self._values)
         self._done: set[int] = set()
         self._live: set[str] = {port.name for port in graph.inputs(self.model)}
@@ -93,10 +92,7 @@ class Walk:
         if unknown:
             raise ModelError(f"{self.model.name}: the type of tensor '{unknown[0]}' is unknown, so the model cannot be run in segments")
         part = segment(
-            self.model,
-            [Port(name, self._types[name], None) for name in inputs],
-            {name: self._types[name] for name in outputs},
-            self.index,
+            self.model, [Port(name, self._types[name], None) for name in inputs], {name: self._types[name] for name in outputs}, self.index
         )
         part = with_constants(part, self.overrides)
         return open_model(part)
@@ -124,6 +120,7 @@ class Segment:
 
 
 # ---- arrays that a run must remember between segments ----------------------------------------------------------------
+
 
 class Key(NamedTuple):
     """What an array is called: the tensor, and the batch that it belongs to."""
@@ -219,8 +216,7 @@ class Held:
         if not self.scale:
             return get(self.name)
         scale = get(self.scale)
-        value: Array = (get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale)
-        return value
+        return np.asarray((get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale))
 
     def _along(self, vector: Array) -> Array:
         if vector.size == 1:
@@ -251,11 +247,11 @@ class Held:
         steps = np.maximum(value / np.maximum(limits.max - zero, 1), value / np.minimum(limits.min - zero, -1))
         axes = tuple(axis for axis in range(value.ndim) if scale.size == 1 or axis != self.axis % value.ndim)
         largest = steps.max(axes).reshape(scale.shape)
-        ratio: Array = np.where((largest > 0) & (scale > 0), largest / np.where(scale > 0, scale, 1), 1.0)
-        return ratio
+        return np.asarray(np.where((largest > 0) & (scale > 0), largest / np.where(scale > 0, scale, 1), 1.0))
 
 
 # ---- what is re-fitted -----------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Aim:
@@ -309,8 +305,7 @@ def per_block(scale: Array, matrix: Array) -> Array:
 def inverse_of(factor: Array) -> Array:
     """1 / factor, and 0 where a factor is (nearly) 0."""
     usable = np.abs(factor) > np.finfo(np.float32).tiny
-    inverse: Array = np.where(usable, 1 / np.where(usable, factor, 1), 0.0)
-    return inverse
+    return np.asarray(np.where(usable, 1 / np.where(usable, factor, 1), 0.0))
 
 
 def changed(step: Step, weight: Array, change: FloatArray, scale: Array) -> Array:

@@ -91,6 +91,7 @@ class Page:
     command: str
     facts: tuple[tuple[str, str], ...]
 
+
 # ---- charts from values ----------------------------------------------------------------------------------------------
 
 
@@ -277,6 +278,7 @@ def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Ch
     marks.append(Mark("text", (11, 6 + (SIDE - 40) / 2, -90), "axis", "label of the sample", "middle"))
     return Chart(title, SIDE, SIDE, tuple(marks))
 
+
 # ---- PNG files from arrays -------------------------------------------------------------------------------------------
 
 
@@ -301,6 +303,7 @@ def png(pixels: Array) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
 
 # ---- the page as text ------------------------------------------------------------------------------------------------
 

@@ -397,5 +397,4 @@ def _pixels(sample: Array, data: Dataset) -> Array:
     if steps.scale is None:
         low, high = values.min(), values.max()
         values = (values - low) / ((high - low) or 1.0)
-    pixels: Array = np.moveaxis(np.round(np.clip(values, 0, 1) * 255), 0, -1).astype(np.uint8)
-    return pixels
+    return np.asarray(np.moveaxis(np.round(np.clip(values, 0, 1) * 255), 0, -1).astype(np.uint8))

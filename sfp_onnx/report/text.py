@@ -255,6 +255,7 @@ def points_text(points: Sequence[Any]) -> str:
     heads = ["target", "top-1", "agreement", "rel. error", "MACs", "params", "bytes", "min ms", "ratio", "front"]
     return table(heads, rows)
 
+
 # ---- sections of a page about what was measured ----------------------------------------------------------------------
 
 

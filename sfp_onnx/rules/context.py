@@ -13,24 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Additive, After, Array, BoolArray, Edit, IntArray, Linear, Node, Trace
-from .labels import (
-    FIXED,
-    Choice,
-    Facts,
-    FollowFact,
-    Labels,
-    LayerFact,
-    Operand,
-    PinFact,
-    Reads,
-    TiePair,
-    Writes,
-    align,
-    keep_varying,
-    varying,
-    vector,
-)
+from ..core.types import Additive, After, Array, BoolArray, Edit, Follow, IntArray, Linear, Node, Trace
+from .labels import FIXED, Choice, Facts, Labels, LayerFact, Operand, PinFact, Reads, TiePair, Writes, align, keep_varying, varying, vector
 
 STIFF = "it meets a tensor that cannot shrink along this axis"
 
@@ -302,7 +286,7 @@ class Context:
 
     def follow(self, edits: Callable[[After], Sequence[Edit]]) -> None:
         """State that constants or attributes of this node are recomputed after the cut."""
-        self.facts.follows.append(FollowFact(self.node, edits))
+        self.facts.follows.append(Follow(self.node.index, edits))
 
     # ---- meeting element by element ------------------------------------------------------------------------------
 

@@ -7,14 +7,14 @@ label arrays (a weight varies independently along its output and its input axis)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
-from ..core.types import Additive, After, Edit, FloatArray, IntArray, Linear, Node
+from ..core.types import Additive, FloatArray, Follow, IntArray, Linear, Node
 
 Labels = tuple[IntArray, ...]
 FIXED = 0
@@ -186,12 +186,6 @@ class AffineFact:
     moments: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class FollowFact:
-    node: Node
-    edits: Callable[[After], Sequence[Edit]]
-
-
 class Operand(NamedTuple):
     """What meets others element by element: its labels and its shape, aligned to a common rank."""
 
@@ -209,7 +203,7 @@ class Facts:
     choices: list[Choice] = field(default_factory=list)
     layers: list[LayerFact] = field(default_factory=list)
     affines: list[AffineFact] = field(default_factory=list)
-    follows: list[FollowFact] = field(default_factory=list)
+    follows: list[Follow] = field(default_factory=list)
     tensors: dict[str, Labels] = field(default_factory=dict)
     constants: dict[tuple[int, int], Labels] = field(default_factory=dict)
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -117,6 +117,7 @@ def even_labels(sizes: IntArray, labels: int, generator: np.random.Generator) ->
 
 # ---- what a dilution method may look at ------------------------------------------------------------------------------
 
+
 class Site(NamedTuple):
     """A tensor, and the axis of its channels."""
 
@@ -237,9 +238,7 @@ def method(
     """Register a method; ``kind`` may hold the words "fixed" (the method sets the rate) and "gated"."""
 
     def register(function: MethodFunction) -> MethodFunction:
-        METHODS[name] = Method(
-            name, function, tile, summary, source, frozenset(needs), "fixed" in kind, pattern, "gated" in kind
-        )
+        METHODS[name] = Method(name, function, tile, summary, source, frozenset(needs), "fixed" in kind, pattern, "gated" in kind)
         return function
 
     return register
@@ -334,6 +333,7 @@ def named_generator(seed: int, name: str) -> np.random.Generator:
 
 
 # ---- methods that compare what the two ends of a connection stand for ------------------------------------------------
+
 
 def _ends(view: KernelView) -> Ends:
     if view.ends is None:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ... import graph
 from ...core.errors import OptionError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
 from ...coupling.cost import emptied
-from ...graph import Constants, Initializer, Model, Prepared, initializers
+from ...graph import Constants, Initializer, Model, Prepared, initializers, outputs
 from ...graph.edit import Editor
 from ...graph.extract import with_constants
 from ...runtime import observe, unpadded
@@ -63,14 +62,14 @@ def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) 
         wanted = re.compile(pattern or "")
     except re.error as error:
         raise OptionError(f"--layers '{pattern}': not a regular expression: {error}") from error
-    held, outputs = initializers(prepared.model), {port.name for port in graph.outputs(prepared.model)}
+    held, final = initializers(prepared.model), {port.name for port in outputs(prepared.model)}
     chosen: list[Target] = []
     skipped: list[SkippedLayer] = []
     for layer in coupling.layers:
         weight = layer.node.inputs[layer.weight.position] if layer.weight else ""
         if not (wanted.search(layer.node.name) or (weight and wanted.search(weight))):
             continue
-        shared = weight in outputs or len(prepared.index.readers(weight)) > 1
+        shared = weight in final or len(prepared.index.readers(weight)) > 1
         reason = _refusal(layer, weight, held, shared)
         if reason:
             skipped.append(SkippedLayer(layer.node.name, reason))
@@ -158,12 +157,7 @@ class Chosen:
 
 
 def choose(
-    views: Callable[[], Iterator[KernelView]],
-    weights: Mapping[str, str],
-    method: Method,
-    options: MethodOptions,
-    rate: float,
-    scope: str,
+    views: Callable[[], Iterator[KernelView]], weights: Mapping[str, str], method: Method, options: MethodOptions, rate: float, scope: str
 ) -> list[Chosen]:
     """Masks of all layers. ``views`` is called twice, so that only scores are held for all layers; ``weights`` names the weight of
     each layer; ``rate`` and ``scope`` (see `keep_by_rank`) do not matter to methods that set the rate."""

@@ -134,11 +134,11 @@ def block_losses(inputs: Inputs, inverse: FloatArray) -> FloatArray:
     blocks = inverse[rows[:, :, None], rows[:, None, :]]
     weights = inputs.weights.astype(np.float64)[rows]  # (I, K, O)
     squares = (weights * np.linalg.solve(blocks, weights)).sum(1).T
-    losses: FloatArray = np.sqrt(np.maximum(squares, 0.0))
-    return losses
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
 
 
 # ---- look at the layers ----------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Measured:

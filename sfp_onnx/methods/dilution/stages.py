@@ -21,7 +21,6 @@ from ...cut import cut
 from ...cut.verify import compare
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate
-from ...graph import Constants, Model, initializers, outputs, serialized, tensor_types
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
 from ...pipeline import Sources
 from ...repair.lockstep import repair
@@ -73,8 +72,8 @@ class Diluted:
     """The result of `dilute`. ``cut`` units were physically removed; ``checks`` is the relative difference that each exact step
     (the removal of dead channels) made."""
 
-    model: Model
-    original: Model
+    model: graph.Model
+    original: graph.Model
     options: DiluteOptions
     layers: tuple[DilutedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
@@ -104,11 +103,7 @@ def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool 
         "version": 1,
         "versions": versions(),
         "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": file_bytes(result.original)},
-        "output": {
-            "path": str(output) if output else None,
-            "sha256": digest,
-            "bytes": size,
-        },
+        "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
         "options": asdict(result.options),
         "data": dict(result.data) or None,
         "before": asdict(result.before),
@@ -123,6 +118,7 @@ def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool 
 
 # ---- after the dilution ----------------------------------------------------------------------------------------------
 
+
 def batches(analysis: Analysis, data: Dataset | None) -> dict[str, Mapping[str, Array]]:
     """A few inputs to check on: random ones, and calibration data."""
     feeds = analysis.prepared.feeds
@@ -134,19 +130,19 @@ def batches(analysis: Analysis, data: Dataset | None) -> dict[str, Mapping[str, 
     return feeds_by_name
 
 
-def check(model: Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
+def check(model: graph.Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
     """Masked weights are zero, outputs are finite.
 
     Raises:
         VerificationError: else.
     """
-    constants = Constants(model)
+    constants = graph.Constants(model)
     for name, mask in masks.items():
         if np.any(constants[name][~mask]):
             raise VerificationError(f"{model.name}: internal error: a masked weight of '{name}' is not zero. Please report it.")
-    session = open_session(serialized(model), model.weights, model.name)
+    session = open_session(graph.serialized(model), model.weights, model.name)
     for kind, inputs in feeds.items():
-        for port, value in zip(outputs(model), session.run(inputs), strict=True):
+        for port, value in zip(graph.outputs(model), session.run(inputs), strict=True):
             if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise VerificationError(f"{model.name}: output '{port.name}' of the diluted model is not finite on {kind} input")
 
@@ -160,13 +156,13 @@ def finished(result: Diluted, data: Dataset | None, progress: Progress) -> Dilut
     return replace(result, after=inspect(result.model, data=data).size())
 
 
-def _same(before: Model, after: Model, feeds: Mapping[str, Mapping[str, Array]]) -> float:
+def _same(before: graph.Model, after: graph.Model, feeds: Mapping[str, Mapping[str, Array]]) -> float:
     """Largest relative difference between two models that must be equal.
 
     Raises:
         VerificationError: they are not.
     """
-    return max(compare(before, after, tensor_types(before), [], feeds).errors.values(), default=0.0)
+    return max(compare(before, after, graph.tensor_types(before), [], feeds).errors.values(), default=0.0)
 
 
 def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
@@ -253,7 +249,7 @@ def _diluted(analysis: Analysis, options: DiluteOptions, data: Dataset | None, p
     masked = choose_masks(analysis, measured, options)
     notes = list(masked.notes)
     diluted = zeroed(analysis.prepared.model, masked.masks)
-    if options.refit or (options.refit is None and data is not None):
+    if data is not None and options.refit is not False:
         diluted, words = refitted(analysis, diluted, masked.masks, data, replace(options.repair, seed=options.seed), progress)
         notes += words
     check(diluted, masked.masks, batches(analysis, data))
@@ -325,10 +321,8 @@ def _chosen(
             yield replace(view, ends=known if isinstance(known, Ends) else None, losses=worth if fits else None)
 
     chosen = choose(views, {target.name: target.weight for target in suited}, method, given, options.rate or 0.0, options.scope)
-    held = initializers(model)
-    masks = {
-        target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(suited, chosen, strict=True)
-    }
+    held = graph.initializers(model)
+    masks = {target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(suited, chosen, strict=True)}
     return masks, tuple(item.figures for item in chosen)
 
 
@@ -359,19 +353,16 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
 
 
 def refitted(
-    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, options: RepairOptions, progress: Progress
-) -> tuple[Model, list[str]]:
+    analysis: Analysis, diluted: graph.Model, masks: Mapping[str, BoolArray], data: Dataset, options: RepairOptions, progress: Progress
+) -> tuple[graph.Model, list[str]]:
     """The diluted model with what remains re-fitted, layer by layer, so that it answers like the original; and what was done.
 
     The one place that calls the repair. Layers behind a diluted one are re-fitted, too: their input has changed.
     """
-    assert data is not None
     feeds = feeds_of(analysis, data)
     none = np.zeros(analysis.coupling.units, bool)
     with progress("re-fitting", 0) as advance:
-        model, fits = repair(
-            analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1)
-        )
+        model, fits = repair(analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1))
     counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
     words = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
     return model, [words]
