@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..core.types import Array, BoolArray, Branch, Coupling, Group, Size
+from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Size
 from ..data.dataset import Dataset, Source, check_classes, open_data
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import load as load_file
@@ -119,14 +119,20 @@ def _check_labels(analysis: Analysis, data: Dataset | None) -> None:
         check_classes(data, shape[1])
 
 
+def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
+    """How many channels are pinned for each reason."""
+    counts: dict[str, int] = {}
+    for pin in pinned:
+        counts[pin.reason] = counts.get(pin.reason, 0) + pin.channels
+    return counts
+
+
 def reasons(coupling: Coupling) -> str:
     """Why channels are pinned, in one line."""
     if not coupling.pinned:
         return "The model has no layer that mixes channels (Conv, ConvTranspose, Gemm, MatMul with a constant weight)."
-    counts: dict[str, int] = {}
-    for pin in coupling.pinned:
-        counts[pin.reason] = counts.get(pin.reason, 0) + pin.channels
-    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in sorted(counts.items(), key=lambda item: -item[1])) + "."
+    counts = sorted(channels_by_reason(coupling.pinned).items(), key=lambda item: -item[1])
+    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."
 
 
 def describe(data: Dataset) -> dict[str, Any]:

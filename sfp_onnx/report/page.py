@@ -5,27 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..core.system import command_line
 from ..core.types import Array, BoolArray, Pinned, Size
-from ..coupling.analysis import Analysis, Progress, silent
+from ..coupling.analysis import Analysis, Progress, channels_by_reason, silent
 from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
 from ..evaluation import Evaluation, evaluate, is_classifier, log_probabilities
-from ..export import Packaged
 from ..graph import Model, outputs
 from ..graph.save import file_bytes, fingerprint, write_text
-from ..latency.profiling import LayerTimes, layer_times
+from ..latency.profiling import layer_times
 from ..planning.record import removal_of
-from ..planning.search import Candidates
 from ..runtime import Setup, open_model, side_by_side
 from . import Card, Chart, Dot, Page, Picture, Section, Strip, Table, pair_bars, png, render, scatter, short_names, strips
-from .manifest import Pruned, versions
-from .sweep import Point
+from .manifest import versions
 from .text import figures_section, number, packaging_section, times_section
+
+if TYPE_CHECKING:  # results that are only shown
+    from ..export import Packaged
+    from ..latency.profiling import LayerTimes
+    from ..planning.search import Candidates
+    from .manifest import Pruned
+    from .sweep import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
 CHANNELS = (1, 3)
@@ -104,7 +108,7 @@ def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, bat
         *packaging_section(context.packaged),
         *_differences((result.original, result.model), context),
         *_pinned(analysis.coupling.pinned),
-        *_notes(result.notes),
+        *([Section("Notes", tuple(result.notes))] if result.notes else []),
     ]
     words = [_verified(result)]
     if result.plan.figures:
@@ -291,18 +295,11 @@ def _repair(result: Pruned) -> list[Section]:
 def _pinned(pinned: Sequence[Pinned]) -> list[Section]:
     if not pinned:
         return [Section("What could not shrink", ("Nothing: every channel of every layer could leave.",))]
-    counts: dict[str, int] = {}
-    for pin in pinned:
-        counts[pin.reason] = counts.get(pin.reason, 0) + pin.channels
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(channels_by_reason(pinned).items(), key=lambda item: (-item[1], item[0]))
     words = "; ".join(f"{reason}: {count} channels" for reason, count in ordered) + "."
     rows = [(pin.reason, str(pin.channels), pin.node, ", ".join(pin.layers[:3])) for pin in pinned[:MOST_ROWS]]
     table = Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes")
     return [Section("What could not shrink", (words,), (), table)]
-
-
-def _notes(notes: Sequence[str]) -> list[Section]:
-    return [Section("Notes", tuple(notes))] if notes else []
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
