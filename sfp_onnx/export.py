@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .core import system
-from .core.errors import OptionError, OutputError, VerificationError
+from .core.errors import OptionError, VerificationError
 from .core.options import OutputOptions
 from .core.types import Array
 from .coupling.analysis import Analysis
@@ -20,7 +20,7 @@ from .data.dataset import Dataset
 from .evaluation import Answers, add, is_classifier
 from .graph import Model, outputs
 from .graph.load import load
-from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto
+from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
 from .runtime import Batches, Feeds, Session, latencies, open_model, open_session, quantize, save_ort, side_by_side
 
 QUANTIZERS = ("int8",)
@@ -45,12 +45,9 @@ class OrtFile:
         paths = (path, operators_path(path))
         for file in paths:
             check_output(file, inputs)
-        try:
-            with atomic(*paths) as streams:
-                for stream, content in zip(streams, (self.data, self.operators.encode()), strict=True):
-                    stream.write(content)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+        with writing(path), atomic(*paths) as streams:
+            for stream, content in zip(streams, (self.data, self.operators.encode()), strict=True):
+                stream.write(content)
         return paths
 
 

@@ -1,6 +1,6 @@
 """Writing files so that they are there whole or not at all, whatever ends the program.
 
-Contents go to a hidden file in the same folder, ``.NAME.<random>.tmp``, that is renamed when all is written; `scratch` removes what a
+Contents go to a hidden file in the same folder, ``.NAME.<random>.tmp``, that is renamed when all is written; `core.system` removes what a
 killed program leaves of them. Files that belong together are renamed under a lock of their folder, so that of two runs that write to
 the same names at the same time one wins as a whole.
 """
@@ -105,6 +105,19 @@ def _lock(folder: Path, until: ExitStack) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of the system while ``path`` is written.
+
+    Raises:
+        OutputError: the path, and the system's words.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+@contextmanager
 def atomic(*paths: Path) -> Iterator[list[IO[bytes]]]:
     """Write files that appear together: ``with atomic(path) as (stream,)``. Inside `together`, they appear at its end."""
     with together(), ExitStack() as undo:
@@ -181,13 +194,10 @@ def save(model: Model, path: str | Path, external: bool | None = None, sparse: b
     files = _contents(model, path, external, sparse)
     for other in files[1:]:
         check_output(other[0], model.paths)
-    try:
-        with atomic(*(file for file, _ in reversed(files))) as streams:  # the data first, the model that refers to them last
-            for stream, (_, pieces) in zip(reversed(streams), files, strict=True):
-                for piece in pieces:
-                    stream.write(piece)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+    with writing(path), atomic(*(file for file, _ in reversed(files))) as streams:  # the data first, the model that refers to them last
+        for stream, (_, pieces) in zip(reversed(streams), files, strict=True):
+            for piece in pieces:
+                stream.write(piece)
     return path
 
 
@@ -239,7 +249,7 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     Raises:
         OutputError: one of the ``inputs``, a folder or device, a missing folder, no permission.
     """
-    try:
+    with writing(path):
         if any(path.resolve() == source.resolve() for source in inputs):
             raise OutputError(f"{path}: the output is an input file (or another output), which is never touched. Choose another name.")
         if path.is_dir():
@@ -250,8 +260,6 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
             raise OutputError(f"{path}: the folder '{path.parent}' does not exist. Make it first.")
         if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
             raise OutputError(f"{path}: no permission to write there.")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
 def write_text(path: str | Path, text: str, inputs: Iterable[Path] = ()) -> None:
@@ -262,11 +270,8 @@ def write_text(path: str | Path, text: str, inputs: Iterable[Path] = ()) -> None
     """
     path = Path(path)
     check_output(path, inputs)
-    try:
-        with atomic(path) as (stream,):
-            stream.write(text.encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+    with writing(path), atomic(path) as (stream,):
+        stream.write(text.encode())
 
 
 # ---- weights in half precision ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Running sums of a least-squares problem, and what stands for them where there are fewer rows than inputs.
 
 All kinds have the same face: ``shape`` (blocks g, inputs k, outputs o), ``count`` of rows, ``means``, ``centred``, ``rounding``, ``error``
-of a change, ``without_means``; see `leastsquares` for the symbols.
+of a change, ``without_means``; see `ridge` for the symbols.
 """
 
 from __future__ import annotations
@@ -32,13 +32,8 @@ class Normal:
     @classmethod
     def empty(cls, blocks: int, inputs: int, outputs: int) -> Normal:
         """All sums zero."""
-        return cls(
-            gram=np.zeros((blocks, inputs, inputs)),
-            cross=np.zeros((blocks, inputs, outputs)),
-            rows=np.zeros((blocks, inputs)),
-            errors=np.zeros((blocks, outputs)),
-            squares=np.zeros((blocks, outputs)),
-        )
+        square, sums = np.zeros((blocks, inputs, inputs)), np.zeros((blocks, inputs, outputs))
+        return cls(square, sums, np.zeros((blocks, inputs)), np.zeros((blocks, outputs)), np.zeros((blocks, outputs)))
 
     def update(self, rows: Array, errors: Array) -> None:
         """Add rows (g, n, k) with errors (g, n, o). Products of one call are float32, sums over calls float64."""

@@ -1,4 +1,7 @@
-"""Run a model over many batches in segments: every node runs once, and what later nodes need is remembered between segments."""
+"""Run a model over many batches in segments: every node runs once, and what later nodes need is remembered between segments.
+
+With what is written on the way: the constants that layers read, the steps that re-fit them, and how a change gets into them.
+"""
 
 from __future__ import annotations
 

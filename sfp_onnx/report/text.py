@@ -102,17 +102,10 @@ def summary(data: dict[str, Any]) -> str:
 
 def plan_text(plan: Plan) -> str:
     """The plan as a table, with totals."""
-    rows = [
-        [
-            item.group,
-            _short(item.producers),
-            str(item.width),
-            str(item.width - len(item.remove)),
-            number(item.macs_before),
-            number(item.macs_after),
-        ]
-        for item in plan.groups
-    ]
+    rows = []
+    for item in plan.groups:
+        widths = (str(item.width), str(item.width - len(item.remove)))
+        rows.append([item.group, _short(item.producers), *widths, number(item.macs_before), number(item.macs_after)])
     kept = sum(not item.remove for item in plan.groups)
     lines = [table(["group", "made by", "width", "kept", "MACs", "after"], rows), ""]
     if kept:

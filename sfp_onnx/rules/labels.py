@@ -1,4 +1,4 @@
-"""Arithmetic on label arrays; pure numpy, knows nothing of ONNX.
+"""Arithmetic on label arrays (pure numpy, knows nothing of ONNX), and the facts that rules state in terms of them.
 
 A *label array* belongs to one tensor: int64, same rank as the tensor, broadcastable to its shape, of size 1 along every
 axis on which the label does not vary. Label 0 (`FIXED`) means "this index can never be removed". A tensor may carry several
@@ -165,7 +165,7 @@ class Writes:
 
 @dataclass(frozen=True)
 class LayerFact:
-    """A mixing layer, with label arrays where `records.Layer` has units."""
+    """A mixing layer, with label arrays where `core.types.Layer` has units."""
 
     node: Node
     macs: float
