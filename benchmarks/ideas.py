@@ -132,7 +132,7 @@ def merged(case: Case, number: int) -> graph.Model:
 def moments(case: Case, names: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Mean and covariance of the channels of some tensors of the original, over images and positions."""
     types = graph.tensor_types(case.analysis.model)
-    ports = {port.name: (port.dtype, None) for port in graph.inputs(case.analysis.model)}
+    ports = [replace(port, shape=None) for port in graph.inputs(case.analysis.model)]
     model = graph.extract.segment(case.analysis.model, ports, {name: types[name] for name in names})
     session = open_session(graph.serialized(model), model.weights, "moments")
     sums = [(0, 0.0, 0.0)] * len(names)

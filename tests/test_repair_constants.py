@@ -166,7 +166,7 @@ def test_a_stopped_process_leaves_no_file(how: str, tmp_path: Path) -> None:
     script = """
         import os, signal, sys
         import numpy as np
-        from sfp_onnx.repair.store import Store
+        from sfp_onnx.repair.walk import Store
         store = Store(0)
         store.put(("a", 0), np.ones(2**20))
         assert store.spilled == 2**23 and os.fstat(store._file.fileno()).st_size >= 2**22
