@@ -24,11 +24,11 @@ from sfp_onnx import graph
 from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.core.types import Array, BoolArray
 from sfp_onnx.coupling.analysis import silent
-from sfp_onnx.methods.dilution import correlation, find_method, method as register
+from sfp_onnx.methods.dilution import KERNEL, KernelView, MethodOptions, correlation, find_method, method as register, tile_sums
 from sfp_onnx.methods.dilution.connections import zeroed
-from sfp_onnx.methods.dilution.masks import KERNEL, KernelView, MethodOptions, tile_sums
-from sfp_onnx.methods.dilution.stages import DiluteOptions, Seen, look, losses_of, masked, refitted
-from sfp_onnx.methods.sfp.profiles import ProfileOptions
+from sfp_onnx.methods.dilution.ends import Measured, look, losses_of
+from sfp_onnx.methods.dilution.stages import DiluteOptions, choose_masks, refitted
+from sfp_onnx.methods.sfp.probe import ProfileOptions
 from sfp_onnx.runtime import open_session
 
 NETWORKS = {
@@ -97,7 +97,7 @@ def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool, 
 
 def looked(
     analysis: sfp_onnx.Analysis, name: str, calibration: sfp_onnx.Dataset, labelled: bool, given: argparse.Namespace
-) -> Seen:
+) -> Measured:
     """What is measured of the layers, from an earlier run if that kept it."""
     path = kept(name, labelled, given)
     if path is not None and path.exists():
@@ -111,27 +111,27 @@ def kept(name: str, labelled: bool, given: argparse.Namespace) -> Path | None:
     return given.keep / f"{name}-{labelled}-{given.held_out}.pickle" if given.keep else None
 
 
-def keep(seen: Seen, name: str, labelled: bool, given: argparse.Namespace) -> None:
+def keep(seen: Measured, name: str, labelled: bool, given: argparse.Namespace) -> None:
     """Write what was measured, if asked to."""
     if (path := kept(name, labelled, given)) is not None:
         path.write_bytes(pickle.dumps(seen))
 
 
-def masks_of(analysis: sfp_onnx.Analysis, seen: Seen, method: str, rate: str | None) -> tuple[Masks, float]:
+def masks_of(analysis: sfp_onnx.Analysis, seen: Measured, method: str, rate: str | None) -> tuple[Masks, float]:
     """Masks, and the share of kernels that they remove (mean over layers)."""
     masks: Masks = {}
     shares = []
     for target in seen.targets:
         own = replace(seen, targets=(target,), skipped=())
         at = None if rate is None else afcc_rate(analysis, own) if rate == "afcc" else float(rate)
-        found, (figures,), _, _ = masked(analysis, own, DiluteOptions(method, at, force=True))
+        found, (figures,), _, _ = choose_masks(analysis, own, DiluteOptions(method, at, force=True))
         masks.update(found)
         shares.append(figures.removed / figures.total)
     return masks, float(np.mean(shares))
 
 
-def afcc_rate(analysis: sfp_onnx.Analysis, seen: Seen) -> float:
-    _, (figures,), _, _ = masked(analysis, seen, DiluteOptions("afcc", None, force=True))
+def afcc_rate(analysis: sfp_onnx.Analysis, seen: Measured) -> float:
+    _, (figures,), _, _ = choose_masks(analysis, seen, DiluteOptions("afcc", None, force=True))
     return figures.removed / figures.total
 
 
@@ -154,7 +154,7 @@ def rows(name: str, given: argparse.Namespace) -> None:
         for rate in [None] if fixed else given.rates.split(","):
             masks, share = masks_of(analysis, seen, method, rate)
             model = zeroed(analysis.prepared.model, masks)
-            sparse = len(graph.to_proto(model, sparse=True).SerializeToString())
+            sparse = len(graph.save.to_proto(model, sparse=True).SerializeToString())
             cells = f"| {name} | {method} | {share:.1%} | {figures(known, answers(model, judge), judge)}"
             start = time.process_time()
             after = "-"
@@ -190,7 +190,7 @@ def main() -> None:
     take.add_argument("--images", type=int, default=REFIT_SAMPLES, help="images that the re-fit sees")
     take.add_argument("--keep", type=Path, help="folder that keeps statistics between runs")
     given = take.parse_args()
-    print("| network | method | removed | masked: top-1 / KL | re-fit: top-1 / KL | bytes sparse | time of the re-fit |")
+    print("| network | method | removed | choose_masks: top-1 / KL | re-fit: top-1 / KL | bytes sparse | time of the re-fit |")
     print("|---|---|---|---|---|---|---|")
     for name in given.networks:
         rows(name, given)

@@ -79,14 +79,14 @@ def classifier_kept(case: Case, number: int) -> graph.Model:
     last = graph.nodes(case.pruned[number])[-1]
     assert last.op == "Gemm"
     values = graph.Constants(case.pruned[number])
-    return graph.with_constants(case.fitted(number), {name: values[name] for name in last.inputs[1:]})
+    return graph.extract.with_constants(case.fitted(number), {name: values[name] for name in last.inputs[1:]})
 
 
 def classifier_only(case: Case, number: int) -> graph.Model:
     """Only the last layer re-fitted, on what the unrepaired network gives it."""
     last, full = graph.nodes(case.pruned[number])[-1], case.fitted(number)
     before = {name: value for name, value in graph.Constants(case.pruned[number]).items() if name not in last.inputs}
-    shifted = graph.with_constants(full, before)
+    shifted = graph.extract.with_constants(full, before)
     with fitting_only(last.name):
         return case.fitted(number, shifted)
 
@@ -126,14 +126,14 @@ def merged(case: Case, number: int) -> graph.Model:
             weight[:, keep[:best].sum()] += slope * own[:, lost]
             bias += own[:, lost].sum((1, 2)) * (mean[lost] - slope * mean[best])
         fresh |= {node.inputs[1]: weight.astype(np.float32), node.inputs[2]: bias.astype(np.float32)}
-    return graph.with_constants(model, fresh)
+    return graph.extract.with_constants(model, fresh)
 
 
 def moments(case: Case, names: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Mean and covariance of the channels of some tensors of the original, over images and positions."""
     types = graph.tensor_types(case.analysis.model)
-    ports = {port.name: (port.dtype, None) for port in graph.inputs(case.analysis.model)}
-    model = graph.segment(case.analysis.model, ports, {name: types[name] for name in names})
+    ports = [replace(port, shape=None) for port in graph.inputs(case.analysis.model)]
+    model = graph.extract.segment(case.analysis.model, ports, {name: types[name] for name in names})
     session = open_session(graph.serialized(model), model.weights, "moments")
     sums = [(0, 0.0, 0.0)] * len(names)
     for feeds, _ in case.data.batches():

@@ -144,7 +144,7 @@ def drop(root: Path) -> None:
         judged = Judge(analysis.model, held, 0.01, options.confidence).drop(result.model)
         before, after = (own.top1 or 0.0 for own in sfp_onnx.evaluate([analysis.model, result.model], test, latency=False))
         first, other = latencies_of([analysis.model, result.model], analysis, SETUP, 1)
-        sizes = graph.file_bytes(result.model) / graph.file_bytes(analysis.model)
+        sizes = graph.save.file_bytes(result.model) / graph.save.file_bytes(analysis.model)
         seen = f"{images - held.samples} / {held.samples}"
         print(
             f"| {case.title} | {seen} | {judged.drop:.2%}, {judged.bound:.2%} | {share(result.plan)} | {sizes:.1%} | {other / first:.1%} | "

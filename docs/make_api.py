@@ -31,7 +31,8 @@ The defaults are those of the command line, and the same request gives the same 
 (with data: score `obs`, repair by least squares, verified). `repair=None` leaves the repair out.
 
 Data may be a path, an array, or a mapping of arrays by input name (and `labels`). Progress, where a function takes it, is called as
-`with progress(title, total) as advance: advance(steps)`. What a run says while it works goes to the logger `sfp_onnx`. All errors are subclasses of `SfpError` and carry the exit code of the command line.
+`with progress(title, total) as advance: advance(steps)`. What a run says while it works goes to
+the logger `sfp_onnx`. All errors are subclasses of `SfpError` and carry the exit code of the command line.
 """
 SECTIONS = (
     ("Functions", lambda own: inspect.isfunction(own)),

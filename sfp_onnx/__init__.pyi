@@ -18,11 +18,13 @@ from .core.options import (
     RepairOptions as RepairOptions,
     ScoreOptions as ScoreOptions,
 )
-from .core.types import Cut as Cut, Evaluation as Evaluation, Group as Group, Plan as Plan, Size as Size, Verification as Verification
+from .core.types import Cut as Cut, Group as Group, Plan as Plan, Size as Size
 from .coupling.analysis import Analysis as Analysis, data_for as data_for, inspect as inspect, load as load
+from .cut.verify import Verification as Verification
 from .data import Preprocessing as Preprocessing
 from .data.dataset import Dataset as Dataset, open_data as open_data
-from .graph.model import Model as Model
+from .evaluation import Evaluation as Evaluation
+from .graph import Model as Model
 from .graph.save import save as save
 from .methods.dilution.stages import Diluted as Diluted, DiluteOptions as DiluteOptions, dilute as dilute
 from .methods.sfp.probe import ProfileOptions as ProfileOptions

@@ -14,15 +14,31 @@ from . import graph
 from .core.errors import DataError, OptionError
 from .core.options import AMOUNT, option
 from .core.system import log, user_function
-from .core.types import Array, BoolArray, Evaluation, FloatArray, IntArray, Size
+from .core.types import Array, BoolArray, FloatArray, IntArray, Size
 from .coupling.analysis import ModelSource, Progress, inspect, load, silent
 from .data.dataset import Dataset
-from .graph.model import Model, inputs
 from .graph.save import file_bytes
 from .planning import bounds, parse_target, show
 from .runtime import Batches, Feeds, Observed, latencies, observe, open_model, side_by_side
 
 LATENCY_REPEATS = 50
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one model on data; None where it does not apply. ``latency_ratio`` is to the first model, from
+    the minima of interleaved runs."""
+
+    model: str
+    samples: int
+    top1: float | None
+    agreement: float | None
+    kl: float | None
+    relative_error: float | None
+    size: Size
+    latency_min_ms: float | None = None
+    latency_median_ms: float | None = None
+    latency_ratio: float | None = None
 
 
 @dataclass
@@ -36,6 +52,19 @@ class Answers:
     squared_error: float = 0.0
     squared_reference: float = 0.0
 
+    @property
+    def relative_error(self) -> float | None:
+        """Root mean square of the difference by that of the reference; None if that is 0 or nothing is floating."""
+        return float(np.sqrt(self.squared_error / self.squared_reference)) if self.squared_reference else None
+
+    def shares(self, classifier: bool, labelled: bool) -> dict[str, float | None]:
+        """Fields of `Evaluation` that are means over the samples; None where they do not apply."""
+        return {
+            "top1": self.right / self.samples if classifier and labelled else None,
+            "agreement": self.agree / self.samples if classifier else None,
+            "kl": self.divergence / self.samples if classifier else None,
+        }
+
 
 def add(answers: Answers, observed: Observed, reference: Observed, labels: IntArray | None) -> None:
     """Add one batch; ``labels`` are those of all samples.
@@ -48,12 +77,12 @@ def add(answers: Answers, observed: Observed, reference: Observed, labels: IntAr
     count = observed.count
     first, other = observed.outputs[0][:count], reference.outputs[0][:count]
     answers.samples += count
-    for own, original in zip(observed.outputs, reference.outputs, strict=True):
-        if own.dtype.kind == "f":
-            rows = slice(count if len(own.shape) and len(own) == observed.rows else None)  # without padding
-            if own.shape != original.shape:
-                raise DataError(f"outputs of shape {list(own.shape)} cannot be compared with {list(original.shape)} of the first model")
-            a, b = own[rows].astype(np.float64), original[rows].astype(np.float64)
+    for output, original in zip(observed.outputs, reference.outputs, strict=True):
+        if output.dtype.kind == "f":
+            rows = slice(count if len(output.shape) and len(output) == observed.rows else None)  # without padding
+            if output.shape != original.shape:
+                raise DataError(f"outputs of shape {list(output.shape)} cannot be compared with {list(original.shape)} of the first model")
+            a, b = output[rows].astype(np.float64), original[rows].astype(np.float64)
             answers.squared_error += float(((a - b) ** 2).sum())
             answers.squared_reference += float((b**2).sum())
     if not is_classifier(first, count):
@@ -66,7 +95,7 @@ def add(answers: Answers, observed: Observed, reference: Observed, labels: IntAr
 
 
 def measure(
-    models: Sequence[Model],
+    models: Sequence[graph.Model],
     batches: Batches,
     labels: IntArray | None,
     threads: int = 0,
@@ -90,44 +119,18 @@ def measure(
         if not first_feeds:
             first_feeds = reference.feeds
             classifier = is_classifier(reference.samples(names[0]), reference.count)
-        for own, observed in zip(answers, batch, strict=True):
-            add(own, observed, reference, labels)
+        for sums, observed in zip(answers, batch, strict=True):
+            add(sums, observed, reference, labels)
         progress(reference.count)
     return answers, classifier, first_feeds
 
 
-def time_models(models: Sequence[Model], feeds: Mapping[str, Array], threads: int, repeats: int = LATENCY_REPEATS) -> list[list[float]]:
-    """Seconds per run of each model, interleaved."""
-    sessions = [open_model(model, threads=threads) for model in models]
-    return latencies(sessions, feeds, repeats)
-
-
-def _same_interface(models: Sequence[Model]) -> None:
-    first = ([port.name for port in inputs(models[0])], [port.name for port in graph.outputs(models[0])])
+def _same_interface(models: Sequence[graph.Model]) -> None:
+    first = ([port.name for port in graph.inputs(models[0])], [port.name for port in graph.outputs(models[0])])
     for model in models[1:]:
-        own = ([port.name for port in inputs(model)], [port.name for port in graph.outputs(model)])
-        if own != first:
-            raise DataError(f"{model.name}: inputs and outputs {own} differ from those of {models[0].name}: {first}")
-
-
-def summarize(
-    name: str, answers: Answers, size: Size, times: tuple[Sequence[float], Sequence[float]] | None, known: tuple[bool, bool]
-) -> Evaluation:
-    """Figures of one model. ``times`` are its seconds and those of the reference; ``known`` is (classifier, labels given)."""
-    classifier, labels = known
-    samples = answers.samples
-    return Evaluation(
-        model=name,
-        samples=samples,
-        top1=answers.right / samples if classifier and labels else None,
-        agreement=answers.agree / samples if classifier else None,
-        kl=answers.divergence / samples if classifier else None,
-        relative_error=float(np.sqrt(answers.squared_error / answers.squared_reference)) if answers.squared_reference else None,
-        size=size,
-        latency_min_ms=None if times is None else min(times[0]) * 1e3,
-        latency_median_ms=None if times is None else float(np.median(times[0])) * 1e3,
-        latency_ratio=None if times is None else min(times[0]) / min(times[1]),
-    )
+        interface = ([port.name for port in graph.inputs(model)], [port.name for port in graph.outputs(model)])
+        if interface != first:
+            raise DataError(f"{model.name}: inputs and outputs {interface} differ from those of {models[0].name}: {first}")
 
 
 # ---- what the first output of a classifier says ----------------------------------------------------------------------
@@ -147,8 +150,7 @@ def log_probabilities(output: Array, temperature: float = 1.0) -> FloatArray:
         scores = np.log(np.maximum(scores, LEAST))
     scores = scores / temperature
     scores = scores - scores.max(-1, keepdims=True)
-    normalised: FloatArray = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-    return normalised
+    return np.asarray(scores - np.log(np.exp(scores).sum(-1, keepdims=True)))
 
 
 # ---- what a model is worth on data -----------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ Metric = Callable[[Sequence[Array], "IntArray | None", Sequence[Array]], float]
 """(outputs, labels, outputs of the original) -> value, larger is better; the first axis of all runs over the samples."""
 
 
-def outputs(model: Model, batches: Batches) -> list[Array]:
+def outputs(model: graph.Model, batches: Batches) -> list[Array]:
     """All outputs of a model on (inputs, number of real samples), joined along the first axis.
 
     Raises:
@@ -170,18 +172,18 @@ def outputs(model: Model, batches: Batches) -> list[Array]:
                 size = f"the {batch.rows} samples of a batch"
                 raise DataError(f"{model.name}: output '{name}' of shape {list(value.shape)} has no axis for {size}")
             parts[name].append(batch.samples(name))
-    return [np.concatenate(own) for own in parts.values()]
+    return [np.concatenate(arrays) for arrays in parts.values()]
 
 
-def right(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:
+def right(answers: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:
     """Which samples have their largest class score at their label."""
     assert labels is not None
-    return np.asarray(found[0].argmax(1) == labels)
+    return np.asarray(answers[0].argmax(1) == labels)
 
 
-def same(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:
+def same(answers: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> BoolArray:
     """Which samples get the same class as from the original."""
-    return np.asarray(found[0].argmax(1) == original[0].argmax(1))
+    return np.asarray(answers[0].argmax(1) == original[0].argmax(1))
 
 
 EACH: Mapping[str, Callable[[Sequence[Array], IntArray | None, Sequence[Array]], BoolArray]]
@@ -190,7 +192,7 @@ EACH = {"top-1": right, "agreement with the original": same}
 
 
 def _share(name: str) -> Metric:
-    return lambda found, labels, original: float(EACH[name](found, labels, original).mean())
+    return lambda answers, labels, original: float(EACH[name](answers, labels, original).mean())
 
 
 def metric_for(name: str | None, labelled: bool, original: Sequence[Array]) -> tuple[str, Metric]:
@@ -207,8 +209,8 @@ def metric_for(name: str | None, labelled: bool, original: Sequence[Array]) -> t
     if first.dtype.kind != "f" or first.ndim != 2 or first.shape[1] < 2:
         shape = list(first.shape)
         raise OptionError(f"--max-drop: the first output, of shape {shape}, has no row of class scores per sample. Give --metric.")
-    own = "top-1" if labelled else "agreement with the original"
-    return own, _share(own)
+    default = "top-1" if labelled else "agreement with the original"
+    return default, _share(default)
 
 
 def _imported(name: str) -> Metric:
@@ -217,9 +219,9 @@ def _imported(name: str) -> Metric:
         raise OptionError(f"--metric '{name}': expected module:function")
     function = user_function(name, f"--metric '{name}'")
 
-    def metric(found: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> float:
+    def metric(answers: Sequence[Array], labels: IntArray | None, original: Sequence[Array]) -> float:
         try:
-            value = float(function(list(found), labels))
+            value = float(function(list(answers), labels))
         except Exception as error:  # whatever the user's function raises
             raise OptionError(f"--metric '{name}' failed: {type(error).__name__}: {error}") from error
         if not np.isfinite(value):
@@ -246,6 +248,7 @@ def parse_drop(text: str) -> float:
 
 # ---- measure models on data ------------------------------------------------------------------------------------------
 
+
 def evaluate(
     models: Iterable[ModelSource], data: Dataset, latency: bool = True, threads: int = 0, progress: Progress = silent
 ) -> list[Evaluation]:
@@ -258,13 +261,19 @@ def evaluate(
     analyses = [inspect(model, data=data) for model in loaded]
     with progress("evaluating", data.samples) as advance:
         answers, classifier, feeds = measure(loaded, data.batches(), data.labels, threads, advance)
-    times = time_models(loaded, feeds, threads) if latency else None
-    found = []
-    for index, (model, analysis, own) in enumerate(zip(loaded, analyses, answers, strict=True)):
-        size = replace(analysis.size(), bytes=file_bytes(model))
-        timing = None if times is None else (times[index], times[0])
-        found.append(summarize(model.name, own, size, timing, (classifier, data.labels is not None)))
-    return found
+    sessions = [open_model(model, threads=threads) for model in loaded] if latency else []
+    times = latencies(sessions, feeds, LATENCY_REPEATS)
+    results = []
+    for model, analysis, sums in zip(loaded, analyses, answers, strict=True):
+        size, shares = replace(analysis.size(), bytes=file_bytes(model)), sums.shares(classifier, data.labels is not None)
+        results.append(Evaluation(model.name, sums.samples, **shares, relative_error=sums.relative_error, size=size))
+    return [_timed(result, seconds, times[0]) for result, seconds in zip(results, times, strict=True)] if latency else results
+
+
+def _timed(result: Evaluation, seconds: Sequence[float], reference: Sequence[float]) -> Evaluation:
+    """With its times, from those of all its runs and of those of the reference."""
+    least, median = min(seconds), float(np.median(seconds))
+    return replace(result, latency_min_ms=least * 1e3, latency_median_ms=median * 1e3, latency_ratio=least / min(reference))
 
 
 # ---- is a model still as good as it was? figures against a baseline --------------------------------------------------
@@ -342,7 +351,7 @@ def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:
         raise OptionError(f"{path}: cannot read the baseline: {error}. Expected a manifest, or what `evaluate --json` prints.") from error
 
 
-def against(own: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
+def against(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
     """A model against a baseline: accuracy may fall by ``limit``, MACs, parameters and bytes may not rise.
 
     ``alone``: no original was measured beside it, so that agreement means nothing.
@@ -350,12 +359,12 @@ def against(own: Evaluation, base: Mapping[str, Any], limit: float, alone: bool)
     Raises:
         OptionError: nothing can be compared.
     """
-    found = _drop(own, base, limit, alone)
+    verdicts = _drop(measured, base, limit, alone)
     for key, name in SIZES.items():
-        before, now = base["size"][key], getattr(own.size, key)
+        before, now = base["size"][key], getattr(measured.size, key)
         if before is not None and now is not None:
-            found.append((name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
-    return found
+            verdicts.append((name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
+    return verdicts
 
 
 def dropped(results: Sequence[Evaluation], limit: float) -> list[Verdict]:
@@ -363,11 +372,11 @@ def dropped(results: Sequence[Evaluation], limit: float) -> list[Verdict]:
     return _drop(results[-1], asdict(results[0]), limit, len(results) < 2)
 
 
-def _drop(own: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
+def _drop(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
     for key, name in (("top1", "top-1"), ("agreement", "agreement with the original")):
-        before, now = base[key], getattr(own, key)
+        before, now = base[key], getattr(measured, key)
         if before is not None and now is not None and not (key == "agreement" and alone):
-            text = f"{now:.2%} on {own.samples} samples (baseline {before:.2%}, may fall by {limit:.2%})"
+            text = f"{now:.2%} on {measured.samples} samples (baseline {before:.2%}, may fall by {limit:.2%})"
             return [(name, before - now <= limit + 1e-12, text)]
     raise OptionError("there is no accuracy to compare: give labels, or the original before the model (then their agreement is compared)")
 
@@ -378,12 +387,13 @@ def reached(results: Sequence[Evaluation], targets: Sequence[str]) -> list[Verdi
     Raises:
         OptionError: a target that `evaluate` does not measure.
     """
-    values = [{"macs": own.size.macs, "params": own.size.params, "size": own.size.bytes or 0} for own in (results[0], results[-1])]
+    sizes = (results[0].size, results[-1].size)
+    values = [{"macs": size.macs, "params": size.params, "size": size.bytes or 0} for size in sizes]
     parsed = [parse_target(text) for text in targets]
     for target in parsed:
         if target.what not in values[0]:
             raise OptionError(f"--target {target.what}: evaluate checks macs, params and size")
-    before, now = ({key: float(value) for key, value in own.items()} for own in values)
+    before, now = ({key: float(value) for key, value in figures.items()} for figures in values)
     return [
         (f"target {what}", now[what] <= bound, f"{show(what, now[what])} (at most {show(what, bound)})")
         for what, bound in bounds(parsed, before).items()

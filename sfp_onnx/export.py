@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 
 from .core import system
-from .core.errors import OptionError, OutputError, VerificationError
+from .core.errors import OptionError, VerificationError
 from .core.options import OutputOptions
 from .core.types import Array
 from .coupling.analysis import Analysis
 from .data.dataset import Dataset
 from .evaluation import Answers, add, is_classifier
+from .graph import Model, outputs
 from .graph.load import load
-from .graph.model import Model, outputs
-from .graph.save import atomic, check_output, file_bytes, save, to_proto
-from .graph.storage import half_weights
+from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
 from .runtime import Batches, Feeds, Session, latencies, open_model, open_session, quantize, save_ort, side_by_side
 
 QUANTIZERS = ("int8",)
@@ -44,14 +43,11 @@ class OrtFile:
             OutputError: a path cannot be written.
         """
         paths = (path, operators_path(path))
-        for own in paths:
-            check_output(own, inputs)
-        try:
-            with atomic(*paths) as streams:
-                for stream, content in zip(streams, (self.data, self.operators.encode()), strict=True):
-                    stream.write(content)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+        for file in paths:
+            check_output(file, inputs)
+        with writing(path), atomic(*paths) as streams:
+            for stream, content in zip(streams, (self.data, self.operators.encode()), strict=True):
+                stream.write(content)
         return paths
 
 
@@ -74,8 +70,8 @@ def halved(model: Model) -> tuple[Model, Model, str]:
     small, rounded, left = half_weights(model)
     if len(small.weights) == len(left) or small.proto == model.proto:
         raise OptionError("--half: the model has no float32 weights of more than 1 KiB that float16 can hold")
-    said = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
-    return small, rounded, f"half: weights are stored as float16 and computed with as float32{said}"
+    words = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
+    return small, rounded, f"half: weights are stored as float16 and computed with as float32{words}"
 
 
 def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Model:
@@ -88,9 +84,9 @@ def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Mo
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         save(replace(model, source=None, files=()), source)
         quantize(source, target, batches, model.name)
-        found = load(target)
-        weights = {name: array.copy() for name, array in found.weights.items()}  # the files go
-    return replace(found, weights=weights, source=model.source, files=model.files, edited=True)
+        converted = load(target)
+        weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
+    return replace(converted, weights=weights, source=model.source, files=model.files, edited=True)
 
 
 def ort_file(model: Model) -> OrtFile:
@@ -162,29 +158,25 @@ def package(
     models = {"original": analysis.model, "pruned": pruned}
     plain, last, notes = pruned, pruned, []
     if options.half:
-        last, plain, said = halved(pruned)
+        last, plain, words = halved(pruned)
         models["half"] = last
-        notes.append(said)
+        notes.append(words)
     if options.quantize:
         last = models[options.quantize] = quantized(plain, None if data is None else _feeds(data))
         ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
         rounded = "; made from the weights rounded to float16" if options.half else ""
         notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
-    made = ort_file(last) if options.save_ort is not None else None
-    if made and options.half and not options.quantize:
+    ort = ort_file(last) if options.save_ort is not None else None
+    if ort and options.half and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
-    sessions = [open_model(own) for own in models.values()]
-    sizes = [file_bytes(own) for own in models.values()]
-    names = list(models)
-    if made:
-        sessions.append(open_session(made.data, {}, "the .ort file"))
-        sizes.append(len(made.data))
-        names.append("ort")
+    forms = [Form(name, file_bytes(model), open_model(model)) for name, model in models.items()]
+    if ort:
+        forms.append(Form("ort", len(ort.data), open_session(ort.data, {}, "the .ort file")))
     used = judge or data
-    steps = _measured(analysis, list(zip(names, sizes, strict=True)), sessions, used)
+    steps = _measured(analysis, forms, used)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
-    return Packaged(last, made, steps, tuple(notes))
+    return Packaged(last, ort, steps, tuple(notes))
 
 
 def _feeds(data: Dataset) -> Iterator[Feeds]:
@@ -193,10 +185,20 @@ def _feeds(data: Dataset) -> Iterator[Feeds]:
     return (feeds for feeds, _ in batches)
 
 
-def _measured(analysis: Analysis, forms: Sequence[tuple[str, int]], sessions: Sequence[Session], data: Dataset | None) -> tuple[Step, ...]:
+@dataclass(frozen=True)
+class Form:
+    """What is measured: a form of the model, its bytes, and a session on it."""
+
+    name: str
+    bytes: int
+    session: Session
+
+
+def _measured(analysis: Analysis, forms: Sequence[Form], data: Dataset | None) -> tuple[Step, ...]:
     batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
     labels = data.labels if data else None
     names = [port.name for port in outputs(analysis.model)]
+    sessions = [form.session for form in forms]
     answers, parents = [Answers() for _ in forms], [Answers() for _ in forms]
     first: Feeds = {}
     classifier = False
@@ -206,20 +208,15 @@ def _measured(analysis: Analysis, forms: Sequence[tuple[str, int]], sessions: Se
         for index, observed in enumerate(batch):
             add(answers[index], observed, batch[1], labels)
             add(parents[index], observed, batch[max(index - 1, 0)], None)
-    for (name, _), parent in zip(forms[2:], parents[2:], strict=True):
-        _check(name, _error(parent))
-    times = [min(own) * 1e3 for own in latencies(sessions, first, REPEATS)]
-    return tuple(
-        Step(
-            name, size, own.samples, own.right / own.samples if classifier and labels is not None else None,
-            own.agree / own.samples if classifier else None, _error(own), time, time / times[0],
-        )
-        for (name, size), own, time in zip(forms, answers, times, strict=True)
-    )  # fmt: skip
-
-
-def _error(answers: Answers) -> float | None:
-    return float(np.sqrt(answers.squared_error / answers.squared_reference)) if answers.squared_reference else None
+    for form, parent in zip(forms[2:], parents[2:], strict=True):
+        _check(form.name, parent.relative_error)
+    times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
+    steps = []
+    for form, sums, time in zip(forms, answers, times, strict=True):
+        shares = sums.shares(classifier, labels is not None)
+        figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
+        steps.append(Step(form.name, form.bytes, sums.samples, *figures))
+    return tuple(steps)
 
 
 def _check(name: str, error: float | None) -> None:

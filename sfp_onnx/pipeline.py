@@ -18,17 +18,17 @@ from . import graph
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
 from .core.options import DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
 from .core.system import log
-from .core.types import Array, BoolArray, Coupling, Evaluation, FloatArray, Plan, Verification
+from .core.types import Array, BoolArray, Coupling, FloatArray, Plan
 from .coupling.analysis import Analysis, DataSource, ModelSource, Progress, describe, inspect, load, reasons, silent
 from .coupling.cost import cuts, keep_mask, vanishing
 from .coupling.trace import random_feeds
 from .cut import cut
-from .cut.verify import compare, maskable, runs_at
+from .cut.verify import Verification, compare, maskable, runs_at
 from .data.checks import opened, training_mode
 from .data.dataset import Dataset
-from .evaluation import Gate, GateOptions, Verdict, evaluate as measure, parse_drop
+from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop
 from .export import package, written_by
-from .graph.model import Model
+from .graph import Model
 from .graph.save import check_output, fingerprint, together
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
@@ -39,7 +39,7 @@ from .planning.record import make_plan, removal_of, sample_shapes, to_json
 from .planning.search import Candidates, plan_for
 from .planning.widths import eligible
 from .repair import repaired
-from .report.charts import Page, require
+from .report import Page, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.page import Context, evaluate_page, prune_page, sweep_page, write_page
 from .report.sweep import Point, measured_points, parse_sweep, saved_point, sweep_data

@@ -24,7 +24,6 @@ from . import graph
 from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder
 from .core.types import Array, IntArray
-from .graph.model import Model
 
 PROVIDERS = ("CPUExecutionProvider",)
 BURST = 5
@@ -127,11 +126,11 @@ def full_provider(name: str) -> str:
         OptionError: there is none of that name.
     """
     ending = "executionprovider"
-    known: dict[str, str] = {own.lower().removesuffix(ending): own for own in _ort().get_available_providers()}
-    found = known.get(name.lower().removesuffix(ending))
-    if found is None:
+    known: dict[str, str] = {provider.lower().removesuffix(ending): provider for provider in _ort().get_available_providers()}
+    full = known.get(name.lower().removesuffix(ending))
+    if full is None:
         raise OptionError(f"provider '{name}' is not in this onnxruntime {version()}. Available: {', '.join(sorted(known))}")
-    return found
+    return full
 
 
 def open_timed(serialized: bytes, weights: Mapping[str, Array], name: str, setup: Setup, events: bool = False) -> Session:
@@ -159,12 +158,12 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
             recorded = json.load(stream)
     finally:
         os.unlink(path)
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     ending = "_kernel_time"
     for event in recorded:
         if event.get("cat") == "Node" and event["name"].endswith(ending):
-            found.setdefault(event["name"].removesuffix(ending), []).append(event["dur"] * 1e-6)
-    return found
+            times.setdefault(event["name"].removesuffix(ending), []).append(event["dur"] * 1e-6)
+    return times
 
 
 def latencies(sessions: Sequence[Session], feeds: Mapping[str, Array], repeats: int) -> list[list[float]]:
@@ -190,11 +189,11 @@ def interleaved(
     for session, own_feeds in zip(sessions, feeds, strict=True):
         session.run(own_feeds)
     for done in range(0, repeats, BURST):
-        for own, session, own_feeds in zip(times, sessions, feeds, strict=True):
+        for seconds, session, own_feeds in zip(times, sessions, feeds, strict=True):
             for _ in range(min(BURST, repeats - done)):
                 start = clock()
                 session.run(own_feeds)
-                own.append(clock() - start)
+                seconds.append(clock() - start)
     return times
 
 
@@ -327,7 +326,7 @@ class Observed:
         return None if labels is None else labels[self.first : self.first + self.count]
 
 
-def open_model(model: Model, optimize: Optimize = Optimize.ALL, threads: int = 0) -> Session:
+def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: int = 0) -> Session:
     """A session of onnxruntime on a model.
 
     Raises:
@@ -336,7 +335,7 @@ def open_model(model: Model, optimize: Optimize = Optimize.ALL, threads: int = 0
     return open_session(graph.serialized(model), model.weights, model.name, optimize, threads)
 
 
-def observe(model: Model, batches: Batches, outputs: Sequence[str] | None = None, threads: int = 0) -> Iterator[Observed]:
+def observe(model: graph.Model, batches: Batches, outputs: Sequence[str] | None = None, threads: int = 0) -> Iterator[Observed]:
     """Run a model over batches; ``outputs``: what is wanted of it (default: all of its outputs).
 
     Raises:

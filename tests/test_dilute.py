@@ -18,11 +18,20 @@ import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.errors import DataError, OptionError, TargetError
 from sfp_onnx.core.options import RepairOptions
-from sfp_onnx.methods.dilution import METHODS, find_method
+from sfp_onnx.methods.dilution import (
+    METHODS,
+    Ends,
+    KernelView,
+    MethodOptions,
+    Profile,
+    even_labels,
+    find_method,
+    keep_by_rank,
+    label_profile,
+)
 from sfp_onnx.methods.dilution.connections import Chosen, choose, targets
-from sfp_onnx.methods.dilution.ends import kernel_losses
-from sfp_onnx.methods.dilution.masks import Ends, KernelView, MethodOptions, Profile, even_labels, keep_by_rank, label_profile
-from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, dilute, look, masked
+from sfp_onnx.methods.dilution.ends import kernel_losses, look
+from sfp_onnx.methods.dilution.stages import Diluted, DiluteOptions, choose_masks, dilute
 from sfp_onnx.methods.sfp.probe import ProfileOptions
 
 NAMES = [own.pattern.replace("N:M", "2:4").replace("AxB", "1x4") or own.name for own in METHODS.values()]
@@ -47,7 +56,7 @@ def view(outputs: int = 12, inputs: int = 10, positions: int = 9, seed: int = 0)
 
 
 def chosen(own: KernelView, name: str, rate: float = 0.5, scope: str = "layer") -> Chosen:
-    (found,) = choose(lambda: iter([own]), {"layer": "w"}, find_method(name), rate, scope)
+    (found,) = choose(lambda: iter([own]), {"layer": "w"}, *find_method(name), rate, scope)
     return found
 
 
@@ -177,7 +186,7 @@ def test_scopes() -> None:
 
 
 def diluted(model: onnx.ModelProto, data: bool = False, **options: Any) -> Diluted:
-    loaded = graph.load(model)
+    loaded = sfp_onnx.load(model)
     given = sfp_onnx.data_for(loaded, {"x": images(64), "labels": labels_of(64)}) if data else None
     return dilute(loaded, DiluteOptions(**{"refit": False, **options}), given)
 
@@ -278,7 +287,7 @@ def test_sparse_initializers_are_smaller_run_and_load_as_dense(tmp_path: Path) -
     assert sparse.stat().st_size < 0.4 * dense.stat().st_size
     x = images()
     assert (run_model(sparse, {"x": x})[0] == run_model(dense, {"x": x})[0]).all()
-    again = graph.to_proto(graph.load(sparse))
+    again = graph.save.to_proto(sfp_onnx.load(sparse))
     assert not again.graph.sparse_initializer and {k: v.tobytes() for k, v in weights(again).items()} == {
         k: v.tobytes() for k, v in weights(onnx.load(dense)).items()
     }
@@ -287,7 +296,7 @@ def test_sparse_initializers_are_smaller_run_and_load_as_dense(tmp_path: Path) -
 
 
 def test_a_dense_model_gets_no_sparse_initializers(tmp_path: Path) -> None:
-    path = graph.save(graph.load(classifier()), tmp_path / "dense.onnx", sparse=True)
+    path = graph.save.save(sfp_onnx.load(classifier()), tmp_path / "dense.onnx", sparse=True)
     assert not onnx.load(path).graph.sparse_initializer
 
 
@@ -300,7 +309,7 @@ def test_coordinates_are_read_too(tmp_path: Path) -> None:
     sparse.values.CopyFrom(numpy_helper.from_array(array[array != 0], "w3"))
     sparse.indices.CopyFrom(numpy_helper.from_array(np.argwhere(array).astype(np.int64)))
     model.graph.initializer.remove(held["w3"])
-    assert (graph.Constants(graph.load(model))["w3"] == array).all()
+    assert (graph.Constants(sfp_onnx.load(model))["w3"] == array).all()
 
 
 def test_damaged_sparse_initializers_are_refused() -> None:
@@ -309,7 +318,7 @@ def test_damaged_sparse_initializers_are_refused() -> None:
     sparse.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "extra"))
     sparse.indices.CopyFrom(numpy_helper.from_array(np.asarray([9], np.int64)))
     with pytest.raises(sfp_onnx.ModelError, match="sparse initializer 'extra'"):
-        graph.load(model)
+        sfp_onnx.load(model)
 
 
 # ---- labels and the re-fit -------------------------------------------------------------------------------------------
@@ -320,7 +329,7 @@ def labelled(rate: float | None = None, **options: Any) -> Diluted:
 
 
 def test_afcc_follows_the_label_sets_of_both_ends() -> None:
-    model = graph.load(classifier(widths=(16, 24)))
+    model = sfp_onnx.load(classifier(widths=(16, 24)))
     data = sfp_onnx.data_for(model, {"x": images(64), "labels": labels_of(64)})
     analysis = sfp_onnx.inspect(model, data=data)
     assert data is not None
@@ -333,7 +342,7 @@ def test_afcc_follows_the_label_sets_of_both_ends() -> None:
     removed = {item.layer: item.removed for item in result.layers}
     assert removed == {"conv2": (~common).sum(), "head": (~sets[1]).sum()}
     seen = look(analysis, None, data, ProfileOptions())
-    masks_of, *_ = masked(analysis, seen, DiluteOptions("afcc", force=True))
+    masks_of, *_ = choose_masks(analysis, seen, DiluteOptions("afcc", force=True))
     assert (masks_of["w2"].any((2, 3)) == common).all() and (masks_of["w3"] == sets[1].T).all()
 
 
@@ -351,13 +360,13 @@ def test_afcc_of_fully_connected_stacks_and_heads_after_flatten(kind: str) -> No
         nodes = [helper.make_node("Conv", ["x", "w1"], ["a"], "a", pads=[1] * 4), helper.make_node("Relu", ["a"], ["p"], "p")]
         nodes.append(helper.make_node("Flatten", ["p"], ["q"], "q"))
     nodes.append(helper.make_node("Gemm", ["q", "w3"], ["logits"], "head"))
-    model = graph.load(model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("logits", np.float32, ["N", 5])], constants))
+    model = sfp_onnx.load(model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("logits", np.float32, ["N", 5])], constants))
     data = sfp_onnx.data_for(model, {"x": images(80), "labels": labels_of(80)})
     assert data is not None
     analysis = sfp_onnx.inspect(model, data=data)
     known = {own.tensor: own for own in sfp_onnx.class_profiles(analysis, data, ProfileOptions("ridge", 2)).layers}
     seen = look(analysis, None, data, ProfileOptions("ridge", 2))
-    found, *_ = masked(analysis, seen, DiluteOptions("afcc", force=True))
+    found, *_ = choose_masks(analysis, seen, DiluteOptions("afcc", force=True))
     own = known["q"]
     assert (found["w3"] == own.label_sets[own.filters]).all() and 0 < found["w3"].mean() < 1
     if kind == "stack":
@@ -409,7 +418,7 @@ def test_losses_against_a_re_fit_without_each_kernel(kind: str) -> None:
     ]
     ports = [("x", np.float32, ["N", 3, size, size] if spatial else ["N", 3])], [("y", np.float32, None)]
     x = random.standard_normal((40, 3, size, size) if spatial else (400, 3)).astype(np.float32)
-    analysis = sfp_onnx.inspect(graph.load(model_of(nodes, *ports, {"w1": first, "w2": weight})), {"x": (2, *x.shape[1:])})
+    analysis = sfp_onnx.inspect(sfp_onnx.load(model_of(nodes, *ports, {"w1": first, "w2": weight})), {"x": (2, *x.shape[1:])})
     options = RepairOptions(rows_per_input=1e9, least_positions=10**6)
     batches = [{"x": own} for own in np.array_split(x, 4)]
     found = kernel_losses(analysis.prepared, analysis.coupling, {"second"}, batches, options)["second"]

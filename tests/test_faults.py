@@ -279,13 +279,13 @@ def test_files_appear_whole_or_not_at_all(older: bool, tmp_path: Path) -> None:
     before = {"file": b"older"} if older else {}
     if older:
         path.write_bytes(b"older")
-    with pytest.raises(RuntimeError), graph.atomic(path) as (stream,):
+    with pytest.raises(RuntimeError), graph.save.atomic(path) as (stream,):
         stream.write(b"half")
         raise RuntimeError
     assert files_in(tmp_path) == before
     umask = os.umask(0o027)
     try:
-        with graph.atomic(path) as (stream,):
+        with graph.save.atomic(path) as (stream,):
             stream.write(b"whole")
             stream.flush()
             (hidden,) = set(files_in(tmp_path)) - {"file"}
@@ -297,33 +297,33 @@ def test_files_appear_whole_or_not_at_all(older: bool, tmp_path: Path) -> None:
 
 
 def test_what_fails_inside_does_not_appear_with_the_others(tmp_path: Path) -> None:
-    with graph.together():
-        graph.write_text(tmp_path / "a", "new")
-        with pytest.raises(RuntimeError), graph.atomic(tmp_path / "b") as (stream,):
+    with graph.save.together():
+        graph.save.write_text(tmp_path / "a", "new")
+        with pytest.raises(RuntimeError), graph.save.atomic(tmp_path / "b") as (stream,):
             stream.write(b"half")
             raise RuntimeError
-        with pytest.raises(FileNotFoundError), graph.atomic(tmp_path / "c", tmp_path / "absent" / "d"):
+        with pytest.raises(FileNotFoundError), graph.save.atomic(tmp_path / "c", tmp_path / "absent" / "d"):
             pass
     assert files_in(tmp_path) == {"a": b"new"}
 
 
 def test_names_as_long_as_may_be(tmp_path: Path) -> None:
-    graph.write_text(tmp_path / ("\u6a21" * 85), "new")
+    graph.save.write_text(tmp_path / ("\u6a21" * 85), "new")
     assert files_in(tmp_path) == {"\u6a21" * 85: b"new"}
 
 
 def test_files_that_belong_together_appear_together(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     second.write_bytes(b"older")
-    with pytest.raises(RuntimeError), graph.together():
-        graph.write_text(first, "new")
-        graph.write_text(second, "new")
+    with pytest.raises(RuntimeError), graph.save.together():
+        graph.save.write_text(first, "new")
+        graph.save.write_text(second, "new")
         assert {name for name in files_in(tmp_path) if not name.startswith(".")} == {"b"} and second.read_bytes() == b"older"
         raise RuntimeError
     assert files_in(tmp_path) == {"b": b"older"}
-    with graph.together():
-        graph.write_text(first, "new")
-        graph.write_text(second, "new")
+    with graph.save.together():
+        graph.save.write_text(first, "new")
+        graph.save.write_text(second, "new")
     assert files_in(tmp_path) == {"a": b"new", "b": b"new"}
 
 
@@ -333,7 +333,7 @@ def test_a_name_that_cannot_be_taken_is_an_error(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "replace", deny)
     with pytest.raises(OutputError, match="Permission denied"):
-        graph.write_text(tmp_path / "a", "new")
+        graph.save.write_text(tmp_path / "a", "new")
     assert files_in(tmp_path) == {}
 
 
@@ -341,8 +341,8 @@ def test_a_name_that_cannot_be_taken_is_an_error(tmp_path: Path, monkeypatch: py
 def test_a_fingerprint_is_that_of_the_saved_file(external: bool, sparse: bool, model_file: Path, tmp_path: Path) -> None:
     result = dilute(model_file, DiluteOptions("magnitude", rate=0.8))
     path = result.save(tmp_path / "out.onnx", external, sparse)
-    digest, size = graph.fingerprint(result.model, path, external, sparse)
-    assert digest == graph.load(path).sha256 and size == sum(own.stat().st_size for own in tmp_path.glob("out*"))
+    digest, size = graph.save.fingerprint(result.model, path, external, sparse)
+    assert digest == sfp_onnx.load(path).sha256 and size == sum(own.stat().st_size for own in tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", -9)])
@@ -352,12 +352,12 @@ def test_temporary_files_go_with_the_process(end: str, code: int, tmp_path: Path
         from pathlib import Path
         from sfp_onnx import graph, scratch
         os.chdir("work")
-        with graph.together():
-            graph.write_text("own", "words")
+        with graph.save.together():
+            graph.save.write_text("own", "words")
             (scratch.folder() / "f").write_bytes(b"0")
             print(*os.listdir(), scratch.folder(), flush=True)
-        with graph.together():
-            graph.write_text("later", "words")
+        with graph.save.together():
+            graph.save.write_text("later", "words")
             """
     (tmp_path / "work").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(sfp_onnx.__file__).parents[1])}

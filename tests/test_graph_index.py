@@ -8,7 +8,7 @@ from building import Builder
 
 import sfp_onnx
 from sfp_onnx.core.types import Node
-from sfp_onnx.graph.index import CAPTURED, GraphIndex
+from sfp_onnx.graph import CAPTURED, GraphIndex
 from sfp_onnx.repair.steps import Scene, plan_steps
 from sfp_onnx.runtime import observe, open_model, side_by_side, unpadded
 

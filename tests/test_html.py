@@ -27,7 +27,7 @@ from sfp_onnx.coupling.analysis import data_for, inspect
 from sfp_onnx.latency.profiling import layer_times
 from sfp_onnx.methods.sfp import few_examples
 from sfp_onnx.pipeline import prune
-from sfp_onnx.report.charts import heat_map, png, scatter, ticks
+from sfp_onnx.report import Dot, heat_map, png, scatter, ticks
 from sfp_onnx.runtime import Setup
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -150,7 +150,7 @@ def test_layers_add_up_to_a_run(model_file: Path, data: Path) -> None:
     assert found is not None and found.names == ("conv1", "conv2", "head", "all else") and found.batch == 1
     for column in (found.before, found.after):
         assert (column >= 0).all() and (column[:2] > 0).all() and 1e-4 < column.sum() < 100
-    assert layer_times(analysis, graph.conv_chain(8, layers=2, side=4)) is None  # another model: other tensors
+    assert layer_times(analysis, graph.extract.conv_chain(8, layers=2, side=4)) is None  # another model: other tensors
 
 
 def test_filters_are_shown_where_there_are_classes(model_file: Path, data: Path) -> None:
@@ -159,12 +159,12 @@ def test_filters_are_shown_where_there_are_classes(model_file: Path, data: Path)
     found = few_examples(analysis, seen)
     assert 1 <= len(found) <= 3 and all(own.matrix.shape == (CLASSES, CLASSES) for own in found)
     assert few_examples(analysis, None) == ()
-    chain = inspect(graph.conv_chain(8, layers=2, side=4))
+    chain = inspect(graph.extract.conv_chain(8, layers=2, side=4))
     assert few_examples(chain, seen) == ()
 
 
 def test_names_of_points_do_not_lie_on_each_other() -> None:
-    chart = scatter("s", [(1.0, 2.0, "one", True), (1.02, 2.0, "two", False), (3.0, 1.0, "far", False)], ("x", "y"))
+    chart = scatter("s", [Dot(1.0, 2.0, "one", True), Dot(1.02, 2.0, "two", False), Dot(3.0, 1.0, "far", False)], ("x", "y"))
     heights = {mark.text: mark.numbers[1] for mark in chart.marks if mark.shape == "text" and mark.kind == "name"}
     assert heights["one"] != heights["two"]
 

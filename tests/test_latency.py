@@ -177,7 +177,7 @@ def test_kernels_are_told_apart_by_what_they_make() -> None:
 
 
 def test_records_name_the_nodes_of_the_model(tmp_path: Path) -> None:
-    model = graph.named_by_output(sfp_onnx.load(classifier(batch=1)))
+    model = graph.extract.named_by_output(sfp_onnx.load(classifier(batch=1)))
     session = open_timed(graph.serialized(model), model.weights, "model", SETUP, events=True)
     interleaved([session], [{"x": np.zeros((1, 3, 8, 8), np.float32)}], 4)
     times = kernel_times(session)

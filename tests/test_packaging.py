@@ -14,7 +14,6 @@ from conftest import CLASSES, classifier, files_in, images, invoke, labels_of, r
 from onnx import TensorProto, numpy_helper
 
 import sfp_onnx
-from sfp_onnx import graph
 from sfp_onnx.core.options import OutputOptions
 from sfp_onnx.export import TOLERANCES, halved, package
 
@@ -65,10 +64,10 @@ def test_weights_that_half_cannot_hold_stay_and_all_of_them_are_an_error(tmp_pat
     for tensor in proto.graph.initializer:
         if tensor.name == "w1":
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e6), "w1"))
-    small, _, said = halved(graph.load(proto))
+    small, _, said = halved(sfp_onnx.load(proto))
     assert small.weights["w1"].dtype == np.float32 and "1 weights are too large" in said
     with pytest.raises(sfp_onnx.OptionError, match="no float32 weights"):
-        halved(graph.load(classifier(widths=(2, 2))))
+        halved(sfp_onnx.load(classifier(widths=(2, 2))))
 
 
 @pytest.mark.parametrize("static", [True, False])

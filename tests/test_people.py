@@ -19,7 +19,7 @@ from click.testing import Result
 from conftest import CLASSES, IMAGE, classifier, classifier_nodes, files_in, images, invoke, model_of, run_model, weights_of
 from onnx import helper
 
-from sfp_onnx import graph, pipeline
+from sfp_onnx import pipeline
 from sfp_onnx.cli import config, doctor, main
 from sfp_onnx.cli.config import chosen, names_of, read_toml
 from sfp_onnx.cli.init import TABLES
@@ -28,7 +28,7 @@ from sfp_onnx.coupling.analysis import data_for, load
 from sfp_onnx.data.checks import _remedies
 from sfp_onnx.report import manifest as records
 from sfp_onnx.report.manifest import clocked
-from sfp_onnx.rules.traits import training_nodes
+from sfp_onnx.rules.registry import training_nodes
 
 
 def good(*arguments: object) -> Result:
@@ -147,7 +147,7 @@ def test_exports_for_training(kind: str, save: Callable[..., Path]) -> None:
         nodes[1].output.extend(["running_mean", "running_var"])
     model = model_of(nodes, [("x", np.float32, ["N", *IMAGE])], [("logits", np.float32, ["N", CLASSES])], held)
     path = save(model)
-    assert training_nodes(graph.load(path)) == {"dropout": ["drop"], "norm": ["bn1"], "none": []}[kind]
+    assert training_nodes(load(path)) == {"dropout": ["drop"], "norm": ["bn1"], "none": []}[kind]
     said = invoke("inspect", path).stderr
     assert ("exported in training mode" in said) == (kind != "none")
 

@@ -422,14 +422,14 @@ def test_zeros_of_a_mask_stay_zero(sparsity: str) -> None:
             mask = np.zeros(array.shape, bool)
             mask.reshape(-1)[::2] = True
         masks[name] = mask
-    changed = graph.with_constants(analysis.prepared.model, {name: array * masks[name] for name, array in old.items()})
+    changed = graph.extract.with_constants(analysis.prepared.model, {name: array * masks[name] for name, array in old.items()})
     none = np.zeros(analysis.coupling.units, bool)
     batches = [{"x": part} for part in np.array_split(data, 12)]
     made, found = repair(analysis.prepared, analysis.coupling, none, changed, batches, RepairOptions(), masks)
     assert found[0].kind == "weights" and len(found) == 2
-    own = arrays(graph.to_proto(made))
+    own = arrays(graph.save.to_proto(made))
     for (name, mask), fit in zip(masks.items(), found, strict=True):
         assert not own[name][~mask].any() and (own[name][mask] != old[name][mask]).any() == (fit.kind == "weights")
     fresh = data_of(model, 30, seed=9)
-    dense, plain, fitted = (run(proto, {"x": fresh})[0] for proto in (model, graph.to_proto(changed), graph.to_proto(made)))
+    dense, plain, fitted = (run(proto, {"x": fresh})[0] for proto in (model, graph.save.to_proto(changed), graph.save.to_proto(made)))
     assert np.square(fitted - dense).sum() < 0.8 * np.square(plain - dense).sum()

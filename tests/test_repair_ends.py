@@ -20,8 +20,8 @@ import sfp_onnx
 from sfp_onnx import graph, repair
 from sfp_onnx.core.errors import VerificationError
 from sfp_onnx.core.options import RepairOptions, byte_size
-from sfp_onnx.core.types import LayerFit
 from sfp_onnx.repair import lockstep
+from sfp_onnx.repair.lockstep import LayerFit
 from sfp_onnx.repair.walk import Store
 from sfp_onnx.report.manifest import Pruned
 from sfp_onnx.scores.elimination import MOST_BLOCKS, eliminate, elimination
@@ -195,7 +195,7 @@ def spoil(factor: float) -> Callable[..., tuple[graph.Model, list[LayerFit]]]:
 
     def broken(prepared: Any, coupling: Any, removed: Any, changed: graph.Model, *rest: Any) -> tuple[graph.Model, list[LayerFit]]:
         name = "w3" if "w3" in graph.initializers(changed) else "out0.weight"
-        return graph.with_constants(changed, {name: graph.Constants(changed)[name] * np.float32(factor)}), []
+        return graph.extract.with_constants(changed, {name: graph.Constants(changed)[name] * np.float32(factor)}), []
 
     return broken
 

@@ -14,8 +14,8 @@ from rule_cases import CASES, CHANNELS, Case, model_of, schema_model
 
 import sfp_onnx
 from sfp_onnx.core.types import Trace
-from sfp_onnx.coupling import couple
-from sfp_onnx.graph.model import Model, Prepared, nodes
+from sfp_onnx.coupling.analysis import couple
+from sfp_onnx.graph import Model, Prepared, nodes
 from sfp_onnx.rules.registry import RULES, SUMMARY
 
 # Known faults: (operator, case), where "" stands for any -> (lowest and highest opset concerned, what is wrong).

@@ -294,7 +294,7 @@ def looped(wide: Path, monkeypatch: pytest.MonkeyPatch, wrong: float, target: st
     ratios: list[float] = []
 
     def measured(own: Any, model: Any, setup: Any, batch: int) -> float:
-        share = sfp_onnx.inspect(model.proto if not model.weights else graph.to_proto(model)).size().macs / analysis.size().macs
+        share = sfp_onnx.inspect(model.proto if not model.weights else graph.save.to_proto(model)).size().macs / analysis.size().macs
         ratios.append(share * (1 if share == 1 else wrong))
         return ratios[-1]
 

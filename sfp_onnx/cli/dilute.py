@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..core.options import OUTPUT, DataOptions, InspectOptions
-from ..methods.dilution.masks import removed_share
+from ..methods.dilution.connections import removed_share
 from ..methods.dilution.stages import Diluted, DiluteOptions, dilute
 from ..report.text import accuracy_text, evaluation_text, number, sizes_text, table
 from . import arguments as take

@@ -13,7 +13,8 @@ from .. import pipeline
 from ..core.errors import OutputError
 from ..core.options import DataOptions, InspectOptions, OptionFacts, OutputOptions, PlanOptions, RepairOptions
 from ..coupling.analysis import Analysis
-from ..graph import inputs, write_text
+from ..graph import inputs
+from ..graph.save import write_text
 from . import arguments as take
 from .common import Command, say
 from .config import FOUND, PRUNE_ALONE, names_of

@@ -412,14 +412,6 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Verification:
-    """Largest relative difference between the pruned model and the masked original, per kind of input."""
-
-    errors: Mapping[str, float]
-    tolerance: float
-
-
-@dataclass(frozen=True)
 class Moments:
     """Per-channel sums of one tensor over all samples and positions (float64), mergeable by addition.
 
@@ -466,33 +458,3 @@ class GroupView:
     width: int
     weights: tuple[WeightSlices, ...]
     gammas: tuple[tuple[IntArray, FloatArray], ...]
-
-
-@dataclass(frozen=True)
-class LayerFit:
-    """What the repair did to one layer: ``kind`` is "weights", "bias", "unchanged" (nothing helped) or "kept" (it cannot be re-fitted);
-    errors are those of its target on held-out rows, relative to the target's variance."""
-
-    layer: str
-    kind: str
-    ridge: float
-    rows: int
-    error_before: float
-    error_after: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured of one model on data; None where it does not apply. ``latency_ratio`` is to the first model, from
-    the minima of interleaved runs."""
-
-    model: str
-    samples: int
-    top1: float | None
-    agreement: float | None
-    kl: float | None
-    relative_error: float | None
-    size: Size
-    latency_min_ms: float | None = None
-    latency_median_ms: float | None = None
-    latency_ratio: float | None = None

@@ -10,29 +10,14 @@ from typing import cast
 import numpy as np
 
 from ..core.errors import ModelError
-from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Follow, Group, IntArray, Layer, Node, Pinned, Trace, Weight
-from ..graph.model import Constants, Prepared, initializers, outputs
-from ..rules.context import Choice, Context, Facts, LayerFact, PinFact, TiePair
-from ..rules.labels import FIXED, Labels, compact, components, varying
-from ..rules.registry import RULES
-from ..rules.traits import Trait, has
-from .branches import branches
-
-
-def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
-    """Label every tensor, resolve the labels to units, and form groups.
-
-    Args:
-        cut_layernorm: allow axes that LayerNormalization normalises over to shrink (it is rewritten, exactly, and slower).
-
-    Raises:
-        ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
-    """
-    coupling = resolve(state(prepared, cut_layernorm), prepared)
-    return replace(coupling, branches=branches(coupling, prepared))
-
+from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Trace, Weight
+from ..graph import Constants, Prepared, initializers, outputs
+from ..rules.context import Context
+from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
+from ..rules.registry import RULES, Trait, has
 
 # ---- run the rules over the graph in topological order and collect their facts ---------------------------------------
+
 
 def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""
@@ -102,7 +87,7 @@ def _apply(ctx: Context) -> list[Labels]:
 def _checked(labels: Labels, shape: tuple[int, ...] | None, node: Node) -> Labels:
     for array in labels:
         sizes = () if shape is None else shape
-        if array.ndim != len(sizes) or any(own not in (1, size) for own, size in zip(array.shape, sizes, strict=True)):
+        if array.ndim != len(sizes) or any(length not in (1, size) for length, size in zip(array.shape, sizes, strict=True)):
             raise ModelError(
                 f"internal error: the rule for {node.operator} gave labels of shape {array.shape} to a tensor of shape {shape} at "
                 f"'{node.name}'. Please report it."
@@ -141,7 +126,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
         layers=layers,
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
-        follows=tuple(Follow(fact.node.index, fact.edits) for fact in facts.follows),
+        follows=tuple(facts.follows),
         pinned=_reasons(facts, parent, unit_of),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         additive=facts.additive,
@@ -165,18 +150,18 @@ def _edges(ties: Sequence[TiePair]) -> TiePair:
 
 def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
     """A choice for every tensor whose labels vary along several axes: which axis they leave along."""
-    seen = set()
+    known = set()
     for node in nodes:
         arrays = [array for name in node.outputs for array in facts.tensors.get(name, ())]
         arrays += [array for position in range(len(node.inputs)) for array in facts.constants.get((node.index, position), ())]
         for array in arrays:
             axes = varying(array)
-            if len(axes) < 2 or (array.shape, array.tobytes()) in seen:
+            if len(axes) < 2 or (array.shape, array.tobytes()) in known:
                 continue
-            seen.add((array.shape, array.tobytes()))
+            known.add((array.shape, array.tobytes()))
             options = []
             for axis in axes:
-                first = array[tuple(slice(None) if own == axis else slice(0, 1) for own in range(array.ndim))]
+                first = array[tuple(slice(None) if other == axis else slice(0, 1) for other in range(array.ndim))]
                 options.append(((array, np.broadcast_to(first, array.shape)),))
             yield Choice(node, tuple(options))
 
@@ -228,12 +213,12 @@ def _resolve_in_order(facts: Facts, parent: IntArray, choices: Sequence[Choice])
 
 def _constants(facts: Facts, nodes: Sequence[Node]) -> dict[tuple[int, int], Labels]:
     """Labels of every constant operand, those of shared weights at each of their uses."""
-    found = dict(facts.constants)
+    labels = dict(facts.constants)
     for node in nodes:
         for position, name in enumerate(node.inputs):
             if name in facts.shared and facts.shared[name] in facts.constants:
-                found[node.index, position] = facts.constants[facts.shared[name]]
-    return found
+                labels[node.index, position] = facts.constants[facts.shared[name]]
+    return labels
 
 
 def _members(tensors: Mapping[str, Labels], parent: IntArray) -> list[IntArray]:
@@ -279,15 +264,15 @@ def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[In
 
 def _channels(labels: Labels, units: IntArray) -> Channels:
     """Axes of a tensor along which units vary. After resolution no label array varies along two axes."""
-    found: dict[int, IntArray] = {}
+    units_by_axis: dict[int, IntArray] = {}
     for array in labels:
-        own = compact(units[array])
-        for axis in varying(own):
-            values = own.reshape(-1)
-            assert len(values) == own.shape[axis], "units vary along two axes of one tensor"
-            known = found.get(axis)
-            found[axis] = values if known is None else np.where(known < 0, values, known)
-    return tuple(AxisUnits(axis, values) for axis, values in sorted(found.items()))
+        carried = compact(units[array])
+        for axis in varying(carried):
+            values = carried.reshape(-1)
+            assert len(values) == carried.shape[axis], "units vary along two axes of one tensor"
+            known = units_by_axis.get(axis)
+            units_by_axis[axis] = values if known is None else np.where(known < 0, values, known)
+    return tuple(AxisUnits(axis, values) for axis, values in sorted(units_by_axis.items()))
 
 
 def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) -> Layer:
@@ -302,7 +287,7 @@ def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) ->
         writes=none if writes.labels is None else units[writes.labels],
         data=reads.data,
         data_axis=reads.data_axis,
-        source=next((own.units for own in data if own.axis == reads.data_axis), none),
+        source=next((carried.units for carried in data if carried.axis == reads.data_axis), none),
         linear=fact.linear if fact.constant else None,
         grouped=fact.grouped,
     )
@@ -311,9 +296,11 @@ def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) ->
 def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels]) -> tuple[Group, ...]:
     """Groups with the names of their producers and consumers; a group is called after its first producer."""
     group_of = np.repeat(np.arange(len(widths)), widths)
-    producers = _touching(group_of, len(widths), ((layer.node.name, layer.writes) for layer in layers))
-    consumers = _touching(group_of, len(widths), ((layer.node.name, layer.reads) for layer in layers))
-    carriers = _touching(group_of, len(widths), ((name, own.units) for name, channels in tensors.items() for own in channels))
+    names = [layer.node.name for layer in layers]
+    producers = _touching(group_of, len(widths), names, [layer.writes for layer in layers])
+    consumers = _touching(group_of, len(widths), names, [layer.reads for layer in layers])
+    names = [name for name, channels in tensors.items() for _ in channels]
+    carriers = _touching(group_of, len(widths), names, [carried.units for channels in tensors.values() for carried in channels])
     groups, taken, start = [], dict[str, int](), 0
     for index, width in enumerate(widths):
         base = (producers[index] or carriers[index])[0]
@@ -325,12 +312,13 @@ def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Ch
     return tuple(groups)
 
 
-def _touching(group_of: IntArray, count: int, named: Iterator[tuple[str, IntArray]]) -> list[list[str]]:
-    found: list[list[str]] = [[] for _ in range(count)]
-    for name, units in named:
+def _touching(group_of: IntArray, count: int, names: Sequence[str], carried: Sequence[IntArray]) -> list[list[str]]:
+    """Names by group: of what carries units of it."""
+    touching: list[list[str]] = [[] for _ in range(count)]
+    for name, units in zip(names, carried, strict=True):
         for index in np.unique(group_of[units[units >= 0]]):
-            found[index].append(name)
-    return found
+            touching[index].append(name)
+    return touching
 
 
 # ---- reasons ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .. import graph
-from ..core.types import Array, BoolArray, Coupling, Size
+from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Size
 from ..data.dataset import Dataset, Source, check_classes, open_data
-from ..graph.model import Model, Prepared, initializers, inputs, outputs
-from . import cost, couple
+from ..graph import Model, Prepared, initializers, inputs, outputs
+from ..graph.load import load as load_file
+from ..rules.registry import Trait, has
+from . import cost, resolve, state
 from .cost import Parameter, size
 from .trace import prepare
 
@@ -48,13 +49,26 @@ class Analysis:
         return size(self.coupling, self.parameters, none if removed is None else removed, self.samples)
 
 
+def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
+    """Label every tensor, resolve the labels to units, and form groups.
+
+    Args:
+        cut_layernorm: allow axes that LayerNormalization normalises over to shrink (it is rewritten, exactly, and slower).
+
+    Raises:
+        ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
+    """
+    coupling = resolve(state(prepared, cut_layernorm), prepared)
+    return replace(coupling, branches=branches(coupling, prepared))
+
+
 def load(source: ModelSource) -> Model:
     """Load a model (file, ModelProto, or an already loaded one).
 
     Raises:
         ModelError: not a readable, valid ONNX model.
     """
-    return source if isinstance(source, Model) else graph.load(source)
+    return source if isinstance(source, Model) else load_file(source)
 
 
 def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset | None:
@@ -65,10 +79,7 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
 
 
 def inspect(
-    source: ModelSource,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    data: Dataset | None = None,
-    cut_layernorm: bool = False,
+    source: ModelSource, input_shapes: Mapping[str, Sequence[int]] | None = None, data: Dataset | None = None, cut_layernorm: bool = False
 ) -> Analysis:
     """Find out what can be pruned, and why the rest cannot.
 
@@ -108,14 +119,20 @@ def _check_labels(analysis: Analysis, data: Dataset | None) -> None:
         check_classes(data, shape[1])
 
 
+def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
+    """How many channels are pinned for each reason."""
+    counts: dict[str, int] = {}
+    for pin in pinned:
+        counts[pin.reason] = counts.get(pin.reason, 0) + pin.channels
+    return counts
+
+
 def reasons(coupling: Coupling) -> str:
     """Why channels are pinned, in one line."""
     if not coupling.pinned:
         return "The model has no layer that mixes channels (Conv, ConvTranspose, Gemm, MatMul with a constant weight)."
-    counts: dict[str, int] = {}
-    for pin in coupling.pinned:
-        counts[pin.reason] = counts.get(pin.reason, 0) + pin.channels
-    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in sorted(counts.items(), key=lambda item: -item[1])) + "."
+    counts = sorted(channels_by_reason(coupling.pinned).items(), key=lambda item: -item[1])
+    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."
 
 
 def describe(data: Dataset) -> dict[str, Any]:
@@ -152,3 +169,88 @@ def batch_size(analysis: Analysis, data: Dataset) -> int:
     held = initializers(analysis.prepared.model)
     total = sum(prod(shape) for name, shape in analysis.prepared.trace.shapes.items() if name not in held) * 4 / analysis.samples
     return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
+
+
+# ---- which groups may leave altogether, so that a branch beside a residual vanishes ----------------------------------
+
+
+def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
+    """Branches by the name of the group that must leave for them to vanish. Any of them may vanish together."""
+    final = {port.name for port in outputs(prepared.model)}
+    vanishing: dict[str, Branch] = {}
+    constant: set[str] = set()
+    carriers: set[str] = set()
+    for group in coupling.groups:
+        walk = _branch(group, coupling, prepared, final)
+        if walk is None:
+            continue
+        branch, traced = walk
+        if traced.carriers & (constant | set(traced.constant)) or carriers & set(traced.constant):
+            continue  # two constants would meet
+        constant |= set(traced.constant)
+        carriers |= traced.carriers
+        vanishing[group.name] = branch
+    return vanishing
+
+
+@dataclass
+class _Walk:
+    """What one group's end makes constant, while it is followed."""
+
+    constant: dict[str, None] = field(default_factory=dict)
+    ends: dict[str, None] = field(default_factory=dict)
+    carriers: set[str] = field(default_factory=set)
+
+
+def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str]) -> tuple[Branch, _Walk] | None:
+    inside = np.zeros(coupling.units + 1, bool)
+    inside[group.units] = True  # the last place stands for -1
+    dead = {name for name, channels in coupling.tensors.items() if any(inside[carried.units].all() for carried in channels)}
+    layers = {layer.node.index: layer for layer in coupling.layers}
+    sources: dict[str, None] = {}
+    walk = _Walk()
+    for name in sorted(dead):
+        if name in outputs:
+            return None
+        for node in prepared.index.reading(name):
+            if all(output in dead for output in node.outputs if output):
+                continue
+            layer = layers.get(node.index)
+            if layer is None or layer.weight is None or layer.data_name != name or not inside[layer.reads].all() or not len(layer.reads):
+                return None
+            if not all(other == name or _fixed(other, prepared) for other in node.inputs if other):
+                return None
+            sources[name] = None
+            if not all(_follow(output, dead, prepared, outputs, walk) for output in node.outputs if output):
+                return None
+    if not walk.ends:
+        return None
+    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)), walk
+
+
+def _fixed(name: str, prepared: Prepared) -> bool:
+    return name in initializers(prepared.model)
+
+
+def _follow(name: str, dead: set[str], prepared: Prepared, outputs: set[str], walk: _Walk) -> bool:
+    """Whether a constant tensor only meets tensors that carry on; collects where."""
+    walk.constant[name] = None
+    if name in outputs:
+        return False
+    shapes = prepared.trace.shapes
+    for node in prepared.index.reading(name):
+        written = [output for output in node.outputs if output]
+        if all(output in dead for output in written):
+            continue
+        if not has(node, Trait.SPREADS) or node.captures:
+            return False
+        others = [other for other in node.inputs if other and other != name and not _fixed(other, prepared)]
+        full = [other for other in others if shapes.get(other) == shapes.get(written[0])]
+        if others and not full:
+            return False
+        if full:
+            walk.ends[name] = None
+            walk.carriers.update(full)
+        elif not all(_follow(output, dead, prepared, outputs, walk) for output in written):
+            return False
+    return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.types import BoolArray, Branch, Channels, Coupling, Cut, IntArray, Layer, Size, Trace
-from ..graph.index import GraphIndex
+from ..graph import GraphIndex
 
 
 def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
@@ -34,13 +34,13 @@ def vanishing(coupling: Coupling, removed: BoolArray) -> list[Branch]:
 
 def emptied(coupling: Coupling, removed: BoolArray) -> list[tuple[str, IntArray]]:
     """Tensors that a removal would leave without any channel, with the units of the emptied axis; not those of branches that vanish."""
-    found = []
+    empty = []
     vanished = {name for branch in vanishing(coupling, removed) for name in branch.dead}
     for name, channels in coupling.tensors.items():
         if name in vanished:
             continue
-        found += [(name, own.units) for own in channels if not keep_mask(own.units, removed).any()]
-    return found
+        empty += [(name, carried.units) for carried in channels if not keep_mask(carried.units, removed).any()]
+    return empty
 
 
 def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = False) -> list[Cut]:
@@ -48,16 +48,17 @@ def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = F
 
     Axes that are merged with a dynamic dimension (batch x heads) have no fixed size; they are listed only if ``dynamic``.
     """
-    found = []
+    listed = []
     for name, channels in [*coupling.tensors.items(), *coupling.masked_inputs.items()]:
-        for own in channels:
-            gone = np.flatnonzero(~keep_mask(own.units, removed))
-            if len(gone) and (dynamic or own.axis not in trace.dynamic_axes.get(name, ())):
-                found.append(Cut(name, own.axis, len(own.units), len(trace.shapes[name]), tuple(gone.tolist())))
-    return found
+        for carried in channels:
+            gone = np.flatnonzero(~keep_mask(carried.units, removed))
+            if len(gone) and (dynamic or carried.axis not in trace.dynamic_axes.get(name, ())):
+                listed.append(Cut(name, carried.axis, len(carried.units), len(trace.shapes[name]), tuple(gone.tolist())))
+    return listed
 
 
 # ---- what a model costs ----------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -88,10 +89,10 @@ def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
         for channels in parameter.uses:
             shape = list(parameter.shape)
             key = []
-            for own in channels:
-                mask = keep_mask(own.units, removed)
-                shape[own.axis] = int(mask.sum())
-                key.append((own.axis, mask.tobytes() if not mask.all() else b""))
+            for carried in channels:
+                mask = keep_mask(carried.units, removed)
+                shape[carried.axis] = int(mask.sum())
+                key.append((carried.axis, mask.tobytes() if not mask.all() else b""))
             sizes.add((tuple(item for item in key if item[1]), int(np.prod(shape))))
         total += sum(size for _, size in sizes)
     return total
@@ -99,11 +100,11 @@ def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
 
 def parameters(shapes: Mapping[str, tuple[int, ...]], index: GraphIndex, coupling: Coupling) -> list[Parameter]:
     """Parameters of a model from shapes of its initializers and who reads them."""
-    found = []
+    listed = []
     for name, shape in shapes.items():
         uses = (coupling.constants.get((node.index, position), ()) for node, position in index.operands(name))
-        found.append(Parameter(shape, tuple(uses) or ((),)))
-    return found
+        listed.append(Parameter(shape, tuple(uses) or ((),)))
+    return listed
 
 
 def size(coupling: Coupling, weights: Sequence[Parameter], removed: BoolArray, samples: int) -> Size:

@@ -7,6 +7,7 @@ dynamic dimensions tells which sizes and shape constants depend on them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -16,10 +17,9 @@ import numpy as np
 from .. import graph
 from ..core.errors import DataError, ModelError
 from ..core.types import Array, BoolArray, Node, Port, Trace
+from ..graph import Constants, GraphIndex, Model, Prepared, initializers, inputs, tensor_types
 from ..graph.edit import Editor
-from ..graph.index import GraphIndex
-from ..graph.model import Constants, Model, Prepared, initializers, inputs, tensor_types
-from ..rules.traits import Trait, has
+from ..rules.registry import Trait, has
 from ..runtime import Optimize, Session, open_model
 
 BATCHES = (2, 1)
@@ -44,20 +44,22 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
     """
     types = tensor_types(model)
     try:
-        trace, feeds, variant, straight = _trace(model, types, shapes or {}, data)
+        traced = _trace(model, types, shapes or {}, data)
     except ModelError as error:
         if model.complaint:
             raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
         raise
-    model = _reshaped(_fold(model, trace), straight, trace)
+    trace = traced.trace
+    model = _reshaped(_fold(model, trace), traced.straight, trace)
     nodes = graph.nodes(model)
-    made = GraphIndex(nodes).makers
-    held = {*made, *initializers(model), *(port.name for port in inputs(model))}
+    makers = GraphIndex(nodes).makers
+    held = {*makers, *initializers(model), *(port.name for port in inputs(model))}
     known = {name: (tuple(shape)) for name, (shape, _) in initializers(model).items()}
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
-    values = {name: value for name, value in trace.values.items() if name in made}
+    values = {name: value for name, value in trace.values.items() if name in makers}
     free = frozenset(data_free(nodes, known))
-    return Prepared(model, tuple(nodes), Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free), feeds, variant, types)
+    trace = Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free)
+    return Prepared(model, tuple(nodes), trace, traced.feeds, traced.variant, types)
 
 
 # ---- sample inputs ---------------------------------------------------------------------------------------------------
@@ -112,12 +114,12 @@ def _candidates(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], data
             known = ", ".join(f"{port.name} {list(port.shape or ())}" for port in ports)
             raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
-    seen = set()
+    tried = set()
     for batch, side, length, whole in product(BATCHES, SIDES, LENGTHS, integers):
         sizes = {"batch": batch, "side": side, "length": length}
         key = (whole, *(tuple(_shape(port, sizes, shapes)) for port in ports))
-        if key not in seen:
-            seen.add(key)
+        if key not in tried:
+            tried.add(key)
             yield _feed(ports, sizes, shapes, 0, whole)
 
 
@@ -140,9 +142,17 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
     yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
 
 
-def _trace(
-    model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
-) -> tuple[Trace, dict[str, Array], dict[str, Array] | None, frozenset[str]]:
+@dataclass(frozen=True)
+class _Traced:
+    """A trace, the inputs it was made on, others with which the dynamic dimensions differ, and what `_straight` says of the runs."""
+
+    trace: Trace
+    feeds: dict[str, Array]
+    variant: dict[str, Array] | None
+    straight: frozenset[str]
+
+
+def _trace(model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None) -> _Traced:
     ports = inputs(model)
     probe, names, fetched = _probe(model, types)
     session = open_model(probe, Optimize.NONE)
@@ -158,7 +168,7 @@ def _trace(
             continue
         others, used, complete = _vary(session, feeds, names, fetched, ports)
         trusted = set(first[1]) if complete else pure
-        return _compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted)
+        return _Traced(_compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted))
     raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
 
 
@@ -170,19 +180,19 @@ def _vary(
         return [], None, True
     open_axes = {(port.name, axis) for port in ports for axis, dim in enumerate(port.shape or ()) if not isinstance(dim, int)}
     unchanged, used = set(open_axes), None
-    found: list[Observation] = []
+    observations: list[Observation] = []
     for variant in _variants(ports, feeds):
         changed = {(name, axis) for name, axis in open_axes if variant[name].shape[axis] != feeds[name].shape[axis]}
         only_batch = all(axis == 0 for _, axis in changed)
-        if not changed or (found and only_batch and not changed & unchanged):
+        if not changed or (observations and only_batch and not changed & unchanged):
             continue
         try:
-            found.append(_observe(session, variant, names, fetched))
+            observations.append(_observe(session, variant, names, fetched))
         except ModelError:
             continue
         unchanged -= changed
         used = used or variant
-    return found, used, not unchanged
+    return observations, used, not unchanged
 
 
 # ---- observing -------------------------------------------------------------------------------------------------------
@@ -289,7 +299,7 @@ def _straight(model: Model, observations: Sequence[Observation], trusted: set[st
     """Outputs of nodes that take all of a vector in its order, at all sizes that were tried: they only give it another shape (which is
     how some exporters write ``as_strided``, with indices computed from the batch size)."""
     taking = [node for node in graph.nodes(model) if has(node, Trait.TAKES)]
-    constants, found = Constants(model) if taking else {}, set()
+    constants, straight = Constants(model) if taking else {}, set()
     for node in taking:
         data, index = node.inputs
         if data in constants:
@@ -298,8 +308,8 @@ def _straight(model: Model, observations: Sequence[Observation], trusted: set[st
         if fixed is None and index not in trusted:
             continue
         if all(_counts(values.get(index, fixed), shapes.get(data)) for shapes, values in observations):
-            found.add(node.outputs[0])
-    return frozenset(found)
+            straight.add(node.outputs[0])
+    return frozenset(straight)
 
 
 def _counts(index: Array | None, shape: tuple[int, ...] | None) -> bool:

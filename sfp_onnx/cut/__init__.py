@@ -9,17 +9,16 @@ import numpy as np
 
 from .. import graph
 from ..core.errors import ModelError
-from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, SetAttribute, SetInput
+from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
 from ..coupling.cost import keep_mask, vanishing
 from ..graph.edit import Editor
 from ..graph.extract import segment, shape_program
-from ..graph.model import Constants, Model, Prepared
-from ..rules.norm import size_of
-from ..rules.traits import Trait, has
+from ..rules.channelwise import size_of
+from ..rules.registry import Trait, has
 from ..runtime import Optimize, open_model
 
 
-def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
+def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> graph.Model:
     """The model without the removed units.
 
     Args:
@@ -44,30 +43,30 @@ def cut(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> Model:
     _correct_computed(editor, prepared, coupling, removed, operands)
     for branch in vanished:
         for name, value in constant_ends(prepared, branch).items():
-            for own in coupling.tensors.get(name, ()):
-                if value.shape[own.axis] > 1:
-                    value = np.compress(keep_mask(own.units, removed), value, own.axis)
+            for carried in coupling.tensors.get(name, ()):
+                if value.shape[carried.axis] > 1:
+                    value = np.compress(keep_mask(carried.units, removed), value, carried.axis)
             editor.replace_tensor(name, value)
     return editor.finish(_recorded_sizes(prepared, coupling, removed))
 
 
-def _is_computed(prepared: Prepared, node: Node, position: int) -> bool:
+def _is_computed(prepared: graph.Prepared, node: Node, position: int) -> bool:
     return position < len(node.inputs) and node.inputs[position] in prepared.trace.values
 
 
 def _correct_computed(
-    editor: Editor, prepared: Prepared, coupling: Coupling, removed: BoolArray, wanted: Mapping[tuple[int, int], Array]
+    editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray, wanted: Mapping[tuple[int, int], Array]
 ) -> None:
     """Give every operand that is computed from shapes its wanted value, or the one that it had."""
     shapes = dict(prepared.trace.shapes)
     for name, axes in _sizes(coupling, removed).items():
         shapes[name] = tuple(axes.get(axis, size) for axis, size in enumerate(shapes[name]))
     operands = computed_operands(prepared, coupling)
-    found = run_alone(prepared, (node.inputs[position] for node, position in operands), shapes)
+    computed = run_alone(prepared, (node.inputs[position] for node, position in operands), shapes)
     for node, position in operands:
         name = node.inputs[position]
-        value = np.asarray(wanted.get((node.index, position), prepared.trace.values[name])).astype(found[name].dtype)
-        fix = correction(value, found[name], prepared.trace.dynamic_values[name])
+        value = np.asarray(wanted.get((node.index, position), prepared.trace.values[name])).astype(computed[name].dtype)
+        fix = correction(value, computed[name], prepared.trace.dynamic_values[name])
         if fix is None:
             continue
         if isinstance(fix, tuple):
@@ -80,7 +79,7 @@ def _correct_computed(
         editor.set_input(node.index, position, tensor)
 
 
-def _recorded_sizes(prepared: Prepared, coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int | None]]:
+def _recorded_sizes(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int | None]]:
     """New sizes for the shapes that the file records; None for an axis merged with a dynamic dimension."""
     dynamic = prepared.trace.dynamic_axes
     return {
@@ -90,22 +89,26 @@ def _recorded_sizes(prepared: Prepared, coupling: Coupling, removed: BoolArray) 
 
 
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
-    return {name: {own.axis: int(keep_mask(own.units, removed).sum()) for own in channels} for name, channels in coupling.tensors.items()}
+    return {
+        name: {carried.axis: int(keep_mask(carried.units, removed).sum()) for carried in channels}
+        for name, channels in coupling.tensors.items()
+    }
 
 
 # ---- constants -------------------------------------------------------------------------------------------------------
 
 
-def _slice_constants(editor: Editor, prepared: Prepared, coupling: Coupling, removed: BoolArray) -> None:
+def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> None:
     """Slice constants per use. Uses that stay equal share one initializer; the first variant keeps the name."""
-    constants = Constants(prepared.model)
+    constants = graph.Constants(prepared.model)
     captured = {name for node in prepared.nodes for name in node.captures}
     outputs = {port.name for port in graph.outputs(prepared.model)}
     variants: dict[str, dict[tuple[tuple[int, bytes], ...], list[tuple[int, int]]]] = {}
     for node in prepared.nodes:
         for position, name in enumerate(node.inputs):
             if name in constants:
-                masks = ((own.axis, keep_mask(own.units, removed)) for own in coupling.constants.get((node.index, position), ()))
+                channels = coupling.constants.get((node.index, position), ())
+                masks = ((carried.axis, keep_mask(carried.units, removed)) for carried in channels)
                 key = tuple((axis, mask.tobytes()) for axis, mask in masks if not mask.all())
                 variants.setdefault(name, {}).setdefault(key, []).append((node.index, position))
     for name, uses in variants.items():
@@ -135,7 +138,7 @@ class _After:
     """Sizes around one node after the cut (records.After)."""
 
     node: Node
-    prepared: Prepared
+    prepared: graph.Prepared
     coupling: Coupling
     removed: BoolArray
 
@@ -146,14 +149,14 @@ class _After:
 
     def _shape(self, name: str, channels: Channels) -> tuple[int, ...]:
         shape = list(self.prepared.trace.shapes[name])
-        for own in channels:
-            shape[own.axis] = int(keep_mask(own.units, self.removed).sum())
+        for carried in channels:
+            shape[carried.axis] = int(keep_mask(carried.units, self.removed).sum())
         return tuple(shape)
 
     def _keep(self, name: str, channels: Channels, axis: int) -> BoolArray:
         shape = self.prepared.trace.shapes[name]
-        own = next((own for own in channels if own.axis == axis % len(shape)), None)
-        return np.ones(shape[axis], bool) if own is None else keep_mask(own.units, self.removed)
+        carried = next((carried for carried in channels if carried.axis == axis % len(shape)), None)
+        return np.ones(shape[axis], bool) if carried is None else keep_mask(carried.units, self.removed)
 
     def input_shape(self, position: int) -> tuple[int, ...]:
         name = self.node.inputs[position]
@@ -175,14 +178,14 @@ class _After:
         """Whether any tensor of the node loses channels."""
         channels = [self._channels(position, name) for position, name in enumerate(self.node.inputs) if name]
         channels += [self._channels(None, name) for name in self.node.outputs if name]
-        return any(_loses(own, self.removed) for item in channels for own in item)
+        return any(_loses(carried, self.removed) for item in channels for carried in item)
 
 
-def _loses(own: AxisUnits, removed: BoolArray) -> bool:
-    return not bool(keep_mask(own.units, removed).all())
+def _loses(carried: AxisUnits, removed: BoolArray) -> bool:
+    return not bool(keep_mask(carried.units, removed).all())
 
 
-def _apply(editor: Editor, prepared: Prepared, node: Node, edit: Edit) -> None:
+def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> None:
     if isinstance(edit, SetAttribute):
         editor.set_attribute(node.index, edit.name, edit.value)
     elif isinstance(edit, SetInput):
@@ -201,7 +204,8 @@ def _apply(editor: Editor, prepared: Prepared, node: Node, edit: Edit) -> None:
 
 # ---- what is left of a branch without channels -----------------------------------------------------------------------
 
-def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
+
+def constant_ends(prepared: graph.Prepared, branch: Branch) -> dict[str, Array]:
     """Values of the branch's ends, of size 1 along every axis on which they are constant, for sources that are zero.
 
     Raises:
@@ -209,12 +213,12 @@ def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
     """
     types, shapes = prepared.types, prepared.trace.shapes
     dtypes = {name: np.dtype(types.get(name) or np.float32) for name in (*branch.sources, *branch.ends)}
-    inputs = {name: (dtypes[name], shapes[name]) for name in branch.sources}
+    inputs = [Port(name, dtypes[name], shapes[name]) for name in branch.sources]
     part = segment(prepared.model, inputs, {name: dtypes[name] for name in branch.ends})
     session = open_model(part, Optimize.NONE)
     read = {port.name for port in graph.inputs(part)}
     zeros = {name: np.zeros(shapes[name], dtypes[name]) for name in branch.sources if name in read}
-    found = {}
+    values = {}
     for name, value in zip(branch.ends, session.run(zeros, list(branch.ends)), strict=True):
         for axis in range(value.ndim):
             first = value.take([0], axis)
@@ -222,29 +226,30 @@ def constant_ends(prepared: Prepared, branch: Branch) -> dict[str, Array]:
                 value = first
             elif axis in prepared.trace.dynamic_axes.get(name, ()):
                 raise ModelError(f"internal error: '{name}' of a vanishing branch varies along its dynamic axis {axis}. Please report it.")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 # ---- shape operands that the graph computes from dynamic dimensions --------------------------------------------------
 
-def computed_operands(prepared: Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
+
+def computed_operands(prepared: graph.Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
     """(node, input position) of every operand that is computed from shapes alone, where it leaves that computation: its reader
     depends on data, or makes a tensor with channels (an initial state). Tensors that channels have entered are no sizes."""
     values, free = prepared.trace.values, prepared.trace.data_free
     entered = set(coupling.tensors)
-    found = []
+    operands = []
     for node in prepared.nodes:
         positions = range(len(node.inputs))
         reads = any(node.inputs[at] in entered or (node.index, at) in coupling.constants for at in positions)
         if reads and not has(node, Trait.SIZES):
             entered.update(node.outputs)
         if any(name and (name not in free or name in entered) for name in node.outputs):
-            found += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in entered]
-    return found
+            operands += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in entered]
+    return operands
 
 
-def run_alone(prepared: Prepared, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """Values of computed tensors if the tensors whose shape is asked for had these ``shapes``."""
     wanted = list(dict.fromkeys(names))
     if not wanted:
@@ -256,19 +261,19 @@ def run_alone(prepared: Prepared, names: Iterable[str], shapes: Mapping[str, tup
     return dict(zip(wanted, session.run(feeds, wanted), strict=True))
 
 
-def correction(wanted: Array, found: Array, dynamic: Array) -> tuple[Array, Array] | Array | None:
+def correction(wanted: Array, computed: Array, dynamic: Array) -> tuple[Array, Array] | Array | None:
     """How to turn ``found`` (computed) into ``wanted``, both as seen on the sample.
 
     None: it is right already. One array: a constant will do, since no element that stays computed is dynamic. Two arrays
     (a, b): a * computed / b, element by element, which holds for other sizes of the dynamic dimensions as well.
     """
-    if wanted.shape == found.shape and np.array_equal(wanted, found):
+    if wanted.shape == computed.shape and np.array_equal(wanted, computed):
         return None
-    if wanted.shape != found.shape or not (dynamic & (wanted != -1)).any():
+    if wanted.shape != computed.shape or not (dynamic & (wanted != -1)).any():
         return wanted
     if wanted.dtype.kind == "f":
-        return np.where(found == 0, 1, wanted / np.where(found == 0, 1, found)).astype(wanted.dtype), np.ones_like(wanted)
-    if ((found == 0) & (wanted != 0)).any():
+        return np.where(computed == 0, 1, wanted / np.where(computed == 0, 1, computed)).astype(wanted.dtype), np.ones_like(wanted)
+    if ((computed == 0) & (wanted != 0)).any():
         return wanted
-    divisor = np.where(found == 0, 1, np.gcd(wanted, found))
-    return wanted // divisor, np.where(found == 0, 1, found // divisor)
+    divisor = np.where(computed == 0, 1, np.gcd(wanted, computed))
+    return wanted // divisor, np.where(computed == 0, 1, computed // divisor)

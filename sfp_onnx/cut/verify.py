@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import ModelError, VerificationError
-from ..core.types import Array, Cut, Verification
+from ..core.types import Array, Cut
+from ..graph import Constants, Model, outputs
 from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
-from ..graph.model import Constants, Model, outputs
 from ..runtime import Optimize, open_model
 
 ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest relative difference between the pruned model and the masked original, per kind of input."""
+
+    errors: Mapping[str, float]
+    tolerance: float
 
 
 def masked(model: Model, types: Mapping[str, Any], cuts: Iterable[Cut]) -> Model:
@@ -38,29 +46,29 @@ def _constant(editor: Editor, name: str, mask: Array) -> Callable[[Any], Any]:
 
 def maskable(types: Mapping[str, Any], cuts: Iterable[Cut], zero_points: Mapping[str, str]) -> list[Cut]:
     """Cuts with the zero point of quantised tensors; those whose zero point is unknown are left out."""
-    found = []
+    listed = []
     for cut in cuts:
         point = zero_points.get(cut.tensor)
         dtype = np.dtype(types.get(cut.tensor) or types.get(point or "") or np.float32)
         if dtype.name not in QUANTIZED:
-            found.append(cut)
+            listed.append(cut)
         elif point is not None:
-            found.append(replace(cut, zero_point=point))
-    return found
+            listed.append(replace(cut, zero_point=point))
+    return listed
 
 
-def relative_error(found: Array, expected: Array) -> float:
+def relative_error(output: Array, expected: Array) -> float:
     """max |found - expected| / max |expected| (equal non-finite values agree; integers and strings must be equal).
 
     Infinity for other shapes or types.
     """
-    if found.shape != expected.shape or found.dtype != expected.dtype:
+    if output.shape != expected.shape or output.dtype != expected.dtype:
         return float("inf")
     if not expected.size:
         return 0.0
     if expected.dtype.kind != "f":
-        return 0.0 if (found == expected).all() else float("inf")
-    a, b = found.astype(np.float64), expected.astype(np.float64)
+        return 0.0 if (output == expected).all() else float("inf")
+    a, b = output.astype(np.float64), expected.astype(np.float64)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     if not np.isfinite(a[~same]).all() or not np.isfinite(b[~same]).all():
         return float("inf")
@@ -85,9 +93,9 @@ def compare(
     errors: dict[str, float] = {}
     limit = 0.0
     for kind, inputs in feeds.items():
-        found, expected = (session.run(inputs, names) for session in sessions)
-        for name, own, other in zip(names, found, expected, strict=True):
-            error, tolerance = _judge(own, other)
+        pruned_outputs, expected = (session.run(inputs, names) for session in sessions)
+        for name, output, other in zip(names, pruned_outputs, expected, strict=True):
+            error, tolerance = _judge(output, other)
             tolerance = max(tolerance, floor)
             errors[kind] = max(errors.get(kind, 0.0), error)
             limit = max(limit, tolerance)
@@ -121,17 +129,17 @@ def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes:
     expected = [np.shape(value) for value in sessions[0].run(inputs, names)]
     sizes = {name: list(array.shape) for name, array in inputs.items()}
     try:
-        found = [np.shape(value) for value in sessions[1].run(inputs, names)]
+        shapes_after = [np.shape(value) for value in sessions[1].run(inputs, names)]
     except ModelError as error:
         raise VerificationError(f"{original.name}: the pruned model fails on inputs of shape {sizes}: {error}") from error
-    if shapes and found != expected:
+    if shapes and shapes_after != expected:
         raise VerificationError(
-            f"{original.name}: on inputs of shape {sizes} the pruned model gives outputs of shape {found}, the original {expected}. "
+            f"{original.name}: on inputs of shape {sizes} the pruned model gives outputs of shape {shapes_after}, the original {expected}. "
             "Nothing was written. Please report this model."
         )
 
 
-def _judge(found: Any, expected: Any) -> tuple[float, float]:
+def _judge(output: Any, expected: Any) -> tuple[float, float]:
     if isinstance(expected, np.ndarray):
-        return relative_error(found, expected), TOLERANCE.get(str(expected.dtype), 0.0)
-    return (0.0 if str(found) == str(expected) else float("inf")), 0.0
+        return relative_error(output, expected), TOLERANCE.get(str(expected.dtype), 0.0)
+    return (0.0 if str(output) == str(expected) else float("inf")), 0.0

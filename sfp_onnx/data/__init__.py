@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from ..core.errors import OptionError
+from ..core.types import Array, IntArray
 
 RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
@@ -51,3 +58,63 @@ class Preprocessing:
             raise OptionError(f"--color {self.color}: expected rgb or bgr")
         if self.resample not in RESAMPLING:
             raise OptionError(f"resample '{self.resample}': expected one of {', '.join(RESAMPLING)}")
+
+
+# ---- sources of data -------------------------------------------------------------------------------------------------
+
+
+class Reader(Protocol):
+    """Rows of one array on disk or in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole array."""
+
+    @property
+    def dtype(self) -> Any:
+        """Its numpy type."""
+
+    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
+        """The rows ``indices`` (ascending), ``size`` at a time."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An array in memory or memory-mapped."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.array.dtype
+
+    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
+        for start in range(0, len(indices), size):
+            yield np.asarray(self.array[indices[start : start + size]])
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that was opened. ``labels`` are its own; ``steps`` replace those that were asked for; ``axis`` holds the channels of the
+    rows as the model takes them."""
+
+    readers: Mapping[str, Reader]
+    name: str
+    sha256: str
+    labels: Array | None = None
+    notes: tuple[str, ...] = ()
+    steps: Preprocessing | None = None
+    axis: int = 1
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -12,8 +12,8 @@ from ..core.options import DataOptions
 from ..core.system import log
 from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..evaluation import outputs
-from ..graph.model import Model, inputs
-from ..rules.traits import training_nodes
+from ..graph import Model, inputs
+from ..rules.registry import training_nodes
 from ..runtime import Feeds
 from . import Preprocessing
 from .dataset import Dataset, Source, open_data
@@ -22,7 +22,7 @@ from .images import CONFIG, hub_config, is_images, preset
 LOOKED_AT = 256
 FEWEST = 50
 CLEARLY = 2.5  # standard errors
-MEAN, STD = (np.array(own, np.float32).reshape(1, 3, 1, 1) for own in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet
+MEAN, STD = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet
 CHANGES: dict[str, Callable[[Array], Array]] = {
     "with the colour channels reversed (--color bgr for images)": lambda x: np.ascontiguousarray(x[:, ::-1]),
     "with values divided by 255 (--scale 255)": lambda x: x / 255,
@@ -96,10 +96,10 @@ def _shown(value: Any) -> str:
 
 def training_mode(model: Model) -> list[str]:
     """What to say of a model that was exported for training; nothing of others."""
-    found = training_nodes(model)
-    if not found:
+    names = training_nodes(model)
+    if not names:
         return []
-    listed = ", ".join(found[:3]) + (f" (+{len(found) - 3})" if len(found) > 3 else "")
+    listed = ", ".join(names[:3]) + (f" (+{len(names) - 3})" if len(names) > 3 else "")
     return [
         f"{model.name}: exported in training mode: {listed} behave as in training (random, or by the batch). "
         "Export it again in evaluation mode (PyTorch: model.eval() before torch.onnx.export)."
@@ -131,18 +131,17 @@ def wrong_reading(model: Model, data: Dataset) -> list[str]:
     if right.mean() > limit:
         if (~right).sum() <= CLEARLY**2:
             return []  # too few mistakes for any other reading to be clearly better
-        better = [(own.mean(), text) for text, own in _remedies(model, part, scores, labels) if _clearly(own, right)]
+        better = [(answers.mean(), text) for text, answers in _remedies(model, part, scores, labels) if _clearly(answers, right)]
         return [f"{words}, but {max(better)[1]}."] if better else []
     words += f", no better than chance ({chance:.1%})"
     remedies = _remedies(model, part, scores, labels)
-    helps = [(own.mean(), text) for text, own in remedies if own.mean() > max(2 * limit, limit + 0.1)]
+    helps = [(answers.mean(), text) for text, answers in remedies if answers.mean() > max(2 * limit, limit + 0.1)]
     advice = max(helps)[1] if helps else "check normalisation, colour order and layout, and that the labels are the model's class numbers"
     return [f"{words}: {advice}."]
 
 
 def _right(scores: Array, labels: IntArray) -> BoolArray:
-    found: BoolArray = scores.argmax(1) == labels
-    return found
+    return np.asarray(scores.argmax(1) == labels)
 
 
 def _clearly(other: BoolArray, right: BoolArray) -> bool:
@@ -152,7 +151,7 @@ def _clearly(other: BoolArray, right: BoolArray) -> bool:
 
 def _chance(scores: Array, labels: IntArray) -> float:
     classes = scores.shape[1] + 1
-    answers, asked = (np.bincount(own, minlength=classes)[:classes] / len(labels) for own in (scores.argmax(1), labels))
+    answers, asked = (np.bincount(indices, minlength=classes)[:classes] / len(labels) for indices in (scores.argmax(1), labels))
     return float((answers * asked).sum())
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.types import Array, IntArray, Port
-from . import Preprocessing
+from . import Opened, Preprocessing, Reader
 from .images import is_images, open_images
-from .readers import LABEL_NAMES, Opened, Reader, check_labels, is_call, load_labels, open_call, open_source
+from .readers import LABEL_NAMES, check_labels, is_call, load_labels, open_call, open_source
 
 BATCH = 64
 Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]
@@ -117,7 +117,7 @@ def open_data(
     if samples is not None and samples < 1:
         raise DataError(f"--samples {samples}: expected at least 1")
     if is_images(source):
-        opened = open_images(Path(str(source)), ports, preprocessing, labels, (samples, seed))
+        opened = open_images(Path(str(source)), ports, preprocessing, labels, samples, seed)
         labels, samples, preprocessing = None, None, opened.steps or preprocessing
     else:
         opened = open_call(source, ports) if is_call(source) else _opened(source, ports)
@@ -147,7 +147,7 @@ def _opened(source: Any, ports: Sequence[Port]) -> Opened:
 
 def _check_no_images(steps: Preprocessing, name: str) -> None:
     """Pixels of arrays are what they are: steps for image files would silently do nothing."""
-    given = [f"--{what}" for what, own in (("resize", steps.resize), ("center-crop", steps.center_crop)) if own is not None]
+    given = [f"--{what}" for what, value in (("resize", steps.resize), ("center-crop", steps.center_crop)) if value is not None]
     given += ["--color"] if steps.color != "rgb" else []
     if given:
         raise OptionError(f"{name}: {', '.join(given)} are for a folder of images; arrays are fed as they are. Leave them away.")
@@ -183,9 +183,9 @@ def _count(readers: Mapping[str, Reader], name: str) -> int:
 
 
 def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axis: int) -> None:
-    found = tuple(reader.shape)
-    first = (found[0], found[-1], *found[1:-1]) if len(found) >= 3 else found
-    moved = first if steps.layout == "nhwc" else found
+    shape = tuple(reader.shape)
+    first = (shape[0], shape[-1], *shape[1:-1]) if len(shape) >= 3 else shape
+    moved = first if steps.layout == "nhwc" else shape
     if port.shape is not None and not _fits(port.shape, moved):
         hint = " The data look like channels-last: pass --layout nhwc." if moved != first and _fits(port.shape, first) else ""
         if not hint and len(moved) == len(port.shape) == 4 and moved[1] == port.shape[1]:
@@ -205,9 +205,9 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axi
             raise DataError(f"--{label} has {len(values)} values, input '{port.name}' has {moved[axis]} channels.")
 
 
-def _fits(expected: Sequence[int | str | None], found: Sequence[int]) -> bool:
-    sizes = zip(expected[1:], found[1:], strict=False)
-    return len(expected) == len(found) and all(not isinstance(dim, int) or dim == size for dim, size in sizes)
+def _fits(expected: Sequence[int | str | None], shape: Sequence[int]) -> bool:
+    sizes = zip(expected[1:], shape[1:], strict=False)
+    return len(expected) == len(shape) and all(not isinstance(dim, int) or dim == size for dim, size in sizes)
 
 
 def check_classes(data: Dataset, classes: int) -> None:

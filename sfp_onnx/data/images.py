@@ -17,8 +17,7 @@ import numpy as np
 from ..core.errors import DataError, OptionError
 from ..core.system import need
 from ..core.types import Array, IntArray, Port
-from . import Preprocessing
-from .readers import Opened
+from . import Opened, Preprocessing
 
 ENDINGS = frozenset(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 SKIPPED = 0.01  # share of damaged images up to which they are left out (one is always allowed)
@@ -35,22 +34,32 @@ def is_images(source: object) -> bool:
     return not any(path.glob("input_*.pb")) and not any(path.glob("test_data_set_*"))
 
 
-def image_side(ports: Sequence[Port]) -> tuple[int, int | None, int | None, bool]:
-    """(channels, height, width, channels last) of the one image input of a model; dynamic sides are None.
+@dataclass(frozen=True)
+class ImagePort:
+    """The one image input of a model; dynamic sides are None. ``last``: its channels come last."""
+
+    channels: int
+    height: int | None
+    width: int | None
+    last: bool
+
+
+def image_port(ports: Sequence[Port]) -> ImagePort:
+    """The one input of a model, as it takes images.
 
     Raises:
         DataError: the model has several inputs, or none of the shape of an image.
     """
     shape = ports[0].shape if len(ports) == 1 else None
     if shape is None or len(shape) != 4:
-        found = ", ".join(f"'{port.name}' {list(port.shape) if port.shape else 'of unknown shape'}" for port in ports)
-        raise DataError(f"a folder of images feeds one input of four dimensions; the model takes {found}. Give arrays (.npz).")
+        taken = ", ".join(f"'{port.name}' {list(port.shape) if port.shape else 'of unknown shape'}" for port in ports)
+        raise DataError(f"a folder of images feeds one input of four dimensions; the model takes {taken}. Give arrays (.npz).")
     last = shape[3] in MODES and shape[1] not in MODES
     height, width = (dim if isinstance(dim, int) else None for dim in (shape[1:3] if last else shape[2:4]))
     channels = shape[3] if last else shape[1]
     if isinstance(channels, int) and channels not in MODES:
         raise DataError(f"input '{ports[0].name}' has {channels} channels; images have 1, 3 or 4. Give arrays (.npz).")
-    return channels if isinstance(channels, int) else 3, height, width, last
+    return ImagePort(channels if isinstance(channels, int) else 3, height, width, last)
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
@@ -129,7 +138,7 @@ def _resized(image: Any, steps: Preprocessing, pillow: Any) -> Any:
     how = getattr(pillow.Resampling, steps.resample.upper())
     if len(steps.resize) == 1:
         side, short = steps.resize[0], min(image.width, image.height)
-        return image.resize(tuple(side if own == short else int(side * own / short) for own in image.size), how)
+        return image.resize(tuple(side if length == short else int(side * length / short) for length in image.size), how)
     height, width = steps.resize
     if not steps.letterbox:
         return image.resize((width, height), how)
@@ -192,13 +201,13 @@ def read_csv(path: Path, folder: Path) -> tuple[list[str], list[int], list[str]]
             raise DataError(f"{path}: line {number}: expected filename,label, found '{','.join(row)}'")
     if rows and not (folder / rows[0][1][0]).is_file() and Path(rows[0][1][0]).suffix.lower() not in ENDINGS:
         rows = rows[1:]
-    root, seen = folder.resolve(), set()
+    root, listed = folder.resolve(), set()
     for number, row in rows:
         if not (folder / row[0]).resolve().is_relative_to(root) or not (folder / row[0]).is_file():
             raise DataError(f"{path}: line {number}: there is no file '{row[0]}' in {folder}")
-        if row[0] in seen:
+        if row[0] in listed:
             raise DataError(f"{path}: line {number}: '{row[0]}' is there twice")
-        seen.add(row[0])
+        listed.add(row[0])
     if not rows:
         raise DataError(f"{path}: no rows filename,label in it")
     texts = [row[1] for _, row in rows]
@@ -213,34 +222,34 @@ def read_csv(path: Path, folder: Path) -> tuple[list[str], list[int], list[str]]
 
 
 def open_images(
-    folder: Path, ports: Sequence[Port], steps: Preprocessing, labels: str | Path | Array | None, draw: tuple[int | None, int]
+    folder: Path, ports: Sequence[Port], steps: Preprocessing, labels: str | Path | Array | None, samples: int | None, seed: int
 ) -> Opened:
-    """A folder of images as one array; ``draw`` is (how many samples, seed). All chosen ones are decoded once, to find damaged ones.
+    """A folder of images as one array, or ``samples`` of them, drawn with ``seed``. All chosen ones are decoded once, to find damaged ones.
 
     Raises:
         DataError: no images, too many damaged ones, different sizes, labels that do not fit.
     """
     need("PIL.Image", "images", f"{folder}: reading images")
     notes: list[str] = []
-    found: list[int] | None
+    classes: list[int] | None
     if isinstance(labels, np.ndarray) or (labels is not None and Path(labels).suffix.lower() != ".csv"):
         raise OptionError("labels of a folder of images come from class sub-folders, or from --labels labels.csv (filename,label)")
-    names, found, notes = read_csv(Path(labels), folder) if labels is not None else find(folder)
+    names, classes, notes = read_csv(Path(labels), folder) if labels is not None else find(folder)
     chosen = np.arange(len(names))
-    samples, seed = draw
     if samples is not None and samples < len(names):
         chosen = np.sort(np.random.default_rng(seed).choice(len(names), samples, replace=False))
-    channels, height, width, last = image_side(ports)
-    if steps.resize is None and steps.center_crop is None and height and width:
-        steps = replace(steps, resize=(height, width))
-        notes.append(f"images are resized to {height}x{width}, as the model takes them (else give --resize, --center-crop or --preset)")
-    kept, side, digest = _decoded(folder, [names[index] for index in chosen], steps, channels, notes)
-    steps = replace(steps, layout="nchw" if last else "nhwc")
+    port = image_port(ports)
+    if steps.resize is None and steps.center_crop is None and port.height and port.width:
+        steps = replace(steps, resize=(port.height, port.width))
+        size = f"{port.height}x{port.width}"
+        notes.append(f"images are resized to {size}, as the model takes them (else give --resize, --center-crop or --preset)")
+    kept, side, digest = _decoded(folder, [names[index] for index in chosen], steps, port.channels, notes)
+    steps = replace(steps, layout="nchw" if port.last else "nhwc")
     reader = Images(folder, tuple(names[chosen[index]] for index in kept), steps, side)
-    own = None if found is None else np.asarray(found, np.int64)[chosen[kept]]
-    if own is not None:  # a file of labels is part of the data
-        digest = hashlib.sha256(digest.encode() + own.tobytes()).hexdigest()
-    return Opened({ports[0].name: reader}, str(folder), digest, own, tuple(notes), steps, -1 if last else 1)
+    chosen_labels = None if classes is None else np.asarray(classes, np.int64)[chosen[kept]]
+    if chosen_labels is not None:  # a file of labels is part of the data
+        digest = hashlib.sha256(digest.encode() + chosen_labels.tobytes()).hexdigest()
+    return Opened({ports[0].name: reader}, str(folder), digest, chosen_labels, tuple(notes), steps, -1 if port.last else 1)
 
 
 def _decoded(
@@ -297,13 +306,13 @@ def preset(name: str, ports: Sequence[Port], images: bool) -> dict[str, Any]:
     values: dict[str, Any] = {"imagenet": IMAGENET, "cifar10": CIFAR10, "yolo": {"scale": 255.0}}[name]
     if not images:
         return dict(values)
-    _, height, width, _ = image_side(ports)
+    port = image_port(ports)
     if name == "imagenet":
-        crop = (height or 224, width or 224)
+        crop = (port.height or 224, port.width or 224)
         return {**values, "resize": (round(min(crop) / CROP_SHARE),), "center_crop": crop}
     if name == "yolo":
-        return {**values, "resize": (height or 640, width or 640), "letterbox": True}
-    return {**values, "resize": (height or 32, width or 32)}
+        return {**values, "resize": (port.height or 640, port.width or 640), "letterbox": True}
+    return {**values, "resize": (port.height or 32, port.width or 32)}
 
 
 def hub_config(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -320,26 +329,26 @@ def hub_config(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     crop = _size(data.get("crop_size", 224)) if data.get("do_center_crop") else None
     if data.get("do_resize", "size" in data) and "size" in data:
         size = _size(data["size"], short=crop is not None)
         share = data.get("crop_pct")
         if share and len(size) == 1 and size[0] < 384:  # as ConvNeXT does
             crop, size = (size[0], size[0]), (int(size[0] / share),)
-        found["resize"] = size
+        fields["resize"] = size
     if crop is not None:
-        found["center_crop"] = crop * 2 if len(crop) == 1 else crop
+        fields["center_crop"] = crop * 2 if len(crop) == 1 else crop
     if data.get("do_rescale", True):
-        found["scale"] = round(1 / float(data.get("rescale_factor", 1 / 255)), 6)
+        fields["scale"] = round(1 / float(data.get("rescale_factor", 1 / 255)), 6)
     if data.get("do_normalize"):
-        found["mean"] = tuple(float(value) for value in data["image_mean"])
-        found["std"] = tuple(float(value) for value in data["image_std"])
+        fields["mean"] = tuple(float(value) for value in data["image_mean"])
+        fields["std"] = tuple(float(value) for value in data["image_std"])
     if "resample" in data:
-        found["resample"] = PILLOW[int(data["resample"])]
+        fields["resample"] = PILLOW[int(data["resample"])]
     if data.get("do_flip_channel_order"):
-        found["color"] = "bgr"
-    return found
+        fields["color"] = "bgr"
+    return fields
 
 
 def _size(value: Any, short: bool = False) -> tuple[int, ...]:

@@ -6,56 +6,22 @@ import hashlib
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
 from ..core.errors import DataError
 from ..core.system import user_function
-from ..core.types import Array, IntArray, Port
-from ..graph.load import load_tensor
-from . import Preprocessing
+from ..core.types import Array, BoolArray, IntArray, Port
+from ..graph import load_tensor
+from . import Memory, Opened, Reader, digest_of
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted
 MOST_DEFLATED = 1100  # deflate packs at most 1032 bytes into one
-
-
-class Reader(Protocol):
-    """Rows of one array on disk or in memory."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
-
-    @property
-    def dtype(self) -> Any:
-        """Its numpy type."""
-
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        """The rows ``indices`` (ascending), ``size`` at a time."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """An array in memory or memory-mapped."""
-
-    array: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> Any:
-        return self.array.dtype
-
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        for start in range(0, len(indices), size):
-            yield np.asarray(self.array[indices[start : start + size]])
 
 
 @dataclass(frozen=True)
@@ -71,21 +37,29 @@ class _Zipped:
         width = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         wanted = np.zeros(self.shape[0], bool)
         wanted[indices] = True
-        held: list[Array] = []
+        yield from _regrouped(self._blocks(wanted, width, size), size)
+
+    def _blocks(self, wanted: BoolArray, width: int, size: int) -> Iterator[Array]:
+        """The ``wanted`` rows, of ``width`` bytes each, among every ``size`` of them."""
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
             _header(stream)
             for start in range(0, self.shape[0], size):
                 count = min(size, self.shape[0] - start)
                 block = _exactly(stream, count * width, self.path, self.member)
-                rows = np.frombuffer(block, self.dtype).reshape((count, *self.shape[1:]))[wanted[start : start + count]]
-                held.append(rows)
-                while sum(map(len, held)) >= size:
-                    joined = np.concatenate(held)
-                    yield joined[:size]
-                    held = [joined[size:]]
-        rest = np.concatenate(held) if held else np.zeros((0, *self.shape[1:]), self.dtype)
-        if len(rest):
-            yield rest
+                yield np.frombuffer(block, self.dtype).reshape((count, *self.shape[1:]))[wanted[start : start + count]]
+
+
+def _regrouped(pieces: Iterable[Array], size: int) -> Iterator[Array]:
+    """The rows of all pieces, ``size`` at a time."""
+    held: list[Array] = []
+    for piece in pieces:
+        held.append(piece)
+        while sum(map(len, held)) >= size:
+            joined = np.concatenate(held)
+            yield joined[:size]
+            held = [joined[size:]]
+    if any(map(len, held)):
+        yield np.concatenate(held)
 
 
 def _exactly(stream: IO[bytes], count: int, path: Path, member: str) -> bytes:
@@ -106,20 +80,6 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
         raise
     except Exception as error:  # numpy reads the header as Python, and raises what that does
         raise ValueError(f"the header of an array is damaged: {error}") from error
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A source that was opened. ``labels`` are its own; ``steps`` replace those that were asked for; ``axis`` holds the channels of the
-    rows as the model takes them."""
-
-    readers: Mapping[str, Reader]
-    name: str
-    sha256: str
-    labels: Array | None = None
-    notes: tuple[str, ...] = ()
-    steps: Preprocessing | None = None
-    axis: int = 1
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -145,9 +105,9 @@ def _open_npz(path: Path) -> dict[str, Reader]:
 
 def _check_size(info: zipfile.ZipInfo, start: int, shape: tuple[int, ...], dtype: Any, path: Path) -> None:
     """Refuse an array whose header promises other data than the archive holds, before room is made for it."""
-    name, wanted, found = info.filename.removesuffix(".npy"), prod(shape) * dtype.itemsize, info.file_size - start
-    if any(size < 0 for size in shape) or wanted != found:
-        raise DataError(f"{path}: array '{name}' is truncated or damaged: shape {list(shape)} needs {wanted} bytes, it has {found}")
+    name, wanted, held = info.filename.removesuffix(".npy"), prod(shape) * dtype.itemsize, info.file_size - start
+    if any(size < 0 for size in shape) or wanted != held:
+        raise DataError(f"{path}: array '{name}' is truncated or damaged: shape {list(shape)} needs {wanted} bytes, it has {held}")
     if info.file_size > MOST_DEFLATED * max(info.compress_size, 1):
         raise DataError(f"{path}: array '{name}' is damaged: {info.compress_size} bytes cannot unpack to {info.file_size}")
 
@@ -194,15 +154,6 @@ def open_source(source: str | Path | Mapping[str, Array] | Array, ports: Sequenc
         return _open_npz(path), str(path), digest_of([path])
     except DAMAGED as error:
         raise DataError(f"{path}: not a readable .npz or .npy file: {error}") from error
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
@@ -309,23 +260,19 @@ class Called:
         """
         wanted = np.zeros(self.shape[0], bool)
         wanted[indices] = True
-        held: list[Array] = []
+        yield from _regrouped(self._arrays(wanted), size)
+
+    def _arrays(self, wanted: BoolArray) -> Iterator[Array]:
+        """The ``wanted`` rows of every batch."""
         start = 0
         for arrays, _ in _batches(self.function, self.name, self.ports):
             array = arrays[self.port]
             if array.shape[1:] != self.shape[1:] or start + len(array) > self.shape[0]:
                 break
-            held.append(array[wanted[start : start + len(array)]])
+            yield array[wanted[start : start + len(array)]]
             start += len(array)
-            while sum(map(len, held)) >= size:
-                joined = np.concatenate(held)
-                yield joined[:size]
-                held = [joined[size:]]
         if start != self.shape[0]:
             raise DataError(f"{self.name} gave other rows than in its first pass. It must give the same data whenever it is called.")
-        rest = np.concatenate(held) if held else np.zeros((0, *self.shape[1:]), self.dtype)
-        if len(rest):
-            yield rest
 
 
 def open_call(source: Any, ports: Sequence[Port]) -> Opened:
@@ -338,19 +285,19 @@ def open_call(source: Any, ports: Sequence[Port]) -> Opened:
     function: Callable[[], Any] = source if callable(source) else user_function(name, f"--data {name}")
     digest, labels, count = hashlib.sha256(), [], 0
     first: dict[str, Array] = {}
-    for arrays, own in _batches(function, name, ports):
+    for arrays, given in _batches(function, name, ports):
         first = first or {key: array[:1] for key, array in arrays.items()}
         for key, array in sorted(arrays.items()):
             if array.shape[1:] != first[key].shape[1:]:
                 raise DataError(f"{name}: rows of '{key}' have shape {list(array.shape[1:])} and {list(first[key].shape[1:])}")
             digest.update(key.encode() + np.ascontiguousarray(array).tobytes())
         count += len(next(iter(arrays.values())))
-        labels.append(own)
+        labels.append(given)
     if not first:
         raise DataError(f"{name}: it yields no batches.")
-    if any(own is None for own in labels) and not all(own is None for own in labels):
+    if any(given is None for given in labels) and not all(given is None for given in labels):
         raise DataError(f"{name}: some batches have labels, some have none.")
-    joined = None if labels[0] is None else np.concatenate([own for own in labels if own is not None])
+    joined = None if labels[0] is None else np.concatenate([given for given in labels if given is not None])
     readers = {
         port.name: Called(function, name, tuple(ports), port.name, (count, *first[port.name].shape[1:]), first[port.name].dtype)
         for port in ports

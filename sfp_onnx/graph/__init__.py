@@ -1,24 +1,364 @@
-"""The only door to onnx and onnx-graphsurgeon: load, look at, edit and save models."""
+"""The only door to onnx and onnx-graphsurgeon: the loaded model, a protobuf with stubs and the large weights beside it. So every copy
+and every edit of the graph is cheap, whatever the size of the weights.
+"""
 
-from .extract import conv_chain as conv_chain, named_by_output as named_by_output, segment as segment, with_constants as with_constants
-from .load import load as load
-from .model import (
-    Constants as Constants,
-    Model as Model,
-    check as check,
-    initializers as initializers,
-    inputs as inputs,
-    nodes as nodes,
-    outputs as outputs,
-    serialized as serialized,
-    tensor_types as tensor_types,
-)
-from .save import (
-    atomic as atomic,
-    file_bytes as file_bytes,
-    fingerprint as fingerprint,
-    save as save,
-    to_proto as to_proto,
-    together as together,
-    write_text as write_text,
-)
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import checker, helper, numpy_helper, shape_inference
+
+from ..core.errors import DataError, ModelError
+from ..core.types import Array, Node, Port, Trace
+
+# Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
+INLINE_BYTES = 1024
+
+STUB_LOCATION = "weights-held-in-memory"
+
+ONNX_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
+    ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
+    ``edited`` says that the model is no longer what these files hold; ``complaint`` is what onnx.checker said of the original,
+    if it does not know or no longer allows an operator (onnxruntime may run it all the same)."""
+
+    proto: onnx.ModelProto
+    weights: Mapping[str, Array]
+    sha256: str
+    source: Path | None = None
+    files: tuple[Path, ...] = ()
+    edited: bool = False
+    complaint: str = ""
+
+    @property
+    def opset(self) -> int:
+        """Version of ONNX's own operator set."""
+        return next((item.version for item in self.proto.opset_import if item.domain in ONNX_DOMAINS), 1)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that the model was read from."""
+        return (self.source, *self.files) if self.source else ()
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return str(self.source) if self.source else "the model"
+
+
+CAPTURED = -1
+"""The position at which a sub-graph of a node reads an outer tensor."""
+
+
+@dataclass(frozen=True)
+class GraphIndex:
+    """Makers and readers of all tensors of ``nodes``; built in linear time, and only when they are asked for."""
+
+    nodes: Sequence[Node]
+
+    @cached_property
+    def makers(self) -> Mapping[str, Node]:
+        """The node that makes each tensor; inputs and constants have none."""
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+    @cached_property
+    def _readers(self) -> Mapping[str, list[tuple[Node, int]]]:
+        readers: dict[str, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for place in (*enumerate(node.inputs), *((CAPTURED, name) for name in node.captures)):
+                if place[1]:
+                    readers.setdefault(place[1], []).append((node, place[0]))
+        return readers
+
+    def maker(self, name: str) -> Node | None:
+        """The node that makes a tensor."""
+        return self.makers.get(name)
+
+    def readers(self, name: str) -> Sequence[tuple[Node, int]]:
+        """(node, input position) of everything that reads a tensor, in the order of the nodes; sub-graphs at position `CAPTURED`."""
+        return self._readers.get(name, ())
+
+    def operands(self, name: str) -> list[tuple[Node, int]]:
+        """The readers of a tensor without sub-graphs."""
+        return [(node, position) for node, position in self.readers(name) if position != CAPTURED]
+
+    def reading(self, name: str) -> list[Node]:
+        """The nodes that read a tensor, each once."""
+        return list({node.index: node for node, _ in self.readers(name)}.values())
+
+    def needed(self, outputs: Iterable[str], stop: Container[str] = ()) -> list[Node]:
+        """The nodes, in their order, that compute ``outputs``, as far up as the tensors of ``stop``, which are given."""
+        needed: dict[int, Node] = {}
+        waiting = [name for name in outputs if name not in stop]
+        while waiting:
+            node = self.makers.get(waiting.pop())
+            if node is not None and node.index not in needed:
+                needed[node.index] = node
+                waiting += [name for name in node.reads if name not in stop]
+        return [needed[index] for index in sorted(needed)]
+
+    def reached(self, names: Iterable[str]) -> list[Node]:
+        """The nodes, in their order, that depend on any of these tensors."""
+        behind: dict[int, Node] = {}
+        waiting = list(names)
+        while waiting:
+            for node, _ in self.readers(waiting.pop()):
+                if node.index not in behind:
+                    behind[node.index] = node
+                    waiting += [name for name in node.outputs if name]
+        return [behind[index] for index in sorted(behind)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
+    dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`)."""
+
+    model: Model
+    nodes: tuple[Node, ...]
+    trace: Trace
+    feeds: Mapping[str, Array]
+    variant: Mapping[str, Array] | None = None
+    types: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def index(self) -> GraphIndex:
+        """Who makes and who reads the tensors."""
+        return GraphIndex(self.nodes)
+
+
+def annotate(tensor: onnx.TensorProto, like: onnx.TensorProto) -> None:
+    """Give a tensor the doc string and metadata of another."""
+    if like.doc_string:
+        tensor.doc_string = like.doc_string
+    del tensor.metadata_props[:]
+    tensor.metadata_props.extend(like.metadata_props)
+
+
+def make_stub(name: str, array: Array, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
+    stub = onnx.TensorProto()
+    if like is not None:
+        annotate(stub, like)
+    stub.name = name
+    stub.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    stub.dims.extend(array.shape)
+    stub.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", STUB_LOCATION), ("offset", "0"), ("length", str(array.nbytes))):
+        stub.external_data.add(key=key, value=value)
+    return stub
+
+
+def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
+    """A TensorProto for ``array``: inline if small, else a stub with the array in ``weights``."""
+    if array.nbytes <= INLINE_BYTES:
+        return numpy_helper.from_array(np.asarray(array, order="C"), name)
+    weights[name] = array
+    return make_stub(name, array)
+
+
+def check(model: Model) -> None:
+    """Run onnx.checker on a pruned graph, if the original passed.
+
+    Raises:
+        ModelError: with the checker's words.
+    """
+    problem = "" if model.complaint else complaint(model)
+    if problem:
+        raise ModelError(f"{model.name}: internal error: onnx.checker rejects the pruned model: {problem}. Please report it.")
+
+
+def complaint(model: Model) -> str:
+    """What onnx.checker has against the graph (weights stand in as inputs); empty if it passes."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    inputs = {item.name for item in proto.graph.input}
+    inline = [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights]
+    for name, array in model.weights.items():
+        if name not in inputs:
+            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+            proto.graph.input.append(helper.make_tensor_value_info(name, dtype, array.shape))
+    initializers = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in inline]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(initializers)
+    try:
+        checker.check_model(proto)
+    except (checker.ValidationError, ValueError) as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""
+
+
+# ---- looking at models -----------------------------------------------------------------------------------------------
+
+
+class Initializer(NamedTuple):
+    """What a constant of the graph is like."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def initializers(model: Model) -> dict[str, Initializer]:
+    """Shape and dtype of every initializer."""
+    known = {}
+    for tensor in model.proto.graph.initializer:
+        known[tensor.name] = Initializer(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return known
+
+
+class Constants(Mapping[str, Array]):
+    """Values of initializers by name (read-only): small ones decoded once, large ones as they are held."""
+
+    def __init__(self, model: Model) -> None:
+        self.weights = model.weights
+        tensors = (tensor for tensor in model.proto.graph.initializer if tensor.name not in model.weights)
+        self.small = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+
+    def __getitem__(self, name: str) -> Array:
+        return self.small[name] if name in self.small else self.weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.small
+        yield from self.weights
+
+    def __len__(self) -> int:
+        return len(self.small) + len(self.weights)
+
+
+def nodes(model: Model) -> list[Node]:
+    """The nodes in their (topological) order."""
+    listed = []
+    taken = {node.name for node in model.proto.graph.node}
+    for index, node in enumerate(model.proto.graph.node):
+        domain = "" if node.domain in ONNX_DOMAINS else node.domain
+        attributes = {attribute.name: _attribute(attribute, node, model.name) for attribute in node.attribute}
+        captures = tuple(dict.fromkeys(name for attribute in node.attribute for name in _captured(attribute)))
+        name = node.name or f"{node.op_type}_{index}"
+        while not node.name and name in taken:
+            name += "_"
+        listed.append(Node(index, name, node.op_type, domain, tuple(node.input), tuple(node.output), attributes, captures))
+    return listed
+
+
+def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) -> Any:
+    try:
+        value = helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            return numpy_helper.to_array(value)
+    except (ValueError, TypeError) as error:
+        where = f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type})"
+        raise ModelError(f"{name}: {where} is damaged: {error} Export the model again.") from error
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value
+
+
+def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
+    """Names that the sub-graphs of an attribute read from outside."""
+    for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+        inner_names = {item.name for item in [*graph.input, *graph.initializer]}
+        for node in graph.node:
+            yield from (name for name in node.input if name and name not in inner_names)
+            for inner in node.attribute:
+                yield from (name for name in _captured(inner) if name not in inner_names)
+            inner_names.update(node.output)
+        yield from (item.name for item in graph.output if item.name not in inner_names)
+
+
+def inputs(model: Model) -> list[Port]:
+    """Inputs that the user feeds (initializers that are listed as inputs too are constants here)."""
+    held = {tensor.name for tensor in model.proto.graph.initializer}
+    return [_port(item) for item in model.proto.graph.input if item.name not in held]
+
+
+def outputs(model: Model) -> list[Port]:
+    """Outputs in their order."""
+    return [_port(item) for item in model.proto.graph.output]
+
+
+def _port(item: onnx.ValueInfoProto) -> Port:
+    tensor = item.type.tensor_type
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
+    if not tensor.HasField("shape"):
+        return Port(item.name, dtype, None)
+    shape: list[int | str | None] = []
+    for dim in tensor.shape.dim:
+        fixed = dim.HasField("dim_value") and dim.dim_value >= 0  # some exporters write -1 for "any"
+        shape.append(dim.dim_value if fixed else dim.dim_param or None)
+    return Port(item.name, dtype, tuple(shape))
+
+
+def tensor_types(model: Model) -> dict[str, Any]:
+    """Dtype of every tensor that onnx's type inference knows; None for sequences, maps and optionals."""
+    try:
+        inferred = shape_inference.infer_shapes(model.proto)
+    except Exception:  # inference is advice; onnxruntime has the last word on whether the model is valid
+        inferred = model.proto
+    types: dict[str, Any] = {name: dtype for name, (_, dtype) in initializers(model).items()}
+    for item in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
+        if item.type.HasField("tensor_type"):
+            if item.type.tensor_type.elem_type:
+                types[item.name] = helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+        elif item.type.WhichOneof("value"):
+            types[item.name] = None
+    return types
+
+
+def serialized(model: Model) -> bytes:
+    """The protobuf with stubs, as onnxruntime takes it together with ``weights``."""
+    data: bytes = model.proto.SerializeToString(deterministic=True)
+    return data
+
+
+# ---- reading tensors -------------------------------------------------------------------------------------------------
+
+
+def densify(graph: onnx.GraphProto, name: str) -> None:
+    """Turn all sparse initializers into dense ones.
+
+    Raises:
+        ModelError: indices that do not fit the shape.
+    """
+    for sparse in graph.sparse_initializer:
+        graph.initializer.append(numpy_helper.from_array(to_dense(sparse, name), sparse.values.name))
+    del graph.sparse_initializer[:]
+
+
+def to_dense(sparse: onnx.SparseTensorProto, name: str) -> Array:
+    """The value of a sparse tensor (coordinates, or positions in row-major order)."""
+    shape = tuple(sparse.dims)
+    try:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices).astype(np.int64)
+        if indices.ndim == 2:
+            indices = np.ravel_multi_index(tuple(indices.T), shape)
+        if indices.shape != values.shape or indices.min(initial=0) < 0:
+            raise ValueError(f"{values.shape} values at {indices.shape} indices from {indices.min(initial=0)} on")
+        dense = np.zeros(int(np.prod(shape)), values.dtype)
+        dense[indices] = values
+    except (ValueError, IndexError, TypeError) as error:
+        raise ModelError(f"{name}: sparse initializer '{sparse.values.name}' of shape {list(shape)} is damaged: {error}") from error
+    return dense.reshape(shape)
+
+
+def load_tensor(path: Path) -> tuple[str, Array]:
+    """Name and value of a serialized TensorProto (``input_0.pb``).
+
+    Raises:
+        DataError: not a tensor.
+    """
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        return tensor.name, numpy_helper.to_array(tensor)
+    except (DecodeError, ValueError, TypeError, OSError) as error:
+        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error

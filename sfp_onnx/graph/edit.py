@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.helper
 import onnx_graphsurgeon as gs
+from onnx import helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..core.errors import ModelError
 from ..core.types import Array
-from .model import ONNX_DOMAINS, Constants, Model, annotate, make_initializer
+from . import ONNX_DOMAINS, Constants, Model, annotate, make_initializer
 
 G_LOGGER.severity = G_LOGGER.ERROR
 EXPORTED_TYPES = ("tensor_type", "sequence_type", "sparse_tensor_type")
@@ -107,7 +107,7 @@ class Editor:
         inputs = [*operands[:first], tensor, *operands[first:]]
         node = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=inputs, outputs=[output])
         producer = tensor.inputs[0] if tensor.inputs else None
-        index = next((index for index, own in enumerate(self.nodes) if own is producer), -1)
+        index = next((index for index, node in enumerate(self.nodes) if node is producer), -1)
         self._after.setdefault(index, []).insert(0, node)
         return str(output.name)
 
@@ -243,16 +243,16 @@ def _carry_nodes(old: onnx.GraphProto, new: onnx.GraphProto) -> None:
 def _inputs(old: onnx.ModelProto, new: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """Inputs in their old order; initializers that were inputs too stay so (IR versions under 4 demand it of all)."""
     initializers = {tensor.name: tensor for tensor in new.graph.initializer}
-    found = []
+    inputs = []
     for item in old.graph.input:
         tensor = initializers.pop(item.name, None)
         if tensor is not None:
-            found.append(_resized(item, dict(enumerate(tensor.dims))))
+            inputs.append(_resized(item, dict(enumerate(tensor.dims))))
         elif item.name in {port.name for port in new.graph.input}:
-            found.append(item)
+            inputs.append(item)
     if old.ir_version < 4:
-        found += [onnx.helper.make_tensor_value_info(name, item.data_type, item.dims) for name, item in initializers.items()]
-    return found
+        inputs += [helper.make_tensor_value_info(name, item.data_type, item.dims) for name, item in initializers.items()]
+    return inputs
 
 
 def _resized(item: onnx.ValueInfoProto, sizes: Mapping[int, int | None]) -> onnx.ValueInfoProto:

@@ -8,46 +8,42 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.helper
-import onnx.numpy_helper
+from onnx import helper, numpy_helper
 
-from ..core.types import Array, Node
-from .index import GraphIndex
-from .model import Model, Prepared, annotate, make_initializer, nodes
-
-Shape = Sequence[int | str | None] | None
+from ..core.types import Array, Node, Port
+from . import GraphIndex, Model, Prepared, annotate, make_initializer, nodes
 
 
-def segment(model: Model, inputs: Mapping[str, tuple[Any, Shape]], outputs: Mapping[str, Any], index: GraphIndex | None = None) -> Model:
+def segment(model: Model, inputs: Sequence[Port], outputs: Mapping[str, Any], index: GraphIndex | None = None) -> Model:
     """The part of a model that computes ``outputs`` from ``inputs``.
 
     Args:
-        inputs: (dtype, shape) of tensors to be fed; a shape may hold names for dynamic dimensions, or be None. Inputs of the
-            model itself that are still needed are added, as the model declares them.
+        inputs: tensors to be fed. Inputs of the model itself that are still needed are added, as the model declares them.
         outputs: dtype of each tensor that is wanted.
         index: that of the model, if it is at hand.
     """
-    wanted = (index or GraphIndex(nodes(model))).needed(outputs, inputs)
+    fed = {port.name for port in inputs}
+    wanted = (index or GraphIndex(nodes(model))).needed(outputs, fed)
     read = {name for node in wanted for name in node.reads} | set(outputs)
     proto = onnx.ModelProto(ir_version=model.proto.ir_version)
     proto.opset_import.extend(model.proto.opset_import)
     graph = proto.graph
     graph.name = model.proto.graph.name or "segment"
     graph.node.extend(model.proto.graph.node[node.index] for node in wanted)
-    graph.initializer.extend(tensor for tensor in model.proto.graph.initializer if tensor.name in read and tensor.name not in inputs)
-    graph.sparse_initializer.extend(own for own in model.proto.graph.sparse_initializer if own.values.name in read)
+    graph.initializer.extend(tensor for tensor in model.proto.graph.initializer if tensor.name in read and tensor.name not in fed)
+    graph.sparse_initializer.extend(tensor for tensor in model.proto.graph.sparse_initializer if tensor.values.name in read)
     held = {tensor.name for tensor in graph.initializer}
-    graph.input.extend(_port(name, dtype, shape) for name, (dtype, shape) in inputs.items() if name in read)
-    graph.input.extend(item for item in model.proto.graph.input if item.name in read and item.name not in inputs and item.name not in held)
+    graph.input.extend(_declared(port) for port in inputs if port.name in read)
+    graph.input.extend(item for item in model.proto.graph.input if item.name in read - fed - held)
     if proto.ir_version < 4:  # initializers must be inputs too
-        graph.input.extend(onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims) for item in graph.initializer)
-    graph.output.extend(_port(name, dtype, None) for name, dtype in outputs.items())
+        graph.input.extend(helper.make_tensor_value_info(item.name, item.data_type, item.dims) for item in graph.initializer)
+    graph.output.extend(_declared(Port(name, dtype, None)) for name, dtype in outputs.items())
     weights = {name: array for name, array in model.weights.items() if name in held}
     return replace(model, proto=proto, weights=weights, edited=True)
 
 
-def _port(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
-    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
+def _declared(port: Port) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(port.dtype), port.shape)
 
 
 def with_constants(model: Model, values: Mapping[str, Array]) -> Model:
@@ -64,13 +60,14 @@ def with_constants(model: Model, values: Mapping[str, Array]) -> Model:
         if name in weights:
             weights[name] = array
         else:
-            fresh = onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
+            fresh = numpy_helper.from_array(np.asarray(array, order="C"), name)
             annotate(fresh, tensor)
             tensor.CopyFrom(fresh)
     return replace(model, proto=proto, weights=weights, edited=True)
 
 
 # ---- the part of a graph that computes sizes -------------------------------------------------------------------------
+
 
 def shape_program(prepared: Prepared, wanted: Sequence[str], sizes: Mapping[str, Array]) -> tuple[Model, dict[str, Array]]:
     """A model that computes ``wanted`` from the results of all shape queries, and those of these results that it reads."""
@@ -94,8 +91,8 @@ def _part(model: Model, nodes: Sequence[Node], feeds: Mapping[str, Array], wante
     proto.graph.node.extend(source.graph.node[node.index] for node in nodes)
     proto.graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in needed)
     for name, array in feeds.items():
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, array.shape))
-    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+        proto.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT64, array.shape))
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
     return replace(model, proto=proto, weights={name: array for name, array in model.weights.items() if name in needed})
 
 
@@ -112,15 +109,15 @@ def conv_chain(width: int, layers: int = 4, side: int = 14) -> Model:
     for index in range(layers):
         kernel = (random.standard_normal((width, width, 3, 3)) / (3 * np.sqrt(width))).astype(np.float32)
         tensors.append(make_initializer(f"w{index}", kernel, weights))
-        source, made = "x" if index == 0 else f"t{index}", f"t{index + 1}"
-        nodes.append(onnx.helper.make_node("Conv", [source, f"w{index}"], [made], pads=[1] * 4))
-    nodes.append(onnx.helper.make_node("GlobalAveragePool", [f"t{layers}"], ["y"]))
+        source, target = "x" if index == 0 else f"t{index}", f"t{index + 1}"
+        nodes.append(helper.make_node("Conv", [source, f"w{index}"], [target], pads=[1] * 4))
+    nodes.append(helper.make_node("GlobalAveragePool", [f"t{layers}"], ["y"]))
     ports = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
         for name, shape in (("x", [1, width, side, side]), ("y", [1, width, 1, 1]))
     ]
-    proto = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "probe", ports[:1], ports[1:], tensors), opset_imports=[onnx.helper.make_opsetid("", OPSET)]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "probe", ports[:1], ports[1:], tensors), opset_imports=[helper.make_opsetid("", OPSET)]
     )
     proto.ir_version = IR
     return Model(proto, weights, "")

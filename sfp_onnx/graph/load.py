@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.helper
-import onnx.inliner
-import onnx.numpy_helper
 from google.protobuf.message import DecodeError
+from onnx import helper, inliner, numpy_helper
 
-from ..core.errors import DataError, ModelError
+from ..core.errors import ModelError
 from ..core.types import Array
-from .model import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, make_stub
-from .storage import densify, to_dense
+from . import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, densify, make_stub, to_dense
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -60,15 +57,15 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
             _attach(tensor, _map_external(tensor, path, name))
     proto = onnx.ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
     model = Model(proto, weights, digest.hexdigest(), path, tuple(files))
-    found = complaint(model)
-    if found and not any(words in found for words in RUNTIME_DECIDES):
-        raise ModelError(f"{name}: onnx.checker rejects the model: {found}")
-    return replace(model, complaint=found)
+    problem = complaint(model)
+    if problem and not any(words in problem for words in RUNTIME_DECIDES):
+        raise ModelError(f"{name}: onnx.checker rejects the model: {problem}")
+    return replace(model, complaint=problem)
 
 
 def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     try:
-        return onnx.inliner.inline_local_functions(proto)
+        return inliner.inline_local_functions(proto)
     except Exception as error:  # onnx raises whatever its C++ does
         raise ModelError(f"{name}: its local functions are damaged: {error}. Export the model again.") from error
 
@@ -136,12 +133,12 @@ def _detach(tensor: onnx.TensorProto, weights: dict[str, Array], path: Path | No
         if not _plain(tensor) or array.nbytes <= INLINE_BYTES:
             _attach(tensor, array)
             return
-        array = array.view(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
+        array = array.view(helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
     elif not _plain(tensor) or _bytes(tensor) <= INLINE_BYTES:
         return
     else:
         try:
-            array = onnx.numpy_helper.to_array(tensor)
+            array = numpy_helper.to_array(tensor)
         except (ValueError, TypeError) as error:
             raise ModelError(f"{name}: initializer '{tensor.name}' is damaged: its data do not fill shape {list(tensor.dims)}") from error
     weights[tensor.name] = array
@@ -152,11 +149,11 @@ def _plain(tensor: onnx.TensorProto) -> bool:
     """Whether numpy itself knows the type, so that onnxruntime takes the array as it is (not bfloat16, int4, strings)."""
     if tensor.data_type == onnx.TensorProto.STRING:
         return False
-    return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).isbuiltin == 1
+    return helper.tensor_dtype_to_np_dtype(tensor.data_type).isbuiltin == 1
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.float64)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims, dtype=np.float64)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _attach(tensor: onnx.TensorProto, raw: Array) -> None:
@@ -189,27 +186,27 @@ def _map_external(tensor: onnx.TensorProto, path: Path | None, name: str) -> Arr
 def _name_apart(graph: onnx.GraphProto) -> None:
     """Number the nodes that share a name: onnxruntime refuses them, onnx does not."""
     taken = {node.name for node in graph.node}
-    seen: set[str] = set()
+    used: set[str] = set()
     for node in graph.node:
         base, number = node.name, 1
-        while node.name and node.name in seen:
+        while node.name and node.name in used:
             number += 1
             node.name = f"{base}_{number}" if f"{base}_{number}" not in taken else node.name
-        seen.add(node.name)
+        used.add(node.name)
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:
     """Put nodes behind those that they read, if they are not (some converters append casts at the end); else leave the order."""
-    made = {name for node in graph.node for name in node.output if name}
-    seen: set[str] = set()
+    computed = {name for node in graph.node for name in node.output if name}
+    known: set[str] = set()
     waiting = list(graph.node)
     ordered: list[onnx.NodeProto] = []
     while waiting:
         blocked = []
         for node in waiting:
-            if all(name not in made or name in seen for name in _read_names(node)):
+            if all(name not in computed or name in known for name in _read_names(node)):
                 ordered.append(node)
-                seen.update(node.output)
+                known.update(node.output)
             else:
                 blocked.append(node)
         if not ordered or len(blocked) == len(waiting):
@@ -225,7 +222,7 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
 def _read_names(node: onnx.NodeProto) -> list[str]:
     """Inputs of a node and of the nodes in its sub-graphs."""
     inner = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
-    return [name for name in node.input if name] + [name for graph in inner for own in graph.node for name in _read_names(own)]
+    return [name for name in node.input if name] + [name for graph in inner for below in graph.node for name in _read_names(below)]
 
 
 def _constants_to_initializers(proto: onnx.ModelProto) -> None:
@@ -239,7 +236,7 @@ def _constants_to_initializers(proto: onnx.ModelProto) -> None:
         else:
             graph.initializer.append(tensor)
             if proto.ir_version < 4:
-                graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     if len(kept) != len(graph.node):
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
         del graph.node[:]
@@ -254,29 +251,15 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     if attribute.name == "value":
         tensor.CopyFrom(attribute.t)
     elif attribute.name == "sparse_value":
-        tensor = onnx.numpy_helper.from_array(to_dense(attribute.sparse_tensor, "the model"))
+        tensor = numpy_helper.from_array(to_dense(attribute.sparse_tensor, "the model"))
     elif attribute.name in ("value_float", "value_floats"):
-        tensor = onnx.numpy_helper.from_array(np.asarray(onnx.helper.get_attribute_value(attribute), np.float32))
+        tensor = numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), np.float32))
     elif attribute.name in ("value_int", "value_ints"):
-        tensor = onnx.numpy_helper.from_array(np.asarray(onnx.helper.get_attribute_value(attribute), np.int64))
+        tensor = numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), np.int64))
     else:
         return None
     tensor.name = node.output[0]
     return tensor
-
-
-def load_tensor(path: Path) -> tuple[str, Array]:
-    """Name and value of a serialized TensorProto (``input_0.pb``).
-
-    Raises:
-        DataError: not a tensor.
-    """
-    tensor = onnx.TensorProto()
-    try:
-        tensor.ParseFromString(path.read_bytes())
-        return tensor.name, onnx.numpy_helper.to_array(tensor)
-    except (DecodeError, ValueError, TypeError, OSError) as error:
-        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error
 
 
 # ---- damage that would make others stumble later ---------------------------------------------------------------------
@@ -307,12 +290,12 @@ def check_sound(proto: onnx.ModelProto, name: str) -> None:
                 raise ModelError(f"{name}: tensor '{item.name}' has the unknown element type {kind}. The file is damaged: export it again.")
         for node in graph.node:
             for attribute in node.attribute:
-                if not all(_is_text(own) for own in (attribute.s, *attribute.strings)):
+                if not all(_is_text(text) for text in (attribute.s, *attribute.strings)):
                     raise ModelError(f"{name}: node '{node.name}': attribute '{attribute.name}' is no UTF-8 text. Export the model again.")
         for tensor in _tensors(graph):
-            found = _complaint(tensor)
-            if found:
-                raise ModelError(f"{name}: tensor '{tensor.name}' is damaged: {found}. Export the model again.")
+            problem = _complaint(tensor)
+            if problem:
+                raise ModelError(f"{name}: tensor '{tensor.name}' is damaged: {problem}. Export the model again.")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -333,7 +316,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _known(kind: int) -> bool:
     try:
-        onnx.helper.tensor_dtype_to_np_dtype(kind)
+        helper.tensor_dtype_to_np_dtype(kind)
     except (KeyError, ValueError, TypeError):
         return False
     return True
@@ -356,13 +339,13 @@ def _complaint(tensor: onnx.TensorProto) -> str:
         return ""  # compared with the file when it is mapped
     count = prod(tensor.dims)
     if tensor.HasField("raw_data"):
-        bits = PACKED.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        wanted, found, what = (count * bits + 7) // 8, len(tensor.raw_data), "bytes"
+        bits = PACKED.get(tensor.data_type) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        wanted, present, what = (count * bits + 7) // 8, len(tensor.raw_data), "bytes"
         if tensor.data_type == onnx.TensorProto.STRING:
             return "strings cannot stand in raw_data"
     else:
         field, each = FIELDS.get(tensor.data_type, ("int32_data", 1))
-        wanted, found, what = count * each, len(getattr(tensor, field)), f"numbers in {field}"
+        wanted, present, what = count * each, len(getattr(tensor, field)), f"numbers in {field}"
         if tensor.data_type in PACKED:
             wanted = (count * PACKED[tensor.data_type] + 7) // 8
-    return "" if wanted == found else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {found}"
+    return "" if wanted == present else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {present}"

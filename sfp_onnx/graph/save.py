@@ -1,6 +1,6 @@
 """Writing files so that they are there whole or not at all, whatever ends the program.
 
-Contents go to a hidden file in the same folder, ``.NAME.<random>.tmp``, that is renamed when all is written; `scratch` removes what a
+Contents go to a hidden file in the same folder, ``.NAME.<random>.tmp``, that is renamed when all is written; `core.system` removes what a
 killed program leaves of them. Files that belong together are renamed under a lock of their folder, so that of two runs that write to
 the same names at the same time one wins as a whole.
 """
@@ -13,19 +13,18 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import onnx
-import onnx.checker
-import onnx.numpy_helper
+from onnx import checker, helper, numpy_helper
 
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.system import goes_at_the_end
 from ..core.types import Array
-from .model import Model, annotate, serialized
-from .storage import sparsify
+from . import Model, annotate, make_initializer, serialized
 
 try:
     import fcntl
@@ -106,6 +105,19 @@ def _lock(folder: Path, until: ExitStack) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of the system while ``path`` is written.
+
+    Raises:
+        OutputError: the path, and the system's words.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+@contextmanager
 def atomic(*paths: Path) -> Iterator[list[IO[bytes]]]:
     """Write files that appear together: ``with atomic(path) as (stream,)``. Inside `together`, they appear at its end."""
     with together(), ExitStack() as undo:
@@ -151,7 +163,7 @@ def to_proto(model: Model, sparse: bool = False) -> onnx.ModelProto:
     proto.CopyFrom(model.proto)
     for tensor in proto.graph.initializer:
         if tensor.name in model.weights:
-            whole = onnx.numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name)
+            whole = numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name)
             annotate(whole, tensor)
             tensor.CopyFrom(whole)
     if sparse:
@@ -163,8 +175,8 @@ def to_proto(model: Model, sparse: bool = False) -> onnx.ModelProto:
 def _check_sparse(proto: onnx.ModelProto, model: Model) -> None:
     if not model.complaint:
         try:
-            onnx.checker.check_model(proto)
-        except (onnx.checker.ValidationError, ValueError) as error:
+            checker.check_model(proto)
+        except (checker.ValidationError, ValueError) as error:
             raise ModelError(f"{model.name}: onnx.checker rejects the sparse initializers: {error}. Store the model dense.") from error
 
 
@@ -182,13 +194,10 @@ def save(model: Model, path: str | Path, external: bool | None = None, sparse: b
     files = _contents(model, path, external, sparse)
     for other in files[1:]:
         check_output(other[0], model.paths)
-    try:
-        with atomic(*(own for own, _ in reversed(files))) as streams:  # the data first, the model that refers to them last
-            for stream, (_, pieces) in zip(reversed(streams), files, strict=True):
-                for piece in pieces:
-                    stream.write(piece)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+    with writing(path), atomic(*(file for file, _ in reversed(files))) as streams:  # the data first, the model that refers to them last
+        for stream, (_, pieces) in zip(reversed(streams), files, strict=True):
+            for piece in pieces:
+                stream.write(piece)
     return path
 
 
@@ -240,7 +249,7 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     Raises:
         OutputError: one of the ``inputs``, a folder or device, a missing folder, no permission.
     """
-    try:
+    with writing(path):
         if any(path.resolve() == source.resolve() for source in inputs):
             raise OutputError(f"{path}: the output is an input file (or another output), which is never touched. Choose another name.")
         if path.is_dir():
@@ -251,8 +260,6 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
             raise OutputError(f"{path}: the folder '{path.parent}' does not exist. Make it first.")
         if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
             raise OutputError(f"{path}: no permission to write there.")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
 def write_text(path: str | Path, text: str, inputs: Iterable[Path] = ()) -> None:
@@ -263,8 +270,84 @@ def write_text(path: str | Path, text: str, inputs: Iterable[Path] = ()) -> None
     """
     path = Path(path)
     check_output(path, inputs)
-    try:
-        with atomic(path) as (stream,):
-            stream.write(text.encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+    with writing(path), atomic(path) as (stream,):
+        stream.write(text.encode())
+
+
+# ---- weights in half precision ---------------------------------------------------------------------------------------
+
+LARGEST = float(np.finfo(np.float16).max)
+
+
+def half_weights(model: Model) -> tuple[Model, Model, tuple[str, ...]]:
+    """The model with its large float32 weights stored as float16 behind a Cast, which onnxruntime folds when it loads the model; the
+    same model with the rounded weights in float32; and the names of weights that float16 cannot hold and that were left as they are.
+
+    Inputs, outputs, activations and what the kernels compute in stay float32.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    fixed = {item.name for item in [*proto.graph.input, *proto.graph.output]}
+    taken = fixed | {tensor.name for tensor in proto.graph.initializer} | {name for node in proto.graph.node for name in node.output}
+    stored: dict[str, Array] = dict(model.weights)
+    rounded: dict[str, Array] = dict(model.weights)
+    casts, left = [], []
+    for tensor in proto.graph.initializer:
+        name = tensor.name
+        if name not in model.weights or model.weights[name].dtype != np.float32 or name in fixed:
+            continue
+        if not np.abs(model.weights[name]).max() <= LARGEST:
+            left.append(name)
+            continue
+        small = model.weights[name].astype(np.float16)
+        half = f"{name}/half"
+        while half in taken:
+            half += "_"
+        taken.add(half)
+        del stored[name]
+        rounded[name] = small.astype(np.float32)
+        tensor.CopyFrom(make_initializer(half, small, stored))
+        casts.append(helper.make_node("Cast", [half], [name], f"{half}/to_float", to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *proto.graph.node]
+    fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del proto.graph.node[:]
+    proto.graph.node.extend(fresh)
+    return replace(model, proto=proto, weights=stored, edited=True), replace(model, weights=rounded, edited=True), tuple(left)
+
+
+# ---- sparse initializers ---------------------------------------------------------------------------------------------
+
+
+INDEX_BYTES = 8  # onnx.checker takes 64-bit indices only
+
+OVERHEAD_BYTES = 48  # names and headers of the two tensors inside
+
+FIRST_IR_VERSION = 6
+
+STORED = (np.float16, np.float32, np.float64)
+
+
+def sparse_bytes(array: Array) -> int:
+    """Bytes of an array as a sparse initializer."""
+    return int(np.count_nonzero(array)) * (array.dtype.itemsize + INDEX_BYTES) + OVERHEAD_BYTES
+
+
+def sparsify(proto: onnx.ModelProto, only: Iterable[str]) -> None:
+    """Make initializers sparse where that is smaller: floating ones, named in ``only``, that are not listed as inputs."""
+    graph = proto.graph
+    inputs, wanted = {item.name for item in graph.input}, set(only)
+    kept = []
+    for tensor in graph.initializer:
+        array = numpy_helper.to_array(tensor) if tensor.name in wanted and tensor.name not in inputs else None
+        if array is None or array.dtype not in STORED or sparse_bytes(array) >= array.nbytes or not array.any():
+            kept.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+            continue
+        flat = array.reshape(-1)
+        indices = np.flatnonzero(flat).astype(np.int64)
+        sparse = graph.sparse_initializer.add(dims=array.shape)
+        sparse.values.CopyFrom(numpy_helper.from_array(flat[indices], tensor.name))
+        sparse.indices.CopyFrom(numpy_helper.from_array(indices))
+    if len(kept) < len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        proto.ir_version = max(proto.ir_version, FIRST_IR_VERSION)

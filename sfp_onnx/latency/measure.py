@@ -22,9 +22,8 @@ from .. import graph
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
+from ..graph import GraphIndex, Model, inputs, serialized
 from ..graph.extract import conv_chain, named_by_output
-from ..graph.index import GraphIndex
-from ..graph.model import Model, inputs, serialized
 from ..graph.save import write_text
 from ..planning.work import Kind
 from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version

@@ -15,8 +15,7 @@ from ..core.errors import ProfileError, SfpError
 from ..core.types import Align, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
-from ..graph.index import GraphIndex
-from ..graph.model import Model
+from ..graph import GraphIndex, Model
 from ..planning import SECONDS, Gauge, figure
 from ..planning.figures import Scene
 from ..planning.widths import choices, of_widths, steps_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..core.errors import OptionError, TargetError
 from ..core.options import BYTES as BYTES
 from ..core.types import BoolArray, FloatArray, IntArray
-from ..graph.model import Model
+from ..graph import Model
 
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}

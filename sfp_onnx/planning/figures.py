@@ -8,15 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from ..core.options import PlanOptions
+from ..core.options import BYTES, PlanOptions
 from ..core.types import BoolArray, FloatArray, IntArray
 from ..coupling import cost
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
-from ..graph.model import initializers, inputs, outputs
+from ..graph import initializers, inputs, outputs
 from ..graph.save import file_bytes
 from ..runtime import Setup
-from . import BYTES, COUNTS, FIGURES, Gauge, figure, parse_target
+from . import COUNTS, FIGURES, Gauge, figure, parse_target
 from .work import Ends, Liveness, liveness, macs_terms, weight_terms
 
 

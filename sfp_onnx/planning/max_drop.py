@@ -16,7 +16,7 @@ from ..core.types import Array, BoolArray, IntArray, Plan
 from ..coupling.analysis import Progress, silent
 from ..data.dataset import Dataset
 from ..evaluation import EACH, metric_for, outputs
-from ..graph.model import Model
+from ..graph import Model
 from ..repair import rebuilt
 from .record import removal_of
 from .search import Candidates, plan_for

@@ -9,16 +9,15 @@ import numpy as np
 
 from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, FloatArray, LayerFit
+from ..core.types import Array, BoolArray, Coupling, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..cut import cut
 from ..data.dataset import Dataset
 from ..evaluation import measure
+from ..graph import Constants, GraphIndex, Model, Prepared, check, nodes
 from ..graph.edit import Editor
 from ..graph.extract import with_constants
-from ..graph.index import GraphIndex
-from ..graph.model import Constants, Model, Prepared, check, nodes
-from .lockstep import repair
+from .lockstep import LayerFit, repair
 from .steps import tainted
 from .walk import Store, Walk
 
@@ -66,17 +65,17 @@ def repaired(
         raise OptionError(f"unknown repair '{options.kind}'. Known: {', '.join(REPAIRS)}")
     fitted, judge, apart = _split(data, options.seed)
     if options.kind == "bn":
-        model, fits, said = _moments(analysis, pruned, removed, fitted, options)
+        model, fits, words = _moments(analysis, pruned, removed, fitted, options)
     else:
-        model, fits, said = _weights(analysis, pruned, removed, fitted, options, progress)
+        model, fits, words = _weights(analysis, pruned, removed, fitted, options, progress)
     check(model)
     word, (before, after) = distances(analysis, (pruned, model), judge)
     place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
     result = f"distance from the original ({word}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
-    said = f"repair ({options.kind}, {fitted.samples} samples): {said}; {result}"
-    notes = [said]
+    words = f"repair ({options.kind}, {fitted.samples} samples): {words}; {result}"
+    notes = [words]
     if not np.isfinite(after) or after > max(before, NOTHING):
-        problem = f"the repair took the model away from the original: {said}. "
+        problem = f"the repair took the model away from the original: {words}. "
         if not options.force:
             raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
         notes.append(problem + "Kept, because of --force.")
@@ -105,13 +104,13 @@ def _weights(
     with progress("repairing", len(analysis.coupling.layers)) as advance:
         feeds = feeds_of(analysis, data)
         model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, lambda done, total: advance(1))
-    counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
-    said = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
+    counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
+    words = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
     kept = [fit.layer for fit in fits if fit.kind == "kept"]
     if kept:
         shown = ", ".join(kept[:SHOWN]) + (", ..." if len(kept) > SHOWN else "")
-        said += f"; {len(kept)} cannot be re-fitted (recurrent, integer, or a weight that is computed or used otherwise): {shown}"
-    return model, fits, said
+        words += f"; {len(kept)} cannot be re-fitted (recurrent, integer, or a weight that is computed or used otherwise): {shown}"
+    return model, fits, words
 
 
 def _moments(
@@ -135,12 +134,12 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tup
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
     if classifier:
-        return "KL divergence", [own.divergence / data.samples for own in answers[1:]]
-    ratios = [float(np.sqrt(own.squared_error / own.squared_reference)) if own.squared_reference else 0.0 for own in answers[1:]]
-    return "relative error", ratios
+        return "KL divergence", [sums.divergence / data.samples for sums in answers[1:]]
+    return "relative error", [sums.relative_error or 0.0 for sums in answers[1:]]
 
 
 # ---- re-estimate the statistics of batchnormalization on calibration data --------------------------------------------
+
 
 def reestimate(
     prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]], memory: int

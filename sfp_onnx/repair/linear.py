@@ -1,7 +1,7 @@
 """Running sums of a least-squares problem, and what stands for them where there are fewer rows than inputs.
 
 All kinds have the same face: ``shape`` (blocks g, inputs k, outputs o), ``count`` of rows, ``means``, ``centred``, ``rounding``, ``error``
-of a change, ``without_means``; see `leastsquares` for the symbols.
+of a change, ``without_means``; see `ridge` for the symbols.
 """
 
 from __future__ import annotations
@@ -32,13 +32,8 @@ class Normal:
     @classmethod
     def empty(cls, blocks: int, inputs: int, outputs: int) -> Normal:
         """All sums zero."""
-        return cls(
-            gram=np.zeros((blocks, inputs, inputs)),
-            cross=np.zeros((blocks, inputs, outputs)),
-            rows=np.zeros((blocks, inputs)),
-            errors=np.zeros((blocks, outputs)),
-            squares=np.zeros((blocks, outputs)),
-        )
+        square, sums = np.zeros((blocks, inputs, inputs)), np.zeros((blocks, inputs, outputs))
+        return cls(square, sums, np.zeros((blocks, inputs)), np.zeros((blocks, outputs)), np.zeros((blocks, outputs)))
 
     def update(self, rows: Array, errors: Array) -> None:
         """Add rows (g, n, k) with errors (g, n, o). Products of one call are float32, sums over calls float64."""
@@ -87,9 +82,9 @@ class Normal:
 
     def _about_means(self, gram: FloatArray) -> FloatArray:
         means = self.means[0]
-        for own, block in enumerate(gram):
+        for index, block in enumerate(gram):
             for start in range(0, len(block), STRIP):
-                block[start : start + STRIP] -= self.rows[own, start : start + STRIP, None] * means[own]
+                block[start : start + STRIP] -= self.rows[index, start : start + STRIP, None] * means[index]
         return gram
 
     def rounding(self) -> FloatArray:
@@ -149,9 +144,9 @@ class Samples:
 
     def summed(self) -> Normal:
         """The same as sums."""
-        found = Normal.empty(*self.shape)
-        found.update(self.rows, self.errors)
-        return found if self.centre else found.without_means()
+        sums = Normal.empty(*self.shape)
+        sums.update(self.rows, self.errors)
+        return sums if self.centre else sums.without_means()
 
 
 @dataclass(frozen=True)
@@ -163,7 +158,7 @@ class Joint:
     @classmethod
     def of(cls, parts: Sequence[Normal | Samples]) -> Joint:
         """Sums of the uses."""
-        return cls(tuple(own.summed() if isinstance(own, Samples) else own for own in parts))
+        return cls(tuple(part.summed() if isinstance(part, Samples) else part for part in parts))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -173,31 +168,30 @@ class Joint:
     @property
     def count(self) -> float:
         """Rows of all uses."""
-        return sum(own.count for own in self.parts)
+        return sum(part.count for part in self.parts)
 
     @property
     def means(self) -> tuple[FloatArray, FloatArray]:
         """Of rows (uses, g, k) and errors (uses, g, o)."""
-        rows, errors = zip(*(own.means for own in self.parts), strict=True)
+        rows, errors = zip(*(part.means for part in self.parts), strict=True)
         return np.stack(rows), np.stack(errors)
 
     def without_means(self) -> Joint:
         """As `Normal.without_means`."""
-        return Joint(tuple(own.without_means() for own in self.parts))
+        return Joint(tuple(part.without_means() for part in self.parts))
 
     def error(self, change: FloatArray, bias: FloatArray) -> float:
         """As `Normal.error`, over all uses."""
-        return sum(own.error(change, shift) for own, shift in zip(self.parts, bias, strict=True))
+        return sum(part.error(change, shift) for part, shift in zip(self.parts, bias, strict=True))
 
     def centred(self) -> tuple[FloatArray, FloatArray]:
         """As `Normal.centred`, each use about its own means."""
-        covariances, crosses = zip(*(own.centred() for own in self.parts), strict=True)
+        covariances, crosses = zip(*(part.centred() for part in self.parts), strict=True)
         return sum(covariances[1:], covariances[0]), sum(crosses[1:], crosses[0])
 
     def rounding(self) -> FloatArray:
         """As `Normal.rounding`."""
-        found: FloatArray = np.sum([own.rounding() for own in self.parts], 0)
-        return found
+        return np.asarray(np.sum([part.rounding() for part in self.parts], 0))
 
 
 Sums = Normal | Samples | Joint
@@ -215,15 +209,15 @@ class Gathered:
     def add(self, rows: Array, errors: Array) -> None:
         """Rows (g, n, k) with errors (g, n, o), float32."""
         self._waiting.append((rows, errors))
-        if sum(own.shape[1] for own, _ in self._waiting) >= self._shape[1]:
+        if sum(waiting.shape[1] for waiting, _ in self._waiting) >= self._shape[1]:
             self._normal = self._normal or Normal.empty(*self._shape)
             self._normal.update(*self._joined())
             self._waiting = []
 
     def _joined(self) -> tuple[Array, Array]:
         blocks, inputs, outputs = self._shape
-        rows = [np.zeros((blocks, 0, inputs), np.float32), *(own for own, _ in self._waiting)]
-        errors = [np.zeros((blocks, 0, outputs), np.float32), *(own for _, own in self._waiting)]
+        rows = [np.zeros((blocks, 0, inputs), np.float32), *(waiting for waiting, _ in self._waiting)]
+        errors = [np.zeros((blocks, 0, outputs), np.float32), *(waiting for _, waiting in self._waiting)]
         return (rows[1], errors[1]) if len(rows) == 2 else (np.concatenate(rows, 1), np.concatenate(errors, 1))
 
     def sums(self) -> Normal | Samples:
@@ -239,7 +233,7 @@ class Gathered:
 def together(first: Sums, second: Sums) -> Sums:
     """Both. The sums of the larger one may be changed."""
     if isinstance(first, Joint) and isinstance(second, Joint):
-        return Joint(tuple(own.absorb(other) for own, other in zip(first.parts, second.parts, strict=True)))
+        return Joint(tuple(part.absorb(other) for part, other in zip(first.parts, second.parts, strict=True)))
     if isinstance(first, Normal) and isinstance(second, Normal):
         return first.absorb(second)
     if isinstance(second, Normal):
@@ -254,8 +248,7 @@ def together(first: Sums, second: Sums) -> Sums:
 
 
 def _rounding(size: FloatArray) -> FloatArray:
-    found: FloatArray = np.maximum(ROUNDING * size, np.finfo(np.float32).tiny)
-    return found
+    return np.asarray(np.maximum(ROUNDING * size, np.finfo(np.float32).tiny))
 
 
 # ---- positive definite systems by cholesky factors -------------------------------------------------------------------
@@ -312,8 +305,7 @@ def positive_inverse(matrix: FloatArray, strength: float) -> FloatArray:
     lower = factor(matrix, strength)
     half = _lower_inverse(lower)
     del lower
-    found: FloatArray = half.T @ half
-    return found
+    return np.asarray(half.T @ half)
 
 
 def _lower_inverse(lower: FloatArray) -> FloatArray:
@@ -322,7 +314,7 @@ def _lower_inverse(lower: FloatArray) -> FloatArray:
     if size <= SMALL:
         return np.asarray(np.tril(np.linalg.inv(lower)), np.float64)
     half = size // 2
-    found = np.zeros_like(lower)
-    found[:half, :half], found[half:, half:] = _lower_inverse(lower[:half, :half]), _lower_inverse(lower[half:, half:])
-    found[half:, :half] = -found[half:, half:] @ (lower[half:, :half] @ found[:half, :half])
-    return found
+    inverse = np.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = _lower_inverse(lower[:half, :half]), _lower_inverse(lower[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    return inverse

@@ -14,21 +14,34 @@ from math import ceil
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, IntArray, LayerFit
+from ..core.types import Array, BoolArray, Coupling, IntArray
 from ..coupling.cost import keep_mask
+from ..graph import Model, Prepared
 from ..graph.extract import with_constants
-from ..graph.model import Model, Prepared
 from ..runtime import Session
 from .linear import Gathered, Joint, Normal, Sums, together
-from .ridge import Coding, best_ridge, best_steps, inverse_of, mean_shift, per_block, solve, ways, write
-from .steps import Aim, End, Scene, Step, candidates, ends, give_biases, plan_steps, tainted
-from .walk import Store, Walk
+from .ridge import best_ridge, best_steps, mean_shift, solve
+from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
+from .walk import Aim, Coding, End, Key, Step, Store, Walk, inverse_of, per_block, ways, write
 
 MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
 ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
 Feeds = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What the repair did to one layer: ``kind`` is "weights", "bias", "unchanged" (nothing helped) or "kept" (it cannot be re-fitted);
+    errors are those of its target on held-out rows, relative to the target's variance."""
+
+    layer: str
+    kind: str
+    ridge: float
+    rows: int
+    error_before: float
+    error_after: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def repair(
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
     tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, masks), masks)
     fits = [LayerFit(name, "kept", 0.0, 0, 0.0, 0.0) for name in kept]
-    scene = give_biases(scene, [layer for own in tasks for layer in own])
+    scene = give_biases(scene, [layer for layers in tasks for layer in layers])
     planned = plan_steps(scene, tasks, masks, ends(scene, removed))
     if not planned:
         return changed, fits
@@ -117,10 +130,10 @@ class Use:
     inputs: int = 0
     sums: tuple[Gathered, ...] = ()
 
-    def add(self, setting: Setting, weight: Array, tensors: tuple[Array, Array], seed: tuple[int, ...], scaled: bool) -> None:
-        """One more batch: the layer's input and what the original has for its target. ``scaled``: errors in units of the target, not of
-        the output."""
-        step, walk, (data, wanted), batch = self.step, setting.after, tensors, seed[1]
+    def add(self, setting: Setting, weight: Array, data: Array, wanted: Array, seed: tuple[int, ...], scaled: bool) -> None:
+        """One more batch: the layer's input ``data``, and what the original has for its target (``wanted``). ``scaled``: errors in
+        units of the target, not of the output."""
+        step, walk, batch = self.step, setting.after, seed[1]
         wanted = _kept(setting, step, wanted)
         if batch == 0 and step.target != step.output:
             self.chain = measure_chain(walk, step, wanted)
@@ -131,7 +144,7 @@ class Use:
         rows = form.rows(data, wanted.shape, chosen, blocks)
         answers = form.answers(wanted, chosen, blocks).astype(np.float32)
         self.energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
-        errors = answers - _present(step, walk, self.chain, (rows, matrix, wanted, chosen, batch))
+        errors = answers - _present(step, walk, self.chain, matrix, Batch(chosen, rows, wanted, batch))
         if not scaled:
             errors = errors * inverse_of(per_block(self.chain.scale, errors)).astype(np.float32)
         if not self.sums:
@@ -139,9 +152,9 @@ class Use:
             self.inputs = matrix.shape[1] if setting.options.kind == "lstsq" and solvable(matrix.shape[1], few) else 0
             self.sums = tuple(Gathered(blocks, self.inputs, errors.shape[2]) for _ in range(2))
         rows = rows[:, :, : self.inputs]
-        for own, places in zip(self.sums, _split(setting, batch, rows.shape[1]), strict=True):
+        for gathered, places in zip(self.sums, _split(setting, batch, rows.shape[1]), strict=True):
             if places is not None:
-                own.add(rows[:, places], errors[:, places])
+                gathered.add(rows[:, places], errors[:, places])
 
 
 def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFit]:
@@ -152,10 +165,10 @@ def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFi
     segment = walk.advance([name for step in steps for name in (step.data, *operands(walk, step))])
     uses = [Use(step) for step in steps]
     for batch in range(setting.batches):
-        originals, found = reference.run(batch), segment.run(batch)
+        originals, values = reference.run(batch), segment.run(batch)
         for place, use in enumerate(uses):
-            tensors = found[use.step.data], originals[use.step.reference]
-            use.add(setting, weight, tensors, (number, batch, *([place] if place else [])), len(uses) == 1)
+            data, wanted = values[use.step.data], originals[use.step.reference]
+            use.add(setting, weight, data, wanted, (number, batch, *([place] if place else [])), len(uses) == 1)
     setting.before.finish()
     walk.finish()
     return _accept(setting, uses, weight)
@@ -173,11 +186,11 @@ def refit_end(setting: Setting, end: End) -> LayerFit:
         segment.run(batch)
         chain = chain if batch else measure_chain(walk, end, wanted, value)
         errors = wanted.astype(np.float32) - target_at(walk, end, chain, value, batch)
-        rows, answers = (_vectors(own, end.axis, value.size) for own in (errors, wanted))
+        rows, answers = (_vectors(tensor, end.axis, value.size) for tensor in (errors, wanted))
         energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
-        for own, places in zip(sums, _split(setting, batch, rows.shape[1]), strict=True):
+        for part, places in zip(sums, _split(setting, batch, rows.shape[1]), strict=True):
             if places is not None:
-                own.update(rows[:, places, :0], rows[:, places])
+                part.update(rows[:, places, :0], rows[:, places])
     setting.before.finish()
     walk.finish()
     fit, held = sums
@@ -206,7 +219,7 @@ def solvable(inputs: int, rows: float) -> bool:
 def budget_of(memory: int, steps: Iterable[Step]) -> int:
     """Bytes that are left for activations when the matrices of the widest layer have their share."""
     inputs = [len(step.linear.form.inputs_of(step.weight.shape, 1)) for step in steps]
-    largest = max((own for own in inputs if solvable(own, np.inf)), default=0)
+    largest = max((count for count in inputs if solvable(count, np.inf)), default=0)
     return max(memory - (GRAM_COPIES + 1) * 8 * largest**2, memory // 4)  # one for rows on their way into the sums
 
 
@@ -216,16 +229,16 @@ def operands(walk: Walk, step: Aim) -> list[str]:
         return []
     behind = {node.index for node in walk.index.reached([step.output])}
     chain = [node for node in walk.index.needed([step.target], {step.output}) if node.index in behind]
-    made = {step.output, *(name for node in chain for name in node.outputs)}
-    return sorted({name for node in chain for name in node.inputs if walk.is_tensor(name)} - made)
+    inside = {step.output, *(name for node in chain for name in node.outputs)}
+    return sorted({name for node in chain for name in node.inputs if walk.is_tensor(name)} - inside)
 
 
 def _kept(setting: Setting, step: Aim, array: Array) -> Array:
     """A tensor of the original without the channels that were removed."""
-    for own in setting.coupling.tensors.get(step.reference, ()):
-        mask = keep_mask(own.units, setting.removed)
-        if not mask.all() and array.shape[own.axis] == len(mask):
-            array = np.compress(mask, array, own.axis)
+    for carried in setting.coupling.tensors.get(step.reference, ()):
+        mask = keep_mask(carried.units, setting.removed)
+        if not mask.all() and array.shape[carried.axis] == len(mask):
+            array = np.compress(mask, array, carried.axis)
     return array
 
 
@@ -246,23 +259,31 @@ def measure_chain(walk: Walk, step: Step | End, wanted: Array, like: Array | Non
 
 def target_at(walk: Walk, step: Aim, chain: Chain, output: Array, batch: int) -> Array:
     assert chain.session is not None
-    feeds = {name: walk.store.get((name, batch)) for name in chain.inputs}
-    found: Array = chain.session.run({step.output: output, **feeds}, [step.target])[0]
-    return found
+    feeds = {name: walk.store.get(Key(name, batch)) for name in chain.inputs}
+    return np.asarray(chain.session.run({step.output: output, **feeds}, [step.target])[0])
 
 
-def _present(step: Step, walk: Walk, chain: Chain, parts: tuple[Array, Array, Array, IntArray, int]) -> Array:
+@dataclass(frozen=True)
+class Batch:
+    """One batch of a layer: the ``chosen`` positions of its output, what they read (``rows``), what the original has for the whole target
+    (``wanted``), and the number of the batch."""
+
+    chosen: IntArray
+    rows: Array
+    wanted: Array
+    number: int
+
+
+def _present(step: Step, walk: Walk, chain: Chain, matrix: Array, batch: Batch) -> Array:
     """rest + s (P W + b) at the chosen positions: where the target stands now."""
-    rows, matrix, wanted, chosen, batch = parts
-    made = rows @ matrix
+    product = batch.rows @ matrix
     if step.bias is not None and step.inside:
         vector = step.bias.value(walk.constant).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
-        made += vector.reshape(len(made), 1, -1)
+        product += vector.reshape(len(product), 1, -1)
     if chain.session is None:
-        return made
-    rest = step.linear.form.answers(target_at(walk, step, chain, np.zeros_like(wanted), batch), chosen, len(rows))
-    found: Array = rest.astype(np.float32) + made * per_block(chain.scale, made).astype(np.float32)
-    return found
+        return product
+    rest = step.linear.form.answers(target_at(walk, step, chain, np.zeros_like(batch.wanted), batch.number), batch.chosen, len(batch.rows))
+    return np.asarray(rest.astype(np.float32) + product * per_block(chain.scale, product).astype(np.float32))
 
 
 def positions(setting: Setting, step: Step, seed: tuple[int, ...], output: Sequence[int], inputs: int) -> IntArray:
@@ -324,8 +345,8 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
 
 
 def _sums(uses: Sequence[Use], part: int) -> Sums:
-    found = []
+    parts = []
     for use in uses:
-        own = use.sums[part].sums()
-        found.append(own if use.step.bias is not None else own.without_means())
-    return found[0] if len(found) == 1 else Joint.of(found)
+        sums = use.sums[part].sums()
+        parts.append(sums if use.step.bias is not None else sums.without_means())
+    return parts[0] if len(parts) == 1 else Joint.of(parts)

@@ -13,15 +13,12 @@ comes from the dual problem: with the centred rows Q and errors F, D = Q' (Q Q' 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 
 from ..core.types import Array, BoolArray, FloatArray
 from .linear import Joint, Normal, Samples, Sums, positive_inverse, positive_solve
-from .steps import Step
-from .walk import Walk
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
@@ -46,8 +43,8 @@ def solve(sums: Sums, ridge: float, mask: BoolArray | None = None, steps: int | 
     if mask is None or mask.all():
         return next(solutions(sums, [ridge]))
     change: Array = np.zeros(sums.shape)
-    for found in islice(_descent(sums, ridge, mask), CG_STEPS if steps is None else steps):
-        change = found
+    for better in islice(_descent(sums, ridge, mask), CG_STEPS if steps is None else steps):
+        change = better
     change = change.astype(np.float64)
     return change, _bias(sums, change)
 
@@ -63,13 +60,11 @@ def solutions(sums: Sums, ridges: Sequence[float]) -> Iterator[tuple[FloatArray,
 def _bias(sums: Sums, change: Array) -> FloatArray:
     """The best bias for a change of the weights: d = mean e - mean p D."""
     rows, errors = sums.means
-    bias: FloatArray = errors - (rows[..., None, :] @ change)[..., 0, :]
-    return bias
+    return np.asarray(errors - (rows[..., None, :] @ change)[..., 0, :])
 
 
 def _strength(sums: Sums, wanted: FloatArray) -> FloatArray:
-    found: FloatArray = np.maximum(wanted, sums.rounding())
-    return found
+    return np.asarray(np.maximum(wanted, sums.rounding()))
 
 
 Strength = Callable[[float], FloatArray]
@@ -84,7 +79,7 @@ def _primal(sums: Normal | Joint) -> tuple[Strength, Change]:
 
     def change(strength: FloatArray) -> FloatArray:
         covariance[:, size, size] = diagonal
-        solved = [positive_solve(*own) for own in zip(covariance, cross, strength.tolist(), strict=True)]
+        solved = [positive_solve(*problem) for problem in zip(covariance, cross, strength.tolist(), strict=True)]
         return np.stack(solved) if solved else np.zeros(cross.shape)
 
     return lambda ridge: ridge * diagonal.mean(1), change
@@ -99,7 +94,7 @@ def _dual(sums: Samples) -> tuple[Strength, Change]:
 
     def change(strength: FloatArray) -> FloatArray:
         products[:, size, size] = diagonal
-        solved = [own.T @ positive_solve(*rest) for own, *rest in zip(rows, products, errors, strength.tolist(), strict=True)]
+        solved = [inputs.T @ positive_solve(*rest) for inputs, *rest in zip(rows, products, errors, strength.tolist(), strict=True)]
         return np.stack(solved)
 
     return lambda ridge: ridge * diagonal.sum(1) / max(sums.shape[1], 1), change
@@ -117,15 +112,15 @@ def ridge_inverse(sums: Normal | Samples, ridge: float) -> Iterator[FloatArray]:
     for rows in sums.centred()[0]:
         rows = rows / np.sqrt(count)
         strength = max(ridge * float(np.square(rows).sum()) / rows.shape[1], float(np.finfo(np.float32).tiny))
-        found = rows.T @ positive_solve(rows @ rows.T, -rows, strength)
-        found[np.diag_indices(len(found))] += 1
-        found /= strength
-        yield found
+        inverse = rows.T @ positive_solve(rows @ rows.T, -rows, strength)
+        inverse[np.diag_indices(len(inverse))] += 1
+        inverse /= strength
+        yield inverse
 
 
 def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float]) -> tuple[float, float]:
     """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
-    errors = [held.error(*found) for found in solutions(fit, ridges)]
+    errors = [held.error(*solution) for solution in solutions(fit, ridges)]
     best = int(np.argmin(errors))
     return ridges[best], errors[best]
 
@@ -178,83 +173,4 @@ def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
 
 def _ratio(above: Array, below: Array) -> Array:
     """above / below; 0 where rounding left nothing below."""
-    found: Array = np.divide(above, below, out=np.zeros_like(above), where=below > TINY)
-    return found
-
-
-# ---- put a change of a layer's weight and bias into the model's constants --------------------------------------------
-
-WeightChange = tuple[FloatArray, FloatArray]
-"""Of the weight (blocks, inputs, outputs) and of the bias (blocks, outputs; of several layers (layers, blocks, outputs))."""
-
-
-def per_block(scale: Array, made: Array) -> Array:
-    """A value per output channel as (blocks, 1, outputs of a block)."""
-    return np.broadcast_to(scale, (len(made) * made.shape[-1],)).reshape(len(made), 1, -1)
-
-
-def inverse_of(factor: Array) -> Array:
-    """1 / factor, and 0 where a factor is (nearly) 0."""
-    usable = np.abs(factor) > np.finfo(np.float32).tiny
-    found: Array = np.where(usable, 1 / np.where(usable, factor, 1), 0.0)
-    return found
-
-
-def changed(step: Step, weight: Array, change: FloatArray, scale: Array) -> Array:
-    """The weight after a change in units of the target, which is ``scale`` times the output."""
-    factor = per_block(np.asarray(scale, np.float64), change)
-    matrix = step.linear.form.matrix(weight, len(change)).astype(np.float64) + change * inverse_of(factor)
-    return step.linear.form.weight(matrix, weight.shape)
-
-
-def write(walk: Walk, steps: Sequence[Step], weight: Array, change: WeightChange, scale: Array, stretch: bool = False) -> None:
-    """Put a change, given in units of the target, into the weight of some layers and the bias of each; see `Coding` for ``stretch``."""
-    fresh: dict[str, Array] = {}
-    ratio = None
-    if change[0].shape[1] and change[0].any():
-        wanted = changed(steps[0], weight, change[0], scale)
-        ratio = steps[0].weight.fitting(walk.constant, wanted) if stretch else None
-        fresh = steps[0].weight.nearest(walk.constant, wanted, ratio)[0]
-    inverse = inverse_of(per_block(np.asarray(scale, np.float64), change[0]))[:, 0]
-    for step, own in zip(steps, change[1].reshape(len(steps), *inverse.shape), strict=True):
-        if step.bias is not None:
-            old = step.bias.value(walk.constant)
-            shift = (own * inverse).reshape(-1) / (step.linear.bias_scale if step.inside else 1.0)
-            value = old.astype(np.float64) + shift.reshape(old.shape)
-            fresh |= step.bias.nearest(walk.constant, value, ratio if step.bias.scale else None)[0]
-    walk.overrides.update(fresh)
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How a weight is rounded to integers: with the scales that it has, or (``stretch``) with those that it just fits into; then the
-    scales of biases change by the same factors, since onnxruntime multiplies without looking at them."""
-
-    walk: Walk
-    step: Step
-    weight: Array
-    scale: Array
-    stretch: bool = False
-
-    def applied(self, sums: Sums, change: FloatArray) -> WeightChange:
-        """What becomes of a change of the weight, and the best bias for that."""
-        wanted, get = changed(self.step, self.weight, change, self.scale), self.walk.constant
-        ratio = self.step.weight.fitting(get, wanted) if self.stretch else None
-        value = self.step.weight.nearest(get, wanted, ratio)[1]
-        form, factor = self.step.linear.form, per_block(np.asarray(self.scale, np.float64), change)
-        rounded = (form.matrix(value, len(change)) - form.matrix(self.weight, len(change)).astype(np.float64)) * factor
-        rows, errors = sums.means
-        return rounded, errors - (rows[..., None, :] @ rounded)[..., 0, :]
-
-    def chosen(self, fit: Sums, held: Sums, change: FloatArray, ways: Sequence[bool]) -> tuple[Coding, float]:
-        """The way of rounding that leaves the least error on held-out rows, and that error."""
-        found = [(held.error(*own.applied(fit, change)), own) for own in (replace(self, stretch=way) for way in ways)]
-        best = min(range(len(found)), key=lambda index: found[index][0])
-        return found[best][1], found[best][0]
-
-
-def ways(steps: Sequence[Step]) -> tuple[bool, ...]:
-    """Whether a rounded weight may have other scales than now: their initializers serve nothing else, and biases can follow."""
-    weight = steps[0].weight
-    biases = [step.bias for step in steps if step.bias is not None and step.bias.scale]
-    return (False, True) if weight.alone and all(bias.alone and bias.shape == (max(bias.shape),) for bias in biases) else (False,)
+    return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below > TINY))

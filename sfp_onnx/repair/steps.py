@@ -9,51 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Linear, Node
+from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Node
 from ..coupling.cost import keep_mask, vanishing
+from ..graph import Constants, GraphIndex, Model, initializers, nodes, outputs
 from ..graph.edit import Editor
-from ..graph.index import GraphIndex
-from ..graph.model import Constants, Model, initializers, nodes, outputs
-from ..rules.traits import Trait, has
-from .walk import Held
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What something in the changed model aims at: ``output`` is what it makes, ``target`` the tensor behind it that is compared with
-    ``reference`` of the original (the same, or the sum that the output goes into)."""
-
-    layer: str
-    output: str
-    target: str
-    reference: str
-
-
-@dataclass(frozen=True)
-class Step(Aim):
-    """One layer of the changed model.
-
-    ``bias`` is the constant that is its bias, which is added inside the layer if ``inside``, else by the node behind it. ``mask`` (the
-    weight's shape) tells which weights may be other than zero; None: all.
-    """
-
-    linear: Linear
-    data: str
-    weight: Held
-    bias: Held | None
-    inside: bool
-    mask: BoolArray | None = None
-
-
-@dataclass(frozen=True)
-class End(Aim):
-    """The constant ``output`` that stands for a vanished branch, with one value per index of ``axis``."""
-
-    axis: int
-
-
-Task = tuple[Step, ...] | End
-"""What is fitted at once: layers that share a weight (mostly one), or an end."""
+from ..rules.registry import Trait, has
+from .walk import End, Held, Step, Task
 
 
 def tainted(original: Sequence[Node], coupling: Coupling, removed: BoolArray, masked: Collection[str]) -> set[str]:
@@ -61,15 +22,15 @@ def tainted(original: Sequence[Node], coupling: Coupling, removed: BoolArray, ma
     channel. What works channel by channel (BatchNormalization, Relu) passes removed channels on without mixing them with others."""
     gone: dict[str, set[int]] = {}
     for name, channels in coupling.tensors.items():
-        units = {unit for own in channels for unit in own.units[~keep_mask(own.units, removed)].tolist()}
+        units = {unit for carried in channels for unit in carried.units[~keep_mask(carried.units, removed)].tolist()}
         if units:
             gone[name] = units
-    found: set[str] = set()
+    changed: set[str] = set()
     for node in original:
         passed = gone.get(node.outputs[0], set()) if has(node, Trait.SPREADS) else set()
-        if any(name in found or name in masked or not gone.get(name, passed) <= passed for name in node.reads):
-            found.update(node.outputs)
-    return found
+        if any(name in changed or name in masked or not gone.get(name, passed) <= passed for name in node.reads):
+            changed.update(node.outputs)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -144,11 +105,11 @@ def bias_place(scene: Scene, layer: Layer, node: Node) -> BiasPlace | None:
     assert layer.linear is not None
     if layer.linear.bias is not None and layer.linear.bias_scale:
         return BiasPlace(node, layer.linear.bias, True)
-    found = scene.only_reader(node.outputs[0])
-    added = scene.additive.get(found[0].outputs[0]) if found else None
-    if found is None or added is None or added.shift is None or found[0].inputs[added.shift] not in scene.constants:
+    reader = scene.only_reader(node.outputs[0])
+    added = scene.additive.get(reader[0].outputs[0]) if reader else None
+    if reader is None or added is None or added.shift is None or reader[0].inputs[added.shift] not in scene.constants:
         return None
-    return BiasPlace(found[0], added.shift, False)
+    return BiasPlace(reader[0], added.shift, False)
 
 
 def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
@@ -182,9 +143,9 @@ def _zeros(scene: Scene, layer: Layer, node: Node, rank: int) -> Array:
 
 def _weight(scene: Scene, layer: Layer, node: Node) -> Held:
     assert layer.weight is not None
-    found = scene.held(node.inputs[layer.weight.position])
-    assert found is not None
-    return found
+    weight = scene.held(node.inputs[layer.weight.position])
+    assert weight is not None
+    return weight
 
 
 def _width(weight: Held, layer: Layer, node: Node) -> int:
@@ -219,34 +180,34 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
             tasks.append(layers)
         else:
             left += [layer.node.name for layer in layers]
-    ordered = _ordered(scene, sorted(tasks, key=lambda own: scene.node(own[0]).index))
-    taken = {id(layer) for own in ordered for layer in own}
-    left += [layer.node.name for own in tasks for layer in own if id(layer) not in taken]
+    ordered = _ordered(scene, sorted(tasks, key=lambda layers: scene.node(layers[0]).index))
+    taken = {id(layer) for sharing in ordered for layer in sharing}
+    left += [layer.node.name for sharing in tasks for layer in sharing if id(layer) not in taken]
     return ordered, list(dict.fromkeys(left))
 
 
 def _alike(scene: Scene, layers: Sequence[Layer]) -> bool:
     """Whether layers read their common weight as the same matrix."""
-    found = [(type(own.linear.form), own.weight, own.groups(scene.node(own))) for own in layers if own.linear]
-    return len(set(found)) == 1
+    uses = [(type(layer.linear.form), layer.weight, layer.groups(scene.node(layer))) for layer in layers if layer.linear]
+    return len(set(uses)) == 1
 
 
 def _ordered(scene: Scene, tasks: Sequence[list[Layer]]) -> list[list[Layer]]:
     """Tasks after those that they read from. Layers that share a weight and feed each other, however indirectly, are left out."""
-    owner = {layer.node.outputs[0]: number for number, own in enumerate(tasks) for layer in own}
-    needs = [set().union(*(_sources(scene, layer, owner) for layer in own)) for own in tasks]
+    owner = {layer.node.outputs[0]: number for number, layers in enumerate(tasks) for layer in layers}
+    needs = [set().union(*(_sources(scene, layer, owner) for layer in layers)) for layers in tasks]
     waiting = [number for number in range(len(tasks)) if len(tasks[number]) == 1 or number not in needs[number]]
     done = set(range(len(tasks))) - set(waiting)
-    found = []
+    ordered = []
     while waiting:
         ready = next((number for number in waiting if needs[number] <= done), None)
         if ready is None:  # a circle, which must hold a shared weight
             done.add(next(number for number in waiting if len(tasks[number]) > 1))
         else:
-            found.append(tasks[ready])
+            ordered.append(tasks[ready])
             done.add(ready)
         waiting = [number for number in waiting if number not in done]
-    return found
+    return ordered
 
 
 def _sources(scene: Scene, layer: Layer, owner: Mapping[str, int]) -> set[int]:
@@ -256,14 +217,14 @@ def _sources(scene: Scene, layer: Layer, owner: Mapping[str, int]) -> set[int]:
 
 def _upstream(scene: Scene, name: str, ends: Container[str] = ()) -> Iterator[str]:
     """The tensors that a tensor is made from, itself among them, constants left out; nothing behind those of ``ends``."""
-    stack, seen = [name], {name}
+    stack, known = [name], {name}
     while stack:
         current = stack.pop()
         yield current
         node = scene.index.maker(current) if current not in ends else None
         for other in node.reads if node else ():
-            if other not in seen and other not in scene.constants:
-                seen.add(other)
+            if other not in known and other not in scene.constants:
+                known.add(other)
                 stack.append(other)
 
 
@@ -276,7 +237,7 @@ def ends(scene: Scene, removed: BoolArray) -> list[str]:
 def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[str, BoolArray], ended: Sequence[str] = ()) -> list[Task]:
     """What is to be fitted in topological order, each with its target. ``ended``: constants that stand for branches; each is fitted as soon
     as what it meets is final."""
-    pending = {layer.node.outputs[0] for own in tasks for layer in own}
+    pending = {layer.node.outputs[0] for layers in tasks for layer in layers}
     waiting = list(ended)
     planned: list[Task] = []
 
@@ -287,9 +248,9 @@ def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[st
                 waiting.remove(name)
                 planned.extend(_end(scene, name, pending))
 
-    for own in tasks:
+    for layers in tasks:
         meet()
-        steps = tuple(_step(scene, layer, pending, masks) for layer in own)
+        steps = tuple(_step(scene, layer, pending, masks) for layer in layers)
         planned.append(steps)
         pending -= {step.output for step in steps}
     meet()
@@ -353,12 +314,12 @@ def _chain(scene: Scene, output: str, axis: int, pending: Collection[str]) -> li
     nothing else reads it and the other operands are final: they depend on no layer that is still to be re-fitted."""
     chain, name = [output], output
     while True:
-        found = scene.only_reader(name)
-        added = scene.additive.get(found[0].outputs[0]) if found else None
-        if found is None or added is None or found[1] not in added.positions or not {*added.varies} <= {axis}:
+        reader = scene.only_reader(name)
+        added = scene.additive.get(reader[0].outputs[0]) if reader else None
+        if reader is None or added is None or reader[1] not in added.positions or not {*added.varies} <= {axis}:
             return chain
-        node = found[0]
-        others = [other for position, other in enumerate(node.inputs) if other and position != found[1]]
+        node = reader[0]
+        others = [other for position, other in enumerate(node.inputs) if other and position != reader[1]]
         if any(_depends(scene, other, pending) for other in others):
             return chain
         name = node.outputs[0]

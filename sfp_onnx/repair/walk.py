@@ -1,21 +1,23 @@
-"""Run a model over many batches in segments: every node runs once, and what later nodes need is remembered between segments."""
+"""Run a model over many batches in segments: every node runs once, and what later nodes need is remembered between segments.
+
+With what is written on the way: the constants that layers read, the steps that re-fit them, and how a change gets into them.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import IO, Any
+from dataclasses import dataclass, field, replace
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from .. import graph
 from ..core.errors import ModelError
-from ..core.types import Array, Node
+from ..core.types import Array, BoolArray, FloatArray, Linear, Node, Port
 from ..graph.extract import segment, with_constants
-from ..graph.index import GraphIndex
-from ..graph.model import Constants, Model, tensor_types
 from ..runtime import Session, open_model
+from .linear import Sums
 
 
 @dataclass
@@ -23,14 +25,14 @@ class Walk:
     """A model in the middle of a run over batches. ``overrides`` are constants that were changed on the way;
     they must not feed nodes that have run."""
 
-    model: Model
+    model: graph.Model
     store: Store
     overrides: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.index = GraphIndex(graph.nodes(self.model))
-        self._types = tensor_types(self.model)
-        self._values = Constants(self.model)
+        self.index = graph.GraphIndex(graph.nodes(self.model))
+        self._types = graph.tensor_types(self.model)
+        self._values = graph.Constants(self.model)
         self._constants = set(self._values)
         self._done: set[int] = set()
         self._live: set[str] = {port.name for port in graph.inputs(self.model)}
@@ -40,7 +42,7 @@ class Walk:
         """Remember the model's inputs of one more batch; returns how many there are now."""
         for name, array in feeds.items():
             if name in self._live:
-                self.store.put((name, self.batches), array)
+                self.store.put(Key(name, self.batches), array)
         self.batches += 1
         return self.batches
 
@@ -63,11 +65,11 @@ class Walk:
     def advance(self, names: Collection[str]) -> Segment:
         """Run on until ``names`` are known. Run the segment on every batch, then `finish` it."""
         fresh = self.waiting(names)
-        made = {name for node in fresh for name in node.outputs if name}
-        inputs = sorted({name for node in fresh for name in node.reads} - self._constants - made)
-        known = sorted(name for name in names if name not in made)
+        made_now = {name for node in fresh for name in node.outputs if name}
+        inputs = sorted({name for node in fresh for name in node.reads} - self._constants - made_now)
+        known = sorted(name for name in names if name not in made_now)
         self._done |= {node.index for node in fresh}
-        outputs = sorted(name for name in made if name in names or not self._is_done(name))
+        outputs = sorted(name for name in made_now if name in names or not self._is_done(name))
         self._live |= set(outputs)
         return Segment(self, self._session(inputs, outputs), inputs, outputs, known)
 
@@ -77,7 +79,7 @@ class Walk:
             if self._is_done(name):
                 self._live.discard(name)
                 for batch in range(self.batches):
-                    self.store.drop((name, batch))
+                    self.store.drop(Key(name, batch))
 
     def side(self, given: Collection[str], target: str) -> tuple[Session | None, list[str]]:
         """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and the live tensors that it reads."""
@@ -93,10 +95,7 @@ class Walk:
         if unknown:
             raise ModelError(f"{self.model.name}: the type of tensor '{unknown[0]}' is unknown, so the model cannot be run in segments")
         part = segment(
-            self.model,
-            {name: (self._types[name], None) for name in inputs},
-            {name: self._types[name] for name in outputs},
-            self.index,
+            self.model, [Port(name, self._types[name], None) for name in inputs], {name: self._types[name] for name in outputs}, self.index
         )
         part = with_constants(part, self.overrides)
         return open_model(part)
@@ -114,16 +113,24 @@ class Segment:
 
     def run(self, batch: int) -> dict[str, Array]:
         """Outputs, and asked-for tensors that were known already, of one batch."""
-        found = {name: self.walk.store.get((name, batch)) for name in self.known}
+        values = {name: self.walk.store.get(Key(name, batch)) for name in self.known}
         if self.session is not None:
-            feeds = {name: self.walk.store.get((name, batch)) for name in self.inputs}
+            feeds = {name: self.walk.store.get(Key(name, batch)) for name in self.inputs}
             for name, array in zip(self.outputs, self.session.run(feeds, self.outputs), strict=True):
-                found[name] = np.asarray(array)
-                self.walk.store.put((name, batch), found[name])
-        return found
+                values[name] = np.asarray(array)
+                self.walk.store.put(Key(name, batch), values[name])
+        return values
 
 
 # ---- arrays that a run must remember between segments ----------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """What an array is called: the tensor, and the batch that it belongs to."""
+
+    tensor: str
+    batch: int
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -140,13 +147,13 @@ class Store:
     budget: int
     used: int = 0
     spilled: int = 0
-    _memory: dict[tuple[str, int], Array] = field(default_factory=dict)
-    _places: dict[tuple[str, int], _Place] = field(default_factory=dict)
+    _memory: dict[Key, Array] = field(default_factory=dict)
+    _places: dict[Key, _Place] = field(default_factory=dict)
     _free: dict[int, list[int]] = field(default_factory=dict)
     _file: IO[bytes] | None = None
     _end: int = 0
 
-    def put(self, key: tuple[str, int], array: Array) -> None:
+    def put(self, key: Key, array: Array) -> None:
         """Remember an array."""
         if self.used + array.nbytes <= self.budget:
             self.used += array.nbytes
@@ -162,7 +169,7 @@ class Store:
         self._file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         self._places[key] = _Place(offset, array.shape, array.dtype)
 
-    def get(self, key: tuple[str, int]) -> Array:
+    def get(self, key: Key) -> Array:
         """An array that was put."""
         if key in self._memory:
             return self._memory[key]
@@ -173,7 +180,7 @@ class Store:
         self._file.readinto(array.data.cast("B")) if array.size else None  # type: ignore[attr-defined]
         return array
 
-    def drop(self, key: tuple[str, int]) -> None:
+    def drop(self, key: Key) -> None:
         """Forget an array."""
         if key in self._memory:
             self.used -= self._memory.pop(key).nbytes
@@ -212,8 +219,7 @@ class Held:
         if not self.scale:
             return get(self.name)
         scale = get(self.scale)
-        found: Array = (get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale)
-        return found
+        return np.asarray((get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale))
 
     def _along(self, vector: Array) -> Array:
         if vector.size == 1:
@@ -234,8 +240,8 @@ class Held:
         steps = np.where(steps == 0, 1.0, steps)
         limits = np.iinfo(integers.dtype)
         changed[self.name] = np.clip(np.rint(value / steps) + self._zero(get), limits.min, limits.max).astype(integers.dtype)
-        found: Array = (changed[self.name].astype(np.float64) - self._zero(get)) * steps
-        return changed, found
+        coded: Array = (changed[self.name].astype(np.float64) - self._zero(get)) * steps
+        return changed, coded
 
     def fitting(self, get: Get, value: Array) -> Array:
         """The factor on the scale with which a value just fits into the integers."""
@@ -244,5 +250,122 @@ class Held:
         steps = np.maximum(value / np.maximum(limits.max - zero, 1), value / np.minimum(limits.min - zero, -1))
         axes = tuple(axis for axis in range(value.ndim) if scale.size == 1 or axis != self.axis % value.ndim)
         largest = steps.max(axes).reshape(scale.shape)
-        found: Array = np.where((largest > 0) & (scale > 0), largest / np.where(scale > 0, scale, 1), 1.0)
-        return found
+        return np.asarray(np.where((largest > 0) & (scale > 0), largest / np.where(scale > 0, scale, 1), 1.0))
+
+
+# ---- what is re-fitted -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What something in the changed model aims at: ``output`` is what it makes, ``target`` the tensor behind it that is compared with
+    ``reference`` of the original (the same, or the sum that the output goes into)."""
+
+    layer: str
+    output: str
+    target: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Step(Aim):
+    """One layer of the changed model.
+
+    ``bias`` is the constant that is its bias, which is added inside the layer if ``inside``, else by the node behind it. ``mask`` (the
+    weight's shape) tells which weights may be other than zero; None: all.
+    """
+
+    linear: Linear
+    data: str
+    weight: Held
+    bias: Held | None
+    inside: bool
+    mask: BoolArray | None = None
+
+
+@dataclass(frozen=True)
+class End(Aim):
+    """The constant ``output`` that stands for a vanished branch, with one value per index of ``axis``."""
+
+    axis: int
+
+
+Task = tuple[Step, ...] | End
+"""What is fitted at once: layers that share a weight (mostly one), or an end."""
+
+
+# ---- put a change of a layer's weight and bias into the model's constants --------------------------------------------
+
+WeightChange = tuple[FloatArray, FloatArray]
+"""Of the weight (blocks, inputs, outputs) and of the bias (blocks, outputs; of several layers (layers, blocks, outputs))."""
+
+
+def per_block(scale: Array, matrix: Array) -> Array:
+    """A value per output channel as (blocks, 1, outputs of a block)."""
+    return np.broadcast_to(scale, (len(matrix) * matrix.shape[-1],)).reshape(len(matrix), 1, -1)
+
+
+def inverse_of(factor: Array) -> Array:
+    """1 / factor, and 0 where a factor is (nearly) 0."""
+    usable = np.abs(factor) > np.finfo(np.float32).tiny
+    return np.asarray(np.where(usable, 1 / np.where(usable, factor, 1), 0.0))
+
+
+def changed(step: Step, weight: Array, change: FloatArray, scale: Array) -> Array:
+    """The weight after a change in units of the target, which is ``scale`` times the output."""
+    factor = per_block(np.asarray(scale, np.float64), change)
+    matrix = step.linear.form.matrix(weight, len(change)).astype(np.float64) + change * inverse_of(factor)
+    return step.linear.form.weight(matrix, weight.shape)
+
+
+def write(walk: Walk, steps: Sequence[Step], weight: Array, change: WeightChange, scale: Array, stretch: bool = False) -> None:
+    """Put a change, given in units of the target, into the weight of some layers and the bias of each; see `Coding` for ``stretch``."""
+    fresh: dict[str, Array] = {}
+    ratio = None
+    if change[0].shape[1] and change[0].any():
+        wanted = changed(steps[0], weight, change[0], scale)
+        ratio = steps[0].weight.fitting(walk.constant, wanted) if stretch else None
+        fresh = steps[0].weight.nearest(walk.constant, wanted, ratio)[0]
+    inverse = inverse_of(per_block(np.asarray(scale, np.float64), change[0]))[:, 0]
+    for step, raw in zip(steps, change[1].reshape(len(steps), *inverse.shape), strict=True):
+        if step.bias is not None:
+            old = step.bias.value(walk.constant)
+            shift = (raw * inverse).reshape(-1) / (step.linear.bias_scale if step.inside else 1.0)
+            value = old.astype(np.float64) + shift.reshape(old.shape)
+            fresh |= step.bias.nearest(walk.constant, value, ratio if step.bias.scale else None)[0]
+    walk.overrides.update(fresh)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a weight is rounded to integers: with the scales that it has, or (``stretch``) with those that it just fits into; then the
+    scales of biases change by the same factors, since onnxruntime multiplies without looking at them."""
+
+    walk: Walk
+    step: Step
+    weight: Array
+    scale: Array
+    stretch: bool = False
+
+    def applied(self, sums: Sums, change: FloatArray) -> WeightChange:
+        """What becomes of a change of the weight, and the best bias for that."""
+        wanted, get = changed(self.step, self.weight, change, self.scale), self.walk.constant
+        ratio = self.step.weight.fitting(get, wanted) if self.stretch else None
+        value = self.step.weight.nearest(get, wanted, ratio)[1]
+        form, factor = self.step.linear.form, per_block(np.asarray(self.scale, np.float64), change)
+        rounded = (form.matrix(value, len(change)) - form.matrix(self.weight, len(change)).astype(np.float64)) * factor
+        rows, errors = sums.means
+        return rounded, errors - (rows[..., None, :] @ rounded)[..., 0, :]
+
+    def chosen(self, fit: Sums, held: Sums, change: FloatArray, ways: Sequence[bool]) -> tuple[Coding, float]:
+        """The way of rounding that leaves the least error on held-out rows, and that error."""
+        results = [(held.error(*coding.applied(fit, change)), coding) for coding in (replace(self, stretch=way) for way in ways)]
+        best = min(range(len(results)), key=lambda index: results[index][0])
+        return results[best][1], results[best][0]
+
+
+def ways(steps: Sequence[Step]) -> tuple[bool, ...]:
+    """Whether a rounded weight may have other scales than now: their initializers serve nothing else, and biases can follow."""
+    weight = steps[0].weight
+    biases = [step.bias for step in steps if step.bias is not None and step.bias.scale]
+    return (False, True) if weight.alone and all(bias.alone and bias.shape == (max(bias.shape),) for bias in biases) else (False,)

@@ -14,10 +14,12 @@ import onnx
 from ..core.errors import OptionError, PlanError, TargetError
 from ..core.options import OutputOptions
 from ..core.system import log
-from ..core.types import Cut, Evaluation, Plan, Verification
+from ..core.types import Cut, Plan
+from ..cut.verify import Verification
 from ..data.dataset import Dataset
+from ..evaluation import Evaluation
 from ..export import Packaged
-from ..graph.model import Model
+from ..graph import Model
 from ..graph.save import file_bytes, fingerprint, full_size, save, to_proto, write_text
 from ..planning import parse_target
 from ..planning.record import from_json, to_json

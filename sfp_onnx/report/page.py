@@ -5,29 +5,47 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..core.system import command_line
-from ..core.types import Array, BoolArray, Evaluation, Pinned, Size
-from ..coupling.analysis import Analysis, Progress, silent
+from ..core.types import Array, BoolArray, Pinned, Size
+from ..coupling.analysis import Analysis, Progress, channels_by_reason, silent
 from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
-from ..evaluation import evaluate, is_classifier, log_probabilities
-from ..export import Packaged
-from ..graph.model import Model, outputs
+from ..evaluation import Evaluation, evaluate, is_classifier, log_probabilities
+from ..graph import Model, outputs
 from ..graph.save import file_bytes, fingerprint, write_text
-from ..latency.profiling import LayerTimes, layer_times
+from ..latency.profiling import layer_times
 from ..planning.record import removal_of
-from ..planning.search import Candidates
 from ..runtime import Setup, open_model, side_by_side
-from . import PLUGIN_SECTIONS
-from .charts import Card, Chart, Page, Picture, Section, Table, pair_bars, png, render, scatter, short_names, strips
-from .manifest import Pruned, versions
-from .sections import figures_section, packaging_section, times_section
-from .sweep import Point
-from .text import number
+from . import (
+    PLUGIN_SECTIONS,
+    Card,
+    Chart,
+    Dot,
+    Page,
+    Picture,
+    Section,
+    Strip,
+    Table,
+    pair_bars,
+    png,
+    render,
+    scatter,
+    short_names,
+    strips,
+)
+from .manifest import versions
+from .text import figures_section, number, packaging_section, times_section
+
+if TYPE_CHECKING:  # results that are only shown
+    from ..export import Packaged
+    from ..latency.profiling import LayerTimes
+    from ..planning.search import Candidates
+    from .manifest import Pruned
+    from .sweep import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
 CHANNELS = (1, 3)
@@ -104,7 +122,7 @@ def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, bat
         *packaging_section(context.packaged),
         *_differences((result.original, result.model), context),
         *_pinned(analysis.coupling.pinned),
-        *_notes(result.notes),
+        *([Section("Notes", tuple(result.notes))] if result.notes else []),
     ]
     words = [_verified(result)]
     if result.plan.figures:
@@ -117,7 +135,7 @@ def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, bat
 
 def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], context: Context) -> Page:
     """The page of measured models; the first is the reference, the headline is that of the last."""
-    before, after = (widths_of(own) for own in (analyses[0], analyses[-1]))
+    before, after = (widths_of(analysis) for analysis in (analyses[0], analyses[-1]))
     known = {row.name: row for row in after}
     shared = [row for row in before if row.name in known]
     sections = []
@@ -128,7 +146,7 @@ def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], 
     if len(analyses) > 1:
         sections += _differences((analyses[0].model, analyses[-1].model), context)
     sections += _pinned(analyses[0].coupling.pinned)
-    title = " and ".join(dict.fromkeys(_name(own) for own in (analyses[0], analyses[-1])))
+    title = " and ".join(dict.fromkeys(_name(analysis) for analysis in (analyses[0], analyses[-1])))
     cards = _cards((measured[0].size, measured[-1].size), (measured[0], measured[-1]), context)
     data = {} if context.data is None else {"name": context.data.name, "sha256": context.data.sha256}
     return Page(f"{title}, measured", (), cards, tuple(sections), command_line.get(), _facts(analyses[0], data))
@@ -137,12 +155,12 @@ def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], 
 def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress: Progress = silent) -> Page:
     """The page of a sweep."""
     context = Context(data.test_data)
-    reached = [point for point in points if not point.failure and point.size is not None]
-    loss, axis = _accuracies(reached)
+    held = [point for point in points if not point.failure and point.size is not None]
+    loss, axis = _accuracies(held)
     judged = any(value != loss[0] for value in loss) or context.data is not None
-    rows = [(own.latency_ratio or 0.0, value, own.target, own.front) for own, value in zip(reached, loss, strict=True)]
-    megabytes = [(own.size.bytes or 0) / 1e6 if own.size else 0.0 for own in reached]
-    small = [(size, value, own.target, own.front) for size, own, value in zip(megabytes, reached, loss, strict=True)]
+    rows = [Dot(point.latency_ratio or 0.0, value, point.target, point.front) for point, value in zip(held, loss, strict=True)]
+    megabytes = [(point.size.bytes or 0) / 1e6 if point.size else 0.0 for point in held]
+    small = [Dot(size, value, point.target, point.front) for size, point, value in zip(megabytes, held, loss, strict=True)]
     charts = [scatter(f"{axis} by latency", rows, ("latency, share of the original", axis))]
     charts.append(scatter(f"{axis} by size of the file", small, ("megabytes", axis)))
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
@@ -150,8 +168,8 @@ def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress
     sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
     sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *_of_plugins(scored, data.data, progress)]
     sections += _pinned(scored.analysis.coupling.pinned)
-    best = _choice(reached, loss)
-    cards = _cards((reached[0].size, best.size), (_evaluation(reached[0]), _evaluation(best)), context) if best else ()
+    best = _choice(held, loss)
+    cards = _cards((held[0].size, best.size), (_evaluation(held[0]), _evaluation(best)), context) if best else ()
     told = (f"The headline is that of {best.target}: the fewest MACs on the front within one point of the original.",) if best else ()
     analysis = scored.analysis
     facts = _facts(analysis, scored.recorded.get("data") or {})
@@ -214,10 +232,10 @@ def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation
 
 
 def _facts(analysis: Analysis, data: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
-    found = [("model", str(analysis.model.source)), ("its SHA-256", analysis.model.sha256)]
+    facts = [("model", str(analysis.model.source)), ("its SHA-256", analysis.model.sha256)]
     if data:
-        found += [("data", str(data.get("name"))), ("their SHA-256", str(data.get("sha256")))]
-    return (*found, *versions().items())
+        facts += [("data", str(data.get("name"))), ("their SHA-256", str(data.get("sha256")))]
+    return (*facts, *versions().items())
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------
@@ -251,10 +269,11 @@ def _macs(before: Sequence[Widths], after: Sequence[Widths]) -> Section:
 
 
 def _scores(scored: Candidates, removed: BoolArray) -> Section:
-    rows = [(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
+    rows = [Strip(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
     where = "from the least of each group to its largest, square-root spaced"
     words = f"Score {scored.recorded.get('score')}: one dot for each channel that can leave, {where}."
-    tangled = sum(bool(gone.any() and not gone.all() and own[gone].max() > own[~gone].min()) for _, own, gone in rows)
+    cut = [(row.scores, row.removed) for row in rows if row.removed.any() and not row.removed.all()]
+    tangled = sum(bool(values[gone].max() > values[~gone].min()) for values, gone in cut)
     lines = [words]
     if tangled:
         lines.append(f"In {tangled} groups no score separates what leaves from what stays (the plan weighs more than it); no line there.")
@@ -290,35 +309,28 @@ def _repair(result: Pruned) -> list[Section]:
 def _pinned(pinned: Sequence[Pinned]) -> list[Section]:
     if not pinned:
         return [Section("What could not shrink", ("Nothing: every channel of every layer could leave.",))]
-    counts: dict[str, int] = {}
-    for pin in pinned:
-        counts[pin.reason] = counts.get(pin.reason, 0) + pin.channels
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(channels_by_reason(pinned).items(), key=lambda item: (-item[1], item[0]))
     words = "; ".join(f"{reason}: {count} channels" for reason, count in ordered) + "."
     rows = [(pin.reason, str(pin.channels), pin.node, ", ".join(pin.layers[:3])) for pin in pinned[:MOST_ROWS]]
     table = Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes")
     return [Section("What could not shrink", (words,), (), table)]
 
 
-def _notes(notes: Sequence[str]) -> list[Section]:
-    return [Section("Notes", tuple(notes))] if notes else []
-
-
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
 
 
-def _accuracies(reached: Sequence[Point]) -> tuple[list[float], str]:
+def _accuracies(points: Sequence[Point]) -> tuple[list[float], str]:
     """What the points are judged by (larger is better), and its name."""
     for name, words in (("top1", "top-1 %"), ("agreement", "agreement with the original %")):
-        values = [getattr(point, name) for point in reached]
+        values = [getattr(point, name) for point in points]
         if all(value is not None for value in values):
             return [100 * value for value in values], words
-    return [100 * (1 - (point.relative_error or 0.0)) for point in reached], "100 % less relative error"
+    return [100 * (1 - (point.relative_error or 0.0)) for point in points], "100 % less relative error"
 
 
-def _choice(reached: Sequence[Point], values: Sequence[float]) -> Point | None:
-    close = [own for own, value in zip(reached, values, strict=True) if own.front and own.size and value >= values[0] - 1]
-    return min(close, key=lambda own: own.size.macs if own.size else 0.0, default=None)
+def _choice(points: Sequence[Point], values: Sequence[float]) -> Point | None:
+    close = [point for point, value in zip(points, values, strict=True) if point.front and point.size and value >= values[0] - 1]
+    return min(close, key=lambda point: point.size.macs if point.size else 0.0, default=None)
 
 
 def _evaluation(point: Point) -> Evaluation:
@@ -331,14 +343,16 @@ def _evaluation(point: Point) -> Evaluation:
 
 def _points_table(points: Sequence[Point]) -> Table:
     rows = []
-    for own in points:
-        if own.failure or own.size is None:
-            rows.append((own.target, *["-"] * 6, own.failure[:80]))
+    for point in points:
+        if point.failure or point.size is None:
+            rows.append((point.target, *["-"] * 6, point.failure[:80]))
             continue
-        accuracy = own.top1 if own.top1 is not None else own.agreement
-        shown = f"{accuracy:.2%}" if accuracy is not None else f"error {own.relative_error:.4f}" if own.relative_error is not None else "-"
-        sizes = (number(own.size.macs), number(own.size.params), number(own.size.bytes or 0))
-        rows.append((own.target, shown, *sizes, f"{own.latency_ms or 0:.3f}", f"{own.latency_ratio or 0:.2f}", "yes" if own.front else ""))
+        accuracy = point.top1 if point.top1 is not None else point.agreement
+        error = "-" if point.relative_error is None else f"error {point.relative_error:.4f}"
+        shown = error if accuracy is None else f"{accuracy:.2%}"
+        sizes = (number(point.size.macs), number(point.size.params), number(point.size.bytes or 0))
+        times = (f"{point.latency_ms or 0:.3f}", f"{point.latency_ratio or 0:.2f}")
+        rows.append((point.target, shown, *sizes, *times, "yes" if point.front else ""))
     return Table(("target", "accuracy", "MACs", "params", "bytes", "min ms", "ratio", "front"), tuple(rows))
 
 
@@ -350,15 +364,15 @@ def _differences(models: tuple[Model, Model], context: Context) -> list[Section]
     data = context.data
     if data is None or not _are_images(data):
         return []
-    pictures, seen = [], 0
+    pictures, count = [], 0
     for picture, so_far in _differing(models, data):
-        seen = so_far
+        count = so_far
         pictures += [picture] if picture else []
         if len(pictures) == MOST_PICTURES:
             break
-    if not seen:
+    if not count:
         return []
-    words = f"The first {len(pictures)}, found among {seen} samples." if pictures else f"Nowhere, on {seen} samples."
+    words = f"The first {len(pictures)}, found among {count} samples." if pictures else f"Nowhere, on {count} samples."
     return [Section("Where the two models answer differently", (words,), (), None, tuple(pictures))]
 
 
@@ -379,7 +393,7 @@ def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[Pic
         shares = [np.exp(log_probabilities(output)) for output in (first, second)]
         for row in np.flatnonzero(answers[0] != answers[1]):
             both = zip(("before", "after"), answers, shares, strict=True)
-            told = [f"{word}: {own[row]} ({share[row].max():.0%})" for word, own, share in both]
+            told = [f"{word}: {classes[row]} ({share[row].max():.0%})" for word, classes, share in both]
             if data.labels is not None:
                 told.insert(0, f"label {data.labels[start + row]}")
             yield Picture(png(_pixels(images[row], data)), tuple(told)), start + int(row) + 1
@@ -394,5 +408,4 @@ def _pixels(sample: Array, data: Dataset) -> Array:
     if steps.scale is None:
         low, high = values.min(), values.max()
         values = (values - low) / ((high - low) or 1.0)
-    found: Array = np.moveaxis(np.round(np.clip(values, 0, 1) * 255), 0, -1).astype(np.uint8)
-    return found
+    return np.asarray(np.moveaxis(np.round(np.clip(values, 0, 1) * 255), 0, -1).astype(np.uint8))

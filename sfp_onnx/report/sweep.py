@@ -10,11 +10,11 @@ from typing import Any
 
 from ..core.errors import OptionError
 from ..core.options import PlanOptions
-from ..core.types import Evaluation, Size
+from ..core.types import Size
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
-from ..evaluation import evaluate
-from ..graph.model import Model
+from ..evaluation import Evaluation, evaluate
+from ..graph import Model
 from ..graph.save import file_bytes
 from ..latency.measure import latencies_of
 from ..planning import parse_target

@@ -1,17 +1,23 @@
-"""Tables and plain data for people and programs."""
+"""Results for people and programs: tables, plain data, and the sections of a page about what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.types import Coupling, Evaluation, Plan, Size
+from ..core.types import Coupling, Plan, Size
 from ..coupling.cost import layer_macs
 from ..planning import show
-from ..scores.registry import Scored
+from . import Section, Table, pair_bars, short_names
+
+if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
+    from ..evaluation import Evaluation
+    from ..export import Packaged, Step
+    from ..latency.profiling import LayerTimes
+    from ..scores.registry import Scored
 
 
 def number(value: float) -> str:
@@ -50,7 +56,7 @@ def inspection(coupling: Coupling, size: Size, samples: int, name: str) -> dict[
             "width": group.width,
             "producers": list(group.producers),
             "consumers": list(group.consumers),
-            "macs_share": sum(macs[own] for own in group.producers) / size.macs if size.macs else 0.0,
+            "macs_share": sum(macs[producer] for producer in group.producers) / size.macs if size.macs else 0.0,
         }
         for group in coupling.groups
     ]
@@ -97,17 +103,10 @@ def summary(data: dict[str, Any]) -> str:
 
 def plan_text(plan: Plan) -> str:
     """The plan as a table, with totals."""
-    rows = [
-        [
-            item.group,
-            _short(item.producers),
-            str(item.width),
-            str(item.width - len(item.remove)),
-            number(item.macs_before),
-            number(item.macs_after),
-        ]
-        for item in plan.groups
-    ]
+    rows = []
+    for item in plan.groups:
+        widths = (str(item.width), str(item.width - len(item.remove)))
+        rows.append([item.group, _short(item.producers), *widths, number(item.macs_before), number(item.macs_after)])
     kept = sum(not item.remove for item in plan.groups)
     lines = [table(["group", "made by", "width", "kept", "MACs", "after"], rows), ""]
     if kept:
@@ -128,9 +127,9 @@ def sizes_text(before: Size, after: Size) -> str:
 def figures_text(plan: Plan) -> str:
     """Asked, predicted and actual figures of a plan for targets; empty without targets."""
     rows = []
-    for name, own in plan.figures.items():
-        before = own["before"]
-        cells = [f"{show(name, own[key])} ({own[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
+    for name, figures in plan.figures.items():
+        before = figures["before"]
+        cells = [f"{show(name, figures[key])} ({figures[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
         rows.append([name, show(name, before), *cells])
     return table(["target", "original", "at most", "predicted", "reached"], rows) if rows else ""
 
@@ -138,33 +137,26 @@ def figures_text(plan: Plan) -> str:
 # ---- evaluate --------------------------------------------------------------------------------------------------------
 
 
+def _cell(value: float | None, form: str) -> str:
+    """A figure for people; "-" where it does not apply."""
+    return "-" if value is None else format(value, form)
+
+
+FIGURES = ("model", "top-1", "agreement", "KL", "rel. error", "MACs", "params", "bytes", "min ms", "median ms", "ratio")
+
+
+def _figures(measured: Evaluation) -> list[str]:
+    """Cells of a row under `FIGURES`."""
+    shares = (_cell(measured.top1, ".2%"), _cell(measured.agreement, ".2%"))
+    errors = (_cell(measured.kl, ".4f"), _cell(measured.relative_error, ".4f"))
+    sizes = (number(measured.size.macs), number(measured.size.params), number(measured.size.bytes or 0))
+    times = (_cell(measured.latency_min_ms, ".3f"), _cell(measured.latency_median_ms, ".3f"), _cell(measured.latency_ratio, ".2f"))
+    return [measured.model, *shares, *errors, *sizes, *times]
+
+
 def evaluation_text(results: Sequence[Evaluation]) -> str:
     """Measured figures as a table; the first model is the reference."""
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2%}"
-
-    def plain(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    rows = [
-        [
-            item.model,
-            percent(item.top1),
-            percent(item.agreement),
-            plain(item.kl, ".4f"),
-            plain(item.relative_error, ".4f"),
-            number(item.size.macs),
-            number(item.size.params),
-            number(item.size.bytes or 0),
-            plain(item.latency_min_ms, ".3f"),
-            plain(item.latency_median_ms, ".3f"),
-            plain(item.latency_ratio, ".2f"),
-        ]
-        for item in results
-    ]
-    header = ["model", "top-1", "agreement", "KL", "rel. error", "MACs", "params", "bytes", "min ms", "median ms", "ratio"]
-    return table(header, rows)
+    return table(FIGURES, [_figures(measured) for measured in results])
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -205,14 +197,18 @@ def accuracy_text(results: Sequence[Evaluation]) -> str:
     return "\n".join(lines)
 
 
-def steps_text(steps: Sequence[Any]) -> str:
+STEPS = ("step", "bytes", "top-1", "agreement", "rel. error", "min ms", "ratio")
+
+
+def _step(step: Step, unit: str = "") -> tuple[str, ...]:
+    """Cells of a row under `STEPS`."""
+    shares = (_cell(step.top1, ".2%"), _cell(step.agreement, ".2%"), _cell(step.relative_error, ".4f"))
+    return step.name, number(step.bytes) + unit, *shares, f"{step.latency_ms:.3f}", f"{step.latency_ratio:.2f}"
+
+
+def steps_text(steps: Sequence[Step]) -> str:
     """What every step gave, as a table."""
-    rows = []
-    for step in steps:
-        shares = [f"{value:.2%}" if value is not None else "-" for value in (step.top1, step.agreement)]
-        error = f"{step.relative_error:.4f}" if step.relative_error is not None else "-"
-        rows.append([step.name, number(step.bytes), *shares, error, f"{step.latency_ms:.3f}", f"{step.latency_ratio:.2f}"])
-    return table(["step", "bytes", "top-1", "agreement", "rel. error", "min ms", "ratio"], rows)
+    return table(STEPS, [_step(step) for step in steps])
 
 
 def points_text(points: Sequence[Any]) -> str:
@@ -222,10 +218,61 @@ def points_text(points: Sequence[Any]) -> str:
         if point.size is None or point.failure:
             rows.append([point.target, *["-"] * 8, "not reached"])
             continue
-        shares = [f"{value:.2%}" if value is not None else "-" for value in (point.top1, point.agreement)]
-        error = f"{point.relative_error:.4f}" if point.relative_error is not None else "-"
+        shares = [_cell(point.top1, ".2%"), _cell(point.agreement, ".2%"), _cell(point.relative_error, ".4f")]
         sizes = [number(point.size.macs), number(point.size.params), number(point.size.bytes or 0)]
         times = [f"{point.latency_ms:.3f}", f"{point.latency_ratio:.2f}"]
-        rows.append([point.target, *shares, error, *sizes, *times, "yes" if point.front else ""])
+        rows.append([point.target, *shares, *sizes, *times, "yes" if point.front else ""])
     heads = ["target", "top-1", "agreement", "rel. error", "MACs", "params", "bytes", "min ms", "ratio", "front"]
     return table(heads, rows)
+
+
+# ---- sections of a page about what was measured ----------------------------------------------------------------------
+
+
+WORDS = ("before", "after")
+
+
+def times_section(times: LayerTimes | None) -> list[Section]:
+    """Where the milliseconds went."""
+    if times is None:
+        return []
+    before, after = times.before, times.after
+    words = [
+        f"One run with a batch of {times.batch} on this machine: {before.sum():.3g} ms before, {after.sum():.3g} ms after. From "
+        "onnxruntime's records of its kernels, the cost of recording taken off; what is fused into a layer counts with it."
+    ]
+    won = before - after
+    largest = sorted(range(len(won)), key=lambda index: (-won[index], index))[:3]
+    names = short_names([times.names[index] for index in largest])
+    if won.sum() > 0:
+        told = ", ".join(f"{name} {won[index] / won.sum():.1%}" for name, index in zip(names, largest, strict=True))
+        words.append(f"Largest parts of what was won: {told}.")
+    chart = pair_bars("Milliseconds of every layer, in network order", times.names, before.tolist(), after.tolist(), WORDS)
+    rows = [
+        (name, f"{old:.4f}", f"{new:.4f}", f"{new / old:.0%}" if old else "-")
+        for name, old, new in zip(times.names, before, after, strict=True)
+    ]
+    table = Table(("layer", "ms", "after", "left"), tuple(rows), "The numbers")
+    return [Section("Where the milliseconds went", tuple(words), (chart,), table)]
+
+
+def packaging_section(packaged: Packaged | None) -> list[Section]:
+    """What half precision, integers and onnxruntime's format gave."""
+    if packaged is None:
+        return []
+    steps = packaged.steps
+    bars = pair_bars(
+        "Bytes of the original (pale) and of every form", [step.name for step in steps],
+        [steps[0].bytes] * len(steps), [step.bytes for step in steps], ("original", "this form"),
+    )  # fmt: skip
+    words = "Each step starts from the one before. Agreement and error are to the pruned float model, the ratio of times to the original."
+    rows = tuple(_step(step, "B") for step in steps)
+    return [Section("Packaging", (words,), (bars,), Table((STEPS[0], "file", *STEPS[2:]), rows))]
+
+
+def figures_section(measured: Sequence[Evaluation]) -> Section:
+    """All that was measured of every model, but the median of the times."""
+    median = FIGURES.index("median ms")
+    rows = [(*FIGURES[:median], *FIGURES[median + 1 :])]
+    rows += [(*cells[:median], *cells[median + 1 :]) for cells in map(_figures, measured)]
+    return Section("All figures", (), (), Table(rows[0], tuple(rows[1:])))

@@ -7,8 +7,8 @@ from math import prod
 import numpy as np
 
 from ..core.types import After, Edit, IntArray, SetAttribute
-from .context import Context, Reads, Writes
-from .labels import Labels, vector
+from .context import Context
+from .labels import Labels, Reads, Writes, vector
 from .registry import rule
 
 

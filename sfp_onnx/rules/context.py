@@ -8,99 +8,15 @@ recomputed from the new sizes), *pin* (these labels stay, because ...). It never
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..core.types import Additive, After, Array, BoolArray, Edit, FloatArray, IntArray, Linear, Node, Trace
-from .labels import FIXED, Labels, align, keep_varying, varying, vector
+from ..core.types import Additive, After, Array, BoolArray, Edit, Follow, IntArray, Linear, Node, Trace
+from .labels import FIXED, Choice, Facts, Labels, LayerFact, Operand, PinFact, Reads, TiePair, Writes, align, keep_varying, varying, vector
 
-TiePair = tuple[IntArray, IntArray]
 STIFF = "it meets a tensor that cannot shrink along this axis"
-
-
-@dataclass(frozen=True)
-class PinFact:
-    labels: IntArray
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Exclusive ways to satisfy one constraint; the one that leaves the most units is taken."""
-
-    node: Node
-    options: tuple[tuple[TiePair, ...], ...]
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What a mixing layer reads: input ``data`` along ``data_axis``, through ``weight_axis`` of its weight."""
-
-    data: int
-    data_axis: int
-    weight_axis: int
-    labels: IntArray | None
-
-
-@dataclass(frozen=True)
-class Writes:
-    """What a mixing layer makes: the weight is input ``weight``, its ``weight_axis`` carries the new labels."""
-
-    weight: int
-    weight_axis: int
-    labels: IntArray | None
-
-
-@dataclass(frozen=True)
-class LayerFact:
-    """A mixing layer, with label arrays where `records.Layer` has units."""
-
-    node: Node
-    macs: float
-    extents: tuple[IntArray, ...]
-    constant: bool
-    reads: Reads
-    writes: Writes
-    linear: Linear | None = None
-    grouped: str = ""
-
-
-@dataclass(frozen=True)
-class AffineFact:
-    node: Node
-    gamma: FloatArray
-    scale: FloatArray
-    labels: IntArray
-    moments: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class FollowFact:
-    node: Node
-    edits: Callable[[After], Sequence[Edit]]
-
-
-@dataclass
-class Facts:
-    """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key."""
-
-    labels: int = 1
-    ties: list[TiePair] = field(default_factory=list)
-    pins: list[PinFact] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    layers: list[LayerFact] = field(default_factory=list)
-    affines: list[AffineFact] = field(default_factory=list)
-    follows: list[FollowFact] = field(default_factory=list)
-    tensors: dict[str, Labels] = field(default_factory=dict)
-    constants: dict[tuple[int, int], Labels] = field(default_factory=dict)
-    shared: dict[str, tuple[int, int]] = field(default_factory=dict)
-    masked_inputs: list[tuple[int, int]] = field(default_factory=list)
-    zero_points: dict[str, str] = field(default_factory=dict)
-    additive: dict[int, Additive] = field(default_factory=dict)
-    dequantised: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -370,12 +286,12 @@ class Context:
 
     def follow(self, edits: Callable[[After], Sequence[Edit]]) -> None:
         """State that constants or attributes of this node are recomputed after the cut."""
-        self.facts.follows.append(FollowFact(self.node, edits))
+        self.facts.follows.append(Follow(self.node.index, edits))
 
     # ---- meeting element by element ------------------------------------------------------------------------------
 
-    def merge(self, operands: Sequence[tuple[Labels, Sequence[int]]], reason: str = STIFF) -> Labels:
-        """Labels of a broadcasting element-wise meeting of operands, given as (labels, shape) of one common rank.
+    def merge(self, operands: Sequence[Operand], reason: str = STIFF) -> Labels:
+        """Labels of a broadcasting element-wise meeting of operands of one common rank.
 
         Label arrays that share an axis are tied element by element. An operand that has the full size of such an axis but no
         labels there keeps the axis from shrinking (``reason``); one of size 1 is broadcast and asks for nothing.
@@ -393,15 +309,14 @@ class Context:
                 axes = {axis for array, _ in cluster for axis in varying(array)}
             members = {id(array) for array, _ in cluster}
             pool = [item for item in pool if id(item[0]) not in members]
-            merged += self._meet(cluster, sorted(axes), operands, reason)
+            merged += self._meet(tuple(array for array, _ in cluster), [which for _, which in cluster], sorted(axes), operands, reason)
         return keep_varying(merged)
 
     def _meet(
-        self, cluster: list[tuple[IntArray, int]], axes: list[int], operands: Sequence[tuple[Labels, Sequence[int]]], reason: str
+        self, arrays: Labels, present: list[int], axes: list[int], operands: Sequence[Operand], reason: str
     ) -> list[IntArray]:
-        """Tie arrays that share axes; returns one of them, or none if an operand keeps all these axes."""
-        present = [which for _, which in cluster]
-        arrays: Labels = tuple(array for array, _ in cluster)
+        """Tie arrays that share axes, and belong to the operands ``present``; returns one of them, or none if an operand keeps all these
+        axes."""
         if len(present) != len(set(present)):
             for array in arrays:
                 self.pin(array, "two independent channel axes of one operand meet here")

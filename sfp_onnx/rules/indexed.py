@@ -8,9 +8,8 @@ import numpy as np
 
 from ..core.types import After, Array, BoolArray, Edit, IntArray, SetInput
 from .context import Context
-from .labels import Labels, compact, keep_varying, vector
-from .registry import rule
-from .traits import Trait
+from .labels import Labels, Operand, compact, keep_varying, vector
+from .registry import Trait, rule
 
 UNKNOWN = "the indices along this axis depend on the input data"
 INDEXED = "it is read or written by index along this axis"
@@ -62,7 +61,7 @@ def _gather_whole(ctx: Context, axis: int, index: Array | None) -> Labels:
     return keep_varying(moved)
 
 
-def _meet(ctx: Context, operands: Mapping[int, tuple[Labels, Sequence[int]]]) -> Labels:
+def _meet(ctx: Context, operands: Mapping[int, Operand]) -> Labels:
     """Operands of a common rank meet element by element; constants take the labels of the others."""
     merged = ctx.merge([own for position, own in operands.items() if own[0] or not ctx.is_constant(position)])
     for position in operands:
@@ -80,7 +79,7 @@ def elements(ctx: Context) -> list[Labels]:
     operands = {}
     for position in positions:
         shape = [1 if own in stiff else size for own, size in enumerate(ctx.shape(position))]
-        operands[position] = (ctx.settle(position, stiff, reason), shape)
+        operands[position] = Operand(ctx.settle(position, stiff, reason), shape)
     return [_meet(ctx, operands)]
 
 
@@ -122,7 +121,7 @@ def gather_nd(ctx: Context) -> list[Labels]:
     behind = (1,) * (ctx.rank(0) - batch - depth)
     own = tuple(array.reshape(spread(array.shape)) for array in labels)
     tuples = tuple(array.reshape(array.shape[:-1] + behind) for array in ctx.settle(1, (count,), "it is a tuple of indices"))
-    return [ctx.merge([(own, spread(ctx.shape(0))), (tuples, ctx.shape(1)[:count] + behind)])]
+    return [ctx.merge([Operand(own, spread(ctx.shape(0))), Operand(tuples, ctx.shape(1)[:count] + behind)])]
 
 
 def _picked(ctx: Context, array: IntArray, index: Array) -> IntArray:
@@ -153,7 +152,7 @@ def scatter_nd(ctx: Context) -> list[Labels]:
     written = _without(ctx.settle(2, range(count) if grid is None else (), reason), count)
     ahead = (1,) * depth
     moved = tuple(array.reshape(ahead + array.shape[count:]) for array in written)
-    across = _meet(ctx, {0: (before, ahead + ctx.shape(0)[depth:]), 2: (moved, ahead + ctx.shape(2)[count:])})
+    across = _meet(ctx, {0: Operand(before, ahead + ctx.shape(0)[depth:]), 2: Operand(moved, ahead + ctx.shape(2)[count:])})
     return [keep_varying([*rows, *across])]
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic on label arrays; pure numpy, knows nothing of ONNX.
+"""Arithmetic on label arrays (pure numpy, knows nothing of ONNX), and the facts that rules state in terms of them.
 
 A *label array* belongs to one tensor: int64, same rank as the tensor, broadcastable to its shape, of size 1 along every
 axis on which the label does not vary. Label 0 (`FIXED`) means "this index can never be removed". A tensor may carry several
@@ -8,11 +8,13 @@ label arrays (a weight varies independently along its output and its input axis)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
-from ..core.types import IntArray
+from ..core.types import Additive, FloatArray, Follow, IntArray, Linear, Node
 
 Labels = tuple[IntArray, ...]
 FIXED = 0
@@ -120,3 +122,92 @@ def components(count: int, left: IntArray, right: IntArray, parent: IntArray | N
                 break
             parent = grand
     return parent
+
+
+# ---- facts that rules state in terms of labels -----------------------------------------------------------------------
+
+TiePair = tuple[IntArray, IntArray]
+
+
+@dataclass(frozen=True)
+class PinFact:
+    labels: IntArray
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Exclusive ways to satisfy one constraint; the one that leaves the most units is taken."""
+
+    node: Node
+    options: tuple[tuple[TiePair, ...], ...]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a mixing layer reads: input ``data`` along ``data_axis``, through ``weight_axis`` of its weight."""
+
+    data: int
+    data_axis: int
+    weight_axis: int
+    labels: IntArray | None
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What a mixing layer makes: the weight is input ``weight``, its ``weight_axis`` carries the new labels."""
+
+    weight: int
+    weight_axis: int
+    labels: IntArray | None
+
+
+@dataclass(frozen=True)
+class LayerFact:
+    """A mixing layer, with label arrays where `core.types.Layer` has units."""
+
+    node: Node
+    macs: float
+    extents: tuple[IntArray, ...]
+    constant: bool
+    reads: Reads
+    writes: Writes
+    linear: Linear | None = None
+    grouped: str = ""
+
+
+@dataclass(frozen=True)
+class AffineFact:
+    node: Node
+    gamma: FloatArray
+    scale: FloatArray
+    labels: IntArray
+    moments: tuple[int, int]
+
+
+class Operand(NamedTuple):
+    """What meets others element by element: its labels and its shape, aligned to a common rank."""
+
+    labels: Labels
+    shape: Sequence[int]
+
+
+@dataclass
+class Facts:
+    """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key."""
+
+    labels: int = 1
+    ties: list[TiePair] = field(default_factory=list)
+    pins: list[PinFact] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    layers: list[LayerFact] = field(default_factory=list)
+    affines: list[AffineFact] = field(default_factory=list)
+    follows: list[Follow] = field(default_factory=list)
+    tensors: dict[str, Labels] = field(default_factory=dict)
+    constants: dict[tuple[int, int], Labels] = field(default_factory=dict)
+    shared: dict[str, tuple[int, int]] = field(default_factory=dict)
+    masked_inputs: list[tuple[int, int]] = field(default_factory=list)
+    zero_points: dict[str, str] = field(default_factory=dict)
+    additive: dict[int, Additive] = field(default_factory=dict)
+    dequantised: dict[str, int] = field(default_factory=dict)

@@ -9,9 +9,9 @@ from math import prod
 import numpy as np
 
 from ..core.types import After, Edit, IntArray, Linear, SetAttribute
-from .context import STIFF, Context, Reads, TiePair, Writes
+from .context import STIFF, Context
 from .forms import Dense, Window
-from .labels import Labels, align, keep_varying, varying, vector
+from .labels import Labels, Operand, Reads, TiePair, Writes, align, keep_varying, varying, vector
 from .registry import rule
 
 SLIDES = "a convolution slides along this axis"
@@ -27,26 +27,35 @@ def _rows(matrix: IntArray) -> TiePair:
     return matrix, np.broadcast_to(matrix[:, :1], matrix.shape)
 
 
-def _grouped(ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: tuple[int, int, IntArray | None]) -> None:
+@dataclass(frozen=True)
+class Inner:
+    """The axis of a grouped weight that all groups share: the ``side`` it belongs to (0: the inputs, 1: the outputs of a group), its size,
+    and its labels."""
+
+    side: int
+    size: int
+    labels: IntArray | None
+
+
+def _grouped(ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: Inner) -> None:
     """Constraints of a convolution with g groups: whole groups leave, or one channel of every group.
 
-    ``data`` are the g * i input channels, ``written`` the g * o output channels; ``inner`` is the axis of the weight that all
-    groups share: the side it belongs to (0: the i inputs, 1: the o outputs of a group), its size, and its labels. That axis of a
-    ``weight`` which is computed stands on a tensor of its own: where it follows no side, it must not shrink alone.
+    ``data`` are the g * i input channels, ``written`` the g * o output channels, ``inner`` the axis of the weight that all groups share.
+    That axis of a ``weight`` which is computed stands on a tensor of its own: where it follows no side, it must not shrink alone.
     """
     groups = ctx.attribute("group", 1)
     sides = [None if labels is None else labels.reshape(groups, -1) for labels in (data, written)]
-    side, size, labels = inner
+    labels = inner.labels
     options = []
     left, right = sides
     loose = [] if labels is None or ctx.is_constant(weight) else [(labels, np.zeros_like(labels))]
     if left is not None and right is not None:
         options.append([_rows(left), _rows(right), (left[:, 0], right[:, 0]), *loose])
     each = [_columns(matrix) for matrix in sides if matrix is not None]
-    shared = sides[side]
+    shared = sides[inner.side]
     if shared is not None and labels is not None:
         each.append((shared[0], labels))
-    elif shared is not None and size > 1:
+    elif shared is not None and inner.size > 1:
         each.append((shared[0], np.zeros_like(shared[0])))
     elif shared is None:
         each += loose
@@ -82,7 +91,7 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
         ctx.match(weight, 1, data)
     else:
         inner = ctx.axis(weight, 1)
-        _grouped(ctx, weight, data, written, (0, ctx.shape(weight)[1], inner))
+        _grouped(ctx, weight, data, written, Inner(0, ctx.shape(weight)[1], inner))
         reads = Reads(0, 1, 1, inner) if inner is not None else Reads(0, 1, 0, written)
 
         def edits(after: After) -> list[Edit]:
@@ -129,7 +138,7 @@ def conv_transpose(ctx: Context) -> list[Labels]:
     inner = written = ctx.axis(1, 1)
     if ctx.attribute("group", 1) > 1:
         written = ctx.mint(ctx.out_shape()[1])
-        _grouped(ctx, 1, data, written, (1, ctx.shape(1)[1], inner))
+        _grouped(ctx, 1, data, written, Inner(1, ctx.shape(1)[1], inner))
 
         def edits(after: After) -> list[Edit]:
             return [SetAttribute("group", after.output_shape(0)[1] // after.input_shape(1)[1])]
@@ -168,7 +177,7 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
     """
     shapes = {term: _spread_shape(term, ctx.shape(term.position), rank) for term in terms}
     data = [term for term in terms if not ctx.is_constant(term.position)] or list(terms[:1])
-    operands = [(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data]
+    operands = [Operand(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data]
     known = any(ctx.is_weight(term.position) for term in terms)
     arrays = ctx.merge(operands, STIFF if known else f"the other operand of {ctx.node.name} is computed at run time and cannot shrink here")
     weights = [term for term in terms if term not in data]
@@ -189,7 +198,7 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
     for term in weights:
         ctx.adopt(term.position, tuple(_gather_axes(array, term.indices) for array in passed))
     linear = _dense(ctx, terms, output, scales) if scales else None
-    _state_layer(ctx, terms, (arrays, reads), [max(shape[index] for shape in shapes.values()) for index in range(rank)], linear)
+    _state_layer(ctx, terms, arrays, reads, [max(shape[index] for shape in shapes.values()) for index in range(rank)], linear)
     return keep_varying([_gather_axes(array, output) for array in passed if not set(varying(array)) & set(summed)])
 
 
@@ -233,12 +242,12 @@ def _dense(ctx: Context, terms: Sequence[Term], output: Sequence[int], scales: S
 def _state_layer(
     ctx: Context,
     terms: Sequence[Term],
-    labels: tuple[Sequence[IntArray], dict[int, IntArray]],
+    arrays: Sequence[IntArray],
+    reads: dict[int, IntArray],
     sizes: Sequence[int],
     linear: Linear | None,
 ) -> None:
     """The mixing layer that a product is: its weight is the first term made of constants, if there is one."""
-    arrays, reads = labels
     summed = next((index for index in reads), -1)
     weight = next((term for term in terms if ctx.is_weight(term.position)), terms[-1])
     own = [axis for axis, index in enumerate(weight.indices) if sum(index in term.indices for term in terms) == 1]
@@ -266,7 +275,7 @@ def gemm(ctx: Context) -> list[Labels]:
     output = product(ctx, [Term(0, first), Term(1, second)], (0, 2), 3, scales)
     if ctx.has(2) and not ctx.is_constant(2):
         added = tuple(align(array, 2) for array in ctx.labels(2))
-        output = ctx.merge([(output, ctx.out_shape()), (added, (1,) * (2 - ctx.rank(2)) + ctx.shape(2))])
+        output = ctx.merge([Operand(output, ctx.out_shape()), Operand(added, (1,) * (2 - ctx.rank(2)) + ctx.shape(2))])
     ctx.adopt(2, output)
     return [output]
 

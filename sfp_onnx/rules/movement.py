@@ -8,9 +8,8 @@ import numpy as np
 
 from ..core.types import After, Array, BoolArray, Edit, IntArray, SetAttribute, SetInput
 from .context import Context
-from .labels import LARGE, Labels, align, compact, keep_varying, reshape, reshaped_size, varying, vector
-from .registry import rule
-from .traits import Trait
+from .labels import LARGE, Labels, Operand, align, compact, keep_varying, reshape, reshaped_size, varying, vector
+from .registry import Trait, rule
 
 
 def _ints(ctx: Context, name: str, position: int) -> list[int] | None:
@@ -126,7 +125,7 @@ def concat(ctx: Context) -> list[Labels]:
     along = [tuple(array for array in own if array.shape[axis] > 1) for own in labels]
     across = [tuple(array for array in own if array.shape[axis] == 1) for own in labels]
     if not any(along):
-        return [ctx.merge([(own, shape) for own, shape in zip(across, shapes, strict=True)])]
+        return [ctx.merge([Operand(own, shape) for own, shape in zip(across, shapes, strict=True)])]
     joined, rest = _join(ctx, along, across, shapes, axis)
     return [keep_varying([joined]) + rest]
 
@@ -137,7 +136,7 @@ def _join(ctx: Context, along: list[Labels], across: list[Labels], shapes: list[
     columns, rest = [], []
     for own, others, shape in zip(along, across, shapes, strict=True):
         together = [array for array in others if set(varying(array)) & common]
-        rest.append((tuple(array for array in others if not set(varying(array)) & common), tuple(shape)))
+        rest.append(Operand(tuple(array for array in others if not set(varying(array)) & common), shape))
         pieces = [*own, *together]
         if len(pieces) > 1:
             for array in pieces:

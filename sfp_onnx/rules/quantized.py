@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .context import Context
-from .labels import Labels, align
+from .labels import Labels, Operand, align
 from .mixing import Term, convolution, matrix_product, product
-from .registry import rule
-from .traits import Trait
+from .registry import Trait, rule
 
 
 def _per_channel(ctx: Context, labels: Labels, axis: int, vectors: Sequence[int]) -> None:
@@ -101,7 +100,7 @@ def qlinear_binary(ctx: Context) -> list[Labels]:
     ctx.zero_point(ctx.node.inputs[7])
     data = [position for position in (0, 3) if not ctx.is_constant(position)]
     shapes = {position: (1,) * (rank - ctx.rank(position)) + ctx.shape(position) for position in data}
-    merged = ctx.merge([(tuple(align(array, rank) for array in ctx.labels(position)), shapes[position]) for position in data])
+    merged = ctx.merge([Operand(tuple(align(array, rank) for array in ctx.labels(position)), shapes[position]) for position in data])
     for position in (0, 3):
         ctx.adopt(position, merged)
     return [merged]

@@ -21,12 +21,12 @@ from ..core.options import RepairOptions
 from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
 from ..coupling.analysis import Analysis, feeds_of
 from ..data.dataset import Dataset
-from ..graph.model import Prepared
+from ..graph import Prepared
 from ..repair.linear import Gathered, factor, forward
 from ..repair.lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
 from ..repair.ridge import ridge_inverse
-from ..repair.steps import Scene, Step, plan_steps
-from ..repair.walk import Store, Walk
+from ..repair.steps import Scene, plan_steps
+from ..repair.walk import Key, Step, Store, Walk
 from .registry import Setting as Asked
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
@@ -152,7 +152,7 @@ class Inputs:
     """What one block of a layer reads: weights (k, o) in units of the target, the channel of the block and the unit of each row, the
     variance of the target. ``key`` is a name for H^-1 (k, k)."""
 
-    key: tuple[str, int]
+    key: Key
     weights: Array
     channels: IntArray
     units: IntArray
@@ -288,7 +288,7 @@ def _inputs(
     per_block = len(source) // blocks
     for block, inverse in enumerate(inverses):
         units = source[block * per_block + channels]
-        key = (f"inverse of {step.layer}", block)
+        key = Key(f"inverse of {step.layer}", block)
         yield Inputs(key, (matrix * factor)[block].astype(np.float32), channels, units, variance), inverse
 
 

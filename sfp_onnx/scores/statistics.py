@@ -12,10 +12,9 @@ from ..core.errors import DataError
 from ..core.types import Array, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, WeightSlices
 from ..coupling.analysis import Analysis, Progress, batch_size
 from ..data.dataset import Dataset
+from ..graph import Constants, GraphIndex, Model, Prepared
 from ..graph.edit import Editor
 from ..graph.extract import constant_program
-from ..graph.index import GraphIndex
-from ..graph.model import Constants, Model, Prepared
 from ..runtime import Batches, Optimize, observe, open_model
 from .registry import STATISTICS
 

@@ -16,12 +16,11 @@ import numpy as np
 
 from ... import graph
 from ...core.errors import ModelError
-from ...core.types import Array, Coupling, Group, IntArray, Node
+from ...core.types import Array, Coupling, Group, IntArray, Node, Port
+from ...graph import CAPTURED, Constants, GraphIndex, Prepared, initializers
 from ...graph.edit import QUANTIZED, Editor, insert_mask, zero_of
 from ...graph.extract import segment
-from ...graph.index import CAPTURED, GraphIndex
-from ...graph.model import Constants, Prepared, initializers
-from ...rules.traits import Trait, has
+from ...rules.registry import Trait, has
 from ...runtime import Optimize, Session, open_model
 
 ROWS = 1024  # rows in one run at most: small models gain by sharing a run (an MLP 4 times the ablations),
@@ -287,8 +286,7 @@ class Ablations:
                 continue  # nothing there stands for zero; the tensors around it are masked
             mask = Mask("", units, axis, len(self.prepared.trace.shapes[tensor]), dtype, by_rows)
             masks.append(put(editor, tensor, dtype, zero_of(constants, point, mask.spread), mask))
-        ports = {name: self._port(name) for name in part.feeds}
-        ports.update({mask.name: (mask.dtype, mask.shape) for mask in masks})
+        ports = [self._port(name) for name in part.feeds] + [Port(mask.name, mask.dtype, tuple(mask.shape)) for mask in masks]
         outputs = {name: np.dtype(self.raw[self.names.index(name)].dtype) for name in part.outputs}
         model = segment(editor.finish(), ports, outputs)
         used = {port.name for port in graph.inputs(model)}
@@ -296,12 +294,12 @@ class Ablations:
         needed = replace(part, feeds=tuple(name for name in part.feeds if name in used))
         return _Section(needed, session, tuple(mask for mask in masks if mask.name in used), by_rows)
 
-    def _port(self, name: str) -> tuple[Any, list[int | str]]:
-        """Type and shape of a tensor that is fed; the batch is a name, other sizes are those of the images."""
+    def _port(self, name: str) -> Port:
+        """A tensor that is fed; the batch is a name, other sizes are those of the images."""
         dtype, shape = self.sizes[name]
         open_axes = self.prepared.trace.dynamic_axes.get(name, ())
-        return dtype, ["batch" if not axis and axis in open_axes else f"{name}:{axis}" if axis in open_axes else size
-                       for axis, size in enumerate(shape)]  # fmt: skip
+        sizes = [(f"{name}:{axis}" if axis else "batch") if axis in open_axes else size for axis, size in enumerate(shape)]
+        return Port(name, dtype, tuple(sizes))
 
     def _agrees(self, section: _Section) -> bool:
         """Whether copies of a block side by side give the outputs of the block (a model may mix the rows of a batch)."""

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ... import graph
 from ...core.errors import OptionError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
 from ...coupling.cost import emptied
+from ...graph import Constants, Initializer, Model, Prepared, initializers, outputs
 from ...graph.edit import Editor
 from ...graph.extract import with_constants
-from ...graph.model import Constants, Model, Prepared, initializers
 from ...runtime import observe, unpadded
-from . import Method, l1
-from .masks import KERNEL, DilutedLayer, KernelView, MethodOptions, SkippedLayer, keep_by_rank, spread, tile_sums
+from . import KERNEL, KernelView, Method, MethodOptions, Site, keep_by_rank, l1, spread, tile_sums
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,9 @@ class Target:
         return self.layer.node.name
 
     @property
-    def site(self) -> tuple[str, int]:
+    def site(self) -> Site:
         """The tensor that the layer reads, and the axis of its channels."""
-        return self.layer.data_name, self.data_axis
+        return Site(self.layer.data_name, self.data_axis)
 
     @property
     def channelwise(self) -> bool:
@@ -64,31 +62,31 @@ def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) 
         wanted = re.compile(pattern or "")
     except re.error as error:
         raise OptionError(f"--layers '{pattern}': not a regular expression: {error}") from error
-    held, outputs = initializers(prepared.model), {port.name for port in graph.outputs(prepared.model)}
-    found: list[Target] = []
+    held, final = initializers(prepared.model), {port.name for port in outputs(prepared.model)}
+    chosen: list[Target] = []
     skipped: list[SkippedLayer] = []
     for layer in coupling.layers:
         weight = layer.node.inputs[layer.weight.position] if layer.weight else ""
         if not (wanted.search(layer.node.name) or (weight and wanted.search(weight))):
             continue
-        shared = weight in outputs or len(prepared.index.readers(weight)) > 1
+        shared = weight in final or len(prepared.index.readers(weight)) > 1
         reason = _refusal(layer, weight, held, shared)
         if reason:
             skipped.append(SkippedLayer(layer.node.name, reason))
         else:
-            found.append(_target(prepared, layer, weight, held[weight][0]))
-    if not found and not skipped:
+            chosen.append(_target(prepared, layer, weight, held[weight][0]))
+    if not chosen and not skipped:
         names = ", ".join(layer.node.name for layer in coupling.layers[:5])
         raise OptionError(f"--layers '{pattern}' matches no layer with weights. Layers are, for example: {names or 'none'}")
-    return found, skipped
+    return chosen, skipped
 
 
-def _refusal(layer: Layer, weight: str, held: Mapping[str, tuple[tuple[int, ...], object]], shared: bool) -> str:
+def _refusal(layer: Layer, weight: str, held: Mapping[str, Initializer], shared: bool) -> str:
     if layer.weight is None or weight not in held:
         return "it has no constant weight"
     shape, dtype = held[weight]
-    if np.dtype(dtype).kind != "f":  # type: ignore[call-overload]
-        return f"its weight is {np.dtype(dtype).name}, not floating point"  # type: ignore[call-overload]
+    if np.dtype(dtype).kind != "f":
+        return f"its weight is {np.dtype(dtype).name}, not floating point"
     if len(shape) < 2 or (len(shape) > 2 and (layer.weight.out_axis > 1 or layer.weight.in_axis > 1)):
         return f"its weight of shape {list(shape)} is neither a matrix nor that of a convolution"
     if shared:
@@ -110,10 +108,10 @@ def _target(prepared: Prepared, layer: Layer, weight: str, shape: tuple[int, ...
         data_axis = layer.data_axis
     rows, columns = np.arange(outputs)[:, None], np.arange(inputs)[None, :]
     if out_axis == 0:  # filters of all groups, channels of one
-        channel, made = rows // max(1, outputs // groups) * inputs + columns, rows + 0 * columns
+        channel, filters = rows // max(1, outputs // groups) * inputs + columns, rows + 0 * columns
     else:  # transposed: channels of all groups, filters of one
-        channel, made = columns + 0 * rows, columns // max(1, inputs // groups) * outputs + rows
-    return Target(layer, weight, axes, data_axis, channel, made)
+        channel, filters = columns + 0 * rows, columns // max(1, inputs // groups) * outputs + rows
+    return Target(layer, weight, axes, data_axis, channel, filters)
 
 
 # ---- views -----------------------------------------------------------------------------------------------------------
@@ -132,19 +130,19 @@ def as_weight(kernels: Array, axes: tuple[int, int], shape: Sequence[int]) -> Ar
 
 
 def layer_views(
-    model: Model, found: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[tuple[str, int], FloatArray]
+    model: Model, layers: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[Site, FloatArray]
 ) -> Iterator[KernelView]:
     """One view per target, without profiles. ``scales`` are those of BatchNormalizations by the tensor they scale, ``rms`` the root
     mean square per channel of each site."""
     constants = Constants(model)
-    for target in found:
+    for target in layers:
         values = as_kernels(constants[target.weight], target.axes).astype(np.float32)
         scale = scales.get(target.layer.node.outputs[0])
         if scale is not None and len(scale) == len(values) and target.axes[0] == 0:
             values = values * np.abs(scale).astype(np.float32)[:, None, None]
-        own = rms.get(target.site)
-        fits = own is not None and len(own) > int(target.channel.max())
-        yield KernelView(target.name, values, target.channel, target.filter, own if fits else None)
+        read = rms.get(target.site)
+        fits = read is not None and len(read) > int(target.channel.max())
+        yield KernelView(target.name, values, target.channel, target.filter, read if fits else None)
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
@@ -159,36 +157,30 @@ class Chosen:
 
 
 def choose(
-    views: Callable[[], Iterator[KernelView]],
-    weights: Mapping[str, str],
-    chosen: tuple[Method, MethodOptions],
-    rate: float,
-    scope: str,
+    views: Callable[[], Iterator[KernelView]], weights: Mapping[str, str], method: Method, options: MethodOptions, rate: float, scope: str
 ) -> list[Chosen]:
     """Masks of all layers. ``views`` is called twice, so that only scores are held for all layers; ``weights`` names the weight of
-    each layer; ``rate`` and ``scope`` (see `masks.keep_by_rank`) do not matter to methods that set the rate."""
-    method, options = chosen
+    each layer; ``rate`` and ``scope`` (see `keep_by_rank`) do not matter to methods that set the rate."""
     tile = method.tile(options)
     scores = [method.function(view, options) for view in views()]
     keeps: Sequence[Array] = scores if method.fixed else keep_by_rank(scores, rate, scope)
-    found = []
+    chosen = []
     for view, keep in zip(views(), keeps, strict=True):
         mask = spread(keep, tile, view.values.shape)
         unit = "kernels" if tile.whole and view.values.shape[2] > 1 else "blocks" if tile.rows * tile.columns > 1 else "weights"
-        found.append(Chosen(mask, _figures(view, weights[view.layer], mask, (unit, keep.size, int((~keep).sum())))))
-    return found
+        chosen.append(Chosen(mask, _figures(view, weights[view.layer], mask, keep, unit)))
+    return chosen
 
 
-def _figures(view: KernelView, weight: str, mask: BoolArray, counts: tuple[str, int, int]) -> DilutedLayer:
-    """What a mask removes, and what kernel L1 would lose at the same number of weights (per layer)."""
+def _figures(view: KernelView, weight: str, mask: BoolArray, keep: Array, unit: str) -> DilutedLayer:
+    """What a mask removes (``keep``: per tile, called ``unit``), and what kernel L1 would lose at the same number of weights."""
     cost = np.abs(view.values.astype(np.float64)) * view.read_rms[:, :, None]
     total = float(cost.sum()) or 1.0
     norms = l1(view, MethodOptions()).reshape(-1)
     order = np.argsort(norms, kind="stable")[: round(int((~mask).sum()) / mask.shape[2])]
     lost_l1 = float(tile_sums(cost, KERNEL).reshape(-1)[order].sum()) / total
-    unit, count, removed = counts
     lost = float(cost[~mask].sum()) / total
-    return DilutedLayer(view.layer, weight, unit, count, removed, mask.size, int((~mask).sum()), lost, lost_l1)
+    return DilutedLayer(view.layer, weight, unit, keep.size, int((~keep).sum()), mask.size, int((~mask).sum()), lost, lost_l1)
 
 
 def zeroed(model: Model, masks: Mapping[str, BoolArray]) -> Model:
@@ -221,13 +213,13 @@ def _through(layer: Layer) -> bool:
 
 
 def _mark(flags: BoolArray, units: IntArray, chosen: BoolArray | bool = True) -> None:
-    own = units[(units >= 0) & chosen]
-    flags[own] = True
+    marked = units[(units >= 0) & chosen]
+    flags[marked] = True
 
 
 def connections(model: Model, coupling: Coupling) -> Connections:
     """Which units still have connections."""
-    read, made, readers, makers, odd_in, odd_out = (np.zeros(coupling.units, bool) for _ in range(6))
+    read, written, readers, makers, odd_in, odd_out = (np.zeros(coupling.units, bool) for _ in range(6))
     constants = Constants(model)
     for layer in coupling.layers:
         if layer.weight is None or layer.node.inputs[layer.weight.position] not in constants:
@@ -238,16 +230,16 @@ def connections(model: Model, coupling: Coupling) -> Connections:
         if _through(layer):
             continue
         weight = np.asarray(constants[layer.node.inputs[layer.weight.position]]) != 0
-        for units, axis, used, seen in (
-            (layer.reads, layer.weight.in_axis, read, readers), (layer.writes, layer.weight.out_axis, made, makers),
+        for units, axis, used, judged in (
+            (layer.reads, layer.weight.in_axis, read, readers), (layer.writes, layer.weight.out_axis, written, makers),
         ):  # fmt: skip
             if len(units):
                 _mark(used, units, weight.any(tuple(other for other in range(weight.ndim) if other != axis)))
-                _mark(seen, units)
+                _mark(judged, units)
         _mark(odd_in, np.setdiff1d(layer.source, layer.reads))
         if len(layer.reads) != len(layer.source):
             _mark(odd_in, layer.reads)
-    return Connections(read, made, readers & ~odd_in, makers & ~odd_out)
+    return Connections(read, written, readers & ~odd_in, makers & ~odd_out)
 
 
 def unread(model: Model, coupling: Coupling) -> BoolArray:
@@ -280,18 +272,18 @@ def fold_constants(model: Model, prepared: Prepared, coupling: Coupling, feeds: 
     readers = [layer for layer in coupling.layers if layer.weight is not None and not _through(layer) and _has(layer.reads, constant)]
     if not readers:
         return Folded(model, 0, 0, 0)
-    values = _values(model, {(layer.data_name, layer.data_axis) for layer in readers}, feeds)
-    flat = {site: _flat(arrays, site[1]) for site, arrays in values.items()}
+    values = _values(model, {Site(layer.data_name, layer.data_axis) for layer in readers}, feeds)
+    flat = {site: _flat(arrays, site.axis) for site, arrays in values.items()}
     able = constant.copy()
     nonzero = np.zeros(coupling.units, bool)
     for layer in readers:
-        level, steady = flat[layer.data_name, layer.data_axis]
+        level, steady = flat[Site(layer.data_name, layer.data_axis)]
         units = layer.source
-        own = units >= 0
-        able[units[own & ~steady]] = False
-        nonzero[units[own & steady & (level != 0)]] = True
+        present = units >= 0
+        able[units[present & ~steady]] = False
+        nonzero[units[present & steady & (level != 0)]] = True
         if not _foldable(layer, prepared):
-            able[units[own & (level != 0)]] = False
+            able[units[present & (level != 0)]] = False
     if not able.any():
         return Folded(model, 0, 0, int(constant.sum()))
     folded = _without(model, readers, able, {site: level for site, (level, _) in flat.items()})
@@ -302,9 +294,9 @@ def _has(units: IntArray, flags: BoolArray) -> bool:
     return bool(flags[units[units >= 0]].any())
 
 
-def _values(model: Model, sites: set[tuple[str, int]], feeds: Sequence[Mapping[str, Array]]) -> dict[tuple[str, int], list[Array]]:
+def _values(model: Model, sites: set[Site], feeds: Sequence[Mapping[str, Array]]) -> dict[Site, list[Array]]:
     editor = Editor(model)
-    names = {site: editor.add_output(editor.tensor(site[0])) for site in sorted(sites)}
+    names = {site: editor.add_output(editor.tensor(site.tensor)) for site in sorted(sites)}
     observed = list(observe(editor.finish(), unpadded(feeds), list(dict.fromkeys(names.values()))))
     return {site: [batch.values[name] for batch in observed] for site, name in names.items()}
 
@@ -335,7 +327,7 @@ def _bias(layer: Layer) -> str:
     return layer.node.inputs[place] if place is not None and place < len(layer.node.inputs) else ""
 
 
-def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Mapping[tuple[str, int], Array]) -> Model:
+def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Mapping[Site, Array]) -> Model:
     constants = Constants(model)
     changed: dict[str, Array] = {}
     for layer in readers:
@@ -343,7 +335,7 @@ def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Ma
         name, in_axis = layer.node.inputs[layer.weight.position], layer.weight.in_axis
         columns = np.flatnonzero((layer.reads >= 0) & gone[np.maximum(layer.reads, 0)])
         weight = np.moveaxis(constants[name].copy(), in_axis, 0)
-        level = levels[layer.data_name, layer.data_axis][columns]
+        level = levels[Site(layer.data_name, layer.data_axis)][columns]
         if level.any():
             out_axis = layer.weight.out_axis if layer.weight.out_axis > in_axis else layer.weight.out_axis + 1
             slices = np.moveaxis(weight[columns].astype(np.float64), out_axis, 1)
@@ -354,3 +346,34 @@ def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Ma
         weight[columns] = 0
         changed[name] = np.ascontiguousarray(np.moveaxis(weight, 0, in_axis))
     return with_constants(model, changed)
+
+
+@dataclass(frozen=True)
+class DilutedLayer:
+    """What was removed from one layer. ``lost`` is the share of sum |w| x rms that the mask removes, an estimate of the relative
+    output error (L1); ``lost_l1`` is the same for the kernels (weights) of smallest L1 norm, as many of them."""
+
+    layer: str
+    weight: str
+    unit: str
+    total: int
+    removed: int
+    weights: int
+    weights_removed: int
+    lost: float
+    lost_l1: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A layer that was left as it is, and why."""
+
+    layer: str
+    reason: str
+
+
+def removed_share(layers: Sequence[DilutedLayer]) -> float:
+    """Removed weights over all weights of the diluted layers."""
+    total = sum(layer.weights for layer in layers)
+    return sum(layer.weights_removed for layer in layers) / total if total else 0.0

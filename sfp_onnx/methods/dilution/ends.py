@@ -1,27 +1,28 @@
-"""Which class profiles stand at the two ends of a layer."""
+"""What is measured of the layers to dilute: class profiles at their two ends, and what each kernel is worth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ...core.options import RepairOptions
 from ...core.types import Array, Coupling, FloatArray, IntArray, Layer
-from ...coupling.analysis import Analysis, Progress
+from ...coupling.analysis import Analysis, Progress, batch_size, feeds_of, silent
 from ...data.dataset import Dataset
-from ...graph.model import Prepared
+from ...graph import Prepared
 from ...scores.elimination import Inputs, Look
+from ...scores.statistics import calibrate
 from ..sfp.probe import ProfileOptions
 from ..sfp.profiles import LayerProfile, class_profiles
-from . import METHODS
-from .connections import Target
-from .masks import Ends, Profile, label_profile
+from . import METHODS, Ends, Method, Profile, Site, label_profile
+from .connections import SkippedLayer, Target, targets
 
 
 def ends_of(
-    analysis: Analysis, data: Dataset, found: Sequence[Target], options: ProfileOptions, progress: Progress
+    analysis: Analysis, data: Dataset, chosen: Sequence[Target], options: ProfileOptions, progress: Progress
 ) -> tuple[Mapping[str, Ends | str], list[str]]:
     """Class profiles of what each target reads and makes, or why there are none; and what to tell the user.
 
@@ -32,14 +33,14 @@ def ends_of(
         ModelError: the model is no classifier.
         DataError: the labels do not fit it, or are too few.
     """
-    free = ", ".join(own.pattern or name for name, own in METHODS.items() if "profiles" not in own.needs)
-    made = {target.name: _read_later(analysis, target.layer) for target in found}
-    wanted = {target.layer.data_name for target in found} | {layer.data_name for layer in made.values() if layer}
+    free = ", ".join(method.pattern or name for name, method in METHODS.items() if "profiles" not in method.needs)
+    readers = {target.name: _read_later(analysis, target.layer) for target in chosen}
+    wanted = {target.layer.data_name for target in chosen} | {layer.data_name for layer in readers.values() if layer}
     known = class_profiles(analysis, data, options, progress, lambda taps: [tap for tap in taps if tap.tensor in wanted], free)
     classes = known.classes
-    layers = {(own.tensor, own.axis): own for own in known.layers}
+    layers = {Site(read.tensor, read.axis): read for read in known.layers}
     reasons = dict(known.skipped)
-    ends = {target.name: _ends(analysis, target, made[target.name], layers, reasons, classes) for target in found}
+    ends = {target.name: _ends(analysis, target, readers[target.name], layers, reasons, classes) for target in chosen}
     labels = "the labels of the data" if known.labels == "given" else "the model's own argmax as labels"
     notes = [f"class profiles from {known.samples} samples, with {labels}; {len(known.layers)} probes"]
     if known.missing:
@@ -52,12 +53,12 @@ def _read_later(analysis: Analysis, layer: Layer) -> Layer | None:
     units = layer.writes
     if not len(units) or (units < 0).any():
         return None
-    later = (own for own in analysis.coupling.layers if own.node.index > layer.node.index)
-    return next((own for own in later if np.isin(units, own.source).all()), None)
+    later = (other for other in analysis.coupling.layers if other.node.index > layer.node.index)
+    return next((other for other in later if np.isin(units, other.source).all()), None)
 
 
 def _ends(
-    analysis: Analysis, target: Target, later: Layer | None, layers: Mapping[tuple[str, int], LayerProfile], reasons: Mapping[str, str],
+    analysis: Analysis, target: Target, later: Layer | None, layers: Mapping[Site, LayerProfile], reasons: Mapping[str, str],
     classes: int,
 ) -> Ends | str:  # fmt: skip
     reads = layers.get(target.site)
@@ -65,7 +66,7 @@ def _ends(
         return f"no class profile of what it reads: {reasons.get(target.layer.data_name, 'no layer made it')}"
     near = _profile(reads, reads.filters)
     if later is not None:
-        writes = layers.get((later.data_name, later.data_axis))
+        writes = layers.get(Site(later.data_name, later.data_axis))
         if writes is None:
             return f"no class profile of what it makes: {reasons.get(later.data_name, 'no layer reads it')}"
         order = {int(unit): index for index, unit in enumerate(writes.units)}
@@ -77,16 +78,16 @@ def _ends(
 
 
 def _is_last(analysis: Analysis, layer: Layer) -> bool:
-    return max(own.node.index for own in analysis.coupling.layers) == layer.node.index
+    return max(other.node.index for other in analysis.coupling.layers) == layer.node.index
 
 
-def _profile(own: LayerProfile, rows: IntArray) -> Profile:
+def _profile(known: LayerProfile, rows: IntArray) -> Profile:
     """Rows of a layer's profile. evidence[f, l] = M_f[l, l] - mean_k M_f[l, k]; activity[f, l] is the mean over positions."""
-    means, weights = own.means.astype(np.float64), own.weights.astype(np.float64)
+    means, weights = known.means.astype(np.float64), known.weights.astype(np.float64)
     evidence: FloatArray = (means * (weights - weights.mean(2, keepdims=True))).sum(1)
-    noise, signal = float(own.noise.sum()), float(own.signal.sum())
+    noise, signal = float(known.noise.sum()), float(known.signal.sum())
     snr = signal / noise if noise else (np.finfo(np.float64).max if signal else 0.0)
-    return Profile(own.tensor, evidence[rows], means.mean(1)[rows], own.label_sets[rows], snr)
+    return Profile(known.tensor, evidence[rows], means.mean(1)[rows], known.label_sets[rows], snr)
 
 
 # ---- what each kernel is worth where the rest of its filter is re-fitted without it ----------------------------------
@@ -109,15 +110,15 @@ def kernel_losses(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    found = {}
+    by_layer = {}
     look = Look.at(prepared, coupling, lambda layer: layer.node.name in names, options, RIDGE)
     with closing(look.store()) as store:
         for layer, step, blocks in look.observed(store, batches, progress):
-            losses = [block_losses(own, inverse) for own, inverse in blocks]
+            losses = [block_losses(inputs, inverse) for inputs, inverse in blocks]
             if losses and layer.weight is not None:
                 joined = 0 if step.linear.form.out_axis == 0 or layer.weight.out_axis == 0 else 1
-                found[layer.node.name] = np.concatenate(losses, joined)
-    return found
+                by_layer[layer.node.name] = np.concatenate(losses, joined)
+    return by_layer
 
 
 def block_losses(inputs: Inputs, inverse: FloatArray) -> FloatArray:
@@ -126,8 +127,96 @@ def block_losses(inputs: Inputs, inverse: FloatArray) -> FloatArray:
     The optimal brain surgeon, a kernel at a time: Hassibi and Stork, NeurIPS 1992; Frantar and Alistarh, NeurIPS 2022.
     """
     rows = np.argsort(inputs.channels, kind="stable").reshape(int(inputs.channels.max()) + 1, -1)
-    own = inverse[rows[:, :, None], rows[:, None, :]]
+    blocks = inverse[rows[:, :, None], rows[:, None, :]]
     weights = inputs.weights.astype(np.float64)[rows]  # (I, K, O)
-    squares = (weights * np.linalg.solve(own, weights)).sum(1).T
-    found: FloatArray = np.sqrt(np.maximum(squares, 0.0))
-    return found
+    squares = (weights * np.linalg.solve(blocks, weights)).sum(1).T
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+
+
+# ---- look at the layers ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The layers to dilute, and what was measured of them: RMS per channel of what each reads, and by layer the class profiles of both
+    ends (or why there are none) and what each kernel is worth."""
+
+    targets: tuple[Target, ...]
+    skipped: tuple[SkippedLayer, ...]
+    rms: Mapping[Site, FloatArray]
+    ends: Mapping[str, Ends | str]
+    notes: tuple[str, ...] = ()
+    losses: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+def look(
+    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent,
+    losses: bool = False,
+) -> Measured:  # fmt: skip
+    """Find the layers and measure them; class profiles only with ``options`` for them, what kernels are worth only if ``losses``.
+    Several dilutions can share the result.
+
+    Raises:
+        OptionError: the expression ``layers`` is invalid or matches nothing.
+        ModelError, DataError: profiles are asked for, and the model is no classifier or the labels do not do.
+    """
+    chosen, skipped = targets(analysis.prepared, analysis.coupling, layers)
+    rms = _rms(analysis, chosen, data, progress) if data is not None else {}
+    ends: Mapping[str, Ends | str] = {}
+    notes: list[str] = []
+    if options is not None and data is not None:
+        ends, notes = ends_of(analysis, data, chosen, options, progress)
+    worth = losses_of(analysis, chosen, data, progress) if losses and data is not None else {}
+    return Measured(tuple(chosen), tuple(skipped), rms, ends, tuple(notes), worth)
+
+
+def gated(
+    chosen: Sequence[Target], ends: Mapping[str, Ends | str], method: Method, force: bool
+) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+    """Targets with profiles at both ends and, for methods that stand on labels alone, enough signal in them; the others with
+    reasons; warnings for those that were forced."""
+    kept, refused, warned = [], list[SkippedLayer](), list[str]()
+    for target in chosen:
+        profiles = ends[target.name]
+        if isinstance(profiles, str):
+            refused.append(SkippedLayer(target.name, profiles))
+            continue
+        least = SNR_LABELS if profiles.to_labels else SNR_FEATURES
+        snr = min(profiles.reads.snr, profiles.writes.snr)
+        if method.gated and snr < least:
+            ends_text = f"{profiles.reads.snr:.2f}" + ("" if profiles.to_labels else f" and {profiles.writes.snr:.2f}")
+            reason = f"signal-to-noise of the labels {ends_text}, under {least:g}: {method.name} has no basis there"
+            if not force:
+                refused.append(SkippedLayer(target.name, f"{reason} (--force dilutes it all the same)"))
+                continue
+            warned.append(f"'{target.name}': {reason}; diluted because of --force")
+        kept.append(target)
+    return kept, refused, warned
+
+
+def _rms(analysis: Analysis, chosen: Sequence[Target], data: Dataset, progress: Progress) -> dict[Site, FloatArray]:
+    """Root mean square of every channel that a target reads."""
+    ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
+    wanted = list(dict.fromkeys(target.site for target in chosen if target.data_axis != 0))
+    with progress("calibrating", data.samples) as advance:
+        parts = replace(data, batch=batch_size(analysis, data)).batches()
+        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
+    return {site: np.sqrt(moments[site].squares / max(moments[site].count, 1)) for site in wanted}
+
+
+def losses_of(analysis: Analysis, chosen: Sequence[Target], data: Dataset, progress: Progress) -> dict[str, FloatArray]:
+    """What each kernel of the targets is worth where the others are re-fitted."""
+    with progress("weighing kernels", 0) as advance:
+        options = RepairOptions(rows_per_input=LOSS_ROWS)
+        names = {target.name for target in chosen}
+        feeds = feeds_of(analysis, data)
+        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds, options, lambda done, total: advance(1))
+
+
+SNR_FEATURES = 0.8
+"""Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
+mask was worse than random kernels, at 0.5 (ResNet-20) level with them, over 0.8 (its last layer) better; never better than kernel L1."""
+LOSS_ROWS = 4.0
+"""Rows per input of a layer that `obs` looks at: an order of kernels needs fewer than the re-fit."""
+SNR_LABELS = 0.3
+"""The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""

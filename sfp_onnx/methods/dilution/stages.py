@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -14,25 +14,23 @@ from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
 from ...core.options import AMOUNT, CHANNELS, REPAIR, DataOptions, InspectOptions, RepairOptions, option
 from ...core.system import log
-from ...core.types import Array, BoolArray, Evaluation, FloatArray, Size
-from ...coupling.analysis import Analysis, DataSource, ModelSource, Progress, batch_size, describe, feeds_of, inspect, silent
+from ...core.types import Array, BoolArray, Size
+from ...coupling.analysis import Analysis, DataSource, ModelSource, Progress, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
 from ...cut import cut
 from ...cut.verify import compare
 from ...data.dataset import Dataset
-from ...evaluation import evaluate
-from ...graph.model import Constants, Model, initializers, outputs, serialized, tensor_types
+from ...evaluation import Evaluation, evaluate
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
 from ...pipeline import Sources
 from ...repair.lockstep import repair
 from ...report.manifest import versions, write_json
 from ...runtime import open_session
-from ...scores.statistics import calibrate, scales
+from ...scores.statistics import scales
 from ..sfp.probe import PROBES, ProfileOptions
-from . import METHODS, Method, find_method
-from .connections import Target, as_weight, choose, fold_constants, layer_views, targets, unread, zeroed
-from .ends import ends_of, kernel_losses
-from .masks import DilutedLayer, Ends, KernelView, MethodOptions, SkippedLayer
+from . import METHODS, Ends, KernelView, Method, MethodOptions, find_method
+from .connections import DilutedLayer, SkippedLayer, Target, as_weight, choose, fold_constants, layer_views, unread, zeroed
+from .ends import Measured, gated, look
 
 METHOD_NAMES = ", ".join(method.pattern or name for name, method in METHODS.items())
 
@@ -42,7 +40,7 @@ class DiluteOptions:
     """How to dilute.
 
     ``method``: None means `obs` with data, else `l1`. ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that
-    set it. ``scope``: see `masks.keep_by_rank`. ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with
+    set it. ``scope``: see `keep_by_rank`. ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with
     data. ``force``: dilute layers whose labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how
     the rest is re-fitted.
     """
@@ -73,8 +71,8 @@ class Diluted:
     """The result of `dilute`. ``cut`` units were physically removed; ``checks`` is the relative difference that each exact step
     (the removal of dead channels) made."""
 
-    model: Model
-    original: Model
+    model: graph.Model
+    original: graph.Model
     options: DiluteOptions
     layers: tuple[DilutedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
@@ -104,11 +102,7 @@ def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool 
         "version": 1,
         "versions": versions(),
         "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": file_bytes(result.original)},
-        "output": {
-            "path": str(output) if output else None,
-            "sha256": digest,
-            "bytes": size,
-        },
+        "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
         "options": asdict(result.options),
         "data": dict(result.data) or None,
         "before": asdict(result.before),
@@ -123,30 +117,31 @@ def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool 
 
 # ---- after the dilution ----------------------------------------------------------------------------------------------
 
+
 def batches(analysis: Analysis, data: Dataset | None) -> dict[str, Mapping[str, Array]]:
     """A few inputs to check on: random ones, and calibration data."""
     feeds = analysis.prepared.feeds
-    found: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), feeds, seed=1)}
+    feeds_by_name: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), feeds, seed=1)}
     if data is not None:
         first = next(iter(data.batches()), None)
         if first is not None:
-            found["calibration"] = first[0]
-    return found
+            feeds_by_name["calibration"] = first[0]
+    return feeds_by_name
 
 
-def check(model: Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
+def check(model: graph.Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
     """Masked weights are zero, outputs are finite.
 
     Raises:
         VerificationError: else.
     """
-    constants = Constants(model)
+    constants = graph.Constants(model)
     for name, mask in masks.items():
         if np.any(constants[name][~mask]):
             raise VerificationError(f"{model.name}: internal error: a masked weight of '{name}' is not zero. Please report it.")
-    session = open_session(serialized(model), model.weights, model.name)
+    session = open_session(graph.serialized(model), model.weights, model.name)
     for kind, inputs in feeds.items():
-        for port, value in zip(outputs(model), session.run(inputs), strict=True):
+        for port, value in zip(graph.outputs(model), session.run(inputs), strict=True):
             if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise VerificationError(f"{model.name}: output '{port.name}' of the diluted model is not finite on {kind} input")
 
@@ -160,13 +155,13 @@ def finished(result: Diluted, data: Dataset | None, progress: Progress) -> Dilut
     return replace(result, after=inspect(result.model, data=data).size())
 
 
-def _same(before: Model, after: Model, feeds: Mapping[str, Mapping[str, Array]]) -> float:
+def _same(before: graph.Model, after: graph.Model, feeds: Mapping[str, Mapping[str, Array]]) -> float:
     """Largest relative difference between two models that must be equal.
 
     Raises:
         VerificationError: they are not.
     """
-    return max(compare(before, after, tensor_types(before), [], feeds).errors.values(), default=0.0)
+    return max(compare(before, after, graph.tensor_types(before), [], feeds).errors.values(), default=0.0)
 
 
 def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
@@ -198,57 +193,12 @@ def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
     return replace(result, model=model, cut=units, checks=checks, notes=tuple(notes))
 
 
-# ---- dilute a model --------------------------------------------------------------------------------------------------
-
-SNR_FEATURES = 0.8
-"""Least signal-to-noise ratio of both ends of a connection between filters. Measured: with both ends under 0.3 (VGG-11, convs 4-6) the AFCC
-mask was worse than random kernels, at 0.5 (ResNet-20) level with them, over 0.8 (its last layer) better; never better than kernel L1."""
-LOSS_ROWS = 4.0
-"""Rows per input of a layer that `obs` looks at: an order of kernels needs fewer than the re-fit."""
-SNR_LABELS = 0.3
-"""The same where one end is the class scores: there AFCC led at 0.41 (VGG-11) and 1.5 (ResNet-20); nothing was measured further down."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The layers to dilute, and what was measured of them: RMS per channel of what each reads, and by layer the class profiles of both
-    ends (or why there are none) and what each kernel is worth."""
-
-    targets: tuple[Target, ...]
-    skipped: tuple[SkippedLayer, ...]
-    rms: Mapping[tuple[str, int], FloatArray]
-    ends: Mapping[str, Ends | str]
-    notes: tuple[str, ...] = ()
-    losses: Mapping[str, FloatArray] = field(default_factory=dict)
-
-
-def look(
-    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent,
-    losses: bool = False,
-) -> Seen:  # fmt: skip
-    """Find the layers and measure them; class profiles only with ``options`` for them, what kernels are worth only if ``losses``.
-    Several dilutions can share the result.
-
-    Raises:
-        OptionError: the expression ``layers`` is invalid or matches nothing.
-        ModelError, DataError: profiles are asked for, and the model is no classifier or the labels do not do.
-    """
-    found, skipped = targets(analysis.prepared, analysis.coupling, layers)
-    rms = _rms(analysis, found, data, progress) if data is not None else {}
-    ends: Mapping[str, Ends | str] = {}
-    notes: list[str] = []
-    if options is not None and data is not None:
-        ends, notes = ends_of(analysis, data, found, options, progress)
-    worth = losses_of(analysis, found, data, progress) if losses and data is not None else {}
-    return Seen(tuple(found), tuple(skipped), rms, ends, tuple(notes), worth)
-
-
 def dilute(
     source: ModelSource | Analysis,
     options: DiluteOptions,
     data: DataSource | None = None,
     progress: Progress = silent,
-    seen: Seen | None = None,
+    measured: Measured | None = None,
     *,
     test_data: DataSource | None = None,
     data_options: DataOptions = DataOptions(),
@@ -261,7 +211,7 @@ def dilute(
     what is asked for.
 
     Args:
-        seen: what `look` measured of the same analysis before.
+        measured: what `look` measured of the same analysis before.
         test_data: data that the original and the result are measured on.
         output, manifest: where the model (``sparse``: with sparse initializers where they are smaller) and its manifest go.
 
@@ -277,7 +227,7 @@ def dilute(
     check_dilution(options, data is not None)
     inputs = Sources(data, None, test_data, data_options, inspect_options).open(source, [output, manifest])
     log.info(f"method: {options.method}{'' if named else ' (default)'}")
-    result = _diluted(inputs.analysis, options, inputs.data, progress, seen)
+    result = _diluted(inputs.analysis, options, inputs.data, progress, measured)
     if inputs.test_data is not None:
         first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress)
         result = replace(result, evaluation=(first, replace(last, model=str(output or last.model))))
@@ -290,78 +240,88 @@ def dilute(
     return replace(result, manifest=recorded)
 
 
-def _diluted(analysis: Analysis, options: DiluteOptions, data: Dataset | None, progress: Progress, seen: Seen | None) -> Diluted:
+def _diluted(analysis: Analysis, options: DiluteOptions, data: Dataset | None, progress: Progress, measured: Measured | None) -> Diluted:
     method, _ = check_dilution(options, data is not None)
-    if seen is None:
+    if measured is None:
         wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in method.needs else None
-        seen = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
-    masks, figures, skipped, notes = masked(analysis, seen, options)
-    diluted = zeroed(analysis.prepared.model, masks)
-    if options.refit or (options.refit is None and data is not None):
-        diluted, said = refitted(analysis, diluted, masks, data, replace(options.repair, seed=options.seed), progress)
-        notes += said
-    check(diluted, masks, batches(analysis, data))
+        measured = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
+    masked = choose_masks(analysis, measured, options)
+    notes = list(masked.notes)
+    diluted = zeroed(analysis.prepared.model, masked.masks)
+    if data is not None and options.refit is not False:
+        diluted, words = refitted(analysis, diluted, masked.masks, data, replace(options.repair, seed=options.seed), progress)
+        notes += words
+    check(diluted, masked.masks, batches(analysis, data))
     result = Diluted(
-        diluted, analysis.model, options, figures, tuple(skipped), tuple(notes), 0, {}, analysis.size(), analysis.size(),
+        diluted, analysis.model, options, masked.figures, masked.skipped, tuple(notes), 0, {}, analysis.size(), analysis.size(),
         describe(data) if data else {},
     )  # fmt: skip
     return finished(result, data, progress)
 
 
-def masked(
-    analysis: Analysis, seen: Seen, options: DiluteOptions
-) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...], list[SkippedLayer], list[str]]:
-    """Masks by name of the weight, in its layout (True: may be other than zero); what they remove; skipped layers; notes.
+class Masked(NamedTuple):
+    """Masks by name of the weight, in its layout (True: may be other than zero); what they remove; skipped layers; notes."""
+
+    masks: dict[str, BoolArray]
+    figures: tuple[DilutedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    notes: tuple[str, ...]
+
+
+def choose_masks(analysis: Analysis, measured: Measured, options: DiluteOptions) -> Masked:
+    """What a method removes from the layers that it suits.
 
     Raises:
         OptionError: unknown method.
         TargetError: the method suits no layer.
     """
-    method, own = find_method(options.method or default_method(True), options.seed)
-    found, skipped, notes = _suited(seen, method, own, options)
-    masks, figures = _chosen(analysis, found, seen, (method, own), options)
-    return masks, figures, skipped, notes
+    method, given = find_method(options.method or default_method(True), options.seed)
+    suited, skipped, notes = _suited(measured, method, given, options)
+    masks, figures = _chosen(analysis, suited, measured, method, given, options)
+    return Masked(masks, figures, tuple(skipped), tuple(notes))
 
 
-def _suited(seen: Seen, method: Method, own: MethodOptions, options: DiluteOptions) -> tuple[list[Target], list[SkippedLayer], list[str]]:
+def _suited(
+    measured: Measured, method: Method, given: MethodOptions, options: DiluteOptions
+) -> tuple[list[Target], list[SkippedLayer], list[str]]:
     """The layers that the method suits, the others with reasons, and notes.
 
     Raises:
         TargetError: it suits none.
     """
-    found, skipped, notes = list(seen.targets), list(seen.skipped), list[str]()
-    if method.tile(own).whole:
+    suited, skipped, notes = list(measured.targets), list(measured.skipped), list[str]()
+    if method.tile(given).whole:
         deep = "depthwise: a kernel is a channel there, which `prune` removes"
-        skipped += [SkippedLayer(target.name, deep) for target in found if target.channelwise]
-        found = [target for target in found if not target.channelwise]
+        skipped += [SkippedLayer(target.name, deep) for target in suited if target.channelwise]
+        suited = [target for target in suited if not target.channelwise]
     if "profiles" in method.needs:
-        notes += seen.notes
-        found, refused, warned = gated(found, seen.ends, method, options.force)
+        notes += measured.notes
+        suited, refused, warned = gated(suited, measured.ends, method, options.force)
         skipped, notes = skipped + refused, notes + warned
-    if not found:
+    if not suited:
         raise TargetError("nothing was diluted. " + " ".join(f"'{item.layer}': {item.reason}." for item in skipped[:5]))
     if method.fixed and options.rate is not None:
         sets = "the labels set" if "profiles" in method.needs else "the pattern sets"
         notes.append(f"--rate {options.rate:g} is ignored: with {options.method} {sets} the rate")
-    return found, skipped, notes
+    return suited, skipped, notes
 
 
 def _chosen(
-    analysis: Analysis, found: Sequence[Target], seen: Seen, method: tuple[Method, MethodOptions], options: DiluteOptions
+    analysis: Analysis, suited: Sequence[Target], measured: Measured, method: Method, given: MethodOptions, options: DiluteOptions
 ) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
     """Masks by name of the weight, in its layout, and what they remove."""
     model = analysis.prepared.model
     factors = scales(analysis.prepared.index, analysis.coupling)
 
     def views() -> Iterator[KernelView]:
-        for view in layer_views(model, found, factors, seen.rms):
-            known, worth = seen.ends.get(view.layer), seen.losses.get(view.layer)
+        for view in layer_views(model, suited, factors, measured.rms):
+            known, worth = measured.ends.get(view.layer), measured.losses.get(view.layer)
             fits = worth is not None and worth.shape == view.channel.shape
             yield replace(view, ends=known if isinstance(known, Ends) else None, losses=worth if fits else None)
 
-    chosen = choose(views, {target.name: target.weight for target in found}, method, options.rate or 0.0, options.scope)
-    held = initializers(model)
-    masks = {target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(found, chosen, strict=True)}
+    chosen = choose(views, {target.name: target.weight for target in suited}, method, given, options.rate or 0.0, options.scope)
+    held = graph.initializers(model)
+    masks = {target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(suited, chosen, strict=True)}
     return masks, tuple(item.figures for item in chosen)
 
 
@@ -376,7 +336,7 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
     Raises:
         OptionError, DataError: as `dilute`.
     """
-    method, own = find_method(options.method or default_method(True), options.seed)
+    method, given = find_method(options.method or default_method(True), options.seed)
     if options.rate is None and not method.fixed:
         raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
     if options.rate is not None and not 0 <= options.rate < 1:
@@ -388,64 +348,20 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
         raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")
     if options.refit and not with_data:
         raise DataError("--refit needs calibration data: give --data")
-    return method, own
-
-
-def gated(
-    found: Sequence[Target], ends: Mapping[str, Ends | str], method: Method, force: bool
-) -> tuple[list[Target], list[SkippedLayer], list[str]]:
-    """Targets with profiles at both ends and, for methods that stand on labels alone, enough signal in them; the others with
-    reasons; warnings for those that were forced."""
-    kept, refused, warned = [], list[SkippedLayer](), list[str]()
-    for target in found:
-        own = ends[target.name]
-        if isinstance(own, str):
-            refused.append(SkippedLayer(target.name, own))
-            continue
-        least = SNR_LABELS if own.to_labels else SNR_FEATURES
-        snr = min(own.reads.snr, own.writes.snr)
-        if method.gated and snr < least:
-            ends_text = f"{own.reads.snr:.2f}" + ("" if own.to_labels else f" and {own.writes.snr:.2f}")
-            reason = f"signal-to-noise of the labels {ends_text}, under {least:g}: {method.name} has no basis there"
-            if not force:
-                refused.append(SkippedLayer(target.name, f"{reason} (--force dilutes it all the same)"))
-                continue
-            warned.append(f"'{target.name}': {reason}; diluted because of --force")
-        kept.append(target)
-    return kept, refused, warned
-
-
-def _rms(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[tuple[str, int], FloatArray]:
-    """Root mean square of every channel that a target reads."""
-    ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
-    wanted = list(dict.fromkeys(target.site for target in found if target.data_axis != 0))
-    with progress("calibrating", data.samples) as advance:
-        parts = replace(data, batch=batch_size(analysis, data)).batches()
-        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
-    return {site: np.sqrt(own.squares / max(own.count, 1)) for site, own in moments.items()}
-
-
-def losses_of(analysis: Analysis, found: Sequence[Target], data: Dataset, progress: Progress) -> dict[str, FloatArray]:
-    """What each kernel of the targets is worth where the others are re-fitted."""
-    with progress("weighing kernels", 0) as advance:
-        options = RepairOptions(rows_per_input=LOSS_ROWS)
-        names = {target.name for target in found}
-        feeds = feeds_of(analysis, data)
-        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds, options, lambda done, total: advance(1))
+    return method, given
 
 
 def refitted(
-    analysis: Analysis, diluted: Model, masks: Mapping[str, BoolArray], data: Dataset | None, options: RepairOptions, progress: Progress
-) -> tuple[Model, list[str]]:
+    analysis: Analysis, diluted: graph.Model, masks: Mapping[str, BoolArray], data: Dataset, options: RepairOptions, progress: Progress
+) -> tuple[graph.Model, list[str]]:
     """The diluted model with what remains re-fitted, layer by layer, so that it answers like the original; and what was done.
 
     The one place that calls the repair. Layers behind a diluted one are re-fitted, too: their input has changed.
     """
-    assert data is not None
     feeds = feeds_of(analysis, data)
     none = np.zeros(analysis.coupling.units, bool)
     with progress("re-fitting", 0) as advance:
         model, fits = repair(analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1))
-    counts = [sum(own.kind == kind for own in fits) for kind in ("weights", "bias", "unchanged")]
-    said = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
-    return model, [said]
+    counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
+    words = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
+    return model, [words]

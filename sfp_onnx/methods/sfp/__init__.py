@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ...coupling.analysis import Analysis, Progress
     from ...data.dataset import Dataset
     from ...planning.search import Candidates
-    from ...report.charts import Section
+    from ...report import Section
     from .profiles import LayerProfile, Profiles, Tap
 
 SOURCE = "Tzach et al., Phys. Rev. E 111, 065307 (2025)"
@@ -248,7 +248,7 @@ def few_examples(analysis: Analysis, data: Dataset | None, seed: int = 0, progre
 
 def _section(scored: Candidates, data: Dataset | None, progress: Progress) -> list[Section]:
     """What single filters recognise, for the report."""
-    from ...report.charts import Section, heat_map, short_names
+    from ...report import Section, heat_map, short_names
 
     known = scored.details
     charts = []

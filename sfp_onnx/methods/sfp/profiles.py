@@ -18,8 +18,8 @@ from ...core.errors import DataError, ModelError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray
 from ...coupling.analysis import Analysis, Progress, pass_batches, silent
 from ...data.dataset import Dataset
+from ...graph import Model, Prepared, outputs
 from ...graph.edit import Editor
-from ...graph.model import Model, Prepared, outputs
 from ...runtime import Batches, observe
 from ...scores.registry import SCORES, OfGroups
 from .probe import PROBES, ProfileOptions, Samples, Store, accuracy, by_filter, held_out_rows, label_sets, loss_ratios, room
