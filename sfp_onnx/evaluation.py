@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -278,8 +278,14 @@ def _timed(result: Evaluation, seconds: Sequence[float], reference: Sequence[flo
 
 # ---- is a model still as good as it was? figures against a baseline --------------------------------------------------
 
-Verdict = tuple[str, bool, str]
-"""(what was checked, whether it holds, what was expected and found)."""
+class Verdict(NamedTuple):
+    """What was checked, whether it holds, and what was expected and found."""
+
+    name: str
+    passed: bool
+    text: str
+
+
 SIZES = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
 
 
@@ -363,7 +369,7 @@ def against(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: 
     for key, name in SIZES.items():
         before, now = base["size"][key], getattr(measured.size, key)
         if before is not None and now is not None:
-            verdicts.append((name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
+            verdicts.append(Verdict(name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
     return verdicts
 
 
@@ -377,7 +383,7 @@ def _drop(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bo
         before, now = base[key], getattr(measured, key)
         if before is not None and now is not None and not (key == "agreement" and alone):
             text = f"{now:.2%} on {measured.samples} samples (baseline {before:.2%}, may fall by {limit:.2%})"
-            return [(name, before - now <= limit + 1e-12, text)]
+            return [Verdict(name, before - now <= limit + 1e-12, text)]
     raise OptionError("there is no accuracy to compare: give labels, or the original before the model (then their agreement is compared)")
 
 
@@ -395,6 +401,6 @@ def reached(results: Sequence[Evaluation], targets: Sequence[str]) -> list[Verdi
             raise OptionError(f"--target {target.what}: evaluate checks macs, params and size")
     before, now = ({key: float(value) for key, value in figures.items()} for figures in values)
     return [
-        (f"target {what}", now[what] <= bound, f"{show(what, now[what])} (at most {show(what, bound)})")
+        Verdict(f"target {what}", now[what] <= bound, f"{show(what, now[what])} (at most {show(what, bound)})")
         for what, bound in bounds(parsed, before).items()
     ]

@@ -46,18 +46,18 @@ def build(record: type[R], values: Mapping[str, Any], **more: Any) -> R:
 def _options(record: type, skip: tuple[str, ...]) -> list[Decorator]:
     kinds = get_type_hints(record)
     fields = dataclasses.fields(record)
-    return [_of_field(own, kinds[own.name]) for own in fields if "option" in own.metadata and own.name not in skip]
+    return [_of_field(field, kinds[field.name]) for field in fields if "option" in field.metadata and field.name not in skip]
 
 
-def _of_field(own: dataclasses.Field[Any], kind: Any) -> Decorator:
-    facts: OptionFacts = own.metadata["option"]
-    flag = "/".join(f"--{name}".replace("----", "--") for name in (facts.flag or own.name.replace("_", "-")).split("/"))
-    given: dict[str, Any] = {"help": facts.help, "metavar": facts.metavar, "default": own.default}
+def _of_field(field: dataclasses.Field[Any], kind: Any) -> Decorator:
+    facts: OptionFacts = field.metadata["option"]
+    flag = "/".join(f"--{name}".replace("----", "--") for name in (facts.flag or field.name.replace("_", "-")).split("/"))
+    given: dict[str, Any] = {"help": facts.help, "metavar": facts.metavar, "default": field.default}
     if kind is bool:
         given |= {"is_flag": True}
     elif "/" in flag:
         given |= {"default": None}
-    elif own.name == "input_shapes":
+    elif field.name == "input_shapes":
         given |= {"multiple": True, "default": (), "callback": _shapes}
     elif kind == tuple[str, ...]:
         given |= {"multiple": True}
@@ -66,8 +66,8 @@ def _of_field(own: dataclasses.Field[Any], kind: Any) -> Decorator:
     elif facts.path:
         given |= {"type": FILE if kind is Any else click.Path(readable=False)}
     else:
-        given |= {"type": _type(facts, kind), "show_default": own.default not in (None, "default")}
-    return click.option(flag, own.name, cls=Option, section=facts.section, advanced=facts.advanced, **given)
+        given |= {"type": _type(facts, kind), "show_default": field.default not in (None, "default")}
+    return click.option(flag, field.name, cls=Option, section=facts.section, advanced=facts.advanced, **given)
 
 
 def _type(facts: OptionFacts, kind: Any) -> Any:
@@ -113,7 +113,7 @@ output_option = file_option("-o", "--output", help="Where the pruned model goes.
 data_option = file_option("--data", help=f"Calibration data: {SOURCES}", section=DATA)
 test_option = file_option("--test-data", help="Held-out data: report accuracy and latency before and after.", section=DATA)
 eval_option = file_option(
-    "--eval-data", help="What --max-drop is judged on, with labels of its own  [default: a third of --data].", section=AMOUNT
+    "--eval-data", help="What --max-drop is judged on, with labels of its field  [default: a third of --data].", section=AMOUNT
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.", cls=Option, section=OUTPUT)
 verify_option = click.option(
@@ -149,9 +149,9 @@ def reading(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"data_options": build(DataOptions, values)}
 
 
-def said(context: click.Context, data: bool = True) -> str:
+def retyped(context: click.Context, data: bool = True) -> str:
     """The options of the running command about data and their preprocessing, as they would be typed again."""
-    names = {own.name for own in dataclasses.fields(DataOptions)} | {"data"}
+    names = {field.name for field in dataclasses.fields(DataOptions)} | {"data"}
     if not data:
         names -= {"data", "labels", "samples", "seed"}
     words = []

@@ -138,8 +138,8 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except MemoryError as error:
-            said = f" ({error})" if str(error) else ""
-            click.echo(f"Error: not enough memory{said}. Are the sizes in the model and the data what you expect?", err=True)
+            detail = f" ({error})" if str(error) else ""
+            click.echo(f"Error: not enough memory{detail}. Are the sizes in the model and the data what you expect?", err=True)
             raise click.exceptions.Exit(4) from error
         except BaseException as error:
             if _interrupted(error):

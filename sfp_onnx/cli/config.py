@@ -33,10 +33,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     else:
         toml = need("tomli", "toml", f"--config {path}: reading TOML with Python 3.10")
     try:
-        found: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+        return dict(toml.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"{path}: cannot read the configuration: {getattr(error, 'strerror', None) or error}") from error
-    return found
 
 
 def names_of(command: click.Command) -> dict[str, tuple[click.Parameter, bool]]:

@@ -50,15 +50,15 @@ def examine() -> list[Finding]:
         "temporary folder": lambda: _writable(Path(tempfile.gettempdir())),
         "prune": _prune,
     }
-    found = [_tried(name, own) for name, own in checks.items()]
+    findings = [_tried(name, check) for name, check in checks.items()]
     for extra, module in EXTRAS.items():
         there = find_spec(module) is not None
         text = "installed" if there else f"not installed; if you want it: pip install {PACKAGES.get(module, module)}"
-        found.append(Finding(f"extra {extra}", True if there else None, text))
+        findings.append(Finding(f"extra {extra}", True if there else None, text))
     if sys.version_info < (3, 11):
         there = find_spec("tomli") is not None
-        found.append(Finding("extra toml", True if there else None, "installed" if there else "for --config: pip install tomli"))
-    return found
+        findings.append(Finding("extra toml", True if there else None, "installed" if there else "for --config: pip install tomli"))
+    return findings
 
 
 def _tried(name: str, check: Callable[[], str]) -> Finding:
@@ -102,13 +102,13 @@ def command(as_json: bool) -> None:
 
     Example: sfp-onnx doctor
     """
-    found = examine()
+    findings = examine()
     if as_json:
-        click.echo(json.dumps([asdict(own) for own in found], indent=1))
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        for own in found:
-            click.echo(f"{MARKS[own.good]:7} {own.name}: {own.text}")
-    broken = [own.name for own in found if own.good is False]
+        for finding in findings:
+            click.echo(f"{MARKS[finding.good]:7} {finding.name}: {finding.text}")
+    broken = [finding.name for finding in findings if finding.good is False]
     if broken:
         raise TargetError(f"this installation does not work: {', '.join(broken)} (see above)")
     say("All good. Next: sfp-onnx inspect model.onnx")

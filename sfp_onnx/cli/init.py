@@ -70,7 +70,7 @@ def configuration(model: Path, analysis: Analysis, commands: dict[str, click.Com
             lines += [f"output = {_text(model.stem + '-pruned.onnx')}", 'target = ["macs=50%"]']
         else:
             lines += ['targets = ["macs=90%:30%:20%"]']
-        lines += _options(command, lambda own, name=name: own not in shared or (name == "prune" and own in PRUNE_ALONE))
+        lines += _options(command, lambda option, name=name: option not in shared or (name == "prune" and option in PRUNE_ALONE))
     return "\n".join(lines) + "\n"
 
 

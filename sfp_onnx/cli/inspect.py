@@ -23,8 +23,8 @@ def command(model: Path, as_json: bool, **options: Any) -> None:
     Example: sfp-onnx inspect model.onnx
     """
     analysis = pipeline.Sources(inspect=take.build(InspectOptions, options)).open(model).analysis
-    found = inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
-    click.echo(json.dumps(found, indent=1) if as_json else inspection_text(found))
-    if not as_json and found["groups"]:
+    facts = inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
+    click.echo(json.dumps(facts, indent=1) if as_json else inspection_text(facts))
+    if not as_json and facts["groups"]:
         name, output = take.quoted(model), take.quoted(model.stem + "-pruned.onnx")
         say(f"Next: sfp-onnx prune {name} -o {output} --target macs=50% --align 8 --data FOLDER_OR_NPZ")

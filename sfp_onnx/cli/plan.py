@@ -28,12 +28,12 @@ def command(model: Path, output: Path, data: Path | None, eval_data: Path | None
     Example: sfp-onnx plan model.onnx -o plan.json --target macs=50%
     """
     settle(options)
-    made = pipeline.plan(
+    plan = pipeline.plan(
         model, take.build(PlanOptions, options), data=data, progress=bar, eval_data=eval_data, output=output,
         inspect_options=take.build(InspectOptions, options), **take.scoring(options), **take.reading(options),
     )  # fmt: skip
-    click.echo(json.dumps(to_json(made), indent=1) if as_json else plan_text(made))
-    if made.figures and not as_json:
-        click.echo(figures_text(made))
-    beside = take.said(click.get_current_context())
+    click.echo(json.dumps(to_json(plan), indent=1) if as_json else plan_text(plan))
+    if plan.figures and not as_json:
+        click.echo(figures_text(plan))
+    beside = take.retyped(click.get_current_context())
     say(f"Next: sfp-onnx apply {take.quoted(model, output, '-o', f'{model.stem}-pruned.onnx')}{' ' + beside if beside else ''}")

@@ -47,7 +47,7 @@ def command(
             click.echo(accuracy_text(result.evaluation))
             say(evaluation_text(result.evaluation))
         else:
-            beside = take.said(click.get_current_context(), data=False)
+            beside = take.retyped(click.get_current_context(), data=False)
             say(f"Next: sfp-onnx evaluate {take.quoted(model, output)} --data TEST_DATA{' ' + beside if beside else ''}")
     if options["report"] is not None:
         say(f"report: {options['report']}")

@@ -26,12 +26,12 @@ def command(model: Path, save: Path | None, data: Path | None, as_json: bool, **
     Example: sfp-onnx score model.onnx --data calibration.npz --score sfp --save scores.npz
     """
     asked = take.scoring(options)
-    analysis, found = pipeline.scored_with(
+    analysis, scored = pipeline.scored_with(
         model, asked["score_name"], data, asked["score_options"], bar, inspect_options=take.build(InspectOptions, options), output=save,
         **take.reading(options),
     )  # fmt: skip
-    for note in found.notes:
+    for note in scored.notes:
         say(f"Note: {note}")
-    click.echo(json.dumps(scores(analysis.coupling, found), indent=1) if as_json else scores_text(analysis.coupling, found))
+    click.echo(json.dumps(scores(analysis.coupling, scored), indent=1) if as_json else scores_text(analysis.coupling, scored))
     if save is not None:
         say(f"wrote {save}")

@@ -36,12 +36,12 @@ def command(
 
     Example: sfp-onnx sweep model.onnx --data calibration.npz --targets macs=90%:20%:10%
     """
-    found = pipeline.sweep(
+    swept = pipeline.sweep(
         model, sweeps, take.build(PlanOptions, options), data=data, test_data=test_data, progress=bar, output=output, folder=save_dir,
         report=report, inspect_options=take.build(InspectOptions, options), **take.scoring(options), **take.reading(options),
     )  # fmt: skip
-    click.echo(json.dumps(found.data, indent=1) if as_json else points_text(found.points))
-    for point in found.points:
+    click.echo(json.dumps(swept.data, indent=1) if as_json else points_text(swept.points))
+    for point in swept.points:
         if point.failure:
             say(f"{point.target}: {point.failure}")
     if report is not None:

@@ -85,28 +85,28 @@ MEMINFO = Path("/proc/meminfo")
 
 def available() -> int | None:
     """Bytes that can still be had on this machine or in this container; None if that is not known."""
-    found = []
+    limits = []
     with suppress(OSError, ValueError):
-        found.append(int(CGROUP.read_text()))
+        limits.append(int(CGROUP.read_text()))
     with suppress(OSError, ValueError, KeyError, IndexError):
         lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-        found.append(sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree")) * 1024)
-    if not found:
+        limits.append(sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree")) * 1024)
+    if not limits:
         with suppress(OSError, ValueError, AttributeError):
-            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return min(found, default=None)
+            limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(limits, default=None)
 
 
 def bound() -> None:
     """Let this process ask for no more memory of its own than there is: then an allocation fails, with a message, instead of the
     system's killing some process. Mapped files do not count. Where the system has no such limit, nothing happens."""
-    found = available()
-    if resource is None or found is None or not hasattr(resource, "RLIMIT_DATA"):
+    most = available()
+    if resource is None or most is None or not hasattr(resource, "RLIMIT_DATA"):
         return
     with suppress(OSError, ValueError):
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        known = [own for own in (soft, hard) if own != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_DATA, (min([found, *known]), hard))
+        known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([most, *known]), hard))
 
 
 # ---- code from outside that only some features need ------------------------------------------------------------------
@@ -139,12 +139,12 @@ def user_function(name: str, option: str) -> Callable[..., Any]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except Exception as error:  # whatever the user's module raises
         raise OptionError(f"{option}: cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(found, attribute):
+    if not hasattr(imported, attribute):
         raise OptionError(f"{option}: cannot be imported: cannot import name '{attribute}' from '{module}'")
-    function: Callable[..., Any] = getattr(found, attribute)
+    function: Callable[..., Any] = getattr(imported, attribute)
     if not callable(function):
         raise OptionError(f"{option}: '{attribute}' is no function")
     return function

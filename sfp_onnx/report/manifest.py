@@ -58,13 +58,13 @@ class Pruned:
 
 def versions() -> dict[str, str]:
     """Versions of this package and what it runs on."""
-    found = {}
+    versions_of = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions_of[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+            versions_of[package] = "not installed as a package"
+    return versions_of
 
 
 def manifest(result: Pruned, output: Path | None = None, external: bool | None = None) -> dict[str, Any]:
@@ -195,9 +195,9 @@ class Lock:
         Raises:
             TargetError: options, model or data differ; which.
         """
-        found = differences(self.manifest, options, model, data)
-        if found:
-            raise TargetError(f"{self.path}: this is another run: {'; '.join([*found, *self.versions])}. Nothing was written.")
+        different = differences(self.manifest, options, model, data)
+        if different:
+            raise TargetError(f"{self.path}: this is another run: {'; '.join([*different, *self.versions])}. Nothing was written.")
         for text in self.versions:
             log.info(f"Note: --locked: {text}")
         if clocked(options):

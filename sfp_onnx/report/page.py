@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from .. import report
 from ..core.system import command_line
 from ..core.types import Array, BoolArray, Pinned, Size
 from ..coupling.analysis import Analysis, Progress, channels_by_reason, silent
@@ -20,23 +21,6 @@ from ..graph.save import file_bytes, fingerprint, write_text
 from ..latency.profiling import layer_times
 from ..planning.record import removal_of
 from ..runtime import Setup, open_model, side_by_side
-from . import (
-    PLUGIN_SECTIONS,
-    Card,
-    Chart,
-    Dot,
-    Page,
-    Picture,
-    Section,
-    Strip,
-    Table,
-    pair_bars,
-    png,
-    render,
-    scatter,
-    short_names,
-    strips,
-)
 from .manifest import versions
 from .text import figures_section, number, packaging_section, times_section
 
@@ -101,7 +85,7 @@ class Context:
         return f"{self.data.samples} {'held-out samples' if self.unseen else 'calibration samples, which the pruning has seen'}"
 
 
-def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, batch: int, progress: Progress = silent) -> Page:
+def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, batch: int, progress: Progress = silent) -> report.Page:
     """The page of one pruned model; measured on test data if there are any, else on the calibration data. ``setup`` and ``batch`` say how
     layers are timed."""
     analysis = scored.analysis
@@ -122,18 +106,19 @@ def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, bat
         *packaging_section(context.packaged),
         *_differences((result.original, result.model), context),
         *_pinned(analysis.coupling.pinned),
-        *([Section("Notes", tuple(result.notes))] if result.notes else []),
+        *([report.Section("Notes", tuple(result.notes))] if result.notes else []),
     ]
     words = [_verified(result)]
     if result.plan.figures:
         words.append("Targets: " + ", ".join(str(target) for target in result.plan.options.get("targets", ())))
-    files = (file_bytes(result.original), fingerprint(result.model, "model.onnx")[1])
-    sized = (_with_bytes(result.plan.before, files[0]), _with_bytes(result.plan.after, files[1]))
+    bytes_after = fingerprint(result.model, "model.onnx")[1]
+    sized = (replace(result.plan.before, bytes=file_bytes(result.original)), replace(result.plan.after, bytes=bytes_after))
     title = f"{_name(analysis)}, pruned"
-    return Page(title, tuple(words), _cards(sized, measured, context), tuple(sections), command_line.get(), _facts(analysis, result.data))
+    cards, facts = _cards(sized, measured, context), _facts(analysis, result.data)
+    return report.Page(title, tuple(words), cards, tuple(sections), command_line.get(), facts)
 
 
-def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], context: Context) -> Page:
+def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], context: Context) -> report.Page:
     """The page of measured models; the first is the reference, the headline is that of the last."""
     before, after = (widths_of(analysis) for analysis in (analyses[0], analyses[-1]))
     known = {row.name: row for row in after}
@@ -149,23 +134,23 @@ def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], 
     title = " and ".join(dict.fromkeys(_name(analysis) for analysis in (analyses[0], analyses[-1])))
     cards = _cards((measured[0].size, measured[-1].size), (measured[0], measured[-1]), context)
     data = {} if context.data is None else {"name": context.data.name, "sha256": context.data.sha256}
-    return Page(f"{title}, measured", (), cards, tuple(sections), command_line.get(), _facts(analyses[0], data))
+    return report.Page(f"{title}, measured", (), cards, tuple(sections), command_line.get(), _facts(analyses[0], data))
 
 
-def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress: Progress = silent) -> Page:
+def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress: Progress = silent) -> report.Page:
     """The page of a sweep."""
     context = Context(data.test_data)
     held = [point for point in points if not point.failure and point.size is not None]
     loss, axis = _accuracies(held)
     judged = any(value != loss[0] for value in loss) or context.data is not None
-    rows = [Dot(point.latency_ratio or 0.0, value, point.target, point.front) for point, value in zip(held, loss, strict=True)]
+    rows = [report.Dot(point.latency_ratio or 0.0, value, point.target, point.front) for point, value in zip(held, loss, strict=True)]
     megabytes = [(point.size.bytes or 0) / 1e6 if point.size else 0.0 for point in held]
-    small = [Dot(size, value, point.target, point.front) for size, point, value in zip(megabytes, held, loss, strict=True)]
-    charts = [scatter(f"{axis} by latency", rows, ("latency, share of the original", axis))]
-    charts.append(scatter(f"{axis} by size of the file", small, ("megabytes", axis)))
+    small = [report.Dot(size, value, point.target, point.front) for size, point, value in zip(megabytes, held, loss, strict=True)]
+    charts = [report.scatter(f"{axis} by latency", rows, ("latency, share of the original", axis))]
+    charts.append(report.scatter(f"{axis} by size of the file", small, ("megabytes", axis)))
     word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
     words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
-    sections = [Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
+    sections = [report.Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
     sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *_of_plugins(scored, data.data, progress)]
     sections += _pinned(scored.analysis.coupling.pinned)
     best = _choice(held, loss)
@@ -173,16 +158,16 @@ def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress
     told = (f"The headline is that of {best.target}: the fewest MACs on the front within one point of the original.",) if best else ()
     analysis = scored.analysis
     facts = _facts(analysis, scored.recorded.get("data") or {})
-    return Page(f"{_name(analysis)}, many targets", told, cards, tuple(sections), command_line.get(), facts)
+    return report.Page(f"{_name(analysis)}, many targets", told, cards, tuple(sections), command_line.get(), facts)
 
 
-def write_page(path: Path, page: Page, inputs: Sequence[Path] = ()) -> None:
+def write_page(path: Path, page: report.Page, inputs: Sequence[Path] = ()) -> None:
     """Write a page atomically.
 
     Raises:
         OptionError: Jinja2 is not installed. OutputError: the path cannot be written.
     """
-    write_text(path, render(page), inputs)
+    write_text(path, report.render(page), inputs)
 
 
 # ---- headline --------------------------------------------------------------------------------------------------------
@@ -190,10 +175,6 @@ def write_page(path: Path, page: Page, inputs: Sequence[Path] = ()) -> None:
 
 def _name(analysis: Analysis) -> str:
     return analysis.model.source.name if analysis.model.source else "the model"
-
-
-def _with_bytes(size: Size, count: int) -> Size:
-    return Size(size.macs, size.params, count)
 
 
 def _verified(result: Pruned) -> str:
@@ -206,28 +187,28 @@ def _verified(result: Pruned) -> str:
     )
 
 
-def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation], context: Context) -> tuple[Card, ...]:
+def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation], context: Context) -> tuple[report.Card, ...]:
     cards = []
     if len(measured) == 2:
         first, last = measured
         if first.top1 is not None and last.top1 is not None:
             change = f"{100 * (last.top1 - first.top1):+.2f} points on {context.place}"
-            cards.append(Card("Accuracy (top-1)", f"{first.top1:.2%}", f"{last.top1:.2%}", change))
+            cards.append(report.Card("Accuracy (top-1)", f"{first.top1:.2%}", f"{last.top1:.2%}", change))
         if last.agreement is not None:
-            cards.append(Card("Same answer as the original", "", f"{last.agreement:.2%}", f"on {context.place}"))
+            cards.append(report.Card("Same answer as the original", "", f"{last.agreement:.2%}", f"on {context.place}"))
         elif last.relative_error is not None:
-            cards.append(Card("Relative error to the original", "", f"{last.relative_error:.3g}", f"on {context.place}"))
+            cards.append(report.Card("Relative error to the original", "", f"{last.relative_error:.3g}", f"on {context.place}"))
     before, after = sizes
     if before is not None and after is not None:
         pairs = ((before.macs, after.macs), (before.params, after.params), (before.bytes, after.bytes))
         for name, (old, new) in zip(("MACs per sample", "Parameters", "File"), pairs, strict=True):
             if old and new is not None:
                 unit = "B" if name == "File" else ""
-                cards.append(Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
+                cards.append(report.Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
     if len(measured) == 2 and measured[1].latency_min_ms is not None:
         share = f"{measured[1].latency_ratio:.2f} of the original; per batch, least of interleaved runs on this machine"
         before_ms = f"{measured[0].latency_min_ms:.3g} ms"
-        cards.append(Card("Latency", before_ms, f"{measured[1].latency_min_ms:.3g} ms", share))
+        cards.append(report.Card("Latency", before_ms, f"{measured[1].latency_min_ms:.3g} ms", share))
     return tuple(cards)
 
 
@@ -241,11 +222,11 @@ def _facts(analysis: Analysis, data: Mapping[str, object]) -> tuple[tuple[str, s
 # ---- sections --------------------------------------------------------------------------------------------------------
 
 
-def _pair(title: str, names: Sequence[str], values: tuple[Sequence[float], Sequence[float]]) -> Chart:
-    return pair_bars(title, names, *values, ("before", "after"))
+def _pair(title: str, names: Sequence[str], values: tuple[Sequence[float], Sequence[float]]) -> report.Chart:
+    return report.pair_bars(title, names, *values, ("before", "after"))
 
 
-def _widths(before: Sequence[Widths], after: Sequence[Widths]) -> Section:
+def _widths(before: Sequence[Widths], after: Sequence[Widths]) -> report.Section:
     names = [row.name for row in before]
     chart = _pair("Output channels of every layer, in network order", names, ([r.width for r in before], [r.width for r in after]))
     rows = [
@@ -253,23 +234,23 @@ def _widths(before: Sequence[Widths], after: Sequence[Widths]) -> Section:
         for old, new in zip(before, after, strict=True)
     ]
     cut = sum(old.width != new.width for old, new in zip(before, after, strict=True))
-    table = Table(("layer", "width", "after", "MACs", "after", "left"), tuple(rows), "The numbers")
-    return Section("Widths", (f"{cut} of {len(before)} layers became narrower.",), (chart,), table)
+    table = report.Table(("layer", "width", "after", "MACs", "after", "left"), tuple(rows), "The numbers")
+    return report.Section("Widths", (f"{cut} of {len(before)} layers became narrower.",), (chart,), table)
 
 
-def _macs(before: Sequence[Widths], after: Sequence[Widths]) -> Section:
+def _macs(before: Sequence[Widths], after: Sequence[Widths]) -> report.Section:
     chart = _pair(
         "Multiply-accumulates of every layer for one sample", [r.name for r in before], ([r.macs for r in before], [r.macs for r in after])
     )
     lost = sorted(zip(before, after, strict=True), key=lambda pair: pair[1].macs - pair[0].macs)[:3]
     total = sum(old.macs - new.macs for old, new in zip(before, after, strict=True))
-    names = short_names([old.name for old, _ in lost])
+    names = report.short_names([old.name for old, _ in lost])
     shares = ", ".join(f"{name} {(old.macs - new.macs) / total:.1%}" for name, (old, new) in zip(names, lost, strict=True)) if total else ""
-    return Section("Where the MACs went", (f"Largest parts of what left: {shares}.",) if total else (), (chart,))
+    return report.Section("Where the MACs went", (f"Largest parts of what left: {shares}.",) if total else (), (chart,))
 
 
-def _scores(scored: Candidates, removed: BoolArray) -> Section:
-    rows = [Strip(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
+def _scores(scored: Candidates, removed: BoolArray) -> report.Section:
+    rows = [report.Strip(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
     where = "from the least of each group to its largest, square-root spaced"
     words = f"Score {scored.recorded.get('score')}: one dot for each channel that can leave, {where}."
     cut = [(row.scores, row.removed) for row in rows if row.removed.any() and not row.removed.all()]
@@ -278,14 +259,14 @@ def _scores(scored: Candidates, removed: BoolArray) -> Section:
     if tangled:
         lines.append(f"In {tangled} groups no score separates what leaves from what stays (the plan weighs more than it); no line there.")
     title = "Scores and the cut" if removed.any() else "Scores"
-    return Section(title, tuple(lines), (strips("Scores of the channels of every group", rows),) if rows else ())
+    return report.Section(title, tuple(lines), (report.strips("Scores of the channels of every group", rows),) if rows else ())
 
 
-def _of_plugins(scored: Candidates, data: Dataset | None, progress: Progress) -> list[Section]:
-    return [section for make in PLUGIN_SECTIONS for section in make(scored, data, progress)]
+def _of_plugins(scored: Candidates, data: Dataset | None, progress: Progress) -> list[report.Section]:
+    return [section for make in report.PLUGIN_SECTIONS for section in make(scored, data, progress)]
 
 
-def _repair(result: Pruned) -> list[Section]:
+def _repair(result: Pruned) -> list[report.Section]:
     done = result.repaired
     if done is None:
         return []
@@ -295,25 +276,25 @@ def _repair(result: Pruned) -> list[Section]:
     kept = [fit.layer for fit in done.fits if fit.kind == "kept"]
     words += f" These cannot be re-fitted and keep their weights: {', '.join(kept)}." if kept else ""
     fits = [fit for fit in done.fits if fit.kind != "kept" and np.isfinite([fit.error_before, fit.error_after]).all()]
-    charts: tuple[Chart, ...] = ()
+    charts: tuple[report.Chart, ...] = ()
     table = None
     if fits:
         errors = ([fit.error_before for fit in fits], [fit.error_after for fit in fits])
         title = "Error of what each layer makes, before and after its repair, relative to the variance of its target (held-out rows)"
         charts = (_pair(title, [fit.layer for fit in fits], errors),)
         rows = [(f.layer, f.kind, f"{f.ridge:g}", str(f.rows), f"{f.error_before:.4f}", f"{f.error_after:.4f}") for f in fits]
-        table = Table(("layer", "re-fitted", "ridge", "rows", "error", "after"), tuple(rows), "The numbers")
-    return [Section(f"Repair ({done.kind})", (words,), charts, table)]
+        table = report.Table(("layer", "re-fitted", "ridge", "rows", "error", "after"), tuple(rows), "The numbers")
+    return [report.Section(f"Repair ({done.kind})", (words,), charts, table)]
 
 
-def _pinned(pinned: Sequence[Pinned]) -> list[Section]:
+def _pinned(pinned: Sequence[Pinned]) -> list[report.Section]:
     if not pinned:
-        return [Section("What could not shrink", ("Nothing: every channel of every layer could leave.",))]
+        return [report.Section("What could not shrink", ("Nothing: every channel of every layer could leave.",))]
     ordered = sorted(channels_by_reason(pinned).items(), key=lambda item: (-item[1], item[0]))
     words = "; ".join(f"{reason}: {count} channels" for reason, count in ordered) + "."
     rows = [(pin.reason, str(pin.channels), pin.node, ", ".join(pin.layers[:3])) for pin in pinned[:MOST_ROWS]]
-    table = Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes")
-    return [Section("What could not shrink", (words,), (), table)]
+    table = report.Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes")
+    return [report.Section("What could not shrink", (words,), (), table)]
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
@@ -335,13 +316,11 @@ def _choice(points: Sequence[Point], values: Sequence[float]) -> Point | None:
 
 def _evaluation(point: Point) -> Evaluation:
     assert point.size is not None
-    return Evaluation(
-        point.target, 0, point.top1, point.agreement, point.kl, point.relative_error, point.size,
-        point.latency_ms, None, point.latency_ratio,
-    )  # fmt: skip
+    accuracies = (point.top1, point.agreement, point.kl, point.relative_error)
+    return Evaluation(point.target, 0, *accuracies, point.size, point.latency_ms, None, point.latency_ratio)
 
 
-def _points_table(points: Sequence[Point]) -> Table:
+def _points_table(points: Sequence[Point]) -> report.Table:
     rows = []
     for point in points:
         if point.failure or point.size is None:
@@ -353,13 +332,13 @@ def _points_table(points: Sequence[Point]) -> Table:
         sizes = (number(point.size.macs), number(point.size.params), number(point.size.bytes or 0))
         times = (f"{point.latency_ms or 0:.3f}", f"{point.latency_ratio or 0:.2f}")
         rows.append((point.target, shown, *sizes, *times, "yes" if point.front else ""))
-    return Table(("target", "accuracy", "MACs", "params", "bytes", "min ms", "ratio", "front"), tuple(rows))
+    return report.Table(("target", "accuracy", "MACs", "params", "bytes", "min ms", "ratio", "front"), tuple(rows))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _differences(models: tuple[Model, Model], context: Context) -> list[Section]:
+def _differences(models: tuple[Model, Model], context: Context) -> list[report.Section]:
     """Samples that two classifiers of images answer differently."""
     data = context.data
     if data is None or not _are_images(data):
@@ -373,7 +352,7 @@ def _differences(models: tuple[Model, Model], context: Context) -> list[Section]
     if not count:
         return []
     words = f"The first {len(pictures)}, found among {count} samples." if pictures else f"Nowhere, on {count} samples."
-    return [Section("Where the two models answer differently", (words,), (), None, tuple(pictures))]
+    return [report.Section("Where the two models answer differently", (words,), (), None, tuple(pictures))]
 
 
 def _are_images(data: Dataset) -> bool:
@@ -381,7 +360,7 @@ def _are_images(data: Dataset) -> bool:
     return len(data.ports) == 1 and np.dtype(port.dtype).kind == "f" and port.shape is not None and len(port.shape) == 4
 
 
-def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[Picture | None, int]]:
+def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[report.Picture | None, int]]:
     """Pictures where the answers differ, each with the number of samples seen so far; None at the end of a batch."""
     name = outputs(models[0])[0].name
     for batch in side_by_side([open_model(model) for model in models], data.batches(), [name]):
@@ -396,7 +375,7 @@ def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[Pic
             told = [f"{word}: {classes[row]} ({share[row].max():.0%})" for word, classes, share in both]
             if data.labels is not None:
                 told.insert(0, f"label {data.labels[start + row]}")
-            yield Picture(png(_pixels(images[row], data)), tuple(told)), start + int(row) + 1
+            yield report.Picture(report.png(_pixels(images[row], data)), tuple(told)), start + int(row) + 1
         yield None, start + count
 
 

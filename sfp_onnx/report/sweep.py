@@ -58,7 +58,7 @@ def parse_sweep(text: str) -> list[str]:
         raise OptionError(f"targets '{text}': expected first:last:step, such as macs=90%:20%:10% or latency=8ms:2ms:1ms")
     first, last, step = (parse_target(f"{match[1]}={part.strip()}") for part in match.groups()[1:])
     unit = re.sub(r"[0-9.\s]", "", match[2])
-    if len({own.relative for own in (first, last, step)}) > 1:
+    if len({part.relative for part in (first, last, step)}) > 1:
         raise OptionError(f"targets '{text}': first, last and step must be all percentages or all absolute numbers")
     sign = 1 if last.value >= first.value else -1
     count = int(abs(last.value - first.value) / step.value + 1e-9) + 1
@@ -85,37 +85,34 @@ def measured_points(
 ) -> list[Point]:
     """The points with figures, the original first."""
     seconds = latencies_of(models, analysis, Setup(options.threads, options.provider), options.batch)
-    figures: Sequence[Evaluation | None]
-    figures = evaluate(models, judge, latency=False, threads=options.threads) if judge is not None else [None] * len(models)
-    found = []
-    number = 0
+    figures: Sequence[Evaluation | None] = [None] * len(models)
+    if judge is not None:
+        figures = evaluate(models, judge, latency=False, threads=options.threads)
+    built = iter(zip(models, figures, seconds, strict=True))
+    rows = []
     for point in [Point("original", size=analysis.size()), *points]:
         if not point.failure:
-            own = figures[number]
-            if own is not None:
-                point = replace(point, top1=own.top1, agreement=own.agreement, kl=own.kl, relative_error=own.relative_error)
             assert point.size is not None
-            size = replace(point.size, bytes=file_bytes(models[number]))
-            point = replace(point, size=size, latency_ms=seconds[number] * 1e3, latency_ratio=seconds[number] / seconds[0])
-            number += 1
-        found.append(point)
-    return front(found)
+            model, figure, time = next(built)
+            accuracy = {} if figure is None else {name: getattr(figure, name) for name in ("top1", "agreement", "kl", "relative_error")}
+            size = replace(point.size, bytes=file_bytes(model))
+            point = replace(point, size=size, latency_ms=time * 1e3, latency_ratio=time / seconds[0], **accuracy)
+        rows.append(point)
+    return front(rows)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
     """The points, with those marked that no other dominates."""
+
     def costs(point: Point) -> tuple[float, float, float]:
         assert point.size is not None and point.latency_ratio is not None
-        if point.top1 is not None or point.agreement is not None:
-            loss = -(point.top1 if point.top1 is not None else point.agreement or 0.0)
-        else:
-            loss = point.relative_error or 0.0
-        return loss, float(point.size.bytes or 0), point.latency_ratio
+        accuracy = point.agreement if point.top1 is None else point.top1
+        return (point.relative_error or 0.0) if accuracy is None else -accuracy, float(point.size.bytes or 0), point.latency_ratio
 
-    reached = [(point, costs(point)) for point in points if not point.failure]
+    rows = [(point, costs(point)) for point in points if not point.failure]
     best = {
-        point.target for point, own in reached
-        if not any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for _, other in reached)
+        point.target for point, cost in rows
+        if not any(all(a <= b for a, b in zip(other, cost, strict=True)) and other != cost for _, other in rows)
     }  # fmt: skip
     return [replace(point, front=not point.failure and point.target in best) for point in points]
 
