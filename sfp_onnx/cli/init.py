@@ -85,7 +85,7 @@ def _options(command: click.Command, wanted: Any) -> list[str]:
         choices = parameter.type.choices if isinstance(parameter.type, click.Choice) else ()
         text += f" One of: {', '.join(map(str, choices))}." if choices else ""
         value = _value(parameter)
-        described = text if value is not None else f"{key}: {text} (write {key} = {_text(parameter.metavar or 'VALUE')})"
+        described = text if value is not None else f"{key}: {text} (takes {parameter.metavar or 'a value'})"
         lines += ["", *(f"# {line}" for line in click.formatting.wrap_text(described, WIDTH).splitlines())]
         lines += [f"# {key} = {value}"] if value is not None else []
     return lines
