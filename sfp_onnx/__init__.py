@@ -32,7 +32,7 @@ PLACES = {
     "methods.sfp.profiles": "LayerProfile Profiles class_profiles",
     "pipeline": "Sweep apply device_profile evaluate plan prune score sweep",
     "report.manifest": "Pruned manifest read_plan",
-    "report.sweep": "Point",
+    "report.points": "Point",
     "scores.registry": "Scored save_scores scored",
 }
 WHERE = {name: place for place, names in PLACES.items() for name in names.split()}

@@ -40,5 +40,5 @@ from .pipeline import (
     sweep as sweep,
 )
 from .report.manifest import Pruned as Pruned, manifest as manifest, read_plan as read_plan
-from .report.sweep import Point as Point
+from .report.points import Point as Point
 from .scores.registry import Scored as Scored, save_scores as save_scores, scored as scored

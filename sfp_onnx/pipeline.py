@@ -42,7 +42,7 @@ from .repair import repaired
 from .report import Page, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.page import Context, evaluate_page, prune_page, sweep_page, write_page
-from .report.sweep import Point, measured_points, parse_sweep, saved_point, sweep_data
+from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text
 from .runtime import Setup
 from .scores.registry import Scored, default_score, meaning, save_scores, scored

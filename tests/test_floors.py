@@ -117,3 +117,16 @@ def test_no_operator_names_outside_the_rules(file: Path) -> None:
 
 def test_every_part_of_the_package_has_a_floor() -> None:
     assert {part(file) for file in FILES} <= set(FLOOR)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_two_modules_have_one_name() -> None:
+    names = [file.stem for file in FILES if file.stem != "__init__"] + [file.parent.name for file in FILES if file.stem == "__init__"]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_no_public_name_hides_a_module() -> None:
+    rooms = {file.relative_to(ROOT).parts[0].removesuffix(".py") for file in FILES}
+    assert not rooms & set(sfp_onnx.__all__)

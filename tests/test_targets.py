@@ -29,7 +29,7 @@ from sfp_onnx.planning.figures import ruler_for
 from sfp_onnx.planning.max_drop import held_out
 from sfp_onnx.planning.record import removal_of
 from sfp_onnx.planning.search import BLOCKS, LIGHT, NOISE, ROUNDS, errors_of_scores, nearest
-from sfp_onnx.report.sweep import Point, front, parse_sweep
+from sfp_onnx.report.points import Point, front, parse_sweep
 
 WIDE = (64, 96)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # results that are only shown
     from ..latency.profiling import LayerTimes
     from ..planning.search import Candidates
     from .manifest import Pruned
-    from .sweep import Point
+    from .points import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
 CHANNELS = (1, 3)
