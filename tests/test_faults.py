@@ -350,12 +350,13 @@ def test_temporary_files_go_with_the_process(end: str, code: int, tmp_path: Path
     program = """if 1:
         import os, sys
         from pathlib import Path
-        from sfp_onnx import graph, scratch
+        from sfp_onnx import graph
+        from sfp_onnx.core import system
         os.chdir("work")
         with graph.save.together():
             graph.save.write_text("own", "words")
-            (scratch.folder() / "f").write_bytes(b"0")
-            print(*os.listdir(), scratch.folder(), flush=True)
+            (system.folder() / "f").write_bytes(b"0")
+            print(*os.listdir(), system.folder(), flush=True)
         with graph.save.together():
             graph.save.write_text("later", "words")
             """
@@ -388,7 +389,7 @@ def test_memory_that_is_not_there_is_an_error(model_file: Path, tmp_path: Path, 
 def test_the_bound_on_memory_is_what_is_there() -> None:
     found = available()
     assert found is not None and 1e8 < found < 1e14
-    program = "import resource; from sfp_onnx import memory; memory.bound(); print(resource.getrlimit(resource.RLIMIT_DATA)[0])"
+    program = "import resource; from sfp_onnx.core.system import bound; bound(); print(resource.getrlimit(resource.RLIMIT_DATA)[0])"
     environment = {**os.environ, "PYTHONPATH": str(Path(sfp_onnx.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert found / 2 < int(done.stdout) < 2 * found
