@@ -61,6 +61,13 @@ def shown(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
 
 
+def told(default: Any) -> str:
+    """A default value; functions and classes by name, as their text holds an address. What is private makes nothing."""
+    if inspect.isfunction(default) or inspect.isclass(default):
+        return "empty" if default.__name__.startswith("_") else default.__name__
+    return repr(default)
+
+
 def signature(name: str, function: Any) -> str:
     """The call, one line, defaults that are functions by name."""
     parts = []
@@ -68,7 +75,7 @@ def signature(name: str, function: Any) -> str:
         if own.name == "self":
             continue
         default = own.default
-        value = "" if default is own.empty else f" = {default.__name__ if inspect.isfunction(default) else repr(default)}"
+        value = "" if default is own.empty else f" = {told(default)}"
         star = {own.VAR_KEYWORD: "**", own.VAR_POSITIONAL: "*"}.get(own.kind, "")
         parts.append(f"{star}{own.name}: {shown(own.annotation)}{value}")
     result = inspect.signature(function).return_annotation
@@ -82,7 +89,7 @@ def fields(kind: type) -> list[str]:
         if own.name.startswith("_"):
             continue
         required = own.default is dataclasses.MISSING and own.default_factory is dataclasses.MISSING
-        default = "" if required else f"`{own.default!r}`" if own.default is not dataclasses.MISSING else "empty"
+        default = "" if required else f"`{told(own.default)}`" if own.default is not dataclasses.MISSING else "empty"
         kind_of = shown(own.type).replace("|", "\\|")
         rows.append(f"| `{own.name}` | `{kind_of}` | {default} |")
     return rows and ["| field | type | default |", "|---|---|---|", *rows]
