@@ -350,6 +350,7 @@ def test_temporary_files_go_with_the_process(end: str, code: int, tmp_path: Path
     program = """if 1:
         import os, sys
         from pathlib import Path
+        import sfp_onnx.graph.save
         from sfp_onnx import graph
         from sfp_onnx.core import system
         os.chdir("work")
