@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,12 @@ class Scene:
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
 
+    def weight(self, layer: Layer) -> Held | None:
+        """The weight of a layer that is linear in it, where it can be given another value."""
+        node = self.index.maker(layer.node.outputs[0])
+        return self.held(node.inputs[layer.weight.position]) if node and layer.linear and layer.weight else None
+
+
 @dataclass(frozen=True)
 class BiasPlace:
     """Where the bias of a layer is or can be: an input of ``node``, which is the layer itself (``inside``) or adds it behind."""
@@ -99,10 +106,16 @@ class BiasPlace:
     position: int
     inside: bool
 
+    @property
+    def name(self) -> str:
+        """The tensor that is there; empty if there is none."""
+        return self.node.inputs[self.position] if self.position < len(self.node.inputs) else ""
 
-def bias_place(scene: Scene, layer: Layer, node: Node) -> BiasPlace | None:
+
+def bias_place(scene: Scene, layer: Layer) -> BiasPlace | None:
     """The place of a layer's bias; None if there is none yet."""
     assert layer.linear is not None
+    node = scene.node(layer)
     if layer.linear.bias is not None and layer.linear.bias_scale:
         return BiasPlace(node, layer.linear.bias, True)
     reader = scene.only_reader(node.outputs[0])
@@ -116,42 +129,31 @@ def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
     """The model in which each of these layers has a bias of its own: shared ones are copied, missing ones are created as zeros."""
     editor, added = Editor(scene.model), {}
     for layer in layers:
-        node = scene.node(layer)
-        place = bias_place(scene, layer, node)
-        name = "" if place is None or place.position >= len(place.node.inputs) else place.node.inputs[place.position]
-        if place is not None and name:
-            if name in scene.constants and len(scene.index.readers(name)) > 1:
-                editor.set_input(place.node.index, place.position, editor.constant(name, scene.values[name]))
-            continue
-        zeros = _zeros(scene, layer, node, len(scene.shapes[node.outputs[0]]) if place is None else 1)
-        if place is not None:
-            editor.set_input(node.index, place.position, editor.constant(f"{node.name}/bias", zeros))
+        node, place = scene.node(layer), bias_place(scene, layer)
+        if place is not None and place.name:
+            if place.name in scene.constants and len(scene.index.readers(place.name)) > 1:
+                editor.set_input(place.node.index, place.position, editor.constant(place.name, scene.values[place.name]))
+        elif place is not None:
+            editor.set_input(node.index, place.position, editor.constant(f"{node.name}/bias", _zeros(scene, layer, 1)))
         elif scene.only_reader(node.outputs[0]):
-            sum_ = editor.insert_after(editor.tensor(node.outputs[0]), "Add", [editor.constant(f"{node.name}/bias", zeros)], first=0)
-            added[sum_] = Additive((0,), 1)
+            zeros = editor.constant(f"{node.name}/bias", _zeros(scene, layer, len(scene.shapes[node.outputs[0]])))
+            added[editor.insert_after(editor.tensor(node.outputs[0]), "Add", [zeros], first=0)] = Additive((0,), 1)
     return Scene(editor.finish(), scene.coupling, scene.original, scene.shapes, added)
 
 
-def _zeros(scene: Scene, layer: Layer, node: Node, rank: int) -> Array:
+def _zeros(scene: Scene, layer: Layer, rank: int) -> Array:
     """A zero bias, shaped to be added to a tensor of ``rank`` (1: the vector that the operator takes)."""
-    assert layer.linear is not None
-    axis = layer.linear.form.out_axis
-    weight = _weight(scene, layer, node)
+    weight = scene.weight(layer)
+    assert layer.linear is not None and weight is not None
     dtype = scene.constants[weight.scale or weight.name][1]
-    return np.zeros((_width(weight, layer, node), *[1] * (rank - 1 - axis if rank > 1 else 0)), dtype)
+    return np.zeros((_width(scene, layer), *[1] * (rank - 1 - layer.linear.form.out_axis if rank > 1 else 0)), dtype)
 
 
-def _weight(scene: Scene, layer: Layer, node: Node) -> Held:
-    assert layer.weight is not None
-    weight = scene.held(node.inputs[layer.weight.position])
-    assert weight is not None
-    return weight
-
-
-def _width(weight: Held, layer: Layer, node: Node) -> int:
+def _width(scene: Scene, layer: Layer) -> int:
     """Output channels."""
-    assert layer.weight is not None
-    return weight.shape[layer.weight.out_axis] * (layer.groups(node) if layer.weight.out_axis else 1)
+    weight = scene.weight(layer)
+    assert layer.weight is not None and weight is not None
+    return weight.shape[layer.weight.out_axis] * (layer.groups(scene.node(layer)) if layer.weight.out_axis else 1)
 
 
 def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, BoolArray]) -> tuple[list[list[Layer]], list[str]]:
@@ -167,9 +169,8 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
         node = scene.index.maker(layer.node.outputs[0])
         if node is None or layer.weight is None:
             continue
-        weight = node.inputs[layer.weight.position]
-        if layer.linear is not None and scene.held(weight) is not None and _adds_a_vector(scene, layer, node):
-            users.setdefault(weight, []).append(layer)
+        if scene.weight(layer) and _adds_a_vector(scene, layer):
+            users.setdefault(node.inputs[layer.weight.position], []).append(layer)
         elif layer.node.outputs[0] in affected:
             left.append(layer.node.name)
     tasks = []
@@ -212,20 +213,8 @@ def _ordered(scene: Scene, tasks: Sequence[list[Layer]]) -> list[list[Layer]]:
 
 def _sources(scene: Scene, layer: Layer, owner: Mapping[str, int]) -> set[int]:
     """Tasks that make what a layer reads, without those in front of them."""
-    return {owner[name] for name in _upstream(scene, layer.data_name, owner) if name in owner}
-
-
-def _upstream(scene: Scene, name: str, ends: Container[str] = ()) -> Iterator[str]:
-    """The tensors that a tensor is made from, itself among them, constants left out; nothing behind those of ``ends``."""
-    stack, known = [name], {name}
-    while stack:
-        current = stack.pop()
-        yield current
-        node = scene.index.maker(current) if current not in ends else None
-        for other in node.reads if node else ():
-            if other not in known and other not in scene.constants:
-                known.add(other)
-                stack.append(other)
+    between = scene.index.needed([layer.data_name], owner)
+    return {owner[name] for name in (layer.data_name, *(name for node in between for name in node.reads)) if name in owner}
 
 
 def ends(scene: Scene, removed: BoolArray) -> list[str]:
@@ -258,17 +247,14 @@ def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[st
 
 
 def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray]) -> Step:
-    node = scene.node(layer)
-    assert layer.weight is not None and layer.linear is not None
-    place = bias_place(scene, layer, node)
-    name = place.node.inputs[place.position] if place and place.position < len(place.node.inputs) else ""
-    bias = scene.held(name)
-    if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(name)) > 1:
+    node, weight, place = scene.node(layer), scene.weight(layer), bias_place(scene, layer)
+    assert layer.weight is not None and layer.linear is not None and weight is not None
+    bias = scene.held(place.name) if place else None
+    if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(place.name)) > 1:
         bias = None
     chain = _chain(scene, node.outputs[0], layer.linear.form.out_axis, pending)
     inside = place is None or place.inside
     mask = masks.get(node.inputs[layer.weight.position])
-    weight = _weight(scene, layer, node)
     return Step(node.name, node.outputs[0], chain[-1], _reference(scene, chain), layer.linear, layer.data_name, weight, bias, inside, mask)
 
 
@@ -286,27 +272,24 @@ def _end(scene: Scene, name: str, pending: Collection[str]) -> list[End]:
     return [End(f"{name} (constant of a vanished branch)", name, chain[-1], _reference(scene, chain), axis)] if len(chain) > 1 else []
 
 
-def _adds_a_vector(scene: Scene, layer: Layer, node: Node) -> bool:
+def _adds_a_vector(scene: Scene, layer: Layer) -> bool:
     """Whether a layer adds one value per output channel, or nothing; what else it may add (a scalar, a map, an activation) is unknown
     to its linear form."""
-    place = bias_place(scene, layer, node)
-    if place is None or not place.inside or place.position >= len(node.inputs) or not node.inputs[place.position]:
+    place = bias_place(scene, layer)
+    if place is None or not place.inside or not place.name:
         return True
-    held = scene.held(node.inputs[place.position])
+    held = scene.held(place.name)
     return held is not None and _is_vector(scene, layer, place, held)
 
 
 def _is_vector(scene: Scene, layer: Layer, place: BiasPlace, bias: Held) -> bool:
     """Whether a constant that is added to the output holds one value per output channel of the layer."""
     assert layer.linear is not None
-    output = layer.node.outputs[0]
-    node = scene.node(layer)
-    width = _width(_weight(scene, layer, node), layer, node)
-    shape = bias.shape
+    width, shape = _width(scene, layer), bias.shape
     if place.inside and len(shape) == 1:
         return shape[0] == width
-    axis = layer.linear.form.out_axis - len(scene.shapes[output])  # from the end, where broadcasting aligns
-    return len(shape) >= -axis and shape[axis] == width == int(np.prod(shape))
+    axis = layer.linear.form.out_axis - len(scene.shapes[layer.node.outputs[0]])  # from the end, where broadcasting aligns
+    return len(shape) >= -axis and shape[axis] == width == prod(shape)
 
 
 def _chain(scene: Scene, output: str, axis: int, pending: Collection[str]) -> list[str]:
@@ -318,11 +301,10 @@ def _chain(scene: Scene, output: str, axis: int, pending: Collection[str]) -> li
         added = scene.additive.get(reader[0].outputs[0]) if reader else None
         if reader is None or added is None or reader[1] not in added.positions or not {*added.varies} <= {axis}:
             return chain
-        node = reader[0]
-        others = [other for position, other in enumerate(node.inputs) if other and position != reader[1]]
+        others = [other for position, other in enumerate(reader[0].inputs) if other and position != reader[1]]
         if any(_depends(scene, other, pending) for other in others):
             return chain
-        name = node.outputs[0]
+        name = reader[0].outputs[0]
         if scene.shapes.get(name, scene.shapes.get(output)) != scene.shapes.get(output):
             return chain
         chain.append(name)
@@ -330,4 +312,4 @@ def _chain(scene: Scene, output: str, axis: int, pending: Collection[str]) -> li
 
 def _depends(scene: Scene, name: str, pending: Collection[str]) -> bool:
     """Whether a tensor is computed from the output of a pending layer."""
-    return any(current in pending for current in _upstream(scene, name))
+    return any(node.outputs[0] in pending for node in scene.index.needed([name]))
