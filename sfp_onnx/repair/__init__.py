@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .. import cut, evaluation
 from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import REPAIRS, RepairOptions
 from ..core.types import BoolArray, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
-from ..cut import cut
 from ..data.dataset import Dataset
-from ..evaluation import measure
-from ..graph import Constants, GraphIndex, Model, check, nodes
-from ..graph.edit import Editor
-from ..graph.extract import with_constants
+from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from .lockstep import LayerFit, repair
 from .steps import tainted
 from .walk import Store, Walk
@@ -84,7 +81,7 @@ def repaired(
 
 def rebuilt(analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None) -> Model:
     """The cut model, repaired if there are data and options for it (better or worse: it is judged afterwards)."""
-    pruned = cut(analysis.prepared, analysis.coupling, removed)
+    pruned = cut.cut(analysis.prepared, analysis.coupling, removed)
     if options is None or data is None:
         return pruned
     return repaired(analysis, pruned, removed, data, replace(options, force=True)).model
@@ -98,9 +95,11 @@ def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
     return *data.split(count, [seed, data.samples]), True
 
 
-def _weights(
-    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress
-) -> tuple[Model, list[LayerFit], str]:
+Fitted = tuple[Model, list[LayerFit], str]
+"""A re-fitted model, what was done to its layers, and that in words."""
+
+
+def _weights(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress) -> Fitted:
     with progress("repairing", len(analysis.coupling.layers)) as advance:
         feeds = feeds_of(analysis, data)
         model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, advance)
@@ -120,7 +119,7 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tup
         VerificationError: a model does not run.
     """
     try:
-        answers, classifier, _ = measure([analysis.model, *models], data.batches(), None)
+        answers, classifier, _ = evaluation.measure([analysis.model, *models], data.batches(), None)
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
     if classifier:
@@ -131,14 +130,12 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tup
 # ---- re-estimate the statistics of batchnormalization on calibration data --------------------------------------------
 
 
-def _moments(
-    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions
-) -> tuple[Model, list[LayerFit], str]:
+def _moments(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions) -> Fitted:
     """Mean and variance of every BatchNormalization behind a changed tensor, as its input in the changed network has them."""
     if not analysis.coupling.affines:
         raise OptionError("--repair bn: the model has no BatchNormalization (the export folded it). Use --repair lstsq or bias.")
     affected = tainted(analysis.prepared.nodes, analysis.coupling, removed, ())
-    editor, index, values, wanted = Editor(pruned), GraphIndex(nodes(pruned)), Constants(pruned), []
+    editor, index, values, wanted = edit.Editor(pruned), GraphIndex(nodes(pruned)), Constants(pruned), []
     for affine in analysis.coupling.affines:
         node = index.maker(affine.node.outputs[0])
         if node is not None and affine.tensor in affected:
@@ -158,7 +155,7 @@ def _moments(
             names = [node.inputs[position] for position in affine.moments]
             for name, value in zip(names, _estimated(walk, node.inputs[0]), strict=True):
                 walk.overrides[name] = value.astype(walk.constant(name).dtype)
-    return with_constants(changed, walk.overrides), [], f"statistics of {len(wanted)} BatchNormalizations re-estimated"
+    return extract.with_constants(changed, walk.overrides), [], f"statistics of {len(wanted)} BatchNormalizations re-estimated"
 
 
 def _estimated(walk: Walk, tensor: str) -> tuple[FloatArray, FloatArray]:

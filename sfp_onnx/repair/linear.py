@@ -39,10 +39,7 @@ class Normal:
         if not rows.shape[1]:
             return  # adding zeros to the sums of a wide layer takes as long as a batch
         turned = rows.transpose(0, 2, 1)
-        if len(rows) == 1:
-            self.gram[0] += rows[0].T @ rows[0]  # one symmetric product
-        else:
-            self.gram += turned @ rows
+        self.gram += turned @ rows  # numpy sees that it is symmetric
         self.cross += turned @ errors
         self.rows += rows.sum(1, dtype=np.float64)
         self.errors += errors.sum(1, dtype=np.float64)

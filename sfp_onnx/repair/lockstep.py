@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from math import ceil
 
 import numpy as np
 
 from ..core.options import RepairOptions
 from ..core.types import Array, BoolArray, Coupling, IntArray
 from ..coupling.cost import keep_mask
-from ..graph import Model, Prepared
-from ..graph.extract import with_constants
+from ..graph import Model, Prepared, extract
 from ..runtime import Session
 from .linear import Gathered, Joint, Sums, together
-from .ridge import best_ridge, best_steps, mean_shift, solve
+from .ridge import CG_STEPS, best_ridge, best_steps, mean_shift, solve
 from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
 from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block
 
@@ -91,7 +89,7 @@ def repair(
         for number, task in enumerate(planned):
             fits += [refit_end(setting, task)] if isinstance(task, End) else _refit(setting, task, number)
             advance(1)
-    return with_constants(scene.model, after.overrides), fits
+    return extract.with_constants(scene.model, after.overrides), fits
 
 
 # ---- one layer -------------------------------------------------------------------------------------------------------
@@ -268,7 +266,7 @@ def positions(setting: Setting, step: Step, seed: tuple[int, ...], output: Seque
     samples, size = step.linear.form.positions(output)
     rows = setting.options.rows_per_input * inputs / max(1, setting.after.batches * samples)
     most = max(1, ROW_BYTES // (4 * inputs * samples))
-    count = min(size, most, max(setting.options.least_positions, ceil(rows)))
+    count = min(size, most, max(setting.options.least_positions, int(np.ceil(rows))))
     if count == size:
         return np.broadcast_to(np.arange(size), (samples, size))
     draws = np.random.default_rng([setting.options.seed, *seed]).random((samples, count))
@@ -285,7 +283,7 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     shifted = mean_shift(fit)
     before = best = held.error(shifted[0], np.zeros_like(shifted[1]))
     kind, ridge, coding = "unchanged", 0.0, Coding(setting.after, steps, weight, scale)
-    count: int | None = None  # of steps
+    count = CG_STEPS
     mask = steps[0].mask
     mask = None if mask is None or mask.all() else steps[0].linear.form.matrix(mask, blocks)
     if held.count and any(step.bias is not None for step in steps) and (error := held.error(*shifted)) < best:

@@ -13,7 +13,6 @@ comes from the dual problem: with the centred rows Q and errors F, D = Q' (Q Q' 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 
@@ -32,18 +31,18 @@ def mean_shift(sums: Sums) -> tuple[FloatArray, FloatArray]:
     return np.zeros(sums.shape), sums.means[1]
 
 
-def solve(sums: Sums, ridge: float, mask: BoolArray | None = None, steps: int | None = None) -> tuple[FloatArray, FloatArray]:
+def solve(sums: Sums, ridge: float, mask: BoolArray | None = None, steps: int = CG_STEPS) -> tuple[FloatArray, FloatArray]:
     """The change (D, d) of weight and bias.
 
     Args:
         ridge: relative to the mean of the diagonal of C.
         mask: (g, k, o) weights that may change; the others have D = 0.
-        steps: of the descent, for masked problems (default: until it is solved); fewer regularise, too.
+        steps: of the descent, for masked problems (by default enough to solve it); fewer regularise, too.
     """
     if mask is None or mask.all():
         return next(solutions(sums, [ridge]))
     change: Array = np.zeros(sums.shape)
-    for better in islice(_descent(sums, ridge, mask), CG_STEPS if steps is None else steps):
+    for better in _descent(sums, ridge, mask, steps):
         change = better
     change = change.astype(np.float64)
     return change, best_bias(sums, change)
@@ -102,7 +101,7 @@ def best_steps(fit: Sums, held: Sums, ridge: float, mask: BoolArray) -> tuple[in
     """How many steps of the masked descent on ``fit`` leave the least error on ``held``, and that error. Stops where it rises."""
     best = 0, float("inf")
     number, change = 0, np.zeros(fit.shape)
-    for number, change in enumerate(islice(_descent(fit, ridge, mask), CG_STEPS), 1):
+    for number, change in enumerate(_descent(fit, ridge, mask), 1):
         if number in LOOKS:
             error = held.error(change, best_bias(fit, change))
             if error >= best[1]:
@@ -112,7 +111,7 @@ def best_steps(fit: Sums, held: Sums, ridge: float, mask: BoolArray) -> tuple[in
     return (number, error) if error < best[1] else best
 
 
-def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
+def _descent(sums: Sums, ridge: float, mask: BoolArray, steps: int = CG_STEPS) -> Iterator[Array]:
     """Solve each column on its own surviving rows, all columns at once: conjugate gradients with the diagonal as preconditioner (one
     Cholesky per column would cost outputs x inputs^3). Yields the change after every step, in an array that the next step reuses."""
     sums = sums.summed() if isinstance(sums, Samples) else sums
@@ -132,7 +131,9 @@ def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
     step = residual * inverse
     old = (residual * step).sum(1)
     goal = CG_TOLERANCE**2 * old
-    while (old > goal).any():
+    for _ in range(steps):
+        if not (old > goal).any():
+            return
         image = (matrix @ step) * free
         length = _ratio(old, (step * image).sum(1))
         change += length[:, None] * step

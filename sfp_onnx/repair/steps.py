@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
-from typing import Any
 
 import numpy as np
 
 from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Node
 from ..coupling.cost import keep_mask, vanishing
-from ..graph import Constants, GraphIndex, Model, initializers, nodes, outputs
-from ..graph.edit import Editor
+from ..graph import Constants, GraphIndex, Initializer, Model, edit, initializers, nodes, outputs
 from ..rules.registry import Trait, has
 from .walk import End, Held, Step, Task
 
@@ -23,9 +20,7 @@ def tainted(original: Sequence[Node], coupling: Coupling, removed: BoolArray, ma
     channel. What works channel by channel (BatchNormalization, Relu) passes removed channels on without mixing them with others."""
     gone: dict[str, set[int]] = {}
     for name, channels in coupling.tensors.items():
-        units = {unit for carried in channels for unit in carried.units[~keep_mask(carried.units, removed)].tolist()}
-        if units:
-            gone[name] = units
+        gone[name] = {unit for carried in channels for unit in carried.units[~keep_mask(carried.units, removed)].tolist()}
     changed: set[str] = set()
     for node in original:
         passed = gone.get(node.outputs[0], set()) if has(node, Trait.SPREADS) else set()
@@ -50,7 +45,7 @@ class Scene:
         return GraphIndex(nodes(self.model))
 
     @cached_property
-    def constants(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+    def constants(self) -> Mapping[str, Initializer]:
         """Shape and dtype of its initializers."""
         return initializers(self.model)
 
@@ -77,14 +72,14 @@ class Scene:
     def held(self, name: str) -> Held | None:
         """A constant that can be given another value: an initializer, or integers that only this tensor is dequantised from."""
         if name in self.constants:
-            return Held(name, self.constants[name][0])
+            return Held(name, self.constants[name].shape)
         axis, node = self.coupling.dequantised.get(name), self.index.maker(name)
         if axis is None or node is None or any(other and other not in self.constants for other in node.inputs):
             return None
         values, scale, zero = [*node.inputs, ""][:3]
         if len(self.index.readers(values)) > 1:
             return None
-        return Held(values, self.constants[values][0], scale, zero, axis, len(self.index.readers(scale)) == 1)
+        return Held(values, self.constants[values].shape, scale, zero, axis, len(self.index.readers(scale)) == 1)
 
     def only_reader(self, name: str) -> tuple[Node, int] | None:
         """The one node that reads a tensor which is no output of the model."""
@@ -127,7 +122,7 @@ def bias_place(scene: Scene, layer: Layer) -> BiasPlace | None:
 
 def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
     """The model in which each of these layers has a bias of its own: shared ones are copied, missing ones are created as zeros."""
-    editor, added = Editor(scene.model), {}
+    editor, added = edit.Editor(scene.model), {}
     for layer in layers:
         node, place = scene.node(layer), bias_place(scene, layer)
         if place is not None and place.name:
@@ -145,7 +140,7 @@ def _zeros(scene: Scene, layer: Layer, rank: int) -> Array:
     """A zero bias, shaped to be added to a tensor of ``rank`` (1: the vector that the operator takes)."""
     weight = scene.weight(layer)
     assert layer.linear is not None and weight is not None
-    dtype = scene.constants[weight.scale or weight.name][1]
+    dtype = scene.constants[weight.scale or weight.name].dtype
     return np.zeros((_width(scene, layer), *[1] * (rank - 1 - layer.linear.form.out_axis if rank > 1 else 0)), dtype)
 
 
@@ -233,7 +228,7 @@ def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[st
     def meet() -> None:
         for name in list(waiting):
             reader = scene.only_reader(name)
-            if reader is not None and not any(_depends(scene, other, pending) for other in reader[0].inputs if other and other != name):
+            if reader is not None and not _depends(scene, [other for other in reader[0].inputs if other != name], pending):
                 waiting.remove(name)
                 planned.extend(_end(scene, name, pending))
 
@@ -252,24 +247,19 @@ def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[s
     bias = scene.held(place.name) if place else None
     if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(place.name)) > 1:
         bias = None
-    chain = _chain(scene, node.outputs[0], layer.linear.form.out_axis, pending)
-    inside = place is None or place.inside
-    mask = masks.get(node.inputs[layer.weight.position])
-    return Step(node.name, node.outputs[0], chain[-1], _reference(scene, chain), layer.linear, layer.data_name, weight, bias, inside, mask)
-
-
-def _reference(scene: Scene, chain: Sequence[str]) -> str:
-    return next(name for name in reversed(chain) if name not in scene.added)
+    target, reference = _target(scene, node.outputs[0], layer.linear.form.out_axis, pending)
+    inside, mask = place is None or place.inside, masks.get(node.inputs[layer.weight.position])
+    return Step(node.name, node.outputs[0], target, reference, layer.linear, layer.data_name, weight, bias, inside, mask)
 
 
 def _end(scene: Scene, name: str, pending: Collection[str]) -> list[End]:
     """A constant's aim; none if it varies along several axes or nothing behind it is affine in it."""
-    varying = [axis for axis, size in enumerate(scene.constants[name][0]) if size > 1]
-    if len(varying) > 1 or len(scene.constants[name][0]) != len(scene.shapes[name]):
+    varying = [axis for axis, size in enumerate(scene.constants[name].shape) if size > 1]
+    if len(varying) > 1 or len(scene.constants[name].shape) != len(scene.shapes[name]):
         return []
     axis = varying[0] if varying else 1
-    chain = _chain(scene, name, axis, pending)
-    return [End(f"{name} (constant of a vanished branch)", name, chain[-1], _reference(scene, chain), axis)] if len(chain) > 1 else []
+    target, reference = _target(scene, name, axis, pending)
+    return [End(f"{name} (constant of a vanished branch)", name, target, reference, axis)] if target != name else []
 
 
 def _adds_a_vector(scene: Scene, layer: Layer) -> bool:
@@ -289,27 +279,25 @@ def _is_vector(scene: Scene, layer: Layer, place: BiasPlace, bias: Held) -> bool
     if place.inside and len(shape) == 1:
         return shape[0] == width
     axis = layer.linear.form.out_axis - len(scene.shapes[layer.node.outputs[0]])  # from the end, where broadcasting aligns
-    return len(shape) >= -axis and shape[axis] == width == prod(shape)
+    return len(shape) >= -axis and shape[axis] == width == int(np.prod(shape))
 
 
-def _chain(scene: Scene, output: str, axis: int, pending: Collection[str]) -> list[str]:
+def _target(scene: Scene, output: str, axis: int, pending: Collection[str]) -> tuple[str, str]:
     """An output, followed through nodes that are affine in it with factors that vary along its channel axis at most, as long as
-    nothing else reads it and the other operands are final: they depend on no layer that is still to be re-fitted."""
-    chain, name = [output], output
+    nothing else reads it and the other operands are final: they depend on no layer that is still to be re-fitted. And the last tensor on
+    this way that the original has."""
+    target, reference, shape = output, output, scene.shapes.get(output)
     while True:
-        reader = scene.only_reader(name)
+        reader = scene.only_reader(target)
         added = scene.additive.get(reader[0].outputs[0]) if reader else None
         if reader is None or added is None or reader[1] not in added.positions or not {*added.varies} <= {axis}:
-            return chain
-        others = [other for position, other in enumerate(reader[0].inputs) if other and position != reader[1]]
-        if any(_depends(scene, other, pending) for other in others):
-            return chain
-        name = reader[0].outputs[0]
-        if scene.shapes.get(name, scene.shapes.get(output)) != scene.shapes.get(output):
-            return chain
-        chain.append(name)
+            return target, reference
+        name, others = reader[0].outputs[0], [other for position, other in enumerate(reader[0].inputs) if position != reader[1]]
+        if scene.shapes.get(name, shape) != shape or _depends(scene, others, pending):
+            return target, reference
+        target, reference = name, reference if name in scene.added else name
 
 
-def _depends(scene: Scene, name: str, pending: Collection[str]) -> bool:
-    """Whether a tensor is computed from the output of a pending layer."""
-    return any(node.outputs[0] in pending for node in scene.index.needed([name]))
+def _depends(scene: Scene, names: Sequence[str], pending: Collection[str]) -> bool:
+    """Whether any of these tensors is computed from the output of a pending layer."""
+    return any(node.outputs[0] in pending for node in scene.index.needed(names))

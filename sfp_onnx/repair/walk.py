@@ -8,15 +8,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import IO, Any
 
 import numpy as np
 
-from .. import graph
 from ..core.errors import ModelError
 from ..core.types import Array, BoolArray, FloatArray, Linear, Port
-from ..graph.extract import segment, with_constants
+from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes, tensor_types
 from ..runtime import Session, open_model
 from .linear import Sums, best_bias
 
@@ -25,13 +23,13 @@ class Walk:
     """A model in the middle of a run over ``batches`` batches. ``overrides`` are constants that were changed on the way;
     they must not feed nodes that have run."""
 
-    def __init__(self, model: graph.Model, store: Store) -> None:
+    def __init__(self, model: Model, store: Store) -> None:
         self.model, self.store, self.batches = model, store, 0
-        self.index = graph.GraphIndex(graph.nodes(model))
+        self.index = GraphIndex(nodes(model))
         self.overrides: dict[str, Array] = {}
-        self._types, self._values = graph.tensor_types(model), graph.Constants(model)
+        self._types, self._values = tensor_types(model), Constants(model)
         self._constants, self._done = set(self._values), set[int]()
-        self._live = {port.name for port in graph.inputs(model)}
+        self._live = {port.name for port in inputs(model)}
 
     def feed(self, feeds: Mapping[str, Array]) -> None:
         """Remember the model's inputs of one more batch."""
@@ -98,8 +96,8 @@ class Walk:
         if unknown:
             raise ModelError(f"{self.model.name}: the type of tensor '{unknown[0]}' is unknown, so the model cannot be run in segments")
         ports = [Port(name, self._types[name], None) for name in inputs]
-        part = segment(self.model, ports, {name: self._types[name] for name in outputs}, self.index)
-        return open_model(with_constants(part, self.overrides))
+        part = extract.segment(self.model, ports, {name: self._types[name] for name in outputs}, self.index)
+        return open_model(extract.with_constants(part, self.overrides))
 
 
 Segment = Callable[[int], dict[str, Array]]
@@ -156,7 +154,7 @@ class Store:
             self.used -= self._memory.pop(key).nbytes
         elif key in self._places:
             offset, shape, dtype = self._places.pop(key)
-            self._free.setdefault(prod(shape) * dtype.itemsize, []).append(offset)
+            self._free.setdefault(int(np.prod(shape)) * dtype.itemsize, []).append(offset)
 
     def close(self) -> None:
         """Forget everything and remove the file."""
@@ -191,9 +189,8 @@ class Held:
         return np.asarray((get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale))
 
     def _along(self, vector: Array) -> Array:
-        if vector.size == 1:
-            return vector.reshape(())
-        return vector.reshape([-1 if axis == self.axis % len(self.shape) else 1 for axis in range(len(self.shape))])
+        sizes = [-1 if axis == self.axis % len(self.shape) else 1 for axis in range(len(self.shape))]
+        return vector.reshape(sizes if vector.size > 1 else ())
 
     def _zero(self, get: Get) -> Array:
         return self._along(get(self.zero_point)).astype(np.float64) if self.zero_point else np.zeros(())

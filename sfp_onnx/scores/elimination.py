@@ -22,12 +22,8 @@ from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
 from ..coupling.analysis import Analysis, feeds_of
 from ..data.dataset import Dataset
 from ..graph import Prepared
-from ..repair.linear import Gathered, factor, forward
-from ..repair.lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
-from ..repair.ridge import TINY, ridge_inverse
-from ..repair.steps import Scene, plan_steps
-from ..repair.walk import Step, Store, Walk, per_block
-from .registry import Setting as Asked
+from ..repair import linear, lockstep, ridge, steps, walk
+from .registry import Setting
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 SHRINK = 0.5  # share of rows left at which the matrices are copied without those that are gone
@@ -48,6 +44,9 @@ class Reader:
     scale: float
 
     def __post_init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         """Forget V, and look up the rows and blocks of units, by their number of rows: (units, rows (u, r), blocks (u, r, r))."""
         self._subtracted, self._width = np.zeros((len(self.unit), 0)), 0
         order = np.argsort(self.unit, kind="stable")
@@ -74,8 +73,8 @@ class Reader:
             return 0.0
         v = self._subtracted[:, : self._width]
         columns = self.inverse[:, rows] - v @ v[rows].T
-        lower = factor(columns[rows], 0.0)
-        taken, explained = forward(lower, columns.T).T, forward(lower, self.x[rows])
+        lower = linear.factor(columns[rows], 0.0)
+        taken, explained = linear.forward(lower, columns.T).T, linear.forward(lower, self.x[rows])
         self.x -= taken @ explained
         self.unit[rows] = -2
         kept = np.flatnonzero(self.unit != -2)
@@ -84,7 +83,7 @@ class Reader:
             v = self._subtracted[kept, : self._width]
             self.inverse, self.x, self.unit = self.inverse[np.ix_(kept, kept)], self.x[kept], self.unit[kept]
             self.inverse -= v @ v.T
-            self.__post_init__()
+            self._start()
         return float(np.square(explained).sum()) / self.scale
 
     def _collect(self, taken: FloatArray) -> None:
@@ -107,8 +106,7 @@ def eliminate(readers: Sequence[Reader], width: int) -> tuple[IntArray, FloatArr
         The units (positions in the group) in the order in which they leave, and the error that each one adds (not falling).
     """
     left, together = np.arange(width), max(1, -(-width // PASSES))
-    order: list[int] = []
-    added: list[float] = []
+    order, added = list[int](), list[float]()
     while len(left):
         costs = sum((reader.costs(left) for reader in readers), np.zeros(len(left)))
         leaving = left[np.argsort(costs, kind="stable")[:together]]
@@ -150,7 +148,7 @@ class Inputs:
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
 
-def eliminated(analysis: Analysis, data: Dataset, setting: Asked) -> Elimination:
+def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Elimination:
     """`elimination` of a whole model, as a score is asked for it."""
     with setting.progress("eliminating", len(analysis.coupling.layers)) as advance:
         options = RepairOptions(seed=setting.seed, rows_per_input=ROWS, memory=setting.memory)
@@ -182,20 +180,20 @@ Blocks = Iterator[tuple[Inputs, FloatArray]]
 
 class Look:
     """A pass over the original network, for what those layers read that are ``wanted`` and could be re-fitted. Activations of the pass are
-    in ``store``, which is to be closed."""
+    in ``store``, which is to be closed. ``strength``: of the ridge r, relative to the mean variance of what a layer reads."""
 
     def __init__(
-        self, prepared: Prepared, coupling: Coupling, wanted: Callable[[Layer], bool], options: RepairOptions, ridge: float
+        self, prepared: Prepared, coupling: Coupling, wanted: Callable[[Layer], bool], options: RepairOptions, strength: float
     ) -> None:
-        scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
+        scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
         self.layers = [layer for layer in coupling.layers if scene.weight(layer) and wanted(layer)]
-        planned = plan_steps(scene, [[layer] for layer in self.layers], {})
+        planned = steps.plan_steps(scene, [[layer] for layer in self.layers], {})
         self._steps = [task[0] for task in planned if isinstance(task, tuple)]
-        self.store, self._ridge = Store(budget_of(options.memory, self._steps)), ridge
-        walk = Walk(prepared.model, self.store)
-        self._setting = Setting(options, coupling, np.zeros(coupling.units, bool), walk, walk)
+        self.store, self._ridge = walk.Store(lockstep.budget_of(options.memory, self._steps)), strength
+        after = walk.Walk(prepared.model, self.store)
+        self._setting = lockstep.Setting(options, coupling, np.zeros(coupling.units, bool), after, after)
 
-    def observed(self, batches: Iterable[Mapping[str, Array]], advance: Callable[[int], None]) -> Iterator[tuple[Layer, Step, Blocks]]:
+    def observed(self, batches: Iterable[Mapping[str, Array]], advance: Callable[[int], None]) -> Iterator[tuple[Layer, walk.Step, Blocks]]:
         """Each layer with its blocks; none where a layer is too wide or has too many. To be used up before the next layer is asked for.
 
         Raises:
@@ -208,48 +206,48 @@ class Look:
             advance(1)
 
 
-def _observe(setting: Setting, step: Step, layer: Layer, number: int, ridge: float) -> Blocks:
+def _observe(setting: lockstep.Setting, step: walk.Step, layer: Layer, number: int, strength: float) -> Blocks:
     """What is to be known of a layer's inputs (nothing, where its matrices would be too large), and variance of its target."""
-    walk, form = setting.after, step.linear.form
-    weight = step.weight.value(walk.constant)
-    segment = walk.advance([step.data, step.output, *operands(walk, step)])
-    gathered: Gathered | None = None
-    chain, total, squares = Chain(), np.zeros(1), np.zeros(1)
-    for batch in range(walk.batches):
+    after, form = setting.after, step.linear.form
+    weight = step.weight.value(after.constant)
+    segment = after.advance([step.data, step.output, *lockstep.operands(after, step)])
+    gathered: linear.Gathered | None = None
+    chain, total, squares = lockstep.Chain(), np.zeros(1), np.zeros(1)
+    for batch in range(after.batches):
         values = segment(batch)
         data, target = values[step.data], values[step.output]
         blocks = form.blocks(data.shape, weight.shape, target.shape)
         matrix = form.matrix(weight, blocks)
-        if blocks > MOST_BLOCKS or not solvable(matrix.shape[1], np.inf):
+        if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf):
             continue  # the segment must still run on every batch
         if step.target != step.output:
-            chain = chain if batch else measure_chain(walk, step, target)
-            target = target_at(walk, step, chain, target, batch)
-        chosen = positions(setting, step, (number, batch), target.shape, matrix.shape[1])
+            chain = chain if batch else lockstep.measure_chain(after, step, target)
+            target = lockstep.target_at(after, step, chain, target, batch)
+        chosen = lockstep.positions(setting, step, (number, batch), target.shape, matrix.shape[1])
         rows = form.rows(data, target.shape, chosen, blocks)
         answers = form.answers(target, chosen, blocks).astype(np.float64)
         total = total + answers.sum(1)
         squares = squares + np.square(answers).sum(1)
-        gathered = gathered or Gathered(blocks, rows.shape[2], 0)
+        gathered = gathered or linear.Gathered(blocks, rows.shape[2], 0)
         gathered.add(rows, np.zeros((blocks, rows.shape[1], 0), np.float32))
-    walk.finish()
+    after.finish()
     if gathered is None or not (sums := gathered.sums()).count:
         return
     variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
-    scaled = matrix.astype(np.float64) * per_block(chain.scale, matrix)
+    scaled = matrix.astype(np.float64) * walk.per_block(chain.scale, matrix)
     channels = form.inputs_of(weight.shape, blocks)
     source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
-    for block, inverse in enumerate(ridge_inverse(sums, ridge)):
+    for block, inverse in enumerate(ridge.ridge_inverse(sums, strength)):
         units = source[block * (len(source) // blocks) + channels]
         key = step.layer, "inverse", block
-        yield Inputs(key, scaled[block].astype(np.float32), channels, units, max(variance, TINY)), inverse
+        yield Inputs(key, scaled[block].astype(np.float32), channels, units, max(variance, ridge.TINY)), inverse
 
 
 class _Ledger:
     """What is known of layers until all readers of a group have been seen; then the group is eliminated, and what nobody waits for
     forgotten. The inverses of layers that read groups of which other readers are to come are in the store."""
 
-    def __init__(self, coupling: Coupling, store: Store, layers: Sequence[Layer]) -> None:
+    def __init__(self, coupling: Coupling, store: walk.Store, layers: Sequence[Layer]) -> None:
         self.scores = np.zeros(coupling.units)
         self.errors: dict[str, FloatArray] = {}
         self._coupling, self._store = coupling, store
@@ -263,7 +261,7 @@ class _Ledger:
     def _groups(self, units: IntArray) -> list[int]:
         return sorted(set(self._group[units].tolist()) - {-1})
 
-    def add(self, layer: Layer, blocks: Iterable[tuple[Inputs, FloatArray]]) -> None:
+    def add(self, layer: Layer, blocks: Blocks) -> None:
         """One more layer was seen; eliminates the groups of which it was the last reader."""
         for inputs, matrix in blocks:
             groups = self._groups(inputs.units)
