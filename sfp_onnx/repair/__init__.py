@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .. import cut, evaluation
 from ..core.errors import ModelError, OptionError, VerificationError
-from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, FloatArray
+from ..core.options import REPAIRS, RepairOptions
+from ..core.types import BoolArray, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
-from ..cut import cut
 from ..data.dataset import Dataset
-from ..evaluation import measure
-from ..graph import Constants, GraphIndex, Model, Prepared, check, nodes
-from ..graph.edit import Editor
-from ..graph.extract import with_constants
+from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from .lockstep import LayerFit, repair
 from .steps import tainted
 from .walk import Store, Walk
 
-REPAIRS = ("none", "bias", "bn", "lstsq")
 CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
 SHOWN = 5  # names in a sentence
 NOTHING = 1e-6  # distances below this are rounding
@@ -84,7 +81,7 @@ def repaired(
 
 def rebuilt(analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None) -> Model:
     """The cut model, repaired if there are data and options for it (better or worse: it is judged afterwards)."""
-    pruned = cut(analysis.prepared, analysis.coupling, removed)
+    pruned = cut.cut(analysis.prepared, analysis.coupling, removed)
     if options is None or data is None:
         return pruned
     return repaired(analysis, pruned, removed, data, replace(options, force=True)).model
@@ -98,12 +95,14 @@ def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
     return *data.split(count, [seed, data.samples]), True
 
 
-def _weights(
-    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress
-) -> tuple[Model, list[LayerFit], str]:
+Fitted = tuple[Model, list[LayerFit], str]
+"""A re-fitted model, what was done to its layers, and that in words."""
+
+
+def _weights(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress) -> Fitted:
     with progress("repairing", len(analysis.coupling.layers)) as advance:
         feeds = feeds_of(analysis, data)
-        model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, lambda done, total: advance(1))
+        model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, advance)
     counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
     words = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
     kept = [fit.layer for fit in fits if fit.kind == "kept"]
@@ -113,16 +112,6 @@ def _weights(
     return model, fits, words
 
 
-def _moments(
-    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions
-) -> tuple[Model, list[LayerFit], str]:
-    if not analysis.coupling.affines:
-        raise OptionError("--repair bn: the model has no BatchNormalization (the export folded it). Use --repair lstsq or bias.")
-    feeds = feeds_of(analysis, data)
-    model, names = reestimate(analysis.prepared, analysis.coupling, removed, pruned, feeds, options.memory)
-    return model, [], f"statistics of {len(names)} BatchNormalizations re-estimated"
-
-
 def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tuple[str, list[float]]:
     """How far models are from the original: KL divergence for classifiers, else relative error.
 
@@ -130,7 +119,7 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tup
         VerificationError: a model does not run.
     """
     try:
-        answers, classifier, _ = measure([analysis.model, *models], data.batches(), None)
+        answers, classifier, _ = evaluation.measure([analysis.model, *models], data.batches(), None)
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
     if classifier:
@@ -141,18 +130,13 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tup
 # ---- re-estimate the statistics of batchnormalization on calibration data --------------------------------------------
 
 
-def reestimate(
-    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]], memory: int
-) -> tuple[Model, list[str]]:
-    """Mean and variance of every BatchNormalization behind a changed tensor, as its input in the changed network has them.
-
-    Returns:
-        The model, and the names of the nodes.
-    """
-    affected = tainted(prepared.nodes, coupling, removed, ())
-    editor, index = Editor(changed), GraphIndex(nodes(changed))
-    values, wanted = Constants(changed), []
-    for affine in coupling.affines:
+def _moments(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions) -> Fitted:
+    """Mean and variance of every BatchNormalization behind a changed tensor, as its input in the changed network has them."""
+    if not analysis.coupling.affines:
+        raise OptionError("--repair bn: the model has no BatchNormalization (the export folded it). Use --repair lstsq or bias.")
+    affected = tainted(analysis.prepared.nodes, analysis.coupling, removed, ())
+    editor, index, values, wanted = edit.Editor(pruned), GraphIndex(nodes(pruned)), Constants(pruned), []
+    for affine in analysis.coupling.affines:
         node = index.maker(affine.node.outputs[0])
         if node is not None and affine.tensor in affected:
             for position in affine.moments:
@@ -161,10 +145,9 @@ def reestimate(
                     editor.set_input(node.index, position, editor.constant(name, values[name]))
             wanted.append(affine)
     changed = editor.finish()
-    store = Store(memory)
-    try:
+    with closing(Store(options.memory)) as store:
         walk = Walk(changed, store)
-        for feeds in batches:
+        for feeds in feeds_of(analysis, data):
             walk.feed(feeds)
         makers = walk.index.makers
         for affine in sorted(wanted, key=lambda item: makers[item.node.outputs[0]].index):
@@ -172,19 +155,16 @@ def reestimate(
             names = [node.inputs[position] for position in affine.moments]
             for name, value in zip(names, _estimated(walk, node.inputs[0]), strict=True):
                 walk.overrides[name] = value.astype(walk.constant(name).dtype)
-    finally:
-        store.close()
-    return with_constants(changed, walk.overrides), [affine.node.name for affine in wanted]
+    return extract.with_constants(changed, walk.overrides), [], f"statistics of {len(wanted)} BatchNormalizations re-estimated"
 
 
 def _estimated(walk: Walk, tensor: str) -> tuple[FloatArray, FloatArray]:
     """Mean and variance per channel (axis 1) over all samples and positions."""
     segment = walk.advance([tensor])
-    total: FloatArray = np.zeros(1)
-    squares: FloatArray = np.zeros(1)
+    total = squares = np.zeros(1)
     count = 0.0
     for batch in range(walk.batches):
-        array = segment.run(batch)[tensor]
+        array = segment(batch)[tensor]
         axes = tuple(axis for axis in range(array.ndim) if axis != 1)
         total = total + array.sum(axes, dtype=np.float64)
         squares = squares + np.square(array.astype(np.float32)).sum(axes, dtype=np.float64)

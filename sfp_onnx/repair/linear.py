@@ -6,7 +6,6 @@ of a change, ``without_means``; see `ridge` for the symbols.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,10 +39,7 @@ class Normal:
         if not rows.shape[1]:
             return  # adding zeros to the sums of a wide layer takes as long as a batch
         turned = rows.transpose(0, 2, 1)
-        if len(rows) == 1:
-            self.gram[0] += rows[0].T @ rows[0]  # one symmetric product
-        else:
-            self.gram += turned @ rows
+        self.gram += turned @ rows  # numpy sees that it is symmetric
         self.cross += turned @ errors
         self.rows += rows.sum(1, dtype=np.float64)
         self.errors += errors.sum(1, dtype=np.float64)
@@ -53,8 +49,7 @@ class Normal:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Blocks, inputs, outputs."""
-        blocks, inputs, outputs = self.cross.shape
-        return blocks, inputs, outputs
+        return len(self.gram), self.gram.shape[2], self.errors.shape[1]
 
     @property
     def means(self) -> tuple[FloatArray, FloatArray]:
@@ -68,24 +63,22 @@ class Normal:
         self.count += other.count
         return self
 
+    def summed(self) -> Normal:
+        """The sums themselves."""
+        return self
+
     def without_means(self) -> Normal:
         """For layers that have no bias: nothing is taken as its share, so that `solve` and `error` see the weights alone."""
         return replace(self, rows=np.zeros_like(self.rows), errors=np.zeros_like(self.errors))
 
-    def centred(self) -> tuple[FloatArray, FloatArray]:
-        """Covariance sums C (g, k, k) and (g, k, o), about the means."""
-        return self._about_means(self.gram.copy()), self.cross - self.rows[:, :, None] * self.means[1][:, None, :]
-
-    def turned(self) -> FloatArray:
-        """C, in place of ``gram``: for the sake of memory, when the sums have served."""
-        return self._about_means(self.gram)
-
-    def _about_means(self, gram: FloatArray) -> FloatArray:
-        means = self.means[0]
-        for index, block in enumerate(gram):
+    def centred(self, spend: bool = False) -> tuple[FloatArray, FloatArray]:
+        """Covariance sums C (g, k, k) and (g, k, o), about the means. ``spend``: C takes the place of ``gram``, for the sake of memory,
+        when the sums have served."""
+        gram, (means, errors) = self.gram if spend else self.gram.copy(), self.means
+        for block, rows, mean in zip(gram, self.rows, means, strict=True):
             for start in range(0, len(block), STRIP):
-                block[start : start + STRIP] -= self.rows[index, start : start + STRIP, None] * means[index]
-        return gram
+                block[start : start + STRIP] -= rows[start : start + STRIP, None] * mean
+        return gram, self.cross - self.rows[:, :, None] * errors[:, None, :]
 
     def rounding(self) -> FloatArray:
         """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""
@@ -93,10 +86,9 @@ class Normal:
 
     def error(self, change: FloatArray, bias: FloatArray) -> float:
         """sum |e - p D - d|^2 after a change."""
-        explained = 2 * (change * self.cross).sum() + 2 * (bias * self.errors).sum()
-        if not change.any():
-            return float(self.squares.sum() - explained + self.count * (bias**2).sum())
-        quadratic = (change * (self.gram @ change)).sum() + 2 * (self.rows[:, None, :] @ change * bias[:, None, :]).sum()
+        explained, quadratic = 2 * (change * self.cross).sum() + 2 * (bias * self.errors).sum(), 0.0
+        if change.any():  # the product of a wide layer takes long
+            quadratic = (change * (self.gram @ change)).sum() + 2 * (self.rows[:, None, :] @ change * bias[:, None, :]).sum()
         return float(self.squares.sum() - explained + quadratic + self.count * (bias**2).sum())
 
 
@@ -155,11 +147,6 @@ class Joint:
 
     parts: tuple[Normal, ...]
 
-    @classmethod
-    def of(cls, parts: Sequence[Normal | Samples]) -> Joint:
-        """Sums of the uses."""
-        return cls(tuple(part.summed() if isinstance(part, Samples) else part for part in parts))
-
     @property
     def shape(self) -> tuple[int, int, int]:
         """Blocks, inputs, outputs."""
@@ -211,40 +198,37 @@ class Gathered:
         self._waiting.append((rows, errors))
         if sum(waiting.shape[1] for waiting, _ in self._waiting) >= self._shape[1]:
             self._normal = self._normal or Normal.empty(*self._shape)
-            self._normal.update(*self._joined())
-            self._waiting = []
-
-    def _joined(self) -> tuple[Array, Array]:
-        blocks, inputs, outputs = self._shape
-        rows = [np.zeros((blocks, 0, inputs), np.float32), *(waiting for waiting, _ in self._waiting)]
-        errors = [np.zeros((blocks, 0, outputs), np.float32), *(waiting for _, waiting in self._waiting)]
-        return (rows[1], errors[1]) if len(rows) == 2 else (np.concatenate(rows, 1), np.concatenate(errors, 1))
+            self.sums()
 
     def sums(self) -> Normal | Samples:
         """All of them."""
+        blocks, inputs, outputs = self._shape
+        nothing = np.zeros((blocks, 0, inputs), np.float32), np.zeros((blocks, 0, outputs), np.float32)
+        pieces = zip(*(self._waiting or [nothing]), strict=True)
+        rows, errors = (piece[0] if len(piece) == 1 else np.concatenate(piece, 1) for piece in pieces)
         if self._normal is None:
-            return Samples(*self._joined())
-        if self._waiting:
-            self._normal.update(*self._joined())
-            self._waiting = []
+            return Samples(rows, errors)
+        self._normal.update(rows, errors)
+        self._waiting = []
         return self._normal
+
+
+def best_bias(sums: Sums, change: Array) -> FloatArray:
+    """The best bias for a change of the weights: d = mean e - mean p D."""
+    rows, errors = sums.means
+    return np.asarray(errors - (rows[..., None, :] @ change)[..., 0, :])
 
 
 def together(first: Sums, second: Sums) -> Sums:
     """Both. The sums of the larger one may be changed."""
     if isinstance(first, Joint) and isinstance(second, Joint):
         return Joint(tuple(part.absorb(other) for part, other in zip(first.parts, second.parts, strict=True)))
-    if isinstance(first, Normal) and isinstance(second, Normal):
-        return first.absorb(second)
-    if isinstance(second, Normal):
-        first, second = second, first
-    assert isinstance(second, Samples)
-    if isinstance(first, Normal):
-        first.update(second.rows, second.errors)
-        return first if second.centre else first.without_means()
-    assert isinstance(first, Samples)
-    joined = replace(first, rows=np.concatenate([first.rows, second.rows], 1), errors=np.concatenate([first.errors, second.errors], 1))
-    return joined if joined.count < joined.shape[1] else joined.summed()
+    assert not isinstance(first, Joint) and not isinstance(second, Joint)
+    if isinstance(first, Samples) and isinstance(second, Samples):
+        joined = replace(first, rows=np.concatenate([first.rows, second.rows], 1), errors=np.concatenate([first.errors, second.errors], 1))
+        return joined if joined.count < joined.shape[1] else joined.summed()
+    larger, other = (second, first) if isinstance(first, Samples) else (first, second)
+    return larger.summed().absorb(other.summed())
 
 
 def _rounding(size: FloatArray) -> FloatArray:
@@ -262,8 +246,7 @@ def factor(matrix: FloatArray, strength: float) -> FloatArray:
     A matrix whose rounding errors are larger than ``strength`` takes as much more as it needs (ten times as much at a time); one that is
     not finite gives NaN.
     """
-    size = np.arange(len(matrix))
-    diagonal = matrix[size, size].copy()
+    size, diagonal = np.arange(len(matrix)), np.diag(matrix).copy()
     strength = max(strength, float(np.finfo(np.float32).tiny))
     while np.isfinite(strength):
         matrix[size, size] = diagonal + strength
@@ -302,9 +285,7 @@ def positive_solve(matrix: FloatArray, right: FloatArray, strength: float) -> Fl
 
 def positive_inverse(matrix: FloatArray, strength: float) -> FloatArray:
     """(matrix + strength I)^-1, symmetric. The diagonal of ``matrix`` is changed."""
-    lower = factor(matrix, strength)
-    half = _lower_inverse(lower)
-    del lower
+    half = _lower_inverse(factor(matrix, strength))
     return np.asarray(half.T @ half)
 
 

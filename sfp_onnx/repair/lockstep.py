@@ -8,27 +8,25 @@ target is the sum behind a residual connection, the layer so corrects the error 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from math import ceil
 
 import numpy as np
 
 from ..core.options import RepairOptions
 from ..core.types import Array, BoolArray, Coupling, IntArray
 from ..coupling.cost import keep_mask
-from ..graph import Model, Prepared
-from ..graph.extract import with_constants
+from ..graph import Model, Prepared, extract
 from ..runtime import Session
-from .linear import Gathered, Joint, Normal, Sums, together
-from .ridge import best_ridge, best_steps, mean_shift, solve
+from .linear import Gathered, Joint, Sums, together
+from .ridge import CG_STEPS, best_ridge, best_steps, mean_shift, solve
 from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
-from .walk import Aim, Coding, End, Key, Step, Store, Walk, inverse_of, per_block, ways, write
+from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block
 
 MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
 ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
-Feeds = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -53,19 +51,12 @@ class Setting:
     removed: BoolArray
     before: Walk
     after: Walk
-    batches: int
 
 
 def repair(
-    prepared: Prepared,
-    coupling: Coupling,
-    removed: BoolArray,
-    changed: Model,
-    batches: Iterable[Feeds],
-    options: RepairOptions,
-    masks: Mapping[str, BoolArray] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Model, list[LayerFit]]:
+    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]],
+    options: RepairOptions, masks: Mapping[str, BoolArray], advance: Callable[[int], None] = lambda steps: None,
+) -> tuple[Model, list[LayerFit]]:  # fmt: skip
     """Re-fit the weights and biases of the changed model, in topological order.
 
     Args:
@@ -73,6 +64,7 @@ def repair(
         removed: units that ``changed`` lacks (none, if only weights were zeroed).
         batches: inputs; they are read once and remembered (in memory up to ``options.memory``, then in a temporary file).
         masks: by initializer of ``changed``: which weights may be other than zero.
+        advance: called with 1 whenever a layer, or those that share a weight, are done.
 
     Returns:
         The repaired model (same shapes and names; biases where there were none), and what was done to each layer.
@@ -80,7 +72,6 @@ def repair(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    masks = masks or {}
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
     tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, masks), masks)
     fits = [LayerFit(name, "kept", 0.0, 0, 0.0, 0.0) for name in kept]
@@ -89,21 +80,16 @@ def repair(
     if not planned:
         return changed, fits
     budget = budget_of(options.memory, [step for task in planned if isinstance(task, tuple) for step in task])
-    stores = [Store(budget // 2), Store(budget // 2)]
-    try:
-        before, after = Walk(prepared.model, stores[0]), Walk(scene.model, stores[1])
-        count = 0
+    with closing(Store(budget // 2)) as first, closing(Store(budget // 2)) as second:
+        before, after = Walk(prepared.model, first), Walk(scene.model, second)
         for feeds in batches:
             before.feed(feeds)
-            count = after.feed(feeds)
-        setting = Setting(options, coupling, removed, before, after, count)
+            after.feed(feeds)
+        setting = Setting(options, coupling, removed, before, after)
         for number, task in enumerate(planned):
             fits += [refit_end(setting, task)] if isinstance(task, End) else _refit(setting, task, number)
-            progress(number + 1, len(planned))
-    finally:
-        for store in stores:
-            store.close()
-    return with_constants(scene.model, after.overrides), fits
+            advance(1)
+    return extract.with_constants(scene.model, after.overrides), fits
 
 
 # ---- one layer -------------------------------------------------------------------------------------------------------
@@ -114,9 +100,9 @@ class Chain:
     """How the target depends on the output: a session that computes it from a given output (None: it is the output), the tensors
     that it also reads, and its scale per channel."""
 
-    session: Session | None
-    inputs: Sequence[str]
-    scale: Array
+    session: Session | None = None
+    inputs: Sequence[str] = ()
+    scale: Array = field(default_factory=lambda: np.ones(1))
 
 
 @dataclass
@@ -125,7 +111,7 @@ class Use:
     the target."""
 
     step: Step
-    chain: Chain = field(default_factory=lambda: Chain(None, (), np.ones(1)))
+    chain: Chain = field(default_factory=Chain)
     energy: float = 0.0
     inputs: int = 0
     sums: tuple[Gathered, ...] = ()
@@ -133,28 +119,45 @@ class Use:
     def add(self, setting: Setting, weight: Array, data: Array, wanted: Array, seed: tuple[int, ...], scaled: bool) -> None:
         """One more batch: the layer's input ``data``, and what the original has for its target (``wanted``). ``scaled``: errors in
         units of the target, not of the output."""
-        step, walk, batch = self.step, setting.after, seed[1]
+        step, walk, batch, form = self.step, setting.after, seed[1], self.step.linear.form
         wanted = _kept(setting, step, wanted)
         if batch == 0 and step.target != step.output:
             self.chain = measure_chain(walk, step, wanted)
-        form = step.linear.form
         blocks = form.blocks(data.shape, weight.shape, wanted.shape)
         matrix = form.matrix(weight, blocks).astype(np.float32)
         chosen = positions(setting, step, seed, wanted.shape, matrix.shape[1])
         rows = form.rows(data, wanted.shape, chosen, blocks)
         answers = form.answers(wanted, chosen, blocks).astype(np.float32)
-        self.energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
-        errors = answers - _present(step, walk, self.chain, matrix, Batch(chosen, rows, wanted, batch))
+        present = rows @ matrix  # rest + s (P W + b), where the target stands now
+        if step.bias is not None and step.inside:
+            vector = step.bias.value(walk.constant).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
+            present += vector.reshape(blocks, 1, -1)
+        if self.chain.session is not None:
+            rest = form.answers(target_at(walk, step, self.chain, np.zeros_like(wanted), batch), chosen, blocks)
+            present = rest.astype(np.float32) + present * per_block(self.chain.scale, present).astype(np.float32)
+        errors = answers - present
         if not scaled:
             errors = errors * inverse_of(per_block(self.chain.scale, errors)).astype(np.float32)
         if not self.sums:
-            few = chosen.size * setting.batches if scaled and step.mask is None else np.inf  # others need products of inputs
+            few = chosen.size * walk.batches if scaled and step.mask is None else np.inf  # others need products of inputs
             self.inputs = matrix.shape[1] if setting.options.kind == "lstsq" and solvable(matrix.shape[1], few) else 0
             self.sums = tuple(Gathered(blocks, self.inputs, errors.shape[2]) for _ in range(2))
-        rows = rows[:, :, : self.inputs]
-        for gathered, places in zip(self.sums, _split(setting, batch, rows.shape[1]), strict=True):
-            if places is not None:
-                gathered.add(rows[:, places], errors[:, places])
+        self.energy += _gather(walk, batch, self.sums, rows[:, :, : self.inputs], errors, answers)
+
+
+def _gather(walk: Walk, batch: int, sums: Sequence[Gathered], rows: Array, errors: Array, answers: Array) -> float:
+    """Add rows of a batch to the sums to fit on or to those to judge by: whole batches, or every eighth row of a single one. Returns how
+    far the ``answers`` are from their means."""
+    every = np.arange(rows.shape[1])
+    held = every % HELD_OUT == HELD_OUT - 1
+    places: Sequence[slice | IntArray | None] = every[~held], every[held]
+    if walk.batches > 1:
+        judged = batch % HELD_OUT == HELD_OUT - 1 or (walk.batches < HELD_OUT and batch == walk.batches - 1)
+        places = (None, slice(None)) if judged else (slice(None), None)
+    for gathered, place in zip(sums, places, strict=True):
+        if place is not None:
+            gathered.add(rows[:, place], errors[:, place])
+    return float(np.square(answers - answers.mean(1, keepdims=True)).sum())
 
 
 def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFit]:
@@ -164,8 +167,8 @@ def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFi
     reference = setting.before.advance([step.reference for step in steps])
     segment = walk.advance([name for step in steps for name in (step.data, *operands(walk, step))])
     uses = [Use(step) for step in steps]
-    for batch in range(setting.batches):
-        originals, values = reference.run(batch), segment.run(batch)
+    for batch in range(walk.batches):
+        originals, values = reference(batch), segment(batch)
         for place, use in enumerate(uses):
             data, wanted = values[use.step.data], originals[use.step.reference]
             use.add(setting, weight, data, wanted, (number, batch, *([place] if place else [])), len(uses) == 1)
@@ -179,26 +182,21 @@ def refit_end(setting: Setting, end: End) -> LayerFit:
     walk = setting.after
     value = walk.constant(end.output)
     reference, segment = setting.before.advance([end.reference]), walk.advance(operands(walk, end))
-    chain, sums = Chain(None, (), np.ones(1)), [Normal.empty(1, 0, value.size) for _ in range(2)]
-    energy = 0.0
-    for batch in range(setting.batches):
-        wanted = _kept(setting, end, reference.run(batch)[end.reference])
-        segment.run(batch)
-        chain = chain if batch else measure_chain(walk, end, wanted, value)
+    chain, sums, energy = Chain(), [Gathered(1, 0, value.size) for _ in range(2)], 0.0
+    for batch in range(walk.batches):
+        wanted = _kept(setting, end, reference(batch)[end.reference])
+        segment(batch)
+        chain = chain if batch else measure_chain(walk, end, value)
         errors = wanted.astype(np.float32) - target_at(walk, end, chain, value, batch)
         rows, answers = (_vectors(tensor, end.axis, value.size) for tensor in (errors, wanted))
-        energy += float(np.square(answers - answers.mean(1, keepdims=True)).sum())
-        for part, places in zip(sums, _split(setting, batch, rows.shape[1]), strict=True):
-            if places is not None:
-                part.update(rows[:, places, :0], rows[:, places])
+        energy += _gather(walk, batch, sums, rows[:, :, :0], rows, answers)
     setting.before.finish()
     walk.finish()
-    fit, held = sums
-    nothing = np.zeros(fit.shape), np.zeros((1, value.size))
-    before, after = held.error(*nothing), held.error(*mean_shift(fit))
+    fit, held = (gathered.sums() for gathered in sums)
+    before, after = held.error(np.zeros(fit.shape), np.zeros((1, value.size))), held.error(*mean_shift(fit))
     better = bool(held.count) and after < before
     if better:
-        shift = mean_shift(fit.absorb(held))[1] * inverse_of(chain.scale if value.size > 1 else chain.scale.mean(keepdims=True))
+        shift = mean_shift(together(fit, held))[1] * inverse_of(chain.scale if value.size > 1 else chain.scale.mean(keepdims=True))
         walk.overrides[end.output] = (value + shift.reshape(value.shape)).astype(value.dtype)
     share = fit.count / held.count / energy if held.count and energy else 0.0
     return LayerFit(end.layer, "bias" if better else "unchanged", 0.0, int(fit.count), before * share, min(before, after) * share)
@@ -242,15 +240,14 @@ def _kept(setting: Setting, step: Aim, array: Array) -> Array:
     return array
 
 
-def measure_chain(walk: Walk, step: Step | End, wanted: Array, like: Array | None = None) -> Chain:
-    """The scale is what the target gains when the output (of the shape of ``like``, by default that of the target) goes from zeros to ones.
+def measure_chain(walk: Walk, step: Step | End, like: Array) -> Chain:
+    """The scale is what the target gains when the output (of the shape of ``like``) goes from zeros to ones.
 
     Raises:
         ModelError: onnxruntime cannot run that part alone.
     """
     session, inputs = walk.side([step.output], step.target)
-    chain = Chain(session, inputs, np.ones(1))
-    like = wanted if like is None else like
+    chain = Chain(session, inputs)
     gained = target_at(walk, step, chain, np.ones_like(like), 0) - target_at(walk, step, chain, np.zeros_like(like), 0)
     axis = step.axis if isinstance(step, End) else step.linear.form.out_axis
     per_channel = np.moveaxis(gained, axis, -1).reshape(-1, gained.shape[axis])
@@ -259,53 +256,21 @@ def measure_chain(walk: Walk, step: Step | End, wanted: Array, like: Array | Non
 
 def target_at(walk: Walk, step: Aim, chain: Chain, output: Array, batch: int) -> Array:
     assert chain.session is not None
-    feeds = {name: walk.store.get(Key(name, batch)) for name in chain.inputs}
-    return np.asarray(chain.session.run({step.output: output, **feeds}, [step.target])[0])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch of a layer: the ``chosen`` positions of its output, what they read (``rows``), what the original has for the whole target
-    (``wanted``), and the number of the batch."""
-
-    chosen: IntArray
-    rows: Array
-    wanted: Array
-    number: int
-
-
-def _present(step: Step, walk: Walk, chain: Chain, matrix: Array, batch: Batch) -> Array:
-    """rest + s (P W + b) at the chosen positions: where the target stands now."""
-    product = batch.rows @ matrix
-    if step.bias is not None and step.inside:
-        vector = step.bias.value(walk.constant).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
-        product += vector.reshape(len(product), 1, -1)
-    if chain.session is None:
-        return product
-    rest = step.linear.form.answers(target_at(walk, step, chain, np.zeros_like(batch.wanted), batch.number), batch.chosen, len(batch.rows))
-    return np.asarray(rest.astype(np.float32) + product * per_block(chain.scale, product).astype(np.float32))
+    feeds = {step.output: output, **walk.recall(chain.inputs, batch)}
+    return np.asarray(chain.session.run(feeds, [step.target])[0])
 
 
 def positions(setting: Setting, step: Step, seed: tuple[int, ...], output: Sequence[int], inputs: int) -> IntArray:
     """Positions of the output to look at, (samples, per sample): enough rows for the number of inputs, one drawn at random from
     each of as many equal stretches."""
     samples, size = step.linear.form.positions(output)
-    rows = setting.options.rows_per_input * inputs / max(1, setting.batches * samples)
+    rows = setting.options.rows_per_input * inputs / max(1, setting.after.batches * samples)
     most = max(1, ROW_BYTES // (4 * inputs * samples))
-    count = min(size, most, max(setting.options.least_positions, ceil(rows)))
+    count = min(size, most, max(setting.options.least_positions, int(np.ceil(rows))))
     if count == size:
         return np.broadcast_to(np.arange(size), (samples, size))
     draws = np.random.default_rng([setting.options.seed, *seed]).random((samples, count))
     return ((np.arange(count) + draws) * (size / count)).astype(np.int64)
-
-
-def _split(setting: Setting, batch: int, rows: int) -> tuple[slice | IntArray | None, slice | IntArray | None]:
-    """Which rows of a batch are for fitting and which for judging: whole batches, or every eighth row of a single one."""
-    if setting.batches == 1:
-        every = np.arange(rows)
-        return every[every % HELD_OUT != HELD_OUT - 1], every[every % HELD_OUT == HELD_OUT - 1]
-    held = batch % HELD_OUT == HELD_OUT - 1 or (setting.batches < HELD_OUT and batch == setting.batches - 1)
-    return (None, slice(None)) if held else (slice(None), None)
 
 
 def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerFit]:
@@ -317,13 +282,11 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     share = rows / held.count / energy if held.count and energy else 0.0
     shifted = mean_shift(fit)
     before = best = held.error(shifted[0], np.zeros_like(shifted[1]))
-    kind, ridge, coding = "unchanged", 0.0, Coding(setting.after, steps[0], weight, scale)
-    count: int | None = None  # of steps
-    mask = None if steps[0].mask is None else steps[0].linear.form.matrix(steps[0].mask, blocks)
-    if mask is not None and mask.all():
-        mask = None
-    biased = any(step.bias is not None for step in steps)
-    if held.count and biased and (error := held.error(*shifted)) < best:
+    kind, ridge, coding = "unchanged", 0.0, Coding(setting.after, steps, weight, scale)
+    count = CG_STEPS
+    mask = steps[0].mask
+    mask = None if mask is None or mask.all() else steps[0].linear.form.matrix(mask, blocks)
+    if held.count and any(step.bias is not None for step in steps) and (error := held.error(*shifted)) < best:
         best, kind = error, "bias"
     if held.count and inputs:
         if mask is None:
@@ -332,21 +295,17 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
             ridge = MASKED_RIDGE
             count, error = best_steps(fit, held, ridge, mask)
         if steps[0].weight.scale:
-            coding, error = coding.chosen(fit, held, solve(fit, ridge, mask, count)[0], ways(steps))
+            coding, error = coding.chosen(fit, held, solve(fit, ridge, mask, count)[0])
         if error < best:
             best, kind = error, "weights"
     if kind != "unchanged":
         both = together(fit, held)
-        change, shift = solve(both, ridge, mask, count) if kind == "weights" else mean_shift(both)
-        if steps[0].weight.scale and kind == "weights":
-            change, shift = coding.applied(both, change)
-        write(setting.after, steps, weight, (change, shift), scale, coding.stretch)
+        change = solve(both, ridge, mask, count) if kind == "weights" else mean_shift(both)
+        coding.write(coding.rounded(both, change[0]) if steps[0].weight.scale and kind == "weights" else change)
     return [LayerFit(step.layer, kind, ridge, int(rows), before * share, best * share) for step in steps]
 
 
 def _sums(uses: Sequence[Use], part: int) -> Sums:
-    parts = []
-    for use in uses:
-        sums = use.sums[part].sums()
-        parts.append(sums if use.step.bias is not None else sums.without_means())
-    return parts[0] if len(parts) == 1 else Joint.of(parts)
+    gathered = [(use.step.bias, use.sums[part].sums()) for use in uses]
+    parts = [sums if bias is not None else sums.without_means() for bias, sums in gathered]
+    return parts[0] if len(parts) == 1 else Joint(tuple(sums.summed() for sums in parts))

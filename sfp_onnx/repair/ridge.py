@@ -12,13 +12,12 @@ comes from the dual problem: with the centred rows Q and errors F, D = Q' (Q Q' 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..core.types import Array, BoolArray, FloatArray
-from .linear import Joint, Normal, Samples, Sums, positive_inverse, positive_solve
+from .linear import Normal, Samples, Sums, best_bias, positive_inverse, positive_solve
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
@@ -32,86 +31,59 @@ def mean_shift(sums: Sums) -> tuple[FloatArray, FloatArray]:
     return np.zeros(sums.shape), sums.means[1]
 
 
-def solve(sums: Sums, ridge: float, mask: BoolArray | None = None, steps: int | None = None) -> tuple[FloatArray, FloatArray]:
+def solve(sums: Sums, ridge: float, mask: BoolArray | None = None, steps: int = CG_STEPS) -> tuple[FloatArray, FloatArray]:
     """The change (D, d) of weight and bias.
 
     Args:
         ridge: relative to the mean of the diagonal of C.
         mask: (g, k, o) weights that may change; the others have D = 0.
-        steps: of the descent, for masked problems (default: until it is solved); fewer regularise, too.
+        steps: of the descent, for masked problems (by default enough to solve it); fewer regularise, too.
     """
     if mask is None or mask.all():
         return next(solutions(sums, [ridge]))
     change: Array = np.zeros(sums.shape)
-    for better in islice(_descent(sums, ridge, mask), CG_STEPS if steps is None else steps):
+    for better in _descent(sums, ridge, mask, steps):
         change = better
     change = change.astype(np.float64)
-    return change, _bias(sums, change)
+    return change, best_bias(sums, change)
 
 
 def solutions(sums: Sums, ridges: Sequence[float]) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """As `solve` without a mask, for several ridges."""
-    strength_of, change_of = _dual(sums) if isinstance(sums, Samples) else _primal(sums)
+    """As `solve` without a mask, for several ridges: from C and its right-hand side or, of rows, from Q Q' and F."""
+    matrix, right = sums.centred()
+    rows = matrix if isinstance(sums, Samples) else None
+    if rows is not None:
+        matrix = rows @ rows.transpose(0, 2, 1)
+    diagonal, size = _diagonal(matrix), np.arange(matrix.shape[1])
     for ridge in ridges:
-        change = change_of(_strength(sums, strength_of(ridge)))
-        yield change, _bias(sums, change)
+        matrix[:, size, size] = diagonal
+        strength = _strength(sums, ridge, diagonal)
+        solved = [positive_solve(*problem) for problem in zip(matrix, right, strength.tolist(), strict=True)]
+        change = np.stack(solved if rows is None else [inputs.T @ dual for inputs, dual in zip(rows, solved, strict=True)])
+        yield change, best_bias(sums, change)
 
 
-def _bias(sums: Sums, change: Array) -> FloatArray:
-    """The best bias for a change of the weights: d = mean e - mean p D."""
-    rows, errors = sums.means
-    return np.asarray(errors - (rows[..., None, :] @ change)[..., 0, :])
+def _diagonal(matrix: FloatArray) -> FloatArray:
+    return np.asarray(np.maximum(np.einsum("gkk->gk", matrix), 0.0))
 
 
-def _strength(sums: Sums, wanted: FloatArray) -> FloatArray:
-    return np.asarray(np.maximum(wanted, sums.rounding()))
-
-
-Strength = Callable[[float], FloatArray]
-Change = Callable[[FloatArray], FloatArray]
-
-
-def _primal(sums: Normal | Joint) -> tuple[Strength, Change]:
-    """Strength (g,) of a relative ridge, and the change for a strength, from C and its right-hand side."""
-    covariance, cross = sums.centred()
-    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
-    size = np.arange(diagonal.shape[1])
-
-    def change(strength: FloatArray) -> FloatArray:
-        covariance[:, size, size] = diagonal
-        solved = [positive_solve(*problem) for problem in zip(covariance, cross, strength.tolist(), strict=True)]
-        return np.stack(solved) if solved else np.zeros(cross.shape)
-
-    return lambda ridge: ridge * diagonal.mean(1), change
-
-
-def _dual(sums: Samples) -> tuple[Strength, Change]:
-    """As `_primal`, from Q Q' and F."""
-    rows, errors = sums.centred()
-    products = rows @ rows.transpose(0, 2, 1)
-    diagonal = np.einsum("gnn->gn", products).copy()
-    size = np.arange(diagonal.shape[1])
-
-    def change(strength: FloatArray) -> FloatArray:
-        products[:, size, size] = diagonal
-        solved = [inputs.T @ positive_solve(*rest) for inputs, *rest in zip(rows, products, errors, strength.tolist(), strict=True)]
-        return np.stack(solved)
-
-    return lambda ridge: ridge * diagonal.sum(1) / max(sums.shape[1], 1), change
+def _strength(sums: Sums, ridge: float, diagonal: FloatArray) -> FloatArray:
+    """Of a relative ridge, (g,), from the diagonal of C or Q Q': at least the rounding of what is summed."""
+    return np.asarray(np.maximum(ridge * (diagonal.sum(1) / max(sums.shape[1], 1)), sums.rounding()))
 
 
 def ridge_inverse(sums: Normal | Samples, ridge: float) -> Iterator[FloatArray]:
     """(C / n + r I)^-1 (k, k) of each block, with r = ridge times the mean variance of the n rows. The sums are used up."""
     count = max(sums.count, 1.0)
     if isinstance(sums, Normal):
-        covariance = sums.turned()
+        covariance = sums.centred(spend=True)[0]
         covariance /= count
         for block in covariance:
             yield positive_inverse(block, ridge * float(np.trace(block)) / len(block))
         return
     for rows in sums.centred()[0]:
         rows = rows / np.sqrt(count)
-        strength = max(ridge * float(np.square(rows).sum()) / rows.shape[1], float(np.finfo(np.float32).tiny))
+        strength = max(ridge * float(np.square(rows).sum()) / rows.shape[1], TINY)
         inverse = rows.T @ positive_solve(rows @ rows.T, -rows, strength)
         inverse[np.diag_indices(len(inverse))] += 1
         inverse /= strength
@@ -129,23 +101,23 @@ def best_steps(fit: Sums, held: Sums, ridge: float, mask: BoolArray) -> tuple[in
     """How many steps of the masked descent on ``fit`` leave the least error on ``held``, and that error. Stops where it rises."""
     best = 0, float("inf")
     number, change = 0, np.zeros(fit.shape)
-    for number, change in enumerate(islice(_descent(fit, ridge, mask), CG_STEPS), 1):
+    for number, change in enumerate(_descent(fit, ridge, mask), 1):
         if number in LOOKS:
-            error = held.error(change, _bias(fit, change))
+            error = held.error(change, best_bias(fit, change))
             if error >= best[1]:
                 return best
             best = number, error
-    error = held.error(change, _bias(fit, change))
+    error = held.error(change, best_bias(fit, change))
     return (number, error) if error < best[1] else best
 
 
-def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
+def _descent(sums: Sums, ridge: float, mask: BoolArray, steps: int = CG_STEPS) -> Iterator[Array]:
     """Solve each column on its own surviving rows, all columns at once: conjugate gradients with the diagonal as preconditioner (one
     Cholesky per column would cost outputs x inputs^3). Yields the change after every step, in an array that the next step reuses."""
     sums = sums.summed() if isinstance(sums, Samples) else sums
     covariance, target = sums.centred()
-    diagonal = np.maximum(np.einsum("gkk->gk", covariance), 0.0)
-    diagonal = diagonal + _strength(sums, ridge * diagonal.mean(1))[:, None]
+    diagonal = _diagonal(covariance)
+    diagonal = diagonal + _strength(sums, ridge, diagonal)[:, None]
     size = np.arange(diagonal.shape[1])
     covariance[:, size, size] = diagonal
     precision = np.float32 if len(size) >= WIDE else np.float64
@@ -159,7 +131,9 @@ def _descent(sums: Sums, ridge: float, mask: BoolArray) -> Iterator[Array]:
     step = residual * inverse
     old = (residual * step).sum(1)
     goal = CG_TOLERANCE**2 * old
-    while (old > goal).any():
+    for _ in range(steps):
+        if not (old > goal).any():
+            return
         image = (matrix @ step) * free
         length = _ratio(old, (step * image).sum(1))
         change += length[:, None] * step

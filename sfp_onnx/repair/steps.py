@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Node
 from ..coupling.cost import keep_mask, vanishing
-from ..graph import Constants, GraphIndex, Model, initializers, nodes, outputs
-from ..graph.edit import Editor
+from ..graph import Constants, GraphIndex, Initializer, Model, edit, initializers, nodes, outputs
 from ..rules.registry import Trait, has
 from .walk import End, Held, Step, Task
 
@@ -22,9 +20,7 @@ def tainted(original: Sequence[Node], coupling: Coupling, removed: BoolArray, ma
     channel. What works channel by channel (BatchNormalization, Relu) passes removed channels on without mixing them with others."""
     gone: dict[str, set[int]] = {}
     for name, channels in coupling.tensors.items():
-        units = {unit for carried in channels for unit in carried.units[~keep_mask(carried.units, removed)].tolist()}
-        if units:
-            gone[name] = units
+        gone[name] = {unit for carried in channels for unit in carried.units[~keep_mask(carried.units, removed)].tolist()}
     changed: set[str] = set()
     for node in original:
         passed = gone.get(node.outputs[0], set()) if has(node, Trait.SPREADS) else set()
@@ -49,7 +45,7 @@ class Scene:
         return GraphIndex(nodes(self.model))
 
     @cached_property
-    def constants(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+    def constants(self) -> Mapping[str, Initializer]:
         """Shape and dtype of its initializers."""
         return initializers(self.model)
 
@@ -76,19 +72,25 @@ class Scene:
     def held(self, name: str) -> Held | None:
         """A constant that can be given another value: an initializer, or integers that only this tensor is dequantised from."""
         if name in self.constants:
-            return Held(name, self.constants[name][0])
+            return Held(name, self.constants[name].shape)
         axis, node = self.coupling.dequantised.get(name), self.index.maker(name)
         if axis is None or node is None or any(other and other not in self.constants for other in node.inputs):
             return None
         values, scale, zero = [*node.inputs, ""][:3]
         if len(self.index.readers(values)) > 1:
             return None
-        return Held(values, self.constants[values][0], scale, zero, axis, len(self.index.readers(scale)) == 1)
+        return Held(values, self.constants[values].shape, scale, zero, axis, len(self.index.readers(scale)) == 1)
 
     def only_reader(self, name: str) -> tuple[Node, int] | None:
         """The one node that reads a tensor which is no output of the model."""
         readers = self.index.readers(name)
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+
+    def weight(self, layer: Layer) -> Held | None:
+        """The weight of a layer that is linear in it, where it can be given another value."""
+        node = self.index.maker(layer.node.outputs[0])
+        return self.held(node.inputs[layer.weight.position]) if node and layer.linear and layer.weight else None
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,16 @@ class BiasPlace:
     position: int
     inside: bool
 
+    @property
+    def name(self) -> str:
+        """The tensor that is there; empty if there is none."""
+        return self.node.inputs[self.position] if self.position < len(self.node.inputs) else ""
 
-def bias_place(scene: Scene, layer: Layer, node: Node) -> BiasPlace | None:
+
+def bias_place(scene: Scene, layer: Layer) -> BiasPlace | None:
     """The place of a layer's bias; None if there is none yet."""
     assert layer.linear is not None
+    node = scene.node(layer)
     if layer.linear.bias is not None and layer.linear.bias_scale:
         return BiasPlace(node, layer.linear.bias, True)
     reader = scene.only_reader(node.outputs[0])
@@ -114,44 +122,33 @@ def bias_place(scene: Scene, layer: Layer, node: Node) -> BiasPlace | None:
 
 def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
     """The model in which each of these layers has a bias of its own: shared ones are copied, missing ones are created as zeros."""
-    editor, added = Editor(scene.model), {}
+    editor, added = edit.Editor(scene.model), {}
     for layer in layers:
-        node = scene.node(layer)
-        place = bias_place(scene, layer, node)
-        name = "" if place is None or place.position >= len(place.node.inputs) else place.node.inputs[place.position]
-        if place is not None and name:
-            if name in scene.constants and len(scene.index.readers(name)) > 1:
-                editor.set_input(place.node.index, place.position, editor.constant(name, scene.values[name]))
-            continue
-        zeros = _zeros(scene, layer, node, len(scene.shapes[node.outputs[0]]) if place is None else 1)
-        if place is not None:
-            editor.set_input(node.index, place.position, editor.constant(f"{node.name}/bias", zeros))
+        node, place = scene.node(layer), bias_place(scene, layer)
+        if place is not None and place.name:
+            if place.name in scene.constants and len(scene.index.readers(place.name)) > 1:
+                editor.set_input(place.node.index, place.position, editor.constant(place.name, scene.values[place.name]))
+        elif place is not None:
+            editor.set_input(node.index, place.position, editor.constant(f"{node.name}/bias", _zeros(scene, layer, 1)))
         elif scene.only_reader(node.outputs[0]):
-            sum_ = editor.insert_after(editor.tensor(node.outputs[0]), "Add", [editor.constant(f"{node.name}/bias", zeros)], first=0)
-            added[sum_] = Additive((0,), 1)
+            zeros = editor.constant(f"{node.name}/bias", _zeros(scene, layer, len(scene.shapes[node.outputs[0]])))
+            added[editor.insert_after(editor.tensor(node.outputs[0]), "Add", [zeros], first=0)] = Additive((0,), 1)
     return Scene(editor.finish(), scene.coupling, scene.original, scene.shapes, added)
 
 
-def _zeros(scene: Scene, layer: Layer, node: Node, rank: int) -> Array:
+def _zeros(scene: Scene, layer: Layer, rank: int) -> Array:
     """A zero bias, shaped to be added to a tensor of ``rank`` (1: the vector that the operator takes)."""
-    assert layer.linear is not None
-    axis = layer.linear.form.out_axis
-    weight = _weight(scene, layer, node)
-    dtype = scene.constants[weight.scale or weight.name][1]
-    return np.zeros((_width(weight, layer, node), *[1] * (rank - 1 - axis if rank > 1 else 0)), dtype)
+    weight = scene.weight(layer)
+    assert layer.linear is not None and weight is not None
+    dtype = scene.constants[weight.scale or weight.name].dtype
+    return np.zeros((_width(scene, layer), *[1] * (rank - 1 - layer.linear.form.out_axis if rank > 1 else 0)), dtype)
 
 
-def _weight(scene: Scene, layer: Layer, node: Node) -> Held:
-    assert layer.weight is not None
-    weight = scene.held(node.inputs[layer.weight.position])
-    assert weight is not None
-    return weight
-
-
-def _width(weight: Held, layer: Layer, node: Node) -> int:
+def _width(scene: Scene, layer: Layer) -> int:
     """Output channels."""
-    assert layer.weight is not None
-    return weight.shape[layer.weight.out_axis] * (layer.groups(node) if layer.weight.out_axis else 1)
+    weight = scene.weight(layer)
+    assert layer.weight is not None and weight is not None
+    return weight.shape[layer.weight.out_axis] * (layer.groups(scene.node(layer)) if layer.weight.out_axis else 1)
 
 
 def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, BoolArray]) -> tuple[list[list[Layer]], list[str]]:
@@ -167,9 +164,8 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
         node = scene.index.maker(layer.node.outputs[0])
         if node is None or layer.weight is None:
             continue
-        weight = node.inputs[layer.weight.position]
-        if layer.linear is not None and scene.held(weight) is not None and _adds_a_vector(scene, layer, node):
-            users.setdefault(weight, []).append(layer)
+        if scene.weight(layer) and _adds_a_vector(scene, layer):
+            users.setdefault(node.inputs[layer.weight.position], []).append(layer)
         elif layer.node.outputs[0] in affected:
             left.append(layer.node.name)
     tasks = []
@@ -212,20 +208,8 @@ def _ordered(scene: Scene, tasks: Sequence[list[Layer]]) -> list[list[Layer]]:
 
 def _sources(scene: Scene, layer: Layer, owner: Mapping[str, int]) -> set[int]:
     """Tasks that make what a layer reads, without those in front of them."""
-    return {owner[name] for name in _upstream(scene, layer.data_name, owner) if name in owner}
-
-
-def _upstream(scene: Scene, name: str, ends: Container[str] = ()) -> Iterator[str]:
-    """The tensors that a tensor is made from, itself among them, constants left out; nothing behind those of ``ends``."""
-    stack, known = [name], {name}
-    while stack:
-        current = stack.pop()
-        yield current
-        node = scene.index.maker(current) if current not in ends else None
-        for other in node.reads if node else ():
-            if other not in known and other not in scene.constants:
-                known.add(other)
-                stack.append(other)
+    between = scene.index.needed([layer.data_name], owner)
+    return {owner[name] for name in (layer.data_name, *(name for node in between for name in node.reads)) if name in owner}
 
 
 def ends(scene: Scene, removed: BoolArray) -> list[str]:
@@ -244,7 +228,7 @@ def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[st
     def meet() -> None:
         for name in list(waiting):
             reader = scene.only_reader(name)
-            if reader is not None and not any(_depends(scene, other, pending) for other in reader[0].inputs if other and other != name):
+            if reader is not None and not _depends(scene, [other for other in reader[0].inputs if other != name], pending):
                 waiting.remove(name)
                 planned.extend(_end(scene, name, pending))
 
@@ -258,76 +242,62 @@ def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[st
 
 
 def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray]) -> Step:
-    node = scene.node(layer)
-    assert layer.weight is not None and layer.linear is not None
-    place = bias_place(scene, layer, node)
-    name = place.node.inputs[place.position] if place and place.position < len(place.node.inputs) else ""
-    bias = scene.held(name)
-    if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(name)) > 1:
+    node, weight, place = scene.node(layer), scene.weight(layer), bias_place(scene, layer)
+    assert layer.weight is not None and layer.linear is not None and weight is not None
+    bias = scene.held(place.name) if place else None
+    if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(place.name)) > 1:
         bias = None
-    chain = _chain(scene, node.outputs[0], layer.linear.form.out_axis, pending)
-    inside = place is None or place.inside
-    mask = masks.get(node.inputs[layer.weight.position])
-    weight = _weight(scene, layer, node)
-    return Step(node.name, node.outputs[0], chain[-1], _reference(scene, chain), layer.linear, layer.data_name, weight, bias, inside, mask)
-
-
-def _reference(scene: Scene, chain: Sequence[str]) -> str:
-    return next(name for name in reversed(chain) if name not in scene.added)
+    target, reference = _target(scene, node.outputs[0], layer.linear.form.out_axis, pending)
+    inside, mask = place is None or place.inside, masks.get(node.inputs[layer.weight.position])
+    return Step(node.name, node.outputs[0], target, reference, layer.linear, layer.data_name, weight, bias, inside, mask)
 
 
 def _end(scene: Scene, name: str, pending: Collection[str]) -> list[End]:
     """A constant's aim; none if it varies along several axes or nothing behind it is affine in it."""
-    varying = [axis for axis, size in enumerate(scene.constants[name][0]) if size > 1]
-    if len(varying) > 1 or len(scene.constants[name][0]) != len(scene.shapes[name]):
+    varying = [axis for axis, size in enumerate(scene.constants[name].shape) if size > 1]
+    if len(varying) > 1 or len(scene.constants[name].shape) != len(scene.shapes[name]):
         return []
     axis = varying[0] if varying else 1
-    chain = _chain(scene, name, axis, pending)
-    return [End(f"{name} (constant of a vanished branch)", name, chain[-1], _reference(scene, chain), axis)] if len(chain) > 1 else []
+    target, reference = _target(scene, name, axis, pending)
+    return [End(f"{name} (constant of a vanished branch)", name, target, reference, axis)] if target != name else []
 
 
-def _adds_a_vector(scene: Scene, layer: Layer, node: Node) -> bool:
+def _adds_a_vector(scene: Scene, layer: Layer) -> bool:
     """Whether a layer adds one value per output channel, or nothing; what else it may add (a scalar, a map, an activation) is unknown
     to its linear form."""
-    place = bias_place(scene, layer, node)
-    if place is None or not place.inside or place.position >= len(node.inputs) or not node.inputs[place.position]:
+    place = bias_place(scene, layer)
+    if place is None or not place.inside or not place.name:
         return True
-    held = scene.held(node.inputs[place.position])
+    held = scene.held(place.name)
     return held is not None and _is_vector(scene, layer, place, held)
 
 
 def _is_vector(scene: Scene, layer: Layer, place: BiasPlace, bias: Held) -> bool:
     """Whether a constant that is added to the output holds one value per output channel of the layer."""
     assert layer.linear is not None
-    output = layer.node.outputs[0]
-    node = scene.node(layer)
-    width = _width(_weight(scene, layer, node), layer, node)
-    shape = bias.shape
+    width, shape = _width(scene, layer), bias.shape
     if place.inside and len(shape) == 1:
         return shape[0] == width
-    axis = layer.linear.form.out_axis - len(scene.shapes[output])  # from the end, where broadcasting aligns
+    axis = layer.linear.form.out_axis - len(scene.shapes[layer.node.outputs[0]])  # from the end, where broadcasting aligns
     return len(shape) >= -axis and shape[axis] == width == int(np.prod(shape))
 
 
-def _chain(scene: Scene, output: str, axis: int, pending: Collection[str]) -> list[str]:
+def _target(scene: Scene, output: str, axis: int, pending: Collection[str]) -> tuple[str, str]:
     """An output, followed through nodes that are affine in it with factors that vary along its channel axis at most, as long as
-    nothing else reads it and the other operands are final: they depend on no layer that is still to be re-fitted."""
-    chain, name = [output], output
+    nothing else reads it and the other operands are final: they depend on no layer that is still to be re-fitted. And the last tensor on
+    this way that the original has."""
+    target, reference, shape = output, output, scene.shapes.get(output)
     while True:
-        reader = scene.only_reader(name)
+        reader = scene.only_reader(target)
         added = scene.additive.get(reader[0].outputs[0]) if reader else None
         if reader is None or added is None or reader[1] not in added.positions or not {*added.varies} <= {axis}:
-            return chain
-        node = reader[0]
-        others = [other for position, other in enumerate(node.inputs) if other and position != reader[1]]
-        if any(_depends(scene, other, pending) for other in others):
-            return chain
-        name = node.outputs[0]
-        if scene.shapes.get(name, scene.shapes.get(output)) != scene.shapes.get(output):
-            return chain
-        chain.append(name)
+            return target, reference
+        name, others = reader[0].outputs[0], [other for position, other in enumerate(reader[0].inputs) if position != reader[1]]
+        if scene.shapes.get(name, shape) != shape or _depends(scene, others, pending):
+            return target, reference
+        target, reference = name, reference if name in scene.added else name
 
 
-def _depends(scene: Scene, name: str, pending: Collection[str]) -> bool:
-    """Whether a tensor is computed from the output of a pending layer."""
-    return any(current in pending for current in _upstream(scene, name))
+def _depends(scene: Scene, names: Sequence[str], pending: Collection[str]) -> bool:
+    """Whether any of these tensors is computed from the output of a pending layer."""
+    return any(node.outputs[0] in pending for node in scene.index.needed(names))

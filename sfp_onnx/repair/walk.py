@@ -6,45 +6,41 @@ With what is written on the way: the constants that layers read, the steps that 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
-from .. import graph
 from ..core.errors import ModelError
-from ..core.types import Array, BoolArray, FloatArray, Linear, Node, Port
-from ..graph.extract import segment, with_constants
+from ..core.types import Array, BoolArray, FloatArray, Linear, Port
+from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes, tensor_types
 from ..runtime import Session, open_model
-from .linear import Sums
+from .linear import Sums, best_bias
 
 
-@dataclass
 class Walk:
-    """A model in the middle of a run over batches. ``overrides`` are constants that were changed on the way;
+    """A model in the middle of a run over ``batches`` batches. ``overrides`` are constants that were changed on the way;
     they must not feed nodes that have run."""
 
-    model: graph.Model
-    store: Store
-    overrides: dict[str, Array] = field(default_factory=dict)
+    def __init__(self, model: Model, store: Store) -> None:
+        self.model, self.store, self.batches = model, store, 0
+        self.index = GraphIndex(nodes(model))
+        self.overrides: dict[str, Array] = {}
+        self._types, self._values = tensor_types(model), Constants(model)
+        self._constants, self._done = set(self._values), set[int]()
+        self._live = {port.name for port in inputs(model)}
 
-    def __post_init__(self) -> None:
-        self.index = graph.GraphIndex(graph.nodes(self.model))
-        self._types = graph.tensor_types(self.model)
-        self._values = graph.Constants(self.model)
-        self._constants = set(self._values)
-        self._done: set[int] = set()
-        self._live: set[str] = {port.name for port in graph.inputs(self.model)}
-        self.batches = 0
-
-    def feed(self, feeds: Mapping[str, Array]) -> int:
-        """Remember the model's inputs of one more batch; returns how many there are now."""
+    def feed(self, feeds: Mapping[str, Array]) -> None:
+        """Remember the model's inputs of one more batch."""
         for name, array in feeds.items():
             if name in self._live:
-                self.store.put(Key(name, self.batches), array)
+                self.store.put((name, self.batches), array)
         self.batches += 1
-        return self.batches
+
+    def recall(self, names: Iterable[str], batch: int) -> dict[str, Array]:
+        """Live tensors of one batch."""
+        return {name: self.store.get((name, batch)) for name in names}
 
     def constant(self, name: str) -> Array:
         """The present value of an initializer."""
@@ -54,24 +50,29 @@ class Walk:
         """Whether a name is an activation or input of the model."""
         return bool(name) and name not in self._constants
 
-    def waiting(self, names: Collection[str]) -> list[Node]:
-        """Nodes that must run before all ``names`` are known."""
-        return [node for node in self.index.needed(names, self._live) if node.index not in self._done]
-
     def _is_done(self, name: str) -> bool:
         """Whether everything that reads a tensor has run."""
         return all(node.index in self._done for node, _ in self.index.readers(name))
 
     def advance(self, names: Collection[str]) -> Segment:
         """Run on until ``names`` are known. Run the segment on every batch, then `finish` it."""
-        fresh = self.waiting(names)
+        fresh = [node for node in self.index.needed(names, self._live) if node.index not in self._done]
         made_now = {name for node in fresh for name in node.outputs if name}
         inputs = sorted({name for node in fresh for name in node.reads} - self._constants - made_now)
         known = sorted(name for name in names if name not in made_now)
         self._done |= {node.index for node in fresh}
         outputs = sorted(name for name in made_now if name in names or not self._is_done(name))
         self._live |= set(outputs)
-        return Segment(self, self._session(inputs, outputs), inputs, outputs, known)
+        session = self._session(inputs, outputs)
+
+        def run(batch: int) -> dict[str, Array]:
+            values = self.recall(known, batch)
+            for name, array in zip(outputs, session.run(self.recall(inputs, batch), outputs) if session else (), strict=True):
+                values[name] = np.asarray(array)
+                self.store.put((name, batch), values[name])
+            return values
+
+        return run
 
     def finish(self) -> None:
         """Forget what no later node reads; call it when a segment has run on every batch."""
@@ -79,7 +80,7 @@ class Walk:
             if self._is_done(name):
                 self._live.discard(name)
                 for batch in range(self.batches):
-                    self.store.drop(Key(name, batch))
+                    self.store.drop((name, batch))
 
     def side(self, given: Collection[str], target: str) -> tuple[Session | None, list[str]]:
         """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and the live tensors that it reads."""
@@ -94,66 +95,34 @@ class Walk:
         unknown = [name for name in (*inputs, *outputs) if self._types.get(name) is None]
         if unknown:
             raise ModelError(f"{self.model.name}: the type of tensor '{unknown[0]}' is unknown, so the model cannot be run in segments")
-        part = segment(
-            self.model, [Port(name, self._types[name], None) for name in inputs], {name: self._types[name] for name in outputs}, self.index
-        )
-        part = with_constants(part, self.overrides)
-        return open_model(part)
+        ports = [Port(name, self._types[name], None) for name in inputs]
+        part = extract.segment(self.model, ports, {name: self._types[name] for name in outputs}, self.index)
+        return open_model(extract.with_constants(part, self.overrides))
 
 
-@dataclass
-class Segment:
-    """Nodes that run now: reads ``inputs`` (remembered), makes ``outputs`` (remembered unless nobody reads them later)."""
-
-    walk: Walk
-    session: Session | None
-    inputs: list[str]
-    outputs: list[str]
-    known: list[str]
-
-    def run(self, batch: int) -> dict[str, Array]:
-        """Outputs, and asked-for tensors that were known already, of one batch."""
-        values = {name: self.walk.store.get(Key(name, batch)) for name in self.known}
-        if self.session is not None:
-            feeds = {name: self.walk.store.get(Key(name, batch)) for name in self.inputs}
-            for name, array in zip(self.outputs, self.session.run(feeds, self.outputs), strict=True):
-                values[name] = np.asarray(array)
-                self.walk.store.put(Key(name, batch), values[name])
-        return values
+Segment = Callable[[int], dict[str, Array]]
+"""Runs the nodes of a segment on a batch: the tensors that it makes (remembered as long as a later node reads them), and those that were
+asked for and known already."""
 
 
 # ---- arrays that a run must remember between segments ----------------------------------------------------------------
 
 
-class Key(NamedTuple):
-    """What an array is called: the tensor, and the batch that it belongs to."""
-
-    tensor: str
-    batch: int
-
-
-@dataclass(frozen=True)
-class _Place:
-    offset: int
-    shape: tuple[int, ...]
-    dtype: Any
-
-
 @dataclass
 class Store:
-    """Arrays by key. The file has no name in the file system (where the system allows it), so that nothing is left behind,
-    however the program ends; space of dropped arrays is used again."""
+    """Arrays by key: in memory up to ``budget`` bytes, then in a file (``_places``: offset, shape and dtype of each). The file has no name
+    in the file system (where the system allows it), so that nothing is left behind, however the program ends; space of dropped arrays is
+    used again."""
 
     budget: int
     used: int = 0
     spilled: int = 0
-    _memory: dict[Key, Array] = field(default_factory=dict)
-    _places: dict[Key, _Place] = field(default_factory=dict)
+    _memory: dict[Hashable, Array] = field(default_factory=dict)
+    _places: dict[Hashable, tuple[int, tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
     _free: dict[int, list[int]] = field(default_factory=dict)
     _file: IO[bytes] | None = None
-    _end: int = 0
 
-    def put(self, key: Key, array: Array) -> None:
+    def put(self, key: Hashable, array: Array) -> None:
         """Remember an array."""
         if self.used + array.nbytes <= self.budget:
             self.used += array.nbytes
@@ -162,32 +131,30 @@ class Store:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="sfp_onnx")  # noqa: SIM115 - lives as long as the store
         free = self._free.get(array.nbytes)
-        offset = free.pop() if free else self._end
-        self._end = max(self._end, offset + array.nbytes)
-        self.spilled = max(self.spilled, self._end)
+        offset = free.pop() if free else self.spilled
+        self.spilled = max(self.spilled, offset + array.nbytes)
         self._file.seek(offset)
         self._file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-        self._places[key] = _Place(offset, array.shape, array.dtype)
+        self._places[key] = offset, array.shape, array.dtype
 
-    def get(self, key: Key) -> Array:
+    def get(self, key: Hashable) -> Array:
         """An array that was put."""
         if key in self._memory:
             return self._memory[key]
-        place = self._places[key]
-        array = np.empty(place.shape, place.dtype)
+        offset, shape, dtype = self._places[key]
+        array = np.empty(shape, dtype)
         assert self._file is not None
-        self._file.seek(place.offset)
+        self._file.seek(offset)
         self._file.readinto(array.data.cast("B")) if array.size else None  # type: ignore[attr-defined]
         return array
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: Hashable) -> None:
         """Forget an array."""
         if key in self._memory:
             self.used -= self._memory.pop(key).nbytes
         elif key in self._places:
-            place = self._places.pop(key)
-            size = int(np.prod(place.shape)) * np.dtype(place.dtype).itemsize
-            self._free.setdefault(size, []).append(place.offset)
+            offset, shape, dtype = self._places.pop(key)
+            self._free.setdefault(int(np.prod(shape)) * dtype.itemsize, []).append(offset)
 
     def close(self) -> None:
         """Forget everything and remove the file."""
@@ -222,9 +189,8 @@ class Held:
         return np.asarray((get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale))
 
     def _along(self, vector: Array) -> Array:
-        if vector.size == 1:
-            return vector.reshape(())
-        return vector.reshape([-1 if axis == self.axis % len(self.shape) else 1 for axis in range(len(self.shape))])
+        sizes = [-1 if axis == self.axis % len(self.shape) else 1 for axis in range(len(self.shape))]
+        return vector.reshape(sizes if vector.size > 1 else ())
 
     def _zero(self, get: Get) -> Array:
         return self._along(get(self.zero_point)).astype(np.float64) if self.zero_point else np.zeros(())
@@ -311,61 +277,55 @@ def inverse_of(factor: Array) -> Array:
     return np.asarray(np.where(usable, 1 / np.where(usable, factor, 1), 0.0))
 
 
-def changed(step: Step, weight: Array, change: FloatArray, scale: Array) -> Array:
-    """The weight after a change in units of the target, which is ``scale`` times the output."""
-    factor = per_block(np.asarray(scale, np.float64), change)
-    matrix = step.linear.form.matrix(weight, len(change)).astype(np.float64) + change * inverse_of(factor)
-    return step.linear.form.weight(matrix, weight.shape)
-
-
-def write(walk: Walk, steps: Sequence[Step], weight: Array, change: WeightChange, scale: Array, stretch: bool = False) -> None:
-    """Put a change, given in units of the target, into the weight of some layers and the bias of each; see `Coding` for ``stretch``."""
-    fresh: dict[str, Array] = {}
-    ratio = None
-    if change[0].shape[1] and change[0].any():
-        wanted = changed(steps[0], weight, change[0], scale)
-        ratio = steps[0].weight.fitting(walk.constant, wanted) if stretch else None
-        fresh = steps[0].weight.nearest(walk.constant, wanted, ratio)[0]
-    inverse = inverse_of(per_block(np.asarray(scale, np.float64), change[0]))[:, 0]
-    for step, raw in zip(steps, change[1].reshape(len(steps), *inverse.shape), strict=True):
-        if step.bias is not None:
-            old = step.bias.value(walk.constant)
-            shift = (raw * inverse).reshape(-1) / (step.linear.bias_scale if step.inside else 1.0)
-            value = old.astype(np.float64) + shift.reshape(old.shape)
-            fresh |= step.bias.nearest(walk.constant, value, ratio if step.bias.scale else None)[0]
-    walk.overrides.update(fresh)
-
-
 @dataclass(frozen=True)
 class Coding:
-    """How a weight is rounded to integers: with the scales that it has, or (``stretch``) with those that it just fits into; then the
+    """How changes, in units of the target, which is ``scale`` times the output, get into the ``weight`` that the layers share and into the
+    bias of each. A weight of integers is rounded with the scales that it has, or (``stretch``) with those that it just fits into; then the
     scales of biases change by the same factors, since onnxruntime multiplies without looking at them."""
 
     walk: Walk
-    step: Step
+    steps: Sequence[Step]
     weight: Array
     scale: Array
     stretch: bool = False
 
-    def applied(self, sums: Sums, change: FloatArray) -> WeightChange:
+    def _matrix(self, weight: Array, change: FloatArray) -> Array:
+        return self.steps[0].linear.form.matrix(weight, len(change)).astype(np.float64)
+
+    def _coded(self, change: FloatArray) -> tuple[dict[str, Array], Array, Array | None]:
+        """Initializers that come nearest to the changed weight, the value that they stand for, and the factor on their scale."""
+        matrix = self._matrix(self.weight, change) + change * inverse_of(per_block(self.scale, change))
+        wanted = self.steps[0].linear.form.weight(matrix, self.weight.shape)
+        held = self.steps[0].weight
+        ratio = held.fitting(self.walk.constant, wanted) if self.stretch else None
+        return *held.nearest(self.walk.constant, wanted, ratio), ratio
+
+    def rounded(self, sums: Sums, change: FloatArray) -> WeightChange:
         """What becomes of a change of the weight, and the best bias for that."""
-        wanted, get = changed(self.step, self.weight, change, self.scale), self.walk.constant
-        ratio = self.step.weight.fitting(get, wanted) if self.stretch else None
-        value = self.step.weight.nearest(get, wanted, ratio)[1]
-        form, factor = self.step.linear.form, per_block(np.asarray(self.scale, np.float64), change)
-        rounded = (form.matrix(value, len(change)) - form.matrix(self.weight, len(change)).astype(np.float64)) * factor
-        rows, errors = sums.means
-        return rounded, errors - (rows[..., None, :] @ rounded)[..., 0, :]
+        value = self._matrix(self._coded(change)[1], change) - self._matrix(self.weight, change)
+        rounded = value * per_block(self.scale, change)
+        return rounded, best_bias(sums, rounded)
 
-    def chosen(self, fit: Sums, held: Sums, change: FloatArray, ways: Sequence[bool]) -> tuple[Coding, float]:
-        """The way of rounding that leaves the least error on held-out rows, and that error."""
-        results = [(held.error(*coding.applied(fit, change)), coding) for coding in (replace(self, stretch=way) for way in ways)]
-        best = min(range(len(results)), key=lambda index: results[index][0])
-        return results[best][1], results[best][0]
+    def chosen(self, fit: Sums, held: Sums, change: FloatArray) -> tuple[Coding, float]:
+        """The way of rounding that leaves the least error on held-out rows, and that error. Other scales than now are possible where their
+        initializers serve nothing else, and biases can follow."""
+        biases = [step.bias for step in self.steps if step.bias is not None and step.bias.scale]
+        free = self.steps[0].weight.alone and all(bias.alone and bias.shape == (max(bias.shape),) for bias in biases)
+        ways = [replace(self, stretch=stretch) for stretch in ((False, True) if free else (False,))]
+        error, best = min(((held.error(*way.rounded(fit, change)), way) for way in ways), key=lambda result: result[0])
+        return best, error
 
-
-def ways(steps: Sequence[Step]) -> tuple[bool, ...]:
-    """Whether a rounded weight may have other scales than now: their initializers serve nothing else, and biases can follow."""
-    weight = steps[0].weight
-    biases = [step.bias for step in steps if step.bias is not None and step.bias.scale]
-    return (False, True) if weight.alone and all(bias.alone and bias.shape == (max(bias.shape),) for bias in biases) else (False,)
+    def write(self, change: WeightChange) -> None:
+        """Put a change into the constants of the model."""
+        fresh: dict[str, Array] = {}
+        ratio = None
+        if change[0].any():
+            fresh, _, ratio = self._coded(change[0])
+        inverse = inverse_of(per_block(self.scale, change[0]))[:, 0]
+        for step, raw in zip(self.steps, change[1].reshape(len(self.steps), *inverse.shape), strict=True):
+            if step.bias is not None:
+                old = step.bias.value(self.walk.constant)
+                shift = (raw * inverse).reshape(-1) / (step.linear.bias_scale if step.inside else 1.0)
+                value = old.astype(np.float64) + shift.reshape(old.shape)
+                fresh |= step.bias.nearest(self.walk.constant, value, ratio if step.bias.scale else None)[0]
+        self.walk.overrides.update(fresh)

@@ -11,9 +11,9 @@ others costs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,12 +22,8 @@ from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
 from ..coupling.analysis import Analysis, feeds_of
 from ..data.dataset import Dataset
 from ..graph import Prepared
-from ..repair.linear import Gathered, factor, forward
-from ..repair.lockstep import Chain, Setting, budget_of, measure_chain, operands, positions, solvable, target_at
-from ..repair.ridge import ridge_inverse
-from ..repair.steps import Scene, plan_steps
-from ..repair.walk import Key, Step, Store, Walk
-from .registry import Setting as Asked
+from ..repair import linear, lockstep, ridge, steps, walk
+from .registry import Setting
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 SHRINK = 0.5  # share of rows left at which the matrices are copied without those that are gone
@@ -46,9 +42,6 @@ class Reader:
     x: FloatArray
     unit: IntArray
     scale: float
-    _subtracted: FloatArray = field(init=False)
-    _width: int = field(init=False, default=0)
-    _classes: list[tuple[IntArray, IntArray, FloatArray]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._start()
@@ -58,15 +51,11 @@ class Reader:
         self._subtracted, self._width = np.zeros((len(self.unit), 0)), 0
         order = np.argsort(self.unit, kind="stable")
         units, first, counts = np.unique(self.unit[order], return_index=True, return_counts=True)
-        self._classes = []
+        self._classes: list[tuple[IntArray, IntArray, FloatArray]] = []
         for size in np.unique(counts[units >= 0]):
             same = np.flatnonzero((counts == size) & (units >= 0))
             rows = order[first[same, None] + np.arange(size)]
             self._classes.append((units[same], rows, self.inverse[rows[:, :, None], rows[:, None, :]]))
-
-    def rows(self, units: IntArray) -> IntArray:
-        """Rows of some units."""
-        return np.flatnonzero(np.isin(self.unit, units))
 
     def costs(self, units: IntArray) -> FloatArray:
         """What removing each of these (sorted) units alone would add to the error."""
@@ -79,13 +68,13 @@ class Reader:
 
     def remove(self, units: IntArray) -> float:
         """Remove units together and re-solve the rest; returns the error that this adds."""
-        rows = self.rows(units)
+        rows = np.flatnonzero(np.isin(self.unit, units))
         if not len(rows):
             return 0.0
         v = self._subtracted[:, : self._width]
         columns = self.inverse[:, rows] - v @ v[rows].T
-        lower = factor(columns[rows], 0.0)
-        taken, explained = forward(lower, columns.T).T, forward(lower, self.x[rows])
+        lower = linear.factor(columns[rows], 0.0)
+        taken, explained = linear.forward(lower, columns.T).T, linear.forward(lower, self.x[rows])
         self.x -= taken @ explained
         self.unit[rows] = -2
         kept = np.flatnonzero(self.unit != -2)
@@ -101,9 +90,8 @@ class Reader:
         """Remember what a removal subtracts."""
         width = self._width + taken.shape[1]
         if width > self._subtracted.shape[1]:
-            wider = np.empty((len(self.unit), max(width, 2 * self._subtracted.shape[1])))
-            wider[:, : self._width] = self._subtracted[:, : self._width]
-            self._subtracted = wider
+            more = max(width, 2 * self._subtracted.shape[1]) - self._width
+            self._subtracted = np.pad(self._subtracted[:, : self._width], ((0, 0), (0, more)))
         self._subtracted[:, self._width : width] = taken
         self._width = width
         for _, rows, blocks in self._classes:
@@ -117,10 +105,8 @@ def eliminate(readers: Sequence[Reader], width: int) -> tuple[IntArray, FloatArr
     Returns:
         The units (positions in the group) in the order in which they leave, and the error that each one adds (not falling).
     """
-    left = np.arange(width)
-    together = max(1, -(-width // PASSES))
-    order: list[int] = []
-    added: list[float] = []
+    left, together = np.arange(width), max(1, -(-width // PASSES))
+    order, added = list[int](), list[float]()
     while len(left):
         costs = sum((reader.costs(left) for reader in readers), np.zeros(len(left)))
         leaving = left[np.argsort(costs, kind="stable")[:together]]
@@ -150,9 +136,9 @@ class Elimination:
 @dataclass(frozen=True)
 class Inputs:
     """What one block of a layer reads: weights (k, o) in units of the target, the channel of the block and the unit of each row, the
-    variance of the target. ``key`` is a name for H^-1 (k, k)."""
+    variance of the target. ``key`` is that of H^-1 (k, k) in a store."""
 
-    key: Key
+    key: Hashable
     weights: Array
     channels: IntArray
     units: IntArray
@@ -162,141 +148,106 @@ class Inputs:
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
 
-def eliminated(analysis: Analysis, data: Dataset, setting: Asked) -> Elimination:
+def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Elimination:
     """`elimination` of a whole model, as a score is asked for it."""
     with setting.progress("eliminating", len(analysis.coupling.layers)) as advance:
         options = RepairOptions(seed=setting.seed, rows_per_input=ROWS, memory=setting.memory)
         feeds = feeds_of(analysis, data)
-        return elimination(analysis.prepared, analysis.coupling, feeds, options, lambda done, total: advance(1))
+        return elimination(analysis.prepared, analysis.coupling, feeds, options, advance)
 
 
 def elimination(
-    prepared: Prepared,
-    coupling: Coupling,
-    batches: Iterable[Mapping[str, Array]],
-    options: RepairOptions,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Elimination:
+    prepared: Prepared, coupling: Coupling, batches: Iterable[Mapping[str, Array]], options: RepairOptions,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> Elimination:  # fmt: skip
     """Backward elimination of every group on the inputs of the layers that read it, in the original network.
 
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    look = Look.at(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE)
-    with closing(look.store()) as store:
-        ledger = _Ledger(coupling, store, look.layers)
-        for layer, _, inputs in look.observed(store, batches, progress):
+    look = Look(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE)
+    with closing(look.store):
+        ledger = _Ledger(coupling, look.store, look.layers)
+        for layer, _, inputs in look.observed(batches, advance):
             ledger.add(layer, inputs)
     blind = tuple(group.name for group in coupling.groups if group.name not in ledger.errors)
     return Elimination(ledger.scores, ledger.errors, blind)
 
 
-@dataclass(frozen=True)
+Blocks = Iterator[tuple[Inputs, FloatArray]]
+"""What each block of a layer reads, and H^-1 = (C + r I)^-1 (k, k) from the covariance C of that."""
+
+
 class Look:
-    """A pass over the original network, for what layers read: those of ``layers`` (with their ``steps``)."""
+    """A pass over the original network, for what those layers read that are ``wanted`` and could be re-fitted. Activations of the pass are
+    in ``store``, which is to be closed. ``strength``: of the ridge r, relative to the mean variance of what a layer reads."""
 
-    prepared: Prepared
-    coupling: Coupling
-    options: RepairOptions
-    ridge: float
-    layers: Sequence[Layer]
-    steps: Sequence[Step]
+    def __init__(
+        self, prepared: Prepared, coupling: Coupling, wanted: Callable[[Layer], bool], options: RepairOptions, strength: float
+    ) -> None:
+        scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
+        self.layers = [layer for layer in coupling.layers if scene.weight(layer) and wanted(layer)]
+        planned = steps.plan_steps(scene, [[layer] for layer in self.layers], {})
+        self._steps = [task[0] for task in planned if isinstance(task, tuple)]
+        self.store, self._ridge = walk.Store(lockstep.budget_of(options.memory, self._steps)), strength
+        after = walk.Walk(prepared.model, self.store)
+        self._setting = lockstep.Setting(options, coupling, np.zeros(coupling.units, bool), after, after)
 
-    @classmethod
-    def at(cls, prepared: Prepared, coupling: Coupling, wanted: Callable[[Layer], bool], options: RepairOptions, ridge: float) -> Look:
-        """The layers that are ``wanted`` and could be re-fitted."""
-        scene = Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
-        layers = [layer for layer in coupling.layers if _has_weight(scene, layer) and wanted(layer)]
-        steps = [planned[0] for planned in plan_steps(scene, [[layer] for layer in layers], {}) if isinstance(planned, tuple)]
-        return cls(prepared, coupling, options, ridge, layers, steps)
-
-    def store(self) -> Store:
-        """For the activations of the pass; to be closed."""
-        return Store(budget_of(self.options.memory, self.steps))
-
-    def observed(
-        self, store: Store, batches: Iterable[Mapping[str, Array]], progress: Callable[[int, int], None]
-    ) -> Iterator[tuple[Layer, Step, Iterable[tuple[Inputs, FloatArray]]]]:
-        """Each layer with what its blocks read, and H^-1 = (C + r I)^-1 (k, k) from the covariance C of that; nothing where a layer is too
-        wide or has too many blocks. To be used up before the next layer is asked for.
+    def observed(self, batches: Iterable[Mapping[str, Array]], advance: Callable[[int], None]) -> Iterator[tuple[Layer, walk.Step, Blocks]]:
+        """Each layer with its blocks; none where a layer is too wide or has too many. To be used up before the next layer is asked for.
 
         Raises:
             ModelError: the model cannot be run in segments.
         """
-        walk = Walk(self.prepared.model, store)
         for feeds in batches:
-            walk.feed(feeds)
-        none = np.zeros(self.coupling.units, bool)
-        setting = Setting(self.options, self.coupling, none, walk, walk, walk.batches)
-        for number, (step, layer) in enumerate(zip(self.steps, self.layers, strict=True)):
-            yield layer, step, _observe(setting, step, layer, number, self.ridge)
-            progress(number + 1, len(self.steps))
+            self._setting.after.feed(feeds)
+        for number, (step, layer) in enumerate(zip(self._steps, self.layers, strict=True)):
+            yield layer, step, _observe(self._setting, step, layer, number, self._ridge)
+            advance(1)
 
 
-def _has_weight(scene: Scene, layer: Layer) -> bool:
-    if layer.linear is None or layer.weight is None:
-        return False
-    return scene.held(layer.node.inputs[layer.weight.position]) is not None
-
-
-def _observe(setting: Setting, step: Step, layer: Layer, number: int, ridge: float) -> Iterable[tuple[Inputs, FloatArray]]:
+def _observe(setting: lockstep.Setting, step: walk.Step, layer: Layer, number: int, strength: float) -> Blocks:
     """What is to be known of a layer's inputs (nothing, where its matrices would be too large), and variance of its target."""
-    walk, form = setting.after, step.linear.form
-    weight = step.weight.value(walk.constant)
-    segment = walk.advance([step.data, step.output, *operands(walk, step)])
-    gathered: Gathered | None = None
-    chain = Chain(None, (), np.ones(1))
-    total = squares = np.zeros(1)
-    blocks = 1
-    for batch in range(setting.batches):
-        values = segment.run(batch)
+    after, form = setting.after, step.linear.form
+    weight = step.weight.value(after.constant)
+    segment = after.advance([step.data, step.output, *lockstep.operands(after, step)])
+    gathered: linear.Gathered | None = None
+    chain, total, squares = lockstep.Chain(), np.zeros(1), np.zeros(1)
+    for batch in range(after.batches):
+        values = segment(batch)
         data, target = values[step.data], values[step.output]
         blocks = form.blocks(data.shape, weight.shape, target.shape)
-        if blocks > MOST_BLOCKS:
+        matrix = form.matrix(weight, blocks)
+        if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf):
             continue  # the segment must still run on every batch
         if step.target != step.output:
-            chain = chain if batch else measure_chain(walk, step, target)
-            target = target_at(walk, step, chain, target, batch)
-        matrix = form.matrix(weight, blocks)
-        chosen = positions(setting, step, (number, batch), target.shape, matrix.shape[1])
-        if not solvable(matrix.shape[1], np.inf):
-            continue
+            chain = chain if batch else lockstep.measure_chain(after, step, target)
+            target = lockstep.target_at(after, step, chain, target, batch)
+        chosen = lockstep.positions(setting, step, (number, batch), target.shape, matrix.shape[1])
         rows = form.rows(data, target.shape, chosen, blocks)
         answers = form.answers(target, chosen, blocks).astype(np.float64)
         total = total + answers.sum(1)
         squares = squares + np.square(answers).sum(1)
-        gathered = gathered or Gathered(blocks, rows.shape[2], 0)
+        gathered = gathered or linear.Gathered(blocks, rows.shape[2], 0)
         gathered.add(rows, np.zeros((blocks, rows.shape[1], 0), np.float32))
-    walk.finish()
-    sums = gathered.sums() if gathered else None
-    if sums is None or not sums.count:
-        return []
+    after.finish()
+    if gathered is None or not (sums := gathered.sums()).count:
+        return
     variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
-    variance = max(variance, float(np.finfo(np.float32).tiny))
-    return _inputs(step, layer, weight, chain.scale, variance, blocks, ridge_inverse(sums, ridge))
-
-
-def _inputs(
-    step: Step, layer: Layer, weight: Array, scale: Array, variance: float, blocks: int, inverses: Iterable[FloatArray]
-) -> Iterator[tuple[Inputs, FloatArray]]:
-    """Each block's inputs, with the inverse of their covariance."""
-    form = step.linear.form
-    matrix = form.matrix(weight, blocks).astype(np.float64)
-    factor = np.broadcast_to(scale, (blocks * matrix.shape[2],)).reshape(blocks, 1, -1)
+    scaled = matrix.astype(np.float64) * walk.per_block(chain.scale, matrix)
     channels = form.inputs_of(weight.shape, blocks)
     source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
-    per_block = len(source) // blocks
-    for block, inverse in enumerate(inverses):
-        units = source[block * per_block + channels]
-        key = Key(f"inverse of {step.layer}", block)
-        yield Inputs(key, (matrix * factor)[block].astype(np.float32), channels, units, variance), inverse
+    for block, inverse in enumerate(ridge.ridge_inverse(sums, strength)):
+        units = source[block * (len(source) // blocks) + channels]
+        key = step.layer, "inverse", block
+        yield Inputs(key, scaled[block].astype(np.float32), channels, units, max(variance, ridge.TINY)), inverse
 
 
 class _Ledger:
     """What is known of layers until all readers of a group have been seen; then the group is eliminated, and what nobody waits for
     forgotten. The inverses of layers that read groups of which other readers are to come are in the store."""
 
-    def __init__(self, coupling: Coupling, store: Store, layers: Sequence[Layer]) -> None:
+    def __init__(self, coupling: Coupling, store: walk.Store, layers: Sequence[Layer]) -> None:
         self.scores = np.zeros(coupling.units)
         self.errors: dict[str, FloatArray] = {}
         self._coupling, self._store = coupling, store
@@ -305,12 +256,12 @@ class _Ledger:
             self._group[group.units] = number
         self._expected = Counter(number for layer in layers for number in self._groups(layer.source))
         self._waiting: dict[int, list[Inputs]] = {}
-        self._uses: Counter[tuple[str, int]] = Counter()
+        self._uses: Counter[Hashable] = Counter()
 
     def _groups(self, units: IntArray) -> list[int]:
         return sorted(set(self._group[units].tolist()) - {-1})
 
-    def add(self, layer: Layer, blocks: Iterable[tuple[Inputs, FloatArray]]) -> None:
+    def add(self, layer: Layer, blocks: Blocks) -> None:
         """One more layer was seen; eliminates the groups of which it was the last reader."""
         for inputs, matrix in blocks:
             groups = self._groups(inputs.units)

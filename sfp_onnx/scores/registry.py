@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
 import numpy as np
 
-from ..core.errors import DataError, OptionError, OutputError
+from ..core.errors import DataError, OptionError
 from ..core.options import OptionFacts, PlanOptions, RepairOptions, ScoreOptions
 from ..core.types import Array, FloatArray, Group, GroupView
 
@@ -39,7 +39,7 @@ class Setting:
     memory: int = ScoreOptions.memory
     options: Any = None
     plan: PlanOptions | None = None
-    groups: tuple[Group, ...] | None = None
+    groups: Sequence[Group] | None = None
     names: tuple[str, ...] = ()
     shared: dict[str, Any] = field(default_factory=dict)
 
@@ -63,10 +63,6 @@ class Details(Protocol):
         """The little of it that the plug-in's section of a report shows."""
 
 
-def _nothing() -> Iterable[tuple[str, Array]]:
-    return ()
-
-
 @dataclass(frozen=True)
 class Scored:
     """Importance per unit of a model (``values``, (units,), larger = keep).
@@ -80,7 +76,7 @@ class Scored:
     values: FloatArray
     errors: Mapping[str, FloatArray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    arrays: Callable[[], Iterable[tuple[str, Array]]] = _nothing
+    arrays: Callable[[], Iterable[tuple[str, Array]]] = tuple  # none
     details: Details | None = None
 
     @property
@@ -228,8 +224,7 @@ def parse(text: str) -> Request:
 
 def _named(name: str) -> Score:
     if name not in SCORES:
-        known = ", ".join(SCORES)
-        raise OptionError(f"unknown score '{name}'{_meant(name, SCORES)}. Known: {known}, and several joined by '+'")
+        raise OptionError(f"unknown score '{name}'{_meant(name, SCORES)}. Known: {', '.join(SCORES)}, and several joined by '+'")
     return SCORES[name]
 
 
@@ -247,8 +242,7 @@ def _record(single: Score, given: Mapping[str, str]) -> Any:
     if single.options is None:
         return None
     kinds, facts = get_type_hints(single.options), _facts(single.options)
-    values = {name: _value(single.name, name, given[name], kinds[name], facts[name]) for name in facts if name in given}
-    return single.options(**values)
+    return single.options(**{name: _value(single.name, name, given[name], kinds[name], facts[name]) for name in facts if name in given})
 
 
 def _value(score: str, name: str, text: str, kind: Any, facts: OptionFacts) -> Any:
@@ -302,14 +296,9 @@ def meaning(text: str) -> str:
 
 
 def scored(
-    analysis: Analysis,
-    text: str,
-    data: Dataset | None = None,
-    options: ScoreOptions | None = None,
-    progress: Progress | None = None,
-    plan: PlanOptions | None = None,
-    groups: Sequence[Group] | None = None,
-) -> Scored:
+    analysis: Analysis, text: str, data: Dataset | None = None, options: ScoreOptions | None = None, progress: Progress | None = None,
+    plan: PlanOptions | None = None, groups: Sequence[Group] | None = None,
+) -> Scored:  # fmt: skip
     """Importance per unit of a model; scores joined by ``+`` mean the average of their ranks within each group.
 
     Args:
@@ -328,7 +317,7 @@ def scored(
             free = ", ".join(sorted(other.name for other in SCORES.values() if not other.needs_data))
             raise DataError(f"score '{single.name}' needs calibration data: give --data, or use a score that needs none: {free}")
     names = tuple(single.name for single in request.scores)
-    setting = Setting(progress or silent, options.seed, options.memory, None, plan, None if groups is None else tuple(groups), names)
+    setting = Setting(progress or silent, options.seed, options.memory, None, plan, groups, names)
     pairs = zip(request.scores, request.options, strict=True)
     results = [single.prepare(analysis, data, replace(setting, options=chosen)) for single, chosen in pairs]
     if len(results) == 1:
@@ -366,7 +355,7 @@ def save_scores(path: Path, analysis: Analysis, result: Scored, inputs: Iterable
     Raises:
         OutputError: the path cannot be written.
     """
-    from ..graph.save import atomic, check_output
+    from ..graph.save import atomic, check_output, writing
 
     groups = analysis.coupling.groups
     arrays: list[tuple[str, Array]] = [
@@ -375,12 +364,7 @@ def save_scores(path: Path, analysis: Analysis, result: Scored, inputs: Iterable
         ("scores", result.values[np.concatenate([group.units for group in groups])] if groups else np.zeros(0)),
     ]
     check_output(path, inputs)
-    try:
-        with atomic(path) as (stream,), zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in (item for part in (arrays, result.arrays()) for item in part):
-                entry = zipfile.ZipInfo(f"{name}.npy")  # its time is fixed, unlike that of `write`
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(entry, "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+    with writing(path), atomic(path) as (stream,), zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in (item for part in (arrays, result.arrays()) for item in part):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:  # of a fixed time, unlike `ZipFile.write`
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)

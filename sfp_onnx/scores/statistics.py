@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -12,11 +11,10 @@ from ..core.errors import DataError
 from ..core.types import Array, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, WeightSlices
 from ..coupling.analysis import Analysis, Progress, batch_size
 from ..data.dataset import Dataset
-from ..graph import Constants, GraphIndex, Model, Prepared
-from ..graph.edit import Editor
-from ..graph.extract import constant_program
+from ..graph import Constants, GraphIndex, Model, Prepared, edit, extract
 from ..runtime import Batches, Optimize, observe, open_model
 from .registry import STATISTICS
+from .weights import per_unit
 
 Site = tuple[str, int]
 """A tensor and the axis whose channels are counted."""
@@ -39,11 +37,9 @@ class Statistics:
     def merge(self, other: Statistics) -> None:
         """Add statistics of disjoint data; the order does not matter beyond float64 rounding."""
         for site, new in other.moments.items():
-            old = self.moments.get(site)
-            if old is None:
-                self.moments[site] = new
-            else:
-                self.moments[site] = Moments({name: old.sums[name] + more for name, more in new.sums.items()}, old.count + new.count)
+            if (old := self.moments.get(site)) is not None:
+                new = Moments({name: old.sums[name] + more for name, more in new.sums.items()}, old.count + new.count)
+            self.moments[site] = new
 
 
 def moments_of(analysis: Analysis, data: Dataset, needs: Iterable[str], progress: Progress) -> Mapping[Site, Moments]:
@@ -55,13 +51,9 @@ def moments_of(analysis: Analysis, data: Dataset, needs: Iterable[str], progress
 
 
 def calibrate(
-    model: Model,
-    ranks: Mapping[str, int],
-    wanted: Iterable[Site],
-    needs: Iterable[str],
-    batches: Batches,
+    model: Model, ranks: Mapping[str, int], wanted: Iterable[Site], needs: Iterable[str], batches: Batches,
     progress: Callable[[int], None] = lambda done: None,
-) -> Statistics:
+) -> Statistics:  # fmt: skip
     """Run the data once through the model and collect per-channel sums.
 
     Args:
@@ -74,13 +66,10 @@ def calibrate(
         ModelError: onnxruntime cannot run the model on the data.
         DataError: an activation is not finite on the data.
     """
-    editor = Editor(model)
-    needs = sorted(needs)
+    editor, statistics, needs = edit.Editor(model), Statistics({}), sorted(needs)
     taps = {site: _tap(editor, site, ranks[site[0]], needs) for site in wanted}
-    probe = editor.finish()
     names = [name for outputs in taps.values() for name in outputs.values()]
-    statistics = Statistics({})
-    for batch in observe(probe, batches, names):
+    for batch in observe(editor.finish(), batches, names):
         for site, outputs in taps.items():
             statistics.merge(_moments(site, {kind: batch.values[name] for kind, name in outputs.items()}, batch.count, batch.rows))
         progress(batch.count)
@@ -90,26 +79,22 @@ def calibrate(
 def _moments(site: Site, outputs: Mapping[str, Array], samples: int, batch: int) -> Statistics:
     """Statistics of one batch, of which the first ``samples`` rows are real and the rest padding.
 
-    Padding is told apart where the first axis is the batch, or the batch times something; other tensors count as a whole.
+    Sums are float64. Padding is told apart where the first axis is the batch, or the batch times something; other tensors count as a whole.
     """
     shape = outputs["shape"]
-    channels, rows = int(shape[site[1]]), int(shape[0])
-    used = rows // batch * samples if site[1] != 0 and rows % batch == 0 else rows
-    positions = float(np.prod(shape)) / channels * used / rows
-    sums = {kind: _sums(outputs[kind], channels, positions, used) for kind in outputs if kind != "shape"}
-    if not all(np.isfinite(value).all() for value in sums.values()):
-        raise DataError(f"tensor '{site[0]}' is not finite on the data. Check --scale, --mean and --std, or the model.")
+    channels, first = int(shape[site[1]]), int(shape[0])
+    used = first // batch * samples if site[1] != 0 and first % batch == 0 else first
+    positions = float(np.prod(shape)) / channels * used / first
+    sums = {}
+    for kind in sorted(outputs.keys() - {"shape"}):
+        rows = outputs[kind].reshape(-1, channels)[:used].astype(np.float64)  # means within each row
+        sums[kind] = rows.sum(0) * (positions / len(rows))
+        if not np.isfinite(sums[kind]).all():
+            raise DataError(f"tensor '{site[0]}' is not finite on the data. Check --scale, --mean and --std, or the model.")
     return Statistics({site: Moments(sums, positions)})
 
 
-def _sums(means: Array, channels: int, positions: float, used: int) -> FloatArray:
-    """Sums per channel over ``positions`` in float64, from means within each of the first ``used`` rows."""
-    rows = means.reshape(-1, channels)[:used].astype(np.float64)
-    total: FloatArray = rows.sum(0) * (positions / len(rows))
-    return total
-
-
-def _tap(editor: Editor, site: Site, rank: int, needs: Iterable[str]) -> dict[str, str]:
+def _tap(editor: edit.Editor, site: Site, rank: int, needs: Iterable[str]) -> dict[str, str]:
     """Add means over all axes but the first and the channels'; returns the output name per statistic.
 
     Means within a sample are float32 (in the graph), sums over samples float64 (in numpy).
@@ -126,54 +111,41 @@ def _tap(editor: Editor, site: Site, rank: int, needs: Iterable[str]) -> dict[st
 
 # ---- what scores may look at -----------------------------------------------------------------------------------------
 
-T = TypeVar("T")
-
-
 def views(prepared: Prepared, coupling: Coupling, moments: Mapping[Site, Moments]) -> Iterator[GroupView]:
     """One view per group, in order. Only the weights of one group are in memory at a time."""
-    factors, read = scales(prepared.index, coupling), _reader(prepared)
-    position = np.full(coupling.units, -1, np.int64)
-    layers = by_group(coupling, ((layer, np.concatenate([layer.reads, layer.writes, layer.source])) for layer in coupling.layers))
-    affines = by_group(coupling, ((affine, affine.units) for affine in coupling.affines))
-    for index, group in enumerate(coupling.groups):
-        position[:] = -1
-        position[group.units] = np.arange(group.width)
-        slices = [part for layer in layers[index] for part in _slices(read, layer, position, factors, moments)]
-        gammas = [(positions(affine.units, position), np.abs(affine.gamma)) for affine in affines[index]]
-        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
-
-
-def _reader(prepared: Prepared) -> Callable[[str], Array]:
-    """Values of weights by name; those that the graph computes from constants (dequantised ones) are computed when asked for."""
-    model = prepared.model
-    constants = Constants(model)
+    factors, constants = scales(prepared.index, coupling), Constants(prepared.model)
 
     def read(name: str) -> Array:
         if name in constants:
             return constants[name]
-        program = constant_program(prepared, name)
-        value: Array = open_model(program, Optimize.NONE).run({}, [name])[0]
-        return value
+        return np.asarray(open_model(extract.constant_program(prepared, name), Optimize.NONE).run({}, [name])[0])  # dequantised, say
 
-    return read
+    position = np.full(coupling.units, -1, np.int64)
+    layers = by_group(coupling, (np.concatenate([layer.reads, layer.writes, layer.source]) for layer in coupling.layers))
+    affines = by_group(coupling, (affine.units for affine in coupling.affines))
+    for index, group in enumerate(coupling.groups):
+        position[:] = -1
+        position[group.units] = np.arange(group.width)
+        slices = [part for at in layers[index] for part in _slices(read, coupling.layers[at], position, factors, moments)]
+        norms = [coupling.affines[at] for at in affines[index]]
+        gammas = [(positions(norm.units, position), np.abs(norm.gamma)) for norm in norms]
+        yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
 
 
 def positions(units: IntArray, position: IntArray) -> IntArray:
     """Position in the group of each index of an axis; -1 outside."""
-    if not len(position):
-        return np.full(len(units), -1, np.int64)
     return np.where(units >= 0, position[np.maximum(units, 0)], -1)
 
 
-def by_group(coupling: Coupling, items: Iterable[tuple[T, IntArray]]) -> list[list[T]]:
-    """Items per group of the units that they come with."""
+def by_group(coupling: Coupling, arrays: Iterable[IntArray]) -> list[list[int]]:
+    """For each group, which of these arrays of units hold units of it (their numbers)."""
     group_of = np.full(coupling.units, -1, np.int64)
     for index, group in enumerate(coupling.groups):
         group_of[group.units] = index
-    listed: list[list[T]] = [[] for _ in coupling.groups]
-    for item, units in items:
+    listed: list[list[int]] = [[] for _ in coupling.groups]
+    for number, units in enumerate(arrays):
         for index in np.unique(group_of[units[units >= 0]]):
-            listed[index].append(item)
+            listed[index].append(number)
     return listed
 
 
@@ -208,8 +180,7 @@ def _effective(weight: Array, layer: Layer, scales: Mapping[str, FloatArray]) ->
         return weight
     shape = [1] * weight.ndim
     shape[layer.weight.out_axis] = -1
-    scaled: Array = weight * scale.astype(weight.dtype).reshape(shape)
-    return scaled
+    return np.asarray(weight * scale.astype(weight.dtype).reshape(shape))
 
 
 def _rows(weight: Array, axis: int) -> Array:
@@ -229,9 +200,5 @@ def _per_row(values: FloatArray, layer: Layer) -> FloatArray:
     convolution), the mean over the channels of the same unit."""
     if len(values) == len(layer.reads):
         return values
-    inside = layer.source >= 0
-    size = int(max(layer.source.max(initial=0), layer.reads.max(initial=0))) + 1
-    total = np.bincount(layer.source[inside], values[inside], minlength=size)
-    count = np.bincount(layer.source[inside], minlength=size)
-    mean = total / np.maximum(count, 1)
+    mean = per_unit(layer.source, values, int(max(layer.source.max(initial=0), layer.reads.max(initial=0))) + 1)
     return np.where(layer.reads >= 0, mean[np.maximum(layer.reads, 0)], 0.0)

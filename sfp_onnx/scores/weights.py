@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +41,9 @@ class MagnitudeOptions:
 
 
 @score(
-    "magnitude",
-    "norm of all weights that make or read the coupled channels, relative to the mean of each layer",
-    "Li et al., ICLR 2017; Fang et al., CVPR 2023",
-    options=MagnitudeOptions,
-)
+    "magnitude", "norm of all weights that make or read the coupled channels, relative to the mean of each layer",
+    "Li et al., ICLR 2017; Fang et al., CVPR 2023", options=MagnitudeOptions,
+)  # fmt: skip
 def magnitude(view: GroupView, setting: Setting) -> FloatArray:
     """(mean over layers of mean over the unit's rows of (||w_row||_p / mean row norm of the layer)^p)^(1/p)."""
     p: int = setting.options.p
@@ -111,11 +108,9 @@ def zeros(editor: Editor, tensor: Any, name: str) -> Any:
     return editor.append("Cast", [editor.append("Not", [nonzero], name=f"{name}/zero")], {"to": 1}, name=f"{name}/is_zero")
 
 
-def readers(view: GroupView, statistic: str) -> Iterator[tuple[WeightSlices, FloatArray]]:
+def readers(view: GroupView, statistic: str) -> list[tuple[WeightSlices, FloatArray]]:
     """The layers that read the group, each with a statistic of what its rows read."""
-    for weights in view.weights:
-        if statistic in weights.activation:
-            yield weights, weights.activation[statistic]
+    return [(weights, weights.activation[statistic]) for weights in view.weights if statistic in weights.activation]
 
 
 def _over_readers(view: GroupView, rows: list[tuple[WeightSlices, FloatArray]]) -> FloatArray:
@@ -129,15 +124,13 @@ def _over_readers(view: GroupView, rows: list[tuple[WeightSlices, FloatArray]]) 
 @score("activation", "root mean square of the activation that is read", "Molchanov et al., ICLR 2017 (as a criterion)", {"squares"})
 def activation(view: GroupView, setting: Setting) -> FloatArray:
     """rms_c = sqrt(mean over samples and positions of a_c^2), over all layers that read the unit."""
-    return _over_readers(view, list(readers(view, "squares")))
+    return _over_readers(view, readers(view, "squares"))
 
 
 @score(
-    "apoz",
-    "share of non-zeros of the activation that is read (1 - average percentage of zeros)",
-    "Hu et al., arXiv:1607.03250 (2016)",
+    "apoz", "share of non-zeros of the activation that is read (1 - average percentage of zeros)", "Hu et al., arXiv:1607.03250 (2016)",
     {"zeros"},
-)
+)  # fmt: skip
 def apoz(view: GroupView, setting: Setting) -> FloatArray:
     """1 - APoZ_c, mean over all layers that read the unit."""
     shares = [per_unit(weights.unit, 1 - zeros, view.width) for weights, zeros in readers(view, "zeros")]
@@ -145,10 +138,7 @@ def apoz(view: GroupView, setting: Setting) -> FloatArray:
 
 
 @score(
-    "contribution",
-    "activation RMS times the norm of the weights that read it",
-    "Sun et al., ICLR 2024 (Wanda), for channels",
-    {"squares"},
+    "contribution", "activation RMS times the norm of the weights that read it", "Sun et al., ICLR 2024 (Wanda), for channels", {"squares"}
 )
 def contribution(view: GroupView, setting: Setting) -> FloatArray:
     """rms_c ||W[:, c]||_2: what the channel adds to its readers' outputs."""
@@ -163,10 +153,9 @@ def contribution(view: GroupView, setting: Setting) -> FloatArray:
 
 
 @prepared(
-    "obs",
-    "error that the channel's leaving adds after its readers are re-fitted (backward elimination)",
+    "obs", "error that the channel's leaving adds after its readers are re-fitted (backward elimination)",
     "Hassibi & Stork, NIPS 1992; Frantar & Alistarh, NeurIPS 2022",
-)
+)  # fmt: skip
 def obs(analysis: Analysis, data: Dataset | None, setting: Setting) -> Scored:
     """tr(X_u' (H^-1_uu)^-1 X_u) when unit u leaves, summed over readers, each relative to the variance of what its output goes into
     (see `elimination`). Groups that no layer with a constant weight reads fall back to `magnitude`."""

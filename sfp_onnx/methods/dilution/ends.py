@@ -101,7 +101,7 @@ def kernel_losses(
     names: Collection[str],
     batches: Iterable[Mapping[str, Array]],
     options: RepairOptions,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, FloatArray]:
     """Root mean square error of a filter's output without each of its kernels, after the re-fit of the others, (O, I) by name of the node.
 
@@ -111,9 +111,9 @@ def kernel_losses(
         ModelError: the model cannot be run in segments.
     """
     by_layer = {}
-    look = Look.at(prepared, coupling, lambda layer: layer.node.name in names, options, RIDGE)
-    with closing(look.store()) as store:
-        for layer, step, blocks in look.observed(store, batches, progress):
+    look = Look(prepared, coupling, lambda layer: layer.node.name in names, options, RIDGE)
+    with closing(look.store):
+        for layer, step, blocks in look.observed(batches, advance):
             losses = [block_losses(inputs, inverse) for inputs, inverse in blocks]
             if losses and layer.weight is not None:
                 joined = 0 if step.linear.form.out_axis == 0 or layer.weight.out_axis == 0 else 1
@@ -210,7 +210,7 @@ def losses_of(analysis: Analysis, chosen: Sequence[Target], data: Dataset, progr
         options = RepairOptions(rows_per_input=LOSS_ROWS)
         names = {target.name for target in chosen}
         feeds = feeds_of(analysis, data)
-        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds, options, lambda done, total: advance(1))
+        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds, options, advance)
 
 
 SNR_FEATURES = 0.8

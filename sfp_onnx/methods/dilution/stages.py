@@ -361,7 +361,7 @@ def refitted(
     feeds = feeds_of(analysis, data)
     none = np.zeros(analysis.coupling.units, bool)
     with progress("re-fitting", 0) as advance:
-        model, fits = repair(analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, lambda done, total: advance(1))
+        model, fits = repair(analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, advance)
     counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
     words = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
     return model, [words]

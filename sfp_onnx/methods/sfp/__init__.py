@@ -50,9 +50,9 @@ def _score(name: str, summary: str, source: str) -> Callable[[Measure], Measure]
             profiles = setting.once("class profiles", lambda: class_profiles(analysis, data, options, setting.progress))
             coupling, details = analysis.coupling, ProfileDetails(profiles)
             values = np.zeros(coupling.units)
-            pairs = ((per_unit(layer.units, measure(layer), coupling.units), layer.units) for layer in profiles.layers)
-            for group, parts in zip(coupling.groups, by_group(coupling, pairs), strict=True):
-                values[group.units] = sum((part[group.units] for part in parts), np.zeros(group.width)) / max(1, len(parts))
+            parts = [per_unit(layer.units, measure(layer), coupling.units) for layer in profiles.layers]
+            for group, numbers in zip(coupling.groups, by_group(coupling, (layer.units for layer in profiles.layers)), strict=True):
+                values[group.units] = sum((parts[at][group.units] for at in numbers), np.zeros(group.width)) / max(1, len(numbers))
             return Scored(name, values, notes=details.notes, arrays=details.arrays, details=details)
 
         return measure
