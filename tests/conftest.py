@@ -115,6 +115,12 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found.astype(np.float64) - expected).max() / np.abs(expected.astype(np.float64)).max())
 
 
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean over filters of |A and B| / |A or B| of two label sets (F, L); two empty sets agree fully."""
+    union = (first | second).sum(1)
+    return float(np.where(union > 0, (first & second).sum(1) / np.maximum(union, 1), 1.0).mean())
+
+
 def masked_reference(model: onnx.ModelProto, cuts: list[dict[str, Any]]) -> onnx.ModelProto:
     """The original with a Mul by 0/1 after every cut tensor: plain onnx, independent of the package."""
     reference = onnx.ModelProto()

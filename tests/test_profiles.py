@@ -15,11 +15,11 @@ import onnx
 import onnx.numpy_helper as nh
 import pytest
 from building import Builder, run, with_all_tensors
-from conftest import CLASSES, classifier, files_in, images, invoke, labels_of
+from conftest import CLASSES, classifier, files_in, images, invoke, jaccard, labels_of
 
 import sfp_onnx
 from sfp_onnx.methods.sfp import ProfileDetails, profiles
-from sfp_onnx.methods.sfp.probe import PROBES, ProfileOptions, jaccard
+from sfp_onnx.methods.sfp.probe import PROBES, ProfileOptions
 from sfp_onnx.methods.sfp.profiles import LayerProfile, Profiles
 
 COUNT = 60

@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from conftest import jaccard
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
@@ -18,7 +19,6 @@ from sfp_onnx.methods.sfp.probe import (
     accuracy,
     by_filter,
     fields,
-    jaccard,
     label_sets,
     loss_ratios,
     ridge,

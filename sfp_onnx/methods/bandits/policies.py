@@ -50,8 +50,7 @@ class Policy:
     @property
     def means(self) -> FloatArray:
         """m_i; arms that were never pulled stand at the mean of the others (nothing is known of them)."""
-        means: FloatArray = self.sums / np.maximum(self.pulls, 1)
-        known = self.pulls > 0
+        means, known = self.sums / np.maximum(self.pulls, 1), self.pulls > 0
         return np.where(known, means, means[known].mean() if known.any() else 0.0)
 
     def select(self) -> IntArray:
@@ -106,8 +105,7 @@ class UCB1(Policy):
 
     def index(self) -> FloatArray:
         """m_i + sqrt(2 ln t / n_i)."""
-        bonus: FloatArray = np.sqrt(2 * np.log(self.pulls.sum()) / self.pulls)
-        return self.means + bonus
+        return np.asarray(self.means + np.sqrt(2 * np.log(self.pulls.sum()) / self.pulls))
 
     def choose(self) -> int:
         return int(np.argmax(self.index()))
@@ -118,8 +116,7 @@ class Thompson(Policy):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.successes = np.zeros(setting.arms, np.int64)
-        self.failures = np.zeros(setting.arms, np.int64)
+        self.successes, self.failures = np.zeros((2, setting.arms), np.int64)
 
     def choose(self) -> int:
         """argmax_i theta_i, theta_i ~ Beta(S_i + 1, F_i + 1)."""
@@ -133,7 +130,7 @@ class Thompson(Policy):
         self.failures[arms] += ~won
 
 
-class Hedge(Policy):
+class Hedge(RoundRobin):
     """Multiplicative weights with full information: Freund & Schapire, JCSS 55 (1997); the rate is that of Cesa-Bianchi & Lugosi,
     Prediction, Learning, and Games (2006), theorem 2.2.
 
@@ -151,9 +148,6 @@ class Hedge(Policy):
         """p_i = w_i / sum_j w_j."""
         return _normalised(self.logs)
 
-    def select(self) -> IntArray:
-        return np.arange(self.setting.arms)
-
     def update(self, arms: IntArray, rewards: FloatArray) -> None:
         """w_i <- w_i exp(eta r_i), eta = sqrt(8 ln K / rounds)."""
         super().update(arms, rewards)
@@ -167,8 +161,7 @@ class EXP3(Policy):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        arms = setting.arms
-        self.logs = np.zeros(arms)
+        self.logs, arms = np.zeros(setting.arms), setting.arms
         self.gamma = min(1.0, float(np.sqrt(arms * np.log(max(arms, 2)) / ((np.e - 1) * max(1, setting.horizon)))))
 
     def probabilities(self) -> FloatArray:
@@ -202,12 +195,11 @@ class SAR(Policy):
         super().__init__(setting)
         arms = setting.arms
         self.scale = 0.5 + (1 / np.arange(2, arms + 1)).sum()
-        self.phase = 1
+        self.phase, self.judged = 1, 0
         self.open: BoolArray = np.ones(arms, bool)
         self.decided = np.zeros(arms)
         self.best: list[tuple[float, int, bool]] = []
         self.owner, self.wanted = np.zeros(arms, np.int64), np.zeros(0, np.int64)
-        self.fresh = False
 
     def goal(self, phase: int) -> int:
         """n_k."""
@@ -221,21 +213,14 @@ class SAR(Policy):
                 return waiting
             self._decide()
             self.phase += 1
-        if self.setting.arms == 1 and not self.pulls[0]:
-            return np.array([0])
-        return np.zeros(0, np.int64)
-
-    def update(self, arms: IntArray, rewards: FloatArray) -> None:
-        super().update(arms, rewards)
-        self.fresh = True
+        return np.flatnonzero(self.pulls == 0)  # a single arm has no phases
 
     def _decide(self) -> None:
         if not len(self.wanted):
             self.owner, wanted = self.setting.quota(self.means)
             self.wanted = wanted.copy()
-        if self.fresh:
-            self.best = [self._largest_gap(bandit) for bandit in range(len(self.wanted))]
-            self.fresh = False
+        if self.judged != (pulls := int(self.pulls.sum())):
+            self.best, self.judged = [self._largest_gap(bandit) for bandit in range(len(self.wanted))], pulls
         bandit = max(range(len(self.best)), key=lambda number: (self.best[number][0], -self.best[number][1]))
         _, arm, accept = self.best[bandit]
         self.open[arm] = False
@@ -263,22 +248,14 @@ class SAR(Policy):
 
 
 POLICIES: dict[str, type[Policy]] = {
-    "epsilon-greedy": EpsilonGreedy,
-    "exp3": EXP3,
-    "hedge": Hedge,
-    "leave-one-out": RoundRobin,
-    "round-robin": RoundRobin,
-    "sar": SAR,
-    "softmax": Softmax,
-    "thompson": Thompson,
-    "ucb1": UCB1,
-}
+    "epsilon-greedy": EpsilonGreedy, "exp3": EXP3, "hedge": Hedge, "leave-one-out": RoundRobin, "round-robin": RoundRobin, "sar": SAR,
+    "softmax": Softmax, "thompson": Thompson, "ucb1": UCB1,
+}  # fmt: skip
 
 
 def _normalised(logs: FloatArray) -> FloatArray:
     weights = np.exp(logs - logs.max())
-    normalised: FloatArray = weights / weights.sum()
-    return normalised
+    return np.asarray(weights / weights.sum())
 
 
 def _draw(random: np.random.Generator, probabilities: FloatArray) -> int:
@@ -301,29 +278,10 @@ def order(policy: Policy, most: int, blocks: int) -> tuple[IntArray, IntArray]:
     return arms[by_place], places[by_place]
 
 
-def columns(log: Sequence[Pull]) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Arms, means and squares of some pulls."""
-    table = np.array(log, np.float64).reshape(-1, 3)
-    return table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
-
-
-def replayed(policy: Policy, log: Sequence[Pull], horizon: int, blocks: int) -> Policy:
-    """A fresh policy after the pulls of a log, which may end within a selection."""
-    done = 0
-    while done < len(log):
-        arms = order(policy, horizon - done, blocks)[0][: len(log) - done]
-        policy.update(arms, columns(log[done : done + len(arms)])[1])
-        done += len(arms)
-    return policy
-
-
-def summarise(arms: int, pulled: IntArray, means: FloatArray, squares: FloatArray, images: int) -> dict[str, Array]:
-    """Per arm: pulls, mean reward, and the half width of its 95 % interval from the spread over images (NaN-free: 0 for no pulls).
-
-    Args:
-        pulled: the arm of every pull; ``means`` and ``squares`` are the mean reward and mean squared reward over its images.
-        images: images in a pull.
-    """
+def summarise(arms: int, log: Sequence[Pull], images: int) -> dict[str, Array]:
+    """Per arm: pulls (of so many ``images`` each), mean reward, and the half width of its 95 % interval from the spread over images
+    (NaN-free: 0 for no pulls)."""
+    pulled, means, squares = zip(*log, strict=True)
     count = np.bincount(pulled, minlength=arms)
     mean = np.bincount(pulled, means, arms) / np.maximum(count, 1)
     square = np.bincount(pulled, squares, arms) / np.maximum(count, 1)

@@ -17,12 +17,10 @@ from ...coupling.analysis import Analysis, describe, silent
 from ...data.dataset import Dataset
 from ...evaluation import is_classifier, log_probabilities
 from ...graph.save import write_text
-from ...planning import bounds, parse_target
-from ...planning.widths import choose, least
-from ...scores.registry import Scored, Setting as Asked
-from . import PREFIX, REWARDS, BanditOptions
+from ...planning import bounds, parse_target, widths
+from ...scores.registry import Scored, Setting
+from . import PREFIX, REWARDS, BanditOptions, policies
 from .ablation import Ablations, Block, Running
-from .policies import POLICIES, Policy, Pull, Setting, columns, order, replayed, summarise
 
 # ---- how little the outputs changed ----------------------------------------------------------------------------------
 
@@ -58,8 +56,7 @@ def make_reward(name: str | None, references: Sequence[Outputs], labels: IntArra
         return cross_entropy
     if first[0].size != len(first[0]):
         raise DataError(f"reward 'loss' needs class scores or one number per image; the output has shape {list(first[0].shape)}")
-    spread = float(np.var(labels.astype(np.float64)))
-    return _squared_error(spread if spread > 0 else 1.0)
+    return _squared_error(float(np.var(labels.astype(np.float64))) or 1.0)
 
 
 def divergence(reference: Outputs, outputs: Outputs, labels: IntArray | None = None) -> FloatArray:
@@ -139,10 +136,8 @@ def checked(reward: Reward, name: str) -> Reward:
         except Exception as error:
             raise OptionError(f"reward={name} failed: {type(error).__name__}: {error}") from error
         if values.shape != (images,) or not ((values >= 0) & (values <= 1)).all():
-            raise OptionError(
-                f"reward={name}: expected {images} numbers in [0, 1], one per image; found shape {list(values.shape)}"
-                + (f" with values from {values.min():.3g} to {values.max():.3g}" if values.size else "")
-            )
+            span = f" with values from {values.min():.3g} to {values.max():.3g}" if values.size else ""
+            raise OptionError(f"reward={name}: expected {images} numbers in [0, 1], one per image; found shape {list(values.shape)}{span}")
         return values
 
     return call
@@ -164,16 +159,13 @@ class Aim:
     def removed(self, scores: FloatArray) -> BoolArray:
         """Flags per unit of the model after the removal (all that may leave where the targets cannot be held)."""
         options, coupling = replace(self.options, align=None), self.analysis.coupling  # only the final plan needs aligned widths
-        wanted = bounds([parse_target(text) for text in options.targets], self.figures(None))
-        chosen = choose(coupling, self.groups, scores, options, self.figures, wanted)
-        return least(coupling, self.groups, scores, options) if chosen is None else chosen
-
-    def figures(self, removed: BoolArray | None) -> dict[str, float]:
-        """What can be counted after a removal."""
-        return _counted(self.analysis, removed)
+        wanted = bounds([parse_target(text) for text in options.targets], _counted(self.analysis))
+        chosen = widths.choose(coupling, self.groups, scores, options, lambda removed: _counted(self.analysis, removed), wanted)
+        return widths.least(coupling, self.groups, scores, options) if chosen is None else chosen
 
 
 def _counted(analysis: Analysis, removed: BoolArray | None = None) -> dict[str, float]:
+    """What can be counted after a removal."""
     size = analysis.size(removed)
     return {"macs": size.macs, "params": float(size.params)}
 
@@ -182,16 +174,11 @@ def aim_of(analysis: Analysis, groups: Sequence[Group] | None = None, options: P
     """The aim of a plan. Without one, and where latency, memory, file size or ``max_drop`` would have to be measured on models (too slow
     for a search), half of every group (which matters for `sar`); the plan goes on from there, or stops before, in the order found."""
     options, groups = options or STAND_IN, analysis.coupling.groups if groups is None else groups
-    counted = options.ratio is not None or _shrinks(analysis, options.targets)
-    chosen = options if counted else replace(options, ratio=STAND_IN.ratio, targets=())
-    allocation = "global" if options.allocation == "global" else "uniform"
-    return Aim(analysis, groups, replace(chosen, allocation=allocation, max_drop=None))
-
-
-def _shrinks(analysis: Analysis, targets: Sequence[str]) -> bool:
-    """Whether targets are all counted and one of them is below what the model has (a sweep starts from macs=100%)."""
-    wanted, before = [parse_target(text) for text in targets], _counted(analysis)
-    return all(target.what in before for target in wanted) and any(bound < before[what] for what, bound in bounds(wanted, before).items())
+    wanted, before = [parse_target(text) for text in options.targets], _counted(analysis)
+    counted = all(target.what in before for target in wanted)
+    shrinks = counted and any(bound < before[what] for what, bound in bounds(wanted, before).items())  # a sweep starts from macs=100%
+    chosen = options if options.ratio is not None or shrinks else replace(options, ratio=STAND_IN.ratio, targets=())
+    return Aim(analysis, groups, replace(chosen, allocation="global" if options.allocation == "global" else "uniform", max_drop=None))
 
 
 # ---- images and time -------------------------------------------------------------------------------------------------
@@ -199,9 +186,8 @@ def _shrinks(analysis: Analysis, targets: Sequence[str]) -> bool:
 
 def rate(engine: Ablations) -> float:
     """Ablations per second, from one timed run of some groups, weighted by their units."""
-    groups = np.unique(np.linspace(0, engine.owner.max(), TIMED_GROUPS).astype(np.int64))
     seconds = done = 0.0
-    for group in groups:
+    for group in np.unique(np.linspace(0, engine.owner.max(), TIMED_GROUPS).astype(np.int64)):
         places = np.flatnonzero(engine.owner == group)
         run = engine.runs(places)[0]
         start = time.perf_counter()
@@ -215,8 +201,7 @@ def gather(data: Dataset, order: IntArray, batch: int) -> list[Block]:
     """The samples ``order`` in blocks of ``batch``; padded to the batch of the model where that is fixed."""
     place = np.full(data.samples, -1, np.int64)
     place[order] = np.arange(len(order))
-    held: dict[str, Array] = {}
-    start = 0
+    held, start = dict[str, Array](), 0
     for feeds, count in data.batches():
         target = place[start : start + count]
         for name, array in feeds.items():
@@ -235,8 +220,7 @@ def gather(data: Dataset, order: IntArray, batch: int) -> list[Block]:
 
 # ---- the scores ``bandit:*`` -----------------------------------------------------------------------------------------
 
-DEFAULT_PULLS = 5
-TIMED_GROUPS = 3
+DEFAULT_PULLS, TIMED_GROUPS = 5, 3
 SPARE_BLOCKS = 4  # policies that choose may ablate a unit on so many times the average number of blocks before images come again
 BUDGET_BLOCKS = 64
 INPUT_SHARE = 0.25  # of the memory, for input images
@@ -244,7 +228,7 @@ SHOW_SECONDS = 2.0
 NOTHING = "stopped before the first ablation; there is nothing to plan with. Give a larger budget."
 
 
-def search(policy: str, analysis: Analysis, data: Dataset, setting: Asked) -> Scored:
+def search(policy: str, analysis: Analysis, data: Dataset, setting: Setting) -> Scored:
     """Importance of the units of some groups by ablations: ``setting.groups`` as ``setting.plan`` asks for, else half of every group.
 
     Raises:
@@ -261,13 +245,13 @@ def search(policy: str, analysis: Analysis, data: Dataset, setting: Asked) -> Sc
 class _Search:
     """One search, with all sessions open and nothing ablated yet."""
 
-    def __init__(self, policy: str, analysis: Analysis, data: Dataset, setting: Asked) -> None:
+    def __init__(self, policy: str, analysis: Analysis, data: Dataset, setting: Setting) -> None:
         self.started = self.shown = time.monotonic()
         self.analysis, self.policy, self.data, self.progress = analysis, policy, data, setting.progress
         self.seed, self.options = setting.seed, setting.options or BanditOptions()
         self.aim = aim_of(analysis, setting.groups, setting.plan)
         self.pulls = None if self.options.budget is not None else self.options.pulls or DEFAULT_PULLS
-        self.log: list[Pull] = []
+        self.log: list[policies.Pull] = []
         self.text: str | None = None
         blocks = self._blocks()
         self.engine = Ablations(analysis.prepared, analysis.coupling, self.aim.groups, blocks, Running(self.options.memory))
@@ -286,11 +270,9 @@ class _Search:
         if self.policy != "leave-one-out":
             spread = 1 if self.policy in ("round-robin", "hedge") else SPARE_BLOCKS
             wanted = min(wanted, BUDGET_BLOCKS if self.pulls is None else self.pulls * spread)
-        feeds = self.analysis.prepared.feeds
-        size = sum(array.nbytes / max(1, len(array)) for array in feeds.values() if array.ndim)
+        size = sum(array.nbytes / max(1, len(array)) for array in self.analysis.prepared.feeds.values() if array.ndim)
         count = max(1, min(wanted, int(options.memory * INPUT_SHARE / max(size * batch, 1)))) * batch
-        drawn = np.random.default_rng(self.seed).permutation(data.samples)[:count]
-        return gather(data, drawn, batch)
+        return gather(data, np.random.default_rng(self.seed).permutation(data.samples)[:count], batch)
 
     def _horizon(self) -> int:
         """Ablations in all: asked for, of all data, or what the budget should last for."""
@@ -299,71 +281,67 @@ class _Search:
             return arms * len(self.engine.blocks)
         if self.pulls is not None:
             return arms * self.pulls
-        if not POLICIES[self.policy].needs_horizon:
+        if not policies.POLICIES[self.policy].needs_horizon:
             return 2**62
         return max(arms, int((self.deadline - time.monotonic()) * rate(self.engine)))
 
     def run(self) -> Scored:
         """Ablate until the horizon, the deadline or Ctrl-C."""
-        policy, ended, interrupted = self._fresh(), False, False
+        policy, interrupted = self._policy(), False
         total = self.horizon if self.options.budget is None else max(1, int(self.deadline - time.monotonic()))
         try:
             with self.progress("ablating", total) as advance:
-                ended = self._play(policy, advance)
+                self._play(policy, advance)
         except KeyboardInterrupt:
             interrupted = True
         if not self.log:
             raise OptionError(NOTHING)
-        if not ended:
-            policy = replayed(self._fresh(), self.log, self.horizon, len(self.engine.blocks))
         scores, notes = self._scores(policy.standing()), self._notes(policy, interrupted)
-        summary = summarise(len(self.engine.units), *columns(self.log), self.engine.blocks[0].count)
+        summary = policies.summarise(len(self.engine.units), self.log, self.engine.blocks[0].count)
         ablated = {f"arms/{name}": array for name, array in ({"units": self.engine.units} | summary).items()}
         if self.options.traces is not None:
             self._write(self.options.traces, scores, notes, summary)
         return Scored(PREFIX + self.policy, scores, notes=notes, arrays=ablated.items)
 
-    def _fresh(self) -> Policy:
+    def _policy(self) -> policies.Policy:
         def quota(means: FloatArray) -> tuple[IntArray, IntArray]:
             removed = self.aim.removed(self._scores(means))[self.engine.units]
             owner = self.engine.owner if self.aim.options.allocation == "uniform" else np.zeros_like(self.engine.owner)
             return owner, np.bincount(owner[removed], minlength=int(owner.max()) + 1)
 
-        options = self.options
-        setting = Setting(len(self.engine.units), self.horizon, self.seed, options.epsilon, options.temperature, quota)
-        return POLICIES[self.policy](setting)
+        arms, options = len(self.engine.units), self.options
+        return policies.POLICIES[self.policy](policies.Setting(arms, self.horizon, self.seed, options.epsilon, options.temperature, quota))
 
     def _scores(self, standing: FloatArray) -> FloatArray:
         scores = np.ones(self.analysis.coupling.units)
         scores[self.engine.units] = 1 - standing
         return scores
 
-    def _play(self, policy: Policy, advance: Callable[..., None]) -> bool:
-        """Whether the policy was done before the deadline."""
+    def _play(self, policy: policies.Policy, advance: Callable[..., None]) -> None:
+        """Until the policy is done or the deadline; the policy learns of whole ablations only, also where an interruption ends them."""
         while (done := len(self.log)) < self.horizon:
-            arms, places = order(policy, self.horizon - done, len(self.engine.blocks))
+            arms, places = policies.order(policy, self.horizon - done, len(self.engine.blocks))
             if not len(arms):
-                return True
-            at = 0
-            while at < len(arms):
-                now = time.monotonic()
-                if now >= self.deadline:
-                    return False
-                same = int(np.searchsorted(places[at:], places[at], side="right"))
-                run = self.engine.runs(arms[at : at + same])[0]
-                self._ablate(run, int(places[at]))
-                at += len(run)
-                self._tell(policy, advance, len(run) if self.options.budget is None else time.monotonic() - now)
-            policy.update(arms, columns(self.log[done:])[1])
-        return True
+                return
+            try:
+                while (at := len(self.log) - done) < len(arms):
+                    now = time.monotonic()
+                    if now >= self.deadline:
+                        return
+                    same = int(np.searchsorted(places[at:], places[at], side="right"))
+                    run = self.engine.runs(arms[at : at + same])[0]
+                    self._ablate(run, int(places[at]))
+                    self._tell(policy, advance, len(run) if self.options.budget is None else time.monotonic() - now)
+            finally:
+                policy.update(arms[: len(self.log) - done], np.array([mean for _, mean, _ in self.log[done:]]))
 
     def _ablate(self, run: IntArray, block: int) -> None:
         reference, labels = self.engine.references[block], self.engine.blocks[block].labels
         rewards = [self.reward(reference, outputs, labels) for outputs in self.engine.outputs(run, block)]
         # at once, so that an interruption leaves whole ablations
-        self.log.extend([(int(arm), float(item.mean()), float((item**2).mean())) for arm, item in zip(run, rewards, strict=True)])
+        self.log += [(int(arm), float(item.mean()), float((item**2).mean())) for arm, item in zip(run, rewards, strict=True)]
 
-    def _tell(self, policy: Policy, advance: Callable[..., None], steps: float) -> None:
+    def _tell(self, policy: policies.Policy, advance: Callable[..., None], steps: float) -> None:
         """Move the bar; now and then work out the current cut."""
         now = time.monotonic()
         if now - self.shown > SHOW_SECONDS and self.progress is not silent:
@@ -373,26 +351,22 @@ class _Search:
             self.shown = now
         advance(steps, self.text)
 
-    def _notes(self, policy: Policy, interrupted: bool) -> tuple[str, ...]:
+    def _notes(self, policy: policies.Policy, interrupted: bool) -> tuple[str, ...]:
         notes = []
         if interrupted:
             of = f" of {self.horizon}" if self.options.budget is None else ""
             notes.append(f"stopped by the user after {len(self.log)}{of} ablations; the plan is the best so far")
-        missing = int((policy.pulls == 0).sum())
-        if missing:
+        if missing := int((policy.pulls == 0).sum()):
             notes.append(f"{missing} of {len(policy.pulls)} sets of coupled channels were never ablated and rank at the mean of the others")
         return tuple(notes)
 
     def _write(self, path: str, scores: FloatArray, notes: Sequence[str], summary: Mapping[str, Array]) -> None:
-        named = {
-            "group": [group.name for group in self.aim.groups for _ in range(group.width)],
-            "position": [at for group in self.aim.groups for at in range(group.width)],
-        }
+        named = {"group": [group.name for group in self.aim.groups for _ in range(group.width)],
+                 "position": [at for group in self.aim.groups for at in range(group.width)]}  # fmt: skip
         traced = {
-            "format": "sfp_onnx scores", "version": 1, "model_sha256": self.analysis.model.sha256,
-            "score": PREFIX + self.policy, "data": describe(self.data), "notes": notes,
-            "groups": {group.name: scores[group.units].tolist() for group in self.aim.groups},
-            "images_per_pull": self.options.batch, "seconds": round(time.monotonic() - self.started, 3),
-            "forwards": self.engine.forwards, "arms": named | {name: array.tolist() for name, array in summary.items()},
+            "format": "sfp_onnx scores", "version": 1, "model_sha256": self.analysis.model.sha256, "score": PREFIX + self.policy,
+            "data": describe(self.data), "notes": notes, "groups": {group.name: scores[group.units].tolist() for group in self.aim.groups},
+            "images_per_pull": self.options.batch, "seconds": round(time.monotonic() - self.started, 3), "forwards": self.engine.forwards,
+            "arms": named | {name: array.tolist() for name, array in summary.items()},
         }  # fmt: skip
         write_text(path, json.dumps(traced, indent=1) + "\n", self.analysis.model.paths)

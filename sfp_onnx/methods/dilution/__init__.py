@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...core.errors import DataError, OptionError
+from ...core.errors import OptionError
 from ...core.types import Array, BoolArray, FloatArray, IntArray
 
 
@@ -26,8 +26,7 @@ class Tile:
     whole: bool = False
 
 
-KERNEL = Tile(whole=True)
-WEIGHT = Tile()
+KERNEL, WEIGHT = Tile(whole=True), Tile()
 
 
 def tile_sums(values: Array, tile: Tile) -> FloatArray:
@@ -43,23 +42,15 @@ def tile_sums(values: Array, tile: Tile) -> FloatArray:
 
 def spread(keep: Array, tile: Tile, shape: Sequence[int]) -> Array:
     """Values per tile, given to each weight of it: (O, I, K)."""
-    wide = keep
-    for axis, step in enumerate((tile.rows, tile.columns)):
-        if step > 1:
-            wide = np.repeat(wide, step, axis)
-    return np.broadcast_to(wide[: shape[0], : shape[1]], shape)
+    return np.broadcast_to(keep.repeat(tile.rows, 0).repeat(tile.columns, 1)[: shape[0], : shape[1]], shape)
 
 
-def drop_smallest(scores: FloatArray, count: int) -> BoolArray:
-    """True for all but the ``count`` smallest of a vector; of equal scores the later are dropped last."""
-    keep = np.ones(len(scores), bool)
-    keep[np.argsort(scores, kind="stable")[:count]] = False
+def drop_smallest(scores: FloatArray, rate: float) -> BoolArray:
+    """True for all but the share ``rate`` of smallest scores of each row, to the nearest number; of equal scores the later are dropped
+    last."""
+    keep = np.ones(scores.shape, bool)
+    np.put_along_axis(keep, np.argsort(scores, kind="stable")[:, : round(rate * scores.shape[1])], False, 1)
     return keep
-
-
-def share(count: int, rate: float) -> int:
-    """How many of ``count`` a rate removes: the nearest whole number."""
-    return round(rate * count)
 
 
 def keep_by_rank(scores: Sequence[FloatArray], rate: float, scope: str) -> list[BoolArray]:
@@ -69,33 +60,10 @@ def keep_by_rank(scores: Sequence[FloatArray], rate: float, scope: str) -> list[
     every row of every array, as Wanda does).
     """
     if scope == "global":
-        flat = np.concatenate([values.reshape(-1) for values in scores]) if scores else np.zeros(0)
-        keep = drop_smallest(flat, share(len(flat), rate))
+        keep = drop_smallest(np.concatenate([values.reshape(1, -1) for values in scores], 1), rate)[0]
         ends = np.cumsum([values.size for values in scores])[:-1]
         return [part.reshape(values.shape) for part, values in zip(np.split(keep, ends), scores, strict=True)]
-    if scope == "filter":
-        masks = []
-        for values in scores:
-            rows = values.reshape(len(values), -1)
-            count = share(rows.shape[1], rate)
-            masks.append(np.stack([drop_smallest(row, count) for row in rows]).reshape(values.shape))
-        return masks
-    return [drop_smallest(values.reshape(-1), share(values.size, rate)).reshape(values.shape) for values in scores]
-
-
-def n_of_m(values: Array, n: int, m: int) -> BoolArray:
-    """Keep the n largest |values| of every m consecutive input channels, per filter and kernel position.
-
-    A rest of fewer than m channels keeps its n largest, too. Mishra et al., arXiv:2104.08378 (2021).
-    """
-    outputs, inputs, positions = values.shape
-    groups = -(-inputs // m)
-    padded = np.full((outputs, groups * m, positions), -1.0)
-    padded[:, :inputs] = np.abs(values)
-    ranked = np.argsort(-padded.reshape(outputs, groups, m, positions), axis=2, kind="stable")
-    keep = np.zeros(ranked.shape, bool)
-    np.put_along_axis(keep, ranked[:, :, :n], True, axis=2)
-    return np.ascontiguousarray(keep.reshape(outputs, groups * m, positions)[:, :inputs])
+    return [drop_smallest(values.reshape(len(values) if scope == "filter" else 1, -1), rate).reshape(values.shape) for values in scores]
 
 
 def intersect(writes: BoolArray, reads: BoolArray) -> BoolArray:
@@ -105,8 +73,7 @@ def intersect(writes: BoolArray, reads: BoolArray) -> BoolArray:
 
 def even_labels(sizes: IntArray, labels: int, generator: np.random.Generator) -> BoolArray:
     """Random label sets (F, L) of given sizes. Labels are spread evenly: each set takes the labels that were taken least so far."""
-    sets = np.zeros((len(sizes), labels), bool)
-    taken = np.zeros(labels, np.int64)
+    sets, taken = np.zeros((len(sizes), labels), bool), np.zeros(labels, np.int64)
     for index in generator.permutation(len(sizes)):
         order = generator.permutation(labels)
         chosen = order[np.argsort(taken[order], kind="stable")[: sizes[index]]]
@@ -195,7 +162,6 @@ class MethodOptions:
 
 MethodFunction = Callable[[KernelView, MethodOptions], Array]
 TileFunction = Callable[[MethodOptions], Tile]
-NEEDS = ("activations", "losses", "profiles")
 
 
 @dataclass(frozen=True)
@@ -203,7 +169,7 @@ class Method:
     """A way to choose connections.
 
     ``function`` gives scores per tile (larger = keep; shape as `tile_sums`), or, if the rate is ``fixed`` by the method, a mask per
-    tile. ``needs`` is a subset of `NEEDS`; ``pattern`` shows the numbers that the name takes (``nm:N:M``);
+    tile. ``needs`` is a subset of "activations", "losses", "profiles"; ``pattern`` shows the numbers that the name takes (``nm:N:M``);
     ``gated``: the layer is skipped where its labels carry too little signal.
     """
 
@@ -217,22 +183,12 @@ class Method:
     pattern: str
     gated: bool
 
-    @property
-    def numbers(self) -> int:
-        """How many numbers follow the name."""
-        return len(re.findall("[A-Z]", self.pattern))
-
 
 METHODS: dict[str, Method] = {}
 
 
-def whole_kernels(options: MethodOptions) -> Tile:
-    """The unit of most methods: one 2-D kernel (one weight of a matrix)."""
-    return KERNEL
-
-
 def method(
-    name: str, summary: str, source: str, *, tile: TileFunction = whole_kernels, needs: tuple[str, ...] = (), kind: str = "",
+    name: str, summary: str, source: str, *, tile: TileFunction = lambda options: KERNEL, needs: tuple[str, ...] = (), kind: str = "",
     pattern: str = "",
 ) -> Callable[[MethodFunction], MethodFunction]:  # fmt: skip
     """Register a method; ``kind`` may hold the words "fixed" (the method sets the rate) and "gated"."""
@@ -252,20 +208,14 @@ def find_method(text: str, seed: int = 0) -> tuple[Method, MethodOptions]:
     """
     name, *rest = re.split("[:x]", text.strip()) if ":" in text else [text.strip()]
     if name not in METHODS:
-        known = ", ".join(method.pattern or name for name, method in METHODS.items())
-        raise OptionError(f"unknown dilution method '{text}'. Known: {known}")
+        raise OptionError(f"unknown dilution method '{text}'. Known: {', '.join(item.pattern or key for key, item in METHODS.items())}")
     chosen = METHODS[name]
-    if len(rest) != chosen.numbers or not all(item.isdigit() and int(item) > 0 for item in rest):
+    if len(rest) != len(re.findall("[A-Z]", chosen.pattern)) or not all(item.isdigit() and int(item) > 0 for item in rest):
         raise OptionError(f"method '{text}': expected {chosen.pattern or chosen.name}" + (" with whole numbers" if chosen.pattern else ""))
     numbers = tuple(int(item) for item in rest)
     if name == "nm" and numbers[0] >= numbers[1]:
         raise OptionError(f"method '{text}': expected nm:N:M with N smaller than M (N of M weights stay)")
     return chosen, MethodOptions(numbers, seed)
-
-
-def _norms(view: KernelView) -> Array:
-    """||W[o, i]||_2 as (O, I, 1), float64."""
-    return np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL))
 
 
 @method("l1", "kernels of the smallest L1 norm", "Li et al., ICLR 2017, for kernels")
@@ -277,13 +227,11 @@ def l1(view: KernelView, options: MethodOptions) -> Array:
 @method("wanda", "kernels of the smallest weight norm times activation RMS", "Sun et al., ICLR 2024", needs=("activations",))
 def wanda(view: KernelView, options: MethodOptions) -> Array:
     """s[o, i] = ||W[o, i]||_2 rms_i. (The paper ranks the weights of one output; here that is --scope filter.)"""
-    return np.asarray(_norms(view) * view.read_rms[:, :, None])
+    return np.asarray(np.sqrt(tile_sums(view.values.astype(np.float64) ** 2, KERNEL)) * view.read_rms[:, :, None])
 
 
-@method(
-    "obs", "kernels that are missed least once the others are re-fitted", "after Hassibi and Stork, NeurIPS 1992",
-    needs=("activations", "losses"),
-)  # fmt: skip
+@method("obs", "kernels that are missed least once the others are re-fitted", "after Hassibi and Stork, NeurIPS 1992",
+        needs=("activations", "losses"))  # fmt: skip
 def obs(view: KernelView, options: MethodOptions) -> Array:
     """s[o, i] = sqrt(q[o, i] sum_k |W[o, i, k]|), q[o, i] the error without the kernel after a re-fit of the others of its filter.
 
@@ -301,24 +249,25 @@ def magnitude(view: KernelView, options: MethodOptions) -> Array:
     return np.abs(view.values.astype(np.float64))
 
 
-@method(
-    "nm", "N of every M consecutive input channels stay", "Mishra et al., arXiv:2104.08378 (2021)",
-    tile=lambda options: WEIGHT, kind="fixed", pattern="nm:N:M",
-)  # fmt: skip
+@method("nm", "N of every M consecutive input channels stay", "Mishra et al., arXiv:2104.08378 (2021)",
+        tile=lambda options: WEIGHT, kind="fixed", pattern="nm:N:M")  # fmt: skip
 def semi_structured(view: KernelView, options: MethodOptions) -> Array:
-    """The N largest |W[o, i, k]| of i = cM .. cM + M - 1."""
-    return n_of_m(view.values, options.numbers[0], options.numbers[1])
+    """The N largest |W[o, i, k]| of i = cM .. cM + M - 1, also of a rest of fewer than M channels."""
+    (outputs, inputs, positions), (n, m) = view.values.shape, options.numbers
+    padded = np.full((outputs, -(-inputs // m) * m, positions), -1.0)
+    padded[:, :inputs] = np.abs(view.values)
+    ranked = np.argsort(-padded.reshape(outputs, -1, m, positions), axis=2, kind="stable")
+    keep = np.zeros(ranked.shape, bool)
+    np.put_along_axis(keep, ranked[:, :, :n], True, axis=2)
+    return np.ascontiguousarray(keep.reshape(padded.shape)[:, :inputs])
 
 
-@method(
-    "block", "blocks of A filters x B input channels of the smallest L1 norm", "Narang et al., arXiv:1711.02782 (2017)",
-    tile=lambda options: Tile(options.numbers[0], options.numbers[1]), pattern="block:AxB",
-)  # fmt: skip
+@method("block", "blocks of A filters x B input channels of the smallest L1 norm", "Narang et al., arXiv:1711.02782 (2017)",
+        tile=lambda options: Tile(options.numbers[0], options.numbers[1]), pattern="block:AxB")  # fmt: skip
 def block(view: KernelView, options: MethodOptions) -> Array:
     """Sum of |W| over the block, at each kernel position; smaller blocks at the border count their mean as a whole block's."""
     tile = Tile(options.numbers[0], options.numbers[1])
-    counts = tile_sums(np.ones(view.values.shape), tile)
-    return np.asarray(tile_sums(np.abs(view.values), tile) / counts)
+    return np.asarray(tile_sums(np.abs(view.values), tile) / tile_sums(np.ones(view.values.shape), tile))
 
 
 @method("random", "random kernels (a control)", "-")
@@ -335,10 +284,7 @@ def named_generator(seed: int, name: str) -> np.random.Generator:
 # ---- methods that compare what the two ends of a connection stand for ------------------------------------------------
 
 
-def _ends(view: KernelView) -> Ends:
-    if view.ends is None:
-        raise DataError(f"layer '{view.layer}': no class profiles were measured")
-    return view.ends
+SOURCE = "Tzach et al., Phys. Rev. E 111, 065307 (2025)"
 
 
 def _pairs(values: Array, view: KernelView) -> Array:
@@ -346,24 +292,18 @@ def _pairs(values: Array, view: KernelView) -> Array:
     return np.asarray(values[view.filter, view.channel][:, :, None])
 
 
-@method(
-    "afcc", "kernels between filters without a common label", "Tzach et al., Phys. Rev. E 111, 065307 (2025)",
-    needs=("profiles",), kind="fixed gated",
-)  # fmt: skip
+@method("afcc", "kernels between filters without a common label", SOURCE, needs=("profiles",), kind="fixed gated")
 def afcc(view: KernelView, options: MethodOptions) -> Array:
     """keep[o, i] = labels of o and labels of i intersect (for a classifier: label o is in a cluster of i)."""
-    ends = _ends(view)
-    return _pairs(intersect(ends.writes.labels, ends.reads.labels), view)
+    assert view.ends is not None
+    return _pairs(intersect(view.ends.writes.labels, view.ends.reads.labels), view)
 
 
-@method(
-    "random-afcc", "AFCC with random label sets of the same sizes (its control)", "Tzach et al., Phys. Rev. E 111, 065307 (2025)",
-    needs=("profiles",), kind="fixed gated",
-)  # fmt: skip
+@method("random-afcc", "AFCC with random label sets of the same sizes (its control)", SOURCE, needs=("profiles",), kind="fixed gated")
 def random_afcc(view: KernelView, options: MethodOptions) -> Array:
     """AFCC on sets drawn per tensor, so that all layers that meet there see the same ones; class scores keep their labels."""
-    ends = _ends(view)
-    return _pairs(intersect(_shuffled(ends.writes, options.seed), _shuffled(ends.reads, options.seed)), view)
+    assert view.ends is not None
+    return _pairs(intersect(_shuffled(view.ends.writes, options.seed), _shuffled(view.ends.reads, options.seed)), view)
 
 
 def _shuffled(profile: Profile, seed: int) -> BoolArray:
@@ -372,28 +312,23 @@ def _shuffled(profile: Profile, seed: int) -> BoolArray:
     return even_labels(profile.labels.sum(1), profile.labels.shape[1], named_generator(seed, profile.name))
 
 
-@method(
-    "soft-afcc", "as obs, and of related filters kernels that inhibit the like-minded or excite the opposed",
-    "ours, after Tzach et al. (2025)", needs=("activations", "losses", "profiles"),
-)  # fmt: skip
+@method("soft-afcc", "as obs, and of related filters kernels that inhibit the like-minded or excite the opposed",
+        "ours, after Tzach et al. (2025)", needs=("activations", "losses", "profiles"))  # fmt: skip
 def soft_afcc(view: KernelView, options: MethodOptions) -> Array:
     """s[o, i] = obs[o, i] (1 + sign(sum_k W[o, i, k]) rho[o, i] / 8), rho: `correlation` of the profiles' evidence.
 
     Chosen with the re-fit on held-out training images: larger shares of rho, or its size without the sign, help masks that are not
     re-fitted and harm those that are (benchmarks/dilution.md).
     """
-    ends = _ends(view)
-    rho = _pairs(correlation(ends.writes.evidence, ends.reads.evidence), view)
+    assert view.ends is not None
+    rho = _pairs(correlation(view.ends.writes.evidence, view.ends.reads.evidence), view)
     agreement = np.sign(tile_sums(view.values, KERNEL)) * rho
     return np.asarray(obs(view, options) * (1 + agreement / 8))
 
 
 def correlation(writes: FloatArray, reads: FloatArray) -> FloatArray:
     """Correlation over labels of each pair of profiles (O, L) and (I, L): (O, I); 0 for constant profiles."""
-
-    def standard(profiles: FloatArray) -> FloatArray:
-        centred = profiles - profiles.mean(1, keepdims=True)
-        norms = np.linalg.norm(centred, axis=1, keepdims=True)
-        return np.asarray(centred / np.where(norms > 0, norms, 1))
-
-    return np.asarray(standard(writes) @ standard(reads).T)
+    centred = [profiles - profiles.mean(1, keepdims=True) for profiles in (writes, reads)]
+    norms = [np.linalg.norm(rows, axis=1, keepdims=True) for rows in centred]
+    first, second = (rows / np.where(norm > 0, norm, 1) for rows, norm in zip(centred, norms, strict=True))
+    return np.asarray(first @ second.T)

@@ -11,11 +11,9 @@ import numpy as np
 from ...core.errors import OptionError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
 from ...coupling.cost import emptied
-from ...graph import Constants, Initializer, Model, Prepared, initializers, outputs
-from ...graph.edit import Editor
-from ...graph.extract import with_constants
+from ...graph import Constants, Initializer, Model, Prepared, edit, extract, initializers, outputs
 from ...runtime import observe, unpadded
-from . import KERNEL, KernelView, Method, MethodOptions, Site, keep_by_rank, l1, spread, tile_sums
+from . import KERNEL, Ends, KernelView, Method, MethodOptions, Site, keep_by_rank, l1, spread, tile_sums
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,13 @@ def targets(prepared: Prepared, coupling: Coupling, pattern: str | None = None) 
     except re.error as error:
         raise OptionError(f"--layers '{pattern}': not a regular expression: {error}") from error
     held, final = initializers(prepared.model), {port.name for port in outputs(prepared.model)}
-    chosen: list[Target] = []
-    skipped: list[SkippedLayer] = []
+    chosen, skipped = list[Target](), list[SkippedLayer]()
     for layer in coupling.layers:
         weight = layer.node.inputs[layer.weight.position] if layer.weight else ""
         if not (wanted.search(layer.node.name) or (weight and wanted.search(weight))):
             continue
         shared = weight in final or len(prepared.index.readers(weight)) > 1
-        reason = _refusal(layer, weight, held, shared)
-        if reason:
+        if reason := _refusal(layer, weight, held, shared):
             skipped.append(SkippedLayer(layer.node.name, reason))
         else:
             chosen.append(_target(prepared, layer, weight, held[weight][0]))
@@ -100,12 +96,9 @@ def _target(prepared: Prepared, layer: Layer, weight: str, shape: tuple[int, ...
     axes = (out_axis, 1 - out_axis)
     outputs, inputs = shape[axes[0]], shape[axes[1]]
     groups = layer.groups()
-    data = prepared.trace.shapes[layer.data_name]
-    if len(shape) == 2 and (not layer.data_axis < len(data) or data[layer.data_axis] != inputs or not len(layer.source)):
-        fitting = [at for at, size in enumerate(data) if size == inputs]
-        data_axis = layer.data_axis if len(layer.source) else max(fitting, default=len(data) - 1)
-    else:
-        data_axis = layer.data_axis
+    data, data_axis = prepared.trace.shapes[layer.data_name], layer.data_axis
+    if len(shape) == 2 and not len(layer.source):
+        data_axis = max((at for at, size in enumerate(data) if size == inputs), default=len(data) - 1)
     rows, columns = np.arange(outputs)[:, None], np.arange(inputs)[None, :]
     if out_axis == 0:  # filters of all groups, channels of one
         channel, filters = rows // max(1, outputs // groups) * inputs + columns, rows + 0 * columns
@@ -117,12 +110,6 @@ def _target(prepared: Prepared, layer: Layer, weight: str, shape: tuple[int, ...
 # ---- views -----------------------------------------------------------------------------------------------------------
 
 
-def as_kernels(weight: Array, axes: tuple[int, int]) -> Array:
-    """The weight as (O, I, K)."""
-    moved = np.moveaxis(weight, axes, (0, 1))
-    return moved.reshape(*moved.shape[:2], -1)
-
-
 def as_weight(kernels: Array, axes: tuple[int, int], shape: Sequence[int]) -> Array:
     """(O, I, K) in the layout of a weight of that shape."""
     rest = [size for axis, size in enumerate(shape) if axis not in axes]
@@ -130,19 +117,22 @@ def as_weight(kernels: Array, axes: tuple[int, int], shape: Sequence[int]) -> Ar
 
 
 def layer_views(
-    model: Model, layers: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[Site, FloatArray]
-) -> Iterator[KernelView]:
-    """One view per target, without profiles. ``scales`` are those of BatchNormalizations by the tensor they scale, ``rms`` the root
-    mean square per channel of each site."""
+    model: Model, layers: Sequence[Target], scales: Mapping[str, FloatArray], rms: Mapping[Site, FloatArray],
+    ends: Mapping[str, Ends | str], losses: Mapping[str, FloatArray],
+) -> Iterator[KernelView]:  # fmt: skip
+    """One view per target. ``scales`` are those of BatchNormalizations by the tensor they scale, ``rms`` the root mean square per channel
+    of each site, ``ends`` and ``losses`` as in `Measured`."""
     constants = Constants(model)
     for target in layers:
-        values = as_kernels(constants[target.weight], target.axes).astype(np.float32)
+        moved = np.moveaxis(constants[target.weight], target.axes, (0, 1))
+        values = moved.reshape(*moved.shape[:2], -1).astype(np.float32)
         scale = scales.get(target.layer.node.outputs[0])
         if scale is not None and len(scale) == len(values) and target.axes[0] == 0:
             values = values * np.abs(scale).astype(np.float32)[:, None, None]
-        read = rms.get(target.site)
-        fits = read is not None and len(read) > int(target.channel.max())
-        yield KernelView(target.name, values, target.channel, target.filter, read if fits else None)
+        read, known, worth = rms.get(target.site), ends.get(target.name), losses.get(target.name)
+        read = read if read is not None and len(read) > int(target.channel.max()) else None
+        worth = worth if worth is not None and worth.shape == target.channel.shape else None
+        yield KernelView(target.name, values, target.channel, target.filter, read, known if isinstance(known, Ends) else None, worth)
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
@@ -176,18 +166,17 @@ def _figures(view: KernelView, weight: str, mask: BoolArray, keep: Array, unit: 
     """What a mask removes (``keep``: per tile, called ``unit``), and what kernel L1 would lose at the same number of weights."""
     cost = np.abs(view.values.astype(np.float64)) * view.read_rms[:, :, None]
     total = float(cost.sum()) or 1.0
-    norms = l1(view, MethodOptions()).reshape(-1)
-    order = np.argsort(norms, kind="stable")[: round(int((~mask).sum()) / mask.shape[2])]
-    lost_l1 = float(tile_sums(cost, KERNEL).reshape(-1)[order].sum()) / total
-    lost = float(cost[~mask].sum()) / total
-    return DilutedLayer(view.layer, weight, unit, keep.size, int((~keep).sum()), mask.size, int((~mask).sum()), lost, lost_l1)
+    gone = int((~mask).sum())
+    order = np.argsort(l1(view, MethodOptions()).reshape(-1), kind="stable")[: round(gone / mask.shape[2])]
+    lost, lost_l1 = float(cost[~mask].sum()) / total, float(tile_sums(cost, KERNEL).reshape(-1)[order].sum()) / total
+    return DilutedLayer(view.layer, weight, unit, keep.size, int((~keep).sum()), mask.size, gone, lost, lost_l1)
 
 
 def zeroed(model: Model, masks: Mapping[str, BoolArray]) -> Model:
     """The model with weights set to zero where their mask (of the weight's shape, by name of the initializer) is False."""
     constants = Constants(model)
     values = {name: np.where(mask, constants[name], np.zeros((), constants[name].dtype)) for name, mask in masks.items()}
-    return with_constants(model, values)
+    return extract.with_constants(model, values)
 
 
 # ---- channels that a dilution left without input or output connections -----------------------------------------------
@@ -196,36 +185,21 @@ FLAT = 1e-6
 """A channel counts as constant if it varies by less than this, relative to its largest value."""
 
 
-@dataclass(frozen=True)
-class Connections:
-    """Per unit: whether any kernel reads it, any kernel makes it, and whether all its readers and makers are plain weighted layers
-    (others, such as grouped convolutions and products of activations, are not judged)."""
-
-    read: BoolArray
-    made: BoolArray
-    plain_readers: BoolArray
-    plain_makers: BoolArray
-
-
 def _through(layer: Layer) -> bool:
     """A depthwise layer passes units on."""
     return layer.weight is not None and layer.weight.in_axis == layer.weight.out_axis
 
 
-def _mark(flags: BoolArray, units: IntArray, chosen: BoolArray | bool = True) -> None:
-    marked = units[(units >= 0) & chosen]
-    flags[marked] = True
-
-
-def connections(model: Model, coupling: Coupling) -> Connections:
-    """Which units still have connections."""
-    read, written, readers, makers, odd_in, odd_out = (np.zeros(coupling.units, bool) for _ in range(6))
+def connections(model: Model, coupling: Coupling) -> BoolArray:
+    """Which units still have connections, (4, units): whether any kernel reads the unit, any kernel makes it, and whether all its readers
+    and all its makers are plain weighted layers (others, such as grouped convolutions and products of activations, are not judged)."""
+    flags = np.zeros((6, coupling.units + 1), bool)  # the last place stands for -1
+    read, written, readers, makers, odd_in, odd_out = flags
     constants = Constants(model)
     for layer in coupling.layers:
         if layer.weight is None or layer.node.inputs[layer.weight.position] not in constants:
             for units in (layer.source, layer.reads, layer.writes):
-                _mark(odd_in, units)
-                _mark(odd_out, units)
+                odd_in[units] = odd_out[units] = True
             continue
         if _through(layer):
             continue
@@ -234,18 +208,19 @@ def connections(model: Model, coupling: Coupling) -> Connections:
             (layer.reads, layer.weight.in_axis, read, readers), (layer.writes, layer.weight.out_axis, written, makers),
         ):  # fmt: skip
             if len(units):
-                _mark(used, units, weight.any(tuple(other for other in range(weight.ndim) if other != axis)))
-                _mark(judged, units)
-        _mark(odd_in, np.setdiff1d(layer.source, layer.reads))
+                used[units[weight.any(tuple(other for other in range(weight.ndim) if other != axis))]] = True
+                judged[units] = True
+        odd_in[np.setdiff1d(layer.source, layer.reads)] = True
         if len(layer.reads) != len(layer.source):
-            _mark(odd_in, layer.reads)
-    return Connections(read, written, readers & ~odd_in, makers & ~odd_out)
+            odd_in[layer.reads] = True
+    read, written, readers, makers, odd_in, odd_out = flags[:, :-1]
+    return np.asarray([read, written, readers & ~odd_in, makers & ~odd_out], bool)
 
 
 def unread(model: Model, coupling: Coupling) -> BoolArray:
     """Units that can be cut because nobody reads them; no tensor is left empty."""
-    ends = connections(model, coupling)
-    dead = ends.plain_readers & ~ends.read
+    read, _, plain_readers, _ = connections(model, coupling)
+    dead: BoolArray = plain_readers & ~read
     for _, units in emptied(coupling, dead):
         dead[units.min()] = False
     return dead
@@ -267,46 +242,39 @@ def fold_constants(model: Model, prepared: Prepared, coupling: Coupling, feeds: 
 
     ``feeds`` are batches on which the constants are seen.
     """
-    ends = connections(model, coupling)
-    constant = ends.plain_makers & ~ends.made & ends.plain_readers & ends.read
-    readers = [layer for layer in coupling.layers if layer.weight is not None and not _through(layer) and _has(layer.reads, constant)]
+    read, made, plain_readers, plain_makers = connections(model, coupling)
+    constant = plain_makers & ~made & plain_readers & read
+    plain = [layer for layer in coupling.layers if layer.weight is not None and not _through(layer)]
+    readers = [layer for layer in plain if constant[layer.reads[layer.reads >= 0]].any()]
     if not readers:
         return Folded(model, 0, 0, 0)
-    values = _values(model, {Site(layer.data_name, layer.data_axis) for layer in readers}, feeds)
-    flat = {site: _flat(arrays, site.axis) for site, arrays in values.items()}
-    able = constant.copy()
-    nonzero = np.zeros(coupling.units, bool)
+    flat = _flat_sites(model, {Site(layer.data_name, layer.data_axis) for layer in readers}, feeds)
+    able, nonzero = constant.copy(), np.zeros(coupling.units, bool)
     for layer in readers:
         level, steady = flat[Site(layer.data_name, layer.data_axis)]
-        units = layer.source
-        present = units >= 0
-        able[units[present & ~steady]] = False
-        nonzero[units[present & steady & (level != 0)]] = True
+        present = layer.source >= 0
+        able[layer.source[present & ~steady]] = False
+        nonzero[layer.source[present & steady & (level != 0)]] = True
         if not _foldable(layer, prepared):
-            able[units[present & (level != 0)]] = False
-    if not able.any():
-        return Folded(model, 0, 0, int(constant.sum()))
-    folded = _without(model, readers, able, {site: level for site, (level, _) in flat.items()})
-    return Folded(folded, int((able & ~nonzero).sum()), int((able & nonzero).sum()), int((constant & ~able).sum()))
+            able[layer.source[present & (level != 0)]] = False
+    if able.any():
+        model = _without(model, readers, able, {site: level for site, (level, _) in flat.items()})
+    return Folded(model, int((able & ~nonzero).sum()), int((able & nonzero).sum()), int((constant & ~able).sum()))
 
 
-def _has(units: IntArray, flags: BoolArray) -> bool:
-    return bool(flags[units[units >= 0]].any())
-
-
-def _values(model: Model, sites: set[Site], feeds: Sequence[Mapping[str, Array]]) -> dict[Site, list[Array]]:
-    editor = Editor(model)
+def _flat_sites(model: Model, sites: set[Site], feeds: Sequence[Mapping[str, Array]]) -> dict[Site, tuple[Array, BoolArray]]:
+    """`_flat` of each site, from runs of the model."""
+    editor = edit.Editor(model)
     names = {site: editor.add_output(editor.tensor(site.tensor)) for site in sorted(sites)}
     observed = list(observe(editor.finish(), unpadded(feeds), list(dict.fromkeys(names.values()))))
-    return {site: [batch.values[name] for batch in observed] for site, name in names.items()}
+    return {site: _flat([batch.values[name] for batch in observed], site.axis) for site, name in names.items()}
 
 
 def _flat(arrays: Sequence[Array], axis: int) -> tuple[Array, BoolArray]:
     """Value of each channel, and whether it is the same everywhere in all arrays."""
     rows = np.concatenate([np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) for array in arrays], axis=1).astype(np.float64)
     low, high = rows.min(1), rows.max(1)
-    level = rows[:, 0]
-    return level, high - low <= FLAT * np.maximum(np.abs(low), np.abs(high))
+    return rows[:, 0], high - low <= FLAT * np.maximum(np.abs(low), np.abs(high))
 
 
 def _foldable(layer: Layer, prepared: Prepared) -> bool:
@@ -328,8 +296,7 @@ def _bias(layer: Layer) -> str:
 
 
 def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Mapping[Site, Array]) -> Model:
-    constants = Constants(model)
-    changed: dict[str, Array] = {}
+    constants, changed = Constants(model), dict[str, Array]()
     for layer in readers:
         assert layer.weight is not None
         name, in_axis = layer.node.inputs[layer.weight.position], layer.weight.in_axis
@@ -339,13 +306,11 @@ def _without(model: Model, readers: Sequence[Layer], gone: BoolArray, levels: Ma
         if level.any():
             out_axis = layer.weight.out_axis if layer.weight.out_axis > in_axis else layer.weight.out_axis + 1
             slices = np.moveaxis(weight[columns].astype(np.float64), out_axis, 1)
-            name_of_bias = _bias(layer)
-            bias = constants[name_of_bias]
-            added = np.einsum("cok,c->o", slices.reshape(*slices.shape[:2], -1), level)
-            changed[name_of_bias] = (bias + added).astype(bias.dtype)
+            added, bias = np.einsum("cok,c->o", slices.reshape(*slices.shape[:2], -1), level), constants[_bias(layer)]
+            changed[_bias(layer)] = (bias + added).astype(bias.dtype)
         weight[columns] = 0
         changed[name] = np.ascontiguousarray(np.moveaxis(weight, 0, in_axis))
-    return with_constants(model, changed)
+    return extract.with_constants(model, changed)
 
 
 @dataclass(frozen=True)

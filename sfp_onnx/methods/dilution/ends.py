@@ -13,16 +13,14 @@ from ...core.types import Array, Coupling, FloatArray, IntArray, Layer
 from ...coupling.analysis import Analysis, Progress, batch_size, feeds_of, silent
 from ...data.dataset import Dataset
 from ...graph import Prepared
-from ...scores.elimination import Inputs, Look
-from ...scores.statistics import calibrate
-from ..sfp.probe import ProfileOptions
-from ..sfp.profiles import LayerProfile, class_profiles
+from ...scores import elimination, statistics
+from ..sfp import probe, profiles
 from . import METHODS, Ends, Method, Profile, Site, label_profile
 from .connections import SkippedLayer, Target, targets
 
 
 def ends_of(
-    analysis: Analysis, data: Dataset, chosen: Sequence[Target], options: ProfileOptions, progress: Progress
+    analysis: Analysis, data: Dataset, chosen: Sequence[Target], options: probe.ProfileOptions, progress: Progress
 ) -> tuple[Mapping[str, Ends | str], list[str]]:
     """Class profiles of what each target reads and makes, or why there are none; and what to tell the user.
 
@@ -36,15 +34,13 @@ def ends_of(
     free = ", ".join(method.pattern or name for name, method in METHODS.items() if "profiles" not in method.needs)
     readers = {target.name: _read_later(analysis, target.layer) for target in chosen}
     wanted = {target.layer.data_name for target in chosen} | {layer.data_name for layer in readers.values() if layer}
-    known = class_profiles(analysis, data, options, progress, lambda taps: [tap for tap in taps if tap.tensor in wanted], free)
-    classes = known.classes
+    known = profiles.class_profiles(analysis, data, options, progress, lambda taps: [tap for tap in taps if tap.tensor in wanted], free)
     layers = {Site(read.tensor, read.axis): read for read in known.layers}
-    reasons = dict(known.skipped)
-    ends = {target.name: _ends(analysis, target, readers[target.name], layers, reasons, classes) for target in chosen}
+    ends = {target.name: _ends(analysis, target, readers[target.name], layers, known) for target in chosen}
     labels = "the labels of the data" if known.labels == "given" else "the model's own argmax as labels"
     notes = [f"class profiles from {known.samples} samples, with {labels}; {len(known.layers)} probes"]
     if known.missing:
-        notes.append(f"{len(known.missing)} of {classes} labels do not occur in the data")
+        notes.append(f"{len(known.missing)} of {known.classes} labels do not occur in the data")
     return ends, notes
 
 
@@ -58,10 +54,9 @@ def _read_later(analysis: Analysis, layer: Layer) -> Layer | None:
 
 
 def _ends(
-    analysis: Analysis, target: Target, later: Layer | None, layers: Mapping[Site, LayerProfile], reasons: Mapping[str, str],
-    classes: int,
-) -> Ends | str:  # fmt: skip
-    reads = layers.get(target.site)
+    analysis: Analysis, target: Target, later: Layer | None, layers: Mapping[Site, profiles.LayerProfile], known: profiles.Profiles
+) -> Ends | str:
+    reads, reasons, node = layers.get(target.site), dict(known.skipped), target.layer.node
     if reads is None:
         return f"no class profile of what it reads: {reasons.get(target.layer.data_name, 'no layer made it')}"
     near = _profile(reads, reads.filters)
@@ -71,17 +66,13 @@ def _ends(
             return f"no class profile of what it makes: {reasons.get(later.data_name, 'no layer reads it')}"
         order = {int(unit): index for index, unit in enumerate(writes.units)}
         return Ends(near, _profile(writes, np.asarray([order[int(unit)] for unit in target.layer.writes])))
-    shape = analysis.prepared.trace.shapes[target.layer.node.outputs[0]]
-    if len(shape) == 2 and shape[1] == classes and _is_last(analysis, target.layer):
-        return Ends(near, label_profile(target.layer.node.outputs[0], classes))
+    last = max(other.node.index for other in analysis.coupling.layers)
+    if node.index == last and analysis.prepared.trace.shapes[node.outputs[0]][1:] == (known.classes,):
+        return Ends(near, label_profile(node.outputs[0], known.classes))
     return "no single later layer reads all its filters, and they are not the class scores"
 
 
-def _is_last(analysis: Analysis, layer: Layer) -> bool:
-    return max(other.node.index for other in analysis.coupling.layers) == layer.node.index
-
-
-def _profile(known: LayerProfile, rows: IntArray) -> Profile:
+def _profile(known: profiles.LayerProfile, rows: IntArray) -> Profile:
     """Rows of a layer's profile. evidence[f, l] = M_f[l, l] - mean_k M_f[l, k]; activity[f, l] is the mean over positions."""
     means, weights = known.means.astype(np.float64), known.weights.astype(np.float64)
     evidence: FloatArray = (means * (weights - weights.mean(2, keepdims=True))).sum(1)
@@ -96,13 +87,9 @@ RIDGE = 1e-2
 
 
 def kernel_losses(
-    prepared: Prepared,
-    coupling: Coupling,
-    names: Collection[str],
-    batches: Iterable[Mapping[str, Array]],
-    options: RepairOptions,
+    prepared: Prepared, coupling: Coupling, names: Collection[str], batches: Iterable[Mapping[str, Array]], options: RepairOptions,
     advance: Callable[[int], None] = lambda steps: None,
-) -> dict[str, FloatArray]:
+) -> dict[str, FloatArray]:  # fmt: skip
     """Root mean square error of a filter's output without each of its kernels, after the re-fit of the others, (O, I) by name of the node.
 
     Layers whose covariance would not fit into memory, or that have too many groups, are left out.
@@ -111,7 +98,7 @@ def kernel_losses(
         ModelError: the model cannot be run in segments.
     """
     by_layer = {}
-    look = Look(prepared, coupling, lambda layer: layer.node.name in names, options, RIDGE)
+    look = elimination.Look(prepared, coupling, lambda layer: layer.node.name in names, options, RIDGE)
     with closing(look.store):
         for layer, step, blocks in look.observed(batches, advance):
             losses = [block_losses(inputs, inverse) for inputs, inverse in blocks]
@@ -121,7 +108,7 @@ def kernel_losses(
     return by_layer
 
 
-def block_losses(inputs: Inputs, inverse: FloatArray) -> FloatArray:
+def block_losses(inputs: elimination.Inputs, inverse: FloatArray) -> FloatArray:
     """q[o, i] = sqrt(w' [(C + r I)^-1]_ii^-1 w) with w = W[o, i] and the rows and columns ii of channel i, (O, I).
 
     The optimal brain surgeon, a kernel at a time: Hassibi and Stork, NeurIPS 1992; Frantar and Alistarh, NeurIPS 2022.
@@ -150,8 +137,8 @@ class Measured:
 
 
 def look(
-    analysis: Analysis, layers: str | None, data: Dataset | None, options: ProfileOptions | None = None, progress: Progress = silent,
-    losses: bool = False,
+    analysis: Analysis, layers: str | None, data: Dataset | None, options: probe.ProfileOptions | None = None,
+    progress: Progress = silent, losses: bool = False,
 ) -> Measured:  # fmt: skip
     """Find the layers and measure them; class profiles only with ``options`` for them, what kernels are worth only if ``losses``.
     Several dilutions can share the result.
@@ -162,10 +149,7 @@ def look(
     """
     chosen, skipped = targets(analysis.prepared, analysis.coupling, layers)
     rms = _rms(analysis, chosen, data, progress) if data is not None else {}
-    ends: Mapping[str, Ends | str] = {}
-    notes: list[str] = []
-    if options is not None and data is not None:
-        ends, notes = ends_of(analysis, data, chosen, options, progress)
+    ends, notes = ends_of(analysis, data, chosen, options, progress) if options is not None and data is not None else ({}, [])
     worth = losses_of(analysis, chosen, data, progress) if losses and data is not None else {}
     return Measured(tuple(chosen), tuple(skipped), rms, ends, tuple(notes), worth)
 
@@ -182,8 +166,7 @@ def gated(
             refused.append(SkippedLayer(target.name, profiles))
             continue
         least = SNR_LABELS if profiles.to_labels else SNR_FEATURES
-        snr = min(profiles.reads.snr, profiles.writes.snr)
-        if method.gated and snr < least:
+        if method.gated and min(profiles.reads.snr, profiles.writes.snr) < least:
             ends_text = f"{profiles.reads.snr:.2f}" + ("" if profiles.to_labels else f" and {profiles.writes.snr:.2f}")
             reason = f"signal-to-noise of the labels {ends_text}, under {least:g}: {method.name} has no basis there"
             if not force:
@@ -200,17 +183,15 @@ def _rms(analysis: Analysis, chosen: Sequence[Target], data: Dataset, progress: 
     wanted = list(dict.fromkeys(target.site for target in chosen if target.data_axis != 0))
     with progress("calibrating", data.samples) as advance:
         parts = replace(data, batch=batch_size(analysis, data)).batches()
-        moments = calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
+        moments = statistics.calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
     return {site: np.sqrt(moments[site].squares / max(moments[site].count, 1)) for site in wanted}
 
 
 def losses_of(analysis: Analysis, chosen: Sequence[Target], data: Dataset, progress: Progress) -> dict[str, FloatArray]:
     """What each kernel of the targets is worth where the others are re-fitted."""
     with progress("weighing kernels", 0) as advance:
-        options = RepairOptions(rows_per_input=LOSS_ROWS)
-        names = {target.name for target in chosen}
-        feeds = feeds_of(analysis, data)
-        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds, options, advance)
+        names, options = {target.name for target in chosen}, RepairOptions(rows_per_input=LOSS_ROWS)
+        return kernel_losses(analysis.prepared, analysis.coupling, names, feeds_of(analysis, data), options, advance)
 
 
 SNR_FEATURES = 0.8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,7 @@ from ...core.system import log
 from ...core.types import Array, BoolArray, Size
 from ...coupling.analysis import Analysis, DataSource, ModelSource, Progress, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
-from ...cut import cut
-from ...cut.verify import compare
+from ...cut import cut, verify
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
@@ -28,9 +27,7 @@ from ...report.manifest import versions, write_json
 from ...runtime import open_session
 from ...scores.statistics import scales
 from ..sfp.probe import PROBES, ProfileOptions
-from . import METHODS, Ends, KernelView, Method, MethodOptions, find_method
-from .connections import DilutedLayer, SkippedLayer, Target, as_weight, choose, fold_constants, layer_views, unread, zeroed
-from .ends import Measured, gated, look
+from . import METHODS, Method, connections, ends, find_method
 
 METHOD_NAMES = ", ".join(method.pattern or name for name, method in METHODS.items())
 
@@ -45,20 +42,15 @@ class DiluteOptions:
     the rest is re-fitted.
     """
 
-    method: str | None = option(
-        None, f"How connections are chosen: {METHOD_NAMES}.  [default: obs with data, else l1]", CHANNELS, metavar="NAME"
-    )
-    rate: float | None = option(
-        None, "Share of the kernels (weights, blocks) to remove; AFCC and nm set it themselves.", AMOUNT, low=float("-inf")
-    )
-    scope: str = option(
-        "layer", "The same share of every layer, one ranking over all layers, or the same share of every filter.", AMOUNT,
-        choices=("layer", "global", "filter"),
-    )  # fmt: skip
+    method: str | None = option(None, f"How connections are chosen: {METHOD_NAMES}.  [default: obs with data, else l1]", CHANNELS,
+                                metavar="NAME")  # fmt: skip
+    rate: float | None = option(None, "Share of the kernels (weights, blocks) to remove; AFCC and nm set it themselves.", AMOUNT,
+                                low=float("-inf"))  # fmt: skip
+    scope: str = option("layer", "The same share of every layer, one ranking over all layers, or the same share of every filter.", AMOUNT,
+                        choices=("layer", "global", "filter"))  # fmt: skip
     layers: str | None = option(None, "Layers (node or weight names) to dilute.  [default: all]", CHANNELS, metavar="REGEX")
-    refit: bool | None = option(
-        None, "Re-fit the remaining weights by least squares.  [default: with data]", REPAIR, flag="refit/--no-refit"
-    )
+    refit: bool | None = option(None, "Re-fit the remaining weights by least squares.  [default: with data]", REPAIR,
+                                flag="refit/--no-refit")  # fmt: skip
     force: bool = option(False, "Dilute layers by labels even where these carry too little signal.", CHANNELS)
     seed: int = 0
     probe: str = option("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES), advanced=True)
@@ -74,8 +66,8 @@ class Diluted:
     model: graph.Model
     original: graph.Model
     options: DiluteOptions
-    layers: tuple[DilutedLayer, ...]
-    skipped: tuple[SkippedLayer, ...]
+    layers: tuple[connections.DilutedLayer, ...]
+    skipped: tuple[connections.SkippedLayer, ...]
     notes: tuple[str, ...]
     cut: int
     checks: Mapping[str, float]
@@ -98,21 +90,14 @@ def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool 
     """Everything needed to check or repeat a dilution, as plain data for JSON. ``output``: where it is (to be) saved, ``sparse`` or not."""
     digest, size = fingerprint(result.model, output, sparse=sparse) if output else (None, full_size(result.model))
     return {
-        "format": "sfp_onnx dilution manifest",
-        "version": 1,
-        "versions": versions(),
+        "format": "sfp_onnx dilution manifest", "version": 1, "versions": versions(),
         "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": file_bytes(result.original)},
         "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
-        "options": asdict(result.options),
-        "data": dict(result.data) or None,
-        "before": asdict(result.before),
-        "after": asdict(result.after),
-        "removed_channels": result.cut,
-        "checks": dict(result.checks),
-        "layers": [asdict(item) for item in result.layers],
-        "skipped": [asdict(item) for item in result.skipped],
-        "notes": list(result.notes),
-    }
+        "options": asdict(result.options), "data": dict(result.data) or None,
+        "before": asdict(result.before), "after": asdict(result.after), "removed_channels": result.cut, "checks": dict(result.checks),
+        "layers": [asdict(item) for item in result.layers], "skipped": [asdict(item) for item in result.skipped],
+        "notes": list(result.notes), "evaluation": [asdict(one) for one in result.evaluation] or None,
+    }  # fmt: skip
 
 
 # ---- after the dilution ----------------------------------------------------------------------------------------------
@@ -120,13 +105,10 @@ def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool 
 
 def batches(analysis: Analysis, data: Dataset | None) -> dict[str, Mapping[str, Array]]:
     """A few inputs to check on: random ones, and calibration data."""
-    feeds = analysis.prepared.feeds
-    feeds_by_name: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), feeds, seed=1)}
-    if data is not None:
-        first = next(iter(data.batches()), None)
-        if first is not None:
-            feeds_by_name["calibration"] = first[0]
-    return feeds_by_name
+    feeds: dict[str, Mapping[str, Array]] = {"random": random_feeds(graph.inputs(analysis.model), analysis.prepared.feeds, seed=1)}
+    if data is not None and (first := next(iter(data.batches()), None)):
+        feeds["calibration"] = first[0]
+    return feeds
 
 
 def check(model: graph.Model, masks: Mapping[str, BoolArray], feeds: Mapping[str, Mapping[str, Array]]) -> None:
@@ -146,67 +128,38 @@ def check(model: graph.Model, masks: Mapping[str, BoolArray], feeds: Mapping[str
                 raise VerificationError(f"{model.name}: output '{port.name}' of the diluted model is not finite on {kind} input")
 
 
-def finished(result: Diluted, data: Dataset | None, progress: Progress) -> Diluted:
-    """Remove dead channels."""
-    with progress("removing dead channels", 1) as advance:
-        result = _without_dead(result, data)
-        advance(1)
-    graph.check(result.model)
-    return replace(result, after=inspect(result.model, data=data).size())
-
-
-def _same(before: graph.Model, after: graph.Model, feeds: Mapping[str, Mapping[str, Array]]) -> float:
-    """Largest relative difference between two models that must be equal.
-
-    Raises:
-        VerificationError: they are not.
-    """
-    return max(compare(before, after, graph.tensor_types(before), [], feeds).errors.values(), default=0.0)
-
-
-def _without_dead(result: Diluted, data: Dataset | None) -> Diluted:
+def without_dead(result: Diluted, data: Dataset | None) -> Diluted:
     """Fold constant channels, then cut what nobody reads, until nothing is left to do."""
-    model, notes, left, units = result.model, list(result.notes), 0, 0
-    zero = folded = 0
-    checks = dict(result.checks)
+    model, notes, checks = result.model, list(result.notes), dict(result.checks)
+    left = units = zero = folded = 0
     while True:
         analysis = inspect(model, data=data)
         feeds = batches(analysis, data)
-        known = fold_constants(analysis.prepared.model, analysis.prepared, analysis.coupling, list(feeds.values()))
-        dead = unread(known.model, analysis.coupling)
+        known = connections.fold_constants(analysis.prepared.model, analysis.prepared, analysis.coupling, list(feeds.values()))
+        dead = connections.unread(known.model, analysis.coupling)
         if not dead.any():
             left = known.left
             break
         try:
             smaller = cut(replace(analysis.prepared, model=known.model), analysis.coupling, dead)
-            error = _same(model, smaller, feeds)
+            error = max(verify.compare(model, smaller, graph.tensor_types(model), [], feeds).errors.values(), default=0.0)
         except (VerificationError, ModelError):
             notes.append(f"{int(dead.sum())} channels without connections were left: the model would not stay the same without them")
             break
-        model, units = smaller, units + int(dead.sum())
-        zero, folded = zero + known.zero, folded + known.folded
+        model, units, zero, folded = smaller, units + int(dead.sum()), zero + known.zero, folded + known.folded
         checks["dead channels"] = max(checks.get("dead channels", 0.0), error)
     if units:
         notes.append(f"{units} channels without connections were removed ({zero} of them constant at zero, {folded} folded into biases)")
     if left:
         notes.append(f"{left} constant channels were left: a padded convolution, or a layer without a bias of its own, reads them")
-    return replace(result, model=model, cut=units, checks=checks, notes=tuple(notes))
+    return replace(result, model=model, cut=units, checks=checks, notes=tuple(notes), after=analysis.size())
 
 
 def dilute(
-    source: ModelSource | Analysis,
-    options: DiluteOptions,
-    data: DataSource | None = None,
-    progress: Progress = silent,
-    measured: Measured | None = None,
-    *,
-    test_data: DataSource | None = None,
-    data_options: DataOptions = DataOptions(),
-    inspect_options: InspectOptions = InspectOptions(),
-    output: Path | None = None,
-    manifest: Path | None = None,
-    sparse: bool = False,
-) -> Diluted:
+    source: ModelSource | Analysis, options: DiluteOptions, data: DataSource | None = None, progress: Progress = silent,
+    measured: ends.Measured | None = None, *, test_data: DataSource | None = None, data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, manifest: Path | None = None, sparse: bool = False,
+) -> Diluted:  # fmt: skip
     """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any; then measure and write
     what is asked for.
 
@@ -231,7 +184,7 @@ def dilute(
     if inputs.test_data is not None:
         first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress)
         result = replace(result, evaluation=(first, replace(last, model=str(output or last.model))))
-    recorded = {**dilution_manifest(result, output, sparse), "evaluation": [asdict(one) for one in result.evaluation] or None}
+    recorded = dilution_manifest(result, output, sparse)
     with together():
         if output is not None:
             result.save(output, sparse=sparse)
@@ -240,35 +193,38 @@ def dilute(
     return replace(result, manifest=recorded)
 
 
-def _diluted(analysis: Analysis, options: DiluteOptions, data: Dataset | None, progress: Progress, measured: Measured | None) -> Diluted:
-    method, _ = check_dilution(options, data is not None)
+def _diluted(
+    analysis: Analysis, options: DiluteOptions, data: Dataset | None, progress: Progress, measured: ends.Measured | None
+) -> Diluted:
+    needs = check_dilution(options, data is not None).needs
     if measured is None:
-        wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in method.needs else None
-        measured = look(analysis, options.layers, data, wanted, progress, "losses" in method.needs)
+        wanted = ProfileOptions(options.probe, options.pool, seed=options.seed) if "profiles" in needs else None
+        measured = ends.look(analysis, options.layers, data, wanted, progress, "losses" in needs)
     masked = choose_masks(analysis, measured, options)
-    notes = list(masked.notes)
-    diluted = zeroed(analysis.prepared.model, masked.masks)
+    diluted, notes = connections.zeroed(analysis.prepared.model, masked.masks), masked.notes
     if data is not None and options.refit is not False:
         diluted, words = refitted(analysis, diluted, masked.masks, data, replace(options.repair, seed=options.seed), progress)
-        notes += words
+        notes += (words,)
     check(diluted, masked.masks, batches(analysis, data))
-    result = Diluted(
-        diluted, analysis.model, options, masked.figures, masked.skipped, tuple(notes), 0, {}, analysis.size(), analysis.size(),
-        describe(data) if data else {},
-    )  # fmt: skip
-    return finished(result, data, progress)
+    size, told = analysis.size(), describe(data) if data else {}
+    result = Diluted(diluted, analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told)
+    with progress("removing dead channels", 1) as advance:
+        result = without_dead(result, data)
+        advance(1)
+    graph.check(result.model)
+    return result
 
 
 class Masked(NamedTuple):
     """Masks by name of the weight, in its layout (True: may be other than zero); what they remove; skipped layers; notes."""
 
     masks: dict[str, BoolArray]
-    figures: tuple[DilutedLayer, ...]
-    skipped: tuple[SkippedLayer, ...]
+    figures: tuple[connections.DilutedLayer, ...]
+    skipped: tuple[connections.SkippedLayer, ...]
     notes: tuple[str, ...]
 
 
-def choose_masks(analysis: Analysis, measured: Measured, options: DiluteOptions) -> Masked:
+def choose_masks(analysis: Analysis, measured: ends.Measured, options: DiluteOptions) -> Masked:
     """What a method removes from the layers that it suits.
 
     Raises:
@@ -276,53 +232,28 @@ def choose_masks(analysis: Analysis, measured: Measured, options: DiluteOptions)
         TargetError: the method suits no layer.
     """
     method, given = find_method(options.method or default_method(True), options.seed)
-    suited, skipped, notes = _suited(measured, method, given, options)
-    masks, figures = _chosen(analysis, suited, measured, method, given, options)
-    return Masked(masks, figures, tuple(skipped), tuple(notes))
-
-
-def _suited(
-    measured: Measured, method: Method, given: MethodOptions, options: DiluteOptions
-) -> tuple[list[Target], list[SkippedLayer], list[str]]:
-    """The layers that the method suits, the others with reasons, and notes.
-
-    Raises:
-        TargetError: it suits none.
-    """
     suited, skipped, notes = list(measured.targets), list(measured.skipped), list[str]()
     if method.tile(given).whole:
         deep = "depthwise: a kernel is a channel there, which `prune` removes"
-        skipped += [SkippedLayer(target.name, deep) for target in suited if target.channelwise]
+        skipped += [connections.SkippedLayer(target.name, deep) for target in suited if target.channelwise]
         suited = [target for target in suited if not target.channelwise]
     if "profiles" in method.needs:
-        notes += measured.notes
-        suited, refused, warned = gated(suited, measured.ends, method, options.force)
-        skipped, notes = skipped + refused, notes + warned
+        suited, refused, warned = ends.gated(suited, measured.ends, method, options.force)
+        skipped, notes = skipped + refused, [*measured.notes, *warned]
     if not suited:
         raise TargetError("nothing was diluted. " + " ".join(f"'{item.layer}': {item.reason}." for item in skipped[:5]))
     if method.fixed and options.rate is not None:
         sets = "the labels set" if "profiles" in method.needs else "the pattern sets"
         notes.append(f"--rate {options.rate:g} is ignored: with {options.method} {sets} the rate")
-    return suited, skipped, notes
-
-
-def _chosen(
-    analysis: Analysis, suited: Sequence[Target], measured: Measured, method: Method, given: MethodOptions, options: DiluteOptions
-) -> tuple[dict[str, BoolArray], tuple[DilutedLayer, ...]]:
-    """Masks by name of the weight, in its layout, and what they remove."""
-    model = analysis.prepared.model
-    factors = scales(analysis.prepared.index, analysis.coupling)
-
-    def views() -> Iterator[KernelView]:
-        for view in layer_views(model, suited, factors, measured.rms):
-            known, worth = measured.ends.get(view.layer), measured.losses.get(view.layer)
-            fits = worth is not None and worth.shape == view.channel.shape
-            yield replace(view, ends=known if isinstance(known, Ends) else None, losses=worth if fits else None)
-
-    chosen = choose(views, {target.name: target.weight for target in suited}, method, given, options.rate or 0.0, options.scope)
-    held = graph.initializers(model)
-    masks = {target.weight: as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in zip(suited, chosen, strict=True)}
-    return masks, tuple(item.figures for item in chosen)
+    model, factors = analysis.prepared.model, scales(analysis.prepared.index, analysis.coupling)
+    weights, held = {target.name: target.weight for target in suited}, graph.initializers(model)
+    chosen = connections.choose(
+        lambda: connections.layer_views(model, suited, factors, measured.rms, measured.ends, measured.losses),
+        weights, method, given, options.rate or 0.0, options.scope,
+    )  # fmt: skip
+    pairs = zip(suited, chosen, strict=True)
+    masks = {target.weight: connections.as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in pairs}
+    return Masked(masks, tuple(item.figures for item in chosen), tuple(skipped), tuple(notes))
 
 
 def default_method(with_data: bool) -> str:
@@ -330,13 +261,13 @@ def default_method(with_data: bool) -> str:
     return "obs" if with_data else "l1"
 
 
-def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, MethodOptions]:
+def check_dilution(options: DiluteOptions, with_data: bool) -> Method:
     """The method, after a check of the options that needs no model.
 
     Raises:
         OptionError, DataError: as `dilute`.
     """
-    method, given = find_method(options.method or default_method(True), options.seed)
+    method, _ = find_method(options.method or default_method(True))
     if options.rate is None and not method.fixed:
         raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
     if options.rate is not None and not 0 <= options.rate < 1:
@@ -348,20 +279,18 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> tuple[Method, Met
         raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")
     if options.refit and not with_data:
         raise DataError("--refit needs calibration data: give --data")
-    return method, given
+    return method
 
 
 def refitted(
     analysis: Analysis, diluted: graph.Model, masks: Mapping[str, BoolArray], data: Dataset, options: RepairOptions, progress: Progress
-) -> tuple[graph.Model, list[str]]:
+) -> tuple[graph.Model, str]:
     """The diluted model with what remains re-fitted, layer by layer, so that it answers like the original; and what was done.
 
     The one place that calls the repair. Layers behind a diluted one are re-fitted, too: their input has changed.
     """
-    feeds = feeds_of(analysis, data)
-    none = np.zeros(analysis.coupling.units, bool)
+    feeds, none = feeds_of(analysis, data), np.zeros(analysis.coupling.units, bool)
     with progress("re-fitting", 0) as advance:
         model, fits = repair(analysis.prepared, analysis.coupling, none, diluted, feeds, options, masks, advance)
-    counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
-    words = f"re-fit on {data.samples} samples: weights of {counts[0]} layers, the bias alone of {counts[1]}; {counts[2]} unchanged"
-    return model, [words]
+    weights, bias, unchanged = (sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged"))
+    return model, f"re-fit on {data.samples} samples: weights of {weights} layers, the bias alone of {bias}; {unchanged} unchanged"

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...core.errors import SfpError
 from ...core.types import Array, FloatArray
-from ...report import PLUGIN_SECTIONS
+from ...report import PLUGIN_SECTIONS, Section, heat_map, short_names
 from ...scores.registry import Scored, Setting, prepared
 from ...scores.weights import per_unit, relative
 from .probe import ProfileOptions
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from ...coupling.analysis import Analysis, Progress
     from ...data.dataset import Dataset
     from ...planning.search import Candidates
-    from ...report import Section
-    from .profiles import LayerProfile, Profiles, Tap
+    from .profiles import LayerProfile, Profiles
 
 SOURCE = "Tzach et al., Phys. Rev. E 111, 065307 (2025)"
 MATRIX_BYTES = 2**30
@@ -146,10 +145,9 @@ class ProfileDetails:
         """A table of the layers."""
         from ...report.text import table
 
-        rows, known = [], self.profiles
-        for layer in known.layers:
-            figures = [format(layer.statistics[key], style) for key, style in COLUMNS.items()]
-            rows.append([layer.layer, str(len(layer.units)), *figures])
+        known, figures = self.profiles, [layer.statistics for layer in self.profiles.layers]
+        rows = [[format(values[key], style) for key, style in COLUMNS.items()] for values in figures]
+        rows = [[layer.layer, str(len(layer.units)), *row] for layer, row in zip(known.layers, rows, strict=True)]
         header = ["layer", "filters", "probe acc.", "cluster size", "clusters/filter", "noise", "SNR", "no cluster"]
         where = f"{known.held_out} held-out samples" if known.held_out else "the training samples (too few to hold out)"
         last = f"{known.samples} samples, {known.classes} labels ({known.labels}); probe accuracy on {where}"
@@ -157,7 +155,7 @@ class ProfileDetails:
 
     def brief(self) -> Examples:
         """A filter of a layer early, in the middle and last: the profiles themselves may take gigabytes."""
-        return Examples.of(_three([layer for layer in self.profiles.layers if len(layer.units)]))
+        return Examples(map(FilterExample.best, _three([layer for layer in self.profiles.layers if len(layer.units)])))
 
     def arrays(self) -> Iterable[tuple[str, Array]]:
         """What `score --save` writes: ``layer_names``, ``tensors``, ``probe_accuracy``, and per layer i ``i/units``, ``i/matrices``
@@ -176,14 +174,8 @@ class ProfileDetails:
 
 def _layer_arrays(layer: LayerProfile, whole: bool) -> Iterable[tuple[str, Array]]:
     clusters = [(index, cluster) for index, every in enumerate(layer.clusters) for cluster in every]
-    yield "units", layer.units
-    yield "filters", layer.filters
-    if whole:
-        yield "matrices", layer.matrices
-    yield "means", layer.means
-    yield "weights", layer.weights
-    yield "label_sets", layer.label_sets
-    yield "noise", layer.noise
+    names = ("units", "filters", *(["matrices"] if whole else []), "means", "weights", "label_sets", "noise")
+    yield from ((name, getattr(layer, name)) for name in names)
     yield "cluster_filter", np.array([index for index, _ in clusters], np.int64)
     yield "cluster_offsets", np.cumsum([0, *(len(cluster) for _, cluster in clusters)])
     yield "cluster_labels", np.array([label for _, cluster in clusters for label in cluster], np.int64)
@@ -206,21 +198,15 @@ class FilterExample:
     matrix: FloatArray
     clusters: tuple[tuple[int, ...], ...]
 
-
-@dataclass(frozen=True)
-class Examples:
-    """A few filters that show what class profiles say."""
-
-    filters: tuple[FilterExample, ...]
-
     @classmethod
-    def of(cls, layers: Sequence[LayerProfile]) -> Examples:
-        """Of each layer the filter with the most ones inside its clusters and the fewest outside."""
-        filters = []
-        for layer in layers:
-            best = int(np.argmax(layer.signal - layer.noise))
-            filters.append(FilterExample(layer.layer, best, layer.accuracy, layer.matrix(best), layer.clusters[best]))
-        return cls(tuple(filters))
+    def best(cls, layer: LayerProfile) -> FilterExample:
+        """The filter of a layer with the most ones inside its clusters and the fewest outside."""
+        best = int(np.argmax(layer.signal - layer.noise))
+        return cls(layer.layer, best, layer.accuracy, layer.matrix(best), layer.clusters[best])
+
+
+class Examples(tuple[FilterExample, ...]):
+    """A few filters that show what class profiles say."""
 
 
 def _three(items: Sequence[T]) -> list[T]:
@@ -228,39 +214,34 @@ def _three(items: Sequence[T]) -> list[T]:
     return [items[index] for index in sorted({min(int(len(items) * place), len(items) - 1) for place in PLACES})] if items else []
 
 
-def few_examples(analysis: Analysis, data: Dataset | None, seed: int = 0, progress: Progress | None = None) -> tuple[FilterExample, ...]:
+def few_examples(analysis: Analysis, data: Dataset | None, progress: Progress | None = None) -> Examples:
     """The same from profiles of a layer early, one in the middle and the last alone, on at most `SAMPLES` samples; none where there is no
     classifier or no data."""
     from ...coupling.analysis import silent
     from .profiles import class_profiles
 
     if data is None:
-        return ()
+        return Examples()
     if data.samples > SAMPLES:
-        data = data.part(np.sort(np.random.default_rng(seed).choice(data.samples, SAMPLES, replace=False)))
-    three: Callable[[list[Tap]], list[Tap]] = _three
+        data = data.part(np.sort(np.random.default_rng(0).choice(data.samples, SAMPLES, replace=False)))
     try:
-        layers = class_profiles(analysis, data, ProfileOptions(seed=seed), progress or silent, three).layers
+        layers = class_profiles(analysis, data, ProfileOptions(), progress or silent, _three).layers
     except SfpError:
-        return ()  # a report can do without
-    return Examples.of([layer for layer in layers if len(layer.units)]).filters
+        return Examples()  # a report can do without
+    return Examples(FilterExample.best(layer) for layer in layers if len(layer.units))
 
 
 def _section(scored: Candidates, data: Dataset | None, progress: Progress) -> list[Section]:
     """What single filters recognise, for the report."""
-    from ...report import Section, heat_map, short_names
-
-    known = scored.details
     charts = []
-    for example in known.filters if isinstance(known, Examples) else few_examples(scored.analysis, data, progress=progress):
+    for example in scored.details if isinstance(scored.details, Examples) else few_examples(scored.analysis, data, progress):
         told = f"{len(example.clusters)} clusters" if len(example.clusters) != 1 else "one cluster"
         title = f"{short_names([example.layer])[0]}, filter {example.filter}: {told}; probe accuracy of the layer {example.accuracy:.1%}"
         charts.append(heat_map(title, example.matrix, example.clusters))
-    words = (
-        "Single filter performance (Tzach et al., Phys. Rev. E 111, 065307): how strongly one filter speaks for each output (columns) on "
-        "samples of each label (rows). Red: for it, blue: against it. Framed: clusters of labels that the filter recognises together.",
-    )
-    return [Section("What single filters recognise", words, tuple(charts))] if charts else []
+    words = ("Single filter performance (Tzach et al., Phys. Rev. E 111, 065307): how strongly one filter speaks for each output (columns) "
+             "on samples of each label (rows). Red: for it, blue: against it. Framed: clusters of labels that the filter recognises "
+             "together.")  # fmt: skip
+    return [Section("What single filters recognise", (words,), tuple(charts))] if charts else []
 
 
 PLUGIN_SECTIONS.append(_section)

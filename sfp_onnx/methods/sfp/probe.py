@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ BATCH, EPOCHS, RATE, DECAY_PER_EPOCH, MOMENTUM, WEIGHT_DECAY = 100, 12, 0.01, 0.
 HELD_OUT = 5  # one sample in so many measures the probes and does not train them
 BLOCK_BYTES = 64 * 2**20
 Clusters = tuple[tuple[int, ...], ...]
-Weights = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def held_out_rows(keys: IntArray, enough: int) -> tuple[IntArray, IntArray]:
 # ---- probes ----------------------------------------------------------------------------------------------------------
 
 
-def softmax_sgd(data: Samples, classes: int, seed: int = 0) -> Weights:
+def softmax_sgd(data: Samples, classes: int, seed: int = 0) -> Floats:
     """Weights (D, L) of a linear layer without bias, trained by stochastic gradient descent on the cross-entropy.
 
     With p = softmax(x W) of a batch of B samples and y the one-hot labels, in every step:
@@ -112,49 +112,38 @@ def softmax_sgd(data: Samples, classes: int, seed: int = 0) -> Weights:
         rate = np.float32(RATE * DECAY_PER_EPOCH**epoch)
         shuffled = Samples(data.features, data.labels, random.permutation(data.rows))
         for x, y in shuffled.blocks(BATCH):
-            slope = softmax(x @ weights)
+            logits = x @ weights
+            powers = np.exp(logits - logits.max(1, keepdims=True))
+            slope = powers / powers.sum(1, keepdims=True)
             slope[np.arange(len(y)), y] -= 1
-            velocity *= np.float32(MOMENTUM)
-            velocity += x.T @ (slope / np.float32(len(y)))
-            velocity += np.float32(WEIGHT_DECAY) * weights
+            velocity = np.float32(MOMENTUM) * velocity + x.T @ (slope / np.float32(len(y))) + np.float32(WEIGHT_DECAY) * weights
             weights -= rate * velocity
     return weights
 
 
-def ridge(data: Samples, classes: int, strength: float = 1.0) -> Weights:
+def ridge(data: Samples, classes: int, strength: float = 1.0) -> Floats:
     """Weights (D, L) in closed form: W = (X^T X + lambda I)^-1 X^T Y, lambda = ``strength`` x mean diagonal of X^T X.
 
     Y is one-hot minus 1/L, so that the fields of all labels add up to zero, as those of the softmax probe do. Sums in float64. With
     fewer samples than features the equal dual form W = X^T (X X^T + lambda I)^-1 Y takes the smaller matrix.
     """
     count, width = len(data.rows), data.features.shape[1]
+    targets = np.eye(classes) - 1 / classes
     if count < width:
         x = data.features[data.rows].astype(np.float64)
-        y = _targets(data.labels[data.rows], classes)
-        gram = x @ x.T
-        gram[np.diag_indices(count)] += strength * _positive(np.trace(gram) / width)
-        dual: Weights = (x.T @ np.linalg.solve(gram, y)).astype(np.float32)
-        return dual
-    gram, moment = np.zeros((width, width)), np.zeros((width, classes))
-    for block, labels in data.blocks():
-        x = block.astype(np.float64)
-        gram += x.T @ x
-        moment += x.T @ _targets(labels, classes)
-    gram[np.diag_indices(width)] += strength * _positive(np.trace(gram) / width)
-    solved: Weights = np.linalg.solve(gram, moment).astype(np.float32)
-    return solved
+        gram, moment = x @ x.T, targets[data.labels[data.rows]]
+    else:
+        gram, moment = np.zeros((width, width)), np.zeros((width, classes))
+        for block, labels in data.blocks():
+            x = block.astype(np.float64)
+            gram += x.T @ x
+            moment += x.T @ targets[labels]
+    gram[np.diag_indices(len(gram))] += strength * (float(np.trace(gram) / width) or 1.0)  # features that are all zero get zero weights
+    solved = np.linalg.solve(gram, moment)
+    return np.asarray(x.T @ solved if count < width else solved, np.float32)
 
 
-def _targets(labels: IntArray, classes: int) -> FloatArray:
-    return np.eye(classes)[labels] - 1 / classes
-
-
-def _positive(total: float) -> float:
-    """Features that are zero throughout get zero weights, not a division by zero."""
-    return float(total) or 1.0
-
-
-PROBES: dict[str, Callable[[Samples, int, int], Weights]] = {"sgd": softmax_sgd, "ridge": lambda data, classes, seed: ridge(data, classes)}
+PROBES: dict[str, Callable[[Samples, int, int], Floats]] = {"sgd": softmax_sgd, "ridge": lambda data, classes, seed: ridge(data, classes)}
 
 
 @dataclass(frozen=True)
@@ -179,24 +168,16 @@ class ProfileOptions:
             raise OptionError(f"pool={self.pool}: expected at least 1")
 
 
-def softmax(logits: Array) -> Array:
-    """Row by row; the type of the input is kept."""
-    powers: Array = np.exp(logits - logits.max(-1, keepdims=True))
-    powers /= powers.sum(-1, keepdims=True)
-    return powers
-
-
-def accuracy(data: Samples, weights: Weights) -> float:
+def accuracy(data: Samples, weights: Floats) -> float:
     """Share of samples whose largest output is their label."""
     right = sum(int(((x @ weights).argmax(1) == y).sum()) for x, y in data.blocks())
     return right / max(1, len(data.rows))
 
 
-def loss_ratios(data: Samples, weights: Weights, filters: IntArray) -> FloatArray:
+def loss_ratios(data: Samples, weights: Floats, filters: IntArray) -> FloatArray:
     """exp(mean over samples of (cross-entropy without filter f - cross-entropy)), (F,): over 1 if the probe needs the filter."""
-    count = int(filters.max(initial=-1)) + 1
-    columns_of = [np.flatnonzero(filters == index) for index in range(count)]
-    total = np.zeros(count)
+    columns_of = [np.flatnonzero(filters == index) for index in range(int(filters.max(initial=-1)) + 1)]
+    total = np.zeros(len(columns_of))
     for x, y in data.blocks(max(1, min(BATCH, len(data.rows)))):
         logits = (x @ weights).astype(np.float64)
         base = _cross_entropy(logits, y)
@@ -207,35 +188,32 @@ def loss_ratios(data: Samples, weights: Weights, filters: IntArray) -> FloatArra
 
 def _cross_entropy(logits: FloatArray, labels: IntArray) -> FloatArray:
     top = logits.max(1)
-    losses: FloatArray = np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[np.arange(len(labels)), labels]
-    return losses
+    return np.asarray(np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[np.arange(len(labels)), labels])
 
 
 # ---- fields and clusters ---------------------------------------------------------------------------------------------
 
 
-def by_filter(columns: Array, filters: IntArray) -> NDArray[np.float32]:
+def by_filter(columns: Array, filters: IntArray) -> Floats:
     """(D, L) values per feature as (F, P, L) values per filter and position; filters with fewer positions are padded with zeros."""
     order = np.argsort(filters, kind="stable")
     counts = np.bincount(filters)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    position = np.arange(len(order)) - np.repeat(starts, counts)
+    position = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     values = np.zeros((len(counts), int(counts.max(initial=0)), columns.shape[1]), np.float32)
     values[filters[order], position] = columns[order]
     return values
 
 
 def fields(means: Array, weights: Array) -> FloatArray:
-    """M_f[l, k] = sum_pos W[f, pos, k] mean over samples x of label l of a_f,pos(x), (F, L, L), from means and weights (F, P, L)."""
-    matrices: FloatArray = means.astype(np.float64).swapaxes(1, 2) @ weights.astype(np.float64)
-    return matrices
+    """M_f[l, k] = sum_pos W[f, pos, k] mean over samples x of label l of a_f,pos(x), in float64: (F, L, L) from means and weights (F, P, L)
+    of all filters, or (L, L) from those of one."""
+    return np.asarray(means.astype(np.float64).swapaxes(-1, -2) @ weights.astype(np.float64))
 
 
 def thresholded(field: FloatArray, threshold: float = THRESHOLD) -> BoolArray:
     """M_f / max M_f >= threshold (without the division where the maximum is not positive)."""
     top = field.max()
-    binary: BoolArray = (field / top if top > 0 else field) >= threshold
-    return binary
+    return np.asarray((field / top if top > 0 else field) >= threshold)
 
 
 def clusters(binary: BoolArray) -> Clusters:
@@ -256,8 +234,7 @@ def clusters(binary: BoolArray) -> Clusters:
     return tuple(grouped)
 
 
-@dataclass(frozen=True)
-class LabelSets:
+class LabelSets(NamedTuple):
     """Clusters of each filter, their union (F, L), and the ones outside of them (F,)."""
 
     clusters: tuple[Clusters, ...]
@@ -269,15 +246,9 @@ def label_sets(means: Array, weights: Array, threshold: float = THRESHOLD) -> La
     """Clusters of all filters, from class means and probe weights (F, P, L); one matrix at a time."""
     every, sets, noise = [], np.zeros((means.shape[0], means.shape[2]), bool), np.zeros(means.shape[0], np.int64)
     for index in range(len(means)):
-        binary = thresholded(fields(means[index : index + 1], weights[index : index + 1])[0], threshold)
+        binary = thresholded(fields(means[index], weights[index]), threshold)
         grouped = clusters(binary)
         every.append(grouped)
         sets[index, [label for cluster in grouped for label in cluster]] = True
         noise[index] = int(binary.sum()) - sum(len(cluster) ** 2 for cluster in grouped)
     return LabelSets(tuple(every), sets, noise)
-
-
-def jaccard(first: BoolArray, second: BoolArray) -> float:
-    """Mean over filters of |A and B| / |A or B| of two label sets (F, L); two empty sets agree fully."""
-    union = (first | second).sum(1)
-    return float(np.where(union > 0, (first & second).sum(1) / np.maximum(union, 1), 1.0).mean())

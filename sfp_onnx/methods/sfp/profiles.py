@@ -6,23 +6,20 @@ train the probes go to an unnamed temporary file of at most `FEATURE_BYTES`, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, prod
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...core.errors import DataError, ModelError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray
 from ...coupling.analysis import Analysis, Progress, pass_batches, silent
 from ...data.dataset import Dataset
-from ...graph import Model, Prepared, outputs
-from ...graph.edit import Editor
+from ...graph import Model, Prepared, edit, outputs
 from ...runtime import Batches, observe
 from ...scores.registry import SCORES, OfGroups
-from .probe import PROBES, ProfileOptions, Samples, Store, accuracy, by_filter, held_out_rows, label_sets, loss_ratios, room
+from .probe import PROBES, Floats, ProfileOptions, Samples, Store, accuracy, by_filter, fields, held_out_rows, label_sets, loss_ratios, room
 
 FEATURE_BYTES = 4 * 2**30
 FEW = 10  # with fewer samples per label than this none is held out
@@ -54,8 +51,8 @@ class LayerProfile:
     axis: int
     filters: IntArray
     units: IntArray
-    means: NDArray[np.float32]
-    weights: NDArray[np.float32]
+    means: Floats
+    weights: Floats
     clusters: tuple[tuple[tuple[int, ...], ...], ...]
     label_sets: BoolArray
     noise: IntArray
@@ -64,11 +61,10 @@ class LayerProfile:
 
     def matrix(self, index: int) -> FloatArray:
         """M_f[l, k] = sum_pos mean_l[f, pos] W[f, pos, k], (L, L) in float64: the field of output k on samples of label l."""
-        field: FloatArray = self.means[index].astype(np.float64).T @ self.weights[index].astype(np.float64)
-        return field
+        return fields(self.means[index], self.weights[index])
 
     @property
-    def matrices(self) -> NDArray[np.float32]:
+    def matrices(self) -> Floats:
         """(F, L, L): `matrix` of every filter."""
         shape = (len(self.units), self.label_sets.shape[1], self.label_sets.shape[1])
         return np.stack([self.matrix(index) for index in range(shape[0])]).astype(np.float32).reshape(shape)
@@ -86,15 +82,11 @@ class LayerProfile:
         counts = np.array([len(clusters) for clusters in self.clusters])
         inside, outside = int(self.signal.sum()), int(self.noise.sum())
         return {
-            "probe_accuracy": self.accuracy,
-            "cluster_size": float(np.mean(sizes)) if sizes else 0.0,
-            "clusters_per_filter": float(counts.mean()),
-            "labels_per_filter": float(self.label_sets.sum(1).mean()),
-            "one_cluster": float((counts == 1).mean()),
-            "noise": float(self.noise[counts > 0].mean()) if sizes else 0.0,
-            "snr": inside / outside if outside else float("inf") if inside else 0.0,
-            "no_cluster": float((counts == 0).mean()),
-        }
+            "probe_accuracy": self.accuracy, "cluster_size": float(np.mean(sizes)) if sizes else 0.0,
+            "clusters_per_filter": float(counts.mean()), "labels_per_filter": float(self.label_sets.sum(1).mean()),
+            "one_cluster": float((counts == 1).mean()), "noise": float(self.noise[counts > 0].mean()) if sizes else 0.0,
+            "snr": inside / outside if outside else float("inf") if inside else 0.0, "no_cluster": float((counts == 0).mean()),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,23 +143,22 @@ def taps(analysis: Analysis, pool: int) -> tuple[list[Tap], list[tuple[str, str]
     """
     prepared, coupling = analysis.prepared, analysis.coupling
     made_by = _makers(prepared, coupling)
-    tapped: dict[tuple[str, int], Tap] = {}
-    skipped: dict[str, str] = {}
+    tapped, skipped = dict[tuple[str, int], Tap](), dict[str, str]()
     for layer in coupling.layers:
         name, axis = layer.data_name, layer.data_axis
         shape = prepared.trace.shapes[name]
         if name not in made_by or (name, axis) in tapped:
             continue
-        reason = _unfit(shape, axis, analysis.samples, np.dtype(prepared.types.get(name) or np.float32).kind)
-        if reason:
+        if reason := _unfit(shape, axis, analysis.samples, np.dtype(prepared.types.get(name) or np.float32).kind):
             skipped[name] = reason
             continue
         units = layer.source if len(layer.source) == shape[axis] else np.full(shape[axis], -1, np.int64)
         filters = _merged(units) if len(shape) == 2 else np.arange(len(units))
         sizes = tuple(size for other, size in enumerate(shape) if other not in (0, axis))
-        kernel = tuple(ceil(size / pool) for size in sizes)
-        positions = prod(ceil(size / step) for size, step in zip(sizes, kernel, strict=True))
-        tapped[name, axis] = Tap(made_by[name], name, axis, _first_of(units, filters), filters, sizes, kernel, positions)
+        kernel = tuple(-(-size // pool) for size in sizes)
+        positions = int(np.prod([-(-size // step) for size, step in zip(sizes, kernel, strict=True)], dtype=np.int64))
+        first_of = np.unique(filters, return_index=True)[1]
+        tapped[name, axis] = Tap(made_by[name], name, axis, units[first_of], filters, sizes, kernel, positions)
     return list(tapped.values()), list(skipped.items())
 
 
@@ -182,8 +173,7 @@ def _unfit(shape: Sequence[int], axis: int, samples: int, kind: str) -> str:
 
 def _makers(prepared: Prepared, coupling: Coupling) -> dict[str, str]:
     """The last mixing layer before each tensor."""
-    mixing = {layer.node.index for layer in coupling.layers}
-    last: dict[str, int] = {}
+    mixing, last = {layer.node.index for layer in coupling.layers}, dict[str, int]()
     for node in prepared.nodes:
         before = [last[name] for name in node.reads if name in last]
         maker = node.index if node.index in mixing else max(before, default=-1)
@@ -196,15 +186,7 @@ def _merged(units: IntArray) -> IntArray:
     """Filters of the columns of a flattened map: one per unit, one per column without unit, in the order of their first column."""
     keys = np.where(units >= 0, units, -1 - np.arange(len(units)))
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))
-    merged: IntArray = rank[inverse].astype(np.int64)
-    return merged
-
-
-def _first_of(units: IntArray, filters: IntArray) -> IntArray:
-    _, first = np.unique(filters, return_index=True)
-    firsts: IntArray = units[first]
-    return firsts
+    return np.asarray(np.argsort(np.argsort(first))[inverse], np.int64)
 
 
 @dataclass(frozen=True)
@@ -247,13 +229,9 @@ class Sums:
 
 
 def class_profiles(
-    analysis: Analysis,
-    data: Dataset,
-    options: ProfileOptions | None = None,
-    progress: Progress = silent,
-    choose: Callable[[list[Tap]], list[Tap]] = list,
-    free: str = "",
-) -> Profiles:
+    analysis: Analysis, data: Dataset, options: ProfileOptions | None = None, progress: Progress = silent,
+    choose: Callable[[list[Tap]], list[Tap]] = list, free: str = "",
+) -> Profiles:  # fmt: skip
     """Class profiles of all layers of a classifier, by the labels of the data or else the model's own answers: one pass over the data,
     then one probe per layer.
 
@@ -278,7 +256,10 @@ def class_profiles(
     if data.labels is not None:
         _check_present(data.labels, classes, free)
     widths = [tap.width for tap in chosen]
-    stored = _with_room(samples, widths, options.seed)
+    room_for = max(1, FEATURE_BYTES // max(1, 4 * sum(widths)))
+    stored = np.arange(samples)
+    if room_for < samples:
+        stored = np.sort(np.random.default_rng(options.seed).choice(samples, room_for, replace=False))
     with room(stored, widths) as store:
         with progress("profiling", samples) as advance:
             sums = collect(analysis.prepared.model, chosen, scores, pass_batches(analysis, data), data.labels, store, advance)
@@ -292,17 +273,8 @@ def class_profiles(
                 means = (total / np.maximum(counts, 1)[:, None]).T
                 layers.append(_layer(tap, means, counts > 0, Samples(store.get(index), labels[stored], train), test, options))
                 advance(1)
-    missing = tuple(int(label) for label in np.flatnonzero(counts == 0))
-    source = "argmax" if data.labels is None else "given"
+    missing, source = tuple(np.flatnonzero(counts == 0).tolist()), "argmax" if data.labels is None else "given"
     return Profiles(tuple(layers), classes, source, missing, samples, len(train), len(test), tuple(skipped))
-
-
-def _with_room(samples: int, widths: Sequence[int], seed: int) -> IntArray:
-    """Samples whose features are kept: all, or as many as `FEATURE_BYTES` hold."""
-    fitting = FEATURE_BYTES // max(1, 4 * sum(widths))
-    if fitting >= samples:
-        return np.arange(samples)
-    return np.sort(np.random.default_rng(seed).choice(samples, max(1, fitting), replace=False))
 
 
 def _check_present(labels: IntArray, classes: int, free: str) -> None:
@@ -320,13 +292,11 @@ def collect(
 ) -> Sums:
     """Run the data once through the tapped model; ``given`` are the labels of all samples (None: the model's argmax). The features of the
     samples that have room in ``store`` go there."""
-    editor = Editor(model)
+    editor = edit.Editor(model)
     names = [_tap(editor, tap) for tap in chosen]
-    tapped = editor.finish()
     total = Sums([np.zeros((scores.classes, tap.width)) for tap in chosen])
-    for batch in observe(tapped, batches, names if given is not None else [*names, scores.output]):
-        start, count = batch.first, batch.count
-        known = batch.own(given)
+    for batch in observe(editor.finish(), batches, names if given is not None else [*names, scores.output]):
+        start, count, known = batch.first, batch.count, batch.own(given)
         labels = batch.samples(scores.output).argmax(1).astype(np.int64) if known is None else known
         low, high = np.searchsorted(store.samples, (start, start + count))
         for index, (tap, name, sums) in enumerate(zip(chosen, names, total.sums, strict=True)):
@@ -337,7 +307,9 @@ def collect(
             if low < high:
                 store.put(index, int(low), rows[store.samples[low:high] - start] if high - low < count else rows)
         total.labels.append(labels)
-        total.keys += [_key(batch.feeds, row) for row in range(count)]
+        # hashes of samples: what is held out and the order of training hang on them, not on the order in the file; equal samples are
+        # never on both sides
+        total.keys += [crc32(b"".join(array[row].tobytes() for array in batch.feeds.values())) for row in range(count)]
         advance(count)
     for tap, sums in zip(chosen, total.sums, strict=True):
         if not np.isfinite(sums).all():
@@ -347,30 +319,19 @@ def collect(
 
 def _rows(tap: Tap, result: Array, batch: int) -> Array:
     if result.size != batch * tap.width or len(result) != batch:
-        raise DataError(
-            f"tensor '{tap.tensor}' gives shape {list(result.shape)} after pooling for {batch} samples, expected {tap.width} features each "
-            "as traced. Let the model be traced on the data (no --input-shape)."
-        )
+        raise DataError(f"tensor '{tap.tensor}' gives shape {list(result.shape)} after pooling for {batch} samples, expected {tap.width} "
+                        "features each as traced. Let the model be traced on the data (no --input-shape).")  # fmt: skip
     return result.reshape(batch, -1)
 
 
-def _key(feeds: Mapping[str, Array], row: int) -> int:
-    """A hash of one sample. What is held out and the order of training hang on it, not on the order in the file; equal samples
-    are never on both sides."""
-    key = 0
-    for array in feeds.values():
-        key = crc32(np.ascontiguousarray(array[row]).tobytes(), key)
-    return key
-
-
-def _tap(editor: Editor, tap: Tap) -> str:
+def _tap(editor: edit.Editor, tap: Tap) -> str:
     """Append (N, channels, positions ...) in float32, pooled; the means of partial windows at the end run over what is there."""
     tensor = editor.append("Cast", [editor.tensor(tap.tensor)], {"to": 1}, name=f"{tap.tensor}/float")
     if tap.sizes and tap.axis != 1:
         others = [axis for axis in range(1, len(tap.sizes) + 2) if axis != tap.axis]
         tensor = editor.append("Transpose", [tensor], {"perm": [0, tap.axis, *others]}, name=f"{tap.tensor}/channels_first")
     if any(step > 1 for step in tap.kernel):
-        ends = [ceil(size / step) * step - size for size, step in zip(tap.sizes, tap.kernel, strict=True)]
+        ends = [-size % step for size, step in zip(tap.sizes, tap.kernel, strict=True)]
         attributes = {"kernel_shape": list(tap.kernel), "strides": list(tap.kernel), "pads": [0] * len(ends) + ends}
         tensor = editor.append("AveragePool", [tensor], attributes, name=f"{tap.tensor}/pooled")
     return editor.add_output(tensor)
@@ -380,12 +341,7 @@ def _layer(tap: Tap, means: FloatArray, present: BoolArray, train: Samples, test
     """Train the probe of one layer and read its clusters; rows ``test`` of the features measure it (none: those it is trained on)."""
     weights = PROBES[options.probe](train, len(present), options.seed)
     measured = replace(train, rows=test) if len(test) else train
-    ratios = None
-    if options.loss:
-        ratios = loss_ratios(replace(measured, rows=measured.rows[:LOSS_SAMPLES]), weights, tap.columns)
-    made, read = by_filter(means, tap.columns), by_filter(weights * present, tap.columns)
-    sets = label_sets(made, read)
-    return LayerProfile(
-        tap.layer, tap.tensor, tap.axis, tap.filters, tap.units, made, read, sets.clusters, sets.label_sets, sets.noise,
-        accuracy(measured, weights), ratios,
-    )  # fmt: skip
+    some = replace(measured, rows=measured.rows[:LOSS_SAMPLES])
+    ratios = loss_ratios(some, weights, tap.columns) if options.loss else None
+    made, read, right = by_filter(means, tap.columns), by_filter(weights * present, tap.columns), accuracy(measured, weights)
+    return LayerProfile(tap.layer, tap.tensor, tap.axis, tap.filters, tap.units, made, read, *label_sets(made, read), right, ratios)
