@@ -4,7 +4,7 @@ and every edit of the graph is cheap, whatever the size of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,12 @@ class Model:
         """What messages call the model."""
         return str(self.source) if self.source else "the model"
 
+    def copied(self) -> onnx.ModelProto:
+        """A copy of the protobuf, which may be changed."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        return proto
+
 
 CAPTURED = -1
 """The position at which a sub-graph of a node reads an outer tensor."""
@@ -99,25 +105,24 @@ class GraphIndex:
 
     def needed(self, outputs: Iterable[str], stop: Container[str] = ()) -> list[Node]:
         """The nodes, in their order, that compute ``outputs``, as far up as the tensors of ``stop``, which are given."""
-        needed: dict[int, Node] = {}
-        waiting = [name for name in outputs if name not in stop]
-        while waiting:
-            node = self.makers.get(waiting.pop())
-            if node is not None and node.index not in needed:
-                needed[node.index] = node
-                waiting += [name for name in node.reads if name not in stop]
-        return [needed[index] for index in sorted(needed)]
+        makers = self.makers
+        return _met(outputs, lambda name: [makers[name]] if name in makers and name not in stop else (), lambda node: node.reads)
 
     def reached(self, names: Iterable[str]) -> list[Node]:
         """The nodes, in their order, that depend on any of these tensors."""
-        behind: dict[int, Node] = {}
-        waiting = list(names)
-        while waiting:
-            for node, _ in self.readers(waiting.pop()):
-                if node.index not in behind:
-                    behind[node.index] = node
-                    waiting += [name for name in node.outputs if name]
-        return [behind[index] for index in sorted(behind)]
+        return _met(names, self.reading, lambda node: node.outputs)
+
+
+def _met(names: Iterable[str], beside: Callable[[str], Iterable[Node]], onward: Callable[[Node], Iterable[str]]) -> list[Node]:
+    """The nodes, in their order, that are met on a walk from tensors to the nodes beside them, and onward to other tensors."""
+    met: dict[int, Node] = {}
+    waiting = list(names)
+    while waiting:
+        for node in beside(waiting.pop()):
+            if node.index not in met:
+                met[node.index] = node
+                waiting += onward(node)
+    return [met[index] for index in sorted(met)]
 
 
 @dataclass(frozen=True)
@@ -146,14 +151,23 @@ def annotate(tensor: onnx.TensorProto, like: onnx.TensorProto) -> None:
     tensor.metadata_props.extend(like.metadata_props)
 
 
-def make_stub(name: str, array: Array, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
-    stub = onnx.TensorProto()
-    if like is not None:
-        annotate(stub, like)
-    stub.name = name
-    stub.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-    stub.dims.extend(array.shape)
-    stub.data_location = onnx.TensorProto.EXTERNAL
+def set_value(tensor: onnx.TensorProto, array: Array) -> None:
+    """Give an initializer another value, inline; its name, doc string and metadata stay."""
+    fresh = numpy_helper.from_array(np.asarray(array, order="C"), tensor.name)
+    annotate(fresh, tensor)
+    tensor.CopyFrom(fresh)
+
+
+def replace_items(held: Any, items: Iterable[Any]) -> None:
+    """Let a repeated field of a protobuf hold other messages, which may be some of those that it holds."""
+    fresh = [type(item).FromString(item.SerializeToString()) for item in items]
+    del held[:]
+    held.extend(fresh)
+
+
+def make_stub(name: str, array: Array) -> onnx.TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    stub = onnx.TensorProto(name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
     for key, value in (("location", STUB_LOCATION), ("offset", "0"), ("length", str(array.nbytes))):
         stub.external_data.add(key=key, value=value)
     return stub
@@ -180,17 +194,18 @@ def check(model: Model) -> None:
 
 def complaint(model: Model) -> str:
     """What onnx.checker has against the graph (weights stand in as inputs); empty if it passes."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = model.copied()
     inputs = {item.name for item in proto.graph.input}
-    inline = [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights]
     for name, array in model.weights.items():
         if name not in inputs:
             dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
             proto.graph.input.append(helper.make_tensor_value_info(name, dtype, array.shape))
-    initializers = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in inline]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(initializers)
+    replace_items(proto.graph.initializer, [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights])
+    return rejection(proto)
+
+
+def rejection(proto: onnx.ModelProto) -> str:
+    """The first line of what onnx.checker says of a protobuf; empty if it passes."""
     try:
         checker.check_model(proto)
     except (checker.ValidationError, ValueError) as error:
@@ -210,29 +225,16 @@ class Initializer(NamedTuple):
 
 def initializers(model: Model) -> dict[str, Initializer]:
     """Shape and dtype of every initializer."""
-    known = {}
-    for tensor in model.proto.graph.initializer:
-        known[tensor.name] = Initializer(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    return known
+    tensors = model.proto.graph.initializer
+    return {item.name: Initializer(tuple(item.dims), helper.tensor_dtype_to_np_dtype(item.data_type)) for item in tensors}
 
 
-class Constants(Mapping[str, Array]):
-    """Values of initializers by name (read-only): small ones decoded once, large ones as they are held."""
+class Constants(dict[str, Array]):
+    """Values of initializers by name: small ones decoded once, large ones as they are held."""
 
     def __init__(self, model: Model) -> None:
-        self.weights = model.weights
-        tensors = (tensor for tensor in model.proto.graph.initializer if tensor.name not in model.weights)
-        self.small = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
-
-    def __getitem__(self, name: str) -> Array:
-        return self.small[name] if name in self.small else self.weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.small
-        yield from self.weights
-
-    def __len__(self) -> int:
-        return len(self.small) + len(self.weights)
+        small = (tensor for tensor in model.proto.graph.initializer if tensor.name not in model.weights)
+        super().__init__({tensor.name: numpy_helper.to_array(tensor) for tensor in small} | dict(model.weights))
 
 
 def nodes(model: Model) -> list[Node]:
@@ -258,9 +260,7 @@ def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) 
     except (ValueError, TypeError) as error:
         where = f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type})"
         raise ModelError(f"{name}: {where} is damaged: {error} Export the model again.") from error
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
@@ -316,26 +316,18 @@ def tensor_types(model: Model) -> dict[str, Any]:
 
 def serialized(model: Model) -> bytes:
     """The protobuf with stubs, as onnxruntime takes it together with ``weights``."""
-    data: bytes = model.proto.SerializeToString(deterministic=True)
-    return data
+    return bytes(model.proto.SerializeToString(deterministic=True))
 
 
 # ---- reading tensors -------------------------------------------------------------------------------------------------
 
 
-def densify(graph: onnx.GraphProto, name: str) -> None:
-    """Turn all sparse initializers into dense ones.
+def to_dense(sparse: onnx.SparseTensorProto, name: str) -> Array:
+    """The value of a sparse tensor (coordinates, or positions in row-major order).
 
     Raises:
         ModelError: indices that do not fit the shape.
     """
-    for sparse in graph.sparse_initializer:
-        graph.initializer.append(numpy_helper.from_array(to_dense(sparse, name), sparse.values.name))
-    del graph.sparse_initializer[:]
-
-
-def to_dense(sparse: onnx.SparseTensorProto, name: str) -> Array:
-    """The value of a sparse tensor (coordinates, or positions in row-major order)."""
     shape = tuple(sparse.dims)
     try:
         values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices).astype(np.int64)

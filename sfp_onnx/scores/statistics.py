@@ -14,7 +14,7 @@ from ..coupling.analysis import Analysis, Progress, batch_size
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, Prepared
 from ..graph.edit import Editor
-from ..graph.extract import constant_program
+from ..graph.extract import segment
 from ..runtime import Batches, Optimize, observe, open_model
 from .registry import STATISTICS
 
@@ -151,7 +151,7 @@ def _reader(prepared: Prepared) -> Callable[[str], Array]:
     def read(name: str) -> Array:
         if name in constants:
             return constants[name]
-        program = constant_program(prepared, name)
+        program = segment(model, [], {name: None}, prepared.index)
         value: Array = open_model(program, Optimize.NONE).run({}, [name])[0]
         return value
 
