@@ -62,10 +62,9 @@ class Session:
         if outputs is not None and not outputs:
             return []  # onnxruntime takes an empty list for all outputs
         try:
-            result: list[Any] = self.handle.run(None if outputs is None else list(outputs), dict(feeds))
+            return list(self.handle.run(None if outputs is None else list(outputs), dict(feeds)))
         except Exception as error:  # onnxruntime's exception classes share no base but Exception
             raise ModelError(f"{self.name}: onnxruntime cannot run the model: {_words(error)}") from error
-        return result
 
 
 def _words(error: Exception) -> str:
@@ -152,12 +151,11 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
 
     Closes the recording. A kernel that runs several times per run has that many more entries.
     """
-    path = session.handle.end_profiling()
+    path = Path(session.handle.end_profiling())
     try:
-        with open(path, encoding="utf-8") as stream:
-            recorded = json.load(stream)
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     finally:
-        os.unlink(path)
+        path.unlink()
     times: dict[str, list[float]] = {}
     ending = "_kernel_time"
     for event in recorded:

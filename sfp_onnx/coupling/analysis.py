@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import load as load_file
 from ..rules.registry import Trait, has
 from . import cost, resolve, state
-from .cost import Parameter, size
 from .trace import prepare
 
 ModelSource = str | Path | onnx.ModelProto | Model
@@ -39,14 +37,14 @@ class Analysis:
     model: Model
     prepared: Prepared
     coupling: Coupling
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[cost.Parameter, ...]
     samples: int
     cut_layernorm: bool = False
 
     def size(self, removed: BoolArray | None = None) -> Size:
         """MACs for one sample and parameters after a removal (default: none)."""
         none = np.zeros(self.coupling.units, bool)
-        return size(self.coupling, self.parameters, none if removed is None else removed, self.samples)
+        return cost.size(self.coupling, self.parameters, none if removed is None else removed, self.samples)
 
 
 def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
@@ -89,7 +87,7 @@ def inspect(
         cut_layernorm: let axes that LayerNormalization normalises over shrink; it is rewritten exactly, at some cost in time.
 
     Raises:
-        ModelError, DataError: the model cannot be loaded or run.
+        ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
     real = None
@@ -101,22 +99,11 @@ def inspect(
     floating = {name: shape for name, (shape, dtype) in initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
     parameters = cost.parameters(floating, prepared.index, coupling)
     first = next(iter(prepared.feeds.values()), None)
-    samples = int(first.shape[0]) if first is not None and first.ndim > 1 else 1
-    analysis = Analysis(model, prepared, coupling, tuple(parameters), max(1, samples), cut_layernorm)
-    _check_labels(analysis, data)
-    return analysis
-
-
-def _check_labels(analysis: Analysis, data: Dataset | None) -> None:
-    """Check that labels are classes of the model, if its first output is one row of scores per sample.
-
-    Raises:
-        DataError: a label is out of range.
-    """
-    name = outputs(analysis.model)[0].name
-    shape = analysis.prepared.trace.shapes.get(name, ())
-    if data is not None and len(shape) == 2 and shape[0] == analysis.samples and shape[1] > 1:
+    samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
+    shape = prepared.trace.shapes.get(outputs(model)[0].name, ())
+    if data is not None and len(shape) == 2 and shape[0] == samples and shape[1] > 1:  # one row of scores per sample
         check_classes(data, shape[1])
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm)
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
@@ -167,7 +154,7 @@ def batch_size(analysis: Analysis, data: Dataset) -> int:
     if data.fixed:
         return data.batch
     held = initializers(analysis.prepared.model)
-    total = sum(prod(shape) for name, shape in analysis.prepared.trace.shapes.items() if name not in held) * 4 / analysis.samples
+    total = sum(float(np.prod(shape)) for name, shape in analysis.prepared.trace.shapes.items() if name not in held) * 4 / analysis.samples
     return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
 
 

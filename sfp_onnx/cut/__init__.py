@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import graph
 from ..core.errors import ModelError
-from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
+from ..core.types import Array, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
 from ..coupling.cost import keep_mask, vanishing
 from ..graph.edit import Editor
 from ..graph.extract import segment, shape_program
@@ -112,14 +112,11 @@ def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Couplin
                 key = tuple((axis, mask.tobytes()) for axis, mask in masks if not mask.all())
                 variants.setdefault(name, {}).setdefault(key, []).append((node.index, position))
     for name, uses in variants.items():
-        if set(uses) == {()}:
-            continue
-        value = constants[name]
         keeps_name = () if () in uses or name in captured or name in outputs else next(iter(uses))
         for key, places in uses.items():
             if key == ():
                 continue
-            array = value
+            array = constants[name]
             for axis, mask in key:
                 array = np.compress(np.frombuffer(mask, bool), array, axis)
             if key == keeps_name:
@@ -142,47 +139,39 @@ class _After:
     coupling: Coupling
     removed: BoolArray
 
-    def _channels(self, position: int | None, name: str) -> Channels:
-        if position is not None and (self.node.index, position) in self.coupling.constants:
-            return self.coupling.constants[self.node.index, position]
-        return self.coupling.tensors.get(name, ())
+    def _channels(self, name: str, position: int | None) -> Channels:
+        """Those of an output, or of the input at a position."""
+        tensors = self.coupling.tensors.get(name, ())
+        return tensors if position is None else self.coupling.constants.get((self.node.index, position), tensors)
 
-    def _shape(self, name: str, channels: Channels) -> tuple[int, ...]:
+    def _shape(self, name: str, position: int | None = None) -> tuple[int, ...]:
         shape = list(self.prepared.trace.shapes[name])
-        for carried in channels:
+        for carried in self._channels(name, position):
             shape[carried.axis] = int(keep_mask(carried.units, self.removed).sum())
         return tuple(shape)
 
-    def _keep(self, name: str, channels: Channels, axis: int) -> BoolArray:
+    def _keep(self, name: str, axis: int, position: int | None = None) -> BoolArray:
         shape = self.prepared.trace.shapes[name]
-        carried = next((carried for carried in channels if carried.axis == axis % len(shape)), None)
+        carried = next((carried for carried in self._channels(name, position) if carried.axis == axis % len(shape)), None)
         return np.ones(shape[axis], bool) if carried is None else keep_mask(carried.units, self.removed)
 
     def input_shape(self, position: int) -> tuple[int, ...]:
-        name = self.node.inputs[position]
-        return self._shape(name, self._channels(position, name))
+        return self._shape(self.node.inputs[position], position)
 
     def output_shape(self, position: int) -> tuple[int, ...]:
-        name = self.node.outputs[position]
-        return self._shape(name, self._channels(None, name))
+        return self._shape(self.node.outputs[position])
 
     def input_keep(self, position: int, axis: int) -> BoolArray:
-        name = self.node.inputs[position]
-        return self._keep(name, self._channels(position, name), axis)
+        return self._keep(self.node.inputs[position], axis, position)
 
     def output_keep(self, position: int, axis: int) -> BoolArray:
-        name = self.node.outputs[position]
-        return self._keep(name, self._channels(None, name), axis)
+        return self._keep(self.node.outputs[position], axis)
 
     def changed(self) -> bool:
         """Whether any tensor of the node loses channels."""
-        channels = [self._channels(position, name) for position, name in enumerate(self.node.inputs) if name]
-        channels += [self._channels(None, name) for name in self.node.outputs if name]
-        return any(_loses(carried, self.removed) for item in channels for carried in item)
-
-
-def _loses(carried: AxisUnits, removed: BoolArray) -> bool:
-    return not bool(keep_mask(carried.units, removed).all())
+        channels = [self._channels(name, position) for position, name in enumerate(self.node.inputs) if name]
+        channels += [self._channels(name, None) for name in self.node.outputs if name]
+        return not all(keep_mask(carried.units, self.removed).all() for item in channels for carried in item)
 
 
 def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> None:
@@ -262,12 +251,12 @@ def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[st
 
 
 def correction(wanted: Array, computed: Array, dynamic: Array) -> tuple[Array, Array] | Array | None:
-    """How to turn ``found`` (computed) into ``wanted``, both as seen on the sample.
+    """How to turn ``computed`` into ``wanted``, both as seen on the sample.
 
     None: it is right already. One array: a constant will do, since no element that stays computed is dynamic. Two arrays
     (a, b): a * computed / b, element by element, which holds for other sizes of the dynamic dimensions as well.
     """
-    if wanted.shape == computed.shape and np.array_equal(wanted, computed):
+    if np.array_equal(wanted, computed):
         return None
     if wanted.shape != computed.shape or not (dynamic & (wanted != -1)).any():
         return wanted

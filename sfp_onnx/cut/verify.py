@@ -85,9 +85,7 @@ def compare(
     Raises:
         VerificationError: an output differs by more than the tolerance of its type (1e-4 for float32).
     """
-    reference = masked(original, types, cuts)
-    plain = Optimize.NONE
-    sessions = [open_model(model, plain) for model in (pruned, reference)]
+    sessions = [open_model(model, Optimize.NONE) for model in (pruned, masked(original, types, cuts))]
     names = [port.name for port in outputs(original)]
     floor = _coarsest(types, cuts)
     errors: dict[str, float] = {}
@@ -100,11 +98,9 @@ def compare(
             errors[kind] = max(errors.get(kind, 0.0), error)
             limit = max(limit, tolerance)
             if not error <= tolerance:
-                raise VerificationError(
-                    f"{original.name}: output '{name}' of the pruned model differs from the masked original by {error:.3g} "
-                    f"(relative, {kind} input; allowed {tolerance:g}). Nothing was written. Please report this model; "
-                    f"--keep on the layers near '{cuts[0].tensor if cuts else name}' may work around it."
-                )
+                differs = f"differs from the masked original by {error:.3g} (relative, {kind} input; allowed {tolerance:g})"
+                way = f"Please report this model; --keep on the layers near '{cuts[0].tensor if cuts else name}' may work around it."
+                raise VerificationError(f"{original.name}: output '{name}' of the pruned model {differs}. Nothing was written. {way}")
     return Verification(errors, limit)
 
 
@@ -123,8 +119,7 @@ def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes:
     Raises:
         VerificationError: the pruned model does not run there, or gives other shapes.
     """
-    basic = Optimize.BASIC
-    sessions = [open_model(model, basic) for model in (original, pruned)]
+    sessions = [open_model(model, Optimize.BASIC) for model in (original, pruned)]
     names = [port.name for port in outputs(original)]
     expected = [np.shape(value) for value in sessions[0].run(inputs, names)]
     sizes = {name: list(array.shape) for name, array in inputs.items()}
@@ -133,10 +128,8 @@ def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes:
     except ModelError as error:
         raise VerificationError(f"{original.name}: the pruned model fails on inputs of shape {sizes}: {error}") from error
     if shapes and shapes_after != expected:
-        raise VerificationError(
-            f"{original.name}: on inputs of shape {sizes} the pruned model gives outputs of shape {shapes_after}, the original {expected}. "
-            "Nothing was written. Please report this model."
-        )
+        differ = f"the pruned model gives outputs of shape {shapes_after}, the original {expected}"
+        raise VerificationError(f"{original.name}: on inputs of shape {sizes} {differ}. Nothing was written. Please report this model.")
 
 
 def _judge(output: Any, expected: Any) -> tuple[float, float]:

@@ -97,13 +97,9 @@ class Dataset:
 
 
 def open_data(
-    source: Source,
-    ports: Sequence[Port],
-    preprocessing: Preprocessing | None = None,
-    labels: str | Path | Array | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-) -> Dataset:
+    source: Source, ports: Sequence[Port], preprocessing: Preprocessing | None = None, labels: str | Path | Array | None = None,
+    samples: int | None = None, seed: int = 0,
+) -> Dataset:  # fmt: skip
     """Open data for a model with inputs ``ports``; ``samples`` of them, drawn with ``seed`` (default: all).
 
     ``source``: .npz, .npy, ``test_data_set_*`` folders, arrays, a folder of images, or a function that yields batches: an array,
@@ -123,12 +119,17 @@ def open_data(
         opened = open_call(source, ports) if is_call(source) else _opened(source, ports)
         _check_no_images(preprocessing, opened.name)
     readers, name = opened.readers, opened.name
-    count = _count(readers, name)
+    counts = {key: reader.shape[0] if reader.shape else 0 for key, reader in readers.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"{name}: the arrays have different numbers of samples: {counts}")
+    count = next(iter(counts.values()))
+    if not count:
+        raise DataError(f"{name}: there are no samples in it.")
     for port in ports:
         _check_port(port, readers[port.name], preprocessing, name, opened.axis)
     loaded = load_labels(labels) if labels is not None else opened.labels
     if loaded is not None:
-        loaded = check_labels(loaded, count, name if labels is None else str(labels) if not isinstance(labels, np.ndarray) else "labels")
+        loaded = check_labels(loaded, count, name if labels is None else "labels" if isinstance(labels, np.ndarray) else str(labels))
     indices = np.arange(count)
     if samples is not None and samples < count:
         indices = np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
@@ -166,20 +167,8 @@ def _assign(readers: dict[str, Reader], ports: Sequence[Port], name: str) -> tup
         return {key: others[key] for key in wanted}, labels
     if len(wanted) == 1 and len(others) == 1:
         return {wanted[0]: next(iter(others.values()))}, labels
-    raise DataError(
-        f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. Name the arrays like the inputs "
-        f"(labels: 'labels' or 'y')."
-    )
-
-
-def _count(readers: Mapping[str, Reader], name: str) -> int:
-    counts = {key: reader.shape[0] if reader.shape else 0 for key, reader in readers.items()}
-    if len(set(counts.values())) > 1:
-        raise DataError(f"{name}: the arrays have different numbers of samples: {counts}")
-    count = next(iter(counts.values()))
-    if not count:
-        raise DataError(f"{name}: there are no samples in it.")
-    return count
+    advice = "Name the arrays like the inputs (labels: 'labels' or 'y')."
+    raise DataError(f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. {advice}")
 
 
 def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axis: int) -> None:
@@ -192,14 +181,12 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axi
             hint = " The images have another size: resize them (a folder of image files is resized by itself)."
         expected = ["N" if axis == 0 else dim if dim is not None else "?" for axis, dim in enumerate(port.shape)]
         raise DataError(f"{name}: input '{port.name}' expects shape {expected}, the data have {list(moved)}.{hint}")
-    kind, wanted = np.dtype(reader.dtype).kind, np.dtype(port.dtype).kind
-    if kind not in "fiub" or (wanted in "iub" and kind == "f"):
-        raise DataError(f"{name}: input '{port.name}' expects {np.dtype(port.dtype)}, the data are {np.dtype(reader.dtype)}.")
-    if wanted == "f" and kind in "iub" and not steps.given:
-        raise DataError(
-            f"{name}: input '{port.name}' expects {np.dtype(port.dtype)}, the data are raw {np.dtype(reader.dtype)} values. Say how to "
-            "convert them: --scale 255 (value range), --mean and --std (or --preset imagenet), or --scale 1 to feed them as they are."
-        )
+    dtype, wanted = np.dtype(reader.dtype), np.dtype(port.dtype)
+    if dtype.kind not in "fiub" or (wanted.kind in "iub" and dtype.kind == "f"):
+        raise DataError(f"{name}: input '{port.name}' expects {wanted}, the data are {dtype}.")
+    if wanted.kind == "f" and dtype.kind in "iub" and not steps.given:
+        ways = "--scale 255 (value range), --mean and --std (or --preset imagenet), or --scale 1 to feed them as they are"
+        raise DataError(f"{name}: input '{port.name}' expects {wanted}, the data are raw {dtype} values. Say how to convert them: {ways}.")
     for label, values in (("mean", steps.mean), ("std", steps.std)):
         if values is not None and len(values) not in (1, moved[axis] if len(moved) > 1 else 1):
             raise DataError(f"--{label} has {len(values)} values, input '{port.name}' has {moved[axis]} channels.")
