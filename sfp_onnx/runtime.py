@@ -25,8 +25,10 @@ from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder
 from .core.types import Array, IntArray
 
+Feeds = Mapping[str, Array]
 PROVIDERS = ("CPUExecutionProvider",)
 BURST = 5
+Clock = Callable[[], float]
 
 
 @cache
@@ -164,21 +166,19 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
     return times
 
 
-def latencies(sessions: Sequence[Session], feeds: Mapping[str, Array], repeats: int) -> list[list[float]]:
+def latencies(sessions: Sequence[Session], feeds: Feeds, repeats: int) -> list[list[float]]:
     """Seconds of ``repeats`` runs of each session, interleaved so that all see the same state of the machine."""
     return interleaved(sessions, [feeds] * len(sessions), repeats)
 
 
-def steady_clock(setup: Setup) -> Callable[[], float]:
+def steady_clock(setup: Setup) -> Clock:
     """What to time with. One thread: the processor time of the calling thread, in which the model then runs, so that other programs on
     the machine do not count (where the system counts it finely enough); else wall time."""
     fine = time.get_clock_info("thread_time").resolution <= 1e-6
     return time.thread_time if setup.threads == 1 and fine and full_provider(setup.provider) == PROVIDERS[0] else time.perf_counter
 
 
-def interleaved(
-    sessions: Sequence[Session], feeds: Sequence[Mapping[str, Array]], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> list[list[float]]:
+def interleaved(sessions: Sequence[Session], feeds: Sequence[Feeds], repeats: int, clock: Clock = time.perf_counter) -> list[list[float]]:
     """As `latencies`, with inputs of its own for each session; every session is run once before.
 
     Sessions take turns of `BURST` runs, not of one: a model that has just run finds its weights in the caches, as in an application.
@@ -290,7 +290,6 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
 
 # ---- run models over batches -----------------------------------------------------------------------------------------
 
-Feeds = Mapping[str, Array]
 Batches = Iterable[tuple[Feeds, int]]
 """Inputs, and how many samples they hold; rows behind those are padding to a fixed batch."""
 

@@ -150,11 +150,8 @@ def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
             if len(axes) < 2 or (array.shape, array.tobytes()) in known:
                 continue
             known.add((array.shape, array.tobytes()))
-            options = []
-            for axis in axes:
-                first = array[tuple(slice(None) if other == axis else slice(0, 1) for other in range(array.ndim))]
-                options.append(((array, np.broadcast_to(first, array.shape)),))
-            yield Choice(node, tuple(options))
+            firsts = (array[tuple(slice(None if other == axis else 1) for other in range(array.ndim))] for axis in axes)
+            yield Choice(node, tuple(((array, np.broadcast_to(first, array.shape)),) for first in firsts))
 
 
 def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
@@ -163,7 +160,7 @@ def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
     What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early.
     """
     choices = sorted([*facts.choices, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
-    outcomes = [_resolve_in_order(facts, parent, order) for order in (choices, choices[::-1])]
+    outcomes = (_resolve_in_order(facts, parent, order) for order in (choices, choices[::-1]))
     _, best, pins = max(outcomes, key=lambda outcome: outcome[0])
     facts.pins.extend(pins)
     return best

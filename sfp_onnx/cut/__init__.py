@@ -47,7 +47,11 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
                 if value.shape[carried.axis] > 1:
                     value = np.compress(keep_mask(carried.units, removed), value, carried.axis)
             editor.replace_tensor(name, value)
-    return editor.finish(_recorded_sizes(prepared, coupling, removed))
+    sizes: dict[str, dict[int, int | None]] = {}
+    for name, axes in _sizes(coupling, removed).items():  # what is merged with a dynamic dimension has none
+        dynamic = prepared.trace.dynamic_axes.get(name, ())
+        sizes[name] = {axis: None if axis in dynamic else size for axis, size in axes.items()}
+    return editor.finish(sizes)
 
 
 def _is_computed(prepared: graph.Prepared, node: Node, position: int) -> bool:
@@ -77,15 +81,6 @@ def _correct_computed(
         else:
             tensor = editor.constant(name, fix)
         editor.set_input(node.index, position, tensor)
-
-
-def _recorded_sizes(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int | None]]:
-    """New sizes for the shapes that the file records; None for an axis merged with a dynamic dimension."""
-    dynamic = prepared.trace.dynamic_axes
-    return {
-        name: {axis: None if axis in dynamic.get(name, ()) else size for axis, size in axes.items()}
-        for name, axes in _sizes(coupling, removed).items()
-    }
 
 
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:

@@ -57,11 +57,13 @@ def maskable(types: Mapping[str, Any], cuts: Iterable[Cut], zero_points: Mapping
     return listed
 
 
-def relative_error(output: Array, expected: Array) -> float:
-    """max |found - expected| / max |expected| (equal non-finite values agree; integers and strings must be equal).
+def relative_error(output: Any, expected: Any) -> float:
+    """max |output - expected| / max |expected| (equal non-finite values agree; all but floating arrays must be equal).
 
     Infinity for other shapes or types.
     """
+    if not isinstance(expected, np.ndarray):
+        return 0.0 if str(output) == str(expected) else float("inf")
     if output.shape != expected.shape or output.dtype != expected.dtype:
         return float("inf")
     if not expected.size:
@@ -93,8 +95,7 @@ def compare(
     for kind, inputs in feeds.items():
         pruned_outputs, expected = (session.run(inputs, names) for session in sessions)
         for name, output, other in zip(names, pruned_outputs, expected, strict=True):
-            error, tolerance = _judge(output, other)
-            tolerance = max(tolerance, floor)
+            error, tolerance = relative_error(output, other), max(floor, TOLERANCE.get(str(getattr(other, "dtype", "")), 0.0))
             errors[kind] = max(errors.get(kind, 0.0), error)
             limit = max(limit, tolerance)
             if not error <= tolerance:
@@ -130,9 +131,3 @@ def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes:
     if shapes and shapes_after != expected:
         differ = f"the pruned model gives outputs of shape {shapes_after}, the original {expected}"
         raise VerificationError(f"{original.name}: on inputs of shape {sizes} {differ}. Nothing was written. Please report this model.")
-
-
-def _judge(output: Any, expected: Any) -> tuple[float, float]:
-    if isinstance(expected, np.ndarray):
-        return relative_error(output, expected), TOLERANCE.get(str(expected.dtype), 0.0)
-    return (0.0 if str(output) == str(expected) else float("inf")), 0.0

@@ -244,7 +244,7 @@ def nodes(model: Model) -> list[Node]:
     for index, node in enumerate(model.proto.graph.node):
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
         attributes = {attribute.name: _attribute(attribute, node, model.name) for attribute in node.attribute}
-        captures = tuple(dict.fromkeys(name for attribute in node.attribute for name in _captured(attribute)))
+        captures = tuple(dict.fromkeys(_captured(node)))
         name = node.name or f"{node.op_type}_{index}"
         while not node.name and name in taken:
             name += "_"
@@ -263,15 +263,19 @@ def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) 
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
-    """Names that the sub-graphs of an attribute read from outside."""
-    for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+def sub_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes (empty ones stand for other attributes)."""
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs)
+
+
+def _captured(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that the sub-graphs of a node read from outside."""
+    for graph in sub_graphs(node):
         inner_names = {item.name for item in [*graph.input, *graph.initializer]}
-        for node in graph.node:
-            yield from (name for name in node.input if name and name not in inner_names)
-            for inner in node.attribute:
-                yield from (name for name in _captured(inner) if name not in inner_names)
-            inner_names.update(node.output)
+        for inner in graph.node:
+            yield from (name for name in (*inner.input, *_captured(inner)) if name and name not in inner_names)
+            inner_names.update(inner.output)
         yield from (item.name for item in graph.output if item.name not in inner_names)
 
 

@@ -116,9 +116,8 @@ class Editor:
 
     def set_constant(self, name: str, array: Array) -> None:
         """Give an existing constant another value, for all that read it."""
+        self.weights.pop(name, None)
         tensor = make_initializer(name, np.asarray(array), self.weights)
-        if tensor.data_location != TensorProto.EXTERNAL:
-            self.weights.pop(name, None)
         self.tensors[name].values = gs.ir.tensor.LazyValues(tensor)
         self.tensors[name].data_location = _location(tensor)
 
@@ -129,8 +128,7 @@ class Editor:
     def set_input(self, node: int, position: int, tensor: Any | None) -> None:
         """Replace an input of a node, or leave it out."""
         inputs = list(self.nodes[node].inputs)
-        while len(inputs) <= position:
-            inputs.append(gs.Variable.empty())
+        inputs += [gs.Variable.empty() for _ in range(position + 1 - len(inputs))]
         inputs[position] = gs.Variable.empty() if tensor is None else tensor
         while inputs and inputs[-1].name == "":
             inputs.pop()
@@ -160,10 +158,8 @@ class Editor:
 
     def finish(self, sizes: Mapping[str, Mapping[int, int | None]] | None = None) -> Model:
         """The edited model without dead nodes. ``sizes`` gives new sizes per tensor and axis, for the recorded shapes."""
-        ordered = list(self._after.get(-1, []))
-        for index, node in enumerate(self.nodes):
-            ordered += [node, *self._after.get(index, [])]
-        self.graph.nodes[:] = ordered + self._last
+        inner = (fresh for index, node in enumerate(self.nodes) for fresh in (node, *self._after.get(index, ())))
+        self.graph.nodes[:] = [*self._after.get(-1, ()), *inner, *self._last]
         self.graph.cleanup(remove_unused_node_outputs=False, recurse_subgraphs=False, remove_unused_graph_inputs=False)
         try:
             proto = gs.export_onnx(self.graph, do_type_check=False)

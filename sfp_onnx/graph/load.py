@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner
 
 from ..core.errors import ModelError
 from ..core.types import Array
-from . import INLINE_BYTES, ONNX_DOMAINS, Model, annotate, complaint, make_stub, replace_items, to_dense
+from . import INLINE_BYTES, ONNX_DOMAINS, Model, annotate, complaint, make_stub, replace_items, sub_graphs, to_dense
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -99,14 +99,9 @@ def _inner_tensors(graph: GraphProto) -> Iterator[TensorProto]:
         for attribute in node.attribute:
             yield from ([attribute.t] if attribute.HasField("t") else [])
             yield from attribute.tensors
-        for inner in _sub_graphs(node):
+        for inner in sub_graphs(node):
             yield from inner.initializer
             yield from _inner_tensors(inner)
-
-
-def _sub_graphs(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        yield from (attribute.g, *attribute.graphs)
 
 
 def _external_path(tensor: TensorProto, path: Path | None, name: str) -> Path:
@@ -189,8 +184,8 @@ def _sort_nodes(graph: GraphProto) -> None:
     """Put nodes behind those that they read, if they are not (some converters append casts at the end); else leave the order."""
     computed = {name for node in graph.node for name in node.output if name}
     known: set[str] = set()
-    waiting = list(graph.node)
     ordered: list[NodeProto] = []
+    waiting = list(graph.node)
     while waiting:
         blocked = []
         for node in waiting:
@@ -199,17 +194,16 @@ def _sort_nodes(graph: GraphProto) -> None:
                 known.update(node.output)
             else:
                 blocked.append(node)
-        if not ordered or len(blocked) == len(waiting):
+        if len(blocked) == len(waiting):
             return  # a cycle: onnx.checker says so
-        if len(ordered) == len(graph.node) and not any(a is not b for a, b in zip(ordered, graph.node, strict=True)):
-            return
         waiting = blocked
-    replace_items(graph.node, ordered)
+    if any(a is not b for a, b in zip(ordered, graph.node, strict=True)):
+        replace_items(graph.node, ordered)
 
 
 def _read_names(node: NodeProto) -> list[str]:
     """Inputs of a node and of the nodes in its sub-graphs."""
-    return [*filter(None, node.input), *(name for graph in _sub_graphs(node) for below in graph.node for name in _read_names(below))]
+    return [*filter(None, node.input), *(name for graph in sub_graphs(node) for below in graph.node for name in _read_names(below))]
 
 
 def _constants_to_initializers(proto: ModelProto) -> None:
@@ -254,11 +248,8 @@ FIELDS: dict[int, tuple[str, int]] = {
     TensorProto.COMPLEX128: ("double_data", 2), TensorProto.INT64: ("int64_data", 1), TensorProto.UINT32: ("uint64_data", 1),
     TensorProto.UINT64: ("uint64_data", 1), TensorProto.STRING: ("string_data", 1),
 }  # fmt: skip
-PACKED: dict[int, int] = {
-    getattr(TensorProto, name): bits
-    for name, bits in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items()
-    if hasattr(TensorProto, name)
-}
+NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits
+PACKED: dict[int, int] = {kind: NARROW[name] for name, kind in TensorProto.DataType.items() if name in NARROW}
 
 
 def check_sound(main: GraphProto, name: str) -> None:
@@ -283,7 +274,7 @@ def check_sound(main: GraphProto, name: str) -> None:
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
     yield graph
-    for inner in (inner for node in graph.node for inner in _sub_graphs(node)):
+    for inner in (inner for node in graph.node for inner in sub_graphs(node)):
         yield from _graphs(inner)
 
 
@@ -295,14 +286,14 @@ def _complaint(tensor: TensorProto) -> str:
     if tensor.data_location == TensorProto.EXTERNAL:
         return ""  # compared with the file when it is mapped
     count = prod(tensor.dims)
+    bits = PACKED.get(tensor.data_type) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    packed = (count * bits + 7) // 8
     if tensor.HasField("raw_data"):
-        bits = PACKED.get(tensor.data_type) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        wanted, present, what = (count * bits + 7) // 8, len(tensor.raw_data), "bytes"
         if tensor.data_type == TensorProto.STRING:
             return "strings cannot stand in raw_data"
+        wanted, present, what = packed, len(tensor.raw_data), "bytes"
     else:
         field, each = FIELDS.get(tensor.data_type, ("int32_data", 1))
         wanted, present, what = count * each, len(getattr(tensor, field)), f"numbers in {field}"
-        if tensor.data_type in PACKED:
-            wanted = (count * PACKED[tensor.data_type] + 7) // 8
+        wanted = packed if tensor.data_type in PACKED else wanted
     return "" if wanted == present else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {present}"
