@@ -7,7 +7,6 @@ dynamic dimensions tells which sizes and shape constants depend on them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -45,22 +44,22 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
     """
     types = graph.tensor_types(model)
     try:
-        traced = _trace(model, types, shapes or {}, data)
+        return _prepared(model, types, shapes or {}, data)
     except ModelError as error:
         if model.complaint:
             raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
         raise
-    trace = traced.trace
-    model = _reshaped(_fold(model, trace), traced.straight, trace)
-    nodes = graph.nodes(model)
+
+
+def _current(trace: Trace, model: graph.Model, nodes: Sequence[Node]) -> Trace:
+    """The trace without the tensors that the model no longer has, and what does not depend on data now."""
     makers = graph.GraphIndex(nodes).makers
     held = {*makers, *graph.initializers(model), *(port.name for port in graph.inputs(model))}
     known = {name: shape for name, (shape, _) in graph.initializers(model).items()}
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
     values = {name: value for name, value in trace.values.items() if name in makers}
     free = frozenset(data_free(nodes, known))
-    trace = Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free)
-    return graph.Prepared(model, tuple(nodes), trace, traced.feeds, traced.variant, types)
+    return Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free)
 
 
 # ---- sample inputs ---------------------------------------------------------------------------------------------------
@@ -136,17 +135,7 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
     yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
 
 
-@dataclass(frozen=True)
-class _Traced:
-    """A trace, the inputs it was made on, others with which the dynamic dimensions differ, and what `_straight` says of the runs."""
-
-    trace: Trace
-    feeds: dict[str, Array]
-    variant: dict[str, Array] | None
-    straight: frozenset[str]
-
-
-def _trace(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None) -> _Traced:
+def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared:
     ports = graph.inputs(model)
     observe = _observer(model, types)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
@@ -159,9 +148,12 @@ def _trace(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: M
         except ModelError as error:
             failure = failure or error
             continue
-        others, used, complete = _vary(observe, feeds, ports)
+        others, variant, complete = _vary(observe, feeds, ports)
         trusted = set(first[1]) if complete else pure
-        return _Traced(_compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted))
+        trace = _compare(first, others, trusted)
+        final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
+        nodes = tuple(graph.nodes(final))
+        return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types)
     raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
 
 

@@ -91,15 +91,13 @@ class Editor:
             self.graph.outputs.append(tensor)
         return str(tensor.name)
 
-    def insert_after(
-        self, tensor: Any, op: str, operands: Sequence[Any] = (), first: int = 0, attributes: Mapping[str, Any] | None = None
-    ) -> str:
+    def insert_after(self, tensor: Any, op: str, operands: Sequence[Any] = (), first: int = 0, **attributes: Any) -> str:
         """Put a node between a tensor and all that read it: readers see ``op(*operands)`` with the tensor at place ``first``.
         Returns the name of what they read now."""
         output = gs.Variable(self._unique(f"{tensor.name}/{op}"))
         _redirect(tensor, output)
         inputs = [*operands[:first], tensor, *operands[first:]]
-        node = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=inputs, outputs=[output])
+        node = gs.Node(op, name=output.name, attrs=attributes, inputs=inputs, outputs=[output])
         producer = tensor.inputs[0] if tensor.inputs else None
         index = next((index for index, node in enumerate(self.nodes) if node is producer), -1)
         self._after.setdefault(index, []).insert(0, node)
@@ -269,9 +267,9 @@ def insert_mask(
     tensor = editor.tensor(name)
     if isinstance(zero, np.ndarray):  # through int32: not every onnxruntime has a Where for int8
         point = editor.constant(f"{name}/zero", zero)
-        editor.insert_after(tensor, "Cast", attributes={"to": dtype.type})
+        editor.insert_after(tensor, "Cast", to=dtype.type)
         editor.insert_after(tensor, "Where", [mask(bool), point], first=1)
-        editor.insert_after(tensor, "Cast", attributes={"to": np.int32})
+        editor.insert_after(tensor, "Cast", to=np.int32)
     elif zero is not None:
         editor.insert_after(tensor, "Where", [mask(bool), editor.tensor(zero)], first=1)
     elif not select or editor.model.opset < FIRST_WHERE or dtype.name not in WITH_WHERE:
