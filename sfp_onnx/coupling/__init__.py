@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..core.errors import ModelError
-from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Trace, Weight
+from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
 from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import Context
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
@@ -21,12 +20,13 @@ from ..rules.registry import RULES, Trait, has
 def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""
     constants = Constants(prepared.model)
-    trace = replace(prepared.trace, values=ChainMap(dict(prepared.trace.values), constants))
+    trace = replace(prepared.trace, values={**constants, **prepared.trace.values})
     facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
     computed = frozenset(_from_constants(prepared, names) - names)
     for node in prepared.nodes:
         ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, cut_layernorm)
-        if all(_is_index(prepared.trace, name) for name in node.outputs if name):
+        values = (prepared.trace.values.get(name) for name in node.outputs if name)
+        if all(value is not None and value.dtype.kind in "iub" for value in values):  # no channels: integers that no data change
             for position in range(len(node.inputs)) if not has(node, Trait.SIZES) else ():
                 ctx.pin_input(position, f"{node.operator} computes sizes or indices from it")
             continue
@@ -37,7 +37,11 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
         for name in node.captures:
             for array in facts.tensors.get(name, ()):
                 ctx.pin(array, f"a sub-graph of {node.operator} reads it")
-    _pin_outputs(prepared, facts, trace)
+    for port in outputs(prepared.model):
+        node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
+        ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
+        for array in facts.tensors.get(port.name, ()):
+            ctx.pin(array, "graph output")
     return facts
 
 
@@ -64,12 +68,6 @@ def _shared(prepared: Prepared) -> frozenset[str]:
     return frozenset(name for name, (shape, _) in shapes if sum(size > 1 for size in shape) > 1 and len(prepared.index.operands(name)) > 1)
 
 
-def _is_index(trace: Trace, name: str) -> bool:
-    """Integers that do not depend on data: shapes and indices, which carry no channels."""
-    value = trace.values.get(name)
-    return value is not None and value.dtype.kind in "iub"
-
-
 def _apply(ctx: Context) -> list[Labels]:
     node = ctx.node
     known = all(name in ctx.trace.shapes for name in (*node.inputs, *node.outputs) if name)
@@ -89,14 +87,6 @@ def _checked(labels: Labels, shape: tuple[int, ...] | None, node: Node) -> Label
             where = f"to a tensor of shape {shape} at '{node.name}'"
             raise ModelError(f"internal error: the rule for {node.operator} gave labels of shape {array.shape} {where}. Please report it.")
     return labels
-
-
-def _pin_outputs(prepared: Prepared, facts: Facts, trace: Trace) -> None:
-    for port in outputs(prepared.model):
-        node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
-        ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
-        for array in facts.tensors.get(port.name, ()):
-            ctx.pin(array, "graph output")
 
 
 # ---- from facts to numbered units and groups -------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import load as load_file
 from ..rules.registry import Trait, has
 from . import cost, resolve, state
-from .trace import prepare
+from .trace import Shapes, prepare
 
 ModelSource = str | Path | onnx.ModelProto | Model
 DataSource = Source | Dataset
@@ -76,9 +76,7 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
     return open_data(source, inputs(model), **options)
 
 
-def inspect(
-    source: ModelSource, input_shapes: Mapping[str, Sequence[int]] | None = None, data: Dataset | None = None, cut_layernorm: bool = False
-) -> Analysis:
+def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Dataset | None = None, cut_layernorm: bool = False) -> Analysis:
     """Find out what can be pruned, and why the rest cannot.
 
     Args:

@@ -12,7 +12,7 @@ from ..core.errors import ModelError, VerificationError
 from ..core.types import Array, Cut
 from ..graph import Constants, Model, outputs
 from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
-from ..runtime import Optimize, open_model
+from ..runtime import Feeds, Optimize, open_model
 
 ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
@@ -79,9 +79,7 @@ def relative_error(output: Any, expected: Any) -> float:
     return float(difference / scale) if scale else float(difference)
 
 
-def compare(
-    original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]
-) -> Verification:
+def compare(original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequence[Cut], feeds: Mapping[str, Feeds]) -> Verification:
     """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs), without onnxruntime's optimisations.
 
     Raises:
@@ -112,7 +110,7 @@ def _coarsest(types: Mapping[str, Any], cuts: Sequence[Cut]) -> float:
     return max(TOLERANCE["float16"] if half else 0.0, ROUNDING_STEP if steps else 0.0)
 
 
-def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes: bool) -> None:
+def runs_at(original: Model, pruned: Model, inputs: Feeds, shapes: bool) -> None:
     """Run both models on inputs of other dynamic sizes, with constant folding, which believes the shapes recorded in the file.
 
     ``shapes``: compare the shapes of the outputs too (some depend on values, so this is for want of a comparison of those).

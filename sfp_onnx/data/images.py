@@ -229,8 +229,9 @@ def open_images(
         steps = replace(steps, resize=(port.height, port.width))
         size = f"{port.height}x{port.width}"
         notes.append(f"images are resized to {size}, as the model takes them (else give --resize, --center-crop or --preset)")
-    kept, side, digest = _decoded(folder, [names[index] for index in chosen], steps, port.channels, notes)
+    kept, side, digest, bad = _decoded(folder, [names[index] for index in chosen], steps, port.channels)
     steps = replace(steps, layout="nchw" if port.last else "nhwc")
+    notes += [f"skipped {text}" for text in bad]
     reader = Images(folder, tuple(names[chosen[index]] for index in kept), steps, (len(kept), *side))
     chosen_labels = None if classes is None else np.asarray(classes, np.int64)[chosen[kept]]
     if chosen_labels is not None:  # a file of labels is part of the data
@@ -238,10 +239,8 @@ def open_images(
     return Opened({ports[0].name: reader}, str(folder), digest, chosen_labels, tuple(notes), steps, -1 if port.last else 1)
 
 
-def _decoded(
-    folder: Path, names: Sequence[str], steps: Preprocessing, channels: int, notes: list[str]
-) -> tuple[IntArray, tuple[int, ...], str]:
-    """Which images can be decoded, their common shape, and the SHA-256 of all files. Adds to ``notes``."""
+def _decoded(folder: Path, names: Sequence[str], steps: Preprocessing, channels: int) -> tuple[IntArray, tuple[int, ...], str, list[str]]:
+    """Which images can be decoded, their common shape, the SHA-256 of all files, and what is wrong with the others."""
     digest, kept, bad = hashlib.sha256(), [], []
     side: tuple[int, ...] | None = None
     allowed = max(1, int(SKIPPED * len(names)))
@@ -260,10 +259,9 @@ def _decoded(
             raise DataError(f"{folder / name}: {sizes}. Give --resize HxW, or --resize and --center-crop.")
         side = shape
         kept.append(index)
-    notes.extend(f"skipped {text}" for text in bad)
     if side is None:
         raise DataError(f"{folder}: no image can be decoded: {'; '.join(bad)}")
-    return np.asarray(kept, np.int64), side, digest.hexdigest()
+    return np.asarray(kept, np.int64), side, digest.hexdigest(), bad
 
 
 # ---- usual preprocessing by name -------------------------------------------------------------------------------------

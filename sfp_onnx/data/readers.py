@@ -17,8 +17,7 @@ import numpy as np
 from ..core.errors import DataError
 from ..core.system import user_function
 from ..core.types import Array, IntArray, Port
-from ..graph import load_tensor
-from ..graph.load import hash_files
+from ..graph.load import hash_files, load_tensor
 from . import Memory, Opened, Reader
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import checker, helper, numpy_helper, shape_inference
 
-from ..core.errors import DataError, ModelError
+from ..core.errors import ModelError
 from ..core.types import Array, Node, Port, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
@@ -321,40 +320,3 @@ def tensor_types(model: Model) -> dict[str, Any]:
 def serialized(model: Model) -> bytes:
     """The protobuf with stubs, as onnxruntime takes it together with ``weights``."""
     return bytes(model.proto.SerializeToString(deterministic=True))
-
-
-# ---- reading tensors -------------------------------------------------------------------------------------------------
-
-
-def to_dense(sparse: onnx.SparseTensorProto, name: str) -> Array:
-    """The value of a sparse tensor (coordinates, or positions in row-major order).
-
-    Raises:
-        ModelError: indices that do not fit the shape.
-    """
-    shape = tuple(sparse.dims)
-    try:
-        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices).astype(np.int64)
-        if indices.ndim == 2:
-            indices = np.ravel_multi_index(tuple(indices.T), shape)
-        if indices.shape != values.shape or indices.min(initial=0) < 0:
-            raise ValueError(f"{values.shape} values at {indices.shape} indices from {indices.min(initial=0)} on")
-        dense = np.zeros(int(np.prod(shape)), values.dtype)
-        dense[indices] = values
-    except (ValueError, IndexError, TypeError) as error:
-        raise ModelError(f"{name}: sparse initializer '{sparse.values.name}' of shape {list(shape)} is damaged: {error}") from error
-    return dense.reshape(shape)
-
-
-def load_tensor(path: Path) -> tuple[str, Array]:
-    """Name and value of a serialized TensorProto (``input_0.pb``).
-
-    Raises:
-        DataError: not a tensor.
-    """
-    tensor = onnx.TensorProto()
-    try:
-        tensor.ParseFromString(path.read_bytes())
-        return tensor.name, numpy_helper.to_array(tensor)
-    except (DecodeError, ValueError, TypeError, OSError) as error:
-        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
-from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..core.errors import ModelError
 from ..core.types import Array
 from . import ONNX_DOMAINS, Constants, Model, annotate, make_initializer
 
-G_LOGGER.severity = G_LOGGER.ERROR
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 EXPORTED_TYPES = ("tensor_type", "sequence_type", "sparse_tensor_type")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
@@ -13,7 +12,7 @@ from ..core.types import Array, Port
 from . import GraphIndex, Model, Prepared, make_initializer, nodes, set_value
 
 
-def segment(model: Model, inputs: Sequence[Port], outputs: Mapping[str, Any], index: GraphIndex | None = None) -> Model:
+def segment(model: Model, inputs: Sequence[Port], outputs: Mapping[str, object], index: GraphIndex | None = None) -> Model:
     """The part of a model that computes ``outputs`` from ``inputs``.
 
     Args:

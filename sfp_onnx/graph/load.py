@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
 
-from ..core.errors import ModelError
+from ..core.errors import DataError, ModelError
 from ..core.types import Array
-from . import INLINE_BYTES, ONNX_DOMAINS, Model, annotate, complaint, make_stub, replace_items, sub_graphs, to_dense
+from . import INLINE_BYTES, ONNX_DOMAINS, Model, annotate, complaint, make_stub, replace_items, sub_graphs
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -297,3 +297,39 @@ def _complaint(tensor: TensorProto) -> str:
         wanted, present, what = count * each, len(getattr(tensor, field)), f"numbers in {field}"
         wanted = packed if tensor.data_type in PACKED else wanted
     return "" if wanted == present else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {present}"
+
+
+# ---- values of tensors ------------------------------------------------------------------------------------------------
+
+
+def to_dense(sparse: SparseTensorProto, name: str) -> Array:
+    """The value of a sparse tensor (coordinates, or positions in row-major order).
+
+    Raises:
+        ModelError: indices that do not fit the shape.
+    """
+    shape = tuple(sparse.dims)
+    try:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices).astype(np.int64)
+        if indices.ndim == 2:
+            indices = np.ravel_multi_index(tuple(indices.T), shape)
+        if indices.shape != values.shape or indices.min(initial=0) < 0:
+            raise ValueError(f"{values.shape} values at {indices.shape} indices from {indices.min(initial=0)} on")
+        dense = np.zeros(int(np.prod(shape)), values.dtype)
+        dense[indices] = values
+    except (ValueError, IndexError, TypeError) as error:
+        raise ModelError(f"{name}: sparse initializer '{sparse.values.name}' of shape {list(shape)} is damaged: {error}") from error
+    return dense.reshape(shape)
+
+
+def load_tensor(path: Path) -> tuple[str, Array]:
+    """Name and value of a serialized TensorProto (``input_0.pb``).
+
+    Raises:
+        DataError: not a tensor.
+    """
+    try:
+        tensor = TensorProto.FromString(path.read_bytes())
+        return tensor.name, numpy_helper.to_array(tensor)
+    except (DecodeError, ValueError, TypeError, OSError) as error:
+        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error

@@ -307,24 +307,19 @@ FIRST_IR_VERSION = 6
 STORED = (np.float16, np.float32, np.float64)
 
 
-def sparse_bytes(array: Array) -> int:
-    """Bytes of an array as a sparse initializer."""
-    return int(np.count_nonzero(array)) * (array.dtype.itemsize + INDEX_BYTES) + OVERHEAD_BYTES
-
-
 def sparsify(proto: ModelProto, only: Iterable[str]) -> None:
     """Make initializers sparse where that is smaller: floating ones, named in ``only``, that are not listed as inputs."""
     graph = proto.graph
     inputs, wanted = {item.name for item in graph.input}, set(only)
     kept = []
     for tensor in graph.initializer:
-        array = numpy_helper.to_array(tensor) if tensor.name in wanted and tensor.name not in inputs else None
-        if array is None or array.dtype not in STORED or sparse_bytes(array) >= array.nbytes or not array.any():
+        flat = numpy_helper.to_array(tensor).reshape(-1) if tensor.name in wanted and tensor.name not in inputs else np.zeros(0)
+        indices = np.flatnonzero(flat).astype(np.int64)
+        size = len(indices) * (flat.dtype.itemsize + INDEX_BYTES) + OVERHEAD_BYTES
+        if flat.dtype not in STORED or size >= flat.nbytes or not len(indices):
             kept.append(tensor)
             continue
-        flat = array.reshape(-1)
-        indices = np.flatnonzero(flat).astype(np.int64)
-        sparse = graph.sparse_initializer.add(dims=array.shape)
+        sparse = graph.sparse_initializer.add(dims=tensor.dims)
         sparse.values.CopyFrom(numpy_helper.from_array(flat[indices], tensor.name))
         sparse.indices.CopyFrom(numpy_helper.from_array(indices))
     if len(kept) < len(graph.initializer):
