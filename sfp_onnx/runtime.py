@@ -225,7 +225,7 @@ def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] 
         raise ModelError(f"{name}: onnxruntime's quantiser cannot handle the model: {type(error).__name__}: {_words(error)}") from error
 
 
-def _quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] | None) -> None:
+def _quantize(source: Path, target: Path, batches: Iterable[Feeds] | None) -> None:
     from onnxruntime import quantization as tool  # imports slowly, and is seldom needed
 
     if batches is None:
@@ -248,8 +248,7 @@ def _quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]]
 def _quiet() -> Iterator[None]:
     """onnxruntime's tools log to, and set up, the root logger; here it stays as the application has it. They leave files open, too,
     and put whole models into the temporary folder, here one that is removed however the program ends."""
-    temporary = tempfile.tempdir
-    root = logging.getLogger()
+    temporary, root = tempfile.tempdir, logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
     logging.disable(logging.CRITICAL)
     tempfile.tempdir = str(folder())

@@ -33,7 +33,10 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
         for labels, name in zip(_apply(ctx), node.outputs, strict=False):
             if name:
                 facts.tensors[name] = _checked(labels, trace.shapes.get(name), node)
-        _pass_zero_point(facts, node)
+        point = facts.zero_points.get(node.inputs[0]) if node.inputs else None
+        if point is not None:  # nodes that move integers without rescaling them keep the zero point of their first input
+            for name in node.outputs:
+                facts.zero_points.setdefault(name, point)
         for name in node.captures:
             for array in facts.tensors.get(name, ()):
                 ctx.pin(array, f"a sub-graph of {node.operator} reads it")
@@ -52,14 +55,6 @@ def _from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:
         if not has(node, Trait.UNSTEADY) and not node.captures and all(name in known for name in node.inputs if name):
             known.update(name for name in node.outputs if name)
     return known
-
-
-def _pass_zero_point(facts: Facts, node: Node) -> None:
-    """Nodes that move integers without rescaling them keep the zero point of their first input."""
-    source = facts.zero_points.get(node.inputs[0]) if node.inputs else None
-    if source is not None:
-        for name in node.outputs:
-            facts.zero_points.setdefault(name, source)
 
 
 def _shared(prepared: Prepared) -> frozenset[str]:

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Size
 from ..data.dataset import Dataset, Source, check_classes, open_data
 from ..graph import Model, Prepared, initializers, inputs, outputs
-from ..graph.load import load as load_file
+from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.registry import Trait, has
 from . import cost, resolve, state
 from .trace import Shapes, prepare
 
-ModelSource = str | Path | onnx.ModelProto | Model
 DataSource = Source | Dataset
 Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """``with progress(title, total) as advance: advance(steps)``, or ``advance(steps, text)`` with a word on how things stand."""
@@ -58,15 +55,6 @@ def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
     """
     coupling = resolve(state(prepared, cut_layernorm), prepared)
     return replace(coupling, branches=branches(coupling, prepared))
-
-
-def load(source: ModelSource) -> Model:
-    """Load a model (file, ModelProto, or an already loaded one).
-
-    Raises:
-        ModelError: not a readable, valid ONNX model.
-    """
-    return source if isinstance(source, Model) else load_file(source)
 
 
 def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset | None:
@@ -166,14 +154,12 @@ def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     constant: set[str] = set()
     carriers: set[str] = set()
     for group in coupling.groups:
-        walk = _branch(group, coupling, prepared, final)
-        if walk is None:
-            continue
-        branch, traced = walk
-        if traced.carriers & (constant | set(traced.constant)) or carriers & set(traced.constant):
-            continue  # two constants would meet
-        constant |= set(traced.constant)
-        carriers |= traced.carriers
+        walk = _Walk()
+        branch = _branch(group, coupling, prepared, final, walk)
+        if branch is None or walk.carriers & {*constant, *walk.constant} or carriers & set(walk.constant):
+            continue  # there is none, or two constants would meet
+        constant.update(walk.constant)
+        carriers |= walk.carriers
         vanishing[group.name] = branch
     return vanishing
 
@@ -187,13 +173,12 @@ class _Walk:
     carriers: set[str] = field(default_factory=set)
 
 
-def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str]) -> tuple[Branch, _Walk] | None:
+def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str], walk: _Walk) -> Branch | None:
     inside = np.zeros(coupling.units + 1, bool)
     inside[group.units] = True  # the last place stands for -1
     dead = {name for name, channels in coupling.tensors.items() if any(inside[carried.units].all() for carried in channels)}
     layers = {layer.node.index: layer for layer in coupling.layers}
     sources: dict[str, None] = {}
-    walk = _Walk()
     for name in sorted(dead):
         if name in outputs:
             return None
@@ -208,9 +193,7 @@ def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[s
             sources[name] = None
             if not all(_follow(output, dead, prepared, outputs, walk) for output in node.outputs if output):
                 return None
-    if not walk.ends:
-        return None
-    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)), walk
+    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)) if walk.ends else None
 
 
 def _fixed(name: str, prepared: Prepared) -> bool:

@@ -15,8 +15,7 @@ def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
     """Which indices of an axis stay; index i belongs to unit ``units[i]`` (-1: stays)."""
     if not len(removed):
         return np.ones(len(units), bool)
-    gone: BoolArray = (units >= 0) & removed[np.maximum(units, 0)]
-    return ~gone
+    return (units < 0) | ~removed[np.maximum(units, 0)]
 
 
 def removal(coupling: Coupling, chosen: Mapping[str, Sequence[int]]) -> BoolArray:

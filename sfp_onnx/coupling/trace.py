@@ -248,8 +248,7 @@ def _fold(model: graph.Model, trace: Trace) -> graph.Model:
     """Replace static data-free tensors that other nodes read by constants (unless that would grow the file)."""
     nodes, held = graph.nodes(model), graph.initializers(model)
     free = data_free(nodes, held)
-    outputs = {port.name for port in graph.outputs(model)}
-    captured = {name for node in nodes for name in node.captures}
+    kept = {*held, *(port.name for port in graph.outputs(model)), *(name for node in nodes for name in node.captures)}
     roots = {name: prod(shape) * int(np.dtype(dtype).itemsize) for name, (shape, dtype) in held.items()}
     wanted: dict[str, Any] = {}
     for node in nodes:
@@ -258,10 +257,8 @@ def _fold(model: graph.Model, trace: Trace) -> graph.Model:
         if set(node.outputs) & free:
             continue
         for name in node.inputs:
-            value = trace.values.get(name)
-            if value is None or name in held or name in outputs or name in captured or trace.dynamic_values[name].any():
-                continue
-            if value.nbytes <= max(FOLD_BYTES, roots[name]):
+            value = trace.values.get(name) if name not in kept else None
+            if value is not None and not trace.dynamic_values[name].any() and value.nbytes <= max(FOLD_BYTES, roots[name]):
                 wanted[name] = value
     if not wanted:
         return model
@@ -281,12 +278,8 @@ def _straight(model: graph.Model, observations: Sequence[Observation], trusted: 
     constants, straight = graph.Constants(model) if taking else {}, set()
     for node in taking:
         data, index = node.inputs
-        if data in constants:
-            continue
-        fixed = constants.get(index)
-        if fixed is None and index not in trusted:
-            continue
-        if all(_counts(values.get(index, fixed), shapes.get(data)) for shapes, values in observations):
+        known = data not in constants and (index in constants or index in trusted)
+        if known and all(_counts(values.get(index, constants.get(index)), shapes.get(data)) for shapes, values in observations):
             straight.add(node.outputs[0])
     return frozenset(straight)
 

@@ -17,6 +17,9 @@ from ..rules.channelwise import size_of
 from ..rules.registry import Trait, has
 from ..runtime import Optimize, open_model
 
+Operands = dict[tuple[int, int], Array]
+"""Values by index of the node and input position."""
+
 
 def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> graph.Model:
     """The model without the removed units.
@@ -26,7 +29,7 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
     """
     editor = Editor(prepared.model)
     _slice_constants(editor, prepared, coupling, removed)
-    operands: dict[tuple[int, int], Array] = {}
+    operands: Operands = {}
     vanished = vanishing(coupling, removed)
     dead = {name for branch in vanished for name in branch.dead}
     for follow in coupling.follows:
@@ -58,9 +61,7 @@ def _is_computed(prepared: graph.Prepared, node: Node, position: int) -> bool:
     return position < len(node.inputs) and node.inputs[position] in prepared.trace.values
 
 
-def _correct_computed(
-    editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray, wanted: Mapping[tuple[int, int], Array]
-) -> None:
+def _correct_computed(editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray, wanted: Operands) -> None:
     """Give every operand that is computed from shapes its wanted value, or the one that it had."""
     shapes = dict(prepared.trace.shapes)
     for name, axes in _sizes(coupling, removed).items():
@@ -84,10 +85,8 @@ def _correct_computed(
 
 
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
-    return {
-        name: {carried.axis: int(keep_mask(carried.units, removed).sum()) for carried in channels}
-        for name, channels in coupling.tensors.items()
-    }
+    tensors = coupling.tensors.items()
+    return {name: {carried.axis: int(keep_mask(carried.units, removed).sum()) for carried in channels} for name, channels in tensors}
 
 
 # ---- constants -------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.types import Array, IntArray, Port
-from . import Opened, Preprocessing, Reader
+from . import Preprocessing, Reader
 from .images import is_images, open_images
-from .readers import LABEL_NAMES, check_labels, is_call, load_labels, open_call, open_source
+from .readers import check_labels, is_call, load_labels, open_call, open_source
 
 BATCH = 64
 Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]
@@ -116,7 +116,7 @@ def open_data(
         opened = open_images(Path(str(source)), ports, preprocessing, labels, samples, seed)
         labels, samples, preprocessing = None, None, opened.steps or preprocessing
     else:
-        opened = open_call(source, ports) if is_call(source) else _opened(source, ports)
+        opened = open_call(source, ports) if is_call(source) else open_source(source, ports)
         _check_no_images(preprocessing, opened.name)
     readers, name = opened.readers, opened.name
     counts = {key: reader.shape[0] if reader.shape else 0 for key, reader in readers.items()}
@@ -140,35 +140,12 @@ def open_data(
     )  # fmt: skip
 
 
-def _opened(source: Any, ports: Sequence[Port]) -> Opened:
-    readers, name, digest = open_source(source, ports)
-    readers, labels = _assign(readers, ports, name)
-    return Opened(readers, name, digest, labels)
-
-
 def _check_no_images(steps: Preprocessing, name: str) -> None:
     """Pixels of arrays are what they are: steps for image files would silently do nothing."""
     given = [f"--{what}" for what, value in (("resize", steps.resize), ("center-crop", steps.center_crop)) if value is not None]
     given += ["--color"] if steps.color != "rgb" else []
     if given:
         raise OptionError(f"{name}: {', '.join(given)} are for a folder of images; arrays are fed as they are. Leave them away.")
-
-
-def _assign(readers: dict[str, Reader], ports: Sequence[Port], name: str) -> tuple[dict[str, Reader], Array | None]:
-    """Which array feeds which input; the labels apart."""
-    wanted = [port.name for port in ports]
-    label_name = next((key for key in LABEL_NAMES if key in readers and key not in wanted), None)
-    labels = None
-    if label_name:
-        count = next(iter(readers[label_name].shape), 0)
-        labels = next(readers[label_name].rows(np.arange(count), count), None) if count else np.zeros(0, np.int64)
-    others = {key: reader for key, reader in readers.items() if key != label_name}
-    if all(key in others for key in wanted):
-        return {key: others[key] for key in wanted}, labels
-    if len(wanted) == 1 and len(others) == 1:
-        return {wanted[0]: next(iter(others.values()))}, labels
-    advice = "Name the arrays like the inputs (labels: 'labels' or 'y')."
-    raise DataError(f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. {advice}")
 
 
 def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axis: int) -> None:

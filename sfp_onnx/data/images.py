@@ -27,10 +27,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 def is_images(source: object) -> bool:
     """Whether a source is a folder of images: any folder without ``input_*.pb`` tensors."""
-    if not isinstance(source, (str, Path)) or not Path(source).is_dir():
-        return False
-    path = Path(source)
-    return not any(path.glob("input_*.pb")) and not any(path.glob("test_data_set_*"))
+    folder = Path(source) if isinstance(source, (str, Path)) else None
+    return folder is not None and folder.is_dir() and not any((*folder.glob("input_*.pb"), *folder.glob("test_data_set_*")))
 
 
 @dataclass(frozen=True)
@@ -267,6 +265,7 @@ def _decoded(folder: Path, names: Sequence[str], steps: Preprocessing, channels:
 # ---- usual preprocessing by name -------------------------------------------------------------------------------------
 
 CONFIG = "preprocessor_config.json"
+FOLLOWED = frozenset("do_resize do_center_crop do_rescale do_normalize do_flip_channel_order do_convert_rgb".split())
 PRESETS = ("imagenet", "cifar10", "yolo")
 IMAGENET: dict[str, Any] = {"scale": 255.0, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10: dict[str, Any] = {"scale": 255.0, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
@@ -303,7 +302,7 @@ def hub_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return _fields(data), _left(data)
+        return _fields(data), sorted(key for key, value in data.items() if key.startswith("do_") and value and key not in FOLLOWED)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise DataError(f"{path}: no Hugging Face preprocessor_config.json: {error}. Repair or move it.") from error
 
@@ -322,8 +321,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     if data.get("do_rescale", True):
         fields["scale"] = round(1 / float(data.get("rescale_factor", 1 / 255)), 6)
     if data.get("do_normalize"):
-        fields["mean"] = tuple(float(value) for value in data["image_mean"])
-        fields["std"] = tuple(float(value) for value in data["image_std"])
+        fields |= {name: tuple(float(value) for value in data[f"image_{name}"]) for name in ("mean", "std")}
     if "resample" in data:
         fields["resample"] = PILLOW[int(data["resample"])]
     if data.get("do_flip_channel_order"):
@@ -336,8 +334,3 @@ def _size(value: Any, short: bool = False) -> tuple[int, ...]:
     if isinstance(value, Mapping):
         return (int(value["shortest_edge"]),) if "shortest_edge" in value else (int(value["height"]), int(value["width"]))
     return (int(value),) if short else (int(value), int(value))
-
-
-def _left(data: Mapping[str, Any]) -> list[str]:
-    known = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_flip_channel_order", "do_convert_rgb"}
-    return sorted(key for key, value in data.items() if key.startswith("do_") and value and key not in known)

@@ -131,15 +131,17 @@ def _number(path: Path) -> int:
     return int("0" + "".join(filter(str.isdigit, path.stem)))
 
 
-def open_source(source: str | Path | Mapping[str, Array] | Array, ports: Sequence[Port]) -> tuple[dict[str, Reader], str, str]:
-    """Readers by name, a name for messages, and the SHA-256 of the data."""
-    if isinstance(source, np.ndarray):
-        source = {"data": source}
-    digest = hashlib.sha256()
-    if isinstance(source, Mapping):
-        for name, array in sorted(source.items()):
+def open_source(source: Any, ports: Sequence[Port]) -> Opened:
+    """Arrays by name, one array, or the path of such data.
+
+    Raises:
+        DataError: they cannot be read, or are not those that the model takes.
+    """
+    arrays, digest = {"data": source} if isinstance(source, np.ndarray) else source, hashlib.sha256()
+    if isinstance(arrays, Mapping):
+        for name, array in sorted(arrays.items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-        return {name: Memory(np.asarray(array)) for name, array in source.items()}, "the data", digest.hexdigest()
+        return _assigned({name: Memory(np.asarray(array)) for name, array in arrays.items()}, ports, "the data", digest.hexdigest())
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Expected calibration data as .npz, .npy or test_data_set_* folders.")
@@ -151,7 +153,24 @@ def open_source(source: str | Path | Mapping[str, Array] | Array, ports: Sequenc
         hash_files(files, digest)
     except DAMAGED as error:
         raise DataError(f"{path}: not a readable .npz or .npy file: {error}") from error
-    return readers, str(path), digest.hexdigest()
+    return _assigned(readers, ports, str(path), digest.hexdigest())
+
+
+def _assigned(readers: Mapping[str, Reader], ports: Sequence[Port], name: str, digest: str) -> Opened:
+    """Which array feeds which input; the labels apart."""
+    wanted = [port.name for port in ports]
+    label_name = next((key for key in LABEL_NAMES if key in readers and key not in wanted), None)
+    labels = None
+    if label_name:
+        count = next(iter(readers[label_name].shape), 0)
+        labels = next(readers[label_name].rows(np.arange(count), count), None) if count else np.zeros(0, np.int64)
+    others = {key: reader for key, reader in readers.items() if key != label_name}
+    if all(key in others for key in wanted):
+        return Opened({key: others[key] for key in wanted}, name, digest, labels)
+    if len(wanted) == 1 and len(others) == 1:
+        return Opened({wanted[0]: next(iter(others.values()))}, name, digest, labels)
+    advice = "Name the arrays like the inputs (labels: 'labels' or 'y')."
+    raise DataError(f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. {advice}")
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------

@@ -186,8 +186,7 @@ def check(model: Model) -> None:
     Raises:
         ModelError: with the checker's words.
     """
-    problem = "" if model.complaint else complaint(model)
-    if problem:
+    if not model.complaint and (problem := complaint(model)):
         raise ModelError(f"{model.name}: internal error: onnx.checker rejects the pruned model: {problem}. Please report it.")
 
 
@@ -197,8 +196,7 @@ def complaint(model: Model) -> str:
     inputs = {item.name for item in proto.graph.input}
     for name, array in model.weights.items():
         if name not in inputs:
-            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
-            proto.graph.input.append(helper.make_tensor_value_info(name, dtype, array.shape))
+            proto.graph.input.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
     replace_items(proto.graph.initializer, [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights])
     return rejection(proto)
 
@@ -292,13 +290,9 @@ def outputs(model: Model) -> list[Port]:
 def _port(item: onnx.ValueInfoProto) -> Port:
     tensor = item.type.tensor_type
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
-    if not tensor.HasField("shape"):
-        return Port(item.name, dtype, None)
-    shape: list[int | str | None] = []
-    for dim in tensor.shape.dim:
-        fixed = dim.HasField("dim_value") and dim.dim_value >= 0  # some exporters write -1 for "any"
-        shape.append(dim.dim_value if fixed else dim.dim_param or None)
-    return Port(item.name, dtype, tuple(shape))
+    fixed = ((dim, dim.HasField("dim_value") and dim.dim_value >= 0) for dim in tensor.shape.dim)  # some exporters write -1 for "any"
+    shape = tuple(dim.dim_value if known else dim.dim_param or None for dim, known in fixed)
+    return Port(item.name, dtype, shape if tensor.HasField("shape") else None)
 
 
 def tensor_types(model: Model) -> dict[str, Any]:

@@ -82,8 +82,7 @@ def conv_chain(width: int, layers: int = 4, side: int = 14) -> Model:
     for index in range(layers):
         kernel = (random.standard_normal((width, width, 3, 3)) / (3 * np.sqrt(width))).astype(np.float32)
         tensors.append(make_initializer(f"w{index}", kernel, weights))
-        source, target = "x" if index == 0 else f"t{index}", f"t{index + 1}"
-        nodes.append(helper.make_node("Conv", [source, f"w{index}"], [target], pads=[1] * 4))
+        nodes.append(helper.make_node("Conv", [f"t{index}" if index else "x", f"w{index}"], [f"t{index + 1}"], pads=[1] * 4))
     nodes.append(helper.make_node("GlobalAveragePool", [f"t{layers}"], ["y"]))
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, width, side, side])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, width, 1, 1])

@@ -21,11 +21,12 @@ from . import INLINE_BYTES, ONNX_DOMAINS, Model, annotate, complaint, make_stub,
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
 
 
+ModelSource = str | Path | ModelProto | Model
 NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}  # of Constant nodes
 
 
-def load(source: str | Path | ModelProto) -> Model:
-    """Read a model from a file or a ModelProto (which is copied, not touched).
+def load(source: ModelSource) -> Model:
+    """Read a model from a file or a ModelProto (which is copied, not touched); a loaded one stays as it is.
 
     External data are memory-mapped, never read as a whole. Local functions are inlined, Constant nodes become
     initializers, sparse initializers dense ones.
@@ -33,6 +34,8 @@ def load(source: str | Path | ModelProto) -> Model:
     Raises:
         ModelError: not an ONNX file, truncated, invalid, or external data missing.
     """
+    if isinstance(source, Model):
+        return source
     if isinstance(source, ModelProto):
         data, path = source.SerializeToString(deterministic=True), None
         proto, digest = ModelProto.FromString(data), hashlib.sha256(data)

@@ -272,8 +272,7 @@ def half_weights(model: Model) -> tuple[Model, Model, tuple[str, ...]]:
     proto = model.copied()
     fixed = {item.name for item in [*proto.graph.input, *proto.graph.output]}
     taken = fixed | {tensor.name for tensor in proto.graph.initializer} | {name for node in proto.graph.node for name in node.output}
-    stored: dict[str, Array] = dict(model.weights)
-    rounded: dict[str, Array] = dict(model.weights)
+    stored, rounded = dict(model.weights), dict(model.weights)
     casts, left = [], []
     for tensor in proto.graph.initializer:
         name = tensor.name
