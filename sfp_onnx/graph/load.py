@@ -20,7 +20,6 @@ from . import INLINE_BYTES, ONNX_DOMAINS, Model, annotate, complaint, make_stub,
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
 
-
 ModelSource = str | Path | ModelProto | Model
 NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}  # of Constant nodes
 
