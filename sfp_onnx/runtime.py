@@ -25,8 +25,10 @@ from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder
 from .core.types import Array, IntArray
 
+Feeds = Mapping[str, Array]
 PROVIDERS = ("CPUExecutionProvider",)
 BURST = 5
+Clock = Callable[[], float]
 
 
 @cache
@@ -62,10 +64,9 @@ class Session:
         if outputs is not None and not outputs:
             return []  # onnxruntime takes an empty list for all outputs
         try:
-            result: list[Any] = self.handle.run(None if outputs is None else list(outputs), dict(feeds))
+            return list(self.handle.run(None if outputs is None else list(outputs), dict(feeds)))
         except Exception as error:  # onnxruntime's exception classes share no base but Exception
             raise ModelError(f"{self.name}: onnxruntime cannot run the model: {_words(error)}") from error
-        return result
 
 
 def _words(error: Exception) -> str:
@@ -152,12 +153,11 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
 
     Closes the recording. A kernel that runs several times per run has that many more entries.
     """
-    path = session.handle.end_profiling()
+    path = Path(session.handle.end_profiling())
     try:
-        with open(path, encoding="utf-8") as stream:
-            recorded = json.load(stream)
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     finally:
-        os.unlink(path)
+        path.unlink()
     times: dict[str, list[float]] = {}
     ending = "_kernel_time"
     for event in recorded:
@@ -166,21 +166,19 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
     return times
 
 
-def latencies(sessions: Sequence[Session], feeds: Mapping[str, Array], repeats: int) -> list[list[float]]:
+def latencies(sessions: Sequence[Session], feeds: Feeds, repeats: int) -> list[list[float]]:
     """Seconds of ``repeats`` runs of each session, interleaved so that all see the same state of the machine."""
     return interleaved(sessions, [feeds] * len(sessions), repeats)
 
 
-def steady_clock(setup: Setup) -> Callable[[], float]:
+def steady_clock(setup: Setup) -> Clock:
     """What to time with. One thread: the processor time of the calling thread, in which the model then runs, so that other programs on
     the machine do not count (where the system counts it finely enough); else wall time."""
     fine = time.get_clock_info("thread_time").resolution <= 1e-6
     return time.thread_time if setup.threads == 1 and fine and full_provider(setup.provider) == PROVIDERS[0] else time.perf_counter
 
 
-def interleaved(
-    sessions: Sequence[Session], feeds: Sequence[Mapping[str, Array]], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> list[list[float]]:
+def interleaved(sessions: Sequence[Session], feeds: Sequence[Feeds], repeats: int, clock: Clock = time.perf_counter) -> list[list[float]]:
     """As `latencies`, with inputs of its own for each session; every session is run once before.
 
     Sessions take turns of `BURST` runs, not of one: a model that has just run finds its weights in the caches, as in an application.
@@ -227,7 +225,7 @@ def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] 
         raise ModelError(f"{name}: onnxruntime's quantiser cannot handle the model: {type(error).__name__}: {_words(error)}") from error
 
 
-def _quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] | None) -> None:
+def _quantize(source: Path, target: Path, batches: Iterable[Feeds] | None) -> None:
     from onnxruntime import quantization as tool  # imports slowly, and is seldom needed
 
     if batches is None:
@@ -250,8 +248,7 @@ def _quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]]
 def _quiet() -> Iterator[None]:
     """onnxruntime's tools log to, and set up, the root logger; here it stays as the application has it. They leave files open, too,
     and put whole models into the temporary folder, here one that is removed however the program ends."""
-    temporary = tempfile.tempdir
-    root = logging.getLogger()
+    temporary, root = tempfile.tempdir, logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
     logging.disable(logging.CRITICAL)
     tempfile.tempdir = str(folder())
@@ -292,7 +289,6 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
 
 # ---- run models over batches -----------------------------------------------------------------------------------------
 
-Feeds = Mapping[str, Array]
 Batches = Iterable[tuple[Feeds, int]]
 """Inputs, and how many samples they hold; rows behind those are padding to a fixed batch."""
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ..core.errors import ModelError
-from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Trace, Weight
+from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
 from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import Context
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
@@ -22,24 +20,31 @@ from ..rules.registry import RULES, Trait, has
 def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""
     constants = Constants(prepared.model)
-    maps = [dict(prepared.trace.values), constants]
-    trace = replace(prepared.trace, values=ChainMap(*cast("list[MutableMapping[str, Array]]", maps)))
+    trace = replace(prepared.trace, values={**constants, **prepared.trace.values})
     facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
     computed = frozenset(_from_constants(prepared, names) - names)
     for node in prepared.nodes:
         ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, cut_layernorm)
-        if all(_is_index(prepared.trace, name) for name in node.outputs if name):
+        values = (prepared.trace.values.get(name) for name in node.outputs if name)
+        if all(value is not None and value.dtype.kind in "iub" for value in values):  # no channels: integers that no data change
             for position in range(len(node.inputs)) if not has(node, Trait.SIZES) else ():
                 ctx.pin_input(position, f"{node.operator} computes sizes or indices from it")
             continue
         for labels, name in zip(_apply(ctx), node.outputs, strict=False):
             if name:
                 facts.tensors[name] = _checked(labels, trace.shapes.get(name), node)
-        _pass_zero_point(facts, node)
+        point = facts.zero_points.get(node.inputs[0]) if node.inputs else None
+        if point is not None:  # nodes that move integers without rescaling them keep the zero point of their first input
+            for name in node.outputs:
+                facts.zero_points.setdefault(name, point)
         for name in node.captures:
             for array in facts.tensors.get(name, ()):
                 ctx.pin(array, f"a sub-graph of {node.operator} reads it")
-    _pin_outputs(prepared, facts, trace)
+    for port in outputs(prepared.model):
+        node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
+        ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
+        for array in facts.tensors.get(port.name, ()):
+            ctx.pin(array, "graph output")
     return facts
 
 
@@ -52,24 +57,10 @@ def _from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:
     return known
 
 
-def _pass_zero_point(facts: Facts, node: Node) -> None:
-    """Nodes that move integers without rescaling them keep the zero point of their first input."""
-    source = facts.zero_points.get(node.inputs[0]) if node.inputs else None
-    if source is not None:
-        for name in node.outputs:
-            facts.zero_points.setdefault(name, source)
-
-
 def _shared(prepared: Prepared) -> frozenset[str]:
     """Weights (more than one axis over size 1) that several nodes read: their uses are kept equal."""
     shapes = initializers(prepared.model).items()
     return frozenset(name for name, (shape, _) in shapes if sum(size > 1 for size in shape) > 1 and len(prepared.index.operands(name)) > 1)
-
-
-def _is_index(trace: Trace, name: str) -> bool:
-    """Integers that do not depend on data: shapes and indices, which carry no channels."""
-    value = trace.values.get(name)
-    return value is not None and value.dtype.kind in "iub"
 
 
 def _apply(ctx: Context) -> list[Labels]:
@@ -85,22 +76,12 @@ def _apply(ctx: Context) -> list[Labels]:
 
 
 def _checked(labels: Labels, shape: tuple[int, ...] | None, node: Node) -> Labels:
+    sizes = shape or ()
     for array in labels:
-        sizes = () if shape is None else shape
         if array.ndim != len(sizes) or any(length not in (1, size) for length, size in zip(array.shape, sizes, strict=True)):
-            raise ModelError(
-                f"internal error: the rule for {node.operator} gave labels of shape {array.shape} to a tensor of shape {shape} at "
-                f"'{node.name}'. Please report it."
-            )
+            where = f"to a tensor of shape {shape} at '{node.name}'"
+            raise ModelError(f"internal error: the rule for {node.operator} gave labels of shape {array.shape} {where}. Please report it.")
     return labels
-
-
-def _pin_outputs(prepared: Prepared, facts: Facts, trace: Trace) -> None:
-    for port in outputs(prepared.model):
-        node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
-        ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
-        for array in facts.tensors.get(port.name, ()):
-            ctx.pin(array, "graph output")
 
 
 # ---- from facts to numbered units and groups -------------------------------------------------------------------------
@@ -114,29 +95,24 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
     parent = components(facts.labels, *_edges(facts.ties))
     parent = _choose(facts, parent, prepared.nodes)
     constants = _constants(facts, prepared.nodes)
-    members = _members({name: labels for name, labels in facts.tensors.items() if prepared.index.readers(name)}, parent)
-    unit_of, widths = _number(facts, parent, members)
+    read = (labels for name, labels in facts.tensors.items() if prepared.index.readers(name))
+    distinct = {id(array): array for labels in read for array in labels}
+    unit_of, widths = _number(facts, parent, [parent[array] for array in distinct.values()])
     units = unit_of[parent]
     tensors = {name: _channels(labels, units) for name, labels in facts.tensors.items()}
     layers = tuple(_layer(fact, units, tensors) for fact in facts.layers)
+    places = ((prepared.nodes[node].inputs[at], constants.get((node, at), ())) for node, at in facts.masked_inputs)
     return Coupling(
-        units=sum(widths),
-        groups=_groups(widths, layers, tensors),
+        units=sum(widths), groups=_groups(widths, layers, tensors), layers=layers,
         tensors={name: channels for name, channels in tensors.items() if channels},
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
-        layers=layers,
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
-        follows=tuple(facts.follows),
-        pinned=_reasons(facts, parent, unit_of),
+        follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive, dequantised=facts.dequantised,
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
-        additive=facts.additive,
-        dequantised=facts.dequantised,
-        masked_inputs={
-            prepared.nodes[node].inputs[at]: _channels(constants.get((node, at), ()), units) for node, at in facts.masked_inputs
-        },
+        masked_inputs={name: _channels(labels, units) for name, labels in places},
         channels_total=sum(len(layer.writes) for layer in layers),
         channels_prunable=sum(int((layer.writes >= 0).sum()) for layer in layers),
-    )
+    )  # fmt: skip
 
 
 # ---- ties and choices ------------------------------------------------------------------------------------------------
@@ -159,11 +135,8 @@ def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
             if len(axes) < 2 or (array.shape, array.tobytes()) in known:
                 continue
             known.add((array.shape, array.tobytes()))
-            options = []
-            for axis in axes:
-                first = array[tuple(slice(None) if other == axis else slice(0, 1) for other in range(array.ndim))]
-                options.append(((array, np.broadcast_to(first, array.shape)),))
-            yield Choice(node, tuple(options))
+            firsts = (array[tuple(slice(None if other == axis else 1) for other in range(array.ndim))] for axis in axes)
+            yield Choice(node, tuple(((array, np.broadcast_to(first, array.shape)),) for first in firsts))
 
 
 def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
@@ -172,7 +145,7 @@ def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
     What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early.
     """
     choices = sorted([*facts.choices, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
-    outcomes = [_resolve_in_order(facts, parent, order) for order in (choices, choices[::-1])]
+    outcomes = (_resolve_in_order(facts, parent, order) for order in (choices, choices[::-1]))
     _, best, pins = max(outcomes, key=lambda outcome: outcome[0])
     facts.pins.extend(pins)
     return best
@@ -221,14 +194,9 @@ def _constants(facts: Facts, nodes: Sequence[Node]) -> dict[tuple[int, int], Lab
     return labels
 
 
-def _members(tensors: Mapping[str, Labels], parent: IntArray) -> list[IntArray]:
-    """Class arrays of all distinct label arrays of tensors."""
-    distinct = {id(array): array for labels in tensors.values() for array in labels}
-    return [parent[array] for array in distinct.values()]
-
-
 def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[IntArray, list[int]]:
-    """Unit of every class root (-1: cannot leave), and the widths of the groups in the order of their units.
+    """Unit of every class root (-1: cannot leave), and the widths of the groups in the order of their units; ``members`` are the
+    classes of all distinct label arrays.
 
     Classes are grouped by a hash of the set of tensor axes they occur on. Classes with a set of their own (channels that a
     chain of shuffles scatters over ever new branches) are grouped by the tensor they first occur on. A class that fills an
@@ -279,18 +247,13 @@ def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) ->
     reads, writes, none = fact.reads, fact.writes, np.zeros(0, np.int64)
     data = tensors.get(fact.node.inputs[reads.data], ())
     return Layer(
-        node=fact.node,
-        macs=fact.macs,
-        extents=tuple(units[array].reshape(-1) for array in fact.extents),
+        node=fact.node, macs=fact.macs, extents=tuple(units[array].reshape(-1) for array in fact.extents),
         weight=Weight(writes.weight, writes.weight_axis, reads.weight_axis) if fact.constant else None,
-        reads=none if reads.labels is None else units[reads.labels],
-        writes=none if writes.labels is None else units[writes.labels],
-        data=reads.data,
-        data_axis=reads.data_axis,
+        reads=none if reads.labels is None else units[reads.labels], writes=none if writes.labels is None else units[writes.labels],
+        data=reads.data, data_axis=reads.data_axis,
         source=next((carried.units for carried in data if carried.axis == reads.data_axis), none),
-        linear=fact.linear if fact.constant else None,
-        grouped=fact.grouped,
-    )
+        linear=fact.linear if fact.constant else None, grouped=fact.grouped,
+    )  # fmt: skip
 
 
 def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels]) -> tuple[Group, ...]:
@@ -301,14 +264,12 @@ def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Ch
     consumers = _touching(group_of, len(widths), names, [layer.reads for layer in layers])
     names = [name for name, channels in tensors.items() for _ in channels]
     carriers = _touching(group_of, len(widths), names, [carried.units for channels in tensors.values() for carried in channels])
-    groups, taken, start = [], dict[str, int](), 0
-    for index, width in enumerate(widths):
+    groups, taken = [], dict[str, int]()
+    for index in range(len(widths)):
         base = (producers[index] or carriers[index])[0]
         taken[base] = taken.get(base, 0) + 1
         name = base if taken[base] == 1 else f"{base}#{taken[base]}"
-        units = np.arange(start, start + width)
-        groups.append(Group(name, units, tuple(producers[index]), tuple(consumers[index])))
-        start += width
+        groups.append(Group(name, np.flatnonzero(group_of == index), tuple(producers[index]), tuple(consumers[index])))
     return tuple(groups)
 
 
@@ -324,18 +285,12 @@ def _touching(group_of: IntArray, count: int, names: Sequence[str], carried: Seq
 # ---- reasons ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Count:
-    channels: int
-    layers: list[str]
-
-
 def _reasons(facts: Facts, parent: IntArray, unit_of: IntArray) -> tuple[Pinned, ...]:
     """Why written channels cannot leave, with counts; the first stated reason of a class is given."""
     reason_of = np.full(facts.labels, -1, np.int64)
     for index in range(len(facts.pins) - 1, -1, -1):
         reason_of[parent[facts.pins[index].labels]] = index
-    counts: dict[tuple[str, str], _Count] = {}
+    layers: dict[tuple[str, str], list[str]] = {}  # of each channel, by reason and node
     for layer in facts.layers:
         if layer.writes.labels is None:
             continue
@@ -343,8 +298,5 @@ def _reasons(facts: Facts, parent: IntArray, unit_of: IntArray) -> tuple[Pinned,
         for root in roots[unit_of[roots] < 0]:
             pin = facts.pins[reason_of[root]] if reason_of[root] >= 0 else None
             key = (pin.reason, pin.node) if pin else (TOGETHER, layer.node.name)
-            count = counts.setdefault(key, _Count(0, []))
-            count.channels += 1
-            if layer.node.name not in count.layers:
-                count.layers.append(layer.node.name)
-    return tuple(Pinned(reason, node, count.channels, tuple(count.layers)) for (reason, node), count in counts.items())
+            layers.setdefault(key, []).append(layer.node.name)
+    return tuple(Pinned(reason, node, len(names), tuple(dict.fromkeys(names))) for (reason, node), names in layers.items())

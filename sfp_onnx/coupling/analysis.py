@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Size
 from ..data.dataset import Dataset, Source, check_classes, open_data
 from ..graph import Model, Prepared, initializers, inputs, outputs
-from ..graph.load import load as load_file
+from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.registry import Trait, has
 from . import cost, resolve, state
-from .cost import Parameter, size
-from .trace import prepare
+from .trace import Shapes, prepare
 
-ModelSource = str | Path | onnx.ModelProto | Model
 DataSource = Source | Dataset
 Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """``with progress(title, total) as advance: advance(steps)``, or ``advance(steps, text)`` with a word on how things stand."""
@@ -39,14 +34,14 @@ class Analysis:
     model: Model
     prepared: Prepared
     coupling: Coupling
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[cost.Parameter, ...]
     samples: int
     cut_layernorm: bool = False
 
     def size(self, removed: BoolArray | None = None) -> Size:
         """MACs for one sample and parameters after a removal (default: none)."""
         none = np.zeros(self.coupling.units, bool)
-        return size(self.coupling, self.parameters, none if removed is None else removed, self.samples)
+        return cost.size(self.coupling, self.parameters, none if removed is None else removed, self.samples)
 
 
 def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
@@ -62,15 +57,6 @@ def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
     return replace(coupling, branches=branches(coupling, prepared))
 
 
-def load(source: ModelSource) -> Model:
-    """Load a model (file, ModelProto, or an already loaded one).
-
-    Raises:
-        ModelError: not a readable, valid ONNX model.
-    """
-    return source if isinstance(source, Model) else load_file(source)
-
-
 def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset | None:
     """Open data for a model; see `sfp_onnx.data.open_data` for the options."""
     if source is None or isinstance(source, Dataset):
@@ -78,9 +64,7 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
     return open_data(source, inputs(model), **options)
 
 
-def inspect(
-    source: ModelSource, input_shapes: Mapping[str, Sequence[int]] | None = None, data: Dataset | None = None, cut_layernorm: bool = False
-) -> Analysis:
+def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Dataset | None = None, cut_layernorm: bool = False) -> Analysis:
     """Find out what can be pruned, and why the rest cannot.
 
     Args:
@@ -89,7 +73,7 @@ def inspect(
         cut_layernorm: let axes that LayerNormalization normalises over shrink; it is rewritten exactly, at some cost in time.
 
     Raises:
-        ModelError, DataError: the model cannot be loaded or run.
+        ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
     real = None
@@ -101,22 +85,11 @@ def inspect(
     floating = {name: shape for name, (shape, dtype) in initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
     parameters = cost.parameters(floating, prepared.index, coupling)
     first = next(iter(prepared.feeds.values()), None)
-    samples = int(first.shape[0]) if first is not None and first.ndim > 1 else 1
-    analysis = Analysis(model, prepared, coupling, tuple(parameters), max(1, samples), cut_layernorm)
-    _check_labels(analysis, data)
-    return analysis
-
-
-def _check_labels(analysis: Analysis, data: Dataset | None) -> None:
-    """Check that labels are classes of the model, if its first output is one row of scores per sample.
-
-    Raises:
-        DataError: a label is out of range.
-    """
-    name = outputs(analysis.model)[0].name
-    shape = analysis.prepared.trace.shapes.get(name, ())
-    if data is not None and len(shape) == 2 and shape[0] == analysis.samples and shape[1] > 1:
+    samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
+    shape = prepared.trace.shapes.get(outputs(model)[0].name, ())
+    if data is not None and len(shape) == 2 and shape[0] == samples and shape[1] > 1:  # one row of scores per sample
         check_classes(data, shape[1])
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm)
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
@@ -167,7 +140,7 @@ def batch_size(analysis: Analysis, data: Dataset) -> int:
     if data.fixed:
         return data.batch
     held = initializers(analysis.prepared.model)
-    total = sum(prod(shape) for name, shape in analysis.prepared.trace.shapes.items() if name not in held) * 4 / analysis.samples
+    total = sum(float(np.prod(shape)) for name, shape in analysis.prepared.trace.shapes.items() if name not in held) * 4 / analysis.samples
     return max(1, min(data.batch, int(ACTIVATION_BYTES / max(total, 1))))
 
 
@@ -181,14 +154,12 @@ def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     constant: set[str] = set()
     carriers: set[str] = set()
     for group in coupling.groups:
-        walk = _branch(group, coupling, prepared, final)
-        if walk is None:
-            continue
-        branch, traced = walk
-        if traced.carriers & (constant | set(traced.constant)) or carriers & set(traced.constant):
-            continue  # two constants would meet
-        constant |= set(traced.constant)
-        carriers |= traced.carriers
+        walk = _Walk()
+        branch = _branch(group, coupling, prepared, final, walk)
+        if branch is None or walk.carriers & {*constant, *walk.constant} or carriers & set(walk.constant):
+            continue  # there is none, or two constants would meet
+        constant.update(walk.constant)
+        carriers |= walk.carriers
         vanishing[group.name] = branch
     return vanishing
 
@@ -202,13 +173,12 @@ class _Walk:
     carriers: set[str] = field(default_factory=set)
 
 
-def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str]) -> tuple[Branch, _Walk] | None:
+def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str], walk: _Walk) -> Branch | None:
     inside = np.zeros(coupling.units + 1, bool)
     inside[group.units] = True  # the last place stands for -1
     dead = {name for name, channels in coupling.tensors.items() if any(inside[carried.units].all() for carried in channels)}
     layers = {layer.node.index: layer for layer in coupling.layers}
     sources: dict[str, None] = {}
-    walk = _Walk()
     for name in sorted(dead):
         if name in outputs:
             return None
@@ -223,9 +193,7 @@ def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[s
             sources[name] = None
             if not all(_follow(output, dead, prepared, outputs, walk) for output in node.outputs if output):
                 return None
-    if not walk.ends:
-        return None
-    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)), walk
+    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)) if walk.ends else None
 
 
 def _fixed(name: str, prepared: Prepared) -> bool:

@@ -15,8 +15,7 @@ def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
     """Which indices of an axis stay; index i belongs to unit ``units[i]`` (-1: stays)."""
     if not len(removed):
         return np.ones(len(units), bool)
-    gone: BoolArray = (units >= 0) & removed[np.maximum(units, 0)]
-    return ~gone
+    return (units < 0) | ~removed[np.maximum(units, 0)]
 
 
 def removal(coupling: Coupling, chosen: Mapping[str, Sequence[int]]) -> BoolArray:
@@ -34,13 +33,9 @@ def vanishing(coupling: Coupling, removed: BoolArray) -> list[Branch]:
 
 def emptied(coupling: Coupling, removed: BoolArray) -> list[tuple[str, IntArray]]:
     """Tensors that a removal would leave without any channel, with the units of the emptied axis; not those of branches that vanish."""
-    empty = []
     vanished = {name for branch in vanishing(coupling, removed) for name in branch.dead}
-    for name, channels in coupling.tensors.items():
-        if name in vanished:
-            continue
-        empty += [(name, carried.units) for carried in channels if not keep_mask(carried.units, removed).any()]
-    return empty
+    left = ((name, carried.units) for name, channels in coupling.tensors.items() if name not in vanished for carried in channels)
+    return [(name, units) for name, units in left if not keep_mask(units, removed).any()]
 
 
 def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = False) -> list[Cut]:
@@ -87,24 +82,17 @@ def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
     for parameter in parameters:
         sizes = set()
         for channels in parameter.uses:
-            shape = list(parameter.shape)
-            key = []
-            for carried in channels:
-                mask = keep_mask(carried.units, removed)
-                shape[carried.axis] = int(mask.sum())
-                key.append((carried.axis, mask.tobytes() if not mask.all() else b""))
-            sizes.add((tuple(item for item in key if item[1]), int(np.prod(shape))))
+            masks = {carried.axis: keep_mask(carried.units, removed) for carried in channels}
+            shape = [int(masks[axis].sum()) if axis in masks else size for axis, size in enumerate(parameter.shape)]
+            sizes.add((tuple((axis, mask.tobytes()) for axis, mask in masks.items() if not mask.all()), int(np.prod(shape))))
         total += sum(size for _, size in sizes)
     return total
 
 
 def parameters(shapes: Mapping[str, tuple[int, ...]], index: GraphIndex, coupling: Coupling) -> list[Parameter]:
     """Parameters of a model from shapes of its initializers and who reads them."""
-    listed = []
-    for name, shape in shapes.items():
-        uses = (coupling.constants.get((node.index, position), ()) for node, position in index.operands(name))
-        listed.append(Parameter(shape, tuple(uses) or ((),)))
-    return listed
+    uses = {name: [coupling.constants.get((node.index, at), ()) for node, at in index.operands(name)] for name in shapes}
+    return [Parameter(shape, tuple(uses[name]) or ((),)) for name, shape in shapes.items()]
 
 
 def size(coupling: Coupling, weights: Sequence[Parameter], removed: BoolArray, samples: int) -> Size:

@@ -6,8 +6,7 @@ dynamic dimensions tells which sizes and shape constants depend on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -17,10 +16,9 @@ import numpy as np
 from .. import graph
 from ..core.errors import DataError, ModelError
 from ..core.types import Array, BoolArray, Node, Port, Trace
-from ..graph import Constants, GraphIndex, Model, Prepared, initializers, inputs, tensor_types
 from ..graph.edit import Editor
 from ..rules.registry import Trait, has
-from ..runtime import Optimize, Session, open_model
+from ..runtime import Optimize, open_model
 
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
@@ -28,11 +26,13 @@ LENGTHS = (16, 64, 128, 8)
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
 LARGEST_INPUT = 1 << 28  # numbers
+Shapes = Mapping[str, Sequence[int]]
 Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
 """Shapes of all tensors, values of those that do not depend on data."""
+Observer = Callable[[Mapping[str, Array]], Observation]
 
 
-def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, data: Mapping[str, Array] | None = None) -> Prepared:
+def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str, Array] | None = None) -> graph.Prepared:
     """Trace a model, fold what does not depend on data or dynamic dimensions, write gathers that only reshape as what they are, and trace
     the result.
 
@@ -42,42 +42,40 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None, dat
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
         DataError: an override names no input or has the wrong rank.
     """
-    types = tensor_types(model)
+    types = graph.tensor_types(model)
     try:
-        traced = _trace(model, types, shapes or {}, data)
+        return _prepared(model, types, shapes or {}, data)
     except ModelError as error:
         if model.complaint:
             raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
         raise
-    trace = traced.trace
-    model = _reshaped(_fold(model, trace), traced.straight, trace)
-    nodes = graph.nodes(model)
-    makers = GraphIndex(nodes).makers
-    held = {*makers, *initializers(model), *(port.name for port in inputs(model))}
-    known = {name: (tuple(shape)) for name, (shape, _) in initializers(model).items()}
+
+
+def _current(trace: Trace, model: graph.Model, nodes: Sequence[Node]) -> Trace:
+    """The trace without the tensors that the model no longer has, and what does not depend on data now."""
+    makers = graph.GraphIndex(nodes).makers
+    held = {*makers, *graph.initializers(model), *(port.name for port in graph.inputs(model))}
+    known = {name: shape for name, (shape, _) in graph.initializers(model).items()}
     shapes_now = {name: shape for name, shape in {**known, **trace.shapes}.items() if name in held}
     values = {name: value for name, value in trace.values.items() if name in makers}
     free = frozenset(data_free(nodes, known))
-    trace = Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free)
-    return Prepared(model, tuple(nodes), trace, traced.feeds, traced.variant, types)
+    return Trace(shapes_now, values, trace.dynamic_values, trace.dynamic_axes, free)
 
 
 # ---- sample inputs ---------------------------------------------------------------------------------------------------
 
 
-def _dimension(port: Port, axis: int, sizes: Mapping[str, int]) -> int:
-    dim = port.shape[axis] if port.shape is not None else None
-    if isinstance(dim, int):
-        return dim
-    rank = len(port.shape or ())
-    return sizes["batch"] if axis == 0 else sizes["side"] if rank >= 4 and axis >= rank - 2 else sizes["length"]
+def _meant(axis: int, rank: int, sizes: Sequence[Any]) -> Any:
+    """Of what is given for the batch, for sides of images and for lengths, that for a dynamic axis."""
+    return sizes[0] if axis == 0 else sizes[1] if rank >= 4 and axis >= rank - 2 else sizes[2]
 
 
-def _shape(port: Port, sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]) -> Sequence[int]:
-    return shapes.get(port.name) or [_dimension(port, axis, sizes) for axis in range(len(port.shape or ()))]
+def _shape(port: Port, sizes: Sequence[int], shapes: Shapes) -> Sequence[int]:
+    dims = port.shape or ()
+    return shapes.get(port.name) or [dim if isinstance(dim, int) else _meant(axis, len(dims), sizes) for axis, dim in enumerate(dims)]
 
 
-def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]], seed: int, whole: int) -> dict[str, Array]:
+def _feed(ports: Iterable[Port], sizes: Sequence[int], shapes: Shapes, seed: int, whole: int) -> dict[str, Array]:
     """Random normal numbers for floats, ``whole`` for integers, true for booleans."""
     generator = np.random.default_rng(seed)
     feeds = {}
@@ -95,15 +93,11 @@ def _feed(ports: Iterable[Port], sizes: Mapping[str, int], shapes: Mapping[str, 
 
 def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) -> dict[str, Array]:
     """Other random inputs of the same shapes; integer inputs are kept as they are."""
-    random = _feed(ports, {}, {name: array.shape for name, array in like.items()}, seed, 1)
+    random = _feed(ports, (), {name: array.shape for name, array in like.items()}, seed, 1)
     return {name: random[name] if like[name].dtype.kind == "f" else like[name] for name in like}
 
 
-def _has_dynamic(ports: Sequence[Port]) -> bool:
-    return any(not isinstance(dim, int) for port in ports for dim in port.shape or ())
-
-
-def _candidates(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None) -> Iterable[dict[str, Array]]:
+def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array] | None) -> Iterable[dict[str, Array]]:
     """Sample inputs to try in turn."""
     if data is not None:
         yield {name: array[:2] if array.ndim else array for name, array in data.items()}
@@ -115,8 +109,7 @@ def _candidates(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]], data
             raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
     tried = set()
-    for batch, side, length, whole in product(BATCHES, SIDES, LENGTHS, integers):
-        sizes = {"batch": batch, "side": side, "length": length}
+    for *sizes, whole in product(BATCHES, SIDES, LENGTHS, integers):
         key = (whole, *(tuple(_shape(port, sizes, shapes)) for port in ports))
         if key not in tried:
             tried.add(key)
@@ -135,50 +128,40 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
             shape = list(feeds[port.name].shape)
             for axis, dim in enumerate(port.shape or ()):
                 if not isinstance(dim, int):
-                    step = grow[0] if axis == 0 else grow[1] if len(shape) >= 4 and axis >= len(shape) - 2 else grow[2]
+                    step = _meant(axis, len(shape), grow)
                     shape[axis] += round(step * shape[axis]) if isinstance(step, float) else step
             shapes[port.name] = shape
-        yield _feed(ports, {}, shapes, 0, whole)
+        yield _feed(ports, (), shapes, 0, whole)
     yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
 
 
-@dataclass(frozen=True)
-class _Traced:
-    """A trace, the inputs it was made on, others with which the dynamic dimensions differ, and what `_straight` says of the runs."""
-
-    trace: Trace
-    feeds: dict[str, Array]
-    variant: dict[str, Array] | None
-    straight: frozenset[str]
-
-
-def _trace(model: Model, types: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None) -> _Traced:
-    ports = inputs(model)
-    probe, names, fetched = _probe(model, types)
-    session = open_model(probe, Optimize.NONE)
-    pure = data_free(graph.nodes(model), initializers(model), shapes_too=False)
+def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared:
+    ports = graph.inputs(model)
+    observe = _observer(model, types)
+    pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
     tried: list[list[list[int]]] = []
     failure: ModelError | None = None
     for feeds in _candidates(ports, shapes, data):
         tried.append([list(array.shape) for array in feeds.values()])
         try:
-            first = _observe(session, feeds, names, fetched)
+            first = observe(feeds)
         except ModelError as error:
             failure = failure or error
             continue
-        others, used, complete = _vary(session, feeds, names, fetched, ports)
+        others, variant, complete = _vary(observe, feeds, ports)
         trusted = set(first[1]) if complete else pure
-        return _Traced(_compare(first, others, trusted), feeds, used, _straight(model, [first, *others], trusted))
+        trace = _compare(first, others, trusted)
+        final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
+        nodes = tuple(graph.nodes(final))
+        return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types)
     raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
 
 
-def _vary(
-    session: Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str], ports: Sequence[Port]
-) -> tuple[list[Observation], dict[str, Array] | None, bool]:
+def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:
     """Observations with other dynamic sizes, inputs of one of them, and whether all dynamic dimensions were changed in some."""
-    if not _has_dynamic(ports):
-        return [], None, True
     open_axes = {(port.name, axis) for port in ports for axis, dim in enumerate(port.shape or ()) if not isinstance(dim, int)}
+    if not open_axes:
+        return [], None, True
     unchanged, used = set(open_axes), None
     observations: list[Observation] = []
     for variant in _variants(ports, feeds):
@@ -187,7 +170,7 @@ def _vary(
         if not changed or (observations and only_batch and not changed & unchanged):
             continue
         try:
-            observations.append(_observe(session, variant, names, fetched))
+            observations.append(observe(variant))
         except ModelError:
             continue
         unchanged -= changed
@@ -209,10 +192,10 @@ def data_free(nodes: Sequence[Node], constants: Iterable[str], shapes_too: bool 
     return free
 
 
-def _probe(model: Model, types: Mapping[str, Any]) -> tuple[Model, dict[str, str], list[str]]:
-    """The model with a Shape node on every tensor, and values of data-free tensors as outputs."""
+def _observer(model: graph.Model, types: Mapping[str, Any]) -> Observer:
+    """What runs the model with a Shape node on every tensor, and values of data-free tensors as outputs."""
     nodes = graph.nodes(model)
-    constants = initializers(model)
+    constants = graph.initializers(model)
     free = data_free(nodes, constants)
     needed = {name for node in nodes if not set(node.outputs) & free for name in node.reads}
     editor = Editor(model)
@@ -226,26 +209,26 @@ def _probe(model: Model, types: Mapping[str, Any]) -> tuple[Model, dict[str, str
             if name in free and (name in needed or np.dtype(types.get(name, np.int64)).kind in "iub"):
                 editor.add_output(tensor)
                 fetched.append(name)
-    return editor.finish(), names, fetched
+    session = open_model(editor.finish(), Optimize.NONE)
 
+    def observe(feeds: Mapping[str, Array]) -> Observation:
+        results = session.run(feeds, [*names.values(), *fetched])
+        shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(names, results[: len(names)], strict=True)}
+        shapes.update({name: array.shape for name, array in feeds.items()})
+        return shapes, dict(zip(fetched, results[len(names) :], strict=True))
 
-def _observe(session: Session, feeds: Mapping[str, Array], names: Mapping[str, str], fetched: Sequence[str]) -> Observation:
-    results = session.run(feeds, [*names.values(), *fetched])
-    shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(names, results[: len(names)], strict=True)}
-    shapes.update({name: array.shape for name, array in feeds.items()})
-    return shapes, dict(zip(fetched, results[len(names) :], strict=True))
+    return observe
 
 
 def _compare(first: Observation, others: Sequence[Observation], trusted: set[str]) -> Trace:
     """Mark what differs from any other observation; values that are not ``trusted`` count as dynamic in any case."""
     shapes, values = first
     dynamic_values: dict[str, BoolArray] = {}
-    dynamic_axes: dict[str, tuple[int, ...]] = {}
     for name, value in values.items():
-        dynamic = np.full(value.shape, name not in trusted)
+        dynamic_values[name] = np.full(value.shape, name not in trusted)
         for _, other in others:
-            dynamic |= _differs(value, other[name])
-        dynamic_values[name] = dynamic
+            dynamic_values[name] |= _differs(value, other[name])
+    dynamic_axes = {}
     for name, shape in shapes.items():
         dynamic_axes[name] = tuple(axis for axis, size in enumerate(shape) if any(other[name][axis] != size for other, _ in others))
     return Trace(shapes, values, dynamic_values, dynamic_axes)
@@ -261,13 +244,12 @@ def _differs(value: Array, other: Array) -> BoolArray:
 # ---- folding ---------------------------------------------------------------------------------------------------------
 
 
-def _fold(model: Model, trace: Trace) -> Model:
+def _fold(model: graph.Model, trace: Trace) -> graph.Model:
     """Replace static data-free tensors that other nodes read by constants (unless that would grow the file)."""
-    nodes, held = graph.nodes(model), initializers(model)
+    nodes, held = graph.nodes(model), graph.initializers(model)
     free = data_free(nodes, held)
-    outputs = {port.name for port in graph.outputs(model)}
-    captured = {name for node in nodes for name in node.captures}
-    roots: dict[str, int] = {name: _size(shape, dtype) for name, (shape, dtype) in held.items()}
+    kept = {*held, *(port.name for port in graph.outputs(model)), *(name for node in nodes for name in node.captures)}
+    roots = {name: prod(shape) * int(np.dtype(dtype).itemsize) for name, (shape, dtype) in held.items()}
     wanted: dict[str, Any] = {}
     for node in nodes:
         for name in node.outputs:
@@ -275,10 +257,8 @@ def _fold(model: Model, trace: Trace) -> Model:
         if set(node.outputs) & free:
             continue
         for name in node.inputs:
-            value = trace.values.get(name)
-            if value is None or name in held or name in outputs or name in captured or trace.dynamic_values[name].any():
-                continue
-            if value.nbytes <= max(FOLD_BYTES, roots[name]):
+            value = trace.values.get(name) if name not in kept else None
+            if value is not None and not trace.dynamic_values[name].any() and value.nbytes <= max(FOLD_BYTES, roots[name]):
                 wanted[name] = value
     if not wanted:
         return model
@@ -288,26 +268,18 @@ def _fold(model: Model, trace: Trace) -> Model:
     return editor.finish()
 
 
-def _size(shape: Sequence[int], dtype: Any) -> int:
-    return prod(shape) * int(np.dtype(dtype).itemsize)
-
-
 # ---- gathers that only reshape ---------------------------------------------------------------------------------------
 
 
-def _straight(model: Model, observations: Sequence[Observation], trusted: set[str]) -> frozenset[str]:
+def _straight(model: graph.Model, observations: Sequence[Observation], trusted: set[str]) -> frozenset[str]:
     """Outputs of nodes that take all of a vector in its order, at all sizes that were tried: they only give it another shape (which is
     how some exporters write ``as_strided``, with indices computed from the batch size)."""
     taking = [node for node in graph.nodes(model) if has(node, Trait.TAKES)]
-    constants, straight = Constants(model) if taking else {}, set()
+    constants, straight = graph.Constants(model) if taking else {}, set()
     for node in taking:
         data, index = node.inputs
-        if data in constants:
-            continue
-        fixed = constants.get(index)
-        if fixed is None and index not in trusted:
-            continue
-        if all(_counts(values.get(index, fixed), shapes.get(data)) for shapes, values in observations):
+        known = data not in constants and (index in constants or index in trusted)
+        if known and all(_counts(values.get(index, constants.get(index)), shapes.get(data)) for shapes, values in observations):
             straight.add(node.outputs[0])
     return frozenset(straight)
 
@@ -316,13 +288,13 @@ def _counts(index: Array | None, shape: tuple[int, ...] | None) -> bool:
     return index is not None and shape == (index.size,) and np.array_equal(index.reshape(-1), np.arange(index.size))
 
 
-def _reshaped(model: Model, straight: frozenset[str], trace: Trace) -> Model:
+def _reshaped(model: graph.Model, straight: frozenset[str], trace: Trace) -> graph.Model:
     """Those nodes as Reshape, past the one that made the vector; unless two of their sizes are dynamic."""
     if not straight:
         return model
     editor = Editor(model)
     nodes = graph.nodes(model)
-    index = GraphIndex(nodes)
+    index = graph.GraphIndex(nodes)
     for node in nodes:
         name = node.outputs[0]
         dynamic = trace.dynamic_axes.get(name, ())

@@ -9,13 +9,16 @@ import numpy as np
 
 from .. import graph
 from ..core.errors import ModelError
-from ..core.types import Array, AxisUnits, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
+from ..core.types import Array, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
 from ..coupling.cost import keep_mask, vanishing
 from ..graph.edit import Editor
 from ..graph.extract import segment, shape_program
 from ..rules.channelwise import size_of
 from ..rules.registry import Trait, has
 from ..runtime import Optimize, open_model
+
+Operands = dict[tuple[int, int], Array]
+"""Values by index of the node and input position."""
 
 
 def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> graph.Model:
@@ -26,7 +29,7 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
     """
     editor = Editor(prepared.model)
     _slice_constants(editor, prepared, coupling, removed)
-    operands: dict[tuple[int, int], Array] = {}
+    operands: Operands = {}
     vanished = vanishing(coupling, removed)
     dead = {name for branch in vanished for name in branch.dead}
     for follow in coupling.follows:
@@ -47,16 +50,18 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
                 if value.shape[carried.axis] > 1:
                     value = np.compress(keep_mask(carried.units, removed), value, carried.axis)
             editor.replace_tensor(name, value)
-    return editor.finish(_recorded_sizes(prepared, coupling, removed))
+    sizes: dict[str, dict[int, int | None]] = {}
+    for name, axes in _sizes(coupling, removed).items():  # what is merged with a dynamic dimension has none
+        dynamic = prepared.trace.dynamic_axes.get(name, ())
+        sizes[name] = {axis: None if axis in dynamic else size for axis, size in axes.items()}
+    return editor.finish(sizes)
 
 
 def _is_computed(prepared: graph.Prepared, node: Node, position: int) -> bool:
     return position < len(node.inputs) and node.inputs[position] in prepared.trace.values
 
 
-def _correct_computed(
-    editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray, wanted: Mapping[tuple[int, int], Array]
-) -> None:
+def _correct_computed(editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray, wanted: Operands) -> None:
     """Give every operand that is computed from shapes its wanted value, or the one that it had."""
     shapes = dict(prepared.trace.shapes)
     for name, axes in _sizes(coupling, removed).items():
@@ -79,20 +84,9 @@ def _correct_computed(
         editor.set_input(node.index, position, tensor)
 
 
-def _recorded_sizes(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int | None]]:
-    """New sizes for the shapes that the file records; None for an axis merged with a dynamic dimension."""
-    dynamic = prepared.trace.dynamic_axes
-    return {
-        name: {axis: None if axis in dynamic.get(name, ()) else size for axis, size in axes.items()}
-        for name, axes in _sizes(coupling, removed).items()
-    }
-
-
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
-    return {
-        name: {carried.axis: int(keep_mask(carried.units, removed).sum()) for carried in channels}
-        for name, channels in coupling.tensors.items()
-    }
+    tensors = coupling.tensors.items()
+    return {name: {carried.axis: int(keep_mask(carried.units, removed).sum()) for carried in channels} for name, channels in tensors}
 
 
 # ---- constants -------------------------------------------------------------------------------------------------------
@@ -112,14 +106,11 @@ def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Couplin
                 key = tuple((axis, mask.tobytes()) for axis, mask in masks if not mask.all())
                 variants.setdefault(name, {}).setdefault(key, []).append((node.index, position))
     for name, uses in variants.items():
-        if set(uses) == {()}:
-            continue
-        value = constants[name]
         keeps_name = () if () in uses or name in captured or name in outputs else next(iter(uses))
         for key, places in uses.items():
             if key == ():
                 continue
-            array = value
+            array = constants[name]
             for axis, mask in key:
                 array = np.compress(np.frombuffer(mask, bool), array, axis)
             if key == keeps_name:
@@ -142,47 +133,39 @@ class _After:
     coupling: Coupling
     removed: BoolArray
 
-    def _channels(self, position: int | None, name: str) -> Channels:
-        if position is not None and (self.node.index, position) in self.coupling.constants:
-            return self.coupling.constants[self.node.index, position]
-        return self.coupling.tensors.get(name, ())
+    def _channels(self, name: str, position: int | None) -> Channels:
+        """Those of an output, or of the input at a position."""
+        tensors = self.coupling.tensors.get(name, ())
+        return tensors if position is None else self.coupling.constants.get((self.node.index, position), tensors)
 
-    def _shape(self, name: str, channels: Channels) -> tuple[int, ...]:
+    def _shape(self, name: str, position: int | None = None) -> tuple[int, ...]:
         shape = list(self.prepared.trace.shapes[name])
-        for carried in channels:
+        for carried in self._channels(name, position):
             shape[carried.axis] = int(keep_mask(carried.units, self.removed).sum())
         return tuple(shape)
 
-    def _keep(self, name: str, channels: Channels, axis: int) -> BoolArray:
+    def _keep(self, name: str, axis: int, position: int | None = None) -> BoolArray:
         shape = self.prepared.trace.shapes[name]
-        carried = next((carried for carried in channels if carried.axis == axis % len(shape)), None)
+        carried = next((carried for carried in self._channels(name, position) if carried.axis == axis % len(shape)), None)
         return np.ones(shape[axis], bool) if carried is None else keep_mask(carried.units, self.removed)
 
     def input_shape(self, position: int) -> tuple[int, ...]:
-        name = self.node.inputs[position]
-        return self._shape(name, self._channels(position, name))
+        return self._shape(self.node.inputs[position], position)
 
     def output_shape(self, position: int) -> tuple[int, ...]:
-        name = self.node.outputs[position]
-        return self._shape(name, self._channels(None, name))
+        return self._shape(self.node.outputs[position])
 
     def input_keep(self, position: int, axis: int) -> BoolArray:
-        name = self.node.inputs[position]
-        return self._keep(name, self._channels(position, name), axis)
+        return self._keep(self.node.inputs[position], axis, position)
 
     def output_keep(self, position: int, axis: int) -> BoolArray:
-        name = self.node.outputs[position]
-        return self._keep(name, self._channels(None, name), axis)
+        return self._keep(self.node.outputs[position], axis)
 
     def changed(self) -> bool:
         """Whether any tensor of the node loses channels."""
-        channels = [self._channels(position, name) for position, name in enumerate(self.node.inputs) if name]
-        channels += [self._channels(None, name) for name in self.node.outputs if name]
-        return any(_loses(carried, self.removed) for item in channels for carried in item)
-
-
-def _loses(carried: AxisUnits, removed: BoolArray) -> bool:
-    return not bool(keep_mask(carried.units, removed).all())
+        channels = [self._channels(name, position) for position, name in enumerate(self.node.inputs) if name]
+        channels += [self._channels(name, None) for name in self.node.outputs if name]
+        return not all(keep_mask(carried.units, self.removed).all() for item in channels for carried in item)
 
 
 def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> None:
@@ -262,12 +245,12 @@ def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[st
 
 
 def correction(wanted: Array, computed: Array, dynamic: Array) -> tuple[Array, Array] | Array | None:
-    """How to turn ``found`` (computed) into ``wanted``, both as seen on the sample.
+    """How to turn ``computed`` into ``wanted``, both as seen on the sample.
 
     None: it is right already. One array: a constant will do, since no element that stays computed is dynamic. Two arrays
     (a, b): a * computed / b, element by element, which holds for other sizes of the dynamic dimensions as well.
     """
-    if wanted.shape == computed.shape and np.array_equal(wanted, computed):
+    if np.array_equal(wanted, computed):
         return None
     if wanted.shape != computed.shape or not (dynamic & (wanted != -1)).any():
         return wanted

@@ -12,7 +12,7 @@ from ..core.errors import ModelError, VerificationError
 from ..core.types import Array, Cut
 from ..graph import Constants, Model, outputs
 from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
-from ..runtime import Optimize, open_model
+from ..runtime import Feeds, Optimize, open_model
 
 ROUNDING_STEP = 2e-2  # a last-bit difference before a QuantizeLinear may flip one of its 2^8 steps
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2}
@@ -57,11 +57,13 @@ def maskable(types: Mapping[str, Any], cuts: Iterable[Cut], zero_points: Mapping
     return listed
 
 
-def relative_error(output: Array, expected: Array) -> float:
-    """max |found - expected| / max |expected| (equal non-finite values agree; integers and strings must be equal).
+def relative_error(output: Any, expected: Any) -> float:
+    """max |output - expected| / max |expected| (equal non-finite values agree; all but floating arrays must be equal).
 
     Infinity for other shapes or types.
     """
+    if not isinstance(expected, np.ndarray):
+        return 0.0 if str(output) == str(expected) else float("inf")
     if output.shape != expected.shape or output.dtype != expected.dtype:
         return float("inf")
     if not expected.size:
@@ -77,17 +79,13 @@ def relative_error(output: Array, expected: Array) -> float:
     return float(difference / scale) if scale else float(difference)
 
 
-def compare(
-    original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequence[Cut], feeds: Mapping[str, Mapping[str, Array]]
-) -> Verification:
+def compare(original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequence[Cut], feeds: Mapping[str, Feeds]) -> Verification:
     """Run the pruned model and the masked original on each of ``feeds`` (name -> inputs), without onnxruntime's optimisations.
 
     Raises:
         VerificationError: an output differs by more than the tolerance of its type (1e-4 for float32).
     """
-    reference = masked(original, types, cuts)
-    plain = Optimize.NONE
-    sessions = [open_model(model, plain) for model in (pruned, reference)]
+    sessions = [open_model(model, Optimize.NONE) for model in (pruned, masked(original, types, cuts))]
     names = [port.name for port in outputs(original)]
     floor = _coarsest(types, cuts)
     errors: dict[str, float] = {}
@@ -95,16 +93,13 @@ def compare(
     for kind, inputs in feeds.items():
         pruned_outputs, expected = (session.run(inputs, names) for session in sessions)
         for name, output, other in zip(names, pruned_outputs, expected, strict=True):
-            error, tolerance = _judge(output, other)
-            tolerance = max(tolerance, floor)
+            error, tolerance = relative_error(output, other), max(floor, TOLERANCE.get(str(getattr(other, "dtype", "")), 0.0))
             errors[kind] = max(errors.get(kind, 0.0), error)
             limit = max(limit, tolerance)
             if not error <= tolerance:
-                raise VerificationError(
-                    f"{original.name}: output '{name}' of the pruned model differs from the masked original by {error:.3g} "
-                    f"(relative, {kind} input; allowed {tolerance:g}). Nothing was written. Please report this model; "
-                    f"--keep on the layers near '{cuts[0].tensor if cuts else name}' may work around it."
-                )
+                differs = f"differs from the masked original by {error:.3g} (relative, {kind} input; allowed {tolerance:g})"
+                way = f"Please report this model; --keep on the layers near '{cuts[0].tensor if cuts else name}' may work around it."
+                raise VerificationError(f"{original.name}: output '{name}' of the pruned model {differs}. Nothing was written. {way}")
     return Verification(errors, limit)
 
 
@@ -115,7 +110,7 @@ def _coarsest(types: Mapping[str, Any], cuts: Sequence[Cut]) -> float:
     return max(TOLERANCE["float16"] if half else 0.0, ROUNDING_STEP if steps else 0.0)
 
 
-def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes: bool) -> None:
+def runs_at(original: Model, pruned: Model, inputs: Feeds, shapes: bool) -> None:
     """Run both models on inputs of other dynamic sizes, with constant folding, which believes the shapes recorded in the file.
 
     ``shapes``: compare the shapes of the outputs too (some depend on values, so this is for want of a comparison of those).
@@ -123,8 +118,7 @@ def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes:
     Raises:
         VerificationError: the pruned model does not run there, or gives other shapes.
     """
-    basic = Optimize.BASIC
-    sessions = [open_model(model, basic) for model in (original, pruned)]
+    sessions = [open_model(model, Optimize.BASIC) for model in (original, pruned)]
     names = [port.name for port in outputs(original)]
     expected = [np.shape(value) for value in sessions[0].run(inputs, names)]
     sizes = {name: list(array.shape) for name, array in inputs.items()}
@@ -133,13 +127,5 @@ def runs_at(original: Model, pruned: Model, inputs: Mapping[str, Array], shapes:
     except ModelError as error:
         raise VerificationError(f"{original.name}: the pruned model fails on inputs of shape {sizes}: {error}") from error
     if shapes and shapes_after != expected:
-        raise VerificationError(
-            f"{original.name}: on inputs of shape {sizes} the pruned model gives outputs of shape {shapes_after}, the original {expected}. "
-            "Nothing was written. Please report this model."
-        )
-
-
-def _judge(output: Any, expected: Any) -> tuple[float, float]:
-    if isinstance(expected, np.ndarray):
-        return relative_error(output, expected), TOLERANCE.get(str(expected.dtype), 0.0)
-    return (0.0 if str(output) == str(expected) else float("inf")), 0.0
+        differ = f"the pruned model gives outputs of shape {shapes_after}, the original {expected}"
+        raise VerificationError(f"{original.name}: on inputs of shape {sizes} {differ}. Nothing was written. Please report this model.")

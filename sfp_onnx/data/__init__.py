@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,8 +45,8 @@ class Preprocessing:
             OptionError: not finite, division by zero, sizes under 1, unknown names.
         """
         scale = () if self.scale is None else (self.scale,)
-        for name, values, low in (("mean", self.mean or (), -math.inf), ("std", self.std or (), 0), ("scale", scale, 0)):
-            if not all(low < value < math.inf for value in values):
+        for name, values, low in (("mean", self.mean or (), -np.inf), ("std", self.std or (), 0), ("scale", scale, 0)):
+            if not all(low < value < np.inf for value in values):
                 raise OptionError(f"--{name} {','.join(map(str, values))}: expected {'positive' if low == 0 else 'finite'} numbers")
         for name, sizes in (("resize", self.resize), ("center-crop", self.center_crop)):
             if sizes is not None and not (1 <= len(sizes) <= 2 and all(1 <= size <= 1 << 14 for size in sizes)):
@@ -109,12 +106,3 @@ class Opened:
     notes: tuple[str, ...] = ()
     steps: Preprocessing | None = None
     axis: int = 1
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

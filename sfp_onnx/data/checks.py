@@ -10,7 +10,7 @@ import numpy as np
 from ..core.errors import OptionError, SfpError
 from ..core.options import DataOptions
 from ..core.system import log
-from ..core.types import Array, BoolArray, FloatArray, IntArray
+from ..core.types import Array, BoolArray, IntArray
 from ..evaluation import outputs
 from ..graph import Model, inputs
 from ..rules.registry import training_nodes
@@ -40,10 +40,8 @@ def opened(model: Model, source: Source | Dataset | None, options: DataOptions) 
     Raises:
         OptionError: options for data that are not there, or that do not fit together. DataError: the data cannot be read.
     """
-    if isinstance(source, Dataset):
+    if source is None or isinstance(source, Dataset):
         return source
-    if source is None:
-        return None
     steps, notes = _preprocessing(model, source, options)
     data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed)
     for note in (*notes, *data.notes):
@@ -75,9 +73,8 @@ def _preprocessing(model: Model, source: Source, options: DataOptions) -> tuple[
         base = {**base, **{name: base[name][::-1] for name in ("mean", "std") if name in base}}
     if "resize" in given:
         base.pop("letterbox", None)
-    crop = given.get("center_crop")
-    if crop is not None and len(crop) == 1:
-        given["center_crop"] = crop * 2
+    if len(given.get("center_crop", ())) == 1:
+        given["center_crop"] *= 2
     return Preprocessing(**{**base, **given}, layout=options.layout), notes
 
 
@@ -100,10 +97,8 @@ def training_mode(model: Model) -> list[str]:
     if not names:
         return []
     listed = ", ".join(names[:3]) + (f" (+{len(names) - 3})" if len(names) > 3 else "")
-    return [
-        f"{model.name}: exported in training mode: {listed} behave as in training (random, or by the batch). "
-        "Export it again in evaluation mode (PyTorch: model.eval() before torch.onnx.export)."
-    ]
+    advice = "Export it again in evaluation mode (PyTorch: model.eval() before torch.onnx.export)."
+    return [f"{model.name}: exported in training mode: {listed} behave as in training (random, or by the batch). {advice}"]
 
 
 def wrong_reading(model: Model, data: Dataset) -> list[str]:
@@ -133,11 +128,10 @@ def wrong_reading(model: Model, data: Dataset) -> list[str]:
             return []  # too few mistakes for any other reading to be clearly better
         better = [(answers.mean(), text) for text, answers in _remedies(model, part, scores, labels) if _clearly(answers, right)]
         return [f"{words}, but {max(better)[1]}."] if better else []
-    words += f", no better than chance ({chance:.1%})"
     remedies = _remedies(model, part, scores, labels)
     helps = [(answers.mean(), text) for text, answers in remedies if answers.mean() > max(2 * limit, limit + 0.1)]
     advice = max(helps)[1] if helps else "check normalisation, colour order and layout, and that the labels are the model's class numbers"
-    return [f"{words}: {advice}."]
+    return [f"{words}, no better than chance ({chance:.1%}): {advice}."]
 
 
 def _right(scores: Array, labels: IntArray) -> BoolArray:
@@ -173,7 +167,6 @@ def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> I
 
 def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Feeds, int]]:
     for feeds, count in part.batches():
-        array: FloatArray | Array = feeds[name]
         with np.errstate(all="ignore"):  # a wrong guess may overflow
-            changed = np.ascontiguousarray(change(array)).astype(array.dtype)
+            changed = np.ascontiguousarray(change(feeds[name])).astype(feeds[name].dtype)
         yield {name: changed}, count

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.types import Array, IntArray, Port
-from . import Opened, Preprocessing, Reader
+from . import Preprocessing, Reader
 from .images import is_images, open_images
-from .readers import LABEL_NAMES, check_labels, is_call, load_labels, open_call, open_source
+from .readers import check_labels, is_call, load_labels, open_call, open_source
 
 BATCH = 64
 Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]
@@ -97,13 +97,9 @@ class Dataset:
 
 
 def open_data(
-    source: Source,
-    ports: Sequence[Port],
-    preprocessing: Preprocessing | None = None,
-    labels: str | Path | Array | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-) -> Dataset:
+    source: Source, ports: Sequence[Port], preprocessing: Preprocessing | None = None, labels: str | Path | Array | None = None,
+    samples: int | None = None, seed: int = 0,
+) -> Dataset:  # fmt: skip
     """Open data for a model with inputs ``ports``; ``samples`` of them, drawn with ``seed`` (default: all).
 
     ``source``: .npz, .npy, ``test_data_set_*`` folders, arrays, a folder of images, or a function that yields batches: an array,
@@ -120,15 +116,20 @@ def open_data(
         opened = open_images(Path(str(source)), ports, preprocessing, labels, samples, seed)
         labels, samples, preprocessing = None, None, opened.steps or preprocessing
     else:
-        opened = open_call(source, ports) if is_call(source) else _opened(source, ports)
+        opened = open_call(source, ports) if is_call(source) else open_source(source, ports)
         _check_no_images(preprocessing, opened.name)
     readers, name = opened.readers, opened.name
-    count = _count(readers, name)
+    counts = {key: reader.shape[0] if reader.shape else 0 for key, reader in readers.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"{name}: the arrays have different numbers of samples: {counts}")
+    count = next(iter(counts.values()))
+    if not count:
+        raise DataError(f"{name}: there are no samples in it.")
     for port in ports:
         _check_port(port, readers[port.name], preprocessing, name, opened.axis)
     loaded = load_labels(labels) if labels is not None else opened.labels
     if loaded is not None:
-        loaded = check_labels(loaded, count, name if labels is None else str(labels) if not isinstance(labels, np.ndarray) else "labels")
+        loaded = check_labels(loaded, count, name if labels is None else "labels" if isinstance(labels, np.ndarray) else str(labels))
     indices = np.arange(count)
     if samples is not None and samples < count:
         indices = np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
@@ -139,47 +140,12 @@ def open_data(
     )  # fmt: skip
 
 
-def _opened(source: Any, ports: Sequence[Port]) -> Opened:
-    readers, name, digest = open_source(source, ports)
-    readers, labels = _assign(readers, ports, name)
-    return Opened(readers, name, digest, labels)
-
-
 def _check_no_images(steps: Preprocessing, name: str) -> None:
     """Pixels of arrays are what they are: steps for image files would silently do nothing."""
     given = [f"--{what}" for what, value in (("resize", steps.resize), ("center-crop", steps.center_crop)) if value is not None]
     given += ["--color"] if steps.color != "rgb" else []
     if given:
         raise OptionError(f"{name}: {', '.join(given)} are for a folder of images; arrays are fed as they are. Leave them away.")
-
-
-def _assign(readers: dict[str, Reader], ports: Sequence[Port], name: str) -> tuple[dict[str, Reader], Array | None]:
-    """Which array feeds which input; the labels apart."""
-    wanted = [port.name for port in ports]
-    label_name = next((key for key in LABEL_NAMES if key in readers and key not in wanted), None)
-    labels = None
-    if label_name:
-        count = next(iter(readers[label_name].shape), 0)
-        labels = next(readers[label_name].rows(np.arange(count), count), None) if count else np.zeros(0, np.int64)
-    others = {key: reader for key, reader in readers.items() if key != label_name}
-    if all(key in others for key in wanted):
-        return {key: others[key] for key in wanted}, labels
-    if len(wanted) == 1 and len(others) == 1:
-        return {wanted[0]: next(iter(others.values()))}, labels
-    raise DataError(
-        f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. Name the arrays like the inputs "
-        f"(labels: 'labels' or 'y')."
-    )
-
-
-def _count(readers: Mapping[str, Reader], name: str) -> int:
-    counts = {key: reader.shape[0] if reader.shape else 0 for key, reader in readers.items()}
-    if len(set(counts.values())) > 1:
-        raise DataError(f"{name}: the arrays have different numbers of samples: {counts}")
-    count = next(iter(counts.values()))
-    if not count:
-        raise DataError(f"{name}: there are no samples in it.")
-    return count
 
 
 def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axis: int) -> None:
@@ -192,14 +158,12 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axi
             hint = " The images have another size: resize them (a folder of image files is resized by itself)."
         expected = ["N" if axis == 0 else dim if dim is not None else "?" for axis, dim in enumerate(port.shape)]
         raise DataError(f"{name}: input '{port.name}' expects shape {expected}, the data have {list(moved)}.{hint}")
-    kind, wanted = np.dtype(reader.dtype).kind, np.dtype(port.dtype).kind
-    if kind not in "fiub" or (wanted in "iub" and kind == "f"):
-        raise DataError(f"{name}: input '{port.name}' expects {np.dtype(port.dtype)}, the data are {np.dtype(reader.dtype)}.")
-    if wanted == "f" and kind in "iub" and not steps.given:
-        raise DataError(
-            f"{name}: input '{port.name}' expects {np.dtype(port.dtype)}, the data are raw {np.dtype(reader.dtype)} values. Say how to "
-            "convert them: --scale 255 (value range), --mean and --std (or --preset imagenet), or --scale 1 to feed them as they are."
-        )
+    dtype, wanted = np.dtype(reader.dtype), np.dtype(port.dtype)
+    if dtype.kind not in "fiub" or (wanted.kind in "iub" and dtype.kind == "f"):
+        raise DataError(f"{name}: input '{port.name}' expects {wanted}, the data are {dtype}.")
+    if wanted.kind == "f" and dtype.kind in "iub" and not steps.given:
+        ways = "--scale 255 (value range), --mean and --std (or --preset imagenet), or --scale 1 to feed them as they are"
+        raise DataError(f"{name}: input '{port.name}' expects {wanted}, the data are raw {dtype} values. Say how to convert them: {ways}.")
     for label, values in (("mean", steps.mean), ("std", steps.std)):
         if values is not None and len(values) not in (1, moved[axis] if len(moved) > 1 else 1):
             raise DataError(f"--{label} has {len(values)} values, input '{port.name}' has {moved[axis]} channels.")

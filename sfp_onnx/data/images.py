@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,10 +27,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 def is_images(source: object) -> bool:
     """Whether a source is a folder of images: any folder without ``input_*.pb`` tensors."""
-    if not isinstance(source, (str, Path)) or not Path(source).is_dir():
-        return False
-    path = Path(source)
-    return not any(path.glob("input_*.pb")) and not any(path.glob("test_data_set_*"))
+    folder = Path(source) if isinstance(source, (str, Path)) else None
+    return folder is not None and folder.is_dir() and not any((*folder.glob("input_*.pb"), *folder.glob("test_data_set_*")))
 
 
 @dataclass(frozen=True)
@@ -67,22 +64,13 @@ def image_port(ports: Sequence[Port]) -> ImagePort:
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images as uint8 rows (height, width, channels). ``files`` are relative to ``folder``."""
+    """Decoded images as uint8 rows; the shape is (N, height, width, channels). ``files`` are relative to ``folder``."""
 
     folder: Path
     files: tuple[str, ...]
     steps: Preprocessing
-    side: tuple[int, int, int]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C)."""
-        return (len(self.files), *self.side)
-
-    @property
-    def dtype(self) -> Any:
-        """8-bit."""
-        return np.dtype(np.uint8)
+    shape: tuple[int, ...]
+    dtype: Any = np.uint8
 
     def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
         """Images ``indices``, ``size`` at a time.
@@ -95,7 +83,7 @@ class Images:
 
     def _row(self, file: str) -> Array:
         try:
-            return decode(self.folder / file, self.steps, self.side[2])
+            return decode(self.folder / file, self.steps, self.shape[3])
         except Damaged as error:
             raise DataError(f"{self.folder / file}: {error}") from error
 
@@ -167,10 +155,8 @@ def find(folder: Path) -> tuple[list[str], list[int] | None, list[str]]:
     if len(beside) == len(files):
         return names, None, []
     if beside:
-        raise DataError(
-            f"{folder}: {len(beside)} images such as {beside[0]} lie beside the class sub-folders. "
-            "Move them into their class, or give --labels labels.csv."
-        )
+        advice = "Move them into their class, or give --labels labels.csv."
+        raise DataError(f"{folder}: {len(beside)} images such as {beside[0]} lie beside the class sub-folders. {advice}")
     classes = sorted({file.parts[0] for file in files})
     notes = [f"{len(classes)} class folders, numbered by name: {_listed(classes)}"]
     if all(name.isdecimal() for name in classes) and [int(name) for name in classes] != list(range(len(classes))):
@@ -196,9 +182,8 @@ def read_csv(path: Path, folder: Path) -> tuple[list[str], list[int], list[str]]
             rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(stream), 1) if any(row)]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot read labels: {error}") from error
-    for number, row in rows:
-        if len(row) < 2:
-            raise DataError(f"{path}: line {number}: expected filename,label, found '{','.join(row)}'")
+    if short := next(((number, row) for number, row in rows if len(row) < 2), None):
+        raise DataError(f"{path}: line {short[0]}: expected filename,label, found '{','.join(short[1])}'")
     if rows and not (folder / rows[0][1][0]).is_file() and Path(rows[0][1][0]).suffix.lower() not in ENDINGS:
         rows = rows[1:]
     root, listed = folder.resolve(), set()
@@ -230,7 +215,6 @@ def open_images(
         DataError: no images, too many damaged ones, different sizes, labels that do not fit.
     """
     need("PIL.Image", "images", f"{folder}: reading images")
-    notes: list[str] = []
     classes: list[int] | None
     if isinstance(labels, np.ndarray) or (labels is not None and Path(labels).suffix.lower() != ".csv"):
         raise OptionError("labels of a folder of images come from class sub-folders, or from --labels labels.csv (filename,label)")
@@ -243,22 +227,21 @@ def open_images(
         steps = replace(steps, resize=(port.height, port.width))
         size = f"{port.height}x{port.width}"
         notes.append(f"images are resized to {size}, as the model takes them (else give --resize, --center-crop or --preset)")
-    kept, side, digest = _decoded(folder, [names[index] for index in chosen], steps, port.channels, notes)
+    kept, side, digest, bad = _decoded(folder, [names[index] for index in chosen], steps, port.channels)
     steps = replace(steps, layout="nchw" if port.last else "nhwc")
-    reader = Images(folder, tuple(names[chosen[index]] for index in kept), steps, side)
+    notes += [f"skipped {text}" for text in bad]
+    reader = Images(folder, tuple(names[chosen[index]] for index in kept), steps, (len(kept), *side))
     chosen_labels = None if classes is None else np.asarray(classes, np.int64)[chosen[kept]]
     if chosen_labels is not None:  # a file of labels is part of the data
         digest = hashlib.sha256(digest.encode() + chosen_labels.tobytes()).hexdigest()
     return Opened({ports[0].name: reader}, str(folder), digest, chosen_labels, tuple(notes), steps, -1 if port.last else 1)
 
 
-def _decoded(
-    folder: Path, names: Sequence[str], steps: Preprocessing, channels: int, notes: list[str]
-) -> tuple[IntArray, tuple[int, int, int], str]:
-    """Which images can be decoded, their common size, and the SHA-256 of all files. Adds to ``notes``."""
+def _decoded(folder: Path, names: Sequence[str], steps: Preprocessing, channels: int) -> tuple[IntArray, tuple[int, ...], str, list[str]]:
+    """Which images can be decoded, their common shape, the SHA-256 of all files, and what is wrong with the others."""
     digest, kept, bad = hashlib.sha256(), [], []
     side: tuple[int, ...] | None = None
-    allowed = max(1, math.floor(SKIPPED * len(names)))
+    allowed = max(1, int(SKIPPED * len(names)))
     for index, name in enumerate(names):
         try:
             digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
@@ -266,27 +249,23 @@ def _decoded(
         except (Damaged, OSError) as error:
             bad.append(f"{name}: {error}")
             if len(bad) > allowed:
-                listed = "; ".join(bad[:SHOWN])
-                raise DataError(
-                    f"{folder}: more than {allowed} of {len(names)} images cannot be decoded (1 %, at least one, may be skipped): {listed}"
-                ) from error
+                rule, listed = "(1 %, at least one, may be skipped)", "; ".join(bad[:SHOWN])
+                raise DataError(f"{folder}: more than {allowed} of {len(names)} images cannot be decoded {rule}: {listed}") from error
             continue
         if side is not None and shape != side:
-            raise DataError(
-                f"{folder / name}: {shape[0]}x{shape[1]} pixels, others have {side[0]}x{side[1]}. "
-                "Give --resize HxW, or --resize and --center-crop."
-            )
+            sizes = f"{shape[0]}x{shape[1]} pixels, others have {side[0]}x{side[1]}"
+            raise DataError(f"{folder / name}: {sizes}. Give --resize HxW, or --resize and --center-crop.")
         side = shape
         kept.append(index)
-    notes.extend(f"skipped {text}" for text in bad)
     if side is None:
         raise DataError(f"{folder}: no image can be decoded: {'; '.join(bad)}")
-    return np.asarray(kept, np.int64), (side[0], side[1], side[2]), digest.hexdigest()
+    return np.asarray(kept, np.int64), side, digest.hexdigest(), bad
 
 
 # ---- usual preprocessing by name -------------------------------------------------------------------------------------
 
 CONFIG = "preprocessor_config.json"
+FOLLOWED = frozenset("do_resize do_center_crop do_rescale do_normalize do_flip_channel_order do_convert_rgb".split())
 PRESETS = ("imagenet", "cifar10", "yolo")
 IMAGENET: dict[str, Any] = {"scale": 255.0, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10: dict[str, Any] = {"scale": 255.0, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
@@ -323,7 +302,7 @@ def hub_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return _fields(data), _left(data)
+        return _fields(data), sorted(key for key, value in data.items() if key.startswith("do_") and value and key not in FOLLOWED)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise DataError(f"{path}: no Hugging Face preprocessor_config.json: {error}. Repair or move it.") from error
 
@@ -342,8 +321,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     if data.get("do_rescale", True):
         fields["scale"] = round(1 / float(data.get("rescale_factor", 1 / 255)), 6)
     if data.get("do_normalize"):
-        fields["mean"] = tuple(float(value) for value in data["image_mean"])
-        fields["std"] = tuple(float(value) for value in data["image_std"])
+        fields |= {name: tuple(float(value) for value in data[f"image_{name}"]) for name in ("mean", "std")}
     if "resample" in data:
         fields["resample"] = PILLOW[int(data["resample"])]
     if data.get("do_flip_channel_order"):
@@ -356,8 +334,3 @@ def _size(value: Any, short: bool = False) -> tuple[int, ...]:
     if isinstance(value, Mapping):
         return (int(value["shortest_edge"]),) if "shortest_edge" in value else (int(value["height"]), int(value["width"]))
     return (int(value),) if short else (int(value), int(value))
-
-
-def _left(data: Mapping[str, Any]) -> list[str]:
-    known = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_flip_channel_order", "do_convert_rgb"}
-    return sorted(key for key, value in data.items() if key.startswith("do_") and value and key not in known)

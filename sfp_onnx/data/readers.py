@@ -16,9 +16,9 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.system import user_function
-from ..core.types import Array, BoolArray, IntArray, Port
-from ..graph import load_tensor
-from . import Memory, Opened, Reader, digest_of
+from ..core.types import Array, IntArray, Port
+from ..graph.load import hash_files, load_tensor
+from . import Memory, Opened, Reader
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted
 MOST_DEFLATED = 1100  # deflate packs at most 1032 bytes into one
@@ -34,42 +34,39 @@ class _Zipped:
     dtype: Any
 
     def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        width = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        wanted = np.zeros(self.shape[0], bool)
-        wanted[indices] = True
-        yield from _regrouped(self._blocks(wanted, width, size), size)
+        yield from _picked(self._blocks(size), indices, self.shape[0], size)
 
-    def _blocks(self, wanted: BoolArray, width: int, size: int) -> Iterator[Array]:
-        """The ``wanted`` rows, of ``width`` bytes each, among every ``size`` of them."""
+    def _blocks(self, size: int) -> Iterator[Array]:
+        """All rows, ``size`` at a time."""
+        name, width = self.member.removesuffix(".npy"), prod(self.shape[1:]) * self.dtype.itemsize
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
             _header(stream)
             for start in range(0, self.shape[0], size):
                 count = min(size, self.shape[0] - start)
-                block = _exactly(stream, count * width, self.path, self.member)
-                yield np.frombuffer(block, self.dtype).reshape((count, *self.shape[1:]))[wanted[start : start + count]]
+                try:
+                    block = stream.read(count * width)
+                except DAMAGED as error:
+                    raise DataError(f"{self.path}: array '{name}' is damaged: {error}") from error
+                if len(block) != count * width:
+                    raise DataError(f"{self.path}: array '{name}' is truncated")
+                yield np.frombuffer(block, self.dtype).reshape((count, *self.shape[1:]))
 
 
-def _regrouped(pieces: Iterable[Array], size: int) -> Iterator[Array]:
-    """The rows of all pieces, ``size`` at a time."""
+def _picked(pieces: Iterable[Array], indices: IntArray, total: int, size: int) -> Iterator[Array]:
+    """The rows ``indices`` of pieces with ``total`` rows in all, ``size`` at a time."""
+    wanted = np.zeros(total, bool)
+    wanted[indices] = True
     held: list[Array] = []
+    start = 0
     for piece in pieces:
-        held.append(piece)
+        held.append(piece[wanted[start : start + len(piece)]])
+        start += len(piece)
         while sum(map(len, held)) >= size:
             joined = np.concatenate(held)
             yield joined[:size]
             held = [joined[size:]]
     if any(map(len, held)):
         yield np.concatenate(held)
-
-
-def _exactly(stream: IO[bytes], count: int, path: Path, member: str) -> bytes:
-    try:
-        data = stream.read(count)
-    except DAMAGED as error:
-        raise DataError(f"{path}: array '{member.removesuffix('.npy')}' is damaged: {error}") from error
-    if len(data) != count:
-        raise DataError(f"{path}: array '{member.removesuffix('.npy')}' is truncated")
-    return data
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
@@ -95,11 +92,11 @@ def _open_npz(path: Path) -> dict[str, Reader]:
             if dtype.hasobject:
                 raise DataError(f"{path}: array '{member}' holds Python objects, which are not read. Save plain arrays.")
             _check_size(archive.getinfo(member), start, shape, dtype, path)
+            name = member.removesuffix(".npy")
+            readers[name] = _Zipped(path, member, shape, dtype)
             if fortran and len(shape) > 1:
                 with np.load(path) as arrays:
-                    readers[member.removesuffix(".npy")] = Memory(arrays[member.removesuffix(".npy")])
-            else:
-                readers[member.removesuffix(".npy")] = _Zipped(path, member, shape, dtype)
+                    readers[name] = Memory(arrays[name])
     return readers
 
 
@@ -116,10 +113,10 @@ def _open_folder(path: Path, ports: Sequence[Port]) -> dict[str, Reader]:
     """``test_data_set_*`` folders of ``input_*.pb`` tensors: their samples one after the other."""
     folders = [path] if any(path.glob("input_*.pb")) else sorted(path.glob("test_data_set_*"), key=_number)
     columns: dict[str, list[Array]] = {}
+    known = [port.name for port in ports]
     for folder in folders:
         for position, file in enumerate(sorted(folder.glob("input_*.pb"), key=_number)):
             name, array = load_tensor(file)
-            known = [port.name for port in ports]
             name = name if name in known else known[position] if position < len(known) else name
             columns.setdefault(name, []).append(array)
     if not columns:
@@ -134,26 +131,46 @@ def _number(path: Path) -> int:
     return int("0" + "".join(filter(str.isdigit, path.stem)))
 
 
-def open_source(source: str | Path | Mapping[str, Array] | Array, ports: Sequence[Port]) -> tuple[dict[str, Reader], str, str]:
-    """Readers by name, a name for messages, and the SHA-256 of the data."""
-    if isinstance(source, np.ndarray):
-        source = {"data": source}
-    if isinstance(source, Mapping):
-        digest = hashlib.sha256()
-        for name, array in sorted(source.items()):
+def open_source(source: Any, ports: Sequence[Port]) -> Opened:
+    """Arrays by name, one array, or the path of such data.
+
+    Raises:
+        DataError: they cannot be read, or are not those that the model takes.
+    """
+    arrays, digest = {"data": source} if isinstance(source, np.ndarray) else source, hashlib.sha256()
+    if isinstance(arrays, Mapping):
+        for name, array in sorted(arrays.items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-        return {name: Memory(np.asarray(array)) for name, array in source.items()}, "the data", digest.hexdigest()
+        return _assigned({name: Memory(np.asarray(array)) for name, array in arrays.items()}, ports, "the data", digest.hexdigest())
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Expected calibration data as .npz, .npy or test_data_set_* folders.")
     try:
         if path.is_dir():
-            return _open_folder(path, ports), str(path), digest_of(sorted(path.rglob("input_*.pb")))
-        if path.suffix == ".npy":
-            return {"data": Memory(np.load(path, mmap_mode="r"))}, str(path), digest_of([path])
-        return _open_npz(path), str(path), digest_of([path])
+            readers, files = _open_folder(path, ports), sorted(path.rglob("input_*.pb"))
+        else:
+            readers, files = {"data": Memory(np.load(path, mmap_mode="r"))} if path.suffix == ".npy" else _open_npz(path), [path]
+        hash_files(files, digest)
     except DAMAGED as error:
         raise DataError(f"{path}: not a readable .npz or .npy file: {error}") from error
+    return _assigned(readers, ports, str(path), digest.hexdigest())
+
+
+def _assigned(readers: Mapping[str, Reader], ports: Sequence[Port], name: str, digest: str) -> Opened:
+    """Which array feeds which input; the labels apart."""
+    wanted = [port.name for port in ports]
+    label_name = next((key for key in LABEL_NAMES if key in readers and key not in wanted), None)
+    labels = None
+    if label_name:
+        count = next(iter(readers[label_name].shape), 0)
+        labels = next(readers[label_name].rows(np.arange(count), count), None) if count else np.zeros(0, np.int64)
+    others = {key: reader for key, reader in readers.items() if key != label_name}
+    if all(key in others for key in wanted):
+        return Opened({key: others[key] for key in wanted}, name, digest, labels)
+    if len(wanted) == 1 and len(others) == 1:
+        return Opened({wanted[0]: next(iter(others.values()))}, name, digest, labels)
+    advice = "Name the arrays like the inputs (labels: 'labels' or 'y')."
+    raise DataError(f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. {advice}")
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
@@ -199,9 +216,8 @@ NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 def is_call(source: object) -> bool:
     """Whether a source is ``module:function`` and no path that exists, or a function itself."""
-    if callable(source):
-        return True
-    return isinstance(source, (str, Path)) and NAME.fullmatch(str(source)) is not None and not Path(source).exists()
+    named = isinstance(source, (str, Path)) and NAME.fullmatch(str(source)) and not Path(source).exists()
+    return callable(source) or bool(named)
 
 
 def _batches(function: Callable[[], Any], name: str, ports: Sequence[Port]) -> Iterator[tuple[dict[str, Array], Array | None]]:
@@ -215,10 +231,8 @@ def _batches(function: Callable[[], Any], name: str, ports: Sequence[Port]) -> I
         for number, item in enumerate(function()):
             arrays, labels = _parts(item, wanted)
             if arrays is None or len({len(array) for array in [*arrays.values(), *([] if labels is None else [labels])]}) != 1:
-                raise DataError(
-                    f"{name}: batch {number} is no batch for the inputs {wanted}: expected an array, (array, labels), or a dict by "
-                    "input name (and 'labels'), all with the same number of rows"
-                )
+                expected = "an array, (array, labels), or a dict by input name (and 'labels'), all with the same number of rows"
+                raise DataError(f"{name}: batch {number} is no batch for the inputs {wanted}: expected {expected}")
             yield arrays, labels
     except DataError:
         raise
@@ -258,18 +272,16 @@ class Called:
         Raises:
             DataError: fewer rows than in the first pass.
         """
-        wanted = np.zeros(self.shape[0], bool)
-        wanted[indices] = True
-        yield from _regrouped(self._arrays(wanted), size)
+        yield from _picked(self._arrays(), indices, self.shape[0], size)
 
-    def _arrays(self, wanted: BoolArray) -> Iterator[Array]:
-        """The ``wanted`` rows of every batch."""
+    def _arrays(self) -> Iterator[Array]:
+        """The rows of every batch."""
         start = 0
         for arrays, _ in _batches(self.function, self.name, self.ports):
             array = arrays[self.port]
             if array.shape[1:] != self.shape[1:] or start + len(array) > self.shape[0]:
                 break
-            yield array[wanted[start : start + len(array)]]
+            yield array
             start += len(array)
         if start != self.shape[0]:
             raise DataError(f"{self.name} gave other rows than in its first pass. It must give the same data whenever it is called.")
@@ -298,8 +310,6 @@ def open_call(source: Any, ports: Sequence[Port]) -> Opened:
     if any(given is None for given in labels) and not all(given is None for given in labels):
         raise DataError(f"{name}: some batches have labels, some have none.")
     joined = None if labels[0] is None else np.concatenate([given for given in labels if given is not None])
-    readers = {
-        port.name: Called(function, name, tuple(ports), port.name, (count, *first[port.name].shape[1:]), first[port.name].dtype)
-        for port in ports
-    }
+    rows = {port.name: first[port.name] for port in ports}
+    readers = {key: Called(function, name, tuple(ports), key, (count, *row.shape[1:]), row.dtype) for key, row in rows.items()}
     return Opened(readers, name, digest.hexdigest(), joined)

@@ -4,7 +4,7 @@ and every edit of the graph is cheap, whatever the size of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import checker, helper, numpy_helper, shape_inference
 
-from ..core.errors import DataError, ModelError
+from ..core.errors import ModelError
 from ..core.types import Array, Node, Port, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
@@ -55,6 +54,12 @@ class Model:
     def name(self) -> str:
         """What messages call the model."""
         return str(self.source) if self.source else "the model"
+
+    def copied(self) -> onnx.ModelProto:
+        """A copy of the protobuf, which may be changed."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        return proto
 
 
 CAPTURED = -1
@@ -99,25 +104,24 @@ class GraphIndex:
 
     def needed(self, outputs: Iterable[str], stop: Container[str] = ()) -> list[Node]:
         """The nodes, in their order, that compute ``outputs``, as far up as the tensors of ``stop``, which are given."""
-        needed: dict[int, Node] = {}
-        waiting = [name for name in outputs if name not in stop]
-        while waiting:
-            node = self.makers.get(waiting.pop())
-            if node is not None and node.index not in needed:
-                needed[node.index] = node
-                waiting += [name for name in node.reads if name not in stop]
-        return [needed[index] for index in sorted(needed)]
+        makers = self.makers
+        return _met(outputs, lambda name: [makers[name]] if name in makers and name not in stop else (), lambda node: node.reads)
 
     def reached(self, names: Iterable[str]) -> list[Node]:
         """The nodes, in their order, that depend on any of these tensors."""
-        behind: dict[int, Node] = {}
-        waiting = list(names)
-        while waiting:
-            for node, _ in self.readers(waiting.pop()):
-                if node.index not in behind:
-                    behind[node.index] = node
-                    waiting += [name for name in node.outputs if name]
-        return [behind[index] for index in sorted(behind)]
+        return _met(names, self.reading, lambda node: node.outputs)
+
+
+def _met(names: Iterable[str], beside: Callable[[str], Iterable[Node]], onward: Callable[[Node], Iterable[str]]) -> list[Node]:
+    """The nodes, in their order, that are met on a walk from tensors to the nodes beside them, and onward to other tensors."""
+    met: dict[int, Node] = {}
+    waiting = list(names)
+    while waiting:
+        for node in beside(waiting.pop()):
+            if node.index not in met:
+                met[node.index] = node
+                waiting += onward(node)
+    return [met[index] for index in sorted(met)]
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,23 @@ def annotate(tensor: onnx.TensorProto, like: onnx.TensorProto) -> None:
     tensor.metadata_props.extend(like.metadata_props)
 
 
-def make_stub(name: str, array: Array, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
-    stub = onnx.TensorProto()
-    if like is not None:
-        annotate(stub, like)
-    stub.name = name
-    stub.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-    stub.dims.extend(array.shape)
-    stub.data_location = onnx.TensorProto.EXTERNAL
+def set_value(tensor: onnx.TensorProto, array: Array) -> None:
+    """Give an initializer another value, inline; its name, doc string and metadata stay."""
+    fresh = numpy_helper.from_array(np.asarray(array, order="C"), tensor.name)
+    annotate(fresh, tensor)
+    tensor.CopyFrom(fresh)
+
+
+def replace_items(held: Any, items: Iterable[Any]) -> None:
+    """Let a repeated field of a protobuf hold other messages, which may be some of those that it holds."""
+    fresh = [type(item).FromString(item.SerializeToString()) for item in items]
+    del held[:]
+    held.extend(fresh)
+
+
+def make_stub(name: str, array: Array) -> onnx.TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    stub = onnx.TensorProto(name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
     for key, value in (("location", STUB_LOCATION), ("offset", "0"), ("length", str(array.nbytes))):
         stub.external_data.add(key=key, value=value)
     return stub
@@ -173,24 +186,23 @@ def check(model: Model) -> None:
     Raises:
         ModelError: with the checker's words.
     """
-    problem = "" if model.complaint else complaint(model)
-    if problem:
+    if not model.complaint and (problem := complaint(model)):
         raise ModelError(f"{model.name}: internal error: onnx.checker rejects the pruned model: {problem}. Please report it.")
 
 
 def complaint(model: Model) -> str:
     """What onnx.checker has against the graph (weights stand in as inputs); empty if it passes."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = model.copied()
     inputs = {item.name for item in proto.graph.input}
-    inline = [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights]
     for name, array in model.weights.items():
         if name not in inputs:
-            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
-            proto.graph.input.append(helper.make_tensor_value_info(name, dtype, array.shape))
-    initializers = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in inline]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(initializers)
+            proto.graph.input.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
+    replace_items(proto.graph.initializer, [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights])
+    return rejection(proto)
+
+
+def rejection(proto: onnx.ModelProto) -> str:
+    """The first line of what onnx.checker says of a protobuf; empty if it passes."""
     try:
         checker.check_model(proto)
     except (checker.ValidationError, ValueError) as error:
@@ -210,29 +222,16 @@ class Initializer(NamedTuple):
 
 def initializers(model: Model) -> dict[str, Initializer]:
     """Shape and dtype of every initializer."""
-    known = {}
-    for tensor in model.proto.graph.initializer:
-        known[tensor.name] = Initializer(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    return known
+    tensors = model.proto.graph.initializer
+    return {item.name: Initializer(tuple(item.dims), helper.tensor_dtype_to_np_dtype(item.data_type)) for item in tensors}
 
 
-class Constants(Mapping[str, Array]):
-    """Values of initializers by name (read-only): small ones decoded once, large ones as they are held."""
+class Constants(dict[str, Array]):
+    """Values of initializers by name: small ones decoded once, large ones as they are held."""
 
     def __init__(self, model: Model) -> None:
-        self.weights = model.weights
-        tensors = (tensor for tensor in model.proto.graph.initializer if tensor.name not in model.weights)
-        self.small = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
-
-    def __getitem__(self, name: str) -> Array:
-        return self.small[name] if name in self.small else self.weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.small
-        yield from self.weights
-
-    def __len__(self) -> int:
-        return len(self.small) + len(self.weights)
+        small = (tensor for tensor in model.proto.graph.initializer if tensor.name not in model.weights)
+        super().__init__({tensor.name: numpy_helper.to_array(tensor) for tensor in small} | dict(model.weights))
 
 
 def nodes(model: Model) -> list[Node]:
@@ -242,7 +241,7 @@ def nodes(model: Model) -> list[Node]:
     for index, node in enumerate(model.proto.graph.node):
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
         attributes = {attribute.name: _attribute(attribute, node, model.name) for attribute in node.attribute}
-        captures = tuple(dict.fromkeys(name for attribute in node.attribute for name in _captured(attribute)))
+        captures = tuple(dict.fromkeys(_captured(node)))
         name = node.name or f"{node.op_type}_{index}"
         while not node.name and name in taken:
             name += "_"
@@ -258,20 +257,22 @@ def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) 
     except (ValueError, TypeError) as error:
         where = f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type})"
         raise ModelError(f"{name}: {where} is damaged: {error} Export the model again.") from error
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
-    """Names that the sub-graphs of an attribute read from outside."""
-    for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+def sub_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes (empty ones stand for other attributes)."""
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs)
+
+
+def _captured(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that the sub-graphs of a node read from outside."""
+    for graph in sub_graphs(node):
         inner_names = {item.name for item in [*graph.input, *graph.initializer]}
-        for node in graph.node:
-            yield from (name for name in node.input if name and name not in inner_names)
-            for inner in node.attribute:
-                yield from (name for name in _captured(inner) if name not in inner_names)
-            inner_names.update(node.output)
+        for inner in graph.node:
+            yield from (name for name in (*inner.input, *_captured(inner)) if name and name not in inner_names)
+            inner_names.update(inner.output)
         yield from (item.name for item in graph.output if item.name not in inner_names)
 
 
@@ -289,13 +290,9 @@ def outputs(model: Model) -> list[Port]:
 def _port(item: onnx.ValueInfoProto) -> Port:
     tensor = item.type.tensor_type
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
-    if not tensor.HasField("shape"):
-        return Port(item.name, dtype, None)
-    shape: list[int | str | None] = []
-    for dim in tensor.shape.dim:
-        fixed = dim.HasField("dim_value") and dim.dim_value >= 0  # some exporters write -1 for "any"
-        shape.append(dim.dim_value if fixed else dim.dim_param or None)
-    return Port(item.name, dtype, tuple(shape))
+    fixed = ((dim, dim.HasField("dim_value") and dim.dim_value >= 0) for dim in tensor.shape.dim)  # some exporters write -1 for "any"
+    shape = tuple(dim.dim_value if known else dim.dim_param or None for dim, known in fixed)
+    return Port(item.name, dtype, shape if tensor.HasField("shape") else None)
 
 
 def tensor_types(model: Model) -> dict[str, Any]:
@@ -316,49 +313,4 @@ def tensor_types(model: Model) -> dict[str, Any]:
 
 def serialized(model: Model) -> bytes:
     """The protobuf with stubs, as onnxruntime takes it together with ``weights``."""
-    data: bytes = model.proto.SerializeToString(deterministic=True)
-    return data
-
-
-# ---- reading tensors -------------------------------------------------------------------------------------------------
-
-
-def densify(graph: onnx.GraphProto, name: str) -> None:
-    """Turn all sparse initializers into dense ones.
-
-    Raises:
-        ModelError: indices that do not fit the shape.
-    """
-    for sparse in graph.sparse_initializer:
-        graph.initializer.append(numpy_helper.from_array(to_dense(sparse, name), sparse.values.name))
-    del graph.sparse_initializer[:]
-
-
-def to_dense(sparse: onnx.SparseTensorProto, name: str) -> Array:
-    """The value of a sparse tensor (coordinates, or positions in row-major order)."""
-    shape = tuple(sparse.dims)
-    try:
-        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices).astype(np.int64)
-        if indices.ndim == 2:
-            indices = np.ravel_multi_index(tuple(indices.T), shape)
-        if indices.shape != values.shape or indices.min(initial=0) < 0:
-            raise ValueError(f"{values.shape} values at {indices.shape} indices from {indices.min(initial=0)} on")
-        dense = np.zeros(int(np.prod(shape)), values.dtype)
-        dense[indices] = values
-    except (ValueError, IndexError, TypeError) as error:
-        raise ModelError(f"{name}: sparse initializer '{sparse.values.name}' of shape {list(shape)} is damaged: {error}") from error
-    return dense.reshape(shape)
-
-
-def load_tensor(path: Path) -> tuple[str, Array]:
-    """Name and value of a serialized TensorProto (``input_0.pb``).
-
-    Raises:
-        DataError: not a tensor.
-    """
-    tensor = onnx.TensorProto()
-    try:
-        tensor.ParseFromString(path.read_bytes())
-        return tensor.name, numpy_helper.to_array(tensor)
-    except (DecodeError, ValueError, TypeError, OSError) as error:
-        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error
+    return bytes(model.proto.SerializeToString(deterministic=True))

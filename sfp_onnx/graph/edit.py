@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper
-from onnx_graphsurgeon.logger import G_LOGGER
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from ..core.errors import ModelError
 from ..core.types import Array
 from . import ONNX_DOMAINS, Constants, Model, annotate, make_initializer
 
-G_LOGGER.severity = G_LOGGER.ERROR
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 EXPORTED_TYPES = ("tensor_type", "sequence_type", "sparse_tensor_type")
 
 
@@ -31,9 +28,7 @@ class Editor:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        proto = onnx.ModelProto()
-        proto.CopyFrom(model.proto)
-        self.graph = gs.import_onnx(proto)
+        self.graph = gs.import_onnx(model.copied())
         self.nodes = list(self.graph.nodes)
         self.tensors = self.graph.tensors()
         for tensor in self.tensors.values():
@@ -95,17 +90,13 @@ class Editor:
             self.graph.outputs.append(tensor)
         return str(tensor.name)
 
-    def insert_after(
-        self, tensor: Any, op: str, operands: Sequence[Any] = (), first: int = 0, attributes: Mapping[str, Any] | None = None
-    ) -> str:
+    def insert_after(self, tensor: Any, op: str, operands: Sequence[Any] = (), first: int = 0, **attributes: Any) -> str:
         """Put a node between a tensor and all that read it: readers see ``op(*operands)`` with the tensor at place ``first``.
         Returns the name of what they read now."""
-        readers = list(dict.fromkeys(map(_ById, tensor.outputs)))
         output = gs.Variable(self._unique(f"{tensor.name}/{op}"))
-        for reader in readers:
-            reader.node.inputs = [output if item is tensor else item for item in reader.node.inputs]
+        _redirect(tensor, output)
         inputs = [*operands[:first], tensor, *operands[first:]]
-        node = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=inputs, outputs=[output])
+        node = gs.Node(op, name=output.name, attrs=attributes, inputs=inputs, outputs=[output])
         producer = tensor.inputs[0] if tensor.inputs else None
         index = next((index for index, node in enumerate(self.nodes) if node is producer), -1)
         self._after.setdefault(index, []).insert(0, node)
@@ -122,9 +113,8 @@ class Editor:
 
     def set_constant(self, name: str, array: Array) -> None:
         """Give an existing constant another value, for all that read it."""
+        self.weights.pop(name, None)
         tensor = make_initializer(name, np.asarray(array), self.weights)
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            self.weights.pop(name, None)
         self.tensors[name].values = gs.ir.tensor.LazyValues(tensor)
         self.tensors[name].data_location = _location(tensor)
 
@@ -135,8 +125,7 @@ class Editor:
     def set_input(self, node: int, position: int, tensor: Any | None) -> None:
         """Replace an input of a node, or leave it out."""
         inputs = list(self.nodes[node].inputs)
-        while len(inputs) <= position:
-            inputs.append(gs.Variable.empty())
+        inputs += [gs.Variable.empty() for _ in range(position + 1 - len(inputs))]
         inputs[position] = gs.Variable.empty() if tensor is None else tensor
         while inputs and inputs[-1].name == "":
             inputs.pop()
@@ -160,18 +149,14 @@ class Editor:
         tensor = self.tensors[name]
         tensor.name = self._unique(f"{name}/computed")
         self._names.discard(name)
-        fresh = self.constant(name, array)
-        for reader in dict.fromkeys(map(_ById, tensor.outputs)):
-            reader.node.inputs = [fresh if item is tensor else item for item in reader.node.inputs]
+        _redirect(tensor, self.constant(name, array))
 
     # ---- done ----------------------------------------------------------------------------------------------------
 
     def finish(self, sizes: Mapping[str, Mapping[int, int | None]] | None = None) -> Model:
         """The edited model without dead nodes. ``sizes`` gives new sizes per tensor and axis, for the recorded shapes."""
-        ordered = list(self._after.get(-1, []))
-        for index, node in enumerate(self.nodes):
-            ordered += [node, *self._after.get(index, [])]
-        self.graph.nodes[:] = ordered + self._last
+        inner = (fresh for index, node in enumerate(self.nodes) for fresh in (node, *self._after.get(index, ())))
+        self.graph.nodes[:] = [*self._after.get(-1, ()), *inner, *self._last]
         self.graph.cleanup(remove_unused_node_outputs=False, recurse_subgraphs=False, remove_unused_graph_inputs=False)
         try:
             proto = gs.export_onnx(self.graph, do_type_check=False)
@@ -183,26 +168,19 @@ class Editor:
         return replace(self.model, proto=proto, weights=weights, edited=True)
 
 
-class _ById:
-    """onnx-graphsurgeon compares nodes by content; readers must be told apart by identity."""
-
-    def __init__(self, node: Any) -> None:
-        self.node = node
-
-    def __hash__(self) -> int:
-        return id(self.node)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and self.node is other.node
+def _redirect(tensor: Any, target: Any) -> None:
+    """Let all that read a tensor read another (onnx-graphsurgeon compares nodes by content: they are told apart by identity)."""
+    for reader in {id(node): node for node in tensor.outputs}.values():
+        reader.inputs = [target if item is tensor else item for item in reader.inputs]
 
 
-def _location(tensor: onnx.TensorProto) -> int | None:
+def _location(tensor: TensorProto) -> int | None:
     return int(tensor.data_location) if tensor.HasField("data_location") else None
 
 
-def _carry_over(old: onnx.ModelProto, new: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int | None]]) -> onnx.ModelProto:
+def _carry_over(old: ModelProto, new: ModelProto, sizes: Mapping[str, Mapping[int, int | None]]) -> ModelProto:
     """Restore from ``old`` whatever the round trip lost or changed beyond the edit."""
-    result = onnx.ModelProto()
+    result = ModelProto()
     result.CopyFrom(old)
     graph = result.graph
     for field in ("node", "initializer", "sparse_initializer", "input", "output", "value_info", "quantization_annotation"):
@@ -229,7 +207,7 @@ def _carry_over(old: onnx.ModelProto, new: onnx.ModelProto, sizes: Mapping[str, 
     return result
 
 
-def _carry_nodes(old: onnx.GraphProto, new: onnx.GraphProto) -> None:
+def _carry_nodes(old: GraphProto, new: GraphProto) -> None:
     originals = {next(iter(filter(None, node.output)), ""): node for node in old.node}
     for node in new.node:
         original = originals.get(next(iter(filter(None, node.output)), ""))
@@ -240,7 +218,7 @@ def _carry_nodes(old: onnx.GraphProto, new: onnx.GraphProto) -> None:
                 node.overload = original.overload
 
 
-def _inputs(old: onnx.ModelProto, new: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+def _inputs(old: ModelProto, new: ModelProto) -> list[ValueInfoProto]:
     """Inputs in their old order; initializers that were inputs too stay so (IR versions under 4 demand it of all)."""
     initializers = {tensor.name: tensor for tensor in new.graph.initializer}
     inputs = []
@@ -255,8 +233,8 @@ def _inputs(old: onnx.ModelProto, new: onnx.ModelProto) -> list[onnx.ValueInfoPr
     return inputs
 
 
-def _resized(item: onnx.ValueInfoProto, sizes: Mapping[int, int | None]) -> onnx.ValueInfoProto:
-    copy = onnx.ValueInfoProto()
+def _resized(item: ValueInfoProto, sizes: Mapping[int, int | None]) -> ValueInfoProto:
+    copy = ValueInfoProto()
     copy.CopyFrom(item)
     dims = copy.type.tensor_type.shape.dim
     for axis, size in sizes.items():
@@ -288,9 +266,9 @@ def insert_mask(
     tensor = editor.tensor(name)
     if isinstance(zero, np.ndarray):  # through int32: not every onnxruntime has a Where for int8
         point = editor.constant(f"{name}/zero", zero)
-        editor.insert_after(tensor, "Cast", attributes={"to": dtype.type})
+        editor.insert_after(tensor, "Cast", to=dtype.type)
         editor.insert_after(tensor, "Where", [mask(bool), point], first=1)
-        editor.insert_after(tensor, "Cast", attributes={"to": np.int32})
+        editor.insert_after(tensor, "Cast", to=np.int32)
     elif zero is not None:
         editor.insert_after(tensor, "Where", [mask(bool), editor.tensor(zero)], first=1)
     elif not select or editor.model.opset < FIRST_WHERE or dtype.name not in WITH_WHERE:
@@ -304,6 +282,6 @@ def zero_of(constants: Constants, zero_point: str | None, shape: Sequence[int]) 
     if zero_point is None or zero_point not in constants:
         return zero_point
     value = constants[zero_point].astype(np.int32)
-    if value.size == prod(shape):
+    if value.size == np.prod(shape):
         return value.reshape(shape)
     return np.asarray(value.flat[0] if np.ptp(value) == 0 else value)

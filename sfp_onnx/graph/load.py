@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from google.protobuf.message import DecodeError
-from onnx import helper, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
 
-from ..core.errors import ModelError
+from ..core.errors import DataError, ModelError
 from ..core.types import Array
-from . import INLINE_BYTES, ONNX_DOMAINS, Model, complaint, densify, make_stub, to_dense
+from . import INLINE_BYTES, ONNX_DOMAINS, Model, annotate, complaint, make_stub, replace_items, sub_graphs
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
 
+ModelSource = str | Path | ModelProto | Model
+NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}  # of Constant nodes
 
-def load(source: str | Path | onnx.ModelProto) -> Model:
-    """Read a model from a file or a ModelProto (which is copied, not touched).
+
+def load(source: ModelSource) -> Model:
+    """Read a model from a file or a ModelProto (which is copied, not touched); a loaded one stays as it is.
 
     External data are memory-mapped, never read as a whole. Local functions are inlined, Constant nodes become
     initializers, sparse initializers dense ones.
@@ -31,89 +33,81 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     Raises:
         ModelError: not an ONNX file, truncated, invalid, or external data missing.
     """
-    if isinstance(source, onnx.ModelProto):
-        proto, path, digest = onnx.ModelProto(), None, hashlib.sha256()
-        proto.CopyFrom(source)
-        digest.update(proto.SerializeToString(deterministic=True))
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, ModelProto):
+        data, path = source.SerializeToString(deterministic=True), None
+        proto, digest = ModelProto.FromString(data), hashlib.sha256(data)
     else:
         path = Path(source)
         proto, digest = _parse(path)
     name = str(path) if path else "the model"
     if proto.functions:
-        proto = _inlined(proto, name)
-    check_sound(proto, name)
-    densify(proto.graph, name)
+        try:
+            proto = inliner.inline_local_functions(proto)
+        except Exception as error:  # onnx raises whatever its C++ does
+            raise ModelError(f"{name}: its local functions are damaged: {error}. Export the model again.") from error
+    graph = proto.graph
+    check_sound(graph, name)
+    graph.initializer.extend(numpy_helper.from_array(to_dense(sparse, name), sparse.values.name) for sparse in graph.sparse_initializer)
+    del graph.sparse_initializer[:]
     _constants_to_initializers(proto)
-    _name_apart(proto.graph)
-    files = _external_files(proto, path, name)
-    for file in files:
-        _hash_file(file, digest)
+    _name_apart(graph)
+    external = [tensor for tensor in (*graph.initializer, *_inner_tensors(graph)) if tensor.data_location == TensorProto.EXTERNAL]
+    files = tuple(dict.fromkeys(_external_path(tensor, path, name) for tensor in external))
+    hash_files(files, digest)
     weights: dict[str, Array] = {}
-    _sort_nodes(proto.graph)
-    for tensor in proto.graph.initializer:
+    _sort_nodes(graph)
+    for tensor in graph.initializer:
         _detach(tensor, weights, path, name)
-    for tensor in _inner_tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    for tensor in _inner_tensors(graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
             _attach(tensor, _map_external(tensor, path, name))
-    proto = onnx.ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
-    model = Model(proto, weights, digest.hexdigest(), path, tuple(files))
+    proto = ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
+    model = Model(proto, weights, digest.hexdigest(), path, files)
     problem = complaint(model)
     if problem and not any(words in problem for words in RUNTIME_DECIDES):
         raise ModelError(f"{name}: onnx.checker rejects the model: {problem}")
     return replace(model, complaint=problem)
 
 
-def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    try:
-        return inliner.inline_local_functions(proto)
-    except Exception as error:  # onnx raises whatever its C++ does
-        raise ModelError(f"{name}: its local functions are damaged: {error}. Export the model again.") from error
-
-
-def _parse(path: Path) -> tuple[onnx.ModelProto, Any]:
+def _parse(path: Path) -> tuple[ModelProto, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from error
-    digest = hashlib.sha256(data)
     if data.startswith(b"PK\x03\x04"):
         raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
-    proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
+        proto = ModelProto.FromString(data)
     except DecodeError as error:
         raise ModelError(f"{path}: not an ONNX file, or a truncated one ({len(data)} bytes do not parse). Export it again.") from error
     if not proto.ir_version or not proto.graph.output:
         raise ModelError(f"{path}: not an ONNX file: it parses, but holds no graph with outputs. Expected an exported .onnx model.")
-    return proto, digest
+    return proto, hashlib.sha256(data)
 
 
-def _hash_file(path: Path, digest: Any) -> None:
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+def hash_files(files: Iterable[Path], digest: Any) -> None:
+    """Add the contents of files to a hash."""
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
 
 
-def _external_files(proto: onnx.ModelProto, path: Path | None, name: str) -> list[Path]:
-    """Files with external data, checked to exist inside the model's folder."""
-    files: dict[Path, None] = {}
-    for tensor in (*proto.graph.initializer, *_inner_tensors(proto.graph)):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            files[_external_path(tensor, path, name)] = None
-    return list(files)
-
-
-def _inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def _inner_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Tensors in attributes, and all in sub-graphs."""
     for node in graph.node:
         for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from inner.initializer
-                yield from _inner_tensors(inner)
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors
+        for inner in sub_graphs(node):
+            yield from inner.initializer
+            yield from _inner_tensors(inner)
 
 
-def _external_path(tensor: onnx.TensorProto, path: Path | None, name: str) -> Path:
+def _external_path(tensor: TensorProto, path: Path | None, name: str) -> Path:
+    """The file with the data of a tensor, checked to exist inside the model's folder."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     if path is None:
         raise ModelError(f"tensor '{tensor.name}' keeps its data in the file '{location}', but a ModelProto has no folder: pass the path")
@@ -126,9 +120,9 @@ def _external_path(tensor: onnx.TensorProto, path: Path | None, name: str) -> Pa
     return file
 
 
-def _detach(tensor: onnx.TensorProto, weights: dict[str, Array], path: Path | None, name: str) -> None:
+def _detach(tensor: TensorProto, weights: dict[str, Array], path: Path | None, name: str) -> None:
     """Move a large tensor out of the protobuf, where a stub with its type and shape stays; move a small external one in."""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    if tensor.data_location == TensorProto.EXTERNAL:
         array = _map_external(tensor, path, name)
         if not _plain(tensor) or array.nbytes <= INLINE_BYTES:
             _attach(tensor, array)
@@ -137,32 +131,29 @@ def _detach(tensor: onnx.TensorProto, weights: dict[str, Array], path: Path | No
     elif not _plain(tensor) or _bytes(tensor) <= INLINE_BYTES:
         return
     else:
-        try:
-            array = numpy_helper.to_array(tensor)
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"{name}: initializer '{tensor.name}' is damaged: its data do not fill shape {list(tensor.dims)}") from error
+        array = numpy_helper.to_array(tensor)
     weights[tensor.name] = array
-    tensor.CopyFrom(make_stub(tensor.name, array, tensor))
+    stub = make_stub(tensor.name, array)
+    annotate(stub, tensor)
+    tensor.CopyFrom(stub)
 
 
-def _plain(tensor: onnx.TensorProto) -> bool:
+def _plain(tensor: TensorProto) -> bool:
     """Whether numpy itself knows the type, so that onnxruntime takes the array as it is (not bfloat16, int4, strings)."""
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return False
-    return helper.tensor_dtype_to_np_dtype(tensor.data_type).isbuiltin == 1
+    return tensor.data_type != TensorProto.STRING and helper.tensor_dtype_to_np_dtype(tensor.data_type).isbuiltin == 1
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
+def _bytes(tensor: TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.float64)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-def _attach(tensor: onnx.TensorProto, raw: Array) -> None:
+def _attach(tensor: TensorProto, raw: Array) -> None:
     tensor.raw_data = raw.tobytes()
     del tensor.external_data[:]
     tensor.ClearField("data_location")
 
 
-def _map_external(tensor: onnx.TensorProto, path: Path | None, name: str) -> Array:
+def _map_external(tensor: TensorProto, path: Path | None, name: str) -> Array:
     """The bytes of an external tensor, memory-mapped."""
     file = _external_path(tensor, path, name)
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -171,19 +162,15 @@ def _map_external(tensor: onnx.TensorProto, path: Path | None, name: str) -> Arr
     except ValueError as error:
         raise ModelError(f"{name}: external data of tensor '{tensor.name}' have no valid offset and length: {error}") from error
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
-        raise ModelError(
-            f"{name}: external data file '{file.name}' is truncated: tensor '{tensor.name}' needs {length} bytes at {offset}, "
-            f"the file has {file.stat().st_size}"
-        )
+        wanted = f"tensor '{tensor.name}' needs {length} bytes at {offset}, the file has {file.stat().st_size}"
+        raise ModelError(f"{name}: external data file '{file.name}' is truncated: {wanted}")
     if _plain(tensor) and length != _bytes(tensor):
-        raise ModelError(
-            f"{name}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {_bytes(tensor)} bytes of external data, "
-            f"its entry says {length}"
-        )
+        wanted = f"of shape {list(tensor.dims)} needs {_bytes(tensor)} bytes of external data, its entry says {length}"
+        raise ModelError(f"{name}: tensor '{tensor.name}' {wanted}")
     return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=(length,)) if length else np.zeros(0, np.uint8)
 
 
-def _name_apart(graph: onnx.GraphProto) -> None:
+def _name_apart(graph: GraphProto) -> None:
     """Number the nodes that share a name: onnxruntime refuses them, onnx does not."""
     taken = {node.name for node in graph.node}
     used: set[str] = set()
@@ -195,12 +182,12 @@ def _name_apart(graph: onnx.GraphProto) -> None:
         used.add(node.name)
 
 
-def _sort_nodes(graph: onnx.GraphProto) -> None:
+def _sort_nodes(graph: GraphProto) -> None:
     """Put nodes behind those that they read, if they are not (some converters append casts at the end); else leave the order."""
     computed = {name for node in graph.node for name in node.output if name}
     known: set[str] = set()
+    ordered: list[NodeProto] = []
     waiting = list(graph.node)
-    ordered: list[onnx.NodeProto] = []
     while waiting:
         blocked = []
         for node in waiting:
@@ -209,23 +196,19 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
                 known.update(node.output)
             else:
                 blocked.append(node)
-        if not ordered or len(blocked) == len(waiting):
+        if len(blocked) == len(waiting):
             return  # a cycle: onnx.checker says so
-        if len(ordered) == len(graph.node) and not any(a is not b for a, b in zip(ordered, graph.node, strict=True)):
-            return
         waiting = blocked
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    if any(a is not b for a, b in zip(ordered, graph.node, strict=True)):
+        replace_items(graph.node, ordered)
 
 
-def _read_names(node: onnx.NodeProto) -> list[str]:
+def _read_names(node: NodeProto) -> list[str]:
     """Inputs of a node and of the nodes in its sub-graphs."""
-    inner = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
-    return [name for name in node.input if name] + [name for graph in inner for below in graph.node for name in _read_names(below)]
+    return [*filter(None, node.input), *(name for graph in sub_graphs(node) for below in graph.node for name in _read_names(below))]
 
 
-def _constants_to_initializers(proto: onnx.ModelProto) -> None:
+def _constants_to_initializers(proto: ModelProto) -> None:
     """Turn Constant nodes of the main graph into initializers (IR versions under 4 list them as inputs, too)."""
     graph = proto.graph
     kept = []
@@ -238,24 +221,20 @@ def _constants_to_initializers(proto: onnx.ModelProto) -> None:
             if proto.ir_version < 4:
                 graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     if len(kept) != len(graph.node):
-        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        replace_items(graph.node, kept)
 
 
-def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+def _constant_tensor(node: NodeProto) -> TensorProto | None:
     if not node.attribute:
         return None
     attribute = node.attribute[0]
-    tensor = onnx.TensorProto()
+    tensor = TensorProto()
     if attribute.name == "value":
         tensor.CopyFrom(attribute.t)
     elif attribute.name == "sparse_value":
         tensor = numpy_helper.from_array(to_dense(attribute.sparse_tensor, "the model"))
-    elif attribute.name in ("value_float", "value_floats"):
-        tensor = numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), np.float32))
-    elif attribute.name in ("value_int", "value_ints"):
-        tensor = numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), np.int64))
+    elif attribute.name in NUMBERS:
+        tensor = numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), NUMBERS[attribute.name]))
     else:
         return None
     tensor.name = node.output[0]
@@ -264,88 +243,95 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 # ---- damage that would make others stumble later ---------------------------------------------------------------------
 
+KINDS = helper.get_all_tensor_dtypes()
 # Fields that hold the values of a tensor if it has no raw_data, and how many of their items one element takes.
 FIELDS: dict[int, tuple[str, int]] = {
-    onnx.TensorProto.FLOAT: ("float_data", 1), onnx.TensorProto.COMPLEX64: ("float_data", 2), onnx.TensorProto.DOUBLE: ("double_data", 1),
-    onnx.TensorProto.COMPLEX128: ("double_data", 2), onnx.TensorProto.INT64: ("int64_data", 1), onnx.TensorProto.UINT32: ("uint64_data", 1),
-    onnx.TensorProto.UINT64: ("uint64_data", 1), onnx.TensorProto.STRING: ("string_data", 1),
+    TensorProto.FLOAT: ("float_data", 1), TensorProto.COMPLEX64: ("float_data", 2), TensorProto.DOUBLE: ("double_data", 1),
+    TensorProto.COMPLEX128: ("double_data", 2), TensorProto.INT64: ("int64_data", 1), TensorProto.UINT32: ("uint64_data", 1),
+    TensorProto.UINT64: ("uint64_data", 1), TensorProto.STRING: ("string_data", 1),
 }  # fmt: skip
-PACKED: dict[int, int] = {
-    getattr(onnx.TensorProto, name): bits
-    for name, bits in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items()
-    if hasattr(onnx.TensorProto, name)
-}
+NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # bits
+PACKED: dict[int, int] = {kind: NARROW[name] for name, kind in TensorProto.DataType.items() if name in NARROW}
 
 
-def check_sound(proto: onnx.ModelProto, name: str) -> None:
+def check_sound(main: GraphProto, name: str) -> None:
     """Look at every tensor and every declared type, before anything is made of them.
 
     Raises:
         ModelError: the tensor or value that is damaged, and how.
     """
-    for graph in _graphs(proto.graph):
+    for graph in _graphs(main):
         for item in (*graph.input, *graph.output, *graph.value_info):
             kind = item.type.tensor_type.elem_type if item.type.HasField("tensor_type") else 0
-            if kind and not _known(kind):
+            if kind and kind not in KINDS:
                 raise ModelError(f"{name}: tensor '{item.name}' has the unknown element type {kind}. The file is damaged: export it again.")
         for node in graph.node:
             for attribute in node.attribute:
-                if not all(_is_text(text) for text in (attribute.s, *attribute.strings)):
+                if any(text != text.decode(errors="ignore").encode() for text in (attribute.s, *attribute.strings)):
                     raise ModelError(f"{name}: node '{node.name}': attribute '{attribute.name}' is no UTF-8 text. Export the model again.")
-        for tensor in _tensors(graph):
-            problem = _complaint(tensor)
-            if problem:
-                raise ModelError(f"{name}: tensor '{tensor.name}' is damaged: {problem}. Export the model again.")
+    for tensor in (*main.initializer, *_inner_tensors(main)):
+        if problem := _complaint(tensor):
+            raise ModelError(f"{name}: tensor '{tensor.name}' is damaged: {problem}. Export the model again.")
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
     yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _graphs(inner)
+    for inner in (inner for node in graph.node for inner in sub_graphs(node)):
+        yield from _graphs(inner)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else [])
-            yield from attribute.tensors
-
-
-def _known(kind: int) -> bool:
-    try:
-        helper.tensor_dtype_to_np_dtype(kind)
-    except (KeyError, ValueError, TypeError):
-        return False
-    return True
-
-
-def _is_text(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _complaint(tensor: onnx.TensorProto) -> str:
-    if not tensor.data_type or not _known(tensor.data_type):
+def _complaint(tensor: TensorProto) -> str:
+    if tensor.data_type not in KINDS:
         return f"its element type {tensor.data_type} is unknown"
     if any(size < 0 for size in tensor.dims):
         return f"its shape {list(tensor.dims)} has a negative size"
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    if tensor.data_location == TensorProto.EXTERNAL:
         return ""  # compared with the file when it is mapped
     count = prod(tensor.dims)
+    bits = PACKED.get(tensor.data_type) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    packed = (count * bits + 7) // 8
     if tensor.HasField("raw_data"):
-        bits = PACKED.get(tensor.data_type) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        wanted, present, what = (count * bits + 7) // 8, len(tensor.raw_data), "bytes"
-        if tensor.data_type == onnx.TensorProto.STRING:
+        if tensor.data_type == TensorProto.STRING:
             return "strings cannot stand in raw_data"
+        wanted, present, what = packed, len(tensor.raw_data), "bytes"
     else:
         field, each = FIELDS.get(tensor.data_type, ("int32_data", 1))
         wanted, present, what = count * each, len(getattr(tensor, field)), f"numbers in {field}"
-        if tensor.data_type in PACKED:
-            wanted = (count * PACKED[tensor.data_type] + 7) // 8
+        wanted = packed if tensor.data_type in PACKED else wanted
     return "" if wanted == present else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {present}"
+
+
+# ---- values of tensors ------------------------------------------------------------------------------------------------
+
+
+def to_dense(sparse: SparseTensorProto, name: str) -> Array:
+    """The value of a sparse tensor (coordinates, or positions in row-major order).
+
+    Raises:
+        ModelError: indices that do not fit the shape.
+    """
+    shape = tuple(sparse.dims)
+    try:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices).astype(np.int64)
+        if indices.ndim == 2:
+            indices = np.ravel_multi_index(tuple(indices.T), shape)
+        if indices.shape != values.shape or indices.min(initial=0) < 0:
+            raise ValueError(f"{values.shape} values at {indices.shape} indices from {indices.min(initial=0)} on")
+        dense = np.zeros(int(np.prod(shape)), values.dtype)
+        dense[indices] = values
+    except (ValueError, IndexError, TypeError) as error:
+        raise ModelError(f"{name}: sparse initializer '{sparse.values.name}' of shape {list(shape)} is damaged: {error}") from error
+    return dense.reshape(shape)
+
+
+def load_tensor(path: Path) -> tuple[str, Array]:
+    """Name and value of a serialized TensorProto (``input_0.pb``).
+
+    Raises:
+        DataError: not a tensor.
+    """
+    try:
+        tensor = TensorProto.FromString(path.read_bytes())
+        return tensor.name, numpy_helper.to_array(tensor)
+    except (DecodeError, ValueError, TypeError, OSError) as error:
+        raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import onnx
-from onnx import checker, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.system import goes_at_the_end
 from ..core.types import Array
-from . import Model, annotate, make_initializer, serialized
+from . import Model, make_initializer, rejection, replace_items, serialized, set_value
 
 try:
     import fcntl
@@ -81,18 +80,15 @@ def together() -> Iterator[None]:
 
 
 def _appear(files: list[_File]) -> None:
-    path = Path()
     with ExitStack() as stack:
         for folder in sorted({file.path.parent.resolve() for file in files}):
             _lock(folder, stack)
-        try:
-            for path in [file.path for file in reversed(files[1:])]:
-                path.unlink(missing_ok=True)
-            for file in files:
-                path = file.path
-                os.replace(file.temporary, path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+        for file in reversed(files[1:]):
+            with writing(file.path):
+                file.path.unlink(missing_ok=True)
+        for file in files:
+            with writing(file.path):
+                os.replace(file.temporary, file.path)
 
 
 def _lock(folder: Path, until: ExitStack) -> None:
@@ -151,7 +147,7 @@ def file_bytes(model: Model) -> int:
     return model.source.stat().st_size + sum(file.stat().st_size for file in model.files)
 
 
-def to_proto(model: Model, sparse: bool = False) -> onnx.ModelProto:
+def to_proto(model: Model, sparse: bool = False) -> ModelProto:
     """A self-contained ModelProto; ``sparse``: with sparse initializers where they are smaller.
 
     Raises:
@@ -159,25 +155,15 @@ def to_proto(model: Model, sparse: bool = False) -> onnx.ModelProto:
     """
     if full_size(model) > PROTOBUF_LIMIT:
         raise ModelError(f"{model.name}: over 2 GB does not fit one protobuf; save it with external data")
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = model.copied()
     for tensor in proto.graph.initializer:
         if tensor.name in model.weights:
-            whole = numpy_helper.from_array(np.ascontiguousarray(model.weights[tensor.name]), tensor.name)
-            annotate(whole, tensor)
-            tensor.CopyFrom(whole)
+            set_value(tensor, model.weights[tensor.name])
     if sparse:
         sparsify(proto, model.weights)
-        _check_sparse(proto, model)
+        if not model.complaint and (problem := rejection(proto)):
+            raise ModelError(f"{model.name}: onnx.checker rejects the sparse initializers: {problem}. Store the model dense.")
     return proto
-
-
-def _check_sparse(proto: onnx.ModelProto, model: Model) -> None:
-    if not model.complaint:
-        try:
-            checker.check_model(proto)
-        except (checker.ValidationError, ValueError) as error:
-            raise ModelError(f"{model.name}: onnx.checker rejects the sparse initializers: {error}. Store the model dense.") from error
 
 
 def save(model: Model, path: str | Path, external: bool | None = None, sparse: bool = False) -> Path:
@@ -190,10 +176,9 @@ def save(model: Model, path: str | Path, external: bool | None = None, sparse: b
         OutputError: missing folder, no permission, path equal to the input.
     """
     path = Path(path)
-    check_output(path, model.paths)
     files = _contents(model, path, external, sparse)
-    for other in files[1:]:
-        check_output(other[0], model.paths)
+    for file, _ in files:
+        check_output(file, model.paths)
     with writing(path), atomic(*(file for file, _ in reversed(files))) as streams:  # the data first, the model that refers to them last
         for stream, (_, pieces) in zip(reversed(streams), files, strict=True):
             for piece in pieces:
@@ -218,8 +203,7 @@ def _contents(model: Model, path: Path, external: bool | None, sparse: bool) -> 
         raise OptionError("sparse initializers cannot be kept as external data (models over 2 GB need those): store the model dense")
     if not external:
         return [(path, [to_proto(model, sparse).SerializeToString(deterministic=True)])]
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = model.copied()
     data, offset, arrays = path.with_name(path.name + ".data"), 0, []
     for tensor in proto.graph.initializer:
         if tensor.name in model.weights:
@@ -285,12 +269,10 @@ def half_weights(model: Model) -> tuple[Model, Model, tuple[str, ...]]:
 
     Inputs, outputs, activations and what the kernels compute in stay float32.
     """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = model.copied()
     fixed = {item.name for item in [*proto.graph.input, *proto.graph.output]}
     taken = fixed | {tensor.name for tensor in proto.graph.initializer} | {name for node in proto.graph.node for name in node.output}
-    stored: dict[str, Array] = dict(model.weights)
-    rounded: dict[str, Array] = dict(model.weights)
+    stored, rounded = dict(model.weights), dict(model.weights)
     casts, left = [], []
     for tensor in proto.graph.initializer:
         name = tensor.name
@@ -307,11 +289,8 @@ def half_weights(model: Model) -> tuple[Model, Model, tuple[str, ...]]:
         del stored[name]
         rounded[name] = small.astype(np.float32)
         tensor.CopyFrom(make_initializer(half, small, stored))
-        casts.append(helper.make_node("Cast", [half], [name], f"{half}/to_float", to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]
-    fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del proto.graph.node[:]
-    proto.graph.node.extend(fresh)
+        casts.append(helper.make_node("Cast", [half], [name], f"{half}/to_float", to=TensorProto.FLOAT))
+    replace_items(proto.graph.node, [*casts, *proto.graph.node])
     return replace(model, proto=proto, weights=stored, edited=True), replace(model, weights=rounded, edited=True), tuple(left)
 
 
@@ -327,27 +306,21 @@ FIRST_IR_VERSION = 6
 STORED = (np.float16, np.float32, np.float64)
 
 
-def sparse_bytes(array: Array) -> int:
-    """Bytes of an array as a sparse initializer."""
-    return int(np.count_nonzero(array)) * (array.dtype.itemsize + INDEX_BYTES) + OVERHEAD_BYTES
-
-
-def sparsify(proto: onnx.ModelProto, only: Iterable[str]) -> None:
+def sparsify(proto: ModelProto, only: Iterable[str]) -> None:
     """Make initializers sparse where that is smaller: floating ones, named in ``only``, that are not listed as inputs."""
     graph = proto.graph
     inputs, wanted = {item.name for item in graph.input}, set(only)
     kept = []
     for tensor in graph.initializer:
-        array = numpy_helper.to_array(tensor) if tensor.name in wanted and tensor.name not in inputs else None
-        if array is None or array.dtype not in STORED or sparse_bytes(array) >= array.nbytes or not array.any():
-            kept.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
-            continue
-        flat = array.reshape(-1)
+        flat = numpy_helper.to_array(tensor).reshape(-1) if tensor.name in wanted and tensor.name not in inputs else np.zeros(0)
         indices = np.flatnonzero(flat).astype(np.int64)
-        sparse = graph.sparse_initializer.add(dims=array.shape)
+        size = len(indices) * (flat.dtype.itemsize + INDEX_BYTES) + OVERHEAD_BYTES
+        if flat.dtype not in STORED or size >= flat.nbytes or not len(indices):
+            kept.append(tensor)
+            continue
+        sparse = graph.sparse_initializer.add(dims=tensor.dims)
         sparse.values.CopyFrom(numpy_helper.from_array(flat[indices], tensor.name))
         sparse.indices.CopyFrom(numpy_helper.from_array(indices))
     if len(kept) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        replace_items(graph.initializer, kept)
         proto.ir_version = max(proto.ir_version, FIRST_IR_VERSION)

@@ -118,7 +118,8 @@ def views(prepared: Prepared, coupling: Coupling, moments: Mapping[Site, Moments
     def read(name: str) -> Array:
         if name in constants:
             return constants[name]
-        return np.asarray(open_model(extract.constant_program(prepared, name), Optimize.NONE).run({}, [name])[0])  # dequantised, say
+        program = extract.segment(prepared.model, [], {name: None}, prepared.index)
+        return np.asarray(open_model(program, Optimize.NONE).run({}, [name])[0])  # dequantised, say
 
     position = np.full(coupling.units, -1, np.int64)
     layers = by_group(coupling, (np.concatenate([layer.reads, layer.writes, layer.source]) for layer in coupling.layers))
