@@ -32,10 +32,9 @@ from .graph import Model
 from .graph.save import check_output, fingerprint, together
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
-from .planning import parse_target
+from .planning import make_plan, parse_target, removal_of, sample_shapes, to_json
 from .planning.figures import Ruler, ruler_for
 from .planning.max_drop import Judge, held_out, plan_with_drop
-from .planning.record import make_plan, removal_of, sample_shapes, to_json
 from .planning.search import Candidates, plan_for
 from .planning.widths import eligible
 from .repair import repaired

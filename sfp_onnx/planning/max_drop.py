@@ -18,7 +18,7 @@ from ..data.dataset import Dataset
 from ..evaluation import EACH, metric_for, outputs
 from ..graph import Model
 from ..repair import rebuilt
-from .record import removal_of
+from . import removal_of
 from .search import Candidates, plan_for
 
 PARTS = 20  # of the samples, left out in turn

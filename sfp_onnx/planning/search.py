@@ -17,9 +17,8 @@ from ..data.dataset import Dataset
 from ..latency import measure
 from ..repair import distances, rebuilt
 from ..runtime import Setup
-from . import FIGURES, bounds, parse_target, unreachable, widths
+from . import FIGURES, bounds, make_plan, parse_target, unreachable, widths
 from .figures import Ruler, ruler_for
-from .record import make_plan
 from .widths import Problem, choices, compared, least, of_widths, solve, steps_of
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ----------------------
