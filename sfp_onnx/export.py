@@ -17,11 +17,11 @@ from .core.options import OutputOptions
 from .core.types import Array
 from .coupling.analysis import Analysis
 from .data.dataset import Dataset
-from .evaluation import Answers, add, is_classifier
+from .evaluation import tally
 from .graph import Model, outputs
 from .graph.load import load
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
-from .runtime import Batches, Feeds, Session, latencies, open_model, open_session, quantize, save_ort, side_by_side
+from .runtime import Batches, Feeds, Session, latencies, open_model, open_session, quantize, save_ort
 
 QUANTIZERS = ("int8",)
 
@@ -140,9 +140,7 @@ class Packaged:
         return [asdict(step) for step in self.steps]
 
 
-def package(
-    analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None = None, judge: Dataset | None = None
-) -> Packaged:
+def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None, judge: Dataset | None = None) -> Packaged:
     """Make the wanted forms of a pruned model and measure them.
 
     Args:
@@ -196,23 +194,15 @@ class Form:
 
 def _measured(analysis: Analysis, forms: Sequence[Form], data: Dataset | None) -> tuple[Step, ...]:
     batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
-    labels = data.labels if data else None
-    names = [port.name for port in outputs(analysis.model)]
-    sessions = [form.session for form in forms]
-    answers, parents = [Answers() for _ in forms], [Answers() for _ in forms]
-    first: Feeds = {}
-    classifier = False
-    for batch in side_by_side(sessions, batches, names):
-        if not first:
-            first, classifier = batch[0].feeds, is_classifier(batch[0].samples(names[0]), batch[0].count)
-        for index, observed in enumerate(batch):
-            add(answers[index], observed, batch[1], labels)
-            add(parents[index], observed, batch[max(index - 1, 0)], None)
-    for form, parent in zip(forms[2:], parents[2:], strict=True):
+    labels, names = data.labels if data else None, [port.name for port in outputs(analysis.model)]
+    sessions, numbers = [form.session for form in forms], range(len(forms))
+    pairs = [*((number, 0) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]  # original; what it was made of
+    answers, classifier, first = tally(sessions, names, batches, labels, pairs)
+    for form, parent in zip(forms[2:], answers[len(forms) + 2 :], strict=True):
         _check(form.name, parent.relative_error)
     times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
     steps = []
-    for form, sums, time in zip(forms, answers, times, strict=True):
+    for form, sums, time in zip(forms, answers[: len(forms)], times, strict=True):
         shares = sums.shares(classifier, labels is not None)
         figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
         steps.append(Step(form.name, form.bytes, sums.samples, *figures))
@@ -223,7 +213,5 @@ def _check(name: str, error: float | None) -> None:
     """Refuse a form that is not finite or too far from what it was made of."""
     allowed = TOLERANCES.get(name, float("inf"))
     if error is not None and not (np.isfinite(error) and error <= allowed):
-        raise VerificationError(
-            f"step '{name}': relative error {error:.3g} to the model that it was made from, allowed {allowed:g}. Nothing was written. "
-            f"Leave this step out."
-        )
+        far = f"relative error {error:.3g} to the model that it was made from, allowed {allowed:g}"
+        raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,11 +13,10 @@ from ..core.types import BoolArray, FloatArray, IntArray
 from ..coupling import cost
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
-from ..graph import initializers, inputs, outputs
 from ..graph.save import file_bytes
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, figure, parse_target
-from .work import Ends, Liveness, liveness, macs_terms, weight_terms
+from .work import liveness, macs_terms, weight_terms
 
 
 @dataclass(frozen=True)
@@ -68,28 +67,14 @@ def size(scene: Scene) -> Gauge:
 def memory(scene: Scene) -> Gauge:
     """Bytes of the activations that are alive together, at most, exact."""
     coupling, batch = scene.analysis.coupling, scene.options.batch
-    whole = _live(scene.analysis, batch, ())
+    whole = liveness(scene.analysis, batch)
 
     def predicted(removed: BoolArray) -> float:
         constants = {name for branch in cost.vanishing(coupling, removed) for name in branch.constant}
-        live = _live(scene.analysis, batch, constants) if constants else whole  # without a branch, what only it read goes, too
+        live = liveness(scene.analysis, batch, constants) if constants else whole  # without a branch, what only it read goes, too
         return float(live.peak(live.terms.lengths_after(removed)))
 
-    def peak(kept: IntArray) -> FloatArray:
-        return whole.peak(whole.terms.lengths(kept))
-
-    return Gauge(predicted, peak)
-
-
-def _live(analysis: Analysis, batch: int, constants: Collection[str]) -> Liveness:
-    """Activations of a run that are alive together, where some tensors are constants."""
-    model, prepared = analysis.prepared.model, analysis.prepared
-    types = {name: np.dtype(dtype) for name, dtype in prepared.types.items() if dtype is not None}
-    sizes = {name: dtype.itemsize for name, dtype in types.items() if dtype.kind not in "OSU"}
-    ends = Ends([port.name for port in inputs(model)], [port.name for port in outputs(model)])
-    nodes = prepared.index.needed(ends.outputs, constants)
-    held = {*initializers(model), *constants}
-    return liveness(analysis.coupling, nodes, prepared.trace, held, ends, sizes, batch / analysis.samples)
+    return Gauge(predicted, lambda kept: whole.peak(whole.terms.lengths(kept)))
 
 
 # ---- all figures of a model ------------------------------------------------------------------------------------------

@@ -67,15 +67,6 @@ def jackknifed(value: Callable[[IntArray], float], samples: int, confidence: flo
     return whole, whole + max(0.0, NormalDist().inv_cdf(confidence)) * spread
 
 
-def parse_confidence(text: str) -> float | None:
-    """Read ``95%`` or ``0.95``; None if it is not a number from 0.5 up to, but not including, 1."""
-    try:
-        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
-    except ValueError:
-        return None
-    return value if 0.5 <= value < 1 else None
-
-
 # ---- how much a model loses on data that it was not made with --------------------------------------------------------
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,11 +99,10 @@ def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limit
 def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
     """Widths that every group of the model may have; only ``groups`` have a choice."""
     align, chosen = Align.parse(options.align), {group.name for group in groups}
+    branches = coupling.branches if options.min_channels == 1 else ()
     return [
-        choices(
-            group.width, steps_of(coupling, group, align), options.min_channels,
-            vanish=group.name in coupling.branches and options.min_channels == 1,
-        ) if group.name in chosen else [group.width]
+        choices(group.width, steps_of(coupling, group, align), options.min_channels, group.name in branches)
+        if group.name in chosen else [group.width]
         for group in coupling.groups
     ]  # fmt: skip
 
@@ -226,8 +224,9 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
 
 # ---- alignments ------------------------------------------------------------------------------------------------------
 
-Rule = Callable[[Trial, Callable[[], Trial]], Trial]
-"""The better of what two alignments lead to; the second is tried only if it is worth it."""
+
+def _timed(options: PlanOptions) -> bool:
+    return any(parse_target(text).figure.timed for text in options.targets)
 
 
 def settled(options: PlanOptions, ruler: Ruler) -> Align:
@@ -237,7 +236,7 @@ def settled(options: PlanOptions, ruler: Ruler) -> Align:
     align = Align.parse(options.align)
     if not align.symbolic:
         return align
-    if align.written == "default" and not any(parse_target(text).figure.timed for text in options.targets):
+    if align.written == "default" and not _timed(options):
         return Align.parse(BLOCKS if options.allocation == "solve" else LIGHT)
     known = [gauge.block for gauge in ruler.gauges.values() if gauge.block]
     block = known[0] if known else measure.block(Setup(options.threads, options.provider)).width
@@ -246,42 +245,19 @@ def settled(options: PlanOptions, ruler: Ruler) -> Align:
     return Align.parse(f"{block}:{measure.FINE}")
 
 
-def alternatives(candidates: Candidates, asked: PlanOptions, first: Align, progress: Progress) -> list[tuple[Align, Rule]]:
-    """Alignments that are tried after the first, each with the rule that decides between it and what was best so far.
-
-    By default, solved widths are whole blocks; finer steps are tried where those leave much of a counted target unused. What is timed may
-    have widths below one block of the device; whole blocks are tried where a repair and enough data can tell which is better.
-    """
-    align = Align.parse(asked.align)
-    if align.written == "default" and str(first) == BLOCKS:
-        return [(Align.parse(LIGHT), lambda best, other: other() if best.used < FULL else best)]
-    timed = any(parse_target(text).figure.timed for text in asked.targets)
-    judged = candidates.repair is not None and candidates.data is not None and enough(candidates.data)
-    if align.symbolic and timed and first.fine < first.block and judged:
-        return [(Align.parse(str(first.block)), lambda best, other: nearer(candidates, best, other, progress))]
-    return []
-
-
-def nearer(candidates: Candidates, best: Trial, other: Callable[[], Trial], progress: Progress) -> Trial:
-    """Of two trials that hold the targets, the one whose repaired model is nearer to the original."""
-    if not best.removed.any():
-        return best
+def nearer(candidates: Candidates, best: Trial, asked: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """Of a trial and what other options lead to, both within the targets, the one whose repaired model is nearer to the original."""
+    assert candidates.data is not None and candidates.repair is not None
     try:
-        second = other()
+        other = attempt(candidates, asked, ruler, progress)
     except TargetError:
         return best
-    if not second.removed.any() or np.array_equal(best.removed, second.removed):
+    if not other.removed.any() or np.array_equal(best.removed, other.removed):
         return best
-    assert candidates.data is not None and candidates.repair is not None
-    trials = {f"--align {trial.options.align}": trial for trial in (best, second)}
+    trials = {f"--align {trial.options.align}": trial for trial in (best, other)}
     removals = {name: trial.removed for name, trial in trials.items()}
     name, note = nearest(candidates.analysis, removals, candidates.data, candidates.repair, progress)
     return replace(trials[name], notes=(*trials[name].notes, note))
-
-
-def enough(data: Dataset) -> bool:
-    """Whether there are samples enough to compare on."""
-    return data.samples * HELD_OUT >= FEWEST
 
 
 def nearest(
@@ -307,17 +283,24 @@ def nearest(
 
 
 def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:
-    """Decide which units leave.
+    """Decide which units leave, with the alignment that is asked for or the better of two.
+
+    By default, solved widths are whole blocks; finer steps are tried where those leave much of a counted target unused. What is timed may
+    have widths below one block of the device; whole blocks are tried where a repair and enough data can tell which is better.
 
     Raises:
         OptionError: bad options. TargetError: a target cannot be held.
     """
     ruler = ruler or ruler_for(candidates.analysis, options, progress)
-    asked = replace(options, allocation=allocation_of(candidates, options))
-    first = settled(asked, ruler)
+    asked, data = replace(options, allocation=allocation_of(candidates, options)), candidates.data
+    align, first = Align.parse(asked.align), settled(asked, ruler)
     best = attempt(candidates, replace(asked, align=first), ruler, progress)
-    for align, rule in alternatives(candidates, asked, first, progress):
-        best = rule(best, partial(attempt, candidates, replace(asked, align=align), ruler, progress))
+    judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
+    if align.written == "default" and str(first) == BLOCKS:
+        if best.used < FULL:
+            best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
+    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.removed.any():
+        best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
     return planned(candidates, best, ruler)
 
 

@@ -7,7 +7,7 @@ A *candidate* is a vector of kept units, one number per group; functions here ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -15,7 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.types import BoolArray, Coupling, FloatArray, IntArray, Layer, Node, Trace
+from ..coupling.analysis import Analysis
 from ..coupling.cost import Parameter, keep_mask
+from ..graph import Model, initializers, inputs, outputs
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 3  # most unit-carrying axes that one product may have
@@ -211,48 +213,36 @@ class Liveness:
         return np.asarray((values @ self.alive.T).max(-1))
 
 
-@dataclass(frozen=True)
-class Ends:
-    """Names of a model's inputs and outputs."""
-
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-
-
-def _lives(nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: Ends) -> dict[str, range]:
-    """The steps (positions in the nodes) at which each tensor is alive."""
-    constants = set(held)
-    lives = {name: range(1) for name in ends.inputs if name not in constants}
+def _lives(nodes: Sequence[Node], trace: Trace, held: Container[str], model: Model) -> dict[str, range]:
+    """The steps (positions in the nodes) at which each tensor that is not ``held`` is alive."""
+    lives = {port.name: range(1) for port in inputs(model) if port.name not in held}
     for step, node in enumerate(nodes):
         for name in node.outputs:
-            if name in trace.shapes and name not in trace.values and name not in constants:
+            if name in trace.shapes and name not in trace.values and name not in held:
                 lives.setdefault(name, range(step, step))
         lives |= {name: range(lives[name].start, step + 1) for name in (*node.reads, *node.outputs) if name in lives}
-    return lives | {name: range(lives[name].start, len(nodes)) for name in ends.outputs if name in lives}
+    return lives | {port.name: range(lives[port.name].start, len(nodes)) for port in outputs(model) if port.name in lives}
 
 
-def liveness(
-    coupling: Coupling, nodes: Sequence[Node], trace: Trace, held: Iterable[str], ends: Ends, sizes: Mapping[str, int],
-    scale: float = 1.0,
-) -> Liveness:  # fmt: skip
-    """Liveness of the activations of a model, run node by node in the order of the file, nothing fused or computed in place.
+def liveness(analysis: Analysis, batch: int, constants: Collection[str] = ()) -> Liveness:
+    """Liveness of the activations of a model, run on ``batch`` samples node by node in the order of the file, nothing fused or computed in
+    place.
 
     A tensor lives from the node that writes it to the last one that reads it; inputs of the model from the start, outputs to the end.
-    While a node runs, its inputs and outputs are alive together.
-
-    Args:
-        held: initializers, which do not count.
-        sizes: bytes of one element per tensor (default 4).
-        scale: factor on all bytes (another batch size than the traced one).
+    While a node runs, its inputs and outputs are alive together. Initializers do not count, nor do ``constants`` and what only they need.
     """
-    lives = _lives(nodes, trace, held, ends)
+    coupling, prepared = analysis.coupling, analysis.prepared
+    trace, nodes = prepared.trace, prepared.index.needed([port.name for port in outputs(prepared.model)], constants)
+    lives = _lives(nodes, trace, {*initializers(prepared.model), *constants}, prepared.model)
+    types = {name: np.dtype(dtype) for name, dtype in prepared.types.items() if dtype is not None}
+    sizes = {name: dtype.itemsize for name, dtype in types.items() if dtype.kind not in "OSU"}
     place = {name: column for column, name in enumerate(name for name in lives if name in trace.shapes)}
     groups = [group for group in coupling.groups if group.name in coupling.branches]
     alive = np.zeros((len(nodes), len(place) + len(groups)))
     products: list[Product] = []
     for name, column in place.items():
         alive[lives[name].start : lives[name].stop, column] = 1
-        value = float(np.prod(trace.shapes[name])) * sizes.get(name, 4) * scale
+        value = float(np.prod(trace.shapes[name])) * sizes.get(name, 4) * (batch / analysis.samples)
         products.append(Product(value, _axes(name, coupling, trace), column, Kind.WRITTEN))
     # these give the units of branches an axis each
     products += [Product(0.0, [Axis(group.units)], len(place), Kind.WRITTEN) for group in groups]
