@@ -12,7 +12,7 @@ from conftest import classifier, images, invoke, labels_of
 
 import sfp_onnx
 from sfp_onnx.core.errors import OptionError
-from sfp_onnx.core.options import confidence
+from sfp_onnx.core.options import confidence as read_confidence
 from sfp_onnx.core.types import IntArray
 from sfp_onnx.evaluation import outputs
 from sfp_onnx.planning.max_drop import held_out, jackknifed, matched, needed
@@ -66,9 +66,9 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 def test_reading_a_confidence(text: str, value: float | None) -> None:
     if value is None:
         with pytest.raises(OptionError, match="expected from 50% to below 100%"):
-            confidence(text)
+            read_confidence(text)
     else:
-        assert confidence(text) == value
+        assert read_confidence(text) == value
 
 
 # ---- on the command line ---------------------------------------------------------------------------------------------
