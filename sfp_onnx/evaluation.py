@@ -268,13 +268,11 @@ def evaluate(
     for model, analysis, sums in zip(loaded, analyses, answers, strict=True):
         size, shares = replace(analysis.size(), bytes=file_bytes(model)), sums.shares(classifier, data.labels is not None)
         results.append(Evaluation(model.name, sums.samples, **shares, relative_error=sums.relative_error, size=size))
-    return [_timed(result, seconds, times[0]) for result, seconds in zip(results, times, strict=True)] if latency else results
-
-
-def _timed(result: Evaluation, seconds: Sequence[float], reference: Sequence[float]) -> Evaluation:
-    """With its times, from those of all its runs and of those of the reference."""
-    least, median = min(seconds), float(np.median(seconds))
-    return replace(result, latency_min_ms=least * 1e3, latency_median_ms=median * 1e3, latency_ratio=least / min(reference))
+    for number, seconds in enumerate(times):
+        least, median = min(seconds) * 1e3, float(np.median(seconds)) * 1e3
+        ratio = min(seconds) / min(times[0])
+        results[number] = replace(results[number], latency_min_ms=least, latency_median_ms=median, latency_ratio=ratio)
+    return results
 
 
 # ---- is a model still as good as it was? figures against a baseline --------------------------------------------------
@@ -319,12 +317,21 @@ class Gate:
             raise OptionError("--max-drop and --target compare the last model with the first: give two models, or --baseline")
 
     def verdicts(self, results: Sequence[Evaluation], data: Dataset) -> list[Verdict]:
-        """Every check, whether it holds, and what was expected and found."""
+        """Every check, whether it holds, and what was expected and found: accuracy may fall by the limit; below a baseline, MACs,
+        parameters and bytes may not rise.
+
+        Raises:
+            OptionError: nothing can be compared, or a target that `evaluate` does not measure.
+        """
         verdicts: list[Verdict] = []
         if self.base is not None:
             if self.sha256 is not None and self.sha256 != data.sha256:
                 log.warning(f"{self.path} was measured on other data than {data.name}; accuracies are compared all the same")
-            verdicts += against(results[-1], self.base, self.limit or 0.0, self.models < 2)
+            verdicts += _drop(results[-1], self.base, self.limit or 0.0, self.models < 2)
+            for key, name in SIZES.items():
+                before, now = self.base["size"][key], getattr(results[-1].size, key)
+                if before is not None and now is not None:
+                    verdicts.append((name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
         elif self.limit is not None:
             verdicts += _drop(results[-1], asdict(results[0]), self.limit, alone=False)
         return verdicts + reached(results, self.targets)
@@ -352,23 +359,8 @@ def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:
         raise OptionError(f"{path}: cannot read the baseline: {error}. Expected a manifest, or what `evaluate --json` prints.") from error
 
 
-def against(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
-    """A model against a baseline: accuracy may fall by ``limit``, MACs, parameters and bytes may not rise.
-
-    ``alone``: no original was measured beside it, so that agreement means nothing.
-
-    Raises:
-        OptionError: nothing can be compared.
-    """
-    verdicts = _drop(measured, base, limit, alone)
-    for key, name in SIZES.items():
-        before, now = base["size"][key], getattr(measured.size, key)
-        if before is not None and now is not None:
-            verdicts.append((name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
-    return verdicts
-
-
 def _drop(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
+    """How far accuracy fell; ``alone``: no original was measured beside the model, so that agreement means nothing."""
     for key, name in (("top1", "top-1"), ("agreement", "agreement with the original")):
         before, now = base[key], getattr(measured, key)
         if before is not None and now is not None and not (key == "agreement" and alone):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -134,11 +133,6 @@ class Packaged:
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
 
-    @property
-    def figures(self) -> list[dict[str, Any]]:
-        """For the manifest."""
-        return [asdict(step) for step in self.steps]
-
 
 def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None, judge: Dataset | None = None) -> Packaged:
     """Make the wanted forms of a pruned model and measure them.
@@ -167,11 +161,12 @@ def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dat
     ort = ort_file(last) if options.save_ort is not None else None
     if ort and options.half and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
-    forms = [Form(name, file_bytes(model), open_model(model)) for name, model in models.items()]
+    sizes = {name: file_bytes(model) for name, model in models.items()}
+    sessions = {name: open_model(model) for name, model in models.items()}
     if ort:
-        forms.append(Form("ort", len(ort.data), open_session(ort.data, {}, "the .ort file")))
+        sizes["ort"], sessions["ort"] = len(ort.data), open_session(ort.data, {}, "the .ort file")
     used = judge or data
-    steps = _measured(analysis, forms, used)
+    steps = _measured(analysis, sizes, list(sessions.values()), used)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, ort, steps, tuple(notes))
@@ -183,29 +178,21 @@ def _feeds(data: Dataset) -> Iterator[Feeds]:
     return (feeds for feeds, _ in batches)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What is measured: a form of the model, its bytes, and a session on it."""
-
-    name: str
-    bytes: int
-    session: Session
-
-
-def _measured(analysis: Analysis, forms: Sequence[Form], data: Dataset | None) -> tuple[Step, ...]:
+def _measured(analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None) -> tuple[Step, ...]:
+    """Every form, of the named bytes, against the original (the first) and against the one that it was made of (the one before)."""
     batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
     labels, names = data.labels if data else None, [port.name for port in outputs(analysis.model)]
-    sessions, numbers = [form.session for form in forms], range(len(forms))
-    pairs = [*((number, 0) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]  # original; what it was made of
+    numbers = range(len(sessions))
+    pairs = [*((number, 0) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]
     answers, classifier, first = tally(sessions, names, batches, labels, pairs)
-    for form, parent in zip(forms[2:], answers[len(forms) + 2 :], strict=True):
-        _check(form.name, parent.relative_error)
+    for name, sums in [*zip(sizes, answers[len(sizes) :], strict=True)][2:]:
+        _check(name, sums.relative_error)
     times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
     steps = []
-    for form, sums, time in zip(forms, answers[: len(forms)], times, strict=True):
+    for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):
         shares = sums.shares(classifier, labels is not None)
         figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
-        steps.append(Step(form.name, form.bytes, sums.samples, *figures))
+        steps.append(Step(name, size, sums.samples, *figures))
     return tuple(steps)
 
 

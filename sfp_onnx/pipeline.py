@@ -309,7 +309,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
     notes = _notes(analysis.coupling, removed)
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
-    final = make_plan(analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options)
+    final = make_plan(analysis, removed, plan.options)
     final = replace(final, notes=plan.notes, figures=plan.figures)
     if vanishing(analysis.coupling, removed):  # the constants that stand for branches are no channels of anything
         final = replace(final, after=replace(final.after, params=_weights(pruned)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +18,8 @@ from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
 from ..graph import GraphIndex, Model
 from ..planning import SECONDS, Gauge, figure
-from ..planning.figures import Scene
+from ..planning.figures import Kind, Scene, Terms, node_terms
 from ..planning.widths import choices, of_widths, steps_of
-from ..planning.work import Kind, Terms, node_terms
 from ..runtime import Setup
 from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
 from .measure import FINE, Bench, Timing, device, fit, read_cache, write_cache
@@ -86,15 +86,12 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
 
     note = f"fewer widths than usual were timed, since the budget of {short:g} s for the profile was spent"
     return Gauge(
-        predicted=lambda removed: float(seconds_of(seconds_of.terms.lengths_after(removed))),
-        cost=lambda kept: seconds_of(seconds_of.terms.lengths(kept)),
-        measured=measured if here else None,
-        before=seconds,
-        again=again,
-        block=device_profile.block.width,
-        how="latency measured on this machine" if here else "latency predicted from the device profile",
-        notes=(note,) if short else (),
-    )
+        lambda removed: float(seconds_of(seconds_of.terms.lengths_after(removed))),
+        lambda kept: seconds_of(seconds_of.terms.lengths(kept)),
+        measured if here else None, seconds, again, device_profile.block.width,
+        "latency measured on this machine" if here else "latency predicted from the device profile",
+        (note,) if short else (),
+    )  # fmt: skip
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -115,14 +112,10 @@ def measure_device_profile(
     bench = Bench(analysis, setup, batch)
     shapes = {name: list(array.shape) for name, array in bench.feeds.items()}
     key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, **device(setup)}
-    held = None if fresh else read_cache("profile", key)
-    if held is not None:
-        try:
-            known = from_json(held, analysis.model.sha256)
-            if not 0 < known.cut_short < budget:
-                return known
-        except ProfileError:
-            pass  # measured again below
+    with suppress(ProfileError):  # there is none, or none that can be read
+        known = from_json(None if fresh else read_cache("profile", key), analysis.model.sha256)
+        if not 0 < known.cut_short < budget:
+            return known
     device_profile = _measure(bench, None, budget, progress)
     write_cache("profile", key, to_json(device_profile))
     return device_profile
@@ -261,7 +254,7 @@ def _column(timing: Timing, classes: Sequence[int], layers: Sequence[int]) -> Fl
     overhead = measure.overhead_of([timing])
     net = np.maximum(timing.nodes - overhead * timing.kernels, 0.0)
     sums = np.bincount(classes, net, minlength=len(net))
-    owners = np.asarray(classes)[list(layers)]
-    times = np.where(timing.there[list(layers)], sums[owners], 0.0) / np.bincount(owners, minlength=len(net))[owners]
+    owners = np.asarray(classes)[layers]
+    times = np.where(timing.there[layers], sums[owners], 0.0) / np.bincount(owners, minlength=len(net))[owners]
     column: FloatArray = 1e3 * np.append(times, max(net.sum() - times.sum(), 0.0))
     return column

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.errors import OptionError, PlanError, TargetError
 from ..core.types import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, Size
-from ..coupling.cost import Parameter, emptied, layer_macs, removal, size
+from ..coupling.cost import emptied, layer_macs, removal
 from ..graph import Model
+
+if TYPE_CHECKING:
+    from ..coupling.analysis import Analysis
 
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
@@ -137,18 +140,15 @@ def unreachable(wanted: Mapping[str, float], before: Mapping[str, float], best: 
 # ---- plans as records ------------------------------------------------------------------------------------------------
 
 
-def make_plan(
-    coupling: Coupling, removed: BoolArray, sha256: str, weights: Sequence[Parameter], samples: int, options: Mapping[str, object]
-) -> Plan:
+def make_plan(analysis: Analysis, removed: BoolArray, options: Mapping[str, object]) -> Plan:
     """The plan for a removal; every group is listed, also those that keep all units."""
-    none = np.zeros(coupling.units, bool)
-    layers = {layer.node.name: layer for layer in coupling.layers}
-    plans = []
-    for group in coupling.groups:
-        before, after = (sum(layer_macs(layers[name], flags) for name in group.producers) / samples for flags in (none, removed))
+    layers = {layer.node.name: layer for layer in analysis.coupling.layers}
+    plans, both = [], (np.zeros(len(removed), bool), removed)
+    for group in analysis.coupling.groups:
+        before, after = (sum(layer_macs(layers[name], flags) for name in group.producers) / analysis.samples for flags in both)
         gone = tuple(int(index) for index in np.flatnonzero(removed[group.units]))
         plans.append(GroupPlan(group.name, group.producers, group.width, gone, before, after))
-    return Plan(sha256, tuple(plans), options, size(coupling, weights, none, samples), size(coupling, weights, removed, samples))
+    return Plan(analysis.model.sha256, tuple(plans), options, analysis.size(), analysis.size(removed))
 
 
 def to_json(plan: Plan) -> dict[str, object]:
@@ -224,10 +224,8 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
         PlanError: made for another model, unknown group, duplicate or out-of-range channel, or a whole group.
     """
     if plan.model_sha256 != sha256:
-        raise PlanError(
-            f"the plan was made for another model: its SHA-256 is {plan.model_sha256[:12]}..., the model's is {sha256[:12]}.... "
-            "Make the plan again for this model."
-        )
+        both = f"its SHA-256 is {plan.model_sha256[:12]}..., the model's is {sha256[:12]}..."
+        raise PlanError(f"the plan was made for another model: {both}. Make the plan again for this model.")
     groups = {group.name: group for group in coupling.groups}
     listed: set[str] = set()
     for item in plan.groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, sqrt
 from statistics import NormalDist
@@ -90,7 +90,7 @@ class Judge:
     confidence: float
     metric: str | None = None
     apart: bool = False
-    seed: int = field(default=0)
+    seed: int = 0
 
     @cached_property
     def reference(self) -> list[Array]:
@@ -173,15 +173,6 @@ def held_out(data: Dataset | None, seed: int = 0) -> tuple[Dataset, Dataset]:
 # ---- the smallest model whose metric falls by no more than allowed ---------------------------------------------------
 
 
-def built(candidates: Candidates, plan: Plan) -> Model:
-    """The model of a plan, repaired if the candidates say so."""
-    analysis = candidates.analysis
-    removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
-    if not removed.any():
-        return analysis.model
-    return rebuilt(analysis, removed, candidates.data, candidates.repair)
-
-
 @dataclass(frozen=True)
 class _Trial:
     """A plan with what its model loses."""
@@ -202,15 +193,25 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
         TargetError: no such plan; with the drop of the best one.
     """
     judge.check()
+    analysis = candidates.analysis
 
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(candidates, replace(options, targets=targets))
-        return _Trial(plan, judge.drop(built(candidates, plan)))
+        removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
+        model = rebuilt(analysis, removed, candidates.data, candidates.repair) if removed.any() else analysis.model
+        return _Trial(plan, judge.drop(model))
 
     best = trial(options.targets) if options.targets else _smallest(trial, judge, progress)
-    if not judge.holds(best.drop):
-        raise _too_much(judge, best.drop, "at the targets" if options.targets else "at the lightest cut that was tried")
-    return replace(best.plan, notes=(*best.plan.notes, *judge.notes(best.drop)))
+    drop = best.drop
+    if not judge.holds(drop):
+        where = "at the targets" if options.targets else "at the lightest cut that was tried"
+        sure = f"; at most {drop.bound:.4f} with {judge.confidence:.0%} confidence" if drop.bound > drop.drop else ""
+        raise TargetError(
+            f"--max-drop cannot be held: {judge.name} on {judge.place} falls from {drop.before:.4f} to {drop.after:.4f} {where} "
+            f"(drop {drop.drop:.4f}{sure}; allowed {judge.limit:.4f}). Nothing was written. "
+            "Loosen --max-drop or the targets, or give more data."
+        )
+    return replace(best.plan, notes=(*best.plan.notes, *judge.notes(drop)))
 
 
 def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress: Progress) -> _Trial:
@@ -235,12 +236,3 @@ def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress
     if lightest is None:
         raise TargetError("--max-drop: nothing can be removed under these options. Nothing was written.")
     return best or lightest
-
-
-def _too_much(judge: Judge, drop: Drop, where: str) -> TargetError:
-    sure = f"; at most {drop.bound:.4f} with {judge.confidence:.0%} confidence" if drop.bound > drop.drop else ""
-    return TargetError(
-        f"--max-drop cannot be held: {judge.name} on {judge.place} falls from {drop.before:.4f} to {drop.after:.4f} {where} "
-        f"(drop {drop.drop:.4f}{sure}; allowed {judge.limit:.4f}). Nothing was written. "
-        "Loosen --max-drop or the targets, or give more data."
-    )

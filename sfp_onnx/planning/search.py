@@ -238,8 +238,8 @@ def settled(options: PlanOptions, ruler: Ruler) -> Align:
         return align
     if align.written == "default" and not _timed(options):
         return Align.parse(BLOCKS if options.allocation == "solve" else LIGHT)
-    known = [gauge.block for gauge in ruler.gauges.values() if gauge.block]
-    block = known[0] if known else measure.block(Setup(options.threads, options.provider)).width
+    known = next((gauge.block for gauge in ruler.gauges.values() if gauge.block), None)
+    block = known or measure.block(Setup(options.threads, options.provider)).width
     if block <= measure.FINE:
         return Align.parse(block if block > 1 else None)
     return Align.parse(f"{block}:{measure.FINE}")
@@ -334,9 +334,9 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
 
 def planned(candidates: Candidates, best: Trial, ruler: Ruler) -> Plan:
     """The plan of a trial."""
-    analysis, options = candidates.analysis, best.options
+    options = best.options
     recorded = {**asdict(options), "align": Align.parse(options.align).written, "targets": list(options.targets), **candidates.recorded}
-    plan = make_plan(analysis.coupling, best.removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
+    plan = make_plan(candidates.analysis, best.removed, recorded)
     figures = {
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
         for name, limit in best.limits.items()

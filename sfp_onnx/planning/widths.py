@@ -171,11 +171,7 @@ def of_widths(coupling: Coupling, scores: FloatArray, kept: Sequence[int]) -> Bo
 # Both end by widening groups again as far as the bounds allow. Everything is deterministic; ties go to the group that comes first.
 
 
-Cost = Callable[[IntArray], FloatArray]
-"""Cost (...) of candidates (..., groups), in any unit."""
-MOST_CHOICES = 24
-BISECTIONS = 22
-SWEEPS = 6
+MOST_CHOICES, BISECTIONS, SWEEPS = 24, 22, 6
 FULL_LOAD = 1 + 1e-12  # of a bound, and rounding
 
 
@@ -198,12 +194,12 @@ class Problem:
     Attributes:
         widths: per group, descending; a group with one width stays.
         errors: per group, the error at each of its widths (0 at the first), not falling as widths fall.
-        costs, bounds: functions of the widths of all groups, and what they may be at most.
+        costs, bounds: functions from candidates (..., groups) to a cost (...) in any unit, and what it may be at most.
     """
 
     widths: Sequence[Sequence[int]]
     errors: Sequence[Sequence[float]]
-    costs: Sequence[Cost]
+    costs: Sequence[Callable[[IntArray], FloatArray]]
     bounds: Sequence[float]
 
     def kept(self, state: IntArray) -> IntArray:

@@ -87,7 +87,7 @@ def manifest(result: Pruned, output: Path | None = None, external: bool | None =
         "cuts": [asdict(item) for item in result.cuts],
         "command": None if result.command is None else {"name": "prune", "options": dict(result.command)},
         "evaluation": [asdict(measured) for measured in result.evaluation] or None,
-        "packaging": None if result.packaged is None else result.packaged.figures,
+        "packaging": None if result.packaged is None else [asdict(step) for step in result.packaged.steps],
         "test_data": None if result.test_data is None else dict(result.test_data),
     }
 
