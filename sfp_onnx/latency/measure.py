@@ -22,8 +22,7 @@ from .. import graph
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
-from ..graph import GraphIndex, Model, extract
-from ..graph.save import write_text
+from ..graph import extract, save
 from ..planning.figures import Kind
 from ..runtime import Session, Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
@@ -31,7 +30,7 @@ from . import Block, DeviceProfile, nonnegative_fit
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 
 
-def latencies_of(models: Sequence[Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
+def latencies_of(models: Sequence[graph.Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
     """Seconds of each model, as minima of interleaved runs (at least 50); processor time with one thread, else wall time."""
     feeds, clock = timing_feeds(analysis, batch), steady_clock(setup)
     sessions = [_session(model, setup) for model in models]
@@ -40,11 +39,11 @@ def latencies_of(models: Sequence[Model], analysis: Analysis, setup: Setup, batc
     return [min(times) for times in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
 
 
-def _session(model: Model, setup: Setup, events: bool = False) -> Session:
+def _session(model: graph.Model, setup: Setup, events: bool = False) -> Session:
     return open_timed(graph.serialized(model), model.weights, model.name, setup, events)
 
 
-def latency_ratio(analysis: Analysis, model: Model, setup: Setup, batch: int) -> float:
+def latency_ratio(analysis: Analysis, model: graph.Model, setup: Setup, batch: int) -> float:
     """Latency of a model over that of the original, measured together."""
     original, other = latencies_of([analysis.model, model], analysis, setup, batch)
     return other / original
@@ -116,7 +115,7 @@ def write_cache(kind: str, key: Mapping[str, Any], value: Any) -> None:
     path = _cache_file(kind, key)
     with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"cache_version": CACHE_VERSION, "key": dict(key), "value": value}))
+        save.write_text(path, json.dumps({"cache_version": CACHE_VERSION, "key": dict(key), "value": value}))
 
 
 # ---- the block -------------------------------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ class Bench:
         """What the variants are run on."""
         return timing_feeds(self.analysis, self.batch)
 
-    def time(self, variants: Sequence[Model], seconds: float, wall: float = np.inf) -> list[Timing]:
+    def time(self, variants: Sequence[graph.Model], seconds: float, wall: float = np.inf) -> list[Timing]:
         """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
         ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
         named = [extract.named_by_output(model) for model in variants]
@@ -198,18 +197,18 @@ class Bench:
         kernels = [kernel_times(session) for session in recorded]
         return [self._timing(*timed, runs) for timed in zip(variants, kernels, map(min, times), strict=False)]
 
-    def _timing(self, model: Model, kernels_of: Mapping[str, Sequence[float]], whole: float, runs: int) -> Timing:
+    def _timing(self, model: graph.Model, kernels_of: Mapping[str, Sequence[float]], whole: float, runs: int) -> Timing:
         """Times of kernels, by name in the order in which they ran, given to the nodes of the original."""
         nodes = self.analysis.prepared.nodes
-        owners = {name: node.index for name, node in GraphIndex(nodes).makers.items()}
-        made = GraphIndex(graph.nodes(model)).makers.keys()
+        owners = {name: node.index for name, node in graph.GraphIndex(nodes).makers.items()}
+        tensors = graph.GraphIndex(graph.nodes(model)).makers.keys()
         seconds, kernels, current = np.zeros(len(nodes)), np.zeros(len(nodes)), 0
         for name, every in kernels_of.items():
             current = _owner(name, owners, current)
             count = max(1, round(len(every) / runs))
             seconds[current] += _typical(every) * count
             kernels[current] += count
-        return Timing(seconds, kernels, np.asarray([bool(made & set(node.outputs)) for node in nodes]), whole)
+        return Timing(seconds, kernels, np.asarray([bool(tensors & set(node.outputs)) for node in nodes]), whole)
 
 
 def _owner(kernel: str, owners: Mapping[str, int], previous: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.errors import OptionError, PlanError, TargetError
+from ..core.errors import OptionError, PlanError
 from ..core.types import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, Size
 from ..coupling.cost import emptied, layer_macs, removal
 from ..graph import Model
@@ -126,17 +126,6 @@ def show(what: str, value: float) -> str:
     return FIGURES[what].shown(value)
 
 
-def unreachable(wanted: Mapping[str, float], before: Mapping[str, float], best: Mapping[str, float], how: str = "") -> TargetError:
-    """The error that says what was asked and what is the best that can be had."""
-    parts = [
-        f"{what} of at most {show(what, bound)} asked, best reachable is {show(what, best[what])} "
-        f"({best[what] / before[what]:.1%} of the original)"
-        for what, bound in wanted.items()
-    ]
-    advice = "Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
-    return TargetError(f"the target cannot be met: {'; '.join(parts)}{how}. {advice}")
-
-
 # ---- plans as records ------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +156,8 @@ def from_json(data: object) -> Plan:
     if data.get("version") != 1:
         raise PlanError(f"the plan has version {data.get('version')}; this program reads version 1. Make it again with `sfp-onnx plan`.")
     groups = tuple(_group(item) for item in _field(data, "groups", list))
-    before, after = (_size(_field(data, key, dict)) for key in ("before", "after"))
+    sizes = (_field(data, key, dict) for key in ("before", "after"))
+    before, after = (Size(float(_field(size, "macs", (int, float))), _field(size, "params", int)) for size in sizes)
     notes = tuple(str(note) for note in data.get("notes") or ())
     figures = _of_kind(data.get("figures") or {}, "field 'figures'", dict)
     return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after, notes, figures)
@@ -187,10 +177,6 @@ def _of_kind(value: object, what: str, kind: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise PlanError(f"the plan is damaged: {what} must be {KINDS[kind]}, found {value!r:.60}. Make it again with `sfp-onnx plan`.")
     return value
-
-
-def _size(data: object) -> Size:
-    return Size(float(_field(data, "macs", (int, float))), _field(data, "params", int))
 
 
 def _group(data: object) -> GroupPlan:

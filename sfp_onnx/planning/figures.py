@@ -82,9 +82,7 @@ class Terms:
         paid = np.where(blocked, np.ceil(lengths / block - 1e-9) * block, lengths) / self.full
         values: FloatArray = self.base * np.prod([paid[..., self.axes[:, at]] for at in range(AXES)], axis=0)
         runs = self.kind == Kind.RUNS
-        if runs.any():
-            there = np.prod([(lengths > 0)[..., self.axes[runs, at]] for at in range(AXES)], axis=0)
-            values[..., runs] = self.base[runs] * there
+        values[..., runs] = values[..., runs] > 0  # a layer runs once, or not at all
         if slow != 1.0:
             odd = blocked & (self.role != Role.MADE) & (np.abs(lengths / 4 - np.round(lengths / 4)) > 1e-6) & (self.full > 4)
             bad = np.any([odd[..., self.axes[:, at]] for at in range(AXES)], axis=0)

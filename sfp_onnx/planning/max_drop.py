@@ -223,13 +223,13 @@ def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress
         for _ in range(TRIALS):
             middle = (low + high) / 2
             try:
-                made = trial((f"macs={100 * middle:.6f}%",))
+                tried = trial((f"macs={100 * middle:.6f}%",))
             except TargetError:
-                made = None
-            if made is not None and (lightest is None or made.plan.after.macs > lightest.plan.after.macs):
-                lightest = made
-            if made is not None and judge.holds(made.drop):
-                best, high = made, min(middle, made.plan.after.macs / made.plan.before.macs)
+                tried = None
+            if tried is not None and (lightest is None or tried.plan.after.macs > lightest.plan.after.macs):
+                lightest = tried
+            if tried is not None and judge.holds(tried.drop):
+                best, high = tried, min(middle, tried.plan.after.macs / tried.plan.before.macs)
             else:
                 low = middle
             advance(1)

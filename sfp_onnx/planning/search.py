@@ -16,9 +16,8 @@ from ..data.dataset import Dataset
 from ..latency import measure
 from ..repair import distances, rebuilt
 from ..runtime import Setup
-from . import FIGURES, bounds, make_plan, parse_target, unreachable, widths
+from . import FIGURES, bounds, make_plan, parse_target, show, widths
 from .figures import Ruler, ruler_for
-from .widths import Problem, choices, compared, least, of_widths, solve, steps_of
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ----------------------
 
@@ -92,8 +91,8 @@ def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limit
         np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
         for group, offer in zip(coupling.groups, offers, strict=True)
     ]
-    solution = solve(Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
-    return None if solution is None else Choice(of_widths(coupling, scores, solution.kept.tolist()), compared(solution))
+    solution = widths.solve(widths.Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
+    return None if solution is None else Choice(widths.of_widths(coupling, scores, solution.kept.tolist()), widths.compared(solution))
 
 
 def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
@@ -101,7 +100,7 @@ def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -
     align, chosen = Align.parse(options.align), {group.name for group in groups}
     branches = coupling.branches if options.min_channels == 1 else ()
     return [
-        choices(group.width, steps_of(coupling, group, align), options.min_channels, group.name in branches)
+        widths.choices(group.width, widths.steps_of(coupling, group, align), options.min_channels, group.name in branches)
         if group.name in chosen else [group.width]
         for group in coupling.groups
     ]  # fmt: skip
@@ -112,7 +111,7 @@ def narrowest(candidates: Candidates, options: PlanOptions) -> Choice:
     coupling, groups, scores = candidates.analysis.coupling, candidates.groups, candidates.scores
     solved = options.allocation == "solve"
     narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
-    removed = of_widths(coupling, scores, narrow) if solved else least(coupling, groups, scores, options)
+    removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
     return Choice(removed, "allocation: the narrowest widths")
 
 
@@ -196,8 +195,8 @@ class History:
         if abs(gap) <= SURPRISE or self.retimed is not None:
             return trial
         self.ruler, self.retimed = ruler.again(removed), len(self.trials)
-        said = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
-        self.notes = (f"{said}: layers timed again around the plan's widths",)
+        surprise = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
+        self.notes = (f"{surprise}: layers timed again around the plan's widths",)
         return replace(trial, predicted=self.ruler.predicted(removed))
 
 
@@ -217,8 +216,15 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
         if trial.settled(history.ruler) or (choice is most and history.held is None):
             break
     if history.held is None:
+        best = ruler.actual(most.removed)
+        parts = [
+            f"{name} of at most {show(name, limit)} asked, best reachable is {show(name, best[name])} "
+            f"({best[name] / ruler.before[name]:.1%} of the original)"
+            for name, limit in limits.items()
+        ]
         how = "".join(f" ({ruler.gauges[name].how})" for name in limits if ruler.gauges[name].how)
-        raise unreachable(limits, ruler.before, ruler.actual(most.removed), how)
+        advice = "Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
+        raise TargetError(f"the target cannot be met: {'; '.join(parts)}{how}. {advice}")
     return replace(history.held, notes=(*history.held.notes, *history.notes))
 
 
@@ -301,7 +307,13 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
             best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
     elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.removed.any():
         best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
-    return planned(candidates, best, ruler)
+    recorded = {**asdict(best.options), "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
+    plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded})
+    figures = {
+        name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
+        for name, limit in best.limits.items()
+    }
+    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures)
 
 
 def allocation_of(candidates: Candidates, options: PlanOptions) -> str:
@@ -330,15 +342,3 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
         trial = reach(candidates, options, ruler, limits)
         advance(1)
     return replace(trial, notes=(*trial.notes, *(note for gauge in ruler.gauges.values() for note in gauge.notes)))
-
-
-def planned(candidates: Candidates, best: Trial, ruler: Ruler) -> Plan:
-    """The plan of a trial."""
-    options = best.options
-    recorded = {**asdict(options), "align": Align.parse(options.align).written, "targets": list(options.targets), **candidates.recorded}
-    plan = make_plan(candidates.analysis, best.removed, recorded)
-    figures = {
-        name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
-        for name, limit in best.limits.items()
-    }
-    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures)
