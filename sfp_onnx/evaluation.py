@@ -127,17 +127,12 @@ def measure(
     Raises:
         DataError: the models have other inputs or outputs than the first.
     """
-    _same_interface(models)
-    sessions, names = [open_model(model, threads=threads) for model in models], [port.name for port in graph.outputs(models[0])]
-    return tally(sessions, names, batches, labels, [(number, 0) for number in range(len(models))], progress)
-
-
-def _same_interface(models: Sequence[graph.Model]) -> None:
-    first = ([port.name for port in graph.inputs(models[0])], [port.name for port in graph.outputs(models[0])])
-    for model in models[1:]:
-        interface = ([port.name for port in graph.inputs(model)], [port.name for port in graph.outputs(model)])
-        if interface != first:
-            raise DataError(f"{model.name}: inputs and outputs {interface} differ from those of {models[0].name}: {first}")
+    interfaces = [tuple([port.name for port in ends(model)] for ends in (graph.inputs, graph.outputs)) for model in models]
+    for model, interface in zip(models, interfaces, strict=True):
+        if interface != interfaces[0]:
+            raise DataError(f"{model.name}: inputs and outputs {interface} differ from those of {models[0].name}: {interfaces[0]}")
+    sessions = [open_model(model, threads=threads) for model in models]
+    return tally(sessions, interfaces[0][1], batches, labels, [(number, 0) for number in range(len(models))], progress)
 
 
 # ---- what the first output of a classifier says ----------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from .evaluation import tally
 from .graph import Model, outputs
 from .graph.load import load
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
-from .runtime import Batches, Feeds, Session, latencies, open_model, open_session, quantize, save_ort
+from .runtime import Batches, Session, latencies, open_model, open_session, quantize, save_ort
 
 QUANTIZERS = ("int8",)
 
@@ -154,7 +154,8 @@ def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dat
         models["half"] = last
         notes.append(words)
     if options.quantize:
-        last = models[options.quantize] = quantized(plain, None if data is None else _feeds(data))
+        batches = None if data is None else (feeds for feeds, _ in islice(data.batches(), max(1, -(-CALIBRATED // data.batch))))
+        last = models[options.quantize] = quantized(plain, batches)
         ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
         rounded = "; made from the weights rounded to float16" if options.half else ""
         notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
@@ -172,21 +173,22 @@ def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dat
     return Packaged(last, ort, steps, tuple(notes))
 
 
-def _feeds(data: Dataset) -> Iterator[Feeds]:
-    """Whole batches of at most `CALIBRATED` samples."""
-    batches = islice(data.batches(), max(1, -(-CALIBRATED // data.batch)))
-    return (feeds for feeds, _ in batches)
-
-
 def _measured(analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None) -> tuple[Step, ...]:
-    """Every form, of the named bytes, against the original (the first) and against the one that it was made of (the one before)."""
+    """Every form, of the named bytes, against the pruned model (the second) and against the one that it was made of (the one before).
+
+    Raises:
+        VerificationError: a form is not finite or too far from what it was made of.
+    """
     batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
     labels, names = data.labels if data else None, [port.name for port in outputs(analysis.model)]
     numbers = range(len(sessions))
-    pairs = [*((number, 0) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]
+    pairs = [*((number, 1) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]
     answers, classifier, first = tally(sessions, names, batches, labels, pairs)
     for name, sums in [*zip(sizes, answers[len(sizes) :], strict=True)][2:]:
-        _check(name, sums.relative_error)
+        error, allowed = sums.relative_error, TOLERANCES.get(name, float("inf"))
+        if error is not None and not (np.isfinite(error) and error <= allowed):
+            far = f"relative error {error:.3g} to the model that it was made from, allowed {allowed:g}"
+            raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")
     times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
     steps = []
     for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):
@@ -194,11 +196,3 @@ def _measured(analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[S
         figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
         steps.append(Step(name, size, sums.samples, *figures))
     return tuple(steps)
-
-
-def _check(name: str, error: float | None) -> None:
-    """Refuse a form that is not finite or too far from what it was made of."""
-    allowed = TOLERANCES.get(name, float("inf"))
-    if error is not None and not (np.isfinite(error) and error <= allowed):
-        far = f"relative error {error:.3g} to the model that it was made from, allowed {allowed:g}"
-        raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")

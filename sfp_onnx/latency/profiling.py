@@ -171,13 +171,13 @@ def _candidates(analysis: Analysis, block: int, around: IntArray | None = None) 
     def drawn(choices_of: Sequence[IntArray]) -> IntArray:
         return np.asarray([random.choice(choice) for choice in choices_of], np.int64)
 
-    full = np.asarray([group.width for group in coupling.groups], np.int64)
-    rows = [full, np.asarray([offer[-1] for offer in offers], np.int64), *(drawn(offers) for _ in range(FITTED + CHECKED - 2))]
+    rows = [np.asarray([offer[at] for offer in offers], np.int64) for at in (0, -1)]
+    rows += [drawn(offers) for _ in range(FITTED + CHECKED - 2)]
     if around is not None:
         rows[1] = around
         beside = [offer[np.argsort(np.abs(offer - at), kind="stable")[:3]] for offer, at in zip(offers, around, strict=True)]
         rows[3::2] = [drawn(beside) for _ in rows[3::2]]
-    return rows if coupling.groups else [full]
+    return rows if coupling.groups else rows[:1]
 
 
 def read_device_profile(path: str | Path, sha256: str | None = None) -> DeviceProfile:

@@ -56,79 +56,17 @@ class Candidates:
     details: Any = None
 
 
-# ---- choosing --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A removal, and a word on how it was found."""
-
-    removed: BoolArray
-    note: str
-
-
-def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatArray]:
-    """Error of each group by the number of units it keeps, 0 .. width: share of the squared scores that leaves, summed over the layers
-    that read it (as the errors of `obs` are: a residual stream is worth more than what one layer reads)."""
-    errors = []
-    for group in groups:
-        squares = np.sort(np.maximum(scores[group.units], 0)) ** 2
-        total = squares.sum()
-        lost = np.concatenate([[0.0], np.cumsum(squares)])[::-1]
-        errors.append(max(1, len(group.consumers)) * (lost / total if total > 0 else np.linspace(1, 0, group.width + 1)))
-    return errors
-
-
-def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Choice | None:
-    """The removal that holds these bounds on predicted figures, solved or by one number for all groups; None if there is none."""
-    coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
-    if options.allocation != "solve":
-        removed = widths.choose(coupling, groups, scores, options, ruler.predicted, limits)
-        return None if removed is None else Choice(removed, f"allocation: {options.allocation}")
-    errors = {group.name: row for group, row in zip(groups, errors_of_scores(groups, scores), strict=True)} | dict(candidates.errors)
-    offers = offered(coupling, groups, options)
-    losses = [
-        np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
-        for group, offer in zip(coupling.groups, offers, strict=True)
-    ]
-    solution = widths.solve(widths.Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
-    return None if solution is None else Choice(widths.of_widths(coupling, scores, solution.kept.tolist()), widths.compared(solution))
-
-
-def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
-    """Widths that every group of the model may have; only ``groups`` have a choice."""
-    align, chosen = Align.parse(options.align), {group.name for group in groups}
-    branches = coupling.branches if options.min_channels == 1 else ()
-    return [
-        widths.choices(group.width, widths.steps_of(coupling, group, align), options.min_channels, group.name in branches)
-        if group.name in chosen else [group.width]
-        for group in coupling.groups
-    ]  # fmt: skip
-
-
-def narrowest(candidates: Candidates, options: PlanOptions) -> Choice:
-    """The largest removal that the options allow."""
-    coupling, groups, scores = candidates.analysis.coupling, candidates.groups, candidates.scores
-    solved = options.allocation == "solve"
-    narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
-    removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
-    return Choice(removed, "allocation: the narrowest widths")
-
-
-# ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Trial:
-    """A removal with its figures by name: predicted when it was chosen, and actual (counted, built or measured); the bounds (``limits``)
-    and the options, with everything settled, that it was chosen for."""
+    """A removal and the options, with everything settled, that it was chosen for; ``notes`` on how it was found; the bounds (``limits``)
+    that it shall hold, and its figures by name: predicted when it was chosen, and actual (counted, built or measured)."""
 
     options: PlanOptions
-    limits: Mapping[str, float]
     removed: BoolArray
+    notes: tuple[str, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
     actual: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     @property
     def used(self) -> float:
@@ -153,6 +91,62 @@ class Trial:
         slack = [(limit - self.actual[name]) / ruler.before[name] for name, limit in self.limits.items() if name in ruler.timed]
         limited = any(self.actual[name] > LIMITED * limit for name, limit in self.limits.items() if not FIGURES[name].timed)
         return limited or min(slack, default=0.0) <= CLOSE
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+
+
+def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatArray]:
+    """Error of each group by the number of units it keeps, 0 .. width: share of the squared scores that leaves, summed over the layers
+    that read it (as the errors of `obs` are: a residual stream is worth more than what one layer reads)."""
+    errors = []
+    for group in groups:
+        squares = np.sort(np.maximum(scores[group.units], 0)) ** 2
+        total = squares.sum()
+        lost = np.concatenate([[0.0], np.cumsum(squares)])[::-1]
+        errors.append(max(1, len(group.consumers)) * (lost / total if total > 0 else np.linspace(1, 0, group.width + 1)))
+    return errors
+
+
+def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial | None:
+    """The removal that holds these bounds on predicted figures, solved or by one number for all groups; None if there is none."""
+    coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
+    if options.allocation != "solve":
+        removed = widths.choose(coupling, groups, scores, options, ruler.predicted, limits)
+        return None if removed is None else Trial(options, removed, (f"allocation: {options.allocation}",))
+    errors = {group.name: row for group, row in zip(groups, errors_of_scores(groups, scores), strict=True)} | dict(candidates.errors)
+    offers = offered(coupling, groups, options)
+    losses = [
+        np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
+        for group, offer in zip(coupling.groups, offers, strict=True)
+    ]
+    solution = widths.solve(widths.Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
+    if solution is None:
+        return None
+    return Trial(options, widths.of_widths(coupling, scores, solution.kept.tolist()), (widths.compared(solution),))
+
+
+def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
+    """Widths that every group of the model may have; only ``groups`` have a choice."""
+    align, chosen = Align.parse(options.align), {group.name for group in groups}
+    branches = coupling.branches if options.min_channels == 1 else ()
+    return [
+        widths.choices(group.width, widths.steps_of(coupling, group, align), options.min_channels, group.name in branches)
+        if group.name in chosen else [group.width]
+        for group in coupling.groups
+    ]  # fmt: skip
+
+
+def narrowest(candidates: Candidates, options: PlanOptions) -> Trial:
+    """The largest removal that the options allow."""
+    coupling, groups, scores = candidates.analysis.coupling, candidates.groups, candidates.scores
+    solved = options.allocation == "solve"
+    narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
+    removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
+    return Trial(options, removed, ("allocation: the narrowest widths",))
+
+
+# ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
 
 
 @dataclass
@@ -211,7 +205,7 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
         choice = choice_for(candidates, options, history.ruler, history.aims(limits)) or (None if history.trials else most)
         if choice is None or history.known(choice.removed):
             break
-        trial = history.measured(Trial(options, limits, choice.removed, notes=(choice.note,)))
+        trial = history.measured(replace(choice, limits=limits))
         history.trials.append(trial)
         if trial.settled(history.ruler) or (choice is most and history.held is None):
             break
@@ -336,7 +330,7 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
         coupling = candidates.analysis.coupling
         removed = widths.choose(coupling, candidates.groups, candidates.scores, options, ruler.predicted)
         assert removed is not None
-        return Trial(options, {}, removed)
+        return Trial(options, removed)
     limits = bounds([parse_target(text) for text in options.targets], ruler.before)
     with progress("planning", 1) as advance:
         trial = reach(candidates, options, ruler, limits)
