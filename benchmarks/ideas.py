@@ -22,7 +22,7 @@ from sfp_onnx import graph, pipeline
 from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.core.types import IntArray, Layer
 from sfp_onnx.coupling.cost import keep_mask
-from sfp_onnx.planning.record import removal_of
+from sfp_onnx.planning import removal_of
 from sfp_onnx.planning.search import plan_for
 from sfp_onnx.repair import lockstep, repaired
 from sfp_onnx.repair.lockstep import Setting

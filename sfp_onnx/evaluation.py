@@ -19,7 +19,7 @@ from .coupling.analysis import ModelSource, Progress, inspect, load, silent
 from .data.dataset import Dataset
 from .graph.save import file_bytes
 from .planning import bounds, parse_target, show
-from .runtime import Batches, Feeds, Observed, latencies, observe, open_model, side_by_side
+from .runtime import Batches, Feeds, Observed, Session, latencies, observe, open_model, side_by_side
 
 LATENCY_REPEATS = 50
 
@@ -94,43 +94,45 @@ def add(answers: Answers, observed: Observed, reference: Observed, labels: IntAr
         answers.right += int((first.argmax(1) == observed.own(labels)).sum())
 
 
-def measure(
-    models: Sequence[graph.Model],
-    batches: Batches,
-    labels: IntArray | None,
-    threads: int = 0,
+def tally(
+    sessions: Sequence[Session], names: Sequence[str], batches: Batches, labels: IntArray | None, pairs: Sequence[tuple[int, int]],
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[list[Answers], bool, Mapping[str, Array]]:
-    """Run all models over the data once.
+) -> tuple[list[Answers], bool, Feeds]:  # fmt: skip
+    """Run sessions over the data once.
 
-    Returns sums per model, whether the first output is that of a classifier, and the first batch (for timing).
+    Returns sums for each of ``pairs`` (a session and the one that it is compared with, by their positions), whether the first of the
+    outputs ``names`` is that of a classifier, and the first batch (for timing).
+
+    Raises:
+        DataError: an output has another shape than that of the reference.
+    """
+    answers: list[Answers] = [Answers() for _ in pairs]
+    first_feeds: Feeds = {}
+    classifier = False
+    for batch in side_by_side(sessions, batches, names):
+        if not first_feeds:
+            first_feeds, classifier = batch[0].feeds, is_classifier(batch[0].samples(names[0]), batch[0].count)
+        for sums, (one, other) in zip(answers, pairs, strict=True):
+            add(sums, batch[one], batch[other], labels)
+        progress(batch[0].count)
+    return answers, classifier, first_feeds
+
+
+def measure(
+    models: Sequence[graph.Model], batches: Batches, labels: IntArray | None, threads: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[Answers], bool, Feeds]:  # fmt: skip
+    """Run all models over the data once. As `tally`, all against the first model.
 
     Raises:
         DataError: the models have other inputs or outputs than the first.
     """
-    _same_interface(models)
+    interfaces = [tuple([port.name for port in ends(model)] for ends in (graph.inputs, graph.outputs)) for model in models]
+    for model, interface in zip(models, interfaces, strict=True):
+        if interface != interfaces[0]:
+            raise DataError(f"{model.name}: inputs and outputs {interface} differ from those of {models[0].name}: {interfaces[0]}")
     sessions = [open_model(model, threads=threads) for model in models]
-    names = [port.name for port in graph.outputs(models[0])]
-    answers = [Answers() for _ in models]
-    first_feeds: Feeds = {}
-    classifier = False
-    for batch in side_by_side(sessions, batches, names):
-        reference = batch[0]
-        if not first_feeds:
-            first_feeds = reference.feeds
-            classifier = is_classifier(reference.samples(names[0]), reference.count)
-        for sums, observed in zip(answers, batch, strict=True):
-            add(sums, observed, reference, labels)
-        progress(reference.count)
-    return answers, classifier, first_feeds
-
-
-def _same_interface(models: Sequence[graph.Model]) -> None:
-    first = ([port.name for port in graph.inputs(models[0])], [port.name for port in graph.outputs(models[0])])
-    for model in models[1:]:
-        interface = ([port.name for port in graph.inputs(model)], [port.name for port in graph.outputs(model)])
-        if interface != first:
-            raise DataError(f"{model.name}: inputs and outputs {interface} differ from those of {models[0].name}: {first}")
+    return tally(sessions, interfaces[0][1], batches, labels, [(number, 0) for number in range(len(models))], progress)
 
 
 # ---- what the first output of a classifier says ----------------------------------------------------------------------
@@ -186,13 +188,8 @@ def same(answers: Sequence[Array], labels: IntArray | None, original: Sequence[A
     return np.asarray(answers[0].argmax(1) == original[0].argmax(1))
 
 
-EACH: Mapping[str, Callable[[Sequence[Array], IntArray | None, Sequence[Array]], BoolArray]]
 EACH = {"top-1": right, "agreement with the original": same}
 """The metrics that are shares of samples, as one value per sample."""
-
-
-def _share(name: str) -> Metric:
-    return lambda answers, labels, original: float(EACH[name](answers, labels, original).mean())
 
 
 def metric_for(name: str | None, labelled: bool, original: Sequence[Array]) -> tuple[str, Metric]:
@@ -205,12 +202,11 @@ def metric_for(name: str | None, labelled: bool, original: Sequence[Array]) -> t
     """
     if name is not None:
         return name, _imported(name)
-    first = original[0]
-    if first.dtype.kind != "f" or first.ndim != 2 or first.shape[1] < 2:
-        shape = list(first.shape)
+    shape = list(original[0].shape)
+    if not is_classifier(original[0], len(original[0])):
         raise OptionError(f"--max-drop: the first output, of shape {shape}, has no row of class scores per sample. Give --metric.")
     default = "top-1" if labelled else "agreement with the original"
-    return default, _share(default)
+    return default, lambda answers, labels, original: float(EACH[default](answers, labels, original).mean())
 
 
 def _imported(name: str) -> Metric:
@@ -267,13 +263,11 @@ def evaluate(
     for model, analysis, sums in zip(loaded, analyses, answers, strict=True):
         size, shares = replace(analysis.size(), bytes=file_bytes(model)), sums.shares(classifier, data.labels is not None)
         results.append(Evaluation(model.name, sums.samples, **shares, relative_error=sums.relative_error, size=size))
-    return [_timed(result, seconds, times[0]) for result, seconds in zip(results, times, strict=True)] if latency else results
-
-
-def _timed(result: Evaluation, seconds: Sequence[float], reference: Sequence[float]) -> Evaluation:
-    """With its times, from those of all its runs and of those of the reference."""
-    least, median = min(seconds), float(np.median(seconds))
-    return replace(result, latency_min_ms=least * 1e3, latency_median_ms=median * 1e3, latency_ratio=least / min(reference))
+    for number, seconds in enumerate(times):
+        least, median = min(seconds) * 1e3, float(np.median(seconds)) * 1e3
+        ratio = min(seconds) / min(times[0])
+        results[number] = replace(results[number], latency_min_ms=least, latency_median_ms=median, latency_ratio=ratio)
+    return results
 
 
 # ---- is a model still as good as it was? figures against a baseline --------------------------------------------------
@@ -324,15 +318,24 @@ class Gate:
             raise OptionError("--max-drop and --target compare the last model with the first: give two models, or --baseline")
 
     def verdicts(self, results: Sequence[Evaluation], data: Dataset) -> list[Verdict]:
-        """Every check, whether it holds, and what was expected and found."""
+        """Every check, whether it holds, and what was expected and found: accuracy may fall by the limit; below a baseline, MACs,
+        parameters and bytes may not rise.
+
+        Raises:
+            OptionError: nothing can be compared, or a target that `evaluate` does not measure.
+        """
         verdicts: list[Verdict] = []
         if self.base is not None:
             if self.sha256 is not None and self.sha256 != data.sha256:
                 log.warning(f"{self.path} was measured on other data than {data.name}; accuracies are compared all the same")
-            verdicts += against(results[-1], self.base, self.limit or 0.0, self.models < 2)
+            verdicts += _drop(results[-1], self.base, self.limit or 0.0, self.models < 2)
+            for key, name in SIZES.items():
+                before, now = self.base["size"][key], getattr(results[-1].size, key)
+                if before is not None and now is not None:
+                    verdicts.append(Verdict(name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
         elif self.limit is not None:
-            verdicts += dropped(results, self.limit)
-        return verdicts + (reached(results, self.targets) if self.targets else [])
+            verdicts += _drop(results[-1], asdict(results[0]), self.limit, alone=False)
+        return verdicts + reached(results, self.targets)
 
 
 def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:
@@ -348,7 +351,7 @@ def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:
             raise OptionError(f"{path}: no accuracy in it. Write the manifest with --test-data, or give what `evaluate --json` prints.")
         last = dict(figures[-1])
         for key in ("top1", "agreement", *SIZES):
-            value = last["size"][key] if key in SIZES else last[key]
+            value = (last["size"] if key in SIZES else last)[key]
             if value is not None and not isinstance(value, (int, float)):
                 raise ValueError(f"'{key}' is no number")
         test = data.get("test_data") if isinstance(data, dict) else None
@@ -357,28 +360,8 @@ def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:
         raise OptionError(f"{path}: cannot read the baseline: {error}. Expected a manifest, or what `evaluate --json` prints.") from error
 
 
-def against(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
-    """A model against a baseline: accuracy may fall by ``limit``, MACs, parameters and bytes may not rise.
-
-    ``alone``: no original was measured beside it, so that agreement means nothing.
-
-    Raises:
-        OptionError: nothing can be compared.
-    """
-    verdicts = _drop(measured, base, limit, alone)
-    for key, name in SIZES.items():
-        before, now = base["size"][key], getattr(measured.size, key)
-        if before is not None and now is not None:
-            verdicts.append(Verdict(name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
-    return verdicts
-
-
-def dropped(results: Sequence[Evaluation], limit: float) -> list[Verdict]:
-    """The last model against the first."""
-    return _drop(results[-1], asdict(results[0]), limit, len(results) < 2)
-
-
 def _drop(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bool) -> list[Verdict]:
+    """How far accuracy fell; ``alone``: no original was measured beside the model, so that agreement means nothing."""
     for key, name in (("top1", "top-1"), ("agreement", "agreement with the original")):
         before, now = base[key], getattr(measured, key)
         if before is not None and now is not None and not (key == "agreement" and alone):
@@ -394,12 +377,11 @@ def reached(results: Sequence[Evaluation], targets: Sequence[str]) -> list[Verdi
         OptionError: a target that `evaluate` does not measure.
     """
     sizes = (results[0].size, results[-1].size)
-    values = [{"macs": size.macs, "params": size.params, "size": size.bytes or 0} for size in sizes]
+    before, now = ({"macs": float(size.macs), "params": float(size.params), "size": float(size.bytes or 0)} for size in sizes)
     parsed = [parse_target(text) for text in targets]
     for target in parsed:
-        if target.what not in values[0]:
+        if target.what not in now:
             raise OptionError(f"--target {target.what}: evaluate checks macs, params and size")
-    before, now = ({key: float(value) for key, value in figures.items()} for figures in values)
     return [
         Verdict(f"target {what}", now[what] <= bound, f"{show(what, now[what])} (at most {show(what, bound)})")
         for what, bound in bounds(parsed, before).items()

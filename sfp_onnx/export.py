@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,11 @@ from .core.options import OutputOptions
 from .core.types import Array
 from .coupling.analysis import Analysis
 from .data.dataset import Dataset
-from .evaluation import Answers, add, is_classifier
+from .evaluation import tally
 from .graph import Model, outputs
 from .graph.load import load
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
-from .runtime import Batches, Feeds, Session, latencies, open_model, open_session, quantize, save_ort, side_by_side
+from .runtime import Batches, Session, latencies, open_model, open_session, quantize, save_ort
 
 QUANTIZERS = ("int8",)
 
@@ -134,15 +133,8 @@ class Packaged:
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
 
-    @property
-    def figures(self) -> list[dict[str, Any]]:
-        """For the manifest."""
-        return [asdict(step) for step in self.steps]
 
-
-def package(
-    analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None = None, judge: Dataset | None = None
-) -> Packaged:
+def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None, judge: Dataset | None = None) -> Packaged:
     """Make the wanted forms of a pruned model and measure them.
 
     Args:
@@ -162,68 +154,45 @@ def package(
         models["half"] = last
         notes.append(words)
     if options.quantize:
-        last = models[options.quantize] = quantized(plain, None if data is None else _feeds(data))
+        batches = None if data is None else (feeds for feeds, _ in islice(data.batches(), max(1, -(-CALIBRATED // data.batch))))
+        last = models[options.quantize] = quantized(plain, batches)
         ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
         rounded = "; made from the weights rounded to float16" if options.half else ""
         notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
     ort = ort_file(last) if options.save_ort is not None else None
     if ort and options.half and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
-    forms = [Form(name, file_bytes(model), open_model(model)) for name, model in models.items()]
+    sizes = {name: file_bytes(model) for name, model in models.items()}
+    sessions = {name: open_model(model) for name, model in models.items()}
     if ort:
-        forms.append(Form("ort", len(ort.data), open_session(ort.data, {}, "the .ort file")))
+        sizes["ort"], sessions["ort"] = len(ort.data), open_session(ort.data, {}, "the .ort file")
     used = judge or data
-    steps = _measured(analysis, forms, used)
+    steps = _measured(analysis, sizes, list(sessions.values()), used)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, ort, steps, tuple(notes))
 
 
-def _feeds(data: Dataset) -> Iterator[Feeds]:
-    """Whole batches of at most `CALIBRATED` samples."""
-    batches = islice(data.batches(), max(1, -(-CALIBRATED // data.batch)))
-    return (feeds for feeds, _ in batches)
+def _measured(analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None) -> tuple[Step, ...]:
+    """Every form, of the named bytes, against the pruned model (the second) and against the one that it was made of (the one before).
 
-
-@dataclass(frozen=True)
-class Form:
-    """What is measured: a form of the model, its bytes, and a session on it."""
-
-    name: str
-    bytes: int
-    session: Session
-
-
-def _measured(analysis: Analysis, forms: Sequence[Form], data: Dataset | None) -> tuple[Step, ...]:
+    Raises:
+        VerificationError: a form is not finite or too far from what it was made of.
+    """
     batches: Batches = data.batches() if data else [(analysis.prepared.feeds, analysis.samples)]
-    labels = data.labels if data else None
-    names = [port.name for port in outputs(analysis.model)]
-    sessions = [form.session for form in forms]
-    answers, parents = [Answers() for _ in forms], [Answers() for _ in forms]
-    first: Feeds = {}
-    classifier = False
-    for batch in side_by_side(sessions, batches, names):
-        if not first:
-            first, classifier = batch[0].feeds, is_classifier(batch[0].samples(names[0]), batch[0].count)
-        for index, observed in enumerate(batch):
-            add(answers[index], observed, batch[1], labels)
-            add(parents[index], observed, batch[max(index - 1, 0)], None)
-    for form, parent in zip(forms[2:], parents[2:], strict=True):
-        _check(form.name, parent.relative_error)
+    labels, names = data.labels if data else None, [port.name for port in outputs(analysis.model)]
+    numbers = range(len(sessions))
+    pairs = [*((number, 1) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]
+    answers, classifier, first = tally(sessions, names, batches, labels, pairs)
+    for name, sums in [*zip(sizes, answers[len(sizes) :], strict=True)][2:]:
+        error, allowed = sums.relative_error, TOLERANCES.get(name, float("inf"))
+        if error is not None and not (np.isfinite(error) and error <= allowed):
+            far = f"relative error {error:.3g} to the model that it was made from, allowed {allowed:g}"
+            raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")
     times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
     steps = []
-    for form, sums, time in zip(forms, answers, times, strict=True):
+    for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):
         shares = sums.shares(classifier, labels is not None)
         figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
-        steps.append(Step(form.name, form.bytes, sums.samples, *figures))
+        steps.append(Step(name, size, sums.samples, *figures))
     return tuple(steps)
-
-
-def _check(name: str, error: float | None) -> None:
-    """Refuse a form that is not finite or too far from what it was made of."""
-    allowed = TOLERANCES.get(name, float("inf"))
-    if error is not None and not (np.isfinite(error) and error <= allowed):
-        raise VerificationError(
-            f"step '{name}': relative error {error:.3g} to the model that it was made from, allowed {allowed:g}. Nothing was written. "
-            f"Leave this step out."
-        )

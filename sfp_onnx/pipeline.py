@@ -32,10 +32,9 @@ from .graph import Model
 from .graph.save import check_output, fingerprint, together
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
-from .planning import parse_target
+from .planning import make_plan, parse_target, removal_of, sample_shapes, to_json
 from .planning.figures import Ruler, ruler_for
 from .planning.max_drop import Judge, held_out, plan_with_drop
-from .planning.record import make_plan, removal_of, sample_shapes, to_json
 from .planning.search import Candidates, plan_for
 from .planning.widths import eligible
 from .repair import repaired
@@ -310,7 +309,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
     notes = _notes(analysis.coupling, removed)
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
-    final = make_plan(analysis.coupling, removed, analysis.model.sha256, analysis.parameters, analysis.samples, plan.options)
+    final = make_plan(analysis, removed, plan.options)
     final = replace(final, notes=plan.notes, figures=plan.figures)
     if vanishing(analysis.coupling, removed):  # the constants that stand for branches are no channels of anything
         final = replace(final, after=replace(final.after, params=_weights(pruned)))

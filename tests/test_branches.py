@@ -15,7 +15,7 @@ from onnx import helper
 import sfp_onnx
 from sfp_onnx.core.errors import PlanError
 from sfp_onnx.core.options import PlanOptions
-from sfp_onnx.planning.work import node_terms
+from sfp_onnx.planning.figures import node_terms
 
 RANDOM = np.random.default_rng(0)
 

@@ -11,9 +11,11 @@ import pytest
 from conftest import classifier, images, invoke, labels_of
 
 import sfp_onnx
+from sfp_onnx.core.errors import OptionError
+from sfp_onnx.core.options import confidence as read_confidence
 from sfp_onnx.core.types import IntArray
 from sfp_onnx.evaluation import outputs
-from sfp_onnx.planning.max_drop import held_out, jackknifed, matched, needed, parse_confidence
+from sfp_onnx.planning.max_drop import held_out, jackknifed, matched, needed
 
 
 def test_nothing_changed_proves_little_on_few_samples() -> None:
@@ -62,7 +64,11 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("95%", 0.95), ("0.9", 0.9), ("50%", 0.5), ("100%", None), ("40%", None), ("x", None)])
 def test_reading_a_confidence(text: str, value: float | None) -> None:
-    assert parse_confidence(text) == value
+    if value is None:
+        with pytest.raises(OptionError, match="expected from 50% to below 100%"):
+            read_confidence(text)
+    else:
+        assert read_confidence(text) == value
 
 
 # ---- on the command line ---------------------------------------------------------------------------------------------

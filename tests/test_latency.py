@@ -29,7 +29,7 @@ from sfp_onnx.latency.measure import (
     timing_feeds,
 )
 from sfp_onnx.latency.profiling import CHECKED, FEWEST, _candidates, clock_of, measure_device_profile
-from sfp_onnx.planning.work import Kind, node_terms
+from sfp_onnx.planning.figures import Kind, node_terms
 from sfp_onnx.runtime import Setup, interleaved, kernel_times, open_timed
 
 SETUP = Setup(threads=1)

@@ -114,6 +114,13 @@ def test_all_steps_in_order(model: Path, data: Path, tmp_path: Path) -> None:
     assert done.ort and done.ort.data
 
 
+def test_steps_are_compared_with_the_pruned_model(model: Path, data: Path) -> None:
+    analysis = sfp_onnx.inspect(model)
+    pruned = sfp_onnx.prune(model, sfp_onnx.PlanOptions(ratio=0.25), repair=None).model
+    steps = package(analysis, pruned, OutputOptions(half=True), sfp_onnx.data_for(analysis.model, data)).steps
+    assert steps[1].relative_error == 0 and (steps[2].relative_error or 0) < 0.01 < (steps[0].relative_error or 0)
+
+
 def test_a_bad_step_writes_nothing(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, target = tmp_path / "small.onnx", tmp_path / "small.ort"
     monkeypatch.setitem(TOLERANCES, "half", 1e-9)

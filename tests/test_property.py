@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import sfp_onnx
 from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.coupling.analysis import Analysis
-from sfp_onnx.planning.record import from_json, to_json
+from sfp_onnx.planning import from_json, to_json
 
 NIGHTLY = bool(os.environ.get("SFP_NIGHTLY"))
 

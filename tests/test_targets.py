@@ -24,10 +24,9 @@ from sfp_onnx.evaluation import outputs
 from sfp_onnx.latency import Block, DeviceProfile, measure, profiling, to_json
 from sfp_onnx.latency.measure import CACHE_VARIABLE
 from sfp_onnx.latency.profiling import clock_of, names_of, read_device_profile
-from sfp_onnx.planning import Target, bounds, parse_target, search
+from sfp_onnx.planning import Target, bounds, parse_target, removal_of, search
 from sfp_onnx.planning.figures import ruler_for
 from sfp_onnx.planning.max_drop import held_out
-from sfp_onnx.planning.record import removal_of
 from sfp_onnx.planning.search import BLOCKS, LIGHT, NOISE, ROUNDS, errors_of_scores, nearest
 from sfp_onnx.report.points import Point, front, parse_sweep
 

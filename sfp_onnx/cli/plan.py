@@ -10,7 +10,7 @@ import click
 
 from .. import pipeline
 from ..core.options import DataOptions, InspectOptions, PlanOptions, RepairOptions
-from ..planning.record import to_json
+from ..planning import to_json
 from ..report.text import figures_text, plan_text
 from . import arguments as take
 from .common import Command, bar, say

@@ -2,7 +2,7 @@
 
     seconds(widths) = constant + sum over nodes n, kinds k of cost[n][k] * work[n][k](widths)
 
-where work counts elements read, elements written and multiply-accumulates in whole blocks of channels (see `work`).
+where work counts elements read, elements written and multiply-accumulates in whole blocks of channels (see `planning.figures`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import ProfileError
 from ..core.types import FloatArray
-from ..planning.work import Kind, Terms
+from ..planning.figures import Kind, Terms
 
 FORMAT, VERSION = "sfp_onnx device profile", 1
 
@@ -70,41 +70,27 @@ def from_json(data: object, sha256: str | None = None) -> DeviceProfile:
     if data.get("version") != VERSION:
         raise ProfileError(f"the device profile has version {data.get('version')}; this program reads version {VERSION}. Make it again.")
     try:
-        device_profile = _of_fields(data)
+        block = data["block"]
+        device_profile = DeviceProfile(
+            device=dict(data["device"]), model_sha256=str(data["model_sha256"]), batch=int(data["batch"]), checked=int(data["checked"]),
+            block=Block(int(block["width"]), float(block["slow"]), {str(key): float(value) for key, value in block["curve"].items()}),
+            nodes={str(key): tuple(float(cost) for cost in costs) for key, costs in data["nodes"].items()},
+            cut_short=float(data.get("cut_short", 0.0)), **{key: float(data[key]) for key in ("seconds", "constant", "factor", "error")},
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"
         raise ProfileError(f"the device profile is damaged: {what}. Make it again with `sfp-onnx profile`.") from error
-    if not _in_range(device_profile):
+    rows = device_profile.nodes.values()
+    numbers = [device_profile.seconds, device_profile.constant, device_profile.factor, device_profile.error, device_profile.block.slow]
+    numbers += [*device_profile.block.curve.values(), *(cost for row in rows for cost in row)]
+    whole = all(len(row) == len(Kind) for row in rows) and np.isfinite(numbers).all()
+    if not (whole and device_profile.block.width >= 1 and device_profile.batch >= 1 and device_profile.seconds > 0):
         raise ProfileError("the device profile is damaged: numbers are missing or out of range. Make it again with `sfp-onnx profile`.")
     known = device_profile.model_sha256
     if sha256 is not None and known != sha256:
-        raise ProfileError(
-            f"the device profile was made for another model: its SHA-256 is {known[:12]}..., the model's is {sha256[:12]}.... "
-            "Make it again for this model with `sfp-onnx profile`."
-        )
+        both = f"its SHA-256 is {known[:12]}..., the model's is {sha256[:12]}..."
+        raise ProfileError(f"the device profile was made for another model: {both}. Make it again for this model with `sfp-onnx profile`.")
     return device_profile
-
-
-def _of_fields(data: Mapping[str, Any]) -> DeviceProfile:
-    block = data["block"]
-    return DeviceProfile(
-        device=dict(data["device"]),
-        model_sha256=str(data["model_sha256"]),
-        batch=int(data["batch"]),
-        block=Block(int(block["width"]), float(block["slow"]), {str(key): float(value) for key, value in block["curve"].items()}),
-        nodes={str(key): tuple(float(cost) for cost in costs) for key, costs in data["nodes"].items()},
-        checked=int(data["checked"]),
-        cut_short=float(data.get("cut_short", 0.0)),
-        **{key: float(data[key]) for key in ("seconds", "constant", "factor", "error")},
-    )
-
-
-def _in_range(device_profile: DeviceProfile) -> bool:
-    block, rows = device_profile.block, device_profile.nodes.values()
-    numbers = [device_profile.seconds, device_profile.constant, device_profile.factor, device_profile.error, block.slow]
-    numbers += [*block.curve.values(), *(cost for row in rows for cost in row)]
-    whole = all(len(row) == len(Kind) for row in rows) and bool(np.isfinite(numbers).all())
-    return whole and block.width >= 1 and device_profile.batch >= 1 and device_profile.seconds > 0
 
 
 def scaled(device_profile: DeviceProfile, seconds: float) -> DeviceProfile:

@@ -22,26 +22,28 @@ from .. import graph
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
-from ..graph import GraphIndex, Model, inputs, serialized
-from ..graph.extract import conv_chain, named_by_output
-from ..graph.save import write_text
-from ..planning.work import Kind
-from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
+from ..graph import extract, save
+from ..planning.figures import Kind
+from ..runtime import Session, Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
 
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 
 
-def latencies_of(models: Sequence[Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
+def latencies_of(models: Sequence[graph.Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
     """Seconds of each model, as minima of interleaved runs (at least 50); processor time with one thread, else wall time."""
     feeds, clock = timing_feeds(analysis, batch), steady_clock(setup)
-    sessions = [open_timed(serialized(model), model.weights, model.name, setup) for model in models]
+    sessions = [_session(model, setup) for model in models]
     first = interleaved(sessions, [feeds] * len(sessions), 3, clock)
     repeats = int(np.clip(TIMING_SECONDS / max(sum(map(min, first)), 1e-6), REPEATS, MOST_REPEATS))
     return [min(times) for times in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
 
 
-def latency_ratio(analysis: Analysis, model: Model, setup: Setup, batch: int) -> float:
+def _session(model: graph.Model, setup: Setup, events: bool = False) -> Session:
+    return open_timed(graph.serialized(model), model.weights, model.name, setup, events)
+
+
+def latency_ratio(analysis: Analysis, model: graph.Model, setup: Setup, batch: int) -> float:
     """Latency of a model over that of the original, measured together."""
     original, other = latencies_of([analysis.model, model], analysis, setup, batch)
     return other / original
@@ -49,8 +51,7 @@ def latency_ratio(analysis: Analysis, model: Model, setup: Setup, batch: int) ->
 
 # ---- the latency model of the machine it runs on ---------------------------------------------------------------------
 
-CACHE_VARIABLE = "SFP_ONNX_CACHE"
-CACHE_VERSION = 1
+CACHE_VARIABLE, CACHE_VERSION = "SFP_ONNX_CACHE", 1
 WIDEST = 64
 PROBES = (64, 63, 62, 60, 56, 52, 48, 32)
 FINE = 4  # below one block, every so many channels count; other widths leave the blocked layout
@@ -114,7 +115,7 @@ def write_cache(kind: str, key: Mapping[str, Any], value: Any) -> None:
     path = _cache_file(kind, key)
     with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"cache_version": CACHE_VERSION, "key": dict(key), "value": value}))
+        save.write_text(path, json.dumps({"cache_version": CACHE_VERSION, "key": dict(key), "value": value}))
 
 
 # ---- the block -------------------------------------------------------------------------------------------------------
@@ -133,8 +134,8 @@ def block(setup: Setup) -> Block:
 
 def _probe(setup: Setup) -> dict[int, float]:
     """Seconds of a chain of convolutions per width."""
-    chains = [(width, conv_chain(width)) for width in PROBES]
-    sessions = [open_timed(serialized(model), model.weights, "probe", setup) for _, model in chains]
+    chains = [(width, extract.conv_chain(width)) for width in PROBES]
+    sessions = [open_timed(graph.serialized(model), model.weights, "probe", setup) for _, model in chains]
     feeds = [{"x": np.ones((1, width, 14, 14), np.float32)} for width, _ in chains]
     times = interleaved(sessions, feeds, 40, steady_clock(setup))
     return {width: min(seconds) for (width, _), seconds in zip(chains, times, strict=True)}
@@ -180,13 +181,11 @@ class Bench:
         """What the variants are run on."""
         return timing_feeds(self.analysis, self.batch)
 
-    def time(self, variants: Sequence[Model], seconds: float, wall: float = np.inf) -> list[Timing]:
+    def time(self, variants: Sequence[graph.Model], seconds: float, wall: float = np.inf) -> list[Timing]:
         """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
         ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
-        named = [(named_by_output(model), model.name) for model in variants]
-        plain, recorded = (
-            [open_timed(serialized(model), model.weights, name, self.setup, events) for model, name in named] for events in (False, True)
-        )
+        named = [extract.named_by_output(model) for model in variants]
+        plain, recorded = ([_session(model, self.setup, events) for model in named] for events in (False, True))
         sessions, clock = [*plain, *recorded], steady_clock(self.setup)
         feeds, start = [self.feeds] * len(sessions), time.perf_counter()
         warm = interleaved(sessions, feeds, 2, clock)
@@ -198,18 +197,18 @@ class Bench:
         kernels = [kernel_times(session) for session in recorded]
         return [self._timing(*timed, runs) for timed in zip(variants, kernels, map(min, times), strict=False)]
 
-    def _timing(self, model: Model, kernels_of: Mapping[str, Sequence[float]], whole: float, runs: int) -> Timing:
+    def _timing(self, model: graph.Model, kernels_of: Mapping[str, Sequence[float]], whole: float, runs: int) -> Timing:
         """Times of kernels, by name in the order in which they ran, given to the nodes of the original."""
         nodes = self.analysis.prepared.nodes
-        owners = {name: node.index for name, node in GraphIndex(nodes).makers.items()}
-        made = GraphIndex(graph.nodes(model)).makers.keys()
+        owners = {name: node.index for name, node in graph.GraphIndex(nodes).makers.items()}
+        tensors = graph.GraphIndex(graph.nodes(model)).makers.keys()
         seconds, kernels, current = np.zeros(len(nodes)), np.zeros(len(nodes)), 0
         for name, every in kernels_of.items():
             current = _owner(name, owners, current)
             count = max(1, round(len(every) / runs))
             seconds[current] += _typical(every) * count
             kernels[current] += count
-        return Timing(seconds, kernels, np.asarray([bool(made & set(node.outputs)) for node in nodes]), whole)
+        return Timing(seconds, kernels, np.asarray([bool(tensors & set(node.outputs)) for node in nodes]), whole)
 
 
 def _owner(kernel: str, owners: Mapping[str, int], previous: int) -> int:
@@ -234,18 +233,12 @@ def classes(nodes: Sequence[Node], timings: Sequence[Timing], mixing: BoolArray)
     it), else with the first that reads it (one that is named after the last tensor of what is fused). Nodes that multiply (``mixing``)
     are never fused behind others.
     """
-    parent = list(range(len(nodes)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            index = parent[index]
-        return index
-
+    class_of = np.arange(len(nodes))
     for timing in timings:
         for pair in _without_kernel(nodes, timing, mixing):
-            first, second = sorted(map(root, pair))
-            parent[second] = first
-    return [root(index) for index in range(len(nodes))]
+            first, second = np.sort(class_of[list(pair)])
+            class_of[class_of == second] = first
+    return list(class_of.tolist())
 
 
 def _without_kernel(nodes: Sequence[Node], timing: Timing, mixing: BoolArray) -> Iterator[tuple[int, int]]:
@@ -323,13 +316,12 @@ def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:
         OptionError: the model's batch size is fixed to another number.
     """
     feeds = {}
-    for port in inputs(analysis.model):
+    for port in graph.inputs(analysis.model):
         array = analysis.prepared.feeds[port.name]
-        if array.ndim and port.shape is not None and port.shape and array.shape[0] == analysis.samples:
-            if isinstance(port.shape[0], int):
-                if batch != array.shape[0] and batch != 1:
-                    raise OptionError(f"--batch {batch}: input '{port.name}' has the fixed batch size {array.shape[0]}")
-            else:
+        if port.shape and array.ndim and len(array) == analysis.samples:
+            if not isinstance(port.shape[0], int):
                 array = np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
+            elif batch not in (1, len(array)):
+                raise OptionError(f"--batch {batch}: input '{port.name}' has the fixed batch size {len(array)}")
         feeds[port.name] = array
     return feeds

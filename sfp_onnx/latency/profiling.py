@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,14 +16,11 @@ from ..core.errors import ProfileError, SfpError
 from ..core.types import Align, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
-from ..graph import GraphIndex, Model
 from ..planning import SECONDS, Gauge, figure
-from ..planning.figures import Scene
+from ..planning.figures import Kind, Scene, Terms, node_terms
 from ..planning.widths import choices, of_widths, steps_of
-from ..planning.work import Kind, Terms, node_terms
 from ..runtime import Setup
 from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
-from .measure import FINE, Bench, Timing, device, fit, read_cache, write_cache
 
 FITTED, CHECKED = 12, 3
 HEAVY = 3e8  # multiply-accumulates
@@ -67,7 +65,7 @@ def latency(scene: Scene) -> Gauge:
     analysis, options = scene.analysis, scene.options
     if options.device_profile is not None:
         device_profile = read_device_profile(options.device_profile, analysis.model.sha256)
-        here = device_profile.device == device(scene.setup) and device_profile.batch == options.batch
+        here = device_profile.device == measure.device(scene.setup) and device_profile.batch == options.batch
         return _gauge(scene, device_profile, here)
     device_profile = measure_device_profile(analysis, scene.setup, options.batch, scene.progress, budget=options.profile_budget)
     return _gauge(scene, scaled(device_profile, measure.latencies_of([analysis.model], analysis, scene.setup, options.batch)[0]), True)
@@ -80,21 +78,18 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
     def again(removed: BoolArray) -> Gauge:
         return _gauge(scene, scaled(device_profile_around(analysis, scene.setup, batch, kept_of(analysis, removed)), seconds), here)
 
-    def measured(model: Model) -> float:
+    def measured(model: graph.Model) -> float:
         """The ratio of interleaved minima times the original's latency."""
         return seconds * measure.latency_ratio(analysis, model, scene.setup, batch)
 
     note = f"fewer widths than usual were timed, since the budget of {short:g} s for the profile was spent"
     return Gauge(
-        predicted=lambda removed: float(seconds_of(seconds_of.terms.lengths_after(removed))),
-        cost=lambda kept: seconds_of(seconds_of.terms.lengths(kept)),
-        measured=measured if here else None,
-        before=seconds,
-        again=again,
-        block=device_profile.block.width,
-        how="latency measured on this machine" if here else "latency predicted from the device profile",
-        notes=(note,) if short else (),
-    )
+        lambda removed: float(seconds_of(seconds_of.terms.lengths_after(removed))),
+        lambda kept: seconds_of(seconds_of.terms.lengths(kept)),
+        measured if here else None, seconds, again, device_profile.block.width,
+        "latency measured on this machine" if here else "latency predicted from the device profile",
+        (note,) if short else (),
+    )  # fmt: skip
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -112,19 +107,15 @@ def measure_device_profile(
     Raises:
         OptionError: unknown provider or batch size. ModelError: onnxruntime cannot run the model so.
     """
-    bench = Bench(analysis, setup, batch)
+    bench = measure.Bench(analysis, setup, batch)
     shapes = {name: list(array.shape) for name, array in bench.feeds.items()}
-    key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, **device(setup)}
-    held = None if fresh else read_cache("profile", key)
-    if held is not None:
-        try:
-            known = from_json(held, analysis.model.sha256)
-            if not 0 < known.cut_short < budget:
-                return known
-        except ProfileError:
-            pass  # measured again below
+    key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, **measure.device(setup)}
+    with suppress(ProfileError):  # there is none, or none that can be read
+        known = from_json(None if fresh else measure.read_cache("profile", key), analysis.model.sha256)
+        if not 0 < known.cut_short < budget:
+            return known
     device_profile = _measure(bench, None, budget, progress)
-    write_cache("profile", key, to_json(device_profile))
+    measure.write_cache("profile", key, to_json(device_profile))
     return device_profile
 
 
@@ -134,16 +125,16 @@ def device_profile_around(analysis: Analysis, setup: Setup, batch: int, kept: In
     Raises:
         As `measure_device_profile`.
     """
-    return _measure(Bench(analysis, setup, batch), kept, BUDGET, silent)
+    return _measure(measure.Bench(analysis, setup, batch), kept, BUDGET, silent)
 
 
-def _measure(bench: Bench, around: IntArray | None, budget: float, progress: Progress) -> DeviceProfile:
+def _measure(bench: measure.Bench, around: IntArray | None, budget: float, progress: Progress) -> DeviceProfile:
     """Time variants of several widths, as many as the budget allows, and fit the device profile."""
     analysis, block = bench.analysis, measure.block(bench.setup)
     candidates, last_first = _candidates(analysis, block.width, around), -np.arange(analysis.coupling.units, dtype=float)
     total = SECONDS_HEAVY if analysis.size().macs > HEAVY else SECONDS_EASY
     kept: list[IntArray] = []
-    timings: list[Timing] = []
+    timings: list[measure.Timing] = []
     longest, start = 0.0, time.perf_counter()
     with progress("timing layers", len(candidates)) as advance:
         while len(kept) < len(candidates):
@@ -159,7 +150,7 @@ def _measure(bench: Bench, around: IntArray | None, budget: float, progress: Pro
             advance(len(models))
     terms = terms_of(analysis)
     work = terms.per_owner(terms.lengths(np.stack(kept)), len(analysis.prepared.nodes), block.width, block.slow)
-    fitted = fit(work, timings, bench, block)
+    fitted = measure.fit(work, timings, bench, block)
     return replace(fitted, cut_short=budget if len(kept) < len(candidates) else 0.0)
 
 
@@ -171,7 +162,7 @@ def kept_of(analysis: Analysis, removed: BoolArray) -> IntArray:
 def _candidates(analysis: Analysis, block: int, around: IntArray | None = None) -> list[IntArray]:
     """Kept units per group: all, the fewest (or ``around``), and random widths on the staircase (seeded); with ``around``, every other
     one has widths at most one step away from it."""
-    coupling, align = analysis.coupling, Align(block, min(block, FINE), block)
+    coupling, align = analysis.coupling, Align(block, min(block, measure.FINE), block)
     offers = [
         np.asarray(choices(group.width, steps_of(coupling, group, align), 1, group.name in coupling.branches)) for group in coupling.groups
     ]
@@ -180,13 +171,13 @@ def _candidates(analysis: Analysis, block: int, around: IntArray | None = None) 
     def drawn(choices_of: Sequence[IntArray]) -> IntArray:
         return np.asarray([random.choice(choice) for choice in choices_of], np.int64)
 
-    full = np.asarray([group.width for group in coupling.groups], np.int64)
-    rows = [full, np.asarray([offer[-1] for offer in offers], np.int64), *(drawn(offers) for _ in range(FITTED + CHECKED - 2))]
+    rows = [np.asarray([offer[at] for offer in offers], np.int64) for at in (0, -1)]
+    rows += [drawn(offers) for _ in range(FITTED + CHECKED - 2)]
     if around is not None:
         rows[1] = around
         beside = [offer[np.argsort(np.abs(offer - at), kind="stable")[:3]] for offer, at in zip(offers, around, strict=True)]
         rows[3::2] = [drawn(beside) for _ in rows[3::2]]
-    return rows if coupling.groups else [full]
+    return rows if coupling.groups else rows[:1]
 
 
 def read_device_profile(path: str | Path, sha256: str | None = None) -> DeviceProfile:
@@ -231,17 +222,17 @@ class LayerTimes:
 
 
 def layer_times(
-    analysis: Analysis, model: Model, setup: Setup | None = None, batch: int = 1, progress: Progress = silent
+    analysis: Analysis, model: graph.Model, setup: Setup | None = None, batch: int = 1, progress: Progress = silent
 ) -> LayerTimes | None:
     """Time both models' kernels, interleaved; None if the second has other tensors than the first, or one does not run so."""
     nodes = analysis.prepared.nodes
-    made = GraphIndex(graph.nodes(model)).makers.keys()
+    tensors = graph.GraphIndex(graph.nodes(model)).makers.keys()
     layers = [layer.node for layer in analysis.coupling.layers]
-    if not layers or not made & {layer.outputs[0] for layer in layers}:
+    if not layers or not tensors & {layer.outputs[0] for layer in layers}:
         return None
     try:
         with progress("timing layers", 1) as advance:
-            bench = Bench(analysis, setup or Setup(), batch)
+            bench = measure.Bench(analysis, setup or Setup(), batch)
             timings = bench.time([analysis.prepared.model, model], LAYER_SECONDS)
             advance(1)
     except SfpError:
@@ -253,7 +244,7 @@ def layer_times(
     return LayerTimes((*(layer.name for layer in layers), "all else"), before, after, samples)
 
 
-def _column(timing: Timing, classes: Sequence[int], layers: Sequence[int]) -> FloatArray:
+def _column(timing: measure.Timing, classes: Sequence[int], layers: Sequence[int]) -> FloatArray:
     """Milliseconds per layer and of the rest. overhead = (sum of all records - a run without recording) / number of kernels.
 
     ``classes`` are those of nodes that share a kernel; several layers in one of them share its time.
@@ -261,7 +252,7 @@ def _column(timing: Timing, classes: Sequence[int], layers: Sequence[int]) -> Fl
     overhead = measure.overhead_of([timing])
     net = np.maximum(timing.nodes - overhead * timing.kernels, 0.0)
     sums = np.bincount(classes, net, minlength=len(net))
-    owners = np.asarray(classes)[list(layers)]
-    times = np.where(timing.there[list(layers)], sums[owners], 0.0) / np.bincount(owners, minlength=len(net))[owners]
+    owners = np.asarray(classes)[layers]
+    times = np.where(timing.there[layers], sums[owners], 0.0) / np.bincount(owners, minlength=len(net))[owners]
     column: FloatArray = 1e3 * np.append(times, max(net.sum() - times.sum(), 0.0))
     return column

@@ -1,15 +1,21 @@
-"""What the user asks of the result: upper bounds on figures of the model. All figures are in one registry."""
+"""What the user asks of the result, upper bounds on figures of the model, all in one registry; and what comes of it: plans as records."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..core.errors import OptionError, TargetError
-from ..core.options import BYTES as BYTES
-from ..core.types import BoolArray, FloatArray, IntArray
+import numpy as np
+
+from ..core.errors import OptionError, PlanError
+from ..core.types import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, Size
+from ..coupling.cost import emptied, layer_macs, removal
 from ..graph import Model
+
+if TYPE_CHECKING:
+    from ..coupling.analysis import Analysis
 
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
@@ -49,8 +55,8 @@ class Figure:
     name: str
     units: Mapping[str, float]
     examples: tuple[str, ...]
-    shown: Callable[[float], str]
     gauge: Callable[..., Gauge]
+    shown: Callable[[float], str] = "{:,.0f}".format
     timed: bool = False
     solved: bool = False
 
@@ -59,14 +65,11 @@ FIGURES: dict[str, Figure] = {}
 Maker = Callable[..., Gauge]
 
 
-def figure(
-    name: str, units: Mapping[str, float], *examples: str, shown: Callable[[float], str] = "{:,.0f}".format, timed: bool = False,
-    solved: bool = False,
-) -> Callable[[Maker], Maker]:  # fmt: skip
-    """Register a function that makes gauges as a figure that targets may name; see `Figure`."""
+def figure(name: str, units: Mapping[str, float], *examples: str, **facts: Any) -> Callable[[Maker], Maker]:
+    """Register a function that makes gauges as a figure that targets may name; ``facts`` are further fields of `Figure`."""
 
     def register(gauge: Maker) -> Maker:
-        FIGURES[name] = Figure(name, units, examples, shown, gauge, timed, solved)
+        FIGURES[name] = Figure(name, units, examples, gauge, **facts)
         return gauge
 
     return register
@@ -123,12 +126,117 @@ def show(what: str, value: float) -> str:
     return FIGURES[what].shown(value)
 
 
-def unreachable(wanted: Mapping[str, float], before: Mapping[str, float], best: Mapping[str, float], how: str = "") -> TargetError:
-    """The error that says what was asked and what is the best that can be had."""
-    parts = [
-        f"{what} of at most {show(what, bound)} asked, best reachable is {show(what, best[what])} "
-        f"({best[what] / before[what]:.1%} of the original)"
-        for what, bound in wanted.items()
-    ]
-    advice = "Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
-    return TargetError(f"the target cannot be met: {'; '.join(parts)}{how}. {advice}")
+# ---- plans as records ------------------------------------------------------------------------------------------------
+
+
+def make_plan(analysis: Analysis, removed: BoolArray, options: Mapping[str, object]) -> Plan:
+    """The plan for a removal; every group is listed, also those that keep all units."""
+    layers = {layer.node.name: layer for layer in analysis.coupling.layers}
+    plans, both = [], (np.zeros(len(removed), bool), removed)
+    for group in analysis.coupling.groups:
+        before, after = (sum(layer_macs(layers[name], flags) for name in group.producers) / analysis.samples for flags in both)
+        gone = tuple(int(index) for index in np.flatnonzero(removed[group.units]))
+        plans.append(GroupPlan(group.name, group.producers, group.width, gone, before, after))
+    return Plan(analysis.model.sha256, tuple(plans), options, analysis.size(), analysis.size(removed))
+
+
+def to_json(plan: Plan) -> dict[str, object]:
+    """A plan as plain data, for ``json.dump``."""
+    return {"format": "sfp_onnx plan", "version": 1, **asdict(plan)}
+
+
+def from_json(data: object) -> Plan:
+    """Read a plan from plain data.
+
+    Raises:
+        PlanError: fields are missing or of the wrong type.
+    """
+    if not isinstance(data, dict) or data.get("format") != "sfp_onnx plan":
+        raise PlanError("this JSON file is not an sfp_onnx plan (no \"format\": \"sfp_onnx plan\"). Make one with `sfp-onnx plan`.")
+    if data.get("version") != 1:
+        raise PlanError(f"the plan has version {data.get('version')}; this program reads version 1. Make it again with `sfp-onnx plan`.")
+    groups = tuple(_group(item) for item in _field(data, "groups", list))
+    sizes = (_field(data, key, dict) for key in ("before", "after"))
+    before, after = (Size(float(_field(size, "macs", (int, float))), _field(size, "params", int)) for size in sizes)
+    notes = tuple(str(note) for note in data.get("notes") or ())
+    figures = _of_kind(data.get("figures") or {}, "field 'figures'", dict)
+    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after, notes, figures)
+
+
+KINDS: Mapping[Any, str] = {str: "a text", int: "an integer", list: "a list", dict: "an object", (int, float): "a number"}
+
+
+def _field(data: object, name: str, kind: Any) -> Any:
+    """A field of a JSON object, of the wanted kind."""
+    if not isinstance(data, dict) or name not in data:
+        raise PlanError(f"the plan is damaged: field '{name}' is missing. Make it again with `sfp-onnx plan`.")
+    return _of_kind(data[name], f"field '{name}'", kind)
+
+
+def _of_kind(value: object, what: str, kind: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PlanError(f"the plan is damaged: {what} must be {KINDS[kind]}, found {value!r:.60}. Make it again with `sfp-onnx plan`.")
+    return value
+
+
+def _group(data: object) -> GroupPlan:
+    name = _field(data, "group", str)
+    remove = tuple(_of_kind(at, f"a channel of group '{name}'", int) for at in _field(data, "remove", list))
+    producers = tuple(_of_kind(item, f"a producer of group '{name}'", str) for item in _field(data, "producers", list))
+    before, after = (float(_field(data, key, (int, float))) for key in ("macs_before", "macs_after"))
+    return GroupPlan(name, producers, _field(data, "width", int), remove, before, after)
+
+
+def sample_shapes(plan: Plan) -> dict[str, list[int]] | None:
+    """Input shapes that the plan was made on, by name.
+
+    Raises:
+        PlanError: they are no such table.
+    """
+    shapes = plan.options.get("sample_shapes")
+    if shapes is None:
+        return None
+    for name, shape in _of_kind(shapes, "options.sample_shapes", dict).items():
+        for length in _of_kind(shape, f"options.sample_shapes of '{name}'", list):
+            if _of_kind(length, f"a size in options.sample_shapes of '{name}'", int) < 1:
+                raise PlanError(f"the plan is damaged: options.sample_shapes of '{name}' holds {length}; sizes start at 1.")
+    return dict(shapes)
+
+
+def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
+    """Flags per unit of a plan, checked against the model.
+
+    Raises:
+        PlanError: made for another model, unknown group, duplicate or out-of-range channel, or a whole group.
+    """
+    if plan.model_sha256 != sha256:
+        both = f"its SHA-256 is {plan.model_sha256[:12]}..., the model's is {sha256[:12]}..."
+        raise PlanError(f"the plan was made for another model: {both}. Make the plan again for this model.")
+    groups = {group.name: group for group in coupling.groups}
+    listed: set[str] = set()
+    for item in plan.groups:
+        if item.group not in groups:
+            raise PlanError(f"the plan names group '{item.group}', which the model does not have. `sfp-onnx inspect` lists them.")
+        if item.group in listed:
+            raise PlanError(f"the plan lists group '{item.group}' twice.")
+        listed.add(item.group)
+        _check(item, groups[item.group], item.group in coupling.branches)
+    removed = removal(coupling, {item.group: item.remove for item in plan.groups})
+    empty = emptied(coupling, removed)
+    if empty:
+        raise PlanError(f"the plan removes all {len(empty[0][1])} channels of tensor '{empty[0][0]}'; at least one must stay.")
+    return removed
+
+
+def _check(item: GroupPlan, group: Group, vanishes: bool) -> None:
+    """Refuse what does not fit a group, of which all channels may leave if its branch ``vanishes``."""
+    if item.width != group.width:
+        raise PlanError(f"the plan gives group '{item.group}' {item.width} channels, the model has {group.width}.")
+    outside = [at for at in item.remove if not 0 <= at < group.width]
+    if outside:
+        raise PlanError(f"group '{item.group}': channel {outside[0]} is out of range; expected 0 to {group.width - 1}.")
+    if len(set(item.remove)) != len(item.remove):
+        twice = next(at for at in item.remove if item.remove.count(at) > 1)
+        raise PlanError(f"group '{item.group}': channel {twice} is listed twice.")
+    if len(item.remove) >= group.width and not vanishes:
+        raise PlanError(f"group '{item.group}': the plan removes all {group.width} channels; at least one must stay.")

@@ -1,23 +1,253 @@
-"""Figures that are counted, and the ruler that holds all figures of one model."""
+"""Figures of a model as functions of how many units each group keeps, without cutting anything; and the ruler that holds all of them.
+
+The length of an axis is a linear function of the kept units, and what a node moves or multiplies is a product of lengths.
+So any figure of a model (multiply-accumulates, bytes of weights, time, peak memory) can be had for many candidates at once.
+A *candidate* is a vector of kept units, one number per group; functions here take arrays (..., groups) and return (...).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core.options import BYTES, PlanOptions
-from ..core.types import BoolArray, FloatArray, IntArray
+from ..core.types import BoolArray, Coupling, FloatArray, IntArray, Layer, Node, Trace
 from ..coupling import cost
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
-from ..graph import initializers, inputs, outputs
+from ..graph import Model, initializers, inputs, outputs
 from ..graph.save import file_bytes
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, figure, parse_target
-from .work import Ends, Liveness, liveness, macs_terms, weight_terms
+
+BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
+AXES = 3  # most unit-carrying axes that one product may have
+
+
+class Kind(IntEnum):
+    """What is counted of a node: elements read, elements written, multiply-accumulates, and runs (a layer that vanished has none)."""
+
+    READ, WRITTEN, MACS, RUNS = range(4)
+
+
+class Role(IntEnum):
+    """How convolutions use an axis of channels: not at all (or not in blocks), as one that they make, read, or both (depthwise)."""
+
+    NONE, MADE, READ, BOTH = range(4)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Products of axis lengths: term t is ``base[t] * length(a)/full(a) * ...`` over its ``axes[t]``.
+
+    Attributes:
+        base: (terms,) value with all channels.
+        axes: (terms, AXES) numbers of axes; 0 means none.
+        owner: (terms,) what the term belongs to (a node or a tensor).
+        kind: (terms,) a `Kind`.
+        full, fixed: (axes,) length with all channels, and of what cannot leave.
+        share: (axes, groups) indices of the axis that one unit of a group holds, on average.
+        role: (axes,) a `Role`.
+        units: unit of each index of every axis (axis 0 has one that stays).
+    """
+
+    base: FloatArray
+    axes: IntArray
+    owner: IntArray
+    kind: IntArray
+    full: FloatArray
+    fixed: FloatArray
+    share: FloatArray
+    role: IntArray
+    units: tuple[IntArray, ...]
+
+    def lengths(self, kept: IntArray) -> FloatArray:
+        """Lengths (..., axes) of candidates (..., groups)."""
+        return np.asarray(np.asarray(kept, float) @ self.share.T + self.fixed)
+
+    def lengths_after(self, removed: BoolArray) -> FloatArray:
+        """Lengths (axes,) after a removal, exact where the units of a group hold different shares of an axis."""
+        return np.asarray([cost.keep_mask(units, removed).sum() for units in self.units], float)
+
+    def values(self, lengths: FloatArray, block: int = 1, slow: float = 1.0) -> FloatArray:
+        """Values (..., terms) at lengths (..., axes). Axes in a role count whole blocks; but fewer channels than one block are read one by
+        one. Multiply-accumulates that read more, and no multiple of 4, count ``slow`` times, since onnxruntime then leaves its blocked
+        layout."""
+        blocked = (self.role != Role.NONE) & ((self.role != Role.READ) | (lengths > block))
+        paid = np.where(blocked, np.ceil(lengths / block - 1e-9) * block, lengths) / self.full
+        values: FloatArray = self.base * np.prod([paid[..., self.axes[:, at]] for at in range(AXES)], axis=0)
+        runs = self.kind == Kind.RUNS
+        values[..., runs] = values[..., runs] > 0  # a layer runs once, or not at all
+        if slow != 1.0:
+            odd = blocked & (self.role != Role.MADE) & (np.abs(lengths / 4 - np.round(lengths / 4)) > 1e-6) & (self.full > 4)
+            bad = np.any([odd[..., self.axes[:, at]] for at in range(AXES)], axis=0)
+            values = np.where(bad & (self.kind == Kind.MACS), values * slow, values)
+        return values
+
+    def total(self, kept: IntArray) -> FloatArray:
+        """Sum of all terms (...) of candidates (..., groups)."""
+        return np.asarray(self.values(self.lengths(kept)).sum(-1), float)
+
+    def per_owner(self, lengths: FloatArray, owners: int, block: int = 1, slow: float = 1.0) -> FloatArray:
+        """Sums (..., owners, kinds) at lengths (..., axes)."""
+        values = self.values(lengths, block, slow)
+        flat = values.reshape(-1, values.shape[-1])
+        slot = self.owner * len(Kind) + self.kind
+        sums = np.asarray([np.bincount(slot, row, owners * len(Kind)) for row in flat], float)
+        return sums.reshape(*values.shape[:-1], owners, len(Kind))
+
+
+class Axis(NamedTuple):
+    """An axis of a tensor: the unit of each index, and its `Role`."""
+
+    units: IntArray
+    role: int = Role.NONE
+
+
+class Product(NamedTuple):
+    """A value with all channels that is proportional to the lengths of ``axes``; what it belongs to, and its `Kind`."""
+
+    value: float
+    axes: Sequence[Axis]
+    owner: int
+    kind: int
+
+
+def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
+    """Collect products of lengths."""
+    every = list(products)
+    axes = [Axis(np.full(1, -1, np.int64))]
+    known: dict[tuple[bytes, int], int] = {}
+    numbers = np.zeros((len(every), AXES), np.int64)
+    for row, product in enumerate(every):
+        for place, axis in enumerate([axis for axis in product.axes if (axis.units >= 0).any()][:AXES]):
+            numbers[row, place] = known.setdefault((axis.units.tobytes(), axis.role), len(axes))
+            axes += [axis] if numbers[row, place] == len(axes) else []
+    widths = np.asarray([group.width for group in coupling.groups], np.int64)
+    group_of = np.repeat(np.arange(len(widths)), widths)
+    counts = np.stack([np.bincount(group_of[axis.units[axis.units >= 0]], minlength=len(widths)).astype(float) for axis in axes])
+    full = np.asarray([len(axis.units) for axis in axes], float)
+    return Terms(
+        base=np.asarray([product.value for product in every], float), axes=numbers,
+        owner=np.asarray([product.owner for product in every], np.int64), kind=np.asarray([product.kind for product in every], np.int64),
+        full=full, fixed=full - counts.sum(1), share=counts / np.maximum(widths, 1),
+        role=np.asarray([axis.role for axis in axes], np.int64), units=tuple(axis.units for axis in axes),
+    )  # fmt: skip
+
+
+def _axes(name: str, coupling: Coupling, trace: Trace) -> list[Axis]:
+    """The axes of an activation that carry units."""
+    role = Role.MADE if len(trace.shapes[name]) == BLOCKED_RANK else Role.NONE
+    return [Axis(axis.units, role if axis.axis == 1 else Role.NONE) for axis in coupling.tensors.get(name, ())]
+
+
+def _extents(layer: Layer, trace: Trace) -> list[Axis]:
+    """The axes that a layer's multiply-accumulates are proportional to, with their roles."""
+    if len(trace.shapes.get(layer.node.outputs[0], ())) != BLOCKED_RANK:
+        return [Axis(units) for units in layer.extents]
+    if len(layer.extents) == 1 and np.array_equal(layer.reads, layer.writes):  # depthwise
+        return [Axis(layer.extents[0], Role.BOTH)]
+    made = next((at for at, units in enumerate(layer.extents) if np.array_equal(units, layer.writes)), -1)
+    return [Axis(units, Role.MADE if at == made else Role.READ) for at, units in enumerate(layer.extents)]
+
+
+def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms:
+    """What every node reads, writes and multiplies on the traced shapes; the owner is the node's index."""
+    products: list[Product] = []
+    for node in nodes:
+        for kind, names in ((Kind.READ, node.inputs), (Kind.WRITTEN, node.outputs)):
+            for position, name in enumerate(names):
+                constant = kind is Kind.READ and (node.index, position) in coupling.constants
+                if name in trace.shapes and not constant and np.prod(trace.shapes[name]) > 0:
+                    products.append(Product(float(np.prod(trace.shapes[name])), _axes(name, coupling, trace), node.index, kind))
+    for layer in coupling.layers:
+        extents, owner = _extents(layer, trace), layer.node.index
+        products += [Product(layer.macs, extents, owner, Kind.MACS), Product(1.0, extents, owner, Kind.RUNS)]
+    return terms(coupling, products)
+
+
+def macs_terms(coupling: Coupling, samples: int) -> Terms:
+    """Multiply-accumulates for one sample."""
+    layers = coupling.layers
+    return terms(coupling, (Product(layer.macs / samples, [Axis(units) for units in layer.extents], 0, Kind.MACS) for layer in layers))
+
+
+def weight_terms(coupling: Coupling, parameters: Sequence[cost.Parameter], each: float = 1.0) -> Terms:
+    """Numbers of weights, or their bytes if ``each`` is the bytes of one."""
+    axes = [[Axis(axis.units) for axis in parameter.uses[0]] for parameter in parameters]
+    values = [float(np.prod(parameter.shape)) * each for parameter in parameters]
+    return terms(coupling, (Product(value, carrying, 0, Kind.READ) for value, carrying in zip(values, axes, strict=True)))
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """Which activation tensors are alive while each node runs: ``alive`` is (steps, tensors), ``terms`` their bytes, one each.
+    ``tails`` are (axis, tensors): these become constants, and no activations, where that axis has no length left."""
+
+    terms: Terms
+    alive: FloatArray
+    tails: tuple[tuple[int, IntArray], ...] = ()
+
+    def peak(self, lengths: FloatArray) -> FloatArray:
+        """Largest sum of bytes of tensors alive at once (...) at lengths (..., axes)."""
+        if not len(self.alive):
+            return np.zeros(np.shape(lengths)[:-1])
+        values = self.terms.values(lengths)
+        for axis, columns in self.tails:
+            values[..., columns] *= (np.asarray(lengths)[..., axis, None] > 0)
+        return np.asarray((values @ self.alive.T).max(-1))
+
+
+def _lives(nodes: Sequence[Node], trace: Trace, held: Container[str], model: Model) -> dict[str, range]:
+    """The steps (positions in the nodes) at which each tensor that is not ``held`` is alive."""
+    lives = {port.name: range(1) for port in inputs(model) if port.name not in held}
+    for step, node in enumerate(nodes):
+        for name in node.outputs:
+            if name in trace.shapes and name not in trace.values and name not in held:
+                lives.setdefault(name, range(step, step))
+        lives |= {name: range(lives[name].start, step + 1) for name in (*node.reads, *node.outputs) if name in lives}
+    return lives | {port.name: range(lives[port.name].start, len(nodes)) for port in outputs(model) if port.name in lives}
+
+
+def liveness(analysis: Analysis, batch: int, constants: Collection[str] = ()) -> Liveness:
+    """Liveness of the activations of a model, run on ``batch`` samples node by node in the order of the file, nothing fused or computed in
+    place.
+
+    A tensor lives from the node that writes it to the last one that reads it; inputs of the model from the start, outputs to the end.
+    While a node runs, its inputs and outputs are alive together. Initializers do not count, nor do ``constants`` and what only they need.
+    """
+    coupling, prepared = analysis.coupling, analysis.prepared
+    trace, nodes = prepared.trace, prepared.index.needed([port.name for port in outputs(prepared.model)], constants)
+    lives = _lives(nodes, trace, {*initializers(prepared.model), *constants}, prepared.model)
+    types = {name: np.dtype(dtype) for name, dtype in prepared.types.items() if dtype is not None}
+    sizes = {name: dtype.itemsize for name, dtype in types.items() if dtype.kind not in "OSU"}
+    place = {name: column for column, name in enumerate(name for name in lives if name in trace.shapes)}
+    groups = [group for group in coupling.groups if group.name in coupling.branches]
+    alive = np.zeros((len(nodes), len(place) + len(groups)))
+    products: list[Product] = []
+    for name, column in place.items():
+        alive[lives[name].start : lives[name].stop, column] = 1
+        value = float(np.prod(trace.shapes[name])) * sizes.get(name, 4) * (batch / analysis.samples)
+        products.append(Product(value, _axes(name, coupling, trace), column, Kind.WRITTEN))
+    # these give the units of branches an axis each
+    products += [Product(0.0, [Axis(group.units)], len(place), Kind.WRITTEN) for group in groups]
+    bytes_of = terms(coupling, products)
+    tails = tuple(
+        (axis, np.asarray([place[name] for name in coupling.branches[group.name].constant if name in place], np.int64))
+        for group, axis in zip(groups, bytes_of.axes[len(place) :, 0].tolist(), strict=True)
+    )
+    return Liveness(bytes_of, np.unique(alive, axis=0), tails)
+
+
+# ---- what is counted -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -32,9 +262,6 @@ class Scene:
     def setup(self) -> Setup:
         """How onnxruntime runs it."""
         return Setup(self.options.threads, self.options.provider)
-
-
-# ---- what is counted -------------------------------------------------------------------------------------------------
 
 
 @figure("macs", COUNTS, "macs=50%")
@@ -68,28 +295,14 @@ def size(scene: Scene) -> Gauge:
 def memory(scene: Scene) -> Gauge:
     """Bytes of the activations that are alive together, at most, exact."""
     coupling, batch = scene.analysis.coupling, scene.options.batch
-    whole = _live(scene.analysis, batch, ())
+    whole = liveness(scene.analysis, batch)
 
     def predicted(removed: BoolArray) -> float:
         constants = {name for branch in cost.vanishing(coupling, removed) for name in branch.constant}
-        live = _live(scene.analysis, batch, constants) if constants else whole  # without a branch, what only it read goes, too
+        live = liveness(scene.analysis, batch, constants) if constants else whole  # without a branch, what only it read goes, too
         return float(live.peak(live.terms.lengths_after(removed)))
 
-    def peak(kept: IntArray) -> FloatArray:
-        return whole.peak(whole.terms.lengths(kept))
-
-    return Gauge(predicted, peak)
-
-
-def _live(analysis: Analysis, batch: int, constants: Collection[str]) -> Liveness:
-    """Activations of a run that are alive together, where some tensors are constants."""
-    model, prepared = analysis.prepared.model, analysis.prepared
-    types = {name: np.dtype(dtype) for name, dtype in prepared.types.items() if dtype is not None}
-    sizes = {name: dtype.itemsize for name, dtype in types.items() if dtype.kind not in "OSU"}
-    ends = Ends([port.name for port in inputs(model)], [port.name for port in outputs(model)])
-    nodes = prepared.index.needed(ends.outputs, constants)
-    held = {*initializers(model), *constants}
-    return liveness(analysis.coupling, nodes, prepared.trace, held, ends, sizes, batch / analysis.samples)
+    return Gauge(predicted, lambda kept: whole.peak(whole.terms.lengths(kept)))
 
 
 # ---- all figures of a model ------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, sqrt
 from statistics import NormalDist
@@ -18,7 +18,7 @@ from ..data.dataset import Dataset
 from ..evaluation import EACH, metric_for, outputs
 from ..graph import Model
 from ..repair import rebuilt
-from .record import removal_of
+from . import removal_of
 from .search import Candidates, plan_for
 
 PARTS = 20  # of the samples, left out in turn
@@ -67,15 +67,6 @@ def jackknifed(value: Callable[[IntArray], float], samples: int, confidence: flo
     return whole, whole + max(0.0, NormalDist().inv_cdf(confidence)) * spread
 
 
-def parse_confidence(text: str) -> float | None:
-    """Read ``95%`` or ``0.95``; None if it is not a number from 0.5 up to, but not including, 1."""
-    try:
-        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
-    except ValueError:
-        return None
-    return value if 0.5 <= value < 1 else None
-
-
 # ---- how much a model loses on data that it was not made with --------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ class Judge:
     confidence: float
     metric: str | None = None
     apart: bool = False
-    seed: int = field(default=0)
+    seed: int = 0
 
     @cached_property
     def reference(self) -> list[Array]:
@@ -182,15 +173,6 @@ def held_out(data: Dataset | None, seed: int = 0) -> tuple[Dataset, Dataset]:
 # ---- the smallest model whose metric falls by no more than allowed ---------------------------------------------------
 
 
-def built(candidates: Candidates, plan: Plan) -> Model:
-    """The model of a plan, repaired if the candidates say so."""
-    analysis = candidates.analysis
-    removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
-    if not removed.any():
-        return analysis.model
-    return rebuilt(analysis, removed, candidates.data, candidates.repair)
-
-
 @dataclass(frozen=True)
 class _Trial:
     """A plan with what its model loses."""
@@ -211,15 +193,25 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
         TargetError: no such plan; with the drop of the best one.
     """
     judge.check()
+    analysis = candidates.analysis
 
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(candidates, replace(options, targets=targets))
-        return _Trial(plan, judge.drop(built(candidates, plan)))
+        removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
+        model = rebuilt(analysis, removed, candidates.data, candidates.repair) if removed.any() else analysis.model
+        return _Trial(plan, judge.drop(model))
 
     best = trial(options.targets) if options.targets else _smallest(trial, judge, progress)
-    if not judge.holds(best.drop):
-        raise _too_much(judge, best.drop, "at the targets" if options.targets else "at the lightest cut that was tried")
-    return replace(best.plan, notes=(*best.plan.notes, *judge.notes(best.drop)))
+    drop = best.drop
+    if not judge.holds(drop):
+        where = "at the targets" if options.targets else "at the lightest cut that was tried"
+        sure = f"; at most {drop.bound:.4f} with {judge.confidence:.0%} confidence" if drop.bound > drop.drop else ""
+        raise TargetError(
+            f"--max-drop cannot be held: {judge.name} on {judge.place} falls from {drop.before:.4f} to {drop.after:.4f} {where} "
+            f"(drop {drop.drop:.4f}{sure}; allowed {judge.limit:.4f}). Nothing was written. "
+            "Loosen --max-drop or the targets, or give more data."
+        )
+    return replace(best.plan, notes=(*best.plan.notes, *judge.notes(drop)))
 
 
 def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress: Progress) -> _Trial:
@@ -231,25 +223,16 @@ def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress
         for _ in range(TRIALS):
             middle = (low + high) / 2
             try:
-                made = trial((f"macs={100 * middle:.6f}%",))
+                tried = trial((f"macs={100 * middle:.6f}%",))
             except TargetError:
-                made = None
-            if made is not None and (lightest is None or made.plan.after.macs > lightest.plan.after.macs):
-                lightest = made
-            if made is not None and judge.holds(made.drop):
-                best, high = made, min(middle, made.plan.after.macs / made.plan.before.macs)
+                tried = None
+            if tried is not None and (lightest is None or tried.plan.after.macs > lightest.plan.after.macs):
+                lightest = tried
+            if tried is not None and judge.holds(tried.drop):
+                best, high = tried, min(middle, tried.plan.after.macs / tried.plan.before.macs)
             else:
                 low = middle
             advance(1)
     if lightest is None:
         raise TargetError("--max-drop: nothing can be removed under these options. Nothing was written.")
     return best or lightest
-
-
-def _too_much(judge: Judge, drop: Drop, where: str) -> TargetError:
-    sure = f"; at most {drop.bound:.4f} with {judge.confidence:.0%} confidence" if drop.bound > drop.drop else ""
-    return TargetError(
-        f"--max-drop cannot be held: {judge.name} on {judge.place} falls from {drop.before:.4f} to {drop.after:.4f} {where} "
-        f"(drop {drop.drop:.4f}{sure}; allowed {judge.limit:.4f}). Nothing was written. "
-        "Loosen --max-drop or the targets, or give more data."
-    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,8 @@ from ..data.dataset import Dataset
 from ..latency import measure
 from ..repair import distances, rebuilt
 from ..runtime import Setup
-from . import FIGURES, bounds, parse_target, unreachable, widths
+from . import FIGURES, bounds, make_plan, parse_target, show, widths
 from .figures import Ruler, ruler_for
-from .record import make_plan
-from .widths import Problem, choices, compared, least, of_widths, solve, steps_of
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ----------------------
 
@@ -59,80 +56,17 @@ class Candidates:
     details: Any = None
 
 
-# ---- choosing --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A removal, and a word on how it was found."""
-
-    removed: BoolArray
-    note: str
-
-
-def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatArray]:
-    """Error of each group by the number of units it keeps, 0 .. width: share of the squared scores that leaves, summed over the layers
-    that read it (as the errors of `obs` are: a residual stream is worth more than what one layer reads)."""
-    errors = []
-    for group in groups:
-        squares = np.sort(np.maximum(scores[group.units], 0)) ** 2
-        total = squares.sum()
-        lost = np.concatenate([[0.0], np.cumsum(squares)])[::-1]
-        errors.append(max(1, len(group.consumers)) * (lost / total if total > 0 else np.linspace(1, 0, group.width + 1)))
-    return errors
-
-
-def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Choice | None:
-    """The removal that holds these bounds on predicted figures, solved or by one number for all groups; None if there is none."""
-    coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
-    if options.allocation != "solve":
-        removed = widths.choose(coupling, groups, scores, options, ruler.predicted, limits)
-        return None if removed is None else Choice(removed, f"allocation: {options.allocation}")
-    errors = {group.name: row for group, row in zip(groups, errors_of_scores(groups, scores), strict=True)} | dict(candidates.errors)
-    offers = offered(coupling, groups, options)
-    losses = [
-        np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
-        for group, offer in zip(coupling.groups, offers, strict=True)
-    ]
-    solution = solve(Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
-    return None if solution is None else Choice(of_widths(coupling, scores, solution.kept.tolist()), compared(solution))
-
-
-def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
-    """Widths that every group of the model may have; only ``groups`` have a choice."""
-    align, chosen = Align.parse(options.align), {group.name for group in groups}
-    return [
-        choices(
-            group.width, steps_of(coupling, group, align), options.min_channels,
-            vanish=group.name in coupling.branches and options.min_channels == 1,
-        ) if group.name in chosen else [group.width]
-        for group in coupling.groups
-    ]  # fmt: skip
-
-
-def narrowest(candidates: Candidates, options: PlanOptions) -> Choice:
-    """The largest removal that the options allow."""
-    coupling, groups, scores = candidates.analysis.coupling, candidates.groups, candidates.scores
-    solved = options.allocation == "solve"
-    narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
-    removed = of_widths(coupling, scores, narrow) if solved else least(coupling, groups, scores, options)
-    return Choice(removed, "allocation: the narrowest widths")
-
-
-# ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Trial:
-    """A removal with its figures by name: predicted when it was chosen, and actual (counted, built or measured); the bounds (``limits``)
-    and the options, with everything settled, that it was chosen for."""
+    """A removal and the options, with everything settled, that it was chosen for; ``notes`` on how it was found; the bounds (``limits``)
+    that it shall hold, and its figures by name: predicted when it was chosen, and actual (counted, built or measured)."""
 
     options: PlanOptions
-    limits: Mapping[str, float]
     removed: BoolArray
+    notes: tuple[str, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
     actual: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     @property
     def used(self) -> float:
@@ -157,6 +91,62 @@ class Trial:
         slack = [(limit - self.actual[name]) / ruler.before[name] for name, limit in self.limits.items() if name in ruler.timed]
         limited = any(self.actual[name] > LIMITED * limit for name, limit in self.limits.items() if not FIGURES[name].timed)
         return limited or min(slack, default=0.0) <= CLOSE
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+
+
+def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatArray]:
+    """Error of each group by the number of units it keeps, 0 .. width: share of the squared scores that leaves, summed over the layers
+    that read it (as the errors of `obs` are: a residual stream is worth more than what one layer reads)."""
+    errors = []
+    for group in groups:
+        squares = np.sort(np.maximum(scores[group.units], 0)) ** 2
+        total = squares.sum()
+        lost = np.concatenate([[0.0], np.cumsum(squares)])[::-1]
+        errors.append(max(1, len(group.consumers)) * (lost / total if total > 0 else np.linspace(1, 0, group.width + 1)))
+    return errors
+
+
+def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial | None:
+    """The removal that holds these bounds on predicted figures, solved or by one number for all groups; None if there is none."""
+    coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
+    if options.allocation != "solve":
+        removed = widths.choose(coupling, groups, scores, options, ruler.predicted, limits)
+        return None if removed is None else Trial(options, removed, (f"allocation: {options.allocation}",))
+    errors = {group.name: row for group, row in zip(groups, errors_of_scores(groups, scores), strict=True)} | dict(candidates.errors)
+    offers = offered(coupling, groups, options)
+    losses = [
+        np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
+        for group, offer in zip(coupling.groups, offers, strict=True)
+    ]
+    solution = widths.solve(widths.Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
+    if solution is None:
+        return None
+    return Trial(options, widths.of_widths(coupling, scores, solution.kept.tolist()), (widths.compared(solution),))
+
+
+def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
+    """Widths that every group of the model may have; only ``groups`` have a choice."""
+    align, chosen = Align.parse(options.align), {group.name for group in groups}
+    branches = coupling.branches if options.min_channels == 1 else ()
+    return [
+        widths.choices(group.width, widths.steps_of(coupling, group, align), options.min_channels, group.name in branches)
+        if group.name in chosen else [group.width]
+        for group in coupling.groups
+    ]  # fmt: skip
+
+
+def narrowest(candidates: Candidates, options: PlanOptions) -> Trial:
+    """The largest removal that the options allow."""
+    coupling, groups, scores = candidates.analysis.coupling, candidates.groups, candidates.scores
+    solved = options.allocation == "solve"
+    narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
+    removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
+    return Trial(options, removed, ("allocation: the narrowest widths",))
+
+
+# ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
 
 
 @dataclass
@@ -199,8 +189,8 @@ class History:
         if abs(gap) <= SURPRISE or self.retimed is not None:
             return trial
         self.ruler, self.retimed = ruler.again(removed), len(self.trials)
-        said = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
-        self.notes = (f"{said}: layers timed again around the plan's widths",)
+        surprise = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
+        self.notes = (f"{surprise}: layers timed again around the plan's widths",)
         return replace(trial, predicted=self.ruler.predicted(removed))
 
 
@@ -215,20 +205,28 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
         choice = choice_for(candidates, options, history.ruler, history.aims(limits)) or (None if history.trials else most)
         if choice is None or history.known(choice.removed):
             break
-        trial = history.measured(Trial(options, limits, choice.removed, notes=(choice.note,)))
+        trial = history.measured(replace(choice, limits=limits))
         history.trials.append(trial)
         if trial.settled(history.ruler) or (choice is most and history.held is None):
             break
     if history.held is None:
+        best = ruler.actual(most.removed)
+        parts = [
+            f"{name} of at most {show(name, limit)} asked, best reachable is {show(name, best[name])} "
+            f"({best[name] / ruler.before[name]:.1%} of the original)"
+            for name, limit in limits.items()
+        ]
         how = "".join(f" ({ruler.gauges[name].how})" for name in limits if ruler.gauges[name].how)
-        raise unreachable(limits, ruler.before, ruler.actual(most.removed), how)
+        advice = "Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
+        raise TargetError(f"the target cannot be met: {'; '.join(parts)}{how}. {advice}")
     return replace(history.held, notes=(*history.held.notes, *history.notes))
 
 
 # ---- alignments ------------------------------------------------------------------------------------------------------
 
-Rule = Callable[[Trial, Callable[[], Trial]], Trial]
-"""The better of what two alignments lead to; the second is tried only if it is worth it."""
+
+def _timed(options: PlanOptions) -> bool:
+    return any(parse_target(text).figure.timed for text in options.targets)
 
 
 def settled(options: PlanOptions, ruler: Ruler) -> Align:
@@ -238,51 +236,28 @@ def settled(options: PlanOptions, ruler: Ruler) -> Align:
     align = Align.parse(options.align)
     if not align.symbolic:
         return align
-    if align.written == "default" and not any(parse_target(text).figure.timed for text in options.targets):
+    if align.written == "default" and not _timed(options):
         return Align.parse(BLOCKS if options.allocation == "solve" else LIGHT)
-    known = [gauge.block for gauge in ruler.gauges.values() if gauge.block]
-    block = known[0] if known else measure.block(Setup(options.threads, options.provider)).width
+    known = next((gauge.block for gauge in ruler.gauges.values() if gauge.block), None)
+    block = known or measure.block(Setup(options.threads, options.provider)).width
     if block <= measure.FINE:
         return Align.parse(block if block > 1 else None)
     return Align.parse(f"{block}:{measure.FINE}")
 
 
-def alternatives(candidates: Candidates, asked: PlanOptions, first: Align, progress: Progress) -> list[tuple[Align, Rule]]:
-    """Alignments that are tried after the first, each with the rule that decides between it and what was best so far.
-
-    By default, solved widths are whole blocks; finer steps are tried where those leave much of a counted target unused. What is timed may
-    have widths below one block of the device; whole blocks are tried where a repair and enough data can tell which is better.
-    """
-    align = Align.parse(asked.align)
-    if align.written == "default" and str(first) == BLOCKS:
-        return [(Align.parse(LIGHT), lambda best, other: other() if best.used < FULL else best)]
-    timed = any(parse_target(text).figure.timed for text in asked.targets)
-    judged = candidates.repair is not None and candidates.data is not None and enough(candidates.data)
-    if align.symbolic and timed and first.fine < first.block and judged:
-        return [(Align.parse(str(first.block)), lambda best, other: nearer(candidates, best, other, progress))]
-    return []
-
-
-def nearer(candidates: Candidates, best: Trial, other: Callable[[], Trial], progress: Progress) -> Trial:
-    """Of two trials that hold the targets, the one whose repaired model is nearer to the original."""
-    if not best.removed.any():
-        return best
+def nearer(candidates: Candidates, best: Trial, asked: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """Of a trial and what other options lead to, both within the targets, the one whose repaired model is nearer to the original."""
+    assert candidates.data is not None and candidates.repair is not None
     try:
-        second = other()
+        other = attempt(candidates, asked, ruler, progress)
     except TargetError:
         return best
-    if not second.removed.any() or np.array_equal(best.removed, second.removed):
+    if not other.removed.any() or np.array_equal(best.removed, other.removed):
         return best
-    assert candidates.data is not None and candidates.repair is not None
-    trials = {f"--align {trial.options.align}": trial for trial in (best, second)}
+    trials = {f"--align {trial.options.align}": trial for trial in (best, other)}
     removals = {name: trial.removed for name, trial in trials.items()}
     name, note = nearest(candidates.analysis, removals, candidates.data, candidates.repair, progress)
     return replace(trials[name], notes=(*trials[name].notes, note))
-
-
-def enough(data: Dataset) -> bool:
-    """Whether there are samples enough to compare on."""
-    return data.samples * HELD_OUT >= FEWEST
 
 
 def nearest(
@@ -308,18 +283,31 @@ def nearest(
 
 
 def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = silent, ruler: Ruler | None = None) -> Plan:
-    """Decide which units leave.
+    """Decide which units leave, with the alignment that is asked for or the better of two.
+
+    By default, solved widths are whole blocks; finer steps are tried where those leave much of a counted target unused. What is timed may
+    have widths below one block of the device; whole blocks are tried where a repair and enough data can tell which is better.
 
     Raises:
         OptionError: bad options. TargetError: a target cannot be held.
     """
     ruler = ruler or ruler_for(candidates.analysis, options, progress)
-    asked = replace(options, allocation=allocation_of(candidates, options))
-    first = settled(asked, ruler)
+    asked, data = replace(options, allocation=allocation_of(candidates, options)), candidates.data
+    align, first = Align.parse(asked.align), settled(asked, ruler)
     best = attempt(candidates, replace(asked, align=first), ruler, progress)
-    for align, rule in alternatives(candidates, asked, first, progress):
-        best = rule(best, partial(attempt, candidates, replace(asked, align=align), ruler, progress))
-    return planned(candidates, best, ruler)
+    judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
+    if align.written == "default" and str(first) == BLOCKS:
+        if best.used < FULL:
+            best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
+    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.removed.any():
+        best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
+    recorded = {**asdict(best.options), "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
+    plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded})
+    figures = {
+        name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
+        for name, limit in best.limits.items()
+    }
+    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures)
 
 
 def allocation_of(candidates: Candidates, options: PlanOptions) -> str:
@@ -342,21 +330,9 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
         coupling = candidates.analysis.coupling
         removed = widths.choose(coupling, candidates.groups, candidates.scores, options, ruler.predicted)
         assert removed is not None
-        return Trial(options, {}, removed)
+        return Trial(options, removed)
     limits = bounds([parse_target(text) for text in options.targets], ruler.before)
     with progress("planning", 1) as advance:
         trial = reach(candidates, options, ruler, limits)
         advance(1)
     return replace(trial, notes=(*trial.notes, *(note for gauge in ruler.gauges.values() for note in gauge.notes)))
-
-
-def planned(candidates: Candidates, best: Trial, ruler: Ruler) -> Plan:
-    """The plan of a trial."""
-    analysis, options = candidates.analysis, best.options
-    recorded = {**asdict(options), "align": Align.parse(options.align).written, "targets": list(options.targets), **candidates.recorded}
-    plan = make_plan(analysis.coupling, best.removed, analysis.model.sha256, analysis.parameters, analysis.samples, recorded)
-    figures = {
-        name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
-        for name, limit in best.limits.items()
-    }
-    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures)

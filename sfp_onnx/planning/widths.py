@@ -171,11 +171,7 @@ def of_widths(coupling: Coupling, scores: FloatArray, kept: Sequence[int]) -> Bo
 # Both end by widening groups again as far as the bounds allow. Everything is deterministic; ties go to the group that comes first.
 
 
-Cost = Callable[[IntArray], FloatArray]
-"""Cost (...) of candidates (..., groups), in any unit."""
-MOST_CHOICES = 24
-BISECTIONS = 22
-SWEEPS = 6
+MOST_CHOICES, BISECTIONS, SWEEPS = 24, 22, 6
 FULL_LOAD = 1 + 1e-12  # of a bound, and rounding
 
 
@@ -198,12 +194,12 @@ class Problem:
     Attributes:
         widths: per group, descending; a group with one width stays.
         errors: per group, the error at each of its widths (0 at the first), not falling as widths fall.
-        costs, bounds: functions of the widths of all groups, and what they may be at most.
+        costs, bounds: functions from candidates (..., groups) to a cost (...) in any unit, and what it may be at most.
     """
 
     widths: Sequence[Sequence[int]]
     errors: Sequence[Sequence[float]]
-    costs: Sequence[Cost]
+    costs: Sequence[Callable[[IntArray], FloatArray]]
     bounds: Sequence[float]
 
     def kept(self, state: IntArray) -> IntArray:
@@ -256,18 +252,13 @@ def solve(problem: Problem) -> Allocation | None:
 
 @dataclass(frozen=True)
 class _Moves:
-    """Ways to change one group of a state: group and new position (moves,) of each, and how much error it adds."""
+    """Ways to change one group of a state: which (moves,), the state and the widths (moves, groups) that each leads to, and how much error
+    it adds (moves,)."""
 
-    groups: IntArray
-    positions: IntArray
+    group: IntArray
+    states: IntArray
+    kept: IntArray
     added: FloatArray
-
-    def kept(self, problem: Problem, state: IntArray) -> IntArray:
-        """Widths (moves, groups) after each move."""
-        kept = np.tile(problem.kept(state), (len(self.groups), 1))
-        widths = [problem.widths[group][at] for group, at in zip(self.groups, self.positions, strict=True)]
-        kept[np.arange(len(self.groups)), self.groups] = widths
-        return kept
 
 
 def _moves(problem: Problem, state: IntArray, narrower: bool) -> _Moves:
@@ -277,9 +268,12 @@ def _moves(problem: Problem, state: IntArray, narrower: bool) -> _Moves:
         for group, at in enumerate(state.tolist())
         for position in (range(at + 1, len(problem.widths[group])) if narrower else range(at))
     ]
+    group, positions = np.asarray(pairs, np.int64).reshape(-1, 2).T
+    states, kept = (np.tile(row, (len(pairs), 1)) for row in (state, problem.kept(state)))
+    rows = np.arange(len(pairs))
+    states[rows, group], kept[rows, group] = positions, [problem.widths[group][position] for group, position in pairs]
     added = [problem.errors[group][position] - problem.errors[group][int(state[group])] for group, position in pairs]
-    groups, positions = np.asarray(pairs, np.int64).reshape(-1, 2).T
-    return _Moves(groups, positions, np.asarray(added, float))
+    return _Moves(group, states, kept, np.asarray(added, float))
 
 
 def greedy(problem: Problem) -> IntArray | None:
@@ -291,16 +285,13 @@ def greedy(problem: Problem) -> IntArray | None:
         if not over.any():
             return state
         moves = _moves(problem, state, narrower=True)
-        if not len(moves.groups):
+        if not len(moves.group):
             return None
-        kept = moves.kept(problem, state)
-        saved = np.maximum(load - np.maximum(problem.load(kept), 1), 0)[:, over].sum(-1)
+        saved = np.maximum(load - np.maximum(problem.load(moves.kept), 1), 0)[:, over].sum(-1)
         if not (saved > 1e-12).any():  # a peak that no single group lowers: narrow what costs least error
-            rows = np.arange(len(kept))
-            saved = 1 - kept[rows, moves.groups] / problem.kept(state)[moves.groups]
+            saved = 1 - moves.kept[np.arange(len(moves.group)), moves.group] / problem.kept(state)[moves.group]
         price = np.where(saved > 1e-12, (moves.added + 1e-12) / np.maximum(saved, 1e-12), np.inf)
-        chosen = int(np.argmin(price))
-        state[moves.groups[chosen]] = moves.positions[chosen]
+        state = moves.states[np.argmin(price)]
 
 
 def lagrangian(problem: Problem) -> IntArray | None:
@@ -323,35 +314,28 @@ def lagrangian(problem: Problem) -> IntArray | None:
 
 def _descend(problem: Problem, price: float) -> IntArray:
     state = np.zeros(len(problem.widths), np.int64)
+    free = [(group, widths) for group, widths in enumerate(problem.widths) if len(widths) > 1]
     for _ in range(SWEEPS):
-        changed = False
-        for group, widths in enumerate(problem.widths):
-            if len(widths) == 1:
-                continue
+        before = state.copy()
+        for group, widths in free:
             kept = np.tile(problem.kept(state), (len(widths), 1))
             kept[:, group] = widths
             load = problem.load(kept)
             total = np.asarray(problem.errors[group]) + price * (load.max(-1) + 1e-3 * load.sum(-1))
-            chosen = int(np.argmin(total))
-            changed |= chosen != state[group]
-            state[group] = chosen
-        if not changed:
+            state[group] = np.argmin(total)
+        if np.array_equal(before, state):
             break
     return state
 
 
 def widen(problem: Problem, state: IntArray) -> IntArray:
     """Give back what the bounds allow: of all wider widths that hold, the one that saves the most error per load, again and again."""
-    state = state.copy()
     while True:
         load = problem.load(problem.kept(state)).max()
         moves = _moves(problem, state, narrower=False)
-        if not len(moves.groups):
-            return state
-        saved, after = -moves.added, problem.load(moves.kept(problem, state)).max(-1)
+        saved, after = -moves.added, problem.load(moves.kept).max(-1)
         usable = (after <= FULL_LOAD) & ((saved > 0) | (after <= load + 1e-12))
         if not usable.any():
             return state
         gain = np.where(usable, (saved + 1e-12) / np.maximum(after - load, 1e-9), -np.inf)
-        chosen = int(np.argmax(gain))
-        state[moves.groups[chosen]] = moves.positions[chosen]
+        state = moves.states[np.argmax(gain)]

@@ -21,8 +21,7 @@ from ..evaluation import Evaluation
 from ..export import Packaged
 from ..graph import Model
 from ..graph.save import file_bytes, fingerprint, full_size, save, to_proto, write_text
-from ..planning import parse_target
-from ..planning.record import from_json, to_json
+from ..planning import from_json, parse_target, to_json
 from ..repair import Repaired
 
 PACKAGES = ("sfp_onnx", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "click")
@@ -88,7 +87,7 @@ def manifest(result: Pruned, output: Path | None = None, external: bool | None =
         "cuts": [asdict(item) for item in result.cuts],
         "command": None if result.command is None else {"name": "prune", "options": dict(result.command)},
         "evaluation": [asdict(measured) for measured in result.evaluation] or None,
-        "packaging": None if result.packaged is None else result.packaged.figures,
+        "packaging": None if result.packaged is None else [asdict(step) for step in result.packaged.steps],
         "test_data": None if result.test_data is None else dict(result.test_data),
     }
 
@@ -119,7 +118,6 @@ def write_json(path: str | Path, data: Mapping[str, Any], inputs: Iterable[Path]
 # ---- reproducing a run from its manifest -----------------------------------------------------------------------------
 
 PLACES = {"path", "manifest", "report", "save_ort", "locked"}
-CLOCKED = ("latency",)
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -173,7 +171,7 @@ def version_differences(manifest: Mapping[str, Any]) -> list[str]:
 
 def clocked(options: Mapping[str, Any]) -> bool:
     """Whether a plan depends on measured times, which never come out the same twice."""
-    timed = any(parse_target(text).what in CLOCKED for text in options.get("targets") or ())
+    timed = any(parse_target(text).figure.timed for text in options.get("targets") or ())
     return timed or str(options.get("align")) == "auto" or "budget=" in str(options.get("score"))
 
 

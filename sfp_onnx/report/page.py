@@ -19,7 +19,7 @@ from ..evaluation import Evaluation, evaluate, is_classifier, log_probabilities
 from ..graph import Model, outputs
 from ..graph.save import file_bytes, fingerprint, write_text
 from ..latency.profiling import layer_times
-from ..planning.record import removal_of
+from ..planning import removal_of
 from ..runtime import Setup, open_model, side_by_side
 from .manifest import versions
 from .text import figures_section, number, packaging_section, times_section
