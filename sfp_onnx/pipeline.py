@@ -29,7 +29,7 @@ from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop
 from .export import package, written_by
 from .graph import Model
-from .graph.save import check_output, fingerprint, together
+from .graph.save import check_output, fingerprint, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
 from .planning import parse_target
@@ -39,9 +39,9 @@ from .planning.record import make_plan, removal_of, sample_shapes, to_json
 from .planning.search import Candidates, plan_for
 from .planning.widths import eligible
 from .repair import repaired
-from .report import Page, require
+from .report import Page, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
-from .report.page import Context, evaluate_page, prune_page, sweep_page, write_page
+from .report.page import evaluate_page, prune_page, sweep_page
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text
 from .runtime import Setup
@@ -425,7 +425,8 @@ def _page(result: Pruned, ready: Candidates | None, inputs: Inputs, options: Pla
     """The report of a run; without scores where the plan is that of a manifest."""
     analysis = inputs.analysis
     known = ready or Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
-    return prune_page(result, known, inputs, Setup(options.threads, options.provider), options.batch, progress)
+    setup = Setup(options.threads, options.provider)
+    return prune_page(result, known, inputs.data, inputs.test_data, setup, options.batch, progress)
 
 
 def _measured(result: Pruned, data: Dataset | None, output: OutputOptions, progress: Progress) -> Pruned:
@@ -451,7 +452,7 @@ def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page |
         if result.packaged is not None and result.packaged.ort is not None:
             result.packaged.ort.save(Path(output.save_ort), read)
         if page is not None:
-            write_page(Path(output.report), page, read)
+            write_text(Path(output.report), render(page), read)
     return result
 
 
@@ -517,7 +518,8 @@ def sweep(
     if output is not None:
         write_json(output, found.data, inputs.paths)
     if report is not None:
-        write_page(Path(report), sweep_page(measured, ready, inputs, progress), inputs.paths)
+        page = sweep_page(measured, ready, inputs.data, inputs.test_data, progress)
+        write_text(Path(report), render(page), inputs.paths)
     return found
 
 
@@ -580,7 +582,7 @@ def compared(
     if report is not None:
         analyses = [inspect(model, data=used) for model in loaded]
         timed = layer_times(analyses[0], loaded[-1], Setup(threads), progress=progress) if latency and len(loaded) > 1 else None
-        write_page(Path(report), evaluate_page(analyses, results, Context(used, times=timed)), paths)
+        write_text(Path(report), render(evaluate_page(analyses, results, used, timed)), paths)
     return Measured(tuple(results), tuple(checks.verdicts(results, used)))
 
 

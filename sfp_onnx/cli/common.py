@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import json
 import logging
 import os
 import shlex
@@ -32,14 +34,19 @@ SECTIONS = (OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN)
 
 
 def _verbosity() -> int:
-    context = click.get_current_context()
-    return int(context.find_root().params.get("verbose", 0)) - int(context.find_root().params.get("quiet", 0))
+    given = click.get_current_context().find_root().params
+    return int(given.get("verbose", 0)) - int(given.get("quiet", 0))
 
 
 def say(text: str, level: int = 0) -> None:
     """A message for people on standard error (level 1: only with -v)."""
     if _verbosity() >= level:
         click.echo(text, err=True)
+
+
+def answer(result: Any) -> None:
+    """A result on standard output: words as they are, anything else as JSON."""
+    click.echo(result if isinstance(result, str) else json.dumps(result, indent=1))
 
 
 class _Printer(logging.Handler):
@@ -52,12 +59,11 @@ class _Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         text = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            if text not in self.warned:
-                self.warned.add(text)
-                say(f"Warning: {text}")
-        else:
+        if record.levelno < logging.WARNING:
             say(text, 0 if record.levelno >= logging.INFO else 1)
+        elif text not in self.warned:
+            self.warned.add(text)
+            say(f"Warning: {text}")
 
 
 @contextmanager
@@ -88,11 +94,11 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 class Option(click.Option):
-    """An option of a section of the help; ``advanced`` ones are shown by --help-all only."""
+    """An option of a section of the help; ``advanced`` ones are shown by --help-all only; ``example``: a value that always works."""
 
-    def __init__(self, *declarations: Any, section: str = RUN, advanced: bool = False, **facts: Any) -> None:
+    def __init__(self, *declarations: Any, section: str = RUN, advanced: bool = False, example: str = "", **facts: Any) -> None:
         super().__init__(*declarations, **facts)
-        self.section, self.advanced = section, advanced
+        self.section, self.advanced, self.example = section, advanced, example
 
 
 def _show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -183,8 +189,7 @@ class Program(click.Group):
         """A command, loaded."""
         if name not in self.texts:
             return None
-        module = __import__(f"{__package__}.{name}", fromlist=["command"])
-        command: click.Command = module.command
+        command: click.Command = importlib.import_module(f".{name}", __package__).command
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
