@@ -22,11 +22,10 @@ def command(model: Path, save: Path | None, data: Path | None, as_json: bool, **
     Example: sfp-onnx score model.onnx --data calibration.npz --score sfp --save scores.npz
     """
     chosen = take.scoring(options)
-    analysis, scored = pipeline.scored_with(
-        model, chosen["score_name"], data, chosen["score_options"], bar, output=save, **take.reading(options)
-    )
+    inputs = pipeline.Sources(data, **take.reading(options)).open(model, [save])
+    scored = pipeline.scored_on(inputs, chosen["score_name"], chosen["score_options"], bar, save)
     for note in scored.notes:
         say(f"Note: {note}")
-    answer((scores if as_json else scores_text)(analysis.coupling, scored))
+    answer((scores if as_json else scores_text)(inputs.analysis.coupling, scored))
     if save is not None:
         say(f"wrote {save}")

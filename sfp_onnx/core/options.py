@@ -111,11 +111,8 @@ def pixels(text: str) -> tuple[int, ...]:
 
 def confidence(text: str) -> float:
     """``95%``, or the share itself: from 0.5 to below 1."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", str(text))
-    try:
-        value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
-    except ValueError:
-        value = -1.0
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(%?)\s*", text)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0.5 <= value < 1:
         raise OptionError(f"'{text}': expected from 50% to below 100%")
     return value

@@ -75,10 +75,6 @@ def _guard() -> IO[bytes] | None:
 
 # ---- how much memory there is ----------------------------------------------------------------------------------------
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 MEMINFO = Path("/proc/meminfo")
 
@@ -101,9 +97,11 @@ def bound() -> None:
     """Let this process ask for no more memory of its own than there is: then an allocation fails, with a message, instead of the
     system's killing some process. Mapped files do not count. Where the system has no such limit, nothing happens."""
     most = available()
-    if resource is None or most is None or not hasattr(resource, "RLIMIT_DATA"):
+    if most is None:
         return
-    with suppress(OSError, ValueError):
+    with suppress(ImportError, AttributeError, OSError, ValueError):  # Windows, systems without this limit, limits that are set
+        import resource
+
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_DATA, (min([most, *known]), hard))

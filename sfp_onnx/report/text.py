@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -43,26 +44,15 @@ def inspection(coupling: Coupling, size: Size, samples: int, name: str) -> dict[
     none = np.zeros(coupling.units, bool)
     macs = {layer.node.name: layer_macs(layer, none) / samples for layer in coupling.layers}
     groups = [
-        {
-            "group": group.name,
-            "width": group.width,
-            "producers": list(group.producers),
-            "consumers": list(group.consumers),
-            "macs_share": sum(macs[producer] for producer in group.producers) / size.macs if size.macs else 0.0,
-        }
+        {"group": group.name, "width": group.width, "producers": list(group.producers), "consumers": list(group.consumers),
+         "macs_share": sum(macs[producer] for producer in group.producers) / size.macs if size.macs else 0.0}
         for group in coupling.groups
-    ]
+    ]  # fmt: skip
     share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
     return {
-        "model": name,
-        "macs": size.macs,
-        "params": size.params,
-        "groups": groups,
-        "channels": coupling.channels_total,
-        "channels_prunable": coupling.channels_prunable,
-        "prunable_share": share,
-        "pinned": [asdict(pin) for pin in coupling.pinned],
-    }
+        "model": name, "macs": size.macs, "params": size.params, "groups": groups, "channels": coupling.channels_total,
+        "channels_prunable": coupling.channels_prunable, "prunable_share": share, "pinned": [asdict(pin) for pin in coupling.pinned],
+    }  # fmt: skip
 
 
 def inspection_text(data: dict[str, Any]) -> str:
@@ -77,17 +67,11 @@ def inspection_text(data: dict[str, Any]) -> str:
     pinned = [[pin["reason"], str(pin["channels"]), pin["node"], _short(pin["layers"])] for pin in data["pinned"]]
     if pinned:
         lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]
-    lines.append(summary(data))
-    return "\n".join(lines)
-
-
-def summary(data: dict[str, Any]) -> str:
-    """``NN % of channels prunable; pinned: ...`` with counts per reason."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for pin in data["pinned"]:
-        counts[pin["reason"]] = counts.get(pin["reason"], 0) + pin["channels"]
+        counts[pin["reason"]] += pin["channels"]
     parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    return f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}"
+    return "\n".join([*lines, f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}"])
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
@@ -188,9 +172,10 @@ def scores_text(coupling: Coupling, scored: Scored) -> str:
     """The same for people: what the plug-in tells, else the range of the scores of each group."""
     if scored.details:
         return scored.details.text()
-    every = [(group, scored.values[group.units]) for group in coupling.groups]
-    figures = [(values.min(), values.mean(), values.max()) for _, values in every]
-    rows = [[group.name, str(group.width), *(f"{value:.4g}" for value in row)] for (group, _), row in zip(every, figures, strict=True)]
+    rows = []
+    for group in coupling.groups:
+        values = scored.values[group.units]
+        rows.append([group.name, str(group.width), *(f"{value:.4g}" for value in (values.min(), values.mean(), values.max()))])
     return table(["group", "width", f"least {scored.name}", "mean", "largest"], rows)
 
 
