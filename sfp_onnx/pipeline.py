@@ -199,7 +199,7 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
     log.info(f"score: {name}{'' if scoring.name else ' (default)'}{meaning(name)}")
     score_options = scoring.options or ScoreOptions()
     scores = scored(analysis, name, data, score_options, progress, options, groups)
-    recorded: dict[str, Any] = {"score": scores.name, **score_options.recorded, "cut_layernorm": analysis.cut_layernorm}
+    recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)

@@ -141,8 +141,9 @@ def scoring(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reading(values: Mapping[str, Any]) -> dict[str, Any]:
-    """How data and model are read, as arguments of a stage."""
-    read = {"data_options": build(DataOptions, values)}
+    """Which data there are, and how they and the model are read, as arguments of a stage."""
+    read = {name: values[name] for name in ("data", "eval_data", "test_data") if name in values}
+    read["data_options"] = build(DataOptions, values)
     return {**read, "inspect_options": build(InspectOptions, values)} if "input_shapes" in values else read
 
 

@@ -138,23 +138,23 @@ class Command(click.Command):
         try:
             with _printed():
                 return super().invoke(context)
-        except SfpError as error:
-            click.echo(f"Error: {_bounded(str(error))}", err=True)
-            raise click.exceptions.Exit(error.exit_code) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except MemoryError as error:
-            detail = f" ({error})" if str(error) else ""
-            click.echo(f"Error: not enough memory{detail}. Are the sizes in the model and the data what you expect?", err=True)
-            raise click.exceptions.Exit(4) from error
         except BaseException as error:
-            if _interrupted(error):
-                click.echo("Interrupted; nothing was written that is not whole.", err=True)
-                raise click.exceptions.Exit(INTERRUPTED) from error
-            if _verbosity() > 0 or not isinstance(error, Exception):
+            if isinstance(error, SfpError):
+                text, code = f"Error: {_bounded(str(error))}", error.exit_code
+            elif isinstance(error, MemoryError):
+                detail = f" ({error})" if str(error) else ""
+                text, code = f"Error: not enough memory{detail}. Are the sizes in the model and the data what you expect?", 4
+            elif _interrupted(error):
+                text, code = "Interrupted; nothing was written that is not whole.", INTERRUPTED
+            elif _verbosity() > 0 or not isinstance(error, Exception):
                 raise
-            click.echo(f"Internal error: {type(error).__name__}: {error}. Run again with -v for the traceback, and report it.", err=True)
-            raise click.exceptions.Exit(1) from error
+            else:
+                name = type(error).__name__
+                text, code = f"Internal error: {name}: {error}. Run again with -v for the traceback, and report it.", 1
+            click.echo(text, err=True)
+            raise click.exceptions.Exit(code) from error
 
 
 def _interrupted(error: BaseException | None) -> bool:

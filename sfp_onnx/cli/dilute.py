@@ -24,16 +24,14 @@ from .common import answer, bar, say
     InspectOptions, take.file_option("--manifest", help="Write versions, hashes, options and layers as JSON."), take.json_option,
     skip=("cut_layernorm",),
 )  # fmt: skip
-def command(
-    model: Path, output: Path, data: Path | None, test_data: Path | None, manifest: Path | None, store: str, as_json: bool, **options: Any
-) -> None:
+def command(model: Path, output: Path, manifest: Path | None, store: str, as_json: bool, **options: Any) -> None:
     """Zero connections (kernels, weights) without changing a shape.
 
     Example: sfp-onnx dilute model.onnx -o sparse.onnx --data calibration.npz --rate 0.5
     """
     result = dilute(
-        model, take.build(DiluteOptions, options), data, bar, test_data=test_data, output=output, manifest=manifest,
-        sparse=store == "sparse", **take.reading(options),
+        model, take.build(DiluteOptions, options), progress=bar, output=output, manifest=manifest, sparse=store == "sparse",
+        **take.reading(options),
     )  # fmt: skip
     if as_json:
         answer(result.manifest)
@@ -45,7 +43,12 @@ def command(
 
 
 def _show(result: Diluted, output: Path, store: str) -> None:
-    answer(_table(result))
+    rows = [
+        [item.layer, str(result.options.method), item.unit, f"{item.removed}/{item.total}", f"{item.removed / item.total:.1%}",
+         f"{item.lost:.2%}", f"{item.lost_l1:.2%}"]
+        for item in result.layers
+    ]  # fmt: skip
+    answer(table(["layer", "method", "unit", "removed", "share", "est. L1 error", "of kernel L1"], rows))
     for item in result.skipped:
         say(f"Skipped '{item.layer}': {item.reason}")
     for note in result.notes:
@@ -59,12 +62,3 @@ def _show(result: Diluted, output: Path, store: str) -> None:
     checks = "".join(f"; {step}: relative difference {error:.1e}" for step, error in result.checks.items())
     answer(f"verified: masked weights are zero, outputs finite{checks}")
     answer(f"wrote {output}")
-
-
-def _table(result: Diluted) -> str:
-    rows = [
-        [item.layer, str(result.options.method), item.unit, f"{item.removed}/{item.total}", f"{item.removed / item.total:.1%}",
-         f"{item.lost:.2%}", f"{item.lost_l1:.2%}"]
-        for item in result.layers
-    ]  # fmt: skip
-    return table(["layer", "method", "unit", "removed", "share", "est. L1 error", "of kernel L1"], rows)

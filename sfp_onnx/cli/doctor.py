@@ -46,19 +46,17 @@ def examine() -> list[Finding]:
         "temporary folder": lambda: _writable(Path(tempfile.gettempdir()), "Set TMPDIR to a folder that can."),
         "prune": _prune,
     }
-    findings = [_tried(name, check) for name, check in checks.items()]
+    findings = []
+    for name, check in checks.items():
+        try:
+            findings.append(Finding(name, True, check()))
+        except Exception as error:  # whatever is broken here is the finding
+            findings.append(Finding(name, False, f"{type(error).__name__}: {error}"))
     for extra, module in EXTRAS.items():
         there = find_spec(module) is not None
         text = "installed" if there else f"not installed; if you want it: pip install {system.PACKAGES.get(module, module)}"
         findings.append(Finding(f"extra {extra}", True if there else None, text))
     return findings
-
-
-def _tried(name: str, check: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name, True, check())
-    except Exception as error:  # whatever is broken here is the finding
-        return Finding(name, False, f"{type(error).__name__}: {error}")
 
 
 def _writable(folder: Path, hint: str) -> str:

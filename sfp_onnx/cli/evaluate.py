@@ -83,16 +83,13 @@ def _report(checks: Sequence[Verdict], path: Path | None, github: bool) -> None:
     take.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).", section=RUN),
     GateOptions, take.report_option, take.json_option, gated,
 )  # fmt: skip
-def command(
-    models: tuple[Path, ...], data: Path, latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any
-) -> Sequence[Verdict]:
+def command(models: list[Path], latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any) -> Sequence[Verdict]:
     """Measure models on data; the first is the reference.
 
     Example: sfp-onnx evaluate model.onnx smaller.onnx --data test.npz
     """
-    measured = pipeline.compared(
-        models, data, latency, threads, bar, gate=take.build(GateOptions, options), report=report, **take.reading(options)
-    )
+    gate = take.build(GateOptions, options)
+    measured = pipeline.compared(models, latency=latency, threads=threads, progress=bar, gate=gate, report=report, **take.reading(options))
     results = measured.evaluations
     answer([asdict(result) for result in results] if as_json else evaluation_text(results))
     if report is not None:

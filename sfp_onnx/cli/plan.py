@@ -18,16 +18,15 @@ from .config import settle
     "plan", take.model_argument, take.file_option("-o", "--output", help="Where the plan (JSON) goes.", required=True), take.data_option,
     take.score_option, PlanOptions, take.eval_option, DataOptions, InspectOptions, RepairOptions, take.json_option,
 )  # fmt: skip
-def command(model: Path, output: Path, data: Path | None, eval_data: Path | None, as_json: bool, **options: Any) -> None:
+def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Decide which channels leave; cut nothing.
 
     Example: sfp-onnx plan model.onnx -o plan.json --target macs=50%
     """
     settle(options)
     plan = pipeline.plan(
-        model, take.build(PlanOptions, options), data=data, progress=bar, eval_data=eval_data, output=output, **take.scoring(options),
-        **take.reading(options),
-    )  # fmt: skip
+        model, take.build(PlanOptions, options), progress=bar, output=output, **take.scoring(options), **take.reading(options)
+    )
     answer(to_json(plan) if as_json else plan_text(plan))
     if plan.figures and not as_json:
         answer(figures_text(plan))

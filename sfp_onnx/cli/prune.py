@@ -21,17 +21,14 @@ from .evaluate import gated
     "prune", take.model_argument, take.output_option, take.data_option, take.test_option, take.score_option, PlanOptions, take.eval_option,
     DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option, gated,
 )  # fmt: skip
-def command(
-    model: Path, output: Path, data: Path | None, test_data: Path | None, eval_data: Path | None, verify: bool, as_json: bool,
-    **options: Any,
-) -> None:  # fmt: skip
+def command(model: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
     """Plan, cut, verify and write in one.
 
     Example: sfp-onnx prune model.onnx -o smaller.onnx --data calibration.npz --target macs=50%
     """
     settle(options)
     result = pipeline.prune(
-        model, take.build(PlanOptions, options), data=data, verify=verify, progress=bar, eval_data=eval_data, test_data=test_data,
+        model, take.build(PlanOptions, options), verify=verify, progress=bar,
         output=take.build(OutputOptions, options, path=output), **take.scoring(options), **take.reading(options),
     )  # fmt: skip
     show(result, output, as_json)

@@ -16,13 +16,13 @@ from .common import answer, bar, say
     "score", take.model_argument, take.file_option("--save", help="Write scores (and class profiles) as .npz."), take.data_option,
     take.score_option, DataOptions, InspectOptions, RepairOptions, take.json_option, skip=("fit", "force"),
 )  # fmt: skip
-def command(model: Path, save: Path | None, data: Path | None, as_json: bool, **options: Any) -> None:
+def command(model: Path, save: Path | None, as_json: bool, **options: Any) -> None:
     """Score all channels that can be pruned; change nothing.
 
     Example: sfp-onnx score model.onnx --data calibration.npz --score sfp --save scores.npz
     """
     chosen = take.scoring(options)
-    inputs = pipeline.Sources(data, **take.reading(options)).open(model, [save])
+    inputs = pipeline.Sources(**take.reading(options)).open(model, [save])
     scored = pipeline.scored_on(inputs, chosen["score_name"], chosen["score_options"], bar, save)
     for note in scored.notes:
         say(f"Note: {note}")

@@ -21,7 +21,9 @@ from .common import answer, bar, say
     take.data_option, take.test_option, take.score_option, PlanOptions, DataOptions, InspectOptions, RepairOptions, take.json_option,
     skip=("max_drop", "metric", "confidence", "ratio"),
 )  # fmt: skip
-def command(model: Path, sweeps: tuple[str, ...], report: Path | None, as_json: bool, **options: Any) -> None:
+def command(
+    model: Path, sweeps: tuple[str, ...], output: Path | None, folder: Path | None, report: Path | None, as_json: bool, **options: Any
+) -> None:
     """Plan for many targets with one calibration; show accuracy, size and latency of each.
 
     Without --test-data a third of --data is held out to judge on.
@@ -29,8 +31,8 @@ def command(model: Path, sweeps: tuple[str, ...], report: Path | None, as_json: 
     Example: sfp-onnx sweep model.onnx --data calibration.npz --targets macs=90%:20%:10%
     """
     swept = pipeline.sweep(
-        model, sweeps, take.build(PlanOptions, options), progress=bar, report=report, **take.scoring(options), **take.reading(options),
-        **{name: options[name] for name in ("data", "test_data", "output", "folder")},
+        model, sweeps, take.build(PlanOptions, options), progress=bar, output=output, folder=folder, report=report,
+        **take.scoring(options), **take.reading(options),
     )  # fmt: skip
     answer(swept.data if as_json else points_text(swept.points))
     for point in swept.points:

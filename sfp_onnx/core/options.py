@@ -130,11 +130,6 @@ class ScoreOptions:
     seed: int = 0
     memory: int = 2 * 10**9
 
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What plans record of it."""
-        return {"seed": self.seed}
-
 
 @dataclass(frozen=True)
 class PlanOptions:

@@ -137,12 +137,9 @@ def user_function(name: str, option: str) -> Callable[..., Any]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        imported = importlib.import_module(module)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the user's module raises
         raise OptionError(f"{option}: cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(imported, attribute):
-        raise OptionError(f"{option}: cannot be imported: cannot import name '{attribute}' from '{module}'")
-    function: Callable[..., Any] = getattr(imported, attribute)
     if not callable(function):
         raise OptionError(f"{option}: '{attribute}' is no function")
     return function
