@@ -498,13 +498,13 @@ def sweep(
     if len(models) == 1:
         raise TargetError(f"none of the {len(wanted)} targets can be reached. The first: {points[0].failure}")
     measured = measured_points(inputs.analysis, points, models, inputs.test_data, options)
-    found = Sweep(tuple(measured), sweep_data(measured, inputs.analysis, ready))
+    swept = Sweep(tuple(measured), sweep_data(measured, inputs.analysis, ready))
     if output is not None:
-        write_json(output, found.data, inputs.paths)
+        write_json(output, swept.data, inputs.paths)
     if report is not None:
         page = pages.sweep_page(measured, ready, inputs.data, inputs.test_data, progress)
         write_text(Path(report), render(page), inputs.paths)
-    return found
+    return swept
 
 
 def _point(inputs: Inputs, ready: search.Candidates, options: PlanOptions, ruler: figures.Ruler) -> Pruned:

@@ -227,11 +227,8 @@ def guarded_run(run: Callable[[], None]) -> None:
     number = signal.Signals(os.WTERMSIG(status))
     if number.name in CRASHES:
         what = (signal.strsignal(number) or number.name).lower()
-        print(
-            f"Error: onnxruntime or onnx crashed ({what}). The model or the data are damaged, or this is a bug there; "
-            "`python -X faulthandler -m sfp_onnx ...` shows where. Nothing was written that is not whole.",
-            file=sys.stderr,
-        )
+        text = f"Error: onnxruntime or onnx crashed ({what}). The model or the data are damaged, or this is a bug there; "
+        click.echo(text + "`python -X faulthandler -m sfp_onnx ...` shows where. Nothing was written that is not whole.", err=True)
         sys.exit(EXIT_CODE)
     signal.signal(number, signal.SIG_DFL) if number is not signal.SIGKILL else None
     os.kill(parent, number)

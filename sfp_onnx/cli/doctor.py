@@ -40,12 +40,11 @@ def examine() -> list[Finding]:
     checks: dict[str, Callable[[], str]] = {
         "python": lambda: f"{platform.python_version()} on {platform.platform()}",
         "packages": lambda: ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "providers": lambda: ", ".join(providers()),
-        "cores": lambda: str(os.cpu_count()),
+        "providers": lambda: ", ".join(providers()), "cores": lambda: str(os.cpu_count()),
         "cache folder": lambda: _writable(cache_folder(), "Set SFP_ONNX_CACHE to a folder that can."),
         "temporary folder": lambda: _writable(Path(tempfile.gettempdir()), "Set TMPDIR to a folder that can."),
         "prune": _prune,
-    }
+    }  # fmt: skip
     findings = []
     for name, check in checks.items():
         try:

@@ -38,12 +38,9 @@ def junit(suite: str, checks: Sequence[Verdict]) -> str:
 
 def annotation(verdict: Verdict) -> str:
     """A workflow command of GitHub Actions."""
-
-    def encoded(text: str, more: bool = False) -> str:
-        text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        return text.replace(":", "%3A").replace(",", "%2C") if more else text
-
-    return f"::{'notice' if verdict.passed else 'error'} title={encoded('sfp-onnx ' + verdict.name, True)}::{encoded(verdict.text)}"
+    name, text = (part.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for part in (verdict.name, verdict.text))
+    title = f"sfp-onnx {name}".replace(":", "%3A").replace(",", "%2C")
+    return f"::{'notice' if verdict.passed else 'error'} title={title}::{text}"
 
 
 def gated(function: Callable[..., Any]) -> Callable[..., None]:

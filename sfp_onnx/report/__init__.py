@@ -184,6 +184,16 @@ class Strip:
     scores: FloatArray
     removed: BoolArray
 
+    @property
+    def cut(self) -> bool:
+        """Whether some leave and some stay."""
+        return bool(self.removed.any() and not self.removed.all())
+
+    @property
+    def tangled(self) -> bool:
+        """Whether no score separates those from these."""
+        return self.cut and bool(self.scores[self.removed].max() > self.scores[~self.removed].min())
+
 
 def strips(title: str, groups: Sequence[Strip]) -> Chart:
     """The scores of each group as dots on a line of its own, from the group's least to its largest,
@@ -202,7 +212,7 @@ def strips(title: str, groups: Sequence[Strip]) -> Chart:
         for word, which in (("stays", ~removed), ("leaves", removed)):
             dots = zip(places[which], scores[which], strict=True)
             marks += [Mark("dot", (float(x), y, 3), word, f"{group.name}: {value:.4g} {word}") for x, value in dots]
-        if removed.any() and not removed.all() and scores[removed].max() <= scores[~removed].min():
+        if group.cut and not group.tangled:
             x = float(places[removed].max() + places[~removed].min()) / 2
             marks.append(Mark("line", (x, y - ROW * 0.48, x, y + ROW * 0.48), "cut"))
     cut = any(group.removed.any() for group in groups)

@@ -61,16 +61,12 @@ def prune_page(
         measured = evaluate([result.original, result.model], data, progress=progress)
     removed = removal_of(result.plan, analysis.coupling, analysis.model.sha256)
     sections = [
-        *_layers(widths_of(analysis), widths_of(analysis, removed)),
-        *_times(layer_times(analysis, result.model, setup, batch, progress)),
-        _scores(scored, removed),
-        *_of_plugins(scored, data, progress),
-        *_repair(result),
-        *_packaging(result.packaged),
-        *_differences(result.original, result.model, test_data or data),
-        _pinned(analysis.coupling.pinned),
-        *([report.Section("Notes", tuple(result.notes))] if result.notes else []),
-    ]
+        *_layers(widths_of(analysis), widths_of(analysis, removed)), *_times(layer_times(analysis, result.model, setup, batch, progress)),
+        _scores(scored, removed), *_of_plugins(scored, data, progress), *_repair(result), *_packaging(result.packaged),
+        *_differences(result.original, result.model, test_data or data), _pinned(analysis.coupling.pinned),
+    ]  # fmt: skip
+    if result.notes:
+        sections.append(report.Section("Notes", tuple(result.notes)))
     words = [_verified(result)]
     if result.plan.figures:
         words.append("Targets: " + ", ".join(str(target) for target in result.plan.options.get("targets", ())))
@@ -119,10 +115,8 @@ def sweep_page(
         words.append("Without data nothing is known of the accuracy.")
     sections = [
         report.Section("Pareto front", tuple(words), tuple(charts), _points_table(points)),
-        _scores(scored, np.zeros(analysis.coupling.units, bool)),
-        *_of_plugins(scored, data, progress),
-        _pinned(analysis.coupling.pinned),
-    ]
+        _scores(scored, np.zeros(analysis.coupling.units, bool)), *_of_plugins(scored, data, progress), _pinned(analysis.coupling.pinned),
+    ]  # fmt: skip
     best = _choice(held, loss)
     cards = _cards((held[0].size, best.size), (_evaluation(held[0]), _evaluation(best)), _place(test_data)) if best else ()
     told = (f"The headline is that of {best.target}: the fewest MACs on the front within one point of the original.",) if best else ()
@@ -172,17 +166,13 @@ def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation
             cards.append(report.Card("Same answer as the original", "", f"{last.agreement:.2%}", f"on {place}"))
         elif last.relative_error is not None:
             cards.append(report.Card("Relative error to the original", "", f"{last.relative_error:.3g}", f"on {place}"))
-    before, after = sizes
-    if before is not None and after is not None:
-        pairs = ((before.macs, after.macs), (before.params, after.params), (before.bytes, after.bytes))
-        for name, (old, new) in zip(("MACs per sample", "Parameters", "File"), pairs, strict=True):
-            if old and new is not None:
-                unit = "B" if name == "File" else ""
-                cards.append(report.Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
-    if len(measured) == 2 and measured[1].latency_min_ms is not None:
-        share = f"{measured[1].latency_ratio:.2f} of the original; per batch, least of interleaved runs on this machine"
-        before_ms = f"{measured[0].latency_min_ms:.3g} ms"
-        cards.append(report.Card("Latency", before_ms, f"{measured[1].latency_min_ms:.3g} ms", share))
+    for name, figure, unit in (("MACs per sample", "macs", ""), ("Parameters", "params", ""), ("File", "bytes", "B")):
+        old, new = (getattr(size, figure, None) for size in sizes)
+        if old and new is not None:
+            cards.append(report.Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
+    if len(measured) == 2 and last.latency_min_ms is not None:
+        share = f"{last.latency_ratio:.2f} of the original; per batch, least of interleaved runs on this machine"
+        cards.append(report.Card("Latency", f"{first.latency_min_ms:.3g} ms", f"{last.latency_min_ms:.3g} ms", share))
     return cards
 
 
@@ -192,12 +182,9 @@ def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation
 def _layers(before: Sequence[Widths], after: Sequence[Widths]) -> list[report.Section]:
     """The same layers before and after: widths, and multiply-accumulates."""
     names, pairs = [row.name for row in before], list(zip(before, after, strict=True))
-    chart = report.pair_bars(
-        "Output channels of every layer, in network order", names, [row.width for row in before], [row.width for row in after]
-    )
-    rows = tuple(
-        (old.name, str(old.width), str(new.width), number(old.macs), number(new.macs), _left(old.macs, new.macs)) for old, new in pairs
-    )
+    width = ([row.width for row in before], [row.width for row in after])
+    chart = report.pair_bars("Output channels of every layer, in network order", names, *width)
+    rows = tuple((a.name, str(a.width), str(b.width), number(a.macs), number(b.macs), _left(a.macs, b.macs)) for a, b in pairs)
     cut = sum(old.width != new.width for old, new in pairs)
     table = report.Table(("layer", "width", "after", "MACs", "after", "left"), rows, "The numbers")
     widths = report.Section("Widths", (f"{cut} of {len(before)} layers became narrower.",), (chart,), table)
@@ -240,10 +227,9 @@ def _packaging(packaged: Packaged | None) -> list[report.Section]:
     if packaged is None:
         return []
     steps = packaged.steps
-    bars = report.pair_bars(
-        "Bytes of the original (pale) and of every form", [step.name for step in steps],
-        [steps[0].bytes] * len(steps), [step.bytes for step in steps], ("original", "this form"),
-    )  # fmt: skip
+    sizes = ([steps[0].bytes] * len(steps), [step.bytes for step in steps])
+    title = "Bytes of the original (pale) and of every form"
+    bars = report.pair_bars(title, [step.name for step in steps], *sizes, ("original", "this form"))
     words = "Each step starts from the one before. Agreement and error are to the pruned float model, the ratio of times to the original."
     rows = tuple((name, size + "B", *others) for name, size, *others in text.step_rows(steps))
     return [report.Section("Packaging", (words,), (bars,), report.Table(("step", "file", *text.STEP[1:]), rows))]
@@ -252,11 +238,8 @@ def _packaging(packaged: Packaged | None) -> list[report.Section]:
 def _scores(scored: Candidates, removed: BoolArray) -> report.Section:
     rows = [report.Strip(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
     where = "from the least of each group to its largest, square-root spaced"
-    words = f"Score {scored.recorded.get('score')}: one dot for each channel that can leave, {where}."
-    cut = [(row.scores, row.removed) for row in rows if row.removed.any() and not row.removed.all()]
-    tangled = sum(bool(values[gone].max() > values[~gone].min()) for values, gone in cut)
-    lines = [words]
-    if tangled:
+    lines = [f"Score {scored.recorded.get('score')}: one dot for each channel that can leave, {where}."]
+    if tangled := sum(row.tangled for row in rows):
         lines.append(f"In {tangled} groups no score separates what leaves from what stays (the plan weighs more than it); no line there.")
     title = "Scores and the cut" if removed.any() else "Scores"
     return report.Section(title, tuple(lines), (report.strips("Scores of the channels of every group", rows),) if rows else ())
@@ -276,15 +259,14 @@ def _repair(result: Pruned) -> list[report.Section]:
     kept = [fit.layer for fit in done.fits if fit.kind == "kept"]
     words += f" These cannot be re-fitted and keep their weights: {', '.join(kept)}." if kept else ""
     fits = [fit for fit in done.fits if fit.kind != "kept" and np.isfinite([fit.error_before, fit.error_after]).all()]
-    charts: tuple[report.Chart, ...] = ()
-    table = None
-    if fits:
-        errors = ([fit.error_before for fit in fits], [fit.error_after for fit in fits])
-        title = "Error of what each layer makes, before and after its repair, relative to the variance of its target (held-out rows)"
-        charts = (report.pair_bars(title, [fit.layer for fit in fits], *errors),)
-        rows = [(f.layer, f.kind, f"{f.ridge:g}", str(f.rows), f"{f.error_before:.4f}", f"{f.error_after:.4f}") for f in fits]
-        table = report.Table(("layer", "re-fitted", "ridge", "rows", "error", "after"), tuple(rows), "The numbers")
-    return [report.Section(f"Repair ({done.kind})", (words,), charts, table)]
+    if not fits:
+        return [report.Section(f"Repair ({done.kind})", (words,))]
+    errors = ([fit.error_before for fit in fits], [fit.error_after for fit in fits])
+    title = "Error of what each layer makes, before and after its repair, relative to the variance of its target (held-out rows)"
+    chart = report.pair_bars(title, [fit.layer for fit in fits], *errors)
+    rows = [(f.layer, f.kind, f"{f.ridge:g}", str(f.rows), f"{f.error_before:.4f}", f"{f.error_after:.4f}") for f in fits]
+    table = report.Table(("layer", "re-fitted", "ridge", "rows", "error", "after"), tuple(rows), "The numbers")
+    return [report.Section(f"Repair ({done.kind})", (words,), (chart,), table)]
 
 
 def _pinned(pinned: Sequence[Pinned]) -> report.Section:
