@@ -15,8 +15,9 @@ from .core.errors import DataError, OptionError
 from .core.options import AMOUNT, option
 from .core.system import log, user_function
 from .core.types import Array, BoolArray, FloatArray, IntArray, Size
-from .coupling.analysis import ModelSource, Progress, inspect, load, silent
+from .coupling.analysis import Progress, inspect, silent
 from .data.dataset import Dataset
+from .graph.load import ModelSource, load
 from .graph.save import file_bytes
 from .planning import bounds, parse_target, show
 from .runtime import Batches, Feeds, Observed, Session, latencies, observe, open_model, side_by_side

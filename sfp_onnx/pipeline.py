@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from . import graph
+from . import graph, planning
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
 from .core.options import DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
 from .core.system import log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan
-from .coupling.analysis import Analysis, DataSource, ModelSource, Progress, describe, inspect, load, reasons, silent
+from .coupling.analysis import Analysis, DataSource, Progress, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, vanishing
 from .coupling.trace import random_feeds
 from .cut import cut
@@ -28,19 +28,14 @@ from .data.checks import opened, training_mode
 from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop
 from .export import package, written_by
-from .graph import Model
-from .graph.save import check_output, fingerprint, together
+from .graph.load import ModelSource, load
+from .graph.save import check_output, fingerprint, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
-from .planning import make_plan, parse_target, removal_of, sample_shapes, to_json
-from .planning.figures import Ruler, ruler_for
-from .planning.max_drop import Judge, held_out, plan_with_drop
-from .planning.search import Candidates, plan_for
-from .planning.widths import eligible
+from .planning import figures, max_drop, parse_target, search, widths
 from .repair import repaired
-from .report import Page, require
+from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
-from .report.page import Context, evaluate_page, prune_page, sweep_page, write_page
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text
 from .runtime import Setup
@@ -67,19 +62,19 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the data of a run are, and how they and the model are read. Labels, number of samples and seed of ``options`` are those of
+    """Where the data of a run are, and how they and the model are read. Labels, number of samples and seed of ``data_options`` are those of
     ``data``; the preprocessing is that of all."""
 
     data: DataSource | None = None
     eval_data: DataSource | None = None
     test_data: DataSource | None = None
-    options: DataOptions = DataOptions()
-    inspect: InspectOptions = InspectOptions()
+    data_options: DataOptions = DataOptions()
+    inspect_options: InspectOptions = InspectOptions()
     others: tuple[Path, ...] = ()
 
     def paths(self) -> list[Path]:
         """All files that are named."""
-        named = (self.data, self.eval_data, self.test_data, self.options.labels)
+        named = (self.data, self.eval_data, self.test_data, self.data_options.labels)
         return [*(Path(source) for source in named if isinstance(source, (str, Path))), *self.others]
 
     def open(self, source: ModelSource | Analysis, outputs: Sequence[Path | None] = ()) -> Inputs:
@@ -88,23 +83,21 @@ class Sources:
         Raises:
             ModelError, DataError, OptionError: they cannot be read. OutputError: an output cannot be written.
         """
-        analysis = source if isinstance(source, Analysis) else None
-        model = analysis.model if analysis else load(source)  # type: ignore[arg-type]
+        model = source.model if isinstance(source, Analysis) else load(source)
         paths = [*model.paths, *self.paths()]
         for number, output in enumerate(outputs):
             if output is not None:
                 check_output(Path(output), [*paths, *(Path(other) for other in outputs[:number] if other is not None)])
         for text in training_mode(model):
             log.warning(text)
-        if self.data is None and self.test_data is None and self.eval_data is None and self.options.given:
+        if self.data is None and self.test_data is None and self.eval_data is None and self.data_options.given:
             raise OptionError("--labels, --preset, --mean, --std, --scale, --resize, --center-crop, --color and --samples need --data")
-        beside = replace(self.options, labels=None, samples=None)
-        test = opened(model, self.test_data, beside)
-        judge = opened(model, self.eval_data, beside)
+        beside = replace(self.data_options, labels=None, samples=None)
+        test, judge = (opened(model, data, beside) for data in (self.test_data, self.eval_data))
         only_beside = self.data is None and (test is not None or judge is not None)
-        data = opened(model, self.data, DataOptions(seed=self.options.seed) if only_beside else self.options)
-        if analysis is None:
-            analysis = inspect(model, self.inspect.input_shapes, data, self.inspect.cut_layernorm)
+        data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options)
+        traced = self.inspect_options
+        analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, traced.cut_layernorm)
         return Inputs(analysis, data, judge, test, tuple(paths))
 
 
@@ -152,11 +145,10 @@ def plan(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
-    sources = Sources(data, eval_data, None, data_options, inspect_options)
-    inputs = sources.open(source, [output])
+    inputs = Sources(data, eval_data, None, data_options, inspect_options).open(source, [output])
     made = _planned(inputs, options, Scoring(score_name, score_options, repair), progress)[1]
     if output is not None:
-        write_json(output, to_json(made), inputs.paths)
+        write_json(output, planning.to_json(made), inputs.paths)
     return made
 
 
@@ -169,29 +161,29 @@ class Scoring:
     repair: RepairOptions | None = AS_PLANNED
 
 
-def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress) -> tuple[Candidates, Plan]:
+def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress) -> tuple[search.Candidates, Plan]:
     """The plan, with the scores that it was made from."""
     if options.max_drop is None:
         if inputs.eval_data is not None:
             raise OptionError("--eval-data needs --max-drop")
         ready = candidates(inputs, options, scoring, progress)
-        made = plan_for(ready, options, progress)
+        made = search.plan_for(ready, options, progress)
     else:
         seed = (scoring.options or ScoreOptions()).seed
         apart = inputs.eval_data is not None
-        scored_with, judged = (inputs.data, inputs.eval_data) if apart else held_out(inputs.data, seed)
+        scored_with, judged = (inputs.data, inputs.eval_data) if apart else max_drop.held_out(inputs.data, seed)
         assert judged is not None
-        judge = Judge(inputs.analysis.model, judged, parse_drop(options.max_drop), options.confidence, options.metric, apart, seed)
+        judge = max_drop.Judge(inputs.analysis.model, judged, parse_drop(options.max_drop), options.confidence, options.metric, apart, seed)
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress)
         if apart:
             ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judged)})
-        made = plan_with_drop(ready, options, judge, progress=progress)
+        made = max_drop.plan_with_drop(ready, options, judge, progress=progress)
     for note in made.notes:
         (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
     return ready, made
 
 
-def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent) -> Candidates:
+def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent) -> search.Candidates:
     """Everything that plans need of a model and its data, once for any number of plans.
 
     Raises:
@@ -202,18 +194,18 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
-    groups = tuple(eligible(coupling, options, weights_of))
+    groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
     name = scoring.name or default_score(data, repair)
     log.info(f"score: {name}{'' if scoring.name else ' (default)'}{meaning(name)}")
     score_options = scoring.options or ScoreOptions()
     scores = scored(analysis, name, data, score_options, progress, options, groups)
-    recorded: dict[str, Any] = {"score": scores.name, **score_options.recorded, "cut_layernorm": analysis.cut_layernorm}
+    recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
-    return Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, scores.brief)
+    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, scores.brief)
 
 
 def score(
@@ -231,21 +223,16 @@ def score(
     Raises:
         OptionError: unknown score. DataError: the score needs data. ModelError: the score needs a classifier.
     """
-    how = {"data_options": data_options, "inspect_options": inspect_options, "output": output}
-    return scored_with(source, name, data, options, progress, **how)[1].values  # type: ignore[arg-type]
-
-
-def scored_with(
-    source: ModelSource | Analysis, name: str | None = None, data: DataSource | None = None, options: ScoreOptions | None = None,
-    progress: Progress = silent, *, data_options: DataOptions = DataOptions(), inspect_options: InspectOptions = InspectOptions(),
-    output: Path | None = None,
-) -> tuple[Analysis, Scored]:  # fmt: skip
-    """As `score`, with what was found out about the model."""
     inputs = Sources(data, None, None, data_options, inspect_options).open(source, [output])
+    return scored_on(inputs, name, options, progress, output).values
+
+
+def scored_on(inputs: Inputs, name: str | None, options: ScoreOptions | None, progress: Progress, output: Path | None) -> Scored:
+    """As `score`, of what is open, with all that a score tells."""
     result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress)
     if output is not None:
         save_scores(output, inputs.analysis, result, inputs.paths)
-    return inputs.analysis, result
+    return result
 
 
 # ---- apply -----------------------------------------------------------------------------------------------------------
@@ -266,8 +253,8 @@ def apply(
         VerificationError: the pruned model differs from the masked original, or the repair made it worse.
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
-    made_on = InspectOptions(sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
-    inputs = Sources(data, options=data_options, inspect=made_on, others=tuple(paths)).open(source, [output.path, output.manifest])
+    made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
+    inputs = Sources(data, None, None, data_options, made_on, tuple(paths)).open(source, [output.path, output.manifest])
     result = _applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress)
     return _written(result, inputs, output)
 
@@ -297,8 +284,8 @@ def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) 
 def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | None, progress: Progress) -> Pruned:
     analysis, data = inputs.analysis, inputs.data
     if plan.options.get("max_drop") is not None and "eval_data" not in plan.options and data is not None:
-        data = held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
-    removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
+        data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
+    removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
     graph.check(pruned)
     verification = None
@@ -309,12 +296,11 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
     notes = _notes(analysis.coupling, removed)
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
-    final = make_plan(analysis, removed, plan.options)
+    final = planning.make_plan(analysis, removed, plan.options)
     final = replace(final, notes=plan.notes, figures=plan.figures)
     if vanishing(analysis.coupling, removed):  # the constants that stand for branches are no channels of anything
         final = replace(final, after=replace(final.after, params=_weights(pruned)))
-    trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
-    listed = tuple(maskable(analysis.prepared.types, cuts(analysis.coupling, trace, removed), zero_points))
+    listed = maskable(analysis.prepared.types, cuts(analysis.coupling, analysis.prepared.trace, removed), analysis.coupling.zero_points)
     mended = None
     if repair is not None and removed.any():
         if data is None:
@@ -322,10 +308,10 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         mended = repaired(analysis, pruned, removed, data, repair, progress)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
-    return Pruned(model, analysis.model, final, listed, verification, notes, describe(data) if data else {}, mended)
+    return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
 
 
-def _weights(model: Model) -> int:
+def _weights(model: graph.Model) -> int:
     """Number of floating or quantised weights."""
     held = graph.initializers(model).values()
     return sum(prod(shape) for shape, dtype in held if np.dtype(dtype).kind not in "iubOSU")
@@ -335,17 +321,17 @@ def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
     """What the user should know about a removal."""
     if not removed.any():
         return ("the plan removes nothing; the model is written unchanged",)
-    widths = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
-    odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in widths if not kept.all())
+    masks = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
+    odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in masks if not kept.all())
     if not odd:
         return ()
     return (
-        f"{odd} of {len(widths)} prunable layers end with a width over {SLOW_FROM} that is no multiple of {SLOW_WIDTHS}; onnxruntime may "
+        f"{odd} of {len(masks)} prunable layers end with a width over {SLOW_FROM} that is no multiple of {SLOW_WIDTHS}; onnxruntime may "
         "run them slower than the original. --align 4 (or 8, 16) avoids such widths.",
     )
 
 
-def _verify(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset | None) -> Verification:
+def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: Dataset | None) -> Verification:
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
@@ -420,11 +406,12 @@ def prune(
     return _written(result, inputs, output, page)
 
 
-def _page(result: Pruned, ready: Candidates | None, inputs: Inputs, options: PlanOptions, progress: Progress) -> Page:
+def _page(result: Pruned, ready: search.Candidates | None, inputs: Inputs, options: PlanOptions, progress: Progress) -> Page:
     """The report of a run; without scores where the plan is that of a manifest."""
     analysis = inputs.analysis
-    known = ready or Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
-    return prune_page(result, known, inputs, Setup(options.threads, options.provider), options.batch, progress)
+    known = ready or search.Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
+    setup = Setup(options.threads, options.provider)
+    return pages.prune_page(result, known, inputs.data, inputs.test_data, setup, options.batch, progress)
 
 
 def _measured(result: Pruned, data: Dataset | None, output: OutputOptions, progress: Progress) -> Pruned:
@@ -450,7 +437,7 @@ def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page |
         if result.packaged is not None and result.packaged.ort is not None:
             result.packaged.ort.save(Path(output.save_ort), read)
         if page is not None:
-            write_page(Path(output.report), page, read)
+            write_text(Path(output.report), render(page), read)
     return result
 
 
@@ -492,13 +479,13 @@ def sweep(
     inputs = Sources(data, None, test_data, data_options, inspect_options).open(source, [output, report])
     seed = (score_options or ScoreOptions()).seed
     if inputs.test_data is None and inputs.data is not None:
-        scored_with, judge = held_out(inputs.data, seed)
+        scored_with, judge = max_drop.held_out(inputs.data, seed)
         inputs = replace(inputs, data=scored_with, test_data=judge)
         log.info(f"accuracy on {judge.samples} samples held out from --data")
     aim = replace(options, targets=options.targets or ("macs=100%",))
     ready = candidates(inputs, aim, Scoring(score_name, score_options, repair), progress)
     points, models = [], [inputs.analysis.model]
-    ruler = ruler_for(inputs.analysis, replace(options, targets=(*options.targets, *wanted)), progress)
+    ruler = figures.ruler_for(inputs.analysis, replace(options, targets=(*options.targets, *wanted)), progress)
     with progress("sweeping", len(wanted)) as advance:
         for target in wanted:
             try:
@@ -512,18 +499,19 @@ def sweep(
     if len(models) == 1:
         raise TargetError(f"none of the {len(wanted)} targets can be reached. The first: {points[0].failure}")
     measured = measured_points(inputs.analysis, points, models, inputs.test_data, options)
-    found = Sweep(tuple(measured), sweep_data(measured, inputs.analysis, ready))
+    swept = Sweep(tuple(measured), sweep_data(measured, inputs.analysis, ready))
     if output is not None:
-        write_json(output, found.data, inputs.paths)
+        write_json(output, swept.data, inputs.paths)
     if report is not None:
-        write_page(Path(report), sweep_page(measured, ready, inputs, progress), inputs.paths)
-    return found
+        page = pages.sweep_page(measured, ready, inputs.data, inputs.test_data, progress)
+        write_text(Path(report), render(page), inputs.paths)
+    return swept
 
 
-def _point(inputs: Inputs, ready: Candidates, options: PlanOptions, ruler: Ruler) -> Pruned:
+def _point(inputs: Inputs, ready: search.Candidates, options: PlanOptions, ruler: figures.Ruler) -> Pruned:
     """One target of a sweep: planned, cut, verified and repaired."""
     names = tuple(dict.fromkeys(["macs", "params", *(parse_target(text).what for text in options.targets)]))
-    made = plan_for(ready, options, ruler=replace(ruler, names=names))
+    made = search.plan_for(ready, options, ruler=replace(ruler, names=names))
     return _applied(inputs, made, True, ready.repair, silent)
 
 
@@ -567,7 +555,7 @@ def compared(
     if report is not None:
         require()
     loaded = [load(model) for model in models]
-    sources = Sources(data, options=data_options)
+    sources = Sources(data, data_options=data_options)
     paths = [*(path for model in loaded for path in model.paths), *sources.paths()]
     if report is not None:
         check_output(Path(report), paths)
@@ -579,7 +567,7 @@ def compared(
     if report is not None:
         analyses = [inspect(model, data=used) for model in loaded]
         timed = layer_times(analyses[0], loaded[-1], Setup(threads), progress=progress) if latency and len(loaded) > 1 else None
-        write_page(Path(report), evaluate_page(analyses, results, Context(used, times=timed)), paths)
+        write_text(Path(report), render(pages.evaluate_page(analyses, results, used, timed)), paths)
     return Measured(tuple(results), tuple(checks.verdicts(results, used)))
 
 
@@ -597,7 +585,7 @@ def device_profile(
     Raises:
         OptionError: unknown provider or batch size. ModelError: onnxruntime cannot run the model so.
     """
-    inputs = Sources(inspect=inspect_options).open(source, [output])
+    inputs = Sources(inspect_options=inspect_options).open(source, [output])
     setup = Setup(options.threads, options.provider)
     profile = measure_device_profile(inputs.analysis, setup, options.batch, progress, fresh, options.profile_budget)
     if output is not None:

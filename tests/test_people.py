@@ -24,8 +24,9 @@ from sfp_onnx.cli import config, doctor, main
 from sfp_onnx.cli.config import chosen, names_of, read_toml
 from sfp_onnx.cli.init import TABLES
 from sfp_onnx.core.errors import OptionError
-from sfp_onnx.coupling.analysis import data_for, load
+from sfp_onnx.coupling.analysis import data_for
 from sfp_onnx.data.checks import _remedies
+from sfp_onnx.graph.load import load
 from sfp_onnx.report import manifest as records
 from sfp_onnx.report.manifest import clocked
 from sfp_onnx.rules.registry import training_nodes

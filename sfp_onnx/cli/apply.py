@@ -5,30 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .. import pipeline
 from ..core.options import DataOptions, OutputOptions, RepairOptions
 from ..report.manifest import read_plan
 from . import arguments as take
-from .common import Command, bar
+from .common import bar
 from .prune import show
 
 FORMS = ("report", "half", "quantize", "save_ort", "locked")
 
 
-@click.command("apply", cls=Command)
-@take.takes(
-    take.model_argument, click.argument("plan", type=take.FILE), take.output_option, take.data_option, DataOptions, RepairOptions,
-    OutputOptions, take.verify_option, take.json_option, skip=FORMS,
+@take.command(
+    "apply", take.model_argument, take.argument("plan"), take.output_option, take.data_option, DataOptions, RepairOptions, OutputOptions,
+    take.verify_option, take.json_option, skip=FORMS,
 )  # fmt: skip
-def command(model: Path, plan: Path, output: Path, data: Path | None, verify: bool, as_json: bool, **options: Any) -> None:
+def command(model: Path, plan: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
     """Cut a model as a plan says.
 
     Example: sfp-onnx apply model.onnx plan.json -o smaller.onnx
     """
     result = pipeline.apply(
-        model, read_plan(plan), data, verify, bar, take.build(RepairOptions, options),
+        model, read_plan(plan), verify=verify, progress=bar, repair=take.build(RepairOptions, options),
         output=take.build(OutputOptions, options, path=output), paths=(plan,), **take.reading(options),
     )  # fmt: skip
     show(result, output, as_json)

@@ -6,17 +6,17 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import click
 
 from ..core.errors import OptionError
-from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, OptionFacts, RepairOptions
+from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, OptionFacts, RepairOptions
 from ..scores.registry import SCORE_NAMES, asked
-from .common import FILE as FILE, Option
+from .common import FILE as FILE, Command, Option
 
-F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 Decorator = Callable[[Any], Any]
 SOURCES = "images in a folder (class sub-folders are labels), .npz, .npy, test_data_set_* folders, or module:function that yields batches."
@@ -25,22 +25,22 @@ SOURCES = "images in a folder (class sub-folders are labels), .npz, .npy, test_d
 # ---- from records to options -----------------------------------------------------------------------------------------
 
 
-def takes(*items: type | Decorator, skip: tuple[str, ...] = ()) -> Decorator:
-    """Give a command the options of records (all their fields that are options, but ``skip``), and single options."""
+def command(name: str, *items: type | Decorator, skip: tuple[str, ...] = ()) -> Decorator:
+    """A command that takes the options of records (all their fields that are options, but ``skip``), and single options."""
 
-    def decorate(function: F) -> F:
+    def decorate(function: Callable[..., Any]) -> click.Command:
         for item in reversed(items):
             for decorator in reversed(_options(item, skip) if isinstance(item, type) else [item]):
                 function = decorator(function)
-        return function
+        return click.command(name, cls=Command)(function)
 
     return decorate
 
 
 def build(record: type[R], values: Mapping[str, Any], **more: Any) -> R:
     """A record from a command's values."""
-    names = [field.name for field in dataclasses.fields(record) if field.name in values]  # type: ignore[arg-type]
-    return record(**{**{name: values[name] for name in names}, **more})
+    names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    return record(**{name: value for name, value in values.items() if name in names}, **more)
 
 
 def _options(record: type, skip: tuple[str, ...]) -> list[Decorator]:
@@ -67,7 +67,7 @@ def _of_field(field: dataclasses.Field[Any], kind: Any) -> Decorator:
         given |= {"type": FILE if kind is Any else click.Path(readable=False)}
     else:
         given |= {"type": _type(facts, kind), "show_default": field.default not in (None, "default")}
-    return click.option(flag, field.name, cls=Option, section=facts.section, advanced=facts.advanced, **given)
+    return option(flag, field.name, section=facts.section, advanced=facts.advanced, example=facts.example, **given)
 
 
 def _type(facts: OptionFacts, kind: Any) -> Any:
@@ -76,7 +76,7 @@ def _type(facts: OptionFacts, kind: Any) -> Any:
     if facts.low is None:
         return str
     if kind in (int, int | None):
-        return click.IntRange(int(facts.low), None if facts.high is None else int(facts.high))
+        return click.IntRange(int(facts.low))
     return click.FloatRange(facts.low, facts.high, facts.low_open, facts.high_open)
 
 
@@ -103,35 +103,31 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[st
 # ---- options that belong to no record --------------------------------------------------------------------------------
 
 
-def file_option(*names: str, help: str, section: str = OUTPUT, required: bool = False, advanced: bool = False) -> Decorator:
-    """An option that names a file."""
-    return click.option(*names, type=FILE, help=help, required=required, cls=Option, section=section, advanced=advanced)
-
-
-model_argument = click.argument("model", type=FILE)
+option = partial(click.option, cls=Option)
+argument = partial(click.argument, type=FILE)
+file_option = partial(option, type=FILE, section=OUTPUT)
+model_argument = argument("model")
 output_option = file_option("-o", "--output", help="Where the pruned model goes.", required=True)
 data_option = file_option("--data", help=f"Calibration data: {SOURCES}", section=DATA)
 test_option = file_option("--test-data", help="Held-out data: report accuracy and latency before and after.", section=DATA)
 eval_option = file_option(
     "--eval-data", help="What --max-drop is judged on, with labels of its field  [default: a third of --data].", section=AMOUNT
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.", cls=Option, section=OUTPUT)
-verify_option = click.option(
-    "--verify/--no-verify", default=True, show_default=True, help="Compare with the masked original before writing.", cls=Option,
-    section=RUN, advanced=True,
+report_option = file_option("--report", help="Write one HTML file with charts about the run (extra `report`).")
+json_option = option("--json", "as_json", is_flag=True, help="Print JSON.", section=OUTPUT)
+verify_option = option(
+    "--verify/--no-verify", default=True, show_default=True, help="Compare with the masked original before writing.", section=RUN,
+    advanced=True,
 )  # fmt: skip
 
 
-def _score(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    try:
-        asked(value)
-    except OptionError as error:
-        raise click.BadParameter(str(error)) from error
-    return value
+def _score(text: str) -> str:
+    asked(text)
+    return text
 
 
-score_option = click.option(
-    "--score", callback=_score, metavar="NAME[+NAME..][,OPTION=VALUE..]", cls=Option, section=CHANNELS,
+score_option = option(
+    "--score", callback=_parsed(_score), metavar="NAME[+NAME..][,OPTION=VALUE..]", section=CHANNELS,
     help=f"Importance of a channel: {', '.join(SCORE_NAMES)}; joined by '+': their ranks, averaged. Options of a score: "
     "docs/choosing-a-score.md.  [default: obs where a repair follows, contribution with data, else magnitude]",
 )  # fmt: skip
@@ -145,22 +141,22 @@ def scoring(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reading(values: Mapping[str, Any]) -> dict[str, Any]:
-    """How data are read, as arguments of a stage."""
-    return {"data_options": build(DataOptions, values)}
+    """Which data there are, and how they and the model are read, as arguments of a stage."""
+    read = {name: values[name] for name in ("data", "eval_data", "test_data") if name in values}
+    read["data_options"] = build(DataOptions, values)
+    return {**read, "inspect_options": build(InspectOptions, values)} if "input_shapes" in values else read
 
 
-def retyped(context: click.Context, data: bool = True) -> str:
-    """The options of the running command about data and their preprocessing, as they would be typed again."""
-    names = {field.name for field in dataclasses.fields(DataOptions)} | {"data"}
-    if not data:
-        names -= {"data", "labels", "samples", "seed"}
-    words = []
+def retyped(data: bool = True) -> str:
+    """The options of the running command about data and their preprocessing, as they would be typed again behind others."""
+    context = click.get_current_context()
+    names = {*vars(DataOptions()), "data"} - (set() if data else {"data", "labels", "samples", "seed"})
+    words = [""]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        known = isinstance(parameter, click.Option) and parameter.name in names
-        if known and value not in (None, parameter.get_default(context, call=True)):
-            words += [parameter.opts[-1], ",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
+        if parameter.name in names and value not in (None, parameter.get_default(context, call=True)):
+            words += [parameter.opts[-1], quoted(",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else value)]
+    return " ".join(words)
 
 
 def quoted(*paths: Path | str) -> str:

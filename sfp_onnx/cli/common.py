@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import json
 import logging
 import os
 import shlex
@@ -32,14 +34,19 @@ SECTIONS = (OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN)
 
 
 def _verbosity() -> int:
-    context = click.get_current_context()
-    return int(context.find_root().params.get("verbose", 0)) - int(context.find_root().params.get("quiet", 0))
+    given = click.get_current_context().find_root().params
+    return int(given.get("verbose", 0)) - int(given.get("quiet", 0))
 
 
 def say(text: str, level: int = 0) -> None:
     """A message for people on standard error (level 1: only with -v)."""
     if _verbosity() >= level:
         click.echo(text, err=True)
+
+
+def answer(result: Any) -> None:
+    """A result on standard output: words as they are, anything else as JSON."""
+    click.echo(result if isinstance(result, str) else json.dumps(result, indent=1))
 
 
 class _Printer(logging.Handler):
@@ -52,12 +59,11 @@ class _Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         text = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            if text not in self.warned:
-                self.warned.add(text)
-                say(f"Warning: {text}")
-        else:
+        if record.levelno < logging.WARNING:
             say(text, 0 if record.levelno >= logging.INFO else 1)
+        elif text not in self.warned:
+            self.warned.add(text)
+            say(f"Warning: {text}")
 
 
 @contextmanager
@@ -88,11 +94,11 @@ def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 class Option(click.Option):
-    """An option of a section of the help; ``advanced`` ones are shown by --help-all only."""
+    """An option of a section of the help; ``advanced`` ones are shown by --help-all only; ``example``: a value that always works."""
 
-    def __init__(self, *declarations: Any, section: str = RUN, advanced: bool = False, **facts: Any) -> None:
+    def __init__(self, *declarations: Any, section: str = RUN, advanced: bool = False, example: str = "", **facts: Any) -> None:
         super().__init__(*declarations, **facts)
-        self.section, self.advanced = section, advanced
+        self.section, self.advanced, self.example = section, advanced, example
 
 
 def _show_all(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -132,23 +138,23 @@ class Command(click.Command):
         try:
             with _printed():
                 return super().invoke(context)
-        except SfpError as error:
-            click.echo(f"Error: {_bounded(str(error))}", err=True)
-            raise click.exceptions.Exit(error.exit_code) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except MemoryError as error:
-            detail = f" ({error})" if str(error) else ""
-            click.echo(f"Error: not enough memory{detail}. Are the sizes in the model and the data what you expect?", err=True)
-            raise click.exceptions.Exit(4) from error
         except BaseException as error:
-            if _interrupted(error):
-                click.echo("Interrupted; nothing was written that is not whole.", err=True)
-                raise click.exceptions.Exit(INTERRUPTED) from error
-            if _verbosity() > 0 or not isinstance(error, Exception):
+            if isinstance(error, SfpError):
+                text, code = f"Error: {_bounded(str(error))}", error.exit_code
+            elif isinstance(error, MemoryError):
+                detail = f" ({error})" if str(error) else ""
+                text, code = f"Error: not enough memory{detail}. Are the sizes in the model and the data what you expect?", 4
+            elif _interrupted(error):
+                text, code = "Interrupted; nothing was written that is not whole.", INTERRUPTED
+            elif _verbosity() > 0 or not isinstance(error, Exception):
                 raise
-            click.echo(f"Internal error: {type(error).__name__}: {error}. Run again with -v for the traceback, and report it.", err=True)
-            raise click.exceptions.Exit(1) from error
+            else:
+                name = type(error).__name__
+                text, code = f"Internal error: {name}: {error}. Run again with -v for the traceback, and report it.", 1
+            click.echo(text, err=True)
+            raise click.exceptions.Exit(code) from error
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -183,8 +189,7 @@ class Program(click.Group):
         """A command, loaded."""
         if name not in self.texts:
             return None
-        module = __import__(f"{__package__}.{name}", fromlist=["command"])
-        command: click.Command = module.command
+        command: click.Command = importlib.import_module(f".{name}", __package__).command
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -222,11 +227,8 @@ def guarded_run(run: Callable[[], None]) -> None:
     number = signal.Signals(os.WTERMSIG(status))
     if number.name in CRASHES:
         what = (signal.strsignal(number) or number.name).lower()
-        print(
-            f"Error: onnxruntime or onnx crashed ({what}). The model or the data are damaged, or this is a bug there; "
-            "`python -X faulthandler -m sfp_onnx ...` shows where. Nothing was written that is not whole.",
-            file=sys.stderr,
-        )
+        text = f"Error: onnxruntime or onnx crashed ({what}). The model or the data are damaged, or this is a bug there; "
+        click.echo(text + "`python -X faulthandler -m sfp_onnx ...` shows where. Nothing was written that is not whole.", err=True)
         sys.exit(EXIT_CODE)
     signal.signal(number, signal.SIG_DFL) if number is not signal.SIGKILL else None
     os.kill(parent, number)

@@ -122,10 +122,7 @@ def take(context: click.Context, parameter: click.Parameter, value: Path | None)
 def settle(options: dict[str, Any]) -> None:
     """How much leaves is said once: what the command line says of it drops what a configuration says otherwise."""
     context = click.get_current_context()
-
-    def source(name: str) -> ParameterSource | None:
-        return context.get_parameter_source(name)
-
+    source = context.get_parameter_source
     for name, others in EXCLUSIVE:
         if source(name) is ParameterSource.COMMANDLINE:
             for other in others:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -12,22 +11,19 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import click
-
 from ..core import system
 from ..core.errors import TargetError
 from ..core.options import PlanOptions
-from ..core.system import PACKAGES
-from ..coupling.analysis import load
 from ..graph.extract import conv_chain
+from ..graph.load import load
 from ..latency.measure import cache_folder
 from ..pipeline import prune
 from ..report.manifest import versions
 from ..runtime import open_model, providers
 from . import arguments as take
-from .common import Command, say
+from .common import answer, say
 
-EXTRAS = {"images": "PIL", "report": "jinja2"}
+EXTRAS = {"images": "PIL", "report": "jinja2", **({"toml": "tomli"} if sys.version_info < (3, 11) else {})}
 
 
 @dataclass(frozen=True)
@@ -44,42 +40,32 @@ def examine() -> list[Finding]:
     checks: dict[str, Callable[[], str]] = {
         "python": lambda: f"{platform.python_version()} on {platform.platform()}",
         "packages": lambda: ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "providers": lambda: ", ".join(providers()),
-        "cores": lambda: str(os.cpu_count()),
-        "cache folder": _cache,
-        "temporary folder": lambda: _writable(Path(tempfile.gettempdir())),
+        "providers": lambda: ", ".join(providers()), "cores": lambda: str(os.cpu_count()),
+        "cache folder": lambda: _writable(cache_folder(), "Set SFP_ONNX_CACHE to a folder that can."),
+        "temporary folder": lambda: _writable(Path(tempfile.gettempdir()), "Set TMPDIR to a folder that can."),
         "prune": _prune,
-    }
-    findings = [_tried(name, check) for name, check in checks.items()]
+    }  # fmt: skip
+    findings = []
+    for name, check in checks.items():
+        try:
+            findings.append(Finding(name, True, check()))
+        except Exception as error:  # whatever is broken here is the finding
+            findings.append(Finding(name, False, f"{type(error).__name__}: {error}"))
     for extra, module in EXTRAS.items():
         there = find_spec(module) is not None
-        text = "installed" if there else f"not installed; if you want it: pip install {PACKAGES.get(module, module)}"
+        text = "installed" if there else f"not installed; if you want it: pip install {system.PACKAGES.get(module, module)}"
         findings.append(Finding(f"extra {extra}", True if there else None, text))
-    if sys.version_info < (3, 11):
-        there = find_spec("tomli") is not None
-        findings.append(Finding("extra toml", True if there else None, "installed" if there else "for --config: pip install tomli"))
     return findings
 
 
-def _tried(name: str, check: Callable[[], str]) -> Finding:
+def _writable(folder: Path, hint: str) -> str:
     try:
-        return Finding(name, True, check())
-    except Exception as error:  # whatever is broken here is the finding
-        return Finding(name, False, f"{type(error).__name__}: {error}")
-
-
-def _writable(folder: Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as stream:
-        stream.write(b"0" * 4096)
-    return f"{folder} is writable"
-
-
-def _cache() -> str:
-    try:
-        return _writable(cache_folder())
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"0" * 4096)
     except OSError as error:
-        raise OSError(f"{cache_folder()} cannot be written: {error.strerror or error}. Set SFP_ONNX_CACHE to a folder that can.") from error
+        raise OSError(f"{folder} cannot be written: {error.strerror or error}. {hint}") from error
+    return f"{folder} is writable"
 
 
 def _prune() -> str:
@@ -95,19 +81,15 @@ def _prune() -> str:
 MARKS = {True: "ok", False: "BROKEN", None: "-"}
 
 
-@click.command("doctor", cls=Command)
-@take.takes(take.json_option)
+@take.command("doctor", take.json_option)
 def command(as_json: bool) -> None:
     """Check the installation: versions, providers, folders, a tiny prune end to end.
 
     Example: sfp-onnx doctor
     """
     findings = examine()
-    if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
-    else:
-        for finding in findings:
-            click.echo(f"{MARKS[finding.good]:7} {finding.name}: {finding.text}")
+    lines = [f"{MARKS[finding.good]:7} {finding.name}: {finding.text}" for finding in findings]
+    answer([asdict(finding) for finding in findings] if as_json else "\n".join(lines))
     broken = [finding.name for finding in findings if finding.good is False]
     if broken:
         raise TargetError(f"this installation does not work: {', '.join(broken)} (see above)")

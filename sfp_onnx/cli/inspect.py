@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-
-import click
 
 from .. import pipeline
 from ..core.options import InspectOptions
 from ..report.text import inspection, inspection_text
 from . import arguments as take
-from .common import Command, say
+from .common import answer, say
 
 
-@click.command("inspect", cls=Command)
-@take.takes(take.model_argument, InspectOptions, take.json_option)
+@take.command("inspect", take.model_argument, InspectOptions, take.json_option)
 def command(model: Path, as_json: bool, **options: Any) -> None:
     """Show what can be pruned, and why the rest cannot.
 
     Example: sfp-onnx inspect model.onnx
     """
-    analysis = pipeline.Sources(inspect=take.build(InspectOptions, options)).open(model).analysis
+    analysis = pipeline.Sources(**take.reading(options)).open(model).analysis
     facts = inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
-    click.echo(json.dumps(facts, indent=1) if as_json else inspection_text(facts))
+    answer(facts if as_json else inspection_text(facts))
     if not as_json and facts["groups"]:
         name, output = take.quoted(model), take.quoted(model.stem + "-pruned.onnx")
         say(f"Next: sfp-onnx prune {name} -o {output} --target macs=50% --align 8 --data FOLDER_OR_NPZ")

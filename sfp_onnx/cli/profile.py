@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .. import pipeline
-from ..core.options import OUTPUT, RUN, InspectOptions, PlanOptions
+from ..core.options import RUN, InspectOptions, PlanOptions
 from ..latency import to_json
 from ..latency.profiling import seconds_of_nodes
 from ..report.text import table
 from . import arguments as take
-from .common import Command, Option, bar, say
+from .common import answer, bar, say
 
 SHOWN = 10
 NO_PLAN = tuple(name for name in vars(PlanOptions()) if name not in ("threads", "batch", "provider", "profile_budget"))
 
 
-@click.command("profile", cls=Command)
-@take.takes(
-    take.model_argument, take.file_option("-o", "--output", help="Where the profile (JSON) goes.", section=OUTPUT, required=True),
-    PlanOptions, InspectOptions,
-    click.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.", cls=Option, section=RUN), take.json_option,
+@take.command(
+    "profile", take.model_argument, take.file_option("-o", "--output", help="Where the profile (JSON) goes.", required=True), PlanOptions,
+    InspectOptions, take.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.", section=RUN), take.json_option,
     skip=NO_PLAN,
 )  # fmt: skip
 def command(model: Path, output: Path, fresh: bool, as_json: bool, **options: Any) -> None:
@@ -35,20 +30,19 @@ def command(model: Path, output: Path, fresh: bool, as_json: bool, **options: An
     machine, inspecting = take.build(PlanOptions, options), take.build(InspectOptions, options)
     analysis, profile = pipeline.device_profile(model, machine, bar, inspect_options=inspecting, fresh=fresh, output=output)
     if as_json:
-        click.echo(json.dumps(to_json(profile), indent=1))
+        answer(to_json(profile))
         return
-    where = profile.device
-    click.echo(f"{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}")
-    click.echo(f"threads {where['threads'] or 'all'}, batch {machine.batch}")
-    block = profile.block
+    where, block = profile.device, profile.block
+    answer(f"{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}")
+    answer(f"threads {where['threads'] or 'all'}, batch {machine.batch}")
     curve = ", ".join(f"{width}: {ratio:.2f}" for width, ratio in block.curve.items())
-    click.echo(f"convolutions run in blocks of {block.width} channels (time by width: {curve})")
+    answer(f"convolutions run in blocks of {block.width} channels (time by width: {curve})")
     if profile.cut_short:
-        click.echo(f"fewer widths were timed than usual, since --profile-budget {profile.cut_short:g} s was spent")
-    click.echo(f"measured {profile.seconds * 1e3:.3f} ms for the whole model; sum of kernels times {profile.factor:.3f}")
-    click.echo(f"mean error of predictions on {profile.checked} models with other widths, not used to fit: {profile.error:.1%}")
+        answer(f"fewer widths were timed than usual, since --profile-budget {profile.cut_short:g} s was spent")
+    answer(f"measured {profile.seconds * 1e3:.3f} ms for the whole model; sum of kernels times {profile.factor:.3f}")
+    answer(f"mean error of predictions on {profile.checked} models with other widths, not used to fit: {profile.error:.1%}")
     slowest = seconds_of_nodes(analysis, profile)[:SHOWN]
     rows = [(name, f"{seconds * 1e3:.3f}", f"{seconds / profile.seconds:.1%}") for name, seconds in slowest]
-    click.echo(table(("node (first output)", "ms", "share"), rows))
+    answer(table(("node (first output)", "ms", "share"), rows))
     where_to = take.quoted(model, "-o", f"{model.stem}-pruned.onnx", "--target", "latency=60%", "--device-profile", output)
     say(f"Next: sfp-onnx prune {where_to}")

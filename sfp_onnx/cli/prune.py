@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-
-import click
 
 from .. import pipeline
 from ..core.options import DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions
 from ..graph.save import file_bytes
+from ..report import number
 from ..report.manifest import Pruned
-from ..report.text import accuracy_text, evaluation_text, figures_text, number, sizes_text, steps_text
+from ..report.text import accuracy_text, evaluation_text, figures_text, sizes_text, steps_text
 from . import arguments as take
-from .common import Command, bar, say
+from .common import answer, bar, say
 from .config import settle
-from .gates import gated
+from .evaluate import gated
 
 
-@click.command("prune", cls=Command)
-@take.takes(
-    take.model_argument, take.output_option, take.data_option, take.test_option, take.score_option, PlanOptions, take.eval_option,
-    DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option,
+@take.command(
+    "prune", take.model_argument, take.output_option, take.data_option, take.test_option, take.score_option, PlanOptions, take.eval_option,
+    DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option, gated,
 )  # fmt: skip
-@gated
-def command(
-    model: Path, output: Path, data: Path | None, test_data: Path | None, eval_data: Path | None, verify: bool, as_json: bool,
-    **options: Any,
-) -> None:  # fmt: skip
+def command(model: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
     """Plan, cut, verify and write in one.
 
     Example: sfp-onnx prune model.onnx -o smaller.onnx --data calibration.npz --target macs=50%
     """
     settle(options)
     result = pipeline.prune(
-        model, take.build(PlanOptions, options), data=data, verify=verify, progress=bar, eval_data=eval_data, test_data=test_data,
-        inspect_options=take.build(InspectOptions, options), output=take.build(OutputOptions, options, path=output),
-        **take.scoring(options), **take.reading(options),
+        model, take.build(PlanOptions, options), verify=verify, progress=bar,
+        output=take.build(OutputOptions, options, path=output), **take.scoring(options), **take.reading(options),
     )  # fmt: skip
     show(result, output, as_json)
     if not as_json:
         if result.packaged:
-            click.echo(steps_text(result.packaged.steps))
+            answer(steps_text(result.packaged.steps))
         if result.evaluation:
-            click.echo(accuracy_text(result.evaluation))
+            answer(accuracy_text(result.evaluation))
             say(evaluation_text(result.evaluation))
         else:
-            beside = take.retyped(click.get_current_context(), data=False)
-            say(f"Next: sfp-onnx evaluate {take.quoted(model, output)} --data TEST_DATA{' ' + beside if beside else ''}")
+            say(f"Next: sfp-onnx evaluate {take.quoted(model, output)} --data TEST_DATA{take.retyped(data=False)}")
     if options["report"] is not None:
         say(f"report: {options['report']}")
 
@@ -58,18 +49,17 @@ def show(result: Pruned, output: Path, as_json: bool) -> None:
     for note in result.notes:
         say(f"Note: {note}")
     if as_json:
-        click.echo(json.dumps(result.manifest, indent=1))
+        answer(result.manifest)
         return
-    click.echo(sizes_text(result.plan.before, result.plan.after))
+    answer(sizes_text(result.plan.before, result.plan.after))
     before, after = file_bytes(result.original), result.manifest["output"]["bytes"]
-    click.echo(f"file {number(before)}B -> {number(after)}B ({after / before:.1%})")
-    check = result.verification
-    if check is None:
-        click.echo("not verified (--no-verify)")
+    answer(f"file {number(before)}B -> {number(after)}B ({after / before:.1%})")
+    if (check := result.verification) is None:
+        answer("not verified (--no-verify)")
     else:
         parts = ", ".join(f"{kind} input {error:.1e}" for kind, error in check.errors.items())
         word = "verified before the repair" if result.repaired else "verified"
-        click.echo(f"{word}: equal to the masked original (relative difference on {parts}; allowed {check.tolerance:g})")
+        answer(f"{word}: equal to the masked original (relative difference on {parts}; allowed {check.tolerance:g})")
     if result.plan.figures:
-        click.echo(figures_text(result.plan))
-    click.echo(f"wrote {output}")
+        answer(figures_text(result.plan))
+    answer(f"wrote {output}")

@@ -15,9 +15,8 @@ from .errors import OptionError
 from .types import Align
 
 # Sections of `--help`, in this order.
-OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN = (
-    "Output", "Data", "How much leaves", "Which channels leave", "Repair", "Latency", "Other forms of the result", "This run",
-)  # fmt: skip
+OUTPUT, DATA, AMOUNT, CHANNELS = "Output", "Data", "How much leaves", "Which channels leave"
+REPAIR, LATENCY, FORMS, RUN = "Repair", "Latency", "Other forms of the result", "This run"
 BYTES = {"": 1.0, "b": 1.0, **{f"{unit}{b}": 10.0**power for unit, power in (("k", 3), ("m", 6), ("g", 9)) for b in ("", "b")},
          "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}  # fmt: skip
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -66,6 +65,11 @@ def option(default: Any, help: str, section: str, **facts: Any) -> Any:
     return field(default=default, metadata={"option": OptionFacts(help, section, **facts)})
 
 
+def rare(default: Any, help: str, section: str, **facts: Any) -> Any:
+    """An `option` that only --help-all shows."""
+    return option(default, help, section, advanced=True, **facts)
+
+
 # ---- values as text --------------------------------------------------------------------------------------------------
 
 
@@ -111,11 +115,8 @@ def pixels(text: str) -> tuple[int, ...]:
 
 def confidence(text: str) -> float:
     """``95%``, or the share itself: from 0.5 to below 1."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", str(text))
-    try:
-        value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
-    except ValueError:
-        value = -1.0
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(%?)\s*", text)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0.5 <= value < 1:
         raise OptionError(f"'{text}': expected from 50% to below 100%")
     return value
@@ -132,11 +133,6 @@ class ScoreOptions:
 
     seed: int = 0
     memory: int = 2 * 10**9
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What plans record of it."""
-        return {"seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -162,10 +158,10 @@ class PlanOptions:
         (), "Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. Repeatable; all are held "
         "at once.", AMOUNT, flag="target", metavar="macs=50%", example="macs=50%",
     )  # fmt: skip
-    allocation: str = option(
+    allocation: str = rare(
         "default", "The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
         "[default: solve with --max-drop, a latency or memory target, or --score obs; else uniform]", CHANNELS,
-        choices=("default", "uniform", "global", "solve"), advanced=True,
+        choices=("default", "uniform", "global", "solve"),
     )  # fmt: skip
     keep: str | None = option(None, "Layers (node or weight names) that keep all their output channels.", CHANNELS, metavar="REGEX")
     only: str | None = option(None, "Shrink only groups that are made by matching layers alone.", CHANNELS, metavar="REGEX", example=".")
@@ -176,24 +172,23 @@ class PlanOptions:
         example="default",
     )  # fmt: skip
     threads: int = option(0, "Threads of onnxruntime (0: all cores).", LATENCY, low=0)
-    batch: int = option(1, "Batch size to time with.", LATENCY, low=1, advanced=True)
-    provider: str = option("cpu", "Execution provider of onnxruntime.", LATENCY, advanced=True)
+    batch: int = rare(1, "Batch size to time with.", LATENCY, low=1)
+    provider: str = rare("cpu", "Execution provider of onnxruntime.", LATENCY)
     device_profile: str | None = option(None, "Latency from a profile measured elsewhere (`sfp-onnx profile`).", LATENCY, path=True)
     max_drop: str | None = option(
         None, "Top-1 (without labels: agreement with the original) falls by no more, on --eval-data or else a third of --data that is not "
         "scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%",
     )  # fmt: skip
-    metric: str | None = option(
-        None, "For --max-drop: function(outputs, labels) -> float, larger is better.", AMOUNT, metavar="MODULE:FUNCTION", advanced=True
+    metric: str | None = rare(
+        None, "For --max-drop: function(outputs, labels) -> float, larger is better.", AMOUNT, metavar="MODULE:FUNCTION"
     )
-    confidence: float = option(
+    confidence: float = rare(
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
-        parse=confidence, metavar="95%", example="95%", advanced=True,
+        parse=confidence, metavar="95%", example="95%",
     )  # fmt: skip
-    profile_budget: float = option(
-        60.0, "Wall time for timing layers; where it does not suffice, fewer widths are timed.", LATENCY, low=1, metavar="SECONDS",
-        advanced=True,
-    )  # fmt: skip
+    profile_budget: float = rare(
+        60.0, "Wall time for timing layers; where it does not suffice, fewer widths are timed.", LATENCY, low=1, metavar="SECONDS"
+    )
 
     def __post_init__(self) -> None:
         """Read the alignment."""
@@ -218,14 +213,14 @@ class RepairOptions:
         "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]", REPAIR, flag="repair",
         choices=("default", *REPAIRS),
     )  # fmt: skip
-    force: bool = option(False, "Write the model even if the repair took it away from the original.", REPAIR, advanced=True)
+    force: bool = rare(False, "Write the model even if the repair took it away from the original.", REPAIR)
     seed: int = 0
     rows_per_input: float = 128.0
     least_positions: int = 4
     ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
-    memory: int = option(
+    memory: int = rare(
         2 * 10**9, "What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file.", REPAIR,
-        parse=byte_size, metavar="2GB", example="2GB", advanced=True,
+        parse=byte_size, metavar="2GB", example="2GB",
     )  # fmt: skip
 
     @property
@@ -245,21 +240,17 @@ class DataOptions:
     std: tuple[float, ...] | None = option(None, "Divided by per channel, after --mean.", DATA, parse=numbers, metavar="S1,S2,..")
     scale: float | None = option(None, "Value range of the raw data: 255 for 8-bit images.", DATA, low=0, low_open=True)
     layout: str = option("nchw", "Layout of the data.", DATA, choices=("nchw", "nhwc"))
-    resize: tuple[int, ...] | None = option(
-        None, "Images: the shorter side, or height x width.  [default: model's]", DATA, parse=pixels, metavar="S|HxW", advanced=True
+    resize: tuple[int, ...] | None = rare(
+        None, "Images: the shorter side, or height x width.  [default: model's]", DATA, parse=pixels, metavar="S|HxW"
     )
-    center_crop: tuple[int, ...] | None = option(
-        None, "Images: the middle, after --resize.", DATA, parse=pixels, metavar="S|HxW", advanced=True
-    )
-    color: str | None = option(
-        None, "Images: order of the model's colour channels.  [default: rgb]", DATA, choices=("rgb", "bgr"), advanced=True
-    )
-    resample: str | None = option(
+    center_crop: tuple[int, ...] | None = rare(None, "Images: the middle, after --resize.", DATA, parse=pixels, metavar="S|HxW")
+    color: str | None = rare(None, "Images: order of the model's colour channels.  [default: rgb]", DATA, choices=("rgb", "bgr"))
+    resample: str | None = rare(
         None, "Images: how --resize interpolates.  [default: bilinear]", DATA,
-        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"), advanced=True,
+        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
     )  # fmt: skip
-    samples: int | None = option(None, "Use only so many samples, drawn with --seed.", DATA, low=1, advanced=True)
-    seed: int = option(0, "Seed of everything random.", DATA, low=0, advanced=True)
+    samples: int | None = rare(None, "Use only so many samples, drawn with --seed.", DATA, low=1)
+    seed: int = rare(0, "Seed of everything random.", DATA, low=0)
 
     @property
     def given(self) -> list[str]:
@@ -272,13 +263,11 @@ class InspectOptions:
     """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``cut_layernorm``: let
     axes that LayerNormalization normalises over shrink (it is rewritten exactly, at some cost in time)."""
 
-    input_shapes: Mapping[str, list[int]] | None = option(
+    input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
-        metavar="NAME=1,3,224,224", advanced=True,
+        metavar="NAME=1,3,224,224",
     )  # fmt: skip
-    cut_layernorm: bool = option(
-        False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS, advanced=True
-    )
+    cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
 
 
 @dataclass(frozen=True)
@@ -290,19 +279,15 @@ class OutputOptions:
     path: Any = None
     manifest: Any = option(None, "Write versions, hashes, options, plan and cuts as JSON.", OUTPUT, path=True)
     report: Any = option(None, "Write one HTML file with charts about the run (extra `report`).", OUTPUT, path=True)
-    external: bool | None = option(
-        None, "Weights in OUT.data, or in one file.  [default: one file up to 2 GB]", OUTPUT, flag="external-data/--single-file",
-        advanced=True,
-    )  # fmt: skip
+    external: bool | None = rare(
+        None, "Weights in OUT.data, or in one file.  [default: one file up to 2 GB]", OUTPUT, flag="external-data/--single-file"
+    )
     half: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS)
     quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
-    save_ort: Any = option(
-        None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True, advanced=True
+    save_ort: Any = rare(None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True)
+    locked: Any = rare(
+        None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True
     )
-    locked: Any = option(
-        None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True,
-        advanced=True,
-    )  # fmt: skip
 
     @property
     def packaged(self) -> bool:

@@ -75,10 +75,6 @@ def _guard() -> IO[bytes] | None:
 
 # ---- how much memory there is ----------------------------------------------------------------------------------------
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 MEMINFO = Path("/proc/meminfo")
 
@@ -101,9 +97,11 @@ def bound() -> None:
     """Let this process ask for no more memory of its own than there is: then an allocation fails, with a message, instead of the
     system's killing some process. Mapped files do not count. Where the system has no such limit, nothing happens."""
     most = available()
-    if resource is None or most is None or not hasattr(resource, "RLIMIT_DATA"):
+    if most is None:
         return
-    with suppress(OSError, ValueError):
+    with suppress(ImportError, AttributeError, OSError, ValueError):  # Windows, systems without this limit, limits that are set
+        import resource
+
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_DATA, (min([most, *known]), hard))
@@ -139,12 +137,9 @@ def user_function(name: str, option: str) -> Callable[..., Any]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        imported = importlib.import_module(module)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the user's module raises
         raise OptionError(f"{option}: cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(imported, attribute):
-        raise OptionError(f"{option}: cannot be imported: cannot import name '{attribute}' from '{module}'")
-    function: Callable[..., Any] = getattr(imported, attribute)
     if not callable(function):
         raise OptionError(f"{option}: '{attribute}' is no function")
     return function

@@ -8,13 +8,13 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import OptionError
+from ..core.system import need
 from ..core.types import Array, BoolArray, FloatArray
 
 PLUGIN_SECTIONS: list[Callable[..., list[Any]]] = []
@@ -110,6 +110,8 @@ MOST_NAMED = 110
 
 SIDE = 300
 
+WORDS = ("before", "after")
+
 ACROSS = 440  # two of them fit beside each other
 
 
@@ -126,7 +128,8 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [name[-LONGEST:] for name in names]
 
 
-def _short(value: float) -> str:
+def number(value: float) -> str:
+    """A count for people: 1234567 -> 1.23M."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{suffix}"
@@ -143,24 +146,25 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
-def pair_bars(title: str, names: Sequence[str], before: Sequence[float], after: Sequence[float], words: tuple[str, str]) -> Chart:
+def _level(y: float, right: float, value: float) -> list[Mark]:
+    """The line of one value of the upright axis."""
+    return [Mark("line", (LEFT, y, right, y), "grid"), Mark("text", (LEFT - 6, y + 4, 0), "tick", number(value), "end")]
+
+
+def pair_bars(title: str, names: Sequence[str], before: Sequence[float], after: Sequence[float], words: Sequence[str] = WORDS) -> Chart:
     """Two bars in one place for each of ``names``: ``before`` pale and wide, ``after`` strong and narrower in front of it."""
     count = max(len(names), 1)
-    step = max((WIDTH - LEFT) / count, 12) if count <= MOST_NAMED else max((WIDTH - LEFT) / count, 4)
-    step = min(step, 60)
+    step = min(max((WIDTH - LEFT) / count, 12 if count <= MOST_NAMED else 4), 60)
     scale = ticks(0, max([*before, *after, 0]) or 1)
     width = max(LEFT + step * count + 8, 420)
 
     def y(value: float) -> float:
         return TOP + PLOT * (1 - value / scale[-1])
 
-    marks = []
-    for value in scale:
-        marks.append(Mark("line", (LEFT, y(value), width - 4, y(value)), "grid"))
-        marks.append(Mark("text", (LEFT - 6, y(value) + 4, 0), "tick", _short(value), "end"))
+    marks = [mark for value in scale for mark in _level(y(value), width - 4, value)]
     for index, (name, old, new) in enumerate(zip(names, before, after, strict=True)):
         x = LEFT + step * index
-        tip = f"{name}: {_short(old)} \u2192 {_short(new)}"
+        tip = f"{name}: {number(old)} \u2192 {number(new)}"
         marks.append(Mark("rect", (x + step * 0.06, y(old), step * 0.88, TOP + PLOT - y(old)), "before", tip))
         marks.append(Mark("rect", (x + step * 0.22, y(new), step * 0.56, TOP + PLOT - y(new)), "after", tip))
     room = 10.0
@@ -180,6 +184,16 @@ class Strip:
     scores: FloatArray
     removed: BoolArray
 
+    @property
+    def cut(self) -> bool:
+        """Whether some leave and some stay."""
+        return bool(self.removed.any() and not self.removed.all())
+
+    @property
+    def tangled(self) -> bool:
+        """Whether no score separates those from these."""
+        return self.cut and bool(self.scores[self.removed].max() > self.scores[~self.removed].min())
+
 
 def strips(title: str, groups: Sequence[Strip]) -> Chart:
     """The scores of each group as dots on a line of its own, from the group's least to its largest,
@@ -195,16 +209,20 @@ def strips(title: str, groups: Sequence[Strip]) -> Chart:
         places = NAMES + (right - NAMES) * np.sqrt(np.clip((scores - low) / ((high - low) or 1.0), 0, 1))
         marks.append(Mark("text", (NAMES - 8, y + 3.5, 0), "name", shown[index], "end"))
         marks.append(Mark("line", (NAMES, y, right, y), "grid"))
-        for gone in (False, True):
-            word = "leaves" if gone else "stays"
-            dots = zip(places[removed == gone], scores[removed == gone], strict=True)
+        for word, which in (("stays", ~removed), ("leaves", removed)):
+            dots = zip(places[which], scores[which], strict=True)
             marks += [Mark("dot", (float(x), y, 3), word, f"{group.name}: {value:.4g} {word}") for x, value in dots]
-        if removed.any() and not removed.all() and scores[removed].max() <= scores[~removed].min():
+        if group.cut and not group.tangled:
             x = float(places[removed].max() + places[~removed].min()) / 2
             marks.append(Mark("line", (x, y - ROW * 0.48, x, y + ROW * 0.48), "cut"))
     cut = any(group.removed.any() for group in groups)
     legend = (("stays", "stays"), ("leaves", "leaves"), ("cut", "cut")) if cut else ()
     return Chart(title, WIDTH, TOP + ROW * len(groups) + 6, tuple(marks), legend)
+
+
+def _axes(names: tuple[str, str], across: float, height: float, up: float) -> list[Mark]:
+    """What the axes are: below the chart, and at its left."""
+    return [Mark("text", (across, height - 6, 0), "axis", names[0], "middle"), Mark("text", (11, up, -90), "axis", names[1], "middle")]
 
 
 @dataclass(frozen=True)
@@ -229,21 +247,17 @@ def scatter(title: str, points: Sequence[Dot], axes: tuple[str, str]) -> Chart:
         up = (y - rows[0]) / (rows[-1] - rows[0])
         return LEFT + 14 + (ACROSS - LEFT - 40) * across, bottom - (bottom - TOP) * up
 
-    marks = []
-    for value in rows:
-        y = place(columns[0], value)[1]
-        marks += [Mark("line", (LEFT, y, ACROSS - 8, y), "grid"), Mark("text", (LEFT - 6, y + 4, 0), "tick", _short(value), "end")]
+    marks = [mark for value in rows for mark in _level(place(columns[0], value)[1], ACROSS - 8, value)]
     for value in columns:
         x = place(value, rows[0])[0]
-        marks += [Mark("line", (x, TOP, x, bottom), "grid"), Mark("text", (x, bottom + 15, 0), "tick", _short(value), "middle")]
-    marks.append(Mark("text", (ACROSS / 2, height - 6, 0), "axis", axes[0], "middle"))
-    marks.append(Mark("text", (11, (TOP + bottom) / 2, -90), "axis", axes[1], "middle"))
+        marks += [Mark("line", (x, TOP, x, bottom), "grid"), Mark("text", (x, bottom + 15, 0), "tick", number(value), "middle")]
+    marks += _axes(axes, ACROSS / 2, height, (TOP + bottom) / 2)
     front = sorted(place(dot.x, dot.y) for dot in points if dot.front)
     marks += [Mark("line", (*one, *two), "front") for one, two in pairwise(front)]
     named: list[tuple[float, float]] = []
     for dot in sorted(points, key=lambda dot: (dot.x, dot.y)):
         across, up = place(dot.x, dot.y)
-        tip = f"{dot.name}: {axes[0]} {_short(dot.x)}, {axes[1]} {_short(dot.y)}"
+        tip = f"{dot.name}: {axes[0]} {number(dot.x)}, {axes[1]} {number(dot.y)}"
         marks.append(Mark("dot", (across, up, 5), "best" if dot.front else "other", tip))
         crowded = any(abs(across - other) < 90 and abs(up - level) < 12 for other, level in named)
         near_edge = across > ACROSS - 90
@@ -256,8 +270,7 @@ def scatter(title: str, points: Sequence[Dot], axes: tuple[str, str]) -> Chart:
 
 def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Chart:
     """A matrix (L, L) as colours (red above zero, blue below), its labels reordered so that every cluster is a framed block."""
-    first = [label for cluster in clusters for label in cluster]
-    order = list(dict.fromkeys([*first, *range(len(matrix))]))
+    order = list(dict.fromkeys([*chain.from_iterable(clusters), *range(len(matrix))]))
     values = np.asarray(matrix, np.float64)[np.ix_(order, order)]
     share = values / (np.abs(values).max() or 1.0)
     ends = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 43]], np.float64)  # ColorBrewer RdBu
@@ -277,8 +290,7 @@ def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Ch
             middle = 6 + cell * (index + 0.5)
             marks.append(Mark("text", (30, middle + 3.5, 0), "name", str(label), "end"))
             marks.append(Mark("text", (middle + 28, SIDE - 22, 0), "name", str(label), "middle"))
-    marks.append(Mark("text", (34 + (SIDE - 40) / 2, SIDE - 6, 0), "axis", "output of the probe", "middle"))
-    marks.append(Mark("text", (11, 6 + (SIDE - 40) / 2, -90), "axis", "label of the sample", "middle"))
+    marks += _axes(("output of the probe", "label of the sample"), 34 + (SIDE - 40) / 2, SIDE, 6 + (SIDE - 40) / 2)
     return Chart(title, SIDE, SIDE, tuple(marks))
 
 
@@ -300,18 +312,12 @@ def png(pixels: Array) -> bytes:
     height, width, channels = pixels.shape
     lines = b"".join(b"\0" + row.tobytes() for row in pixels)  # filter 0: none
     header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[channels], 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in parts)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    parts = (b"IHDR" + header, b"IDAT" + zlib.compress(lines, 9), b"IEND")
+    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 # ---- the page as text ------------------------------------------------------------------------------------------------
-
-
-TEMPLATE = "page.html.j2"
 
 
 def require() -> Any:
@@ -320,12 +326,7 @@ def require() -> Any:
     Raises:
         OptionError: it is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        hint = "Install it: pip install jinja2 (it is the extra 'report': sfp_onnx[report])"
-        raise OptionError(f"--report needs Jinja2, which cannot be imported ({error}). {hint}") from error
-    return jinja2
+    return need("jinja2", "report", "--report")
 
 
 def render(page: Page) -> str:
@@ -338,5 +339,5 @@ def render(page: Page) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = lambda data: "data:image/png;base64," + b64encode(data).decode()
     environment.filters["n"] = lambda value: f"{value:.2f}".rstrip("0").rstrip(".")
-    text: str = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8")).render(page=page)
-    return text.lstrip()
+    template = resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
+    return str(environment.from_string(template).render(page=page)).lstrip()

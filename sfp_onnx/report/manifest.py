@@ -71,25 +71,19 @@ def manifest(result: Pruned, output: Path | None = None, external: bool | None =
     digest, size = fingerprint(result.model, output, external) if output else (None, full_size(result.model))
     check = result.verification
     return {
-        "format": "sfp_onnx manifest",
-        "version": 1,
-        "versions": versions(),
+        "format": "sfp_onnx manifest", "version": 1, "versions": versions(),
         "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": file_bytes(result.original)},
         "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
-        "options": dict(result.plan.options),
-        "data": dict(result.data) or None,
-        "before": asdict(result.plan.before),
-        "after": asdict(result.plan.after),
+        "options": dict(result.plan.options), "data": dict(result.data) or None,
+        "before": asdict(result.plan.before), "after": asdict(result.plan.after),
         "verification": None if check is None else asdict(check),
         "repair": None if result.repaired is None else result.repaired.figures,
-        "notes": list(result.notes),
-        "plan": to_json(result.plan),
-        "cuts": [asdict(item) for item in result.cuts],
+        "notes": list(result.notes), "plan": to_json(result.plan), "cuts": [asdict(item) for item in result.cuts],
         "command": None if result.command is None else {"name": "prune", "options": dict(result.command)},
         "evaluation": [asdict(measured) for measured in result.evaluation] or None,
         "packaging": None if result.packaged is None else [asdict(step) for step in result.packaged.steps],
         "test_data": None if result.test_data is None else dict(result.test_data),
-    }
+    }  # fmt: skip
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -120,21 +114,6 @@ def write_json(path: str | Path, data: Mapping[str, Any], inputs: Iterable[Path]
 PLACES = {"path", "manifest", "report", "save_ort", "locked"}
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """A manifest of a model that was pruned.
-
-    Raises:
-        OptionError: unreadable, or no manifest.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data["format"] != "sfp_onnx manifest" or not isinstance(data["output"]["sha256"], str):
-            raise ValueError("it is no manifest of a written model")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OptionError(f"{path}: cannot read the manifest: {error}. Expected what --manifest writes.") from error
-    return dict(data)
-
-
 def command_of(*records: Any, **more: Any) -> dict[str, Any]:
     """The options of a run as JSON holds them, without those that say where things are or go: model and data are compared by hash."""
     fields = {name: value for record in records if record is not None for name, value in vars(record).items()}
@@ -148,25 +127,13 @@ def differences(manifest: Mapping[str, Any], options: Mapping[str, Any], model: 
     if not isinstance(command, Mapping):
         return ["the manifest holds no options: it was made by an older version, or by `apply`"]
     then = command.get("options", {})
-    different = [key for key in sorted({*then} & {*options}) if then[key] != options[key]]
-    digests = {
-        "model": (manifest["model"]["sha256"], model.sha256),
-        "data": ((manifest.get("data") or {}).get("sha256"), None if data is None else data.sha256),
-    }
-    return [
-        *(f"option {key}: {then[key]!r} then, {options[key]!r} now" for key in different),
-        *(f"SHA-256 of the {what}: {_short(old)} then, {_short(new)} now" for what, (old, new) in digests.items() if old != new),
-    ]
-
-
-def _short(digest: str | None) -> str:
-    return "none" if digest is None else digest[:16]
-
-
-def version_differences(manifest: Mapping[str, Any]) -> list[str]:
-    """Packages of other versions than in the manifest."""
-    then, now = manifest.get("versions", {}), versions()
-    return [f"{name} {then.get(name)} then, {now.get(name)} now" for name in now if then.get(name) != now.get(name)]
+    keys = sorted({*then} & {*options})
+    different = [f"option {key}: {then[key]!r} then, {options[key]!r} now" for key in keys if then[key] != options[key]]
+    for what, opened in (("model", model), ("data", data)):
+        old, new = (manifest.get(what) or {}).get("sha256"), None if opened is None else opened.sha256
+        if old != new:
+            different.append(f"SHA-256 of the {what}: {(old or 'none')[:16]} then, {(new or 'none')[:16]} now")
+    return different
 
 
 def clocked(options: Mapping[str, Any]) -> bool:
@@ -184,8 +151,15 @@ class Lock:
         Raises:
             OptionError: unreadable, or no manifest.
         """
-        self.path, self.manifest = path, read_manifest(path)
-        self.versions = version_differences(self.manifest)
+        self.path = path
+        try:
+            self.manifest: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+            if self.manifest["format"] != "sfp_onnx manifest" or not isinstance(self.manifest["output"]["sha256"], str):
+                raise ValueError("it is no manifest of a written model")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise OptionError(f"{path}: cannot read the manifest: {error}. Expected what --manifest writes.") from error
+        then, now = self.manifest.get("versions", {}), versions()
+        self.versions = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
 
     def plan(self, model: Model, data: Dataset | None, options: Mapping[str, Any]) -> Plan | None:
         """Check that the run is the same so far; the manifest's plan, if it was made with a clock and cannot be made again.
@@ -209,9 +183,9 @@ class Lock:
         Raises:
             TargetError: it is not; with the versions that differ.
         """
-        path = Path(output.path or "model.onnx")
-        name = Path(self.manifest["output"]["path"] or path.name).name
-        digest, expected = fingerprint(result.model, path.with_name(name), output.external)[0], self.manifest["output"]["sha256"]
+        path, then = Path(output.path or "model.onnx"), self.manifest["output"]
+        name, expected = Path(then["path"] or path.name).name, then["sha256"]
+        digest = fingerprint(result.model, path.with_name(name), output.external)[0]
         if digest != expected:
             why = "; ".join(self.versions) or "all versions are the same; the processor or its number of threads may differ"
             raise TargetError(

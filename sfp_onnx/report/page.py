@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from .. import report
 from ..core.system import command_line
-from ..core.types import Array, BoolArray, Pinned, Size
+from ..core.types import Array, BoolArray, FloatArray, Pinned, Size
 from ..coupling.analysis import Analysis, Progress, channels_by_reason, silent
 from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
 from ..evaluation import Evaluation, evaluate, is_classifier, log_probabilities
+from ..export import Packaged
 from ..graph import Model, outputs
-from ..graph.save import file_bytes, fingerprint, write_text
-from ..latency.profiling import layer_times
+from ..graph.save import file_bytes, fingerprint
+from ..latency.profiling import LayerTimes, layer_times
 from ..planning import removal_of
+from ..planning.search import Candidates
 from ..runtime import Setup, open_model, side_by_side
-from .manifest import versions
-from .text import figures_section, number, packaging_section, times_section
-
-if TYPE_CHECKING:  # results that are only shown
-    from ..export import Packaged
-    from ..latency.profiling import LayerTimes
-    from ..planning.search import Candidates
-    from .manifest import Pruned
-    from .points import Point
+from . import number, text
+from .manifest import Pruned, versions
+from .points import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
 CHANNELS = (1, 3)
-
-
-class Used(Protocol):
-    """The data of a run: what was calibrated with, and what the result is measured on."""
-
-    @property
-    def data(self) -> Dataset | None:
-        """Calibration data."""
-
-    @property
-    def test_data(self) -> Dataset | None:
-        """Held-out data."""
 
 
 @dataclass(frozen=True)
@@ -68,106 +50,87 @@ def widths_of(analysis: Analysis, removed: BoolArray | None = None) -> list[Widt
 # ---- pages -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a page is told besides results: the data it was measured on, and what else was measured."""
-
-    data: Dataset | None = None
-    unseen: bool = True
-    packaged: Packaged | None = None
-    times: LayerTimes | None = None
-
-    @property
-    def place(self) -> str:
-        """What the data are, in words."""
-        if self.data is None:
-            return ""
-        return f"{self.data.samples} {'held-out samples' if self.unseen else 'calibration samples, which the pruning has seen'}"
-
-
-def prune_page(result: Pruned, scored: Candidates, data: Used, setup: Setup, batch: int, progress: Progress = silent) -> report.Page:
+def prune_page(
+    result: Pruned, scored: Candidates, data: Dataset | None, test_data: Dataset | None, setup: Setup, batch: int, progress: Progress
+) -> report.Page:
     """The page of one pruned model; measured on test data if there are any, else on the calibration data. ``setup`` and ``batch`` say how
     layers are timed."""
     analysis = scored.analysis
     measured: Sequence[Evaluation] = result.evaluation
-    if not measured and data.data is not None:
-        measured = evaluate([result.original, result.model], data.data, progress=progress)
-    times = layer_times(analysis, result.model, setup, batch, progress)
-    context = Context(data.test_data or data.data, data.test_data is not None, result.packaged, times)
+    if not measured and data is not None:
+        measured = evaluate([result.original, result.model], data, progress=progress)
     removed = removal_of(result.plan, analysis.coupling, analysis.model.sha256)
-    before, after = widths_of(analysis), widths_of(analysis, removed)
     sections = [
-        _widths(before, after),
-        _macs(before, after),
-        *times_section(context.times),
-        _scores(scored, removed),
-        *_of_plugins(scored, data.data, progress),
-        *_repair(result),
-        *packaging_section(context.packaged),
-        *_differences((result.original, result.model), context),
-        *_pinned(analysis.coupling.pinned),
-        *([report.Section("Notes", tuple(result.notes))] if result.notes else []),
-    ]
+        *_layers(widths_of(analysis), widths_of(analysis, removed)), *_times(layer_times(analysis, result.model, setup, batch, progress)),
+        _scores(scored, removed), *_of_plugins(scored, data, progress), *_repair(result), *_packaging(result.packaged),
+        *_differences(result.original, result.model, test_data or data), _pinned(analysis.coupling.pinned),
+    ]  # fmt: skip
+    if result.notes:
+        sections.append(report.Section("Notes", tuple(result.notes)))
     words = [_verified(result)]
     if result.plan.figures:
         words.append("Targets: " + ", ".join(str(target) for target in result.plan.options.get("targets", ())))
     bytes_after = fingerprint(result.model, "model.onnx")[1]
-    sized = (replace(result.plan.before, bytes=file_bytes(result.original)), replace(result.plan.after, bytes=bytes_after))
-    title = f"{_name(analysis)}, pruned"
-    cards, facts = _cards(sized, measured, context), _facts(analysis, result.data)
-    return report.Page(title, tuple(words), cards, tuple(sections), command_line.get(), facts)
+    sizes = (replace(result.plan.before, bytes=file_bytes(result.original)), replace(result.plan.after, bytes=bytes_after))
+    cards = _cards(sizes, measured, _place(test_data) if test_data else _place(data, unseen=False))
+    return _page(f"{_name(analysis)}, pruned", words, cards, sections, analysis, result.data)
 
 
-def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], context: Context) -> report.Page:
+def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], data: Dataset, times: LayerTimes | None) -> report.Page:
     """The page of measured models; the first is the reference, the headline is that of the last."""
-    before, after = (widths_of(analysis) for analysis in (analyses[0], analyses[-1]))
-    known = {row.name: row for row in after}
+    first, last = analyses[0], analyses[-1]
+    before, known = widths_of(first), {row.name: row for row in widths_of(last)}
     shared = [row for row in before if row.name in known]
     sections = []
     if len(analyses) > 1 and shared:
-        sections += [_widths(shared, [known[row.name] for row in shared]), _macs(shared, [known[row.name] for row in shared])]
-    sections += times_section(context.times)
-    sections.append(figures_section(measured))
+        sections += _layers(shared, [known[row.name] for row in shared])
+    columns = [head for head in text.COLUMNS if head != "median ms"]
+    rows = tuple((result.model, *text.figures(result, columns)) for result in measured)
+    sections += [*_times(times), report.Section("All figures", table=report.Table(("model", *columns), rows))]
     if len(analyses) > 1:
-        sections += _differences((analyses[0].model, analyses[-1].model), context)
-    sections += _pinned(analyses[0].coupling.pinned)
-    title = " and ".join(dict.fromkeys(_name(analysis) for analysis in (analyses[0], analyses[-1])))
-    cards = _cards((measured[0].size, measured[-1].size), (measured[0], measured[-1]), context)
-    data = {} if context.data is None else {"name": context.data.name, "sha256": context.data.sha256}
-    return report.Page(f"{title}, measured", (), cards, tuple(sections), command_line.get(), _facts(analyses[0], data))
+        sections += _differences(first.model, last.model, data)
+    sections.append(_pinned(first.coupling.pinned))
+    title = " and ".join(dict.fromkeys(_name(analysis) for analysis in (first, last)))
+    cards = _cards((measured[0].size, measured[-1].size), (measured[0], measured[-1]), _place(data))
+    return _page(f"{title}, measured", (), cards, sections, first, {"name": data.name, "sha256": data.sha256})
 
 
-def sweep_page(points: Sequence[Point], scored: Candidates, data: Used, progress: Progress = silent) -> report.Page:
+def sweep_page(
+    points: Sequence[Point], scored: Candidates, data: Dataset | None, test_data: Dataset | None, progress: Progress = silent
+) -> report.Page:
     """The page of a sweep."""
-    context = Context(data.test_data)
-    held = [point for point in points if not point.failure and point.size is not None]
-    loss, axis = _accuracies(held)
-    judged = any(value != loss[0] for value in loss) or context.data is not None
-    rows = [report.Dot(point.latency_ratio or 0.0, value, point.target, point.front) for point, value in zip(held, loss, strict=True)]
-    megabytes = [(point.size.bytes or 0) / 1e6 if point.size else 0.0 for point in held]
-    small = [report.Dot(size, value, point.target, point.front) for size, point, value in zip(megabytes, held, loss, strict=True)]
-    charts = [report.scatter(f"{axis} by latency", rows, ("latency, share of the original", axis))]
-    charts.append(report.scatter(f"{axis} by size of the file", small, ("megabytes", axis)))
-    word = "On the front: no other point is at least as good in accuracy, size and latency, and better in one."
-    words = (word,) if judged else (word, "Without data nothing is known of the accuracy.")
-    sections = [report.Section("Pareto front", words, tuple(charts) if judged else (), _points_table(points))]
-    sections += [_scores(scored, np.zeros(scored.analysis.coupling.units, bool)), *_of_plugins(scored, data.data, progress)]
-    sections += _pinned(scored.analysis.coupling.pinned)
-    best = _choice(held, loss)
-    cards = _cards((held[0].size, best.size), (_evaluation(held[0]), _evaluation(best)), context) if best else ()
-    told = (f"The headline is that of {best.target}: the fewest MACs on the front within one point of the original.",) if best else ()
     analysis = scored.analysis
-    facts = _facts(analysis, scored.recorded.get("data") or {})
-    return report.Page(f"{_name(analysis)}, many targets", told, cards, tuple(sections), command_line.get(), facts)
+    held = [point for point in points if not point.failure]
+    loss, axis = _accuracies(held)
+    words = ["On the front: no other point is at least as good in accuracy, size and latency, and better in one."]
+    charts: list[report.Chart] = []
+    if test_data is not None or any(value != loss[0] for value in loss):
+        for title, across, values in (
+            ("latency", "latency, share of the original", [point.latency_ratio or 0.0 for point in held]),
+            ("size of the file", "megabytes", [(point.size.bytes or 0) / 1e6 if point.size else 0.0 for point in held]),
+        ):
+            dots = [report.Dot(x, y, point.target, point.front) for x, y, point in zip(values, loss, held, strict=True)]
+            charts.append(report.scatter(f"{axis} by {title}", dots, (across, axis)))
+    else:
+        words.append("Without data nothing is known of the accuracy.")
+    sections = [
+        report.Section("Pareto front", tuple(words), tuple(charts), _points_table(points)),
+        _scores(scored, np.zeros(analysis.coupling.units, bool)), *_of_plugins(scored, data, progress), _pinned(analysis.coupling.pinned),
+    ]  # fmt: skip
+    best = _choice(held, loss)
+    cards = _cards((held[0].size, best.size), (_evaluation(held[0]), _evaluation(best)), _place(test_data)) if best else ()
+    told = (f"The headline is that of {best.target}: the fewest MACs on the front within one point of the original.",) if best else ()
+    return _page(f"{_name(analysis)}, many targets", told, cards, sections, analysis, scored.recorded.get("data") or {})
 
 
-def write_page(path: Path, page: report.Page, inputs: Sequence[Path] = ()) -> None:
-    """Write a page atomically.
-
-    Raises:
-        OptionError: Jinja2 is not installed. OutputError: the path cannot be written.
-    """
-    write_text(path, report.render(page), inputs)
+def _page(
+    title: str, words: Sequence[str], cards: Sequence[report.Card], sections: Sequence[report.Section], analysis: Analysis,
+    data: Mapping[str, object],
+) -> report.Page:  # fmt: skip
+    facts = {"model": str(analysis.model.source), "its SHA-256": analysis.model.sha256}
+    if data:
+        facts |= {"data": str(data.get("name")), "their SHA-256": str(data.get("sha256"))}
+    return report.Page(title, tuple(words), tuple(cards), tuple(sections), command_line.get(), tuple({**facts, **versions()}.items()))
 
 
 # ---- headline --------------------------------------------------------------------------------------------------------
@@ -175,6 +138,11 @@ def write_page(path: Path, page: report.Page, inputs: Sequence[Path] = ()) -> No
 
 def _name(analysis: Analysis) -> str:
     return analysis.model.source.name if analysis.model.source else "the model"
+
+
+def _place(data: Dataset | None, unseen: bool = True) -> str:
+    """What data are, in words."""
+    return f"{data.samples} {'held-out samples' if unseen else 'calibration samples, which the pruning has seen'}" if data else ""
 
 
 def _verified(result: Pruned) -> str:
@@ -187,76 +155,91 @@ def _verified(result: Pruned) -> str:
     )
 
 
-def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation], context: Context) -> tuple[report.Card, ...]:
+def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation], place: str) -> list[report.Card]:
     cards = []
     if len(measured) == 2:
         first, last = measured
         if first.top1 is not None and last.top1 is not None:
-            change = f"{100 * (last.top1 - first.top1):+.2f} points on {context.place}"
+            change = f"{100 * (last.top1 - first.top1):+.2f} points on {place}"
             cards.append(report.Card("Accuracy (top-1)", f"{first.top1:.2%}", f"{last.top1:.2%}", change))
         if last.agreement is not None:
-            cards.append(report.Card("Same answer as the original", "", f"{last.agreement:.2%}", f"on {context.place}"))
+            cards.append(report.Card("Same answer as the original", "", f"{last.agreement:.2%}", f"on {place}"))
         elif last.relative_error is not None:
-            cards.append(report.Card("Relative error to the original", "", f"{last.relative_error:.3g}", f"on {context.place}"))
-    before, after = sizes
-    if before is not None and after is not None:
-        pairs = ((before.macs, after.macs), (before.params, after.params), (before.bytes, after.bytes))
-        for name, (old, new) in zip(("MACs per sample", "Parameters", "File"), pairs, strict=True):
-            if old and new is not None:
-                unit = "B" if name == "File" else ""
-                cards.append(report.Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
-    if len(measured) == 2 and measured[1].latency_min_ms is not None:
-        share = f"{measured[1].latency_ratio:.2f} of the original; per batch, least of interleaved runs on this machine"
-        before_ms = f"{measured[0].latency_min_ms:.3g} ms"
-        cards.append(report.Card("Latency", before_ms, f"{measured[1].latency_min_ms:.3g} ms", share))
-    return tuple(cards)
-
-
-def _facts(analysis: Analysis, data: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
-    facts = [("model", str(analysis.model.source)), ("its SHA-256", analysis.model.sha256)]
-    if data:
-        facts += [("data", str(data.get("name"))), ("their SHA-256", str(data.get("sha256")))]
-    return (*facts, *versions().items())
+            cards.append(report.Card("Relative error to the original", "", f"{last.relative_error:.3g}", f"on {place}"))
+    for name, figure, unit in (("MACs per sample", "macs", ""), ("Parameters", "params", ""), ("File", "bytes", "B")):
+        old, new = (getattr(size, figure, None) for size in sizes)
+        if old and new is not None:
+            cards.append(report.Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
+    if len(measured) == 2 and last.latency_min_ms is not None:
+        share = f"{last.latency_ratio:.2f} of the original; per batch, least of interleaved runs on this machine"
+        cards.append(report.Card("Latency", f"{first.latency_min_ms:.3g} ms", f"{last.latency_min_ms:.3g} ms", share))
+    return cards
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------
 
 
-def _pair(title: str, names: Sequence[str], values: tuple[Sequence[float], Sequence[float]]) -> report.Chart:
-    return report.pair_bars(title, names, *values, ("before", "after"))
+def _layers(before: Sequence[Widths], after: Sequence[Widths]) -> list[report.Section]:
+    """The same layers before and after: widths, and multiply-accumulates."""
+    names, pairs = [row.name for row in before], list(zip(before, after, strict=True))
+    width = ([row.width for row in before], [row.width for row in after])
+    chart = report.pair_bars("Output channels of every layer, in network order", names, *width)
+    rows = tuple((a.name, str(a.width), str(b.width), number(a.macs), number(b.macs), _left(a.macs, b.macs)) for a, b in pairs)
+    cut = sum(old.width != new.width for old, new in pairs)
+    table = report.Table(("layer", "width", "after", "MACs", "after", "left"), rows, "The numbers")
+    widths = report.Section("Widths", (f"{cut} of {len(before)} layers became narrower.",), (chart,), table)
+    left = [np.array([row.macs for row in layers]) for layers in (before, after)]
+    chart = report.pair_bars("Multiply-accumulates of every layer for one sample", names, *(macs.tolist() for macs in left))
+    return [widths, report.Section("Where the MACs went", _largest("left", names, left[0] - left[1]), (chart,))]
 
 
-def _widths(before: Sequence[Widths], after: Sequence[Widths]) -> report.Section:
-    names = [row.name for row in before]
-    chart = _pair("Output channels of every layer, in network order", names, ([r.width for r in before], [r.width for r in after]))
-    rows = [
-        (old.name, str(old.width), str(new.width), number(old.macs), number(new.macs), f"{new.macs / old.macs:.0%}" if old.macs else "-")
-        for old, new in zip(before, after, strict=True)
-    ]
-    cut = sum(old.width != new.width for old, new in zip(before, after, strict=True))
-    table = report.Table(("layer", "width", "after", "MACs", "after", "left"), tuple(rows), "The numbers")
-    return report.Section("Widths", (f"{cut} of {len(before)} layers became narrower.",), (chart,), table)
+def _left(before: float, after: float) -> str:
+    return f"{after / before:.0%}" if before else "-"
 
 
-def _macs(before: Sequence[Widths], after: Sequence[Widths]) -> report.Section:
-    chart = _pair(
-        "Multiply-accumulates of every layer for one sample", [r.name for r in before], ([r.macs for r in before], [r.macs for r in after])
+def _largest(verb: str, names: Sequence[str], won: FloatArray) -> tuple[str, ...]:
+    """Which layers won most."""
+    if won.sum() <= 0:
+        return ()
+    largest = np.argsort(-won, kind="stable")[:3]
+    shares = zip(report.short_names([names[index] for index in largest]), won[largest] / won.sum(), strict=True)
+    return (f"Largest parts of what {verb}: {', '.join(f'{name} {share:.1%}' for name, share in shares)}.",)
+
+
+def _times(times: LayerTimes | None) -> list[report.Section]:
+    """Where the milliseconds went."""
+    if times is None:
+        return []
+    before, after = times.before.tolist(), times.after.tolist()
+    words = (
+        f"One run with a batch of {times.batch} on this machine: {times.before.sum():.3g} ms before, {times.after.sum():.3g} ms after. "
+        "From onnxruntime's records of its kernels, the cost of recording taken off; what is fused into a layer counts with it."
     )
-    lost = sorted(zip(before, after, strict=True), key=lambda pair: pair[1].macs - pair[0].macs)[:3]
-    total = sum(old.macs - new.macs for old, new in zip(before, after, strict=True))
-    names = report.short_names([old.name for old, _ in lost])
-    shares = ", ".join(f"{name} {(old.macs - new.macs) / total:.1%}" for name, (old, new) in zip(names, lost, strict=True)) if total else ""
-    return report.Section("Where the MACs went", (f"Largest parts of what left: {shares}.",) if total else (), (chart,))
+    won = _largest("was won", times.names, times.before - times.after)
+    chart = report.pair_bars("Milliseconds of every layer, in network order", times.names, before, after)
+    rows = [(name, f"{old:.4f}", f"{new:.4f}", _left(old, new)) for name, old, new in zip(times.names, before, after, strict=True)]
+    table = report.Table(("layer", "ms", "after", "left"), tuple(rows), "The numbers")
+    return [report.Section("Where the milliseconds went", (words, *won), (chart,), table)]
+
+
+def _packaging(packaged: Packaged | None) -> list[report.Section]:
+    """What half precision, integers and onnxruntime's format gave."""
+    if packaged is None:
+        return []
+    steps = packaged.steps
+    sizes = ([steps[0].bytes] * len(steps), [step.bytes for step in steps])
+    title = "Bytes of the original (pale) and of every form"
+    bars = report.pair_bars(title, [step.name for step in steps], *sizes, ("original", "this form"))
+    words = "Each step starts from the one before. Agreement and error are to the pruned float model, the ratio of times to the original."
+    rows = tuple((name, size + "B", *others) for name, size, *others in text.step_rows(steps))
+    return [report.Section("Packaging", (words,), (bars,), report.Table(("step", "file", *text.STEP[1:]), rows))]
 
 
 def _scores(scored: Candidates, removed: BoolArray) -> report.Section:
     rows = [report.Strip(group.name, scored.scores[group.units], removed[group.units]) for group in scored.groups]
     where = "from the least of each group to its largest, square-root spaced"
-    words = f"Score {scored.recorded.get('score')}: one dot for each channel that can leave, {where}."
-    cut = [(row.scores, row.removed) for row in rows if row.removed.any() and not row.removed.all()]
-    tangled = sum(bool(values[gone].max() > values[~gone].min()) for values, gone in cut)
-    lines = [words]
-    if tangled:
+    lines = [f"Score {scored.recorded.get('score')}: one dot for each channel that can leave, {where}."]
+    if tangled := sum(row.tangled for row in rows):
         lines.append(f"In {tangled} groups no score separates what leaves from what stays (the plan weighs more than it); no line there.")
     title = "Scores and the cut" if removed.any() else "Scores"
     return report.Section(title, tuple(lines), (report.strips("Scores of the channels of every group", rows),) if rows else ())
@@ -276,25 +259,24 @@ def _repair(result: Pruned) -> list[report.Section]:
     kept = [fit.layer for fit in done.fits if fit.kind == "kept"]
     words += f" These cannot be re-fitted and keep their weights: {', '.join(kept)}." if kept else ""
     fits = [fit for fit in done.fits if fit.kind != "kept" and np.isfinite([fit.error_before, fit.error_after]).all()]
-    charts: tuple[report.Chart, ...] = ()
-    table = None
-    if fits:
-        errors = ([fit.error_before for fit in fits], [fit.error_after for fit in fits])
-        title = "Error of what each layer makes, before and after its repair, relative to the variance of its target (held-out rows)"
-        charts = (_pair(title, [fit.layer for fit in fits], errors),)
-        rows = [(f.layer, f.kind, f"{f.ridge:g}", str(f.rows), f"{f.error_before:.4f}", f"{f.error_after:.4f}") for f in fits]
-        table = report.Table(("layer", "re-fitted", "ridge", "rows", "error", "after"), tuple(rows), "The numbers")
-    return [report.Section(f"Repair ({done.kind})", (words,), charts, table)]
+    if not fits:
+        return [report.Section(f"Repair ({done.kind})", (words,))]
+    errors = ([fit.error_before for fit in fits], [fit.error_after for fit in fits])
+    title = "Error of what each layer makes, before and after its repair, relative to the variance of its target (held-out rows)"
+    chart = report.pair_bars(title, [fit.layer for fit in fits], *errors)
+    rows = [(f.layer, f.kind, f"{f.ridge:g}", str(f.rows), f"{f.error_before:.4f}", f"{f.error_after:.4f}") for f in fits]
+    table = report.Table(("layer", "re-fitted", "ridge", "rows", "error", "after"), tuple(rows), "The numbers")
+    return [report.Section(f"Repair ({done.kind})", (words,), (chart,), table)]
 
 
-def _pinned(pinned: Sequence[Pinned]) -> list[report.Section]:
+def _pinned(pinned: Sequence[Pinned]) -> report.Section:
     if not pinned:
-        return [report.Section("What could not shrink", ("Nothing: every channel of every layer could leave.",))]
+        return report.Section("What could not shrink", ("Nothing: every channel of every layer could leave.",))
     ordered = sorted(channels_by_reason(pinned).items(), key=lambda item: (-item[1], item[0]))
     words = "; ".join(f"{reason}: {count} channels" for reason, count in ordered) + "."
     rows = [(pin.reason, str(pin.channels), pin.node, ", ".join(pin.layers[:3])) for pin in pinned[:MOST_ROWS]]
     table = report.Table(("because", "channels", "at node", "layers"), tuple(rows), "At which nodes")
-    return [report.Section("What could not shrink", (words,), (), table)]
+    return report.Section("What could not shrink", (words,), (), table)
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
@@ -322,37 +304,41 @@ def _evaluation(point: Point) -> Evaluation:
 
 def _points_table(points: Sequence[Point]) -> report.Table:
     rows = []
-    for point in points:
-        if point.failure or point.size is None:
-            rows.append((point.target, *["-"] * 6, point.failure[:80]))
-            continue
-        accuracy = point.top1 if point.top1 is not None else point.agreement
-        error = "-" if point.relative_error is None else f"error {point.relative_error:.4f}"
-        shown = error if accuracy is None else f"{accuracy:.2%}"
-        sizes = (number(point.size.macs), number(point.size.params), number(point.size.bytes or 0))
-        times = (f"{point.latency_ms or 0:.3f}", f"{point.latency_ratio or 0:.2f}")
-        rows.append((point.target, shown, *sizes, *times, "yes" if point.front else ""))
+    for point, (target, top1, agreement, error, *others) in zip(points, text.point_rows(points), strict=True):
+        accuracy = next((cell for cell in (top1, agreement) if cell != "-"), "-" if error == "-" else f"error {error}")
+        rows.append((target, accuracy, *others[:-1], point.failure[:80] or others[-1]))
     return report.Table(("target", "accuracy", "MACs", "params", "bytes", "min ms", "ratio", "front"), tuple(rows))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _differences(models: tuple[Model, Model], context: Context) -> list[report.Section]:
+def _differences(before: Model, after: Model, data: Dataset | None) -> list[report.Section]:
     """Samples that two classifiers of images answer differently."""
-    data = context.data
     if data is None or not _are_images(data):
         return []
-    pictures, count = [], 0
-    for picture, so_far in _differing(models, data):
-        count = so_far
-        pictures += [picture] if picture else []
+    name = outputs(before)[0].name
+    pictures: list[report.Picture] = []
+    count = 0
+    for batch in side_by_side([open_model(model) for model in (before, after)], data.batches(), [name]):
+        images, start = next(iter(batch[0].feeds.values())), batch[0].first
+        answers = [observed.samples(name) for observed in batch]
+        if images.ndim != 4 or images.shape[1] not in CHANNELS or not is_classifier(answers[0], batch[0].count):
+            break
+        classes, shares = [output.argmax(1) for output in answers], [np.exp(log_probabilities(output)) for output in answers]
+        for row in np.flatnonzero(classes[0] != classes[1])[: MOST_PICTURES - len(pictures)]:
+            lines = [] if data.labels is None else [f"label {data.labels[start + row]}"]
+            both = zip(report.WORDS, classes, shares, strict=True)
+            lines += [f"{word}: {chosen[row]} ({share[row].max():.0%})" for word, chosen, share in both]
+            pictures.append(report.Picture(report.png(_pixels(images[row], data)), tuple(lines)))
+            count = start + int(row) + 1
         if len(pictures) == MOST_PICTURES:
             break
+        count = start + batch[0].count
     if not count:
         return []
     words = f"The first {len(pictures)}, found among {count} samples." if pictures else f"Nowhere, on {count} samples."
-    return [report.Section("Where the two models answer differently", (words,), (), None, tuple(pictures))]
+    return [report.Section("Where the two models answer differently", (words,), pictures=tuple(pictures))]
 
 
 def _are_images(data: Dataset) -> bool:
@@ -360,30 +346,10 @@ def _are_images(data: Dataset) -> bool:
     return len(data.ports) == 1 and np.dtype(port.dtype).kind == "f" and port.shape is not None and len(port.shape) == 4
 
 
-def _differing(models: tuple[Model, Model], data: Dataset) -> Iterator[tuple[report.Picture | None, int]]:
-    """Pictures where the answers differ, each with the number of samples seen so far; None at the end of a batch."""
-    name = outputs(models[0])[0].name
-    for batch in side_by_side([open_model(model) for model in models], data.batches(), [name]):
-        images, count, start = next(iter(batch[0].feeds.values())), batch[0].count, batch[0].first
-        first, second = (observed.samples(name) for observed in batch)
-        if images.ndim != 4 or images.shape[1] not in CHANNELS or not is_classifier(first, count):
-            return
-        answers = [output.argmax(1) for output in (first, second)]
-        shares = [np.exp(log_probabilities(output)) for output in (first, second)]
-        for row in np.flatnonzero(answers[0] != answers[1]):
-            both = zip(("before", "after"), answers, shares, strict=True)
-            told = [f"{word}: {classes[row]} ({share[row].max():.0%})" for word, classes, share in both]
-            if data.labels is not None:
-                told.insert(0, f"label {data.labels[start + row]}")
-            yield report.Picture(report.png(_pixels(images[row], data)), tuple(told)), start + int(row) + 1
-        yield None, start + count
-
-
 def _pixels(sample: Array, data: Dataset) -> Array:
     """A sample (C, H, W) as it was before preprocessing, uint8 (H, W, C); stretched to the whole range if that is not known."""
     steps = data.preprocessing
-    values = sample.astype(np.float64)
-    values = values * np.reshape(steps.std or (1.0,), (-1, 1, 1)) + np.reshape(steps.mean or (0.0,), (-1, 1, 1))
+    values = sample.astype(np.float64) * np.reshape(steps.std or (1.0,), (-1, 1, 1)) + np.reshape(steps.mean or (0.0,), (-1, 1, 1))
     if steps.scale is None:
         low, high = values.min(), values.max()
         values = (values - low) / ((high - low) or 1.0)

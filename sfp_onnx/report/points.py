@@ -13,7 +13,7 @@ from ..core.options import PlanOptions
 from ..core.types import Size
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
-from ..evaluation import Evaluation, evaluate
+from ..evaluation import evaluate
 from ..graph import Model
 from ..graph.save import file_bytes
 from ..latency.measure import latencies_of
@@ -23,6 +23,7 @@ from ..runtime import Setup
 from .manifest import Pruned, manifest, write_json
 
 MOST = 100
+ACCURACY = ("top1", "agreement", "kl", "relative_error")
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,12 @@ def measured_points(
 ) -> list[Point]:
     """The points with figures, the original first."""
     seconds = latencies_of(models, analysis, Setup(options.threads, options.provider), options.batch)
-    figures: Sequence[Evaluation | None] = [None] * len(models)
-    if judge is not None:
-        figures = evaluate(models, judge, latency=False, threads=options.threads)
-    built = iter(zip(models, figures, seconds, strict=True))
-    rows = []
-    for point in [Point("original", size=analysis.size()), *points]:
-        if not point.failure:
-            assert point.size is not None
-            model, figure, time = next(built)
-            accuracy = {} if figure is None else {name: getattr(figure, name) for name in ("top1", "agreement", "kl", "relative_error")}
-            size = replace(point.size, bytes=file_bytes(model))
-            point = replace(point, size=size, latency_ms=time * 1e3, latency_ratio=time / seconds[0], **accuracy)
-        rows.append(point)
+    measured = [] if judge is None else evaluate(models, judge, latency=False, threads=options.threads)
+    rows = [Point("original", size=analysis.size()), *points]
+    for number, index in enumerate(index for index, point in enumerate(rows) if not point.failure):
+        accuracy = {name: getattr(measured[number], name) for name in ACCURACY} if measured else {}
+        size, time = replace(rows[index].size or analysis.size(), bytes=file_bytes(models[number])), seconds[number]
+        rows[index] = replace(rows[index], size=size, latency_ms=time * 1e3, latency_ratio=time / seconds[0], **accuracy)
     return front(rows)
 
 

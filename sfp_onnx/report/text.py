@@ -1,8 +1,9 @@
-"""Results for people and programs: tables, plain data, and the sections of a page about what was measured."""
+"""Results for people and programs: tables and plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,21 +12,13 @@ import numpy as np
 from ..core.types import Coupling, Plan, Size
 from ..coupling.cost import layer_macs
 from ..planning import show
-from . import Section, Table, pair_bars, short_names
+from . import number
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from ..evaluation import Evaluation
-    from ..export import Packaged, Step
-    from ..latency.profiling import LayerTimes
+    from ..export import Step
     from ..scores.registry import Scored
-
-
-def number(value: float) -> str:
-    """A count for people: 1234567 -> 1.23M."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{suffix}"
-    return f"{value:.3g}"
+    from .points import Point
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -51,26 +44,15 @@ def inspection(coupling: Coupling, size: Size, samples: int, name: str) -> dict[
     none = np.zeros(coupling.units, bool)
     macs = {layer.node.name: layer_macs(layer, none) / samples for layer in coupling.layers}
     groups = [
-        {
-            "group": group.name,
-            "width": group.width,
-            "producers": list(group.producers),
-            "consumers": list(group.consumers),
-            "macs_share": sum(macs[producer] for producer in group.producers) / size.macs if size.macs else 0.0,
-        }
+        {"group": group.name, "width": group.width, "producers": list(group.producers), "consumers": list(group.consumers),
+         "macs_share": sum(macs[producer] for producer in group.producers) / size.macs if size.macs else 0.0}
         for group in coupling.groups
-    ]
+    ]  # fmt: skip
     share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
     return {
-        "model": name,
-        "macs": size.macs,
-        "params": size.params,
-        "groups": groups,
-        "channels": coupling.channels_total,
-        "channels_prunable": coupling.channels_prunable,
-        "prunable_share": share,
-        "pinned": [asdict(pin) for pin in coupling.pinned],
-    }
+        "model": name, "macs": size.macs, "params": size.params, "groups": groups, "channels": coupling.channels_total,
+        "channels_prunable": coupling.channels_prunable, "prunable_share": share, "pinned": [asdict(pin) for pin in coupling.pinned],
+    }  # fmt: skip
 
 
 def inspection_text(data: dict[str, Any]) -> str:
@@ -85,17 +67,11 @@ def inspection_text(data: dict[str, Any]) -> str:
     pinned = [[pin["reason"], str(pin["channels"]), pin["node"], _short(pin["layers"])] for pin in data["pinned"]]
     if pinned:
         lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]
-    lines.append(summary(data))
-    return "\n".join(lines)
-
-
-def summary(data: dict[str, Any]) -> str:
-    """``NN % of channels prunable; pinned: ...`` with counts per reason."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for pin in data["pinned"]:
-        counts[pin["reason"]] = counts.get(pin["reason"], 0) + pin["channels"]
+        counts[pin["reason"]] += pin["channels"]
     parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    return f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}"
+    return "\n".join([*lines, f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}"])
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
@@ -137,26 +113,50 @@ def figures_text(plan: Plan) -> str:
 # ---- evaluate --------------------------------------------------------------------------------------------------------
 
 
-def _cell(value: float | None, form: str) -> str:
-    """A figure for people; "-" where it does not apply."""
-    return "-" if value is None else format(value, form)
+COLUMNS = {  # the figure that a column shows, and its form; counts have none
+    "top-1": ("top1", ".2%"), "agreement": ("agreement", ".2%"), "KL": ("kl", ".4f"), "rel. error": ("relative_error", ".4f"),
+    "MACs": ("macs", ""), "params": ("params", ""), "bytes": ("bytes", ""),
+    "min ms": ("latency_min_ms", ".3f"), "median ms": ("latency_median_ms", ".3f"), "ratio": ("latency_ratio", ".2f"),
+}  # fmt: skip
+STEP = ("bytes", "top-1", "agreement", "rel. error", "min ms", "ratio")
+POINT = ("top-1", "agreement", "rel. error", "MACs", "params", "bytes", "min ms", "ratio")
 
 
-FIGURES = ("model", "top-1", "agreement", "KL", "rel. error", "MACs", "params", "bytes", "min ms", "median ms", "ratio")
+def figures(measured: Evaluation | Step | Point, columns: Iterable[str] = COLUMNS) -> list[str]:
+    """Figures for people, by column; "-" where one does not apply."""
+    values = {**vars(getattr(measured, "size", measured)), **vars(measured)}
+    values.setdefault("latency_min_ms", values.get("latency_ms"))
+    forms = [(values[name], form) for name, form in map(COLUMNS.__getitem__, columns)]
+    return [number(value or 0) if not form else "-" if value is None else format(value, form) for value, form in forms]
 
 
-def _figures(measured: Evaluation) -> list[str]:
-    """Cells of a row under `FIGURES`."""
-    shares = (_cell(measured.top1, ".2%"), _cell(measured.agreement, ".2%"))
-    errors = (_cell(measured.kl, ".4f"), _cell(measured.relative_error, ".4f"))
-    sizes = (number(measured.size.macs), number(measured.size.params), number(measured.size.bytes or 0))
-    times = (_cell(measured.latency_min_ms, ".3f"), _cell(measured.latency_median_ms, ".3f"), _cell(measured.latency_ratio, ".2f"))
-    return [measured.model, *shares, *errors, *sizes, *times]
+def step_rows(steps: Sequence[Step]) -> list[list[str]]:
+    """What every step gave: its name, and `STEP`."""
+    return [[step.name, *figures(step, STEP)] for step in steps]
+
+
+def point_rows(points: Sequence[Point]) -> list[list[str]]:
+    """All points of a sweep: the target, `POINT`, and whether it is on the front."""
+    return [
+        [point.target, *["-"] * len(POINT), "not reached"] if point.failure
+        else [point.target, *figures(point, POINT), "yes" if point.front else ""]
+        for point in points
+    ]  # fmt: skip
 
 
 def evaluation_text(results: Sequence[Evaluation]) -> str:
     """Measured figures as a table; the first model is the reference."""
-    return table(FIGURES, [_figures(measured) for measured in results])
+    return table(("model", *COLUMNS), [[measured.model, *figures(measured)] for measured in results])
+
+
+def steps_text(steps: Sequence[Step]) -> str:
+    """What every step gave, as a table."""
+    return table(("step", *STEP), step_rows(steps))
+
+
+def points_text(points: Sequence[Point]) -> str:
+    """All points of a sweep, as a table."""
+    return table(("target", *POINT, "front"), point_rows(points))
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -172,9 +172,10 @@ def scores_text(coupling: Coupling, scored: Scored) -> str:
     """The same for people: what the plug-in tells, else the range of the scores of each group."""
     if scored.details:
         return scored.details.text()
-    every = [(group, scored.values[group.units]) for group in coupling.groups]
-    figures = [(values.min(), values.mean(), values.max()) for _, values in every]
-    rows = [[group.name, str(group.width), *(f"{value:.4g}" for value in row)] for (group, _), row in zip(every, figures, strict=True)]
+    rows = []
+    for group in coupling.groups:
+        values = scored.values[group.units]
+        rows.append([group.name, str(group.width), *(f"{value:.4g}" for value in (values.min(), values.mean(), values.max()))])
     return table(["group", "width", f"least {scored.name}", "mean", "largest"], rows)
 
 
@@ -195,84 +196,3 @@ def accuracy_text(results: Sequence[Evaluation]) -> str:
         times = f"{before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms"
         lines.append(f"latency {times} per batch ({after.latency_ratio:.2f} of the original)")
     return "\n".join(lines)
-
-
-STEPS = ("step", "bytes", "top-1", "agreement", "rel. error", "min ms", "ratio")
-
-
-def _step(step: Step, unit: str = "") -> tuple[str, ...]:
-    """Cells of a row under `STEPS`."""
-    shares = (_cell(step.top1, ".2%"), _cell(step.agreement, ".2%"), _cell(step.relative_error, ".4f"))
-    return step.name, number(step.bytes) + unit, *shares, f"{step.latency_ms:.3f}", f"{step.latency_ratio:.2f}"
-
-
-def steps_text(steps: Sequence[Step]) -> str:
-    """What every step gave, as a table."""
-    return table(STEPS, [_step(step) for step in steps])
-
-
-def points_text(points: Sequence[Any]) -> str:
-    """All points of a sweep, as a table."""
-    rows = []
-    for point in points:
-        if point.size is None or point.failure:
-            rows.append([point.target, *["-"] * 8, "not reached"])
-            continue
-        shares = [_cell(point.top1, ".2%"), _cell(point.agreement, ".2%"), _cell(point.relative_error, ".4f")]
-        sizes = [number(point.size.macs), number(point.size.params), number(point.size.bytes or 0)]
-        times = [f"{point.latency_ms:.3f}", f"{point.latency_ratio:.2f}"]
-        rows.append([point.target, *shares, *sizes, *times, "yes" if point.front else ""])
-    heads = ["target", "top-1", "agreement", "rel. error", "MACs", "params", "bytes", "min ms", "ratio", "front"]
-    return table(heads, rows)
-
-
-# ---- sections of a page about what was measured ----------------------------------------------------------------------
-
-
-WORDS = ("before", "after")
-
-
-def times_section(times: LayerTimes | None) -> list[Section]:
-    """Where the milliseconds went."""
-    if times is None:
-        return []
-    before, after = times.before, times.after
-    words = [
-        f"One run with a batch of {times.batch} on this machine: {before.sum():.3g} ms before, {after.sum():.3g} ms after. From "
-        "onnxruntime's records of its kernels, the cost of recording taken off; what is fused into a layer counts with it."
-    ]
-    won = before - after
-    largest = sorted(range(len(won)), key=lambda index: (-won[index], index))[:3]
-    names = short_names([times.names[index] for index in largest])
-    if won.sum() > 0:
-        told = ", ".join(f"{name} {won[index] / won.sum():.1%}" for name, index in zip(names, largest, strict=True))
-        words.append(f"Largest parts of what was won: {told}.")
-    chart = pair_bars("Milliseconds of every layer, in network order", times.names, before.tolist(), after.tolist(), WORDS)
-    rows = [
-        (name, f"{old:.4f}", f"{new:.4f}", f"{new / old:.0%}" if old else "-")
-        for name, old, new in zip(times.names, before, after, strict=True)
-    ]
-    table = Table(("layer", "ms", "after", "left"), tuple(rows), "The numbers")
-    return [Section("Where the milliseconds went", tuple(words), (chart,), table)]
-
-
-def packaging_section(packaged: Packaged | None) -> list[Section]:
-    """What half precision, integers and onnxruntime's format gave."""
-    if packaged is None:
-        return []
-    steps = packaged.steps
-    bars = pair_bars(
-        "Bytes of the original (pale) and of every form", [step.name for step in steps],
-        [steps[0].bytes] * len(steps), [step.bytes for step in steps], ("original", "this form"),
-    )  # fmt: skip
-    words = "Each step starts from the one before. Agreement and error are to the pruned float model, the ratio of times to the original."
-    rows = tuple(_step(step, "B") for step in steps)
-    return [Section("Packaging", (words,), (bars,), Table((STEPS[0], "file", *STEPS[2:]), rows))]
-
-
-def figures_section(measured: Sequence[Evaluation]) -> Section:
-    """All that was measured of every model, but the median of the times."""
-    median = FIGURES.index("median ms")
-    rows = [(*FIGURES[:median], *FIGURES[median + 1 :])]
-    rows += [(*cells[:median], *cells[median + 1 :]) for cells in map(_figures, measured)]
-    return Section("All figures", (), (), Table(rows[0], tuple(rows[1:])))

@@ -15,11 +15,12 @@ from ...core.errors import DataError, ModelError, OptionError, TargetError, Veri
 from ...core.options import AMOUNT, CHANNELS, REPAIR, DataOptions, InspectOptions, RepairOptions, option
 from ...core.system import log
 from ...core.types import Array, BoolArray, Size
-from ...coupling.analysis import Analysis, DataSource, ModelSource, Progress, describe, feeds_of, inspect, silent
+from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
 from ...cut import cut, verify
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate
+from ...graph.load import ModelSource
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
 from ...pipeline import Sources
 from ...repair.lockstep import repair
