@@ -16,8 +16,8 @@ import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.cut import cut
 from sfp_onnx.methods.bandits.ablation import Ablations, Block
+from sfp_onnx.methods.bandits.bandit_search import Aim, gather, make_reward
 from sfp_onnx.methods.bandits.policies import POLICIES, Setting, order
-from sfp_onnx.methods.bandits.search import Aim, gather, make_reward
 from sfp_onnx.planning.widths import eligible
 from sfp_onnx.repair import repaired
 from sfp_onnx.runtime import open_session

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
 from sfp_onnx.methods.bandits.ablation import Ablations
-from sfp_onnx.methods.bandits.search import gather
+from sfp_onnx.methods.bandits.bandit_search import gather
 
 
 def _datasets() -> dict[str, tuple[np.ndarray, np.ndarray, bool]]:

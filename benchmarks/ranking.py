@@ -17,7 +17,7 @@ from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.cut import cut
 from sfp_onnx.planning.widths import choose, eligible
 from sfp_onnx.repair import repaired
-from sfp_onnx.scores.registry import SCORES
+from sfp_onnx.scores.scoring import SCORES
 
 CIFAR10 = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
 CIFAR100 = sfp_onnx.Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), scale=255, layout="nhwc")

@@ -34,7 +34,7 @@ from sfp_onnx.methods.sfp import profiles
 from sfp_onnx.methods.sfp.probe import PROBES, Samples, room
 from sfp_onnx.methods.sfp.profiles import classes_of, collect
 from sfp_onnx.runtime import open_session, version
-from sfp_onnx.scores.registry import SCORES
+from sfp_onnx.scores.scoring import SCORES
 
 REPEATS, TIMED, CALIBRATION = 5, 512, 2000
 RESNET_REPAIR = RepairOptions(force=True)

@@ -10,7 +10,7 @@ from sfp_onnx.methods.bandits import PREFIX
 from sfp_onnx.methods.bandits.policies import POLICIES
 from sfp_onnx.methods.dilution import METHODS
 from sfp_onnx.rules.registry import SUMMARY
-from sfp_onnx.scores.registry import SCORES
+from sfp_onnx.scores.scoring import SCORES
 
 ROOT = Path(__file__).parent.parent
 

@@ -33,7 +33,7 @@ PLACES = {
     "pipeline": "Sweep apply device_profile evaluate plan prune score sweep",
     "report.manifest": "Pruned manifest read_plan",
     "report.points": "Point",
-    "scores.registry": "Scored save_scores scored",
+    "scores.scoring": "Scored save_scores scored",
 }
 WHERE = {name: place for place, names in PLACES.items() for name in names.split()}
 __all__ = sorted(WHERE)

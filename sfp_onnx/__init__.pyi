@@ -41,4 +41,4 @@ from .pipeline import (
 )
 from .report.manifest import Pruned as Pruned, manifest as manifest, read_plan as read_plan
 from .report.points import Point as Point
-from .scores.registry import Scored as Scored, save_scores as save_scores, scored as scored
+from .scores.scoring import Scored as Scored, save_scores as save_scores, scored as scored

@@ -24,6 +24,7 @@ from .coupling.cost import cuts, keep_mask, vanishing
 from .coupling.trace import random_feeds
 from .cut import cut
 from .cut.verify import Verification, compare, maskable, runs_at
+from .data import Preprocessing
 from .data.checks import opened, training_mode
 from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop
@@ -39,7 +40,7 @@ from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text
 from .runtime import Setup
-from .scores.registry import Scored, default_score, meaning, save_scores, scored
+from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
 AS_PLANNED = RepairOptions()
@@ -90,8 +91,9 @@ class Sources:
                 check_output(Path(output), [*paths, *(Path(other) for other in outputs[:number] if other is not None)])
         for text in training_mode(model):
             log.warning(text)
-        if self.data is None and self.test_data is None and self.eval_data is None and self.data_options.given:
-            raise OptionError("--labels, --preset, --mean, --std, --scale, --resize, --center-crop, --color and --samples need --data")
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in self.data_options.given)
+        if given and self.data is None and self.test_data is None and self.eval_data is None:
+            raise OptionError(f"{given}: without --data there is nothing to read so; options for data need --data")
         beside = replace(self.data_options, labels=None, samples=None)
         test, judge = (opened(model, data, beside) for data in (self.test_data, self.eval_data))
         only_beside = self.data is None and (test is not None or judge is not None)
@@ -243,7 +245,8 @@ def apply(
     repair: RepairOptions | None = AS_PLANNED, *, data_options: DataOptions = DataOptions(), output: OutputOptions = OutputOptions(),
     paths: Sequence[Path] = (),
 ) -> Pruned:  # fmt: skip
-    """Cut a model as planned, prove it, and repair it as the plan says (or as ``repair`` says).
+    """Cut a model as planned, prove it, and repair it as the plan says (or as ``repair`` says). Data are read as those of the plan were,
+    unless ``data_options`` say otherwise.
 
     Args:
         paths: files that the output must not replace, besides model and data (the plan's own).
@@ -253,10 +256,23 @@ def apply(
         VerificationError: the pruned model differs from the masked original, or the repair made it worse.
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
+    data_options = data_options if data is None else _as_read(plan, data_options)
     made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
     inputs = Sources(data, None, None, data_options, made_on, tuple(paths)).open(source, [output.path, output.manifest])
     result = _applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress)
     return _written(result, inputs, output)
+
+
+def _as_read(plan: Plan, options: DataOptions) -> DataOptions:
+    """How the data are read: as the options say, else as those of the plan were."""
+    known = plan.options.get("data")
+    if not known or options.given:
+        return options
+    recorded = {name: known[name] for name in vars(Preprocessing()) if name in known}
+    steps: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    all_of_them = plan.options.get("max_drop") is not None and "eval_data" not in plan.options  # a part of them was scored with
+    samples = None if all_of_them else known["samples"]
+    return replace(options, steps=Preprocessing(**steps), samples=samples, seed=plan.options.get("seed", 0))
 
 
 def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) -> RepairOptions | None:
@@ -273,8 +289,8 @@ def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) 
     known = plan.options.get("data") or {}
     if data is None:
         raise DataError(
-            f"the plan was made for a repair ({recorded['fit']}) on {known.get('name')}: give --data {known.get('name')} with the same "
-            "preprocessing, or say --repair none (then what is left is not re-fitted, and the accuracy will be lower)"
+            f"the plan was made for a repair ({recorded['fit']}) on {known.get('name')}: give --data {known.get('name')} (it is "
+            "read as the plan says), or say --repair none (then what is left is not re-fitted, and the accuracy will be lower)"
         )
     if data.sha256 != known.get("sha256"):
         log.warning(f"the plan was made with other data ({known.get('name')}) than {data.name}; the repair uses the latter")

@@ -22,12 +22,12 @@ import sfp_onnx
 from sfp_onnx import graph, runtime
 from sfp_onnx.core.options import PlanOptions, RepairOptions, ScoreOptions
 from sfp_onnx.cut import cut
-from sfp_onnx.methods.bandits import BANDIT_SCORES, search
+from sfp_onnx.methods.bandits import BANDIT_SCORES, bandit_search as search
 from sfp_onnx.methods.bandits.ablation import Ablations, Block, Running
+from sfp_onnx.methods.bandits.bandit_search import aim_of, cross_entropy, divergence, make_reward
 from sfp_onnx.methods.bandits.policies import EXP3, POLICIES, SAR, UCB1, EpsilonGreedy, Hedge, Policy, Setting, Softmax, Thompson
-from sfp_onnx.methods.bandits.search import aim_of, cross_entropy, divergence, make_reward
 from sfp_onnx.runtime import Optimize, open_session
-from sfp_onnx.scores.registry import scored
+from sfp_onnx.scores.scoring import scored
 
 MEANS = np.array([0.2, 0.9, 0.5, 0.7, 0.1, 0.6])
 

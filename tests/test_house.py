@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from house import House
 
-BUDGETS = {  # today's values: to be tightened
-    "lines of code": 14_936,
-    "Python files": 177,
-    "names at the top level": 47,
-    "longest chain of imports": 33,
+BUDGETS = {  # a later change stays within them, or argues for new ones in its commit
+    "lines of code": 12_500,
+    "Python files": 90,
+    "names at the top level": 18,
+    "longest chain of imports": 15,
     "imports of plug-ins by the core": 0,
-    "lines of imports and __all__": 1_971,
-    "lines of a function, 95th percentile": 24,
-    "lines of a function, most": 49,
-    "parameters that are mixed tuples": 48,
-    "options shown by prune --help": 66,
+    "lines of imports and __all__": 1_100,
+    "lines of a function, 95th percentile": 30,
+    "lines of a function, most": 55,
+    "parameters that are mixed tuples": 0,
+    "options shown by prune --help": 30,
 }
 PACKAGE = Path(__file__).resolve().parents[1] / "sfp_onnx"
 

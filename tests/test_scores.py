@@ -17,7 +17,7 @@ from building import Builder, run, with_all_tensors
 import sfp_onnx
 from sfp_onnx.core.options import ScoreOptions
 from sfp_onnx.coupling.analysis import Analysis
-from sfp_onnx.scores.registry import SCORES, STATISTICS, OfGroups, asked, parse
+from sfp_onnx.scores.scoring import SCORES, STATISTICS, OfGroups, asked, parse
 
 DATA = np.random.default_rng(3).standard_normal((24, 3, 8, 8)).astype(np.float32)
 LABELS = np.random.default_rng(5).integers(0, 5, len(DATA))
@@ -87,7 +87,7 @@ def test_the_registry_holds_scores_of_all_rooms() -> None:
 
 
 def test_the_registry_alone_finds_plug_ins_and_importing_costs_nothing() -> None:
-    find = "from sfp_onnx.scores.registry import SCORES; assert {'obs', 'sfp', 'bandit:sar'} <= set(SCORES)"
+    find = "from sfp_onnx.scores.scoring import SCORES; assert {'obs', 'sfp', 'bandit:sar'} <= set(SCORES)"
     light = "import sfp_onnx, sys; assert not {'numpy', 'onnx', 'sfp_onnx.methods'} & set(sys.modules)"
     heavy = "import sfp_onnx.methods.sfp, sfp_onnx.methods.bandits, sys; assert not {'onnx', 'onnxruntime'} & set(sys.modules)"
     for code in (find, light, heavy):
@@ -404,7 +404,7 @@ def test_data_are_run_once_for_scores_that_are_asked_for_together(text: str, mon
 
 ONE_FILE = '''
 import numpy as np
-from sfp_onnx.scores.registry import score, statistic
+from sfp_onnx.scores.scoring import score, statistic
 from sfp_onnx.scores.weights import per_unit, readers
 
 @statistic("fourths")

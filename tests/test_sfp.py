@@ -25,7 +25,7 @@ from sfp_onnx.methods.sfp.probe import (
     softmax_sgd,
     thresholded,
 )
-from sfp_onnx.scores.registry import combined
+from sfp_onnx.scores.scoring import combined
 
 CLASSES, FILTERS, POSITIONS = 10, 24, 4
 COLUMNS = np.repeat(np.arange(FILTERS), POSITIONS)

@@ -169,3 +169,30 @@ def test_configuration_is_found_where_the_command_starts(tmp_path: Path, monkeyp
     assert "prunable" in invoke("inspect").stdout
     assert invoke("prune", "--score", "random").exit_code == 0
     assert json.loads(invoke("plan", "--score", "random", "--json").stdout)["options"]["score"] == "random"
+
+
+def test_apply_reads_data_as_the_plan_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preprocessing and the number of samples are those of the plan, unless others are given."""
+    monkeypatch.chdir(tmp_path)
+    text = "--data DATA --ratio 0.3 --samples 100 --seed 1"
+    assert invoke("prune", SAMPLE, "-o", "once.onnx", *typed(text)).exit_code == 0
+    assert invoke("plan", SAMPLE, "-o", "plan.json", *typed(text)).exit_code == 0
+    assert invoke("apply", SAMPLE, "plan.json", "-o", "again.onnx", "--data", SAMPLE_DATA).exit_code == 0
+    assert Path("again.onnx").read_bytes() == Path("once.onnx").read_bytes()
+    result = sfp_onnx.apply(SAMPLE, sfp_onnx.read_plan("plan.json"), SAMPLE_DATA)
+    assert result.save("python.onnx").read_bytes() == Path("once.onnx").read_bytes()
+
+
+def test_next_lines_repeat_what_a_configuration_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text('scale = 16\nmean = 0.3\nstd = 0.35\nlayout = "nhwc"\nratio = 0.3\n')
+    planned = invoke("plan", SAMPLE, "-o", "plan.json", "--config", "own.toml", "--data", SAMPLE_DATA)
+    following = planned.stderr.split("Next: sfp-onnx ")[1].splitlines()[0]
+    for words in (f"--data {SAMPLE_DATA}", "--scale 16", "--mean 0.3", "--std 0.35", "--layout nhwc"):
+        assert words in following
+    assert invoke(*shlex.split(following)).exit_code == 0
+
+
+def test_what_protects_nothing_is_refused(model_file: Path, tmp_path: Path) -> None:
+    refused = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--keep", "nothere")
+    assert refused.exit_code == 2 and "--keep 'nothere' matches no layer" in refused.stderr

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
+from xml.sax.saxutils import escape, quoteattr
 
 import click
 
-from ..core.errors import OptionError
+from ..core.errors import OptionError, SfpError, TargetError
 from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, OptionFacts, RepairOptions
-from ..scores.registry import SCORE_NAMES, asked
+from ..evaluation import Verdict
+from ..graph.save import check_output, write_text
+from ..scores.scoring import SCORE_NAMES, asked
 from .common import FILE as FILE, Command, Option
 
 R = TypeVar("R")
@@ -62,7 +65,7 @@ def _of_field(field: dataclasses.Field[Any], kind: Any) -> Decorator:
     elif kind == tuple[str, ...]:
         given |= {"multiple": True}
     elif facts.parse is not None:
-        given |= {"callback": _parsed(facts.parse), "default": facts.example or None, "show_default": bool(facts.example)}
+        given |= {"callback": _parsed(facts.parse), "default": facts.example or None, "show_default": facts.example not in ("", "default")}
     elif facts.path:
         given |= {"type": FILE if kind is Any else click.Path(readable=False)}
     else:
@@ -107,7 +110,7 @@ option = partial(click.option, cls=Option)
 argument = partial(click.argument, type=FILE)
 file_option = partial(option, type=FILE, section=OUTPUT)
 model_argument = argument("model")
-output_option = file_option("-o", "--output", help="Where the pruned model goes.", required=True)
+output_option = file_option("-o", "--output", help="Where the model goes.", required=True)
 data_option = file_option("--data", help=f"Calibration data: {SOURCES}", section=DATA)
 test_option = file_option("--test-data", help="Held-out data: report accuracy and latency before and after.", section=DATA)
 eval_option = file_option(
@@ -154,7 +157,7 @@ def retyped(data: bool = True) -> str:
     words = [""]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        if parameter.name in names and value not in (None, parameter.get_default(context, call=True)):
+        if parameter.name in names and value not in (None, parameter.default):
             words += [parameter.opts[-1], quoted(",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else value)]
     return " ".join(words)
 
@@ -162,3 +165,55 @@ def retyped(data: bool = True) -> str:
 def quoted(*paths: Path | str) -> str:
     """Paths as they are typed."""
     return " ".join(shlex.quote(str(path)) for path in paths)
+
+
+# ---- what a build pipeline reads: JUnit XML, annotations of GitHub Actions, and exit code 3 if a check failed ----------
+
+
+def junit(suite: str, checks: Sequence[Verdict]) -> str:
+    """Checks as JUnit XML."""
+    failed = sum(not verdict.passed for verdict in checks)
+    head = f"name={quoteattr(suite)} tests={quoteattr(str(len(checks)))} failures={quoteattr(str(failed))}"
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', f"<testsuites><testsuite {head}>"]
+    for verdict in checks:
+        text = "".join(letter for letter in verdict.text if letter.isprintable() or letter in "\n\t")
+        inner = f"<system-out>{escape(text)}</system-out>" if verdict.passed else f"<failure message={quoteattr(text)}/>"
+        lines.append(f"<testcase classname={quoteattr(suite)} name={quoteattr(verdict.name)}>{inner}</testcase>")
+    return "\n".join([*lines, "</testsuite></testsuites>"]) + "\n"
+
+
+def annotation(verdict: Verdict) -> str:
+    """A workflow command of GitHub Actions."""
+    name, text = (part.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for part in (verdict.name, verdict.text))
+    title = f"sfp-onnx {name}".replace(":", "%3A").replace(",", "%2C")
+    return f"::{'notice' if verdict.passed else 'error'} title={title}::{text}"
+
+
+def gated(function: Callable[..., Any]) -> Callable[..., None]:
+    """Give a command, which returns what it checked, --junit and --github; end it with exit code 3 if a check failed."""
+
+    @wraps(function)
+    def wrapper(*args: Any, junit_file: Path | None, github: bool, **kwargs: Any) -> None:
+        if junit_file is not None:
+            check_output(junit_file)
+        try:
+            verdicts = function(*args, **kwargs) or [Verdict("done", True, "all checks passed")]
+        except SfpError as error:
+            _report([Verdict(type(error).__name__.removesuffix("Error").lower(), False, str(error))], junit_file, github)
+            raise
+        _report(verdicts, junit_file, github)
+        failed = [verdict for verdict in verdicts if not verdict.passed]
+        if failed:
+            raise TargetError("; ".join(f"{verdict.name}: {verdict.text}" for verdict in failed))
+
+    note = "Print annotations of GitHub Actions on standard error."
+    with_github = option("--github", is_flag=True, help=note, section=RUN, advanced=True)(wrapper)
+    junit_option = file_option("--junit", "junit_file", help="Write the checks as JUnit XML.", section=RUN, advanced=True)
+    return junit_option(with_github)
+
+
+def _report(checks: Sequence[Verdict], path: Path | None, github: bool) -> None:
+    if path is not None:
+        write_text(path, junit(f"sfp-onnx {click.get_current_context().info_name}", checks))
+    for verdict in checks if github else ():
+        click.echo(annotation(verdict), err=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core import system
 from ..core.errors import TargetError
 from ..core.options import PlanOptions
+from ..core.system import quiet
 from ..graph.extract import conv_chain
 from ..graph.load import load
 from ..latency.measure import cache_folder
@@ -70,7 +71,8 @@ def _writable(folder: Path, hint: str) -> str:
 
 def _prune() -> str:
     """Prune, save, load and run a tiny chain of convolutions."""
-    result = prune(conv_chain(8, layers=2, side=4), PlanOptions(ratio=0.5))
+    with quiet():
+        result = prune(conv_chain(8, layers=2, side=4), PlanOptions(ratio=0.5))
     with tempfile.TemporaryDirectory(dir=system.folder()) as folder:
         open_model(load(result.save(Path(folder) / "pruned.onnx")))
     assert result.verification is not None

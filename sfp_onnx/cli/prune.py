@@ -14,12 +14,11 @@ from ..report.text import accuracy_text, evaluation_text, figures_text, sizes_te
 from . import arguments as take
 from .common import answer, bar, say
 from .config import settle
-from .evaluate import gated
 
 
 @take.command(
     "prune", take.model_argument, take.output_option, take.data_option, take.test_option, take.score_option, PlanOptions, take.eval_option,
-    DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option, gated,
+    DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option, take.gated,
 )  # fmt: skip
 def command(model: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
     """Plan, cut, verify and write in one.

@@ -232,7 +232,7 @@ class RepairOptions:
 @dataclass(frozen=True)
 class DataOptions:
     """How data are read: their ``labels`` if these lie elsewhere, the preprocessing (a ``preset``, and what is given beside it), and
-    how many ``samples`` are drawn with the ``seed``."""
+    how many ``samples`` are drawn with the ``seed``. ``steps``: a `Preprocessing` that stands for all of the preprocessing."""
 
     labels: Any = option(None, "Labels, if they are not in the data: .npy, .npz, or for images .csv of filename,label.", DATA, path=True)
     preset: str | None = option(None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "yolo"))
@@ -251,11 +251,13 @@ class DataOptions:
     )  # fmt: skip
     samples: int | None = rare(None, "Use only so many samples, drawn with --seed.", DATA, low=1)
     seed: int = rare(0, "Seed of everything random.", DATA, low=0)
+    steps: Any = None
 
     @property
     def given(self) -> list[str]:
-        """Names of what says something about the data themselves (not the layout or the seed)."""
-        return [name for name, value in vars(self).items() if value is not None and name not in ("layout", "seed")]
+        """Names of what says something about the data."""
+        unsaid = {"seed": self.seed, "layout": "nchw"}
+        return [name for name, value in vars(self).items() if value is not None and not (name in unsaid and value == unsaid[name])]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,18 @@ from .errors import OptionError
 
 log = logging.getLogger("sfp_onnx")
 """What a run says while it works: warnings, what it chose (info), and details (debug). The command line prints them."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is said inside."""
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
+
+
 command_line: ContextVar[str] = ContextVar("sfp_onnx.command_line", default="(from Python)")
 """What was typed, for reports."""
 

@@ -1,4 +1,4 @@
-"""Types of arrays."""
+"""The frozen records that pass between the stages: arrays, the graph and its coupled channels, plans and what comes of them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def opened(model: Model, source: Source | Dataset | None, options: DataOptions) 
     """
     if source is None or isinstance(source, Dataset):
         return source
-    steps, notes = _preprocessing(model, source, options)
+    steps, notes = _preprocessing(model, source, options) if options.steps is None else (options.steps, [])
     data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed)
     for note in (*notes, *data.notes):
         log.info(f"{data.name}: {note}")

@@ -144,7 +144,7 @@ def open_source(source: Any, ports: Sequence[Port]) -> Opened:
         return _assigned({name: Memory(np.asarray(array)) for name, array in arrays.items()}, ports, "the data", digest.hexdigest())
     path = Path(source)
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder. Expected calibration data as .npz, .npy or test_data_set_* folders.")
+        raise DataError(f"{path}: no such file. Expected a folder of images, .npz, .npy, test_data_set_* folders, or module:function.")
     try:
         if path.is_dir():
             readers, files = _open_folder(path, ports), sorted(path.rglob("input_*.pb"))

@@ -23,7 +23,7 @@ def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, 
     """Groups that ``--keep`` and ``--only`` leave to choose from. ``weights_of`` gives the weight's name of each layer.
 
     Raises:
-        OptionError: a regular expression is invalid.
+        OptionError: a regular expression is invalid, or ``--keep`` matches nothing.
         TargetError: nothing is left.
     """
     keep, only = (_compiled(text) for text in (options.keep, options.only))
@@ -36,6 +36,8 @@ def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, 
         kept = keep is not None and any(hits(keep, name) for name in names)
         return not kept and (only is None or all(hits(only, name) for name in names))
 
+    if keep is not None and not any(hits(keep, layer) for layer in weights_of):
+        raise OptionError(f"--keep '{options.keep}' matches no layer, so it would protect nothing. `sfp-onnx inspect` lists the names.")
     chosen = [group for group in coupling.groups if may_shrink(group)]
     if coupling.groups and not chosen:
         raise TargetError("--keep and --only leave no group to prune. `sfp-onnx inspect` lists the names of all groups.")

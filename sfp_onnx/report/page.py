@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +20,13 @@ from ..graph import Model, outputs
 from ..graph.save import file_bytes, fingerprint
 from ..latency.profiling import LayerTimes, layer_times
 from ..planning import removal_of
-from ..planning.search import Candidates
 from ..runtime import Setup, open_model, side_by_side
 from . import number, text
 from .manifest import Pruned, versions
-from .points import Point
+
+if TYPE_CHECKING:  # what is only shown
+    from ..planning.search import Candidates
+    from .points import Point
 
 MOST_PICTURES, MOST_ROWS = 12, 400
 CHANNELS = (1, 3)

@@ -17,7 +17,7 @@ from . import number
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from ..evaluation import Evaluation
     from ..export import Step
-    from ..scores.registry import Scored
+    from ..scores.scoring import Scored
     from .points import Point
 
 

@@ -23,7 +23,7 @@ from ..coupling.analysis import Analysis, feeds_of
 from ..data.dataset import Dataset
 from ..graph import Prepared
 from ..repair import linear, lockstep, ridge, steps, walk
-from .registry import Setting
+from .scoring import Setting
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 SHRINK = 0.5  # share of rows left at which the matrices are copied without those that are gone

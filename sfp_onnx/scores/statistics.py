@@ -13,7 +13,7 @@ from ..coupling.analysis import Analysis, Progress, batch_size
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, Prepared, edit, extract
 from ..runtime import Batches, Optimize, observe, open_model
-from .registry import STATISTICS
+from .scoring import STATISTICS
 from .weights import per_unit
 
 Site = tuple[str, int]

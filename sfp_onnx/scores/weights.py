@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..core.options import CHANNELS, option
 from ..core.types import Array, FloatArray, GroupView, IntArray, WeightSlices
-from .registry import SCORES, Scored, Setting, prepared, score, statistic
+from .scoring import SCORES, Scored, Setting, prepared, score, statistic
 
 if TYPE_CHECKING:
     from ..coupling.analysis import Analysis
@@ -108,12 +108,19 @@ def zeros(editor: Editor, tensor: Any, name: str) -> Any:
     return editor.append("Cast", [editor.append("Not", [nonzero], name=f"{name}/zero")], {"to": 1}, name=f"{name}/is_zero")
 
 
-def readers(view: GroupView, statistic: str) -> list[tuple[WeightSlices, FloatArray]]:
+class Read(NamedTuple):
+    """A layer that reads a group, and a value for each of its rows."""
+
+    weights: WeightSlices
+    values: FloatArray
+
+
+def readers(view: GroupView, statistic: str) -> list[Read]:
     """The layers that read the group, each with a statistic of what its rows read."""
-    return [(weights, weights.activation[statistic]) for weights in view.weights if statistic in weights.activation]
+    return [Read(weights, weights.activation[statistic]) for weights in view.weights if statistic in weights.activation]
 
 
-def _over_readers(view: GroupView, rows: list[tuple[WeightSlices, FloatArray]]) -> FloatArray:
+def _over_readers(view: GroupView, rows: list[Read]) -> FloatArray:
     """Mean over reading layers of the per-unit root mean square of row values, relative to each layer's mean."""
     total = np.zeros(view.width)
     for weights, values in rows:
@@ -145,7 +152,7 @@ def contribution(view: GroupView, setting: Setting) -> FloatArray:
     rows = []
     for weights, rms in readers(view, "squares"):
         norms = np.linalg.norm(weights.values.astype(np.float64), axis=1) if weights.values.size else np.ones(len(weights.unit))
-        rows.append((weights, rms * norms))
+        rows.append(Read(weights, rms * norms))
     return _over_readers(view, rows)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...core.errors import OptionError
 from ...core.options import CHANNELS, byte_size, option, seconds
-from ...scores.registry import Scored, Setting, prepared
+from ...scores.scoring import Scored, Setting, prepared
 from .policies import POLICIES
 
 PREFIX = "bandit:"
@@ -52,7 +52,7 @@ def _register(policy: str) -> None:
 
     @prepared(PREFIX + policy, f"ablations of one set of coupled channels at a time, chosen by {policy}", source, BanditOptions)
     def prepare(analysis: Any, data: Any, setting: Setting) -> Scored:
-        from .search import search
+        from .bandit_search import search
 
         return search(policy, analysis, data, setting)
 

@@ -15,7 +15,7 @@ import numpy as np
 from ...core.errors import SfpError
 from ...core.types import Array, FloatArray
 from ...report import PLUGIN_SECTIONS, Section, heat_map, short_names
-from ...scores.registry import Scored, Setting, prepared
+from ...scores.scoring import Scored, Setting, prepared
 from ...scores.weights import per_unit, relative
 from .probe import ProfileOptions
 

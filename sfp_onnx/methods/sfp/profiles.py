@@ -18,7 +18,7 @@ from ...coupling.analysis import Analysis, Progress, pass_batches, silent
 from ...data.dataset import Dataset
 from ...graph import Model, Prepared, edit, outputs
 from ...runtime import Batches, observe
-from ...scores.registry import SCORES, OfGroups
+from ...scores.scoring import SCORES, OfGroups
 from .probe import PROBES, Floats, ProfileOptions, Samples, Store, accuracy, by_filter, fields, held_out_rows, label_sets, loss_ratios, room
 
 FEATURE_BYTES = 4 * 2**30

@@ -18,7 +18,7 @@ from ...data.dataset import Dataset
 from ...evaluation import is_classifier, log_probabilities
 from ...graph.save import write_text
 from ...planning import bounds, parse_target, widths
-from ...scores.registry import Scored, Setting
+from ...scores.scoring import Scored, Setting
 from . import PREFIX, REWARDS, BanditOptions, policies
 from .ablation import Ablations, Block, Running
 
