@@ -151,7 +151,8 @@ def user_function(name: str, option: str) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the user's module raises
-        raise OptionError(f"{option}: cannot be imported: {type(error).__name__}: {error}") from error
+        why = f"cannot import '{attribute}' from '{module}': {type(error).__name__}: {error}"
+        raise OptionError(f"{option}: cannot be imported: {why}") from error
     if not callable(function):
         raise OptionError(f"{option}: '{attribute}' is no function")
     return function
