@@ -40,7 +40,7 @@ class Editor:
         self._names = set(self.tensors)
         self._outputs = {id(tensor) for tensor in self.graph.outputs}
 
-    # ---- building ------------------------------------------------------------------------------------------------
+    # ---- building ----------------------------------------------------------------------------------------------------
 
     def _unique(self, name: str) -> str:
         candidate, number = name, 1
@@ -109,7 +109,7 @@ class Editor:
         self._after.setdefault(node - 1, []).append(fresh)
         return output
 
-    # ---- changing ------------------------------------------------------------------------------------------------
+    # ---- changing ----------------------------------------------------------------------------------------------------
 
     def set_constant(self, name: str, array: Array) -> None:
         """Give an existing constant another value, for all that read it."""
@@ -151,7 +151,7 @@ class Editor:
         self._names.discard(name)
         _redirect(tensor, self.constant(name, array))
 
-    # ---- done ----------------------------------------------------------------------------------------------------
+    # ---- done --------------------------------------------------------------------------------------------------------
 
     def finish(self, sizes: Mapping[str, Mapping[int, int | None]] | None = None) -> Model:
         """The edited model without dead nodes. ``sizes`` gives new sizes per tensor and axis, for the recorded shapes."""

@@ -301,7 +301,7 @@ def _complaint(tensor: TensorProto) -> str:
     return "" if wanted == present else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {present}"
 
 
-# ---- values of tensors ------------------------------------------------------------------------------------------------
+# ---- values of tensors -----------------------------------------------------------------------------------------------
 
 
 def to_dense(sparse: SparseTensorProto, name: str) -> Array:

@@ -38,7 +38,7 @@ class Context:
     computed: frozenset[str] = frozenset()
     cut_layernorm: bool = False
 
-    # ---- what the node looks like -------------------------------------------------------------------------------
+    # ---- what the node looks like ------------------------------------------------------------------------------------
 
     def has(self, position: int) -> bool:
         """Whether an (optional) input is given."""
@@ -74,7 +74,7 @@ class Context:
     def attribute(self, name: str, default: Any = None) -> Any:
         return self.node.attributes.get(name, default)
 
-    # ---- labels of operands -------------------------------------------------------------------------------------
+    # ---- labels of operands ------------------------------------------------------------------------------------------
 
     def key(self, position: int) -> tuple[int, int]:
         """Where the labels of a constant operand are kept: per use, or once for a weight with several uses."""
@@ -179,7 +179,7 @@ class Context:
             else:
                 self.tie(own, labels)
 
-    # ---- facts ---------------------------------------------------------------------------------------------------
+    # ---- facts -------------------------------------------------------------------------------------------------------
 
     def tie(self, left: IntArray, right: IntArray) -> None:
         """These labels leave together, element by element (broadcast)."""
@@ -288,7 +288,7 @@ class Context:
         """State that constants or attributes of this node are recomputed after the cut."""
         self.facts.follows.append(Follow(self.node.index, edits))
 
-    # ---- meeting element by element ------------------------------------------------------------------------------
+    # ---- meeting element by element ----------------------------------------------------------------------------------
 
     def merge(self, operands: Sequence[Operand], reason: str = STIFF) -> Labels:
         """Labels of a broadcasting element-wise meeting of operands of one common rank.
