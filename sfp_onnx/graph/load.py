@@ -1,4 +1,4 @@
-"""Reading models: files, external data, local functions, Constant nodes."""
+"""Reading models: files, external data, local functions, Constant nodes; damage is noticed before anything is made of it."""
 
 from __future__ import annotations
 

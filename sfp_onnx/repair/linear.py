@@ -235,7 +235,7 @@ def _rounding(size: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(ROUNDING * size, np.finfo(np.float32).tiny))
 
 
-# ---- positive definite systems by cholesky factors -------------------------------------------------------------------
+# ---- positive definite systems by Cholesky factors -------------------------------------------------------------------
 
 SMALL = 128  # below, a general solver is as fast
 

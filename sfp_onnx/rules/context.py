@@ -131,15 +131,15 @@ class Context:
         if self.is_constant(position):
             key = self.key(position)
             known = self.facts.constants.get(key, ())
-            found = [array for array in known if axis in varying(array)]
-            if not found:
+            arrays = [array for array in known if axis in varying(array)]
+            if not arrays:
                 if self.shape(position)[axis] < 2:
                     return None
-                found = [vector(self.mint(self.shape(position)[axis]), axis, rank)]
-                self.facts.constants[key] = known + tuple(found)
+                arrays = [vector(self.mint(self.shape(position)[axis]), axis, rank)]
+                self.facts.constants[key] = known + tuple(arrays)
         else:
-            found = [array for array in self.labels(position) if axis in varying(array)]
-        return self.along(found, axis)
+            arrays = [array for array in self.labels(position) if axis in varying(array)]
+        return self.along(arrays, axis)
 
     def along(self, arrays: Sequence[IntArray], axis: int) -> IntArray | None:
         """The labels that vary along ``axis`` as one vector, tied along all other axes."""
@@ -155,14 +155,14 @@ class Context:
             self.tie(vectors[0], another)
         return vectors[0] if vectors else None
 
-    def match(self, position: int, axis: int, labels: IntArray | None, reason: str = "") -> None:
+    def match(self, position: int, axis: int, labels: IntArray | None) -> None:
         """State that an input carries ``labels`` along ``axis`` (None: that axis cannot shrink)."""
         if not self.has(position):
             return
         rank = self.rank(position)
         axis %= rank
         if labels is None:
-            self.fix_input(position, (axis,), reason or "it meets an axis that cannot shrink")
+            self.fix_input(position, (axis,), "it meets an axis that cannot shrink")
         elif self.shape(position)[axis] > 1:
             if self.is_constant(position):
                 key = self.key(position)
@@ -173,11 +173,11 @@ class Context:
                 else:
                     self.tie(twin, labels)
                 return
-            own = self.axis(position, axis)
-            if own is None:
-                self.pin(labels, reason or "it meets an axis that cannot shrink")
+            carried = self.axis(position, axis)
+            if carried is None:
+                self.pin(labels, "it meets an axis that cannot shrink")
             else:
-                self.tie(own, labels)
+                self.tie(carried, labels)
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""How to dilute, and what came of it."""
+"""A dilution from beginning to end: its options, its result with the manifest, and `dilute`."""
 
 from __future__ import annotations
 
