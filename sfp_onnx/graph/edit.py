@@ -61,7 +61,7 @@ class Editor:
         return self.tensors[name]
 
     def variable(self, name: str) -> Any:
-        """A new tensor that nothing makes, to become an input of a `segment` of the result."""
+        """A new tensor that nothing makes, to become an input of a part of the result (`extract.segment`)."""
         return gs.Variable(self._unique(name))
 
     def append(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, name: str = "tap") -> Any:

@@ -68,7 +68,7 @@ class Normal:
         return self
 
     def without_means(self) -> Normal:
-        """For layers that have no bias: nothing is taken as its share, so that `solve` and `error` see the weights alone."""
+        """For layers that have no bias: nothing is taken as its share, so that `ridge.solve` and `error` see the weights alone."""
         return replace(self, rows=np.zeros_like(self.rows), errors=np.zeros_like(self.errors))
 
     def centred(self, spend: bool = False) -> tuple[FloatArray, FloatArray]:
