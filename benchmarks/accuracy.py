@@ -31,7 +31,7 @@ from ranking import CIFAR10, RESNET20, RESNET56, VGG11, Case
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.options import RepairOptions
-from sfp_onnx.pipeline import candidates
+from sfp_onnx.pipeline import Inputs, Scoring, candidates
 from sfp_onnx.planning.search import Candidates, plan_for
 from sfp_onnx.runtime import Setup, interleaved, open_session, steady_clock
 
@@ -63,7 +63,7 @@ class Bench:
     def plan(self, score: str, target: str, only: str | None, align: str | None = None) -> sfp_onnx.Plan:
         options = sfp_onnx.PlanOptions(targets=(target,), only=only, threads=1, batch=16, align=align)
         if (score, only) not in self.scores:
-            self.scores[score, only] = candidates(self.analysis, options, score, self.calibration, repair=REPAIR)
+            self.scores[score, only] = candidates(Inputs(self.analysis, self.calibration), options, Scoring(score, repair=REPAIR))
         return plan_for(self.scores[score, only], options)
 
     def top1(self, model: graph.Model) -> tuple[float, float, float]:

@@ -44,7 +44,7 @@ class Case:
         self.judge, self.rest = every.part(np.sort(order[:1024])), every.part(order[1024:])
         self.data = self.images(1024)
         options = [sfp_onnx.PlanOptions(targets=(f"macs={100 - cut}%",), only=RESNET20.only, align=None) for cut in CUTS]
-        scored = pipeline.candidates(self.analysis, options[0], "obs", self.data)
+        scored = pipeline.candidates(pipeline.Inputs(self.analysis, self.data), options[0], pipeline.Scoring("obs", repair=None))
         self.plans = [plan_for(scored, own) for own in options]
         self.pruned = [sfp_onnx.apply(self.analysis, plan, verify=False).model for plan in self.plans]
         self.removed = [removal_of(plan, self.analysis.coupling, plan.model_sha256) for plan in self.plans]

@@ -25,7 +25,7 @@ import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.options import PlanOptions, RepairOptions
 from sfp_onnx.latency.measure import latencies_of
-from sfp_onnx.pipeline import candidates
+from sfp_onnx.pipeline import Inputs, Scoring, candidates
 from sfp_onnx.planning.max_drop import Judge, held_out
 from sfp_onnx.planning.search import plan_for
 from sfp_onnx.runtime import Setup
@@ -48,7 +48,7 @@ class Bench:
         self.test = case.images(root, "test")
         self.repair = RepairOptions(force=True)
         options = PlanOptions(targets=("macs=50%",), only=only)
-        self.scored = candidates(self.analysis, options, "obs", self.seen, repair=self.repair)
+        self.scored = candidates(Inputs(self.analysis, self.seen), options, Scoring("obs", repair=self.repair))
 
     def plan(self, options: PlanOptions, ruler: object = None) -> sfp_onnx.Plan:
         return plan_for(self.scored, options, ruler=ruler)

@@ -1,4 +1,4 @@
-"""Measure models on data: accuracy, agreement with the first model, divergence, size and latency."""
+"""Measure models on data: accuracy, agreement with the first model, divergence, size and latency; and what the last must hold."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def parse_drop(text: str) -> float:
     return value
 
 
-# ---- measure models on data ------------------------------------------------------------------------------------------
+# ---- several models on the same data ---------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -271,7 +271,8 @@ def evaluate(
     return results
 
 
-# ---- is a model still as good as it was? figures against a baseline --------------------------------------------------
+# ---- is a model still as good as it was? -----------------------------------------------------------------------------
+
 
 class Verdict(NamedTuple):
     """What was checked, whether it holds, and what was expected and found."""

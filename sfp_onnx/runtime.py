@@ -1,4 +1,4 @@
-"""The only door to onnxruntime: open sessions, run them, time them."""
+"""The only door to onnxruntime: open sessions, run them, time them; quantise models, and write its own format."""
 
 from __future__ import annotations
 
@@ -331,14 +331,14 @@ def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: i
     return open_session(graph.serialized(model), model.weights, model.name, optimize, threads)
 
 
-def observe(model: graph.Model, batches: Batches, outputs: Sequence[str] | None = None, threads: int = 0) -> Iterator[Observed]:
+def observe(model: graph.Model, batches: Batches, outputs: Sequence[str] | None = None) -> Iterator[Observed]:
     """Run a model over batches; ``outputs``: what is wanted of it (default: all of its outputs).
 
     Raises:
         ModelError: onnxruntime cannot run it.
     """
     names = [port.name for port in graph.outputs(model)] if outputs is None else outputs
-    return (observed for (observed,) in side_by_side([open_model(model, threads=threads)], batches, names))
+    return (observed for (observed,) in side_by_side([open_model(model)], batches, names))
 
 
 def side_by_side(sessions: Sequence[Session], batches: Batches, outputs: Sequence[str]) -> Iterator[list[Observed]]:

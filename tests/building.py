@@ -91,7 +91,7 @@ class Builder:
             self.domains[domain] = 1
         return names[0] if len(names) == 1 else names
 
-    # ---- what changed its form between opsets -------------------------------------------------------------------
+    # ---- what changed its form between opsets ------------------------------------------------------------------------
 
     def axes_op(self, kind: str, x: str, axes: Sequence[int], since: int = 13, **attributes: Any) -> Any:
         """Squeeze, Unsqueeze, Reduce*: axes as an attribute before opset ``since``, then as an input."""
@@ -136,7 +136,7 @@ class Builder:
             return self.op("Resize", x, empty, empty, self.const(list(sizes), np.int64), **attributes)
         return self.op("Resize", x, empty, self.const(list(scales or ()), np.float32), **attributes)
 
-    # ---- layers --------------------------------------------------------------------------------------------------
+    # ---- layers ------------------------------------------------------------------------------------------------------
 
     def conv(
         self, x: str, c_in: int, c_out: int, kernel: int = 3, group: int = 1, bias: bool = True, rank: int = 2, name: str = "",

@@ -1108,7 +1108,7 @@ def lrn(b: Builder, y: str, op: str) -> str:
     return b.op(op, y, size=3)
 
 
-# ---- pooling and reductions --------------------------------------------------------------------------------------------
+# ---- pooling and reductions ------------------------------------------------------------------------------------------
 
 
 @case("AveragePool MaxPool LpPool")

@@ -49,7 +49,7 @@ def refused(folder: Path, *arguments: object, code: int = 4, words: tuple[str, .
     return result.stderr
 
 
-# ---- models ---------------------------------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------------------
 
 
 def custom_operator() -> onnx.ModelProto:
@@ -182,7 +182,7 @@ def test_nothing_left_to_prune(model_file: Path, tmp_path: Path) -> None:
     refused(tmp_path, "prune", model_file, "-o", tmp_path / "out", "--ratio", "0.5", "--only", "nowhere", code=3, words=("--only",))
 
 
-# ---- data ---------------------------------------------------------------------------------------------------------------------
+# ---- data ------------------------------------------------------------------------------------------------------------
 
 
 def one_bad(value: float) -> np.ndarray:
@@ -271,7 +271,7 @@ def test_a_score_without_its_data(model_file: Path, tmp_path: Path) -> None:
     refused(tmp_path, *arguments, words=("'activation'", "--data", "magnitude"))
 
 
-# ---- outputs ------------------------------------------------------------------------------------------------------------------
+# ---- outputs ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def test_disk_full(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     refused(tmp_path, "prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5", words=("out.onnx", "No space left"))
 
 
-# ---- plans --------------------------------------------------------------------------------------------------------------------
+# ---- plans -----------------------------------------------------------------------------------------------------------
 
 
 def edit(**changes: Any) -> Callable[[dict[str, Any]], Any]:

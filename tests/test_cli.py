@@ -60,7 +60,7 @@ def log_softmax(values: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-# ---- help and usage -----------------------------------------------------------------------------------------------------
+# ---- help and usage --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -141,7 +141,7 @@ def test_as_a_module(model_file: Path) -> None:
     assert subprocess.run([*command, "--help"], capture_output=True, text=True).stdout.startswith("Usage: ")
 
 
-# ---- inspect --------------------------------------------------------------------------------------------------------------
+# ---- inspect ---------------------------------------------------------------------------------------------------------
 
 
 def test_inspect_json(model_file: Path) -> None:
@@ -172,7 +172,7 @@ def test_inspect_with_a_shape(save: Callable[..., Path]) -> None:
     assert result.exit_code == 4 and "'other'" in result.stderr and "x ['N', 3, 8, 8]" in result.stderr
 
 
-# ---- prune, plan, apply ------------------------------------------------------------------------------------------------------
+# ---- prune, plan, apply ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("score", [None, "magnitude", "bn-scale", "activation", "apoz", "contribution", "fpgm", "random"])
@@ -421,7 +421,7 @@ def test_quiet_and_verbose(model_file: Path, tmp_path: Path) -> None:
     assert "conv2" in invoke("-v", *arguments).stderr
 
 
-# ---- evaluate -----------------------------------------------------------------------------------------------------------------
+# ---- evaluate --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", ["N", 4])
@@ -482,7 +482,7 @@ def test_evaluate_models_that_do_not_compare(model_file: Path, save: Callable[..
         assert result.exit_code == 4 and words in result.stderr and "Traceback" not in result.stderr
 
 
-# ---- the real thing -------------------------------------------------------------------------------------------------------------
+# ---- the real thing --------------------------------------------------------------------------------------------------
 
 
 def test_resnet20(shared: Path, tmp_path: Path) -> None:

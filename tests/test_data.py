@@ -34,7 +34,7 @@ def whole(data: Dataset) -> dict[str, np.ndarray]:
     return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 
-# ---- forms --------------------------------------------------------------------------------------------------------------
+# ---- forms -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packed", [np.savez, np.savez_compressed])
@@ -175,7 +175,7 @@ def test_truncated_archives(packed: Callable[..., None], tmp_path: Path) -> None
             list(sfp_onnx.open_data(path, PORT).batches())
 
 
-# ---- preprocessing ----------------------------------------------------------------------------------------------------
+# ---- preprocessing ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -229,7 +229,7 @@ def test_values_that_are_not_finite(dtype: Any, value: float) -> None:
         list(chosen.batches())
 
 
-# ---- streaming -----------------------------------------------------------------------------------------------------------
+# ---- streaming -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["npz", "fortran", "npy", "memory"])
@@ -274,7 +274,7 @@ def test_fixed_batch_is_padded_with_the_last_sample(count: int) -> None:
     np.testing.assert_array_equal(whole(data)["x"], images(count))
 
 
-# ---- statistics ----------------------------------------------------------------------------------------------------------
+# ---- statistics ------------------------------------------------------------------------------------------------------
 
 
 def statistics(model: onnx.ModelProto, array: np.ndarray, wanted: list[tuple[str, int]]) -> dict[tuple[str, int], Moments]:

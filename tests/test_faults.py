@@ -31,7 +31,8 @@ faults = pytest.importorskip("faults", reason="needs Linux")
 fuzzing = pytest.importorskip("fuzzing", reason="needs Linux")
 GIB = 1 << 30
 
-# ---- many at random ----------------------------------------------------------------------------------------------------
+
+# ---- many at random --------------------------------------------------------------------------------------------------
 
 
 def test_damaged_files_end_in_errors_or_results() -> None:
@@ -67,7 +68,7 @@ def test_read_only_folder() -> None:
     assert faults.read_only() == []
 
 
-# ---- absurd sizes ------------------------------------------------------------------------------------------------------
+# ---- absurd sizes ----------------------------------------------------------------------------------------------------
 
 PORTS: dict[str, Any] = {"inputs": [("x", np.float32, [1, 3, 8, 8])], "outputs": [("y", np.float32, None)]}
 
@@ -199,7 +200,7 @@ def test_absurd_sizes_end_in_errors(kind: str, tmp_path: Path, bounded: Callable
     assert held < GIB and list(files_in(tmp_path)) == ["own.onnx"]
 
 
-# ---- archives ----------------------------------------------------------------------------------------------------------
+# ---- archives --------------------------------------------------------------------------------------------------------
 
 
 def archive(path: Path, shape: tuple[int, ...], content: bytes, dtype: str = "<f4") -> Path:
@@ -253,7 +254,7 @@ def test_one_huge_row(tmp_path: Path, bounded: Callable[..., Ended]) -> None:
     assert code == 4 and "Error: not enough memory" in said, said
 
 
-# ---- outside data ------------------------------------------------------------------------------------------------------
+# ---- outside data ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["../secret", "/etc/passwd", "link", "sub/../../secret", "linked/secret", "."])
@@ -270,7 +271,7 @@ def test_external_data_outside_the_folder(where: str, tmp_path: Path) -> None:
     assert not (folder / "out.onnx").exists()
 
 
-# ---- writing -----------------------------------------------------------------------------------------------------------
+# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -375,7 +376,7 @@ def test_temporary_files_go_with_the_process(end: str, code: int, tmp_path: Path
     assert system.folder() is system.folder()
 
 
-# ---- memory and signals ------------------------------------------------------------------------------------------------
+# ---- memory and signals ----------------------------------------------------------------------------------------------
 
 
 def test_memory_that_is_not_there_is_an_error(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

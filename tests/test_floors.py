@@ -28,8 +28,8 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.spl
 NEIGHBOURS = {
     ("data", "evaluation"),
 }  # fmt: skip
-# Who may import onnxruntime, and onnx or onnx_graphsurgeon. `coupling` and `report` name ModelProto in the types of their doors.
-DOORS = {"onnxruntime": {"runtime"}, "onnx": {"graph", "coupling", "report", "methods"}, "onnx_graphsurgeon": {"graph"}}
+# Who may import onnxruntime, and onnx or onnx_graphsurgeon. `report` and `methods` name ModelProto in types.
+DOORS = {"onnxruntime": {"runtime"}, "onnx": {"graph", "report", "methods"}, "onnx_graphsurgeon": {"graph"}}
 FIVE = {"onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "click", "google"}  # google.protobuf comes with onnx
 OPTIONAL = {"jinja2": {"report"}}  # packages of the extras, and who may import them (inside a function)
 FILES = sorted(ROOT.rglob("*.py"))
@@ -85,16 +85,15 @@ def test_only_five_dependencies(file: Path) -> None:
 
 # ---- operator names --------------------------------------------------------------------------------------------------
 
-NAMELESS = tuple("cut planning latency scores evaluation report pipeline methods".split())
+NAMELESS = tuple("data cut planning latency scores repair evaluation export report pipeline methods".split())
 NAMELESS_FILES = tuple("coupling/__init__.py coupling/cost.py coupling/analysis.py".split())
 # These write operators into a graph (masks, factors, taps), so they may name them, but never look at one.
-WRITERS = {"cut", "scores", "methods"}
-LATER = {"methods/dilution/connections.py", "methods/bandits/ablation.py"}
+WRITERS = {"cut", "scores", "repair", "methods"}
 
 
 def nameless(file: Path) -> bool:
     name = file.relative_to(ROOT).as_posix()
-    return (part(file) in NAMELESS or name in NAMELESS_FILES) and name not in LATER
+    return part(file) in NAMELESS or name in NAMELESS_FILES
 
 
 def strings(node: ast.AST) -> Iterator[str]:

@@ -317,7 +317,7 @@ def test_no_variance_at_all() -> None:
     assert isinstance(reader(np.eye(2), np.ones((2, 1)), np.arange(2), 1.0, 1e-3), Reader)
 
 
-# ---- kinds of sums -----------------------------------------------------------------------------------------------------
+# ---- kinds of sums ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("centre", [True, False])

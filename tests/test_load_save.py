@@ -289,7 +289,7 @@ def test_one_branch_cut_leaves_the_shared_bias_of_the_other() -> None:
     assert {tuple(sizes(smaller)[node.input[2]]) for node in smaller.graph.node if node.op_type == "Conv"} == {(4,), (8,)}
 
 
-# ---- several inputs and outputs, and all that is not the graph ---------------------------------------------------------
+# ---- several inputs and outputs, and all that is not the graph -------------------------------------------------------
 
 
 def two_ends() -> onnx.ModelProto:
@@ -372,7 +372,7 @@ def test_an_empty_plan_returns_an_equal_model(tmp_path: Path) -> None:
     assert result.cuts == () and result.notes
 
 
-# ---- external data ----------------------------------------------------------------------------------------------------
+# ---- external data ---------------------------------------------------------------------------------------------------
 
 
 def test_external_data_is_mapped_not_read(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_external_data_of_the_input_are_never_overwritten(name: str, extern: boo
     assert files_in(tmp_path) == before
 
 
-# ---- writing ----------------------------------------------------------------------------------------------------------
+# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("extern", [False, True])
@@ -555,7 +555,7 @@ def test_a_link_is_replaced_not_followed(model_file: Path, tmp_path: Path) -> No
     assert other.read_bytes() == b"kept" and onnx.load(link)
 
 
-# ---- the same again ---------------------------------------------------------------------------------------------------
+# ---- the same again --------------------------------------------------------------------------------------------------
 
 
 def test_hash_is_that_of_the_file(model_file: Path, tmp_path: Path) -> None:

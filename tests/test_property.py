@@ -104,7 +104,7 @@ def test_planted_dead_channels_leave_first_and_leave_no_trace(case: Sample, seed
         assert error(own, other) <= 1e-6
 
 
-# ---- nothing, twice, and in two steps ---------------------------------------------------------------------------------
+# ---- nothing, twice, and in two steps --------------------------------------------------------------------------------
 
 
 @given(samples())
@@ -143,7 +143,7 @@ def bytes_of(result: sfp_onnx.Pruned) -> bytes:
     return result.to_proto().SerializeToString(deterministic=True)
 
 
-# ---- the generator itself ---------------------------------------------------------------------------------------------
+# ---- the generator itself --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)

@@ -275,7 +275,7 @@ def test_a_shared_bias_is_split() -> None:
     assert distance(model, result, images(20, 2, 6, 6, seed=9)) <= 1e-4
 
 
-# ---- where there is less to win ----------------------------------------------------------------------------------------
+# ---- where there is less to win --------------------------------------------------------------------------------------
 
 
 def test_dead_channels() -> None:

@@ -112,7 +112,7 @@ def test_rounding(zero: int, axis: int) -> None:
     assert np.abs(clipped - wide).max() > np.abs(found - wide).max()
 
 
-# ---- vanished branches -------------------------------------------------------------------------------------------------
+# ---- vanished branches -----------------------------------------------------------------------------------------------
 
 
 def residual(norm: bool = False) -> onnx.ModelProto:
@@ -151,7 +151,7 @@ def test_the_constant_of_a_vanished_branch_is_the_mean_of_what_is_missing(norm: 
     assert after < before
 
 
-# ---- the temporary file ------------------------------------------------------------------------------------------------
+# ---- the temporary file ----------------------------------------------------------------------------------------------
 
 
 def largest(folder: Path) -> int:

@@ -26,7 +26,7 @@ from sfp_onnx.repair.walk import Store
 from sfp_onnx.report.manifest import Pruned
 from sfp_onnx.scores.elimination import MOST_BLOCKS, eliminate, elimination
 
-# ---- biases and scales --------------------------------------------------------------------------------------------------
+# ---- biases and scales -----------------------------------------------------------------------------------------------
 
 
 def squared(model: onnx.ModelProto, result: Pruned, data: np.ndarray) -> float:
@@ -124,7 +124,7 @@ def test_a_gate_behind_the_layer() -> None:
     assert distance(model, repaired(model, images(300, 2, 6, 6)), images(20, 2, 6, 6, seed=9)) <= 1e-4
 
 
-# ---- files and ends ----------------------------------------------------------------------------------------------------
+# ---- files and ends --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_store(dtype: Any, scratch: Path) -> None:
     assert not list(scratch.iterdir())
 
 
-# ---- refusal -------------------------------------------------------------------------------------------------------------
+# ---- refusal ---------------------------------------------------------------------------------------------------------
 
 
 def spoil(factor: float) -> Callable[..., tuple[graph.Model, list[LayerFit]]]:
@@ -234,7 +234,7 @@ def test_the_message_is_that_of_the_library(monkeypatch: pytest.MonkeyPatch) -> 
     assert "Kept, because of --force" in " ".join(result.notes)
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------------
+# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["prune", "apply"])

@@ -36,7 +36,8 @@ def quiet() -> Iterator[None]:
 command_line: ContextVar[str] = ContextVar("sfp_onnx.command_line", default="(from Python)")
 """What was typed, for reports."""
 
-# ---- temporary files and folders that go with the process, however it ends: even after ``kill -9`` nothing stays behind ---------
+
+# ---- temporary files and folders that go with the process, even after ``kill -9`` ------------------------------------
 
 # The guard waits until the pipe from this process closes, which the system does when the process ends, and removes what was named there.
 GUARD = """

@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float64]
 
 # ---- what is known of a graph ----------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Node:
     """One operator of the graph. ``name`` is never empty (unnamed nodes get ``Conv_12``); ``captures`` are the outer
@@ -322,6 +323,7 @@ class Coupling:
 
 # ---- widths ----------------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Align:
     """Widths that a weight axis may end up with: multiples of ``block``, but below ``start`` multiples of ``fine``. ``written`` is what
@@ -361,6 +363,7 @@ class Align:
 
 
 # ---- what stages find out --------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Size:

@@ -14,7 +14,7 @@ from ..rules.context import Context
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
 
-# ---- run the rules over the graph in topological order and collect their facts ---------------------------------------
+# ---- from rules to facts, in topological order -----------------------------------------------------------------------
 
 
 def state(prepared: Prepared, cut_layernorm: bool) -> Facts:

@@ -58,7 +58,7 @@ def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
 
 
 def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset | None:
-    """Open data for a model; see `sfp_onnx.data.open_data` for the options."""
+    """Open data for a model; see `sfp_onnx.open_data` for the options."""
     if source is None or isinstance(source, Dataset):
         return source
     return open_data(source, inputs(model), **options)

@@ -1,4 +1,4 @@
-"""Small arithmetic on units: which indices of an axis stay when some units leave."""
+"""Small arithmetic on units: which indices of an axis stay when some units leave, and what a model costs then."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Couplin
 
 @dataclass(frozen=True)
 class _After:
-    """Sizes around one node after the cut (records.After)."""
+    """Sizes around one node after the cut (`core.types.After`)."""
 
     node: Node
     prepared: graph.Prepared

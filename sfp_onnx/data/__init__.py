@@ -1,4 +1,4 @@
-"""From raw values to what a model takes."""
+"""From raw values to what a model takes, and the sources that give raw values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Folders of image files: found, labelled, decoded one batch at a time with Pillow (extra ``images``)."""
+"""Folders of image files: found, labelled, decoded one batch at a time with Pillow (extra ``images``);
+and usual preprocessing by name."""
 
 from __future__ import annotations
 
@@ -266,7 +267,6 @@ def _decoded(folder: Path, names: Sequence[str], steps: Preprocessing, channels:
 
 CONFIG = "preprocessor_config.json"
 FOLLOWED = frozenset("do_resize do_center_crop do_rescale do_normalize do_flip_channel_order do_convert_rgb".split())
-PRESETS = ("imagenet", "cifar10", "yolo")
 IMAGENET: dict[str, Any] = {"scale": 255.0, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10: dict[str, Any] = {"scale": 255.0, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 CROP_SHARE = 0.875  # 224 of 256

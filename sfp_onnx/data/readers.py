@@ -1,4 +1,5 @@
-"""Arrays on disk or in memory, read a batch at a time: arrays inside .npz files row by row, .npy files memory-mapped."""
+"""Arrays on disk or in memory, read a batch at a time: arrays inside .npz files row by row, .npy files memory-mapped;
+and batches from any Python function."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Editor:
         self._names = set(self.tensors)
         self._outputs = {id(tensor) for tensor in self.graph.outputs}
 
-    # ---- building ------------------------------------------------------------------------------------------------
+    # ---- building ----------------------------------------------------------------------------------------------------
 
     def _unique(self, name: str) -> str:
         candidate, number = name, 1
@@ -61,7 +61,7 @@ class Editor:
         return self.tensors[name]
 
     def variable(self, name: str) -> Any:
-        """A new tensor that nothing makes, to become an input of a `segment` of the result."""
+        """A new tensor that nothing makes, to become an input of a part of the result (`extract.segment`)."""
         return gs.Variable(self._unique(name))
 
     def append(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, name: str = "tap") -> Any:
@@ -109,7 +109,7 @@ class Editor:
         self._after.setdefault(node - 1, []).append(fresh)
         return output
 
-    # ---- changing ------------------------------------------------------------------------------------------------
+    # ---- changing ----------------------------------------------------------------------------------------------------
 
     def set_constant(self, name: str, array: Array) -> None:
         """Give an existing constant another value, for all that read it."""
@@ -151,7 +151,7 @@ class Editor:
         self._names.discard(name)
         _redirect(tensor, self.constant(name, array))
 
-    # ---- done ----------------------------------------------------------------------------------------------------
+    # ---- done --------------------------------------------------------------------------------------------------------
 
     def finish(self, sizes: Mapping[str, Mapping[int, int | None]] | None = None) -> Model:
         """The edited model without dead nodes. ``sizes`` gives new sizes per tensor and axis, for the recorded shapes."""

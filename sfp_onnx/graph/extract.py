@@ -1,4 +1,4 @@
-"""A part of a model as a model of its own: the nodes between some tensors and others."""
+"""A part of a model as a model of its own: the nodes between some tensors and others; and models that exist only to be timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading models: files, external data, local functions, Constant nodes."""
+"""Reading models: files, external data, local functions, Constant nodes; damage is noticed before anything is made of it."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def _complaint(tensor: TensorProto) -> str:
     return "" if wanted == present else f"shape {list(tensor.dims)} needs {wanted} {what}, it has {present}"
 
 
-# ---- values of tensors ------------------------------------------------------------------------------------------------
+# ---- values of tensors -----------------------------------------------------------------------------------------------
 
 
 def to_dense(sparse: SparseTensorProto, name: str) -> Array:

@@ -1,4 +1,5 @@
-"""Writing files so that they are there whole or not at all, whatever ends the program.
+"""Writing files so that they are there whole or not at all, whatever ends the program; models with large weights beside them, in half
+precision, or sparse.
 
 Contents go to a hidden file in the same folder, ``.NAME.<random>.tmp``, that is renamed when all is written; `core.system` removes what a
 killed program leaves of them. Files that belong together are renamed under a lock of their folder, so that of two runs that write to

@@ -307,7 +307,8 @@ def _costs(work: FloatArray, timings: Sequence[Timing], class_of: IntArray, over
     return costs
 
 
-# ---- measure what a model's nodes cost on this machine ---------------------------------------------------------------
+# ---- inputs to time with ---------------------------------------------------------------------------------------------
+
 
 def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:
     """Inputs to time with: the traced ones, with another batch size where the model leaves it open.

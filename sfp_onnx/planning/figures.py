@@ -152,8 +152,8 @@ def _extents(layer: Layer, trace: Trace) -> list[Axis]:
         return [Axis(units) for units in layer.extents]
     if len(layer.extents) == 1 and np.array_equal(layer.reads, layer.writes):  # depthwise
         return [Axis(layer.extents[0], Role.BOTH)]
-    made = next((at for at, units in enumerate(layer.extents) if np.array_equal(units, layer.writes)), -1)
-    return [Axis(units, Role.MADE if at == made else Role.READ) for at, units in enumerate(layer.extents)]
+    making = next((at for at, units in enumerate(layer.extents) if np.array_equal(units, layer.writes)), -1)
+    return [Axis(units, Role.MADE if at == making else Role.READ) for at, units in enumerate(layer.extents)]
 
 
 def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms:

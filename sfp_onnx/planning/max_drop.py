@@ -1,4 +1,4 @@
-"""How sure a measured drop is: one-sided upper bounds from samples."""
+"""The smallest model that loses no more than allowed, and how sure a measured drop is: one-sided upper bounds from samples."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ def jackknifed(value: Callable[[IntArray], float], samples: int, confidence: flo
 
 
 # ---- how much a model loses on data that it was not made with --------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Drop:

@@ -19,7 +19,7 @@ from ..runtime import Setup
 from . import FIGURES, bounds, make_plan, parse_target, show, widths
 from .figures import Ruler, ruler_for
 
-# ---- the controller's constants; shares are of a figure of the original, unless another is named ----------------------
+# ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
 
 ROUNDS = 5  # plans that are built, for each alignment
 MARGIN = 0.985  # of each bound to aim at, after a plan that broke one

@@ -127,7 +127,7 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tup
     return "relative error", [sums.relative_error or 0.0 for sums in answers[1:]]
 
 
-# ---- re-estimate the statistics of batchnormalization on calibration data --------------------------------------------
+# ---- statistics of BatchNormalization, re-estimated ------------------------------------------------------------------
 
 
 def _moments(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions) -> Fitted:

@@ -68,7 +68,7 @@ class Normal:
         return self
 
     def without_means(self) -> Normal:
-        """For layers that have no bias: nothing is taken as its share, so that `solve` and `error` see the weights alone."""
+        """For layers that have no bias: nothing is taken as its share, so that `ridge.solve` and `error` see the weights alone."""
         return replace(self, rows=np.zeros_like(self.rows), errors=np.zeros_like(self.errors))
 
     def centred(self, spend: bool = False) -> tuple[FloatArray, FloatArray]:
@@ -235,7 +235,7 @@ def _rounding(size: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(ROUNDING * size, np.finfo(np.float32).tiny))
 
 
-# ---- positive definite systems by cholesky factors -------------------------------------------------------------------
+# ---- positive definite systems by Cholesky factors -------------------------------------------------------------------
 
 SMALL = 128  # below, a general solver is as fast
 

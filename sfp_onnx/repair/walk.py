@@ -1,6 +1,6 @@
 """Run a model over many batches in segments: every node runs once, and what later nodes need is remembered between segments.
 
-With what is written on the way: the constants that layers read, the steps that re-fit them, and how a change gets into them.
+And what is re-fitted on the way: the constants that layers read, the steps that change them, and how a change gets into them.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ Task = tuple[Step, ...] | End
 """What is fitted at once: layers that share a weight (mostly one), or an end."""
 
 
-# ---- put a change of a layer's weight and bias into the model's constants --------------------------------------------
+# ---- a change of weight and bias, put into the model's constants -----------------------------------------------------
 
 WeightChange = tuple[FloatArray, FloatArray]
 """Of the weight (blocks, inputs, outputs) and of the bias (blocks, outputs; of several layers (layers, blocks, outputs))."""

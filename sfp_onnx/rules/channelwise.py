@@ -324,6 +324,7 @@ def _additive(op: str, present: Sequence[int], constant: Sequence[int]) -> list[
     scaled = [position for position in present if position not in constant]
     return scaled if (op == "Mul" and len(scaled) == 1) or (op == "Div" and scaled == [0]) else []
 
+
 # ---- tensors made from a shape ---------------------------------------------------------------------------------------
 
 

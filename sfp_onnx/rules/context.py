@@ -38,7 +38,7 @@ class Context:
     computed: frozenset[str] = frozenset()
     cut_layernorm: bool = False
 
-    # ---- what the node looks like -------------------------------------------------------------------------------
+    # ---- what the node looks like ------------------------------------------------------------------------------------
 
     def has(self, position: int) -> bool:
         """Whether an (optional) input is given."""
@@ -74,7 +74,7 @@ class Context:
     def attribute(self, name: str, default: Any = None) -> Any:
         return self.node.attributes.get(name, default)
 
-    # ---- labels of operands -------------------------------------------------------------------------------------
+    # ---- labels of operands ------------------------------------------------------------------------------------------
 
     def key(self, position: int) -> tuple[int, int]:
         """Where the labels of a constant operand are kept: per use, or once for a weight with several uses."""
@@ -131,15 +131,15 @@ class Context:
         if self.is_constant(position):
             key = self.key(position)
             known = self.facts.constants.get(key, ())
-            found = [array for array in known if axis in varying(array)]
-            if not found:
+            arrays = [array for array in known if axis in varying(array)]
+            if not arrays:
                 if self.shape(position)[axis] < 2:
                     return None
-                found = [vector(self.mint(self.shape(position)[axis]), axis, rank)]
-                self.facts.constants[key] = known + tuple(found)
+                arrays = [vector(self.mint(self.shape(position)[axis]), axis, rank)]
+                self.facts.constants[key] = known + tuple(arrays)
         else:
-            found = [array for array in self.labels(position) if axis in varying(array)]
-        return self.along(found, axis)
+            arrays = [array for array in self.labels(position) if axis in varying(array)]
+        return self.along(arrays, axis)
 
     def along(self, arrays: Sequence[IntArray], axis: int) -> IntArray | None:
         """The labels that vary along ``axis`` as one vector, tied along all other axes."""
@@ -155,14 +155,14 @@ class Context:
             self.tie(vectors[0], another)
         return vectors[0] if vectors else None
 
-    def match(self, position: int, axis: int, labels: IntArray | None, reason: str = "") -> None:
+    def match(self, position: int, axis: int, labels: IntArray | None) -> None:
         """State that an input carries ``labels`` along ``axis`` (None: that axis cannot shrink)."""
         if not self.has(position):
             return
         rank = self.rank(position)
         axis %= rank
         if labels is None:
-            self.fix_input(position, (axis,), reason or "it meets an axis that cannot shrink")
+            self.fix_input(position, (axis,), "it meets an axis that cannot shrink")
         elif self.shape(position)[axis] > 1:
             if self.is_constant(position):
                 key = self.key(position)
@@ -173,13 +173,13 @@ class Context:
                 else:
                     self.tie(twin, labels)
                 return
-            own = self.axis(position, axis)
-            if own is None:
-                self.pin(labels, reason or "it meets an axis that cannot shrink")
+            carried = self.axis(position, axis)
+            if carried is None:
+                self.pin(labels, "it meets an axis that cannot shrink")
             else:
-                self.tie(own, labels)
+                self.tie(carried, labels)
 
-    # ---- facts ---------------------------------------------------------------------------------------------------
+    # ---- facts -------------------------------------------------------------------------------------------------------
 
     def tie(self, left: IntArray, right: IntArray) -> None:
         """These labels leave together, element by element (broadcast)."""
@@ -288,7 +288,7 @@ class Context:
         """State that constants or attributes of this node are recomputed after the cut."""
         self.facts.follows.append(Follow(self.node.index, edits))
 
-    # ---- meeting element by element ------------------------------------------------------------------------------
+    # ---- meeting element by element ----------------------------------------------------------------------------------
 
     def merge(self, operands: Sequence[Operand], reason: str = STIFF) -> Labels:
         """Labels of a broadcasting element-wise meeting of operands of one common rank.

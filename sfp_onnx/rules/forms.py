@@ -55,9 +55,9 @@ class Window:
         for number, tap in enumerate(taps):
             at, inside = self._read(places, tap, data.shape[2:], output[2:])
             index[:, number] = np.where(inside, np.arange(samples)[:, None] * size + at, len(flat) - 1).reshape(-1)
-        found = flat[index]
-        split = found.reshape(len(found), len(taps), blocks, channels // blocks)
-        rows: Array = split.transpose(2, 0, 1, 3).reshape(blocks, len(found), -1)
+        read = flat[index]
+        split = read.reshape(len(read), len(taps), blocks, channels // blocks)
+        rows: Array = split.transpose(2, 0, 1, 3).reshape(blocks, len(read), -1)
         return rows
 
     def _read(
@@ -89,8 +89,8 @@ class Window:
         """Outputs (blocks, positions, channels of a block) at the chosen positions."""
         samples, channels = output.shape[:2]
         flat = output.reshape(samples, channels, -1)
-        found = flat[np.arange(samples)[:, None], :, chosen].reshape(chosen.size, blocks, channels // blocks)
-        answers: Array = found.transpose(1, 0, 2)
+        picked = flat[np.arange(samples)[:, None], :, chosen].reshape(chosen.size, blocks, channels // blocks)
+        answers: Array = picked.transpose(1, 0, 2)
         return answers
 
     def matrix(self, weight: Array, blocks: int) -> Array:
@@ -162,5 +162,5 @@ class Dense:
 def _chosen(data: Array, axis: int, chosen: IntArray) -> Array:
     moved = np.moveaxis(data, axis, -1)
     rows = moved.reshape(len(chosen), -1, moved.shape[-1])
-    found: Array = np.take_along_axis(rows, chosen[:, :, None], axis=1).reshape(-1, moved.shape[-1]).astype(np.float32)
-    return found
+    picked: Array = np.take_along_axis(rows, chosen[:, :, None], axis=1).reshape(-1, moved.shape[-1]).astype(np.float32)
+    return picked

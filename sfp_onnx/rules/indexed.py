@@ -63,7 +63,7 @@ def _gather_whole(ctx: Context, axis: int, index: Array | None) -> Labels:
 
 def _meet(ctx: Context, operands: Mapping[int, Operand]) -> Labels:
     """Operands of a common rank meet element by element; constants take the labels of the others."""
-    merged = ctx.merge([own for position, own in operands.items() if own[0] or not ctx.is_constant(position)])
+    merged = ctx.merge([operand for position, operand in operands.items() if operand[0] or not ctx.is_constant(position)])
     for position in operands:
         ctx.adopt(position, merged)
     return merged
@@ -74,11 +74,11 @@ def elements(ctx: Context) -> list[Labels]:
     """Data, indices (and updates), all of one rank; where their sizes differ, they are read from the start."""
     rank, positions = ctx.rank(0), range(len(ctx.node.inputs))
     axis = ctx.attribute("axis", 0) % rank
-    stiff = [own for own in range(rank) if own == axis or len({ctx.shape(position)[own] for position in positions}) > 1]
+    stiff = [dim for dim in range(rank) if dim == axis or len({ctx.shape(position)[dim] for position in positions}) > 1]
     reason = UNKNOWN if ctx.value(1) is None else INDEXED
     operands = {}
     for position in positions:
-        shape = [1 if own in stiff else size for own, size in enumerate(ctx.shape(position))]
+        shape = [1 if dim in stiff else size for dim, size in enumerate(ctx.shape(position))]
         operands[position] = Operand(ctx.settle(position, stiff, reason), shape)
     return [_meet(ctx, operands)]
 
@@ -119,9 +119,9 @@ def gather_nd(ctx: Context) -> list[Labels]:
 
     labels = _beside(ctx, indexed, UNKNOWN if ctx.value(1) is None else INDEXED)
     behind = (1,) * (ctx.rank(0) - batch - depth)
-    own = tuple(array.reshape(spread(array.shape)) for array in labels)
+    data = tuple(array.reshape(spread(array.shape)) for array in labels)
     tuples = tuple(array.reshape(array.shape[:-1] + behind) for array in ctx.settle(1, (count,), "it is a tuple of indices"))
-    return [ctx.merge([Operand(own, spread(ctx.shape(0))), Operand(tuples, ctx.shape(1)[:count] + behind)])]
+    return [ctx.merge([Operand(data, spread(ctx.shape(0))), Operand(tuples, ctx.shape(1)[:count] + behind)])]
 
 
 def _picked(ctx: Context, array: IntArray, index: Array) -> IntArray:
@@ -145,7 +145,7 @@ def scatter_nd(ctx: Context) -> list[Labels]:
     ctx.settle(1, range(count + 1), "it is used as an index")
     rows = []
     if index is not None and grid is not None:
-        rows = [vector(own, axis, rank) for axis, places in enumerate(grid) if (own := _overwritten(ctx, axis, places)) is not None]
+        rows = [vector(row, axis, rank) for axis, places in enumerate(grid) if (row := _overwritten(ctx, axis, places)) is not None]
         _follow_tuples(ctx, index, lambda after, axis: after.input_keep(2, axis))
     reason = UNKNOWN if ctx.value(1) is None else INDEXED
     before = _without(ctx.settle(0, range(depth) if grid is None else (), reason), depth)
@@ -177,8 +177,8 @@ def _grid(index: Array) -> list[IntArray] | None:
         return None
     places = []
     for axis in range(depth):
-        own = np.moveaxis(index[..., axis], axis, 0).reshape(index.shape[axis], -1)
-        if (own != own[:, :1]).any():
+        along = np.moveaxis(index[..., axis], axis, 0).reshape(index.shape[axis], -1)
+        if (along != along[:, :1]).any():
             return None
-        places.append(own[:, 0])
+        places.append(along[:, 0])
     return places

@@ -231,11 +231,11 @@ def _dense(ctx: Context, terms: Sequence[Term], output: Sequence[int], scales: S
     if weight is None or data is None or len(terms) != 2 or len(weight.indices) != 2:
         return None
     summed = [index for index in weight.indices if index in data.indices and index not in output]
-    made = [index for index in weight.indices if index in output and index not in data.indices]
+    new = [index for index in weight.indices if index in output and index not in data.indices]
     others = [index for index in data.indices if index not in summed]
-    if len(summed) != 1 or len(made) != 1 or others != [index for index in output if index not in made]:
+    if len(summed) != 1 or len(new) != 1 or others != [index for index in output if index not in new]:
         return None
-    form = Dense(data.indices.index(summed[0]), list(output).index(made[0]), weight.indices.index(summed[0]), scales.product)
+    form = Dense(data.indices.index(summed[0]), list(output).index(new[0]), weight.indices.index(summed[0]), scales.product)
     return Linear(form, scales.position, scales.bias)
 
 
@@ -250,14 +250,14 @@ def _state_layer(
     """The mixing layer that a product is: its weight is the first term made of constants, if there is one."""
     summed = next((index for index in reads), -1)
     weight = next((term for term in terms if ctx.is_weight(term.position)), terms[-1])
-    own = [axis for axis, index in enumerate(weight.indices) if sum(index in term.indices for term in terms) == 1]
-    writes = ctx.axis(weight.position, own[-1]) if own and ctx.is_weight(weight.position) else None
+    alone = [axis for axis, index in enumerate(weight.indices) if sum(index in term.indices for term in terms) == 1]
+    writes = ctx.axis(weight.position, alone[-1]) if alone and ctx.is_weight(weight.position) else None
     source = next((term for term in terms if term is not weight), weight)
     ctx.layer(
         float(prod(sizes)),
         arrays,
         Reads(source.position, _axis_of(source, summed), _axis_of(weight, summed), reads.get(summed)),
-        Writes(weight.position, own[-1] if own else 0, writes),
+        Writes(weight.position, alone[-1] if alone else 0, writes),
         linear,
     )
 

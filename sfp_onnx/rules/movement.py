@@ -122,29 +122,29 @@ def concat(ctx: Context) -> list[Labels]:
     parts = [position for position in range(len(ctx.node.inputs)) if ctx.has(position)]
     labels = [ctx.labels(position) for position in parts]
     shapes = [ctx.shape(position) for position in parts]
-    along = [tuple(array for array in own if array.shape[axis] > 1) for own in labels]
-    across = [tuple(array for array in own if array.shape[axis] == 1) for own in labels]
+    along = [tuple(array for array in arrays if array.shape[axis] > 1) for arrays in labels]
+    across = [tuple(array for array in arrays if array.shape[axis] == 1) for arrays in labels]
     if not any(along):
-        return [ctx.merge([Operand(own, shape) for own, shape in zip(across, shapes, strict=True)])]
+        return [ctx.merge([Operand(arrays, shape) for arrays, shape in zip(across, shapes, strict=True)])]
     joined, rest = _join(ctx, along, across, shapes, axis)
     return [keep_varying([joined]) + rest]
 
 
 def _join(ctx: Context, along: list[Labels], across: list[Labels], shapes: list[tuple[int, ...]], axis: int) -> tuple[IntArray, Labels]:
     """One label array along the joined axis, and the arrays that only vary across it."""
-    common = {other for own in along for array in own for other in varying(array)} - {axis}
+    common = {other for arrays in along for array in arrays for other in varying(array)} - {axis}
     columns, rest = [], []
-    for own, others, shape in zip(along, across, shapes, strict=True):
+    for arrays, others, shape in zip(along, across, shapes, strict=True):
         together = [array for array in others if set(varying(array)) & common]
         rest.append(Operand(tuple(array for array in others if not set(varying(array)) & common), shape))
-        pieces = [*own, *together]
+        pieces = [*arrays, *together]
         if len(pieces) > 1:
             for array in pieces:
                 ctx.pin(array, "two independent channel axes are concatenated")
         piece = pieces[0] if pieces else np.zeros((1,) * len(shape), np.int64)
         full = [shape[other] if other == axis or other in common else 1 for other in range(len(shape))]
         columns.append(np.broadcast_to(piece, full))
-    return compact(np.concatenate(columns, axis)), ctx.merge(rest) if any(own for own, _ in rest) else ()
+    return compact(np.concatenate(columns, axis)), ctx.merge(rest) if any(arrays for arrays, _ in rest) else ()
 
 
 @rule("Split", does="moves labels; the part sizes follow", traits=Trait.ALONE)
@@ -184,11 +184,11 @@ def _slices(ctx: Context) -> list[tuple[int, int, int, int]] | None:
         return None
     axes = _ints(ctx, "axes", 3) or list(range(len(starts)))
     steps = _ints(ctx, "steps", 4) or [1] * len(starts)
-    found = []
+    slices = []
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size = ctx.shape(0)[axis]
-        found.append((axis % ctx.rank(0), *slice(start, None if step < 0 and end < -size else end, step).indices(size)))
-    return found
+        slices.append((axis % ctx.rank(0), *slice(start, None if step < 0 and end < -size else end, step).indices(size)))
+    return slices
 
 
 @rule("Slice", does="moves labels; starts and ends follow", traits=Trait.ALONE)
@@ -237,8 +237,8 @@ def pad(ctx: Context) -> list[Labels]:
     for array in ctx.settle(0, stiff, "this axis is padded with its own values, or cropped"):
         for axis in padded:
             if array.shape[axis] > 1 and axis not in stiff:
-                own = ctx.along([array], axis)
-                minted = [ctx.mint(before[axis]), own if own is not None else array.reshape(-1), ctx.mint(behind[axis])]
+                middle = ctx.along([array], axis)
+                minted = [ctx.mint(before[axis]), middle if middle is not None else array.reshape(-1), ctx.mint(behind[axis])]
                 array = vector(np.concatenate(minted), axis, rank)
         moved.append(array)
 

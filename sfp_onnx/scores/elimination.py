@@ -117,7 +117,7 @@ def eliminate(readers: Sequence[Reader], width: int) -> tuple[IntArray, FloatArr
     return np.asarray(order, np.int64), np.maximum.accumulate(np.asarray(added))
 
 
-# ---- selection that knows the repair ---------------------------------------------------------------------------------
+# ---- elimination of a whole model ------------------------------------------------------------------------------------
 
 RIDGE = 1e-3
 MOST_BLOCKS = 64  # convolutions with more groups (depthwise) lose outputs with their inputs

@@ -111,6 +111,7 @@ def _tap(editor: edit.Editor, site: Site, rank: int, needs: Iterable[str]) -> di
 
 # ---- what scores may look at -----------------------------------------------------------------------------------------
 
+
 def views(prepared: Prepared, coupling: Coupling, moments: Mapping[Site, Moments]) -> Iterator[GroupView]:
     """One view per group, in order. Only the weights of one group are in memory at a time."""
     factors, constants = scales(prepared.index, coupling), Constants(prepared.model)

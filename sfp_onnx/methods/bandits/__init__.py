@@ -18,14 +18,13 @@ from ...scores.scoring import Scored, Setting, prepared
 from .policies import POLICIES
 
 PREFIX = "bandit:"
-BANDIT_SCORES = tuple(PREFIX + name for name in POLICIES)
 REWARDS = ("divergence", "relative-error", "loss")
 
 
 @dataclass(frozen=True)
 class BanditOptions:
-    """What a bandit score may be told: ``pulls`` per unit (5 if neither is given) or ``budget`` in seconds; ``batch`` images per ablation;
-    ``memory``: bytes of activations to keep; ``traces``: file for ablations, means and intervals per unit."""
+    """What a bandit score may be told: ``pulls``, ablations per unit (5 if neither is given), or ``budget`` in seconds; ``batch`` images
+    per ablation; ``memory``: bytes of activations to keep; ``traces``: file for ablations, means and intervals per unit."""
 
     pulls: int | None = option(None, "Ablations per set of coupled channels.", CHANNELS, low=1)
     budget: float | None = option(None, "Time for all ablations.", CHANNELS, parse=seconds)
@@ -34,7 +33,7 @@ class BanditOptions:
     temperature: float = option(0.05, "Temperature of softmax.", CHANNELS, low=0, low_open=True, high=float("inf"), high_open=True)
     reward: str | None = option(None, f"{', '.join(REWARDS)}, or module:function. [default: by the kind of model]", CHANNELS)
     memory: int = option(2**30, "Bytes of activations to keep.", CHANNELS, parse=byte_size)
-    traces: str | None = option(None, "Write ablations, means and intervals per unit as JSON.", CHANNELS, path=True)
+    traces: str | None = option(None, "Write ablations, means and intervals of all coupled channels as JSON.", CHANNELS, path=True)
 
     def __post_init__(self) -> None:
         """Check what no single value shows.

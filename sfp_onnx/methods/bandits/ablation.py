@@ -207,7 +207,7 @@ class Ablations:
         self._tiles: tuple[tuple[int, ...], dict[str, Array]] = ((), {})
         self.sections = [self._section(part) for part in run]
 
-    # ---- before the first ablation -------------------------------------------------------------------------------
+    # ---- before the first ablation -----------------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Run every block once through the unmasked model; keep the inner tensors if those of all blocks fit."""
@@ -283,7 +283,7 @@ class Ablations:
         pairs = zip(results, tiles, strict=True)
         return all(one.size == other.size and np.allclose(one.ravel(), other.ravel(), 1e-3, 1e-4, equal_nan=True) for one, other in pairs)
 
-    # ---- the ablations -------------------------------------------------------------------------------------------
+    # ---- the ablations -----------------------------------------------------------------------------------------------
 
     def width(self, place: int) -> int:
         """How many units of the group of this one a run serves."""

@@ -73,7 +73,7 @@ class Policy:
 
 
 class RoundRobin(Policy):
-    """All arms in turn: the reference that spends every pull evenly (and, over all data, leave-one-out)."""
+    """All arms in turn: the reference that spends its ablations evenly (and, over all data, leave-one-out)."""
 
     def select(self) -> IntArray:
         return np.arange(self.setting.arms)
@@ -134,7 +134,7 @@ class Hedge(RoundRobin):
     """Multiplicative weights with full information: Freund & Schapire, JCSS 55 (1997); the rate is that of Cesa-Bianchi & Lugosi,
     Prediction, Learning, and Games (2006), theorem 2.2.
 
-    Every round pulls every arm. The weights grow with the summed reward, so that their ranking is the one by mean reward.
+    Every round ablates every arm. The weights grow with the summed reward, so that their ranking is the one by mean reward.
     """
 
     needs_horizon = True

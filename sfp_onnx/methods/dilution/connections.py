@@ -121,7 +121,7 @@ def layer_views(
     ends: Mapping[str, Ends | str], losses: Mapping[str, FloatArray],
 ) -> Iterator[KernelView]:  # fmt: skip
     """One view per target. ``scales`` are those of BatchNormalizations by the tensor they scale, ``rms`` the root mean square per channel
-    of each site, ``ends`` and ``losses`` as in `Measured`."""
+    of each site, ``ends`` and ``losses`` as in `ends.Measured`."""
     constants = Constants(model)
     for target in layers:
         moved = np.moveaxis(constants[target.weight], target.axes, (0, 1))

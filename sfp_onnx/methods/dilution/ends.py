@@ -120,7 +120,7 @@ def block_losses(inputs: elimination.Inputs, inverse: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
 
 
-# ---- look at the layers ----------------------------------------------------------------------------------------------
+# ---- all that is measured --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

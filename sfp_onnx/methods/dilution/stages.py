@@ -1,4 +1,4 @@
-"""How to dilute, and what came of it."""
+"""A dilution from beginning to end: its options, its result with the manifest, and `dilute`."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class DiluteOptions:
     """How to dilute.
 
     ``method``: None means `obs` with data, else `l1`. ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that
-    set it. ``scope``: see `keep_by_rank`. ``layers``: a regular expression on names of nodes or weights. ``refit``: None means with
-    data. ``force``: dilute layers whose labels carry too little signal, too. ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how
-    the rest is re-fitted.
+    set it. ``scope``: the same share of every "layer" or "filter", or one ranking of all ("global"). ``layers``: a regular expression on
+    names of nodes or weights. ``refit``: None means with data. ``force``: dilute layers whose labels carry too little signal, too.
+    ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how the rest is re-fitted.
     """
 
     method: str | None = option(None, f"How connections are chosen: {METHOD_NAMES}.  [default: obs with data, else l1]", CHANNELS,

@@ -1,4 +1,5 @@
-"""Scores that read class profiles: single filter performance as importance of a channel.
+"""Scores that read class profiles: single filter performance as importance of a channel; what the profiles tell besides, and a few
+filters for the report.
 
 They need labels (or take the model's own answers) and a classifier. To register them costs nothing: what they need is imported when
 they are asked for.
