@@ -210,7 +210,7 @@ def test_what_protects_nothing_is_refused(model_file: Path, tmp_path: Path) -> N
         (DataOptions, {"preset": "x"}), (DataOptions, {"mean": 0.3}), (DataOptions, {"layout": "x"}), (DataOptions, {"labels": 3}),
         (DataOptions, {"samples": 0}), (OutputOptions, {"quantize": "int4"}), (OutputOptions, {"path": 3}),
         (OutputOptions, {"half": "yes"}),
-        (sfp_onnx.InspectOptions, {"input_shapes": {"x": 3}}), (sfp_onnx.DiluteOptions, {"scope": "all"}),
+        (sfp_onnx.InspectOptions, {"input_shapes": {"x": 3}}),
         (sfp_onnx.ProfileOptions, {"pool": 0}),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ import onnx
 
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
-from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, RepairOptions, option
+from ...core.options import AMOUNT, CHANNELS, REPAIR, DataOptions, InspectOptions, RepairOptions, option
 from ...core.system import log
 from ...core.types import Array, BoolArray, Size
 from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
@@ -34,7 +34,7 @@ METHOD_NAMES = ", ".join(method.pattern or name for name, method in METHODS.item
 
 
 @dataclass(frozen=True)
-class DiluteOptions(Checked):
+class DiluteOptions:
     """How to dilute.
 
     ``method``: None means `obs` with data, else `l1`. ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that
@@ -250,7 +250,8 @@ def choose_masks(analysis: Analysis, measured: ends.Measured, options: DiluteOpt
     weights, held = {target.name: target.weight for target in suited}, graph.initializers(model)
     chosen = connections.choose(
         lambda: connections.layer_views(model, suited, factors, measured.rms, measured.ends, measured.losses),
-        weights, method, given, options.rate or 0.0, options.scope)  # fmt: skip
+        weights, method, given, options.rate or 0.0, options.scope,
+    )  # fmt: skip
     pairs = zip(suited, chosen, strict=True)
     masks = {target.weight: connections.as_weight(item.mask, target.axes, held[target.weight][0]) for target, item in pairs}
     return Masked(masks, tuple(item.figures for item in chosen), tuple(skipped), tuple(notes))
@@ -272,6 +273,8 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> Method:
         raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
     if options.rate is not None and not 0 <= options.rate < 1:
         raise OptionError(f"--rate {options.rate:g}: expected a share from 0 up to, but not including, 1")
+    if options.scope not in ("layer", "global", "filter"):
+        raise OptionError(f"--scope '{options.scope}': expected layer, global or filter")
     if method.needs and not with_data:
         free = ", ".join(item.pattern or name for name, item in METHODS.items() if not item.needs)
         raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")
