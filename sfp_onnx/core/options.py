@@ -245,7 +245,8 @@ class PlanOptions(Checked):
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
         parse=confidence, metavar="95%", example="95%", low=0.5, high=1, high_open=True)  # fmt: skip
     profile_budget: float = rare(
-        60.0, "Wall time for timing layers; where it does not suffice, fewer widths are timed.", LATENCY, low=0, low_open=True, metavar="SECONDS"
+        60.0, "Wall time for timing layers; where it does not suffice, fewer widths are timed.", LATENCY,
+        low=0, low_open=True, metavar="SECONDS"
     )
 
     def __post_init__(self) -> None:
