@@ -292,12 +292,10 @@ class GateOptions:
 
     baseline: Any = option(
         None, "Manifest (made with --test-data) or output of evaluate --json: the last model must hold its accuracy, MACs, parameters and "
-        "bytes, else exit code 3.", AMOUNT, path=True,
-    )  # fmt: skip
+        "bytes, else exit code 3.", AMOUNT, path=True)  # fmt: skip
     max_drop: str | None = option(
         None, "How much top-1 (without labels: agreement) may fall: of the last model below --baseline (default 0), else below the first "
-        "model.", AMOUNT, metavar="1%",
-    )  # fmt: skip
+        "model.", AMOUNT, metavar="1%")  # fmt: skip
     targets: tuple[str, ...] = option(
         (), "The last model must hold it: macs, params, size. Repeatable.", AMOUNT, flag="target", metavar="macs=50%"
     )

@@ -22,8 +22,6 @@ from .graph.load import load
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
 from .runtime import Batches, Session, latencies, open_model, open_session, quantize, save_ort
 
-QUANTIZERS = ("int8",)
-
 
 @dataclass(frozen=True)
 class OrtFile:
@@ -145,8 +143,6 @@ def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dat
         OptionError: unknown quantiser, or no weights to halve. ModelError: onnxruntime cannot make a form.
         VerificationError: a form is not finite or too far from what it was made of.
     """
-    if options.quantize not in (None, *QUANTIZERS):
-        raise OptionError(f"unknown quantiser '{options.quantize}'. Known: {', '.join(QUANTIZERS)}")
     models = {"original": analysis.model, "pruned": pruned}
     plain, last, notes = pruned, pruned, []
     if options.half:

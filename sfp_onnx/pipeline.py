@@ -16,7 +16,7 @@ import numpy as np
 
 from . import graph, planning
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
-from .core.options import DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
+from .core.options import Checked, DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions, expect
 from .core.system import log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan
 from .coupling.analysis import Analysis, DataSource, Progress, describe, inspect, reasons, silent
@@ -73,6 +73,11 @@ class Sources:
     inspect_options: InspectOptions = InspectOptions()
     others: tuple[Path, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse options that are none."""
+        expect(DataOptions, data_options=self.data_options)
+        expect(InspectOptions, inspect_options=self.inspect_options)
+
     def paths(self) -> list[Path]:
         """All files that are named."""
         named = (self.data, self.eval_data, self.test_data, self.data_options.labels)
@@ -118,6 +123,7 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
 
 def _check(options: PlanOptions) -> None:
     """Refuse options that contradict each other or cannot be read, before any work."""
+    expect(PlanOptions, options=options)
     if (options.ratio is None) == (not options.targets and options.max_drop is None):
         raise OptionError("give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%")
     if options.metric is not None and options.max_drop is None:
@@ -147,15 +153,17 @@ def plan(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
-    inputs = Sources(data, eval_data, None, data_options, inspect_options).open(source, [output])
-    made = _planned(inputs, options, Scoring(score_name, score_options, repair), progress)[1]
+    scoring = Scoring(score_name, score_options, repair)
+    others = () if options.device_profile is None else (Path(options.device_profile),)
+    inputs = Sources(data, eval_data, None, data_options, inspect_options, others).open(source, [output])
+    made = _planned(inputs, options, scoring, progress)[1]
     if output is not None:
         write_json(output, planning.to_json(made), inputs.paths)
     return made
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Checked):
     """How channels are scored for a plan, and the repair that will follow; None: the defaults."""
 
     name: str | None = None
@@ -179,6 +187,8 @@ def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: P
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress)
         if apart:
             ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judged)})
+        elif inputs.data is not None:
+            ready = replace(ready, recorded={**ready.recorded, "samples": inputs.data.samples})
         made = max_drop.plan_with_drop(ready, options, judge, progress=progress)
     for note in made.notes:
         (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
@@ -271,7 +281,7 @@ def _as_read(plan: Plan, options: DataOptions) -> DataOptions:
     recorded = {name: known[name] for name in vars(Preprocessing()) if name in known}
     steps: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
     all_of_them = plan.options.get("max_drop") is not None and "eval_data" not in plan.options  # a part of them was scored with
-    samples = None if all_of_them else known["samples"]
+    samples = plan.options.get("samples") if all_of_them else known["samples"]
     return replace(options, steps=Preprocessing(**steps), samples=samples, seed=plan.options.get("seed", 0))
 
 
@@ -400,16 +410,18 @@ def prune(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
+    expect(OutputOptions, output=output)
+    scoring = Scoring(score_name, score_options, repair)
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
         require()
-    others = () if output.locked is None else (Path(output.locked),)
+    others = tuple(Path(path) for path in (output.locked, options.device_profile) if path is not None)
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, others)
     inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
     used = command_of(options, score_options, repair, data_options, inspect_options, output, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is None:
-        ready, made = _planned(inputs, options, Scoring(score_name, score_options, repair), progress)
+        ready, made = _planned(inputs, options, scoring, progress)
     log.debug(plan_text(made))
     result = _applied(inputs, made, verify, settled(repair, inputs.data), progress)
     if lock is not None:

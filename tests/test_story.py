@@ -196,3 +196,72 @@ def test_next_lines_repeat_what_a_configuration_said(tmp_path: Path, monkeypatch
 def test_what_protects_nothing_is_refused(model_file: Path, tmp_path: Path) -> None:
     refused = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--keep", "nothere")
     assert refused.exit_code == 2 and "--keep 'nothere' matches no layer" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("record", "values"),
+    [
+        (PlanOptions, {"targets": "macs=50%"}), (PlanOptions, {"targets": (0.5,)}), (PlanOptions, {"ratio": 2}),
+        (PlanOptions, {"ratio": "0.5"}),
+        (PlanOptions, {"align": 0}), (PlanOptions, {"min_channels": 0}), (PlanOptions, {"allocation": "all"}), (PlanOptions, {"keep": 3}),
+        (PlanOptions, {"max_drop": 0.01}), (PlanOptions, {"confidence": "95%"}), (PlanOptions, {"threads": -1}),
+        (PlanOptions, {"batch": 0}),
+        (RepairOptions, {"fit": "all"}), (RepairOptions, {"memory": "2GB"}), (RepairOptions, {"seed": -1}), (ScoreOptions, {"seed": "x"}),
+        (DataOptions, {"preset": "x"}), (DataOptions, {"mean": 0.3}), (DataOptions, {"layout": "x"}), (DataOptions, {"labels": 3}),
+        (DataOptions, {"samples": 0}), (OutputOptions, {"quantize": "int4"}), (OutputOptions, {"path": 3}),
+        (OutputOptions, {"half": "yes"}),
+        (sfp_onnx.InspectOptions, {"input_shapes": {"x": 3}}),
+        (sfp_onnx.ProfileOptions, {"pool": 0}),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused_where_they_are_made(record: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(sfp_onnx.OptionError, match="expected"):
+        record(**values)
+
+
+def test_arguments_of_a_wrong_kind_are_refused_in_a_sentence(model_file: Path) -> None:
+    half: Any = PlanOptions(ratio=0.5)
+    for values in ({"options": 3}, {"score_name": 3}, {"repair": "lstsq"}, {"score_options": 3}, {"data_options": {}}, {"output": "x.onnx"},
+                   {"data": 3}, {"data": [1, 2]}, {"source": 3}):  # fmt: skip
+        arguments: dict[str, Any] = {"source": model_file, "options": half, **values}
+        with pytest.raises(sfp_onnx.SfpError, match="expected"):
+            sfp_onnx.prune(**arguments)
+
+
+def test_apply_draws_the_samples_that_a_plan_was_judged_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = ("--max-drop", "20%", "--data", SAMPLE_DATA, *AS_TYPED, "--samples", "280", "--seed", "2")
+    invoke("prune", SAMPLE, "-o", "whole.onnx", *drawn)
+    invoke("plan", SAMPLE, "-o", "plan.json", *drawn)
+    invoke("apply", SAMPLE, "plan.json", "-o", "applied.onnx", "--data", SAMPLE_DATA)
+    assert Path("applied.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["-o", "sfp.toml"], ["-o", "x.onnx", "--manifest", "sfp.toml"], ["-o", "x.onnx", "--junit", "model.onnx"],
+     ["-o", "x.onnx", "--junit", "x.onnx"], ["-o", "x.onnx", "--manifest", "x.json", "--junit", "x.json"],
+     ["-o", "x.onnx", "--junit", "labels.npy"], ["-o", "x.onnx", "--device-profile", "p.json", "--manifest", "p.json"]],
+)  # fmt: skip
+def test_nothing_that_is_named_is_written_over(
+    more: list[str], model_file: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").write_bytes(model_file.read_bytes())
+    Path("sfp.toml").write_text("ratio = 0.5\n")
+    Path("p.json").write_text("{}")
+    np.save("labels.npy", np.load(data_file)["labels"] if "labels" in np.load(data_file) else np.zeros(64, np.int64))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = invoke("prune", "model.onnx", "--data", data_file, "--labels", "labels.npy", "--repair", "none", *more)
+    assert done.exit_code == 4
+    assert "never touched" in done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_configuration_with_a_byte_order_mark_and_a_list_of_models(
+    model_file: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = f"models = {json.dumps([str(model_file), str(model_file)])}\ndata = {json.dumps(str(data_file))}\n"
+    Path("sfp.toml").write_text(f"[evaluate]\n{names}latency = false\n", encoding="utf-8-sig")
+    assert len(json.loads(invoke("evaluate", "--json").stdout)) == 2

@@ -25,8 +25,7 @@ Images in a folder: add --preset imagenet (or cifar10, yolo). All commands: sfp-
 
 @click.group(
     cls=Program, invoke_without_command=True, epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)  # fmt: skip
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})  # fmt: skip
 @click.option("-v", "--verbose", count=True, help="Say more.")
 @click.option("-q", "--quiet", count=True, help="Say only errors.")
 @click.version_option(package_name="sfp_onnx")

@@ -17,8 +17,7 @@ FORMS = ("report", "half", "quantize", "save_ort", "locked")
 
 @take.command(
     "apply", take.model_argument, take.argument("plan"), take.output_option, take.data_option, DataOptions, RepairOptions, OutputOptions,
-    take.verify_option, take.json_option, skip=FORMS,
-)  # fmt: skip
+    take.verify_option, take.json_option, skip=FORMS)  # fmt: skip
 def command(model: Path, plan: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
     """Cut a model as a plan says.
 
@@ -26,6 +25,5 @@ def command(model: Path, plan: Path, output: Path, verify: bool, as_json: bool, 
     """
     result = pipeline.apply(
         model, read_plan(plan), verify=verify, progress=bar, repair=take.build(RepairOptions, options),
-        output=take.build(OutputOptions, options, path=output), paths=(plan,), **take.reading(options),
-    )  # fmt: skip
+        output=take.build(OutputOptions, options, path=output), paths=(plan,), **take.reading(options))  # fmt: skip
     show(result, output, as_json)

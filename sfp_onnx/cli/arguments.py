@@ -16,7 +16,7 @@ import click
 from ..core.errors import OptionError, SfpError, TargetError
 from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, OptionFacts, RepairOptions
 from ..evaluation import Verdict
-from ..graph.save import check_output, write_text
+from ..graph.save import write_text
 from ..scores.scoring import SCORE_NAMES, asked
 from .common import FILE as FILE, Command, Option
 
@@ -120,8 +120,7 @@ report_option = file_option("--report", help="Write one HTML file with charts ab
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.", section=OUTPUT)
 verify_option = option(
     "--verify/--no-verify", default=True, show_default=True, help="Compare with the masked original before writing.", section=RUN,
-    advanced=True,
-)  # fmt: skip
+    advanced=True)  # fmt: skip
 
 
 def _score(text: str) -> str:
@@ -132,8 +131,7 @@ def _score(text: str) -> str:
 score_option = option(
     "--score", callback=_parsed(_score), metavar="NAME[+NAME..][,OPTION=VALUE..]", section=CHANNELS,
     help=f"Importance of a channel: {', '.join(SCORE_NAMES)}; joined by '+': their ranks, averaged. Options of a score: "
-    "docs/choosing-a-score.md.  [default: obs where a repair follows, contribution with data, else magnitude]",
-)  # fmt: skip
+    "docs/choosing-a-score.md.  [default: obs where a repair follows, contribution with data, else magnitude]")  # fmt: skip
 
 
 def scoring(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,8 +192,6 @@ def gated(function: Callable[..., Any]) -> Callable[..., None]:
 
     @wraps(function)
     def wrapper(*args: Any, junit_file: Path | None, github: bool, **kwargs: Any) -> None:
-        if junit_file is not None:
-            check_output(junit_file)
         try:
             verdicts = function(*args, **kwargs) or [Verdict("done", True, "all checks passed")]
         except SfpError as error:

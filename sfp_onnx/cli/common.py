@@ -27,6 +27,7 @@ FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file i
 LONGEST = 1200  # characters of an error
 INTERRUPTED = 130  # as shells count a program that Ctrl-C ended
 EPILOG = "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path."
+WRITES = {"output", "manifest", "report", "save", "save_ort", "junit_file"}  # parameters that name files to write
 SECTIONS = (OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN)
 
 
@@ -137,6 +138,7 @@ class Command(click.Command):
         """Run the command; errors become a message and an exit code, a traceback only internal errors with -v."""
         try:
             with _printed():
+                _keep_apart(context)
                 return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
@@ -155,6 +157,17 @@ class Command(click.Command):
                 text, code = f"Internal error: {name}: {error}. Run again with -v for the traceback, and report it.", 1
             click.echo(text, err=True)
             raise click.exceptions.Exit(code) from error
+
+
+def _keep_apart(context: click.Context) -> None:
+    """Refuse to write over anything else that the command names, and over its configuration."""
+    from ..graph.save import check_output
+
+    values = [(name, value if isinstance(value, tuple) else (value,)) for name, value in context.params.items()]
+    paths = [(name, path) for name, several in values for path in several if isinstance(path, Path)]
+    for name, path in paths:
+        if name in WRITES:
+            check_output(path, [*context.meta.get(config.FOUND, ()), *(other for key, other in paths if key != name)])
 
 
 def _interrupted(error: BaseException | None) -> bool:

@@ -33,7 +33,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     else:
         toml = need("tomli", "toml", f"--config {path}: reading TOML with Python 3.10")
     try:
-        return dict(toml.loads(path.read_text(encoding="utf-8")))
+        return dict(toml.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"{path}: cannot read the configuration: {getattr(error, 'strerror', None) or error}") from error
 
@@ -97,7 +97,7 @@ def _value(parameter: click.Parameter, value: Any, negated: bool, where: str) ->
         raise OptionError(f"{where} = {value!r}: expected {'true or false' if flag else 'text, a number, or a list of these'}")
     if flag:
         return value != negated
-    if parameter.multiple:
+    if parameter.multiple or parameter.nargs == -1:
         return [str(item) for item in items]
     return ",".join(map(str, items)) if isinstance(value, list) else value
 
@@ -116,6 +116,7 @@ def take(context: click.Context, parameter: click.Parameter, value: Path | None)
         raise click.UsageError(str(error), context) from error
     if value is None and context.parent.params.get("quiet", 0) == 0:
         click.echo(f"options from {path}: {', '.join(sorted(values)) or 'none'}", err=True)
+    context.meta[FOUND] = (path,)
     context.default_map = {**(context.default_map or {}), **values}
 
 

@@ -22,8 +22,7 @@ from .common import answer, bar, say
     take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions,
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
     take.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).", section=RUN),
-    GateOptions, take.report_option, take.json_option, take.gated,
-)  # fmt: skip
+    GateOptions, take.report_option, take.json_option, take.gated)  # fmt: skip
 def command(models: list[Path], latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any) -> Sequence[Verdict]:
     """Measure models on data; the first is the reference.
 

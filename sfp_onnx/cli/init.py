@@ -25,8 +25,7 @@ WRITTEN = {"model", "output", "targets", "sweeps"}  # with values of their own
 @take.command(
     "init", take.model_argument,
     take.file_option("-o", "--output", default=Path(FOUND), show_default=True, section=RUN, help="Where the configuration goes."),
-    take.option("--force", is_flag=True, help="Replace a file that is there."),
-)  # fmt: skip
+    take.option("--force", is_flag=True, help="Replace a file that is there."))  # fmt: skip
 def command(model: Path, output: Path, force: bool) -> None:
     """Write a commented configuration for a model; change nothing else.
 

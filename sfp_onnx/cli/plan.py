@@ -16,8 +16,7 @@ from .config import settle
 
 @take.command(
     "plan", take.model_argument, take.file_option("-o", "--output", help="Where the plan (JSON) goes.", required=True), take.data_option,
-    take.score_option, PlanOptions, take.eval_option, DataOptions, InspectOptions, RepairOptions, take.json_option,
-)  # fmt: skip
+    take.score_option, PlanOptions, take.eval_option, DataOptions, InspectOptions, RepairOptions, take.json_option)  # fmt: skip
 def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Decide which channels leave; cut nothing.
 

@@ -18,8 +18,7 @@ from .config import settle
 
 @take.command(
     "prune", take.model_argument, take.output_option, take.data_option, take.test_option, take.score_option, PlanOptions, take.eval_option,
-    DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option, take.gated,
-)  # fmt: skip
+    DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option, take.gated)  # fmt: skip
 def command(model: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
     """Plan, cut, verify and write in one.
 
@@ -28,8 +27,7 @@ def command(model: Path, output: Path, verify: bool, as_json: bool, **options: A
     settle(options)
     result = pipeline.prune(
         model, take.build(PlanOptions, options), verify=verify, progress=bar,
-        output=take.build(OutputOptions, options, path=output), **take.scoring(options), **take.reading(options),
-    )  # fmt: skip
+        output=take.build(OutputOptions, options, path=output), **take.scoring(options), **take.reading(options))  # fmt: skip
     show(result, output, as_json)
     if not as_json:
         if result.packaged:

@@ -19,8 +19,7 @@ from .common import answer, bar, say
     take.file_option("-o", "--output", help="Where the JSON goes."),
     take.file_option("--save-dir", "folder", help="Folder (made if missing) for the models and their manifests."), take.report_option,
     take.data_option, take.test_option, take.score_option, PlanOptions, DataOptions, InspectOptions, RepairOptions, take.json_option,
-    skip=("max_drop", "metric", "confidence", "ratio"),
-)  # fmt: skip
+    skip=("max_drop", "metric", "confidence", "ratio"))  # fmt: skip
 def command(
     model: Path, sweeps: tuple[str, ...], output: Path | None, folder: Path | None, report: Path | None, as_json: bool, **options: Any
 ) -> None:
@@ -32,8 +31,7 @@ def command(
     """
     swept = pipeline.sweep(
         model, sweeps, take.build(PlanOptions, options), progress=bar, output=output, folder=folder, report=report,
-        **take.scoring(options), **take.reading(options),
-    )  # fmt: skip
+        **take.scoring(options), **take.reading(options))  # fmt: skip
     answer(swept.data if as_json else points_text(swept.points))
     for point in swept.points:
         if point.failure:

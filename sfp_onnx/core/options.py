@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
-from typing import Any
+from difflib import get_close_matches
+from numbers import Integral, Real
+from os import PathLike
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import OptionError
-from .types import Align
+from .types import Align, Array
 
 # Sections of `--help`, in this order.
 OUTPUT, DATA, AMOUNT, CHANNELS = "Output", "Data", "How much leaves", "Which channels leave"
@@ -54,10 +58,25 @@ class OptionFacts:
         above = self.low is None or (value > self.low if self.low_open else value >= self.low)
         return above and (self.high is None or (value < self.high if self.high_open else value <= self.high))
 
+    def check(self, value: Any, where: str) -> None:
+        """Refuse what is no choice, or not within the bounds; ``where`` begins the message.
+
+        Raises:
+            OptionError: what was expected.
+        """
+        if self.choices and value not in self.choices:
+            close = "".join(f" (did you mean '{word}'?)" for word in get_close_matches(str(value), self.choices, 1))
+            raise OptionError(f"{where}expected one of {', '.join(self.choices)}{close}")
+        if not self.holds(value):
+            raise OptionError(f"{where}expected {self.bounds}")
+
     def text(self, value: Any) -> str:
         """The inverse of ``parse``."""
         written = format(Decimal(repr(value)), "f").removesuffix(".0") if isinstance(value, float) else str(value)
         return f"{written}s" if self.parse is seconds else written
+
+
+BESIDE = {"seed": OptionFacts("", "", low=0), "path": OptionFacts("", "", path=True)}  # what is known of fields that are no options
 
 
 def option(default: Any, help: str, section: str, **facts: Any) -> Any:
@@ -68,6 +87,50 @@ def option(default: Any, help: str, section: str, **facts: Any) -> Any:
 def rare(default: Any, help: str, section: str, **facts: Any) -> Any:
     """An `option` that only --help-all shows."""
     return option(default, help, section, advanced=True, **facts)
+
+
+# ---- values as Python gives them -------------------------------------------------------------------------------------
+
+NUMBERS: dict[Any, type] = {int: Integral, float: Real}
+PLACE = str | PathLike | Array | None  # type: ignore[type-arg]
+
+
+def expect(kind: Any, **values: Any) -> None:
+    """Refuse values that are not of a kind.
+
+    Raises:
+        OptionError: the name, the value, and what was expected.
+    """
+    for name, value in values.items():
+        if not _is(value, kind):
+            raise OptionError(f"{name}={repr(value)[:100]}: expected {kind if get_args(kind) else kind.__name__}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    plain, parts = get_origin(kind) or kind, get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is(value, part) for part in parts)
+    if plain in (tuple, list):
+        return isinstance(value, (tuple, list)) and all(_is(item, parts[0]) for item in value)
+    if plain is Mapping:
+        return isinstance(value, Mapping) and all(_is(item, parts[1]) for item in value.values())
+    return kind is Any or (isinstance(value, NUMBERS.get(plain, plain)) and not (plain in NUMBERS and isinstance(value, bool)))
+
+
+class Checked:
+    """A record whose values are of the kinds that its fields say, and within what is known of them as options."""
+
+    def __post_init__(self) -> None:
+        """Check all values.
+
+        Raises:
+            OptionError: the first that is wrong.
+        """
+        for item in fields(self):  # type: ignore[arg-type]
+            value, facts = getattr(self, item.name), item.metadata.get("option", BESIDE.get(item.name))
+            expect(PLACE if facts and facts.path else get_type_hints(type(self))[item.name], **{item.name: value})
+            if facts and value is not None:
+                facts.check(value, f"{item.name}={value!r}: ")
 
 
 # ---- values as text --------------------------------------------------------------------------------------------------
@@ -127,7 +190,7 @@ def confidence(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class ScoreOptions(Checked):
     """What all scores may be told: the ``seed`` of everything random, and ``memory``, bytes that `obs` holds (it changes no result). What
     a single score may be told stands behind its name: ``sfp,probe=ridge``."""
 
@@ -136,7 +199,7 @@ class ScoreOptions:
 
 
 @dataclass(frozen=True)
-class PlanOptions:
+class PlanOptions(Checked):
     """How to choose what leaves.
 
     At least one of ``ratio`` (share of every group, 0 .. 1), ``targets`` ("macs=50%", "latency=5ms") and ``max_drop`` is given; ratio
@@ -156,49 +219,46 @@ class PlanOptions:
     ratio: float | None = option(None, "Remove this fraction of every prunable group.", AMOUNT, low=0, high=1, high_open=True)
     targets: tuple[str, ...] = option(
         (), "Upper bound on the result: macs=50%, params=120k, size=2MB, latency=60%, latency=5ms, memory=1MiB. Repeatable; all are held "
-        "at once.", AMOUNT, flag="target", metavar="macs=50%", example="macs=50%",
-    )  # fmt: skip
+        "at once.", AMOUNT, flag="target", metavar="macs=50%", example="macs=50%")  # fmt: skip
     allocation: str = rare(
         "default", "The same share of every group, one ranking over all groups, or the least estimated error under all targets.  "
         "[default: solve with --max-drop, a latency or memory target, or --score obs; else uniform]", CHANNELS,
-        choices=("default", "uniform", "global", "solve"),
-    )  # fmt: skip
+        choices=("default", "uniform", "global", "solve"))  # fmt: skip
     keep: str | None = option(None, "Layers (node or weight names) that keep all their output channels.", CHANNELS, metavar="REGEX")
     only: str | None = option(None, "Shrink only groups that are made by matching layers alone.", CHANNELS, metavar="REGEX", example=".")
     min_channels: int = option(1, "Keep at least so many per group.", CHANNELS, low=1)
     align: Align | int | str | None = option(
         "default", "Kept widths are multiples of N, and below N of M; auto: the measured staircase.  [default: auto with a latency target; "
         "else of 16 (solved) or 4, below 12 any (16:1:12, 4:1:12)]", CHANNELS, metavar="auto|N|N:M|none", parse=Align.parse,
-        example="default",
-    )  # fmt: skip
+        example="default")  # fmt: skip
     threads: int = option(0, "Threads of onnxruntime (0: all cores).", LATENCY, low=0)
     batch: int = rare(1, "Batch size to time with.", LATENCY, low=1)
     provider: str = rare("cpu", "Execution provider of onnxruntime.", LATENCY)
     device_profile: str | None = option(None, "Latency from a profile measured elsewhere (`sfp-onnx profile`).", LATENCY, path=True)
     max_drop: str | None = option(
         None, "Top-1 (without labels: agreement with the original) falls by no more, on --eval-data or else a third of --data that is not "
-        "scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%",
-    )  # fmt: skip
+        "scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%")  # fmt: skip
     metric: str | None = rare(
         None, "For --max-drop: function(outputs, labels) -> float, larger is better.", AMOUNT, metavar="MODULE:FUNCTION"
     )
     confidence: float = rare(
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
-        parse=confidence, metavar="95%", example="95%",
-    )  # fmt: skip
+        parse=confidence, metavar="95%", example="95%", low=0.5, high=1, high_open=True)  # fmt: skip
     profile_budget: float = rare(
-        60.0, "Wall time for timing layers; where it does not suffice, fewer widths are timed.", LATENCY, low=1, metavar="SECONDS"
+        60.0, "Wall time for timing layers; where it does not suffice, fewer widths are timed.", LATENCY,
+        low=0, low_open=True, metavar="SECONDS"
     )
 
     def __post_init__(self) -> None:
-        """Read the alignment."""
+        """Read the alignment, and check the rest."""
         object.__setattr__(self, "align", Align.parse(self.align))
+        super().__post_init__()
 
 
 REPAIRS = ("none", "bias", "bn", "lstsq")
 
 @dataclass(frozen=True)
-class RepairOptions:
+class RepairOptions(Checked):
     """How the remaining weights are re-fitted.
 
     ``fit``: "lstsq" (weights and biases), "bias", "bn" (statistics of BatchNormalization), "none", or "default": what the plan was made
@@ -211,8 +271,7 @@ class RepairOptions:
     fit: str = option(
         "default", "Re-fit what is left so that the model answers like the original: weights and biases (lstsq), biases alone, or the "
         "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]", REPAIR, flag="repair",
-        choices=("default", *REPAIRS),
-    )  # fmt: skip
+        choices=("default", *REPAIRS))  # fmt: skip
     force: bool = rare(False, "Write the model even if the repair took it away from the original.", REPAIR)
     seed: int = 0
     rows_per_input: float = 128.0
@@ -220,8 +279,7 @@ class RepairOptions:
     ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
     memory: int = rare(
         2 * 10**9, "What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file.", REPAIR,
-        parse=byte_size, metavar="2GB", example="2GB",
-    )  # fmt: skip
+        parse=byte_size, metavar="2GB", example="2GB")  # fmt: skip
 
     @property
     def kind(self) -> str:
@@ -230,7 +288,7 @@ class RepairOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Checked):
     """How data are read: their ``labels`` if these lie elsewhere, the preprocessing (a ``preset``, and what is given beside it), and
     how many ``samples`` are drawn with the ``seed``. ``steps``: a `Preprocessing` that stands for all of the preprocessing."""
 
@@ -247,8 +305,7 @@ class DataOptions:
     color: str | None = rare(None, "Images: order of the model's colour channels.  [default: rgb]", DATA, choices=("rgb", "bgr"))
     resample: str | None = rare(
         None, "Images: how --resize interpolates.  [default: bilinear]", DATA,
-        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-    )  # fmt: skip
+        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"))  # fmt: skip
     samples: int | None = rare(None, "Use only so many samples, drawn with --seed.", DATA, low=1)
     seed: int = rare(0, "Seed of everything random.", DATA, low=0)
     steps: Any = None
@@ -261,19 +318,18 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class InspectOptions:
+class InspectOptions(Checked):
     """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``cut_layernorm``: let
     axes that LayerNormalization normalises over shrink (it is rewritten exactly, at some cost in time)."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
-        metavar="NAME=1,3,224,224",
-    )  # fmt: skip
+        metavar="NAME=1,3,224,224")  # fmt: skip
     cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class OutputOptions(Checked):
     """Where results go and in which form. ``path``: the model; ``manifest``, ``report``: files beside it. ``external``: weights in
     ``<path>.data`` (default: only over 2 GB). ``half`` weights, ``quantize`` ("int8"), ``save_ort`` (onnxruntime's format) make further
     forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, OptionError
+from ..core.options import expect
 from ..core.types import Array, IntArray, Port
 from . import Preprocessing, Reader
 from .images import is_images, open_images
@@ -109,6 +110,7 @@ def open_data(
         DataError: wrong names, shapes, types, labels, or no samples.
     """
     preprocessing = preprocessing or Preprocessing()
+    expect(Preprocessing, preprocessing=preprocessing)
     preprocessing.check()
     if samples is not None and samples < 1:
         raise DataError(f"--samples {samples}: expected at least 1")

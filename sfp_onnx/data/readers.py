@@ -143,6 +143,8 @@ def open_source(source: Any, ports: Sequence[Port]) -> Opened:
         for name, array in sorted(arrays.items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return _assigned({name: Memory(np.asarray(array)) for name, array in arrays.items()}, ports, "the data", digest.hexdigest())
+    if not isinstance(source, (str, Path)):
+        raise DataError(f"data {repr(source)[:80]}: expected a path, arrays by name, an array, or a function that yields batches")
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path}: no such file. Expected a folder of images, .npz, .npy, test_data_set_* folders, or module:function.")

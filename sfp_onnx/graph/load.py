@@ -39,6 +39,8 @@ def load(source: ModelSource) -> Model:
         data, path = source.SerializeToString(deterministic=True), None
         proto, digest = ModelProto.FromString(data), hashlib.sha256(data)
     else:
+        if not isinstance(source, (str, Path)):
+            raise ModelError(f"model {repr(source)[:80]}: expected a path, a ModelProto or a loaded model")
         path = Path(source)
         proto, digest = _parse(path)
     name = str(path) if path else "the model"

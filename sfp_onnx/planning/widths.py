@@ -135,8 +135,6 @@ def choose(
     if (options.ratio is None) == (not options.targets):
         raise OptionError("give either --ratio or --target")
     if options.ratio is not None:
-        if not 0 <= options.ratio < 1:
-            raise OptionError(f"ratio {options.ratio}: expected a number from 0 up to, but not including, 1")
         return chooser.share(options.ratio)
     bounds = wanted or {}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import cut, evaluation
 from ..core.errors import ModelError, OptionError, VerificationError
-from ..core.options import REPAIRS, RepairOptions
+from ..core.options import RepairOptions
 from ..core.types import BoolArray, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..data.dataset import Dataset
@@ -58,8 +58,6 @@ def repaired(
         VerificationError: the repaired model is not finite, or farther from the original than before (unless ``options.force``).
         ModelError: the model cannot be run in segments.
     """
-    if options.kind not in REPAIRS[1:]:
-        raise OptionError(f"unknown repair '{options.kind}'. Known: {', '.join(REPAIRS)}")
     fitted, judge, apart = _split(data, options.seed)
     if options.kind == "bn":
         model, fits, words = _moments(analysis, pruned, removed, fitted, options)

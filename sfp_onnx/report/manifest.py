@@ -93,7 +93,7 @@ def read_plan(path: str | Path) -> Plan:
         PlanError: no such file, not JSON, or not a plan.
     """
     try:
-        return from_json(json.loads(Path(path).read_text()))
+        return from_json(json.loads(Path(path).read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"{path}: cannot read the plan: {error}") from error
     except PlanError as error:

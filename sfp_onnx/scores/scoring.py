@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 import numpy as np
 
 from ..core.errors import DataError, OptionError
-from ..core.options import OptionFacts, PlanOptions, RepairOptions, ScoreOptions
+from ..core.options import OptionFacts, PlanOptions, RepairOptions, ScoreOptions, expect
 from ..core.types import Array, FloatArray, Group, GroupView
 
 if TYPE_CHECKING:  # to register a score must cost nothing
@@ -206,6 +206,7 @@ def parse(text: str) -> Request:
     Raises:
         OptionError: unknown score or option, or a bad value.
     """
+    expect(str, score_name=text)
     names, *items = (item.strip() for item in text.split(","))
     chosen = [_named(name.strip()) for name in names.split("+")]
     given: dict[str, str] = {}
@@ -255,10 +256,7 @@ def _value(score: str, name: str, text: str, kind: Any, facts: OptionFacts) -> A
         raise OptionError(f"{where}{error}") from error
     except ValueError as error:
         raise OptionError(f"{where}expected {'a whole number' if plain is int else 'a number'}") from error
-    if facts.choices and value not in facts.choices:
-        raise OptionError(f"{where}expected one of {', '.join(facts.choices)}{_meant(text, facts.choices)}")
-    if not facts.holds(value):
-        raise OptionError(f"{where}expected {facts.bounds}")
+    facts.check(value, where)
     return value
 
 

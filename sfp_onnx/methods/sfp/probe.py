@@ -16,8 +16,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.errors import OptionError, OutputError
-from ...core.options import CHANNELS, option
+from ...core.errors import OutputError
+from ...core.options import CHANNELS, Checked, option
 from ...core.types import Array, BoolArray, FloatArray, IntArray
 
 THRESHOLD = 0.3
@@ -147,7 +147,7 @@ PROBES: dict[str, Callable[[Samples, int, int], Floats]] = {"sgd": softmax_sgd, 
 
 
 @dataclass(frozen=True)
-class ProfileOptions:
+class ProfileOptions(Checked):
     """How to profile: the probe ("sgd" or "ridge"), maps pooled to at most ``pool`` x ``pool``, ``loss``: whether to measure what
     the probe loses without each filter, ``seed`` of the order of training."""
 
@@ -155,17 +155,6 @@ class ProfileOptions:
     pool: int = option(4, "Side to which class profiles pool maps.", CHANNELS, low=1)
     loss: bool = False
     seed: int = 0
-
-    def check(self) -> None:
-        """Check the values.
-
-        Raises:
-            OptionError: unknown probe, or a pool under 1.
-        """
-        if self.probe not in PROBES:
-            raise OptionError(f"unknown probe '{self.probe}'. Known: {', '.join(PROBES)}")
-        if self.pool < 1:
-            raise OptionError(f"pool={self.pool}: expected at least 1")
 
 
 def accuracy(data: Samples, weights: Floats) -> float:

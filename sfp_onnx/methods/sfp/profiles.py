@@ -245,7 +245,6 @@ def class_profiles(
         OptionError, OutputError: bad options, no room for temporary files.
     """
     options = options or ProfileOptions()
-    options.check()
     free = free or ", ".join(sorted(name for name, known in SCORES.items() if isinstance(known.prepare, OfGroups)))
     scores = classes_of(analysis, free)
     tapped, skipped = taps(analysis, options.pool)
