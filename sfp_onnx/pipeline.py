@@ -208,8 +208,8 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
-    name = scoring.name or default_score(data, repair)
-    log.info(f"score: {name}{'' if scoring.name else ' (default)'}{meaning(name)}")
+    name = default_score(data, repair) if scoring.name is None else scoring.name
+    log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
     score_options = scoring.options or ScoreOptions()
     scores = scored(analysis, name, data, score_options, progress, options, groups)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}

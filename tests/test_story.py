@@ -211,7 +211,7 @@ def test_what_protects_nothing_is_refused(model_file: Path, tmp_path: Path) -> N
         (DataOptions, {"samples": 0}), (OutputOptions, {"quantize": "int4"}), (OutputOptions, {"path": 3}),
         (OutputOptions, {"half": "yes"}),
         (sfp_onnx.InspectOptions, {"input_shapes": {"x": 3}}),
-        (sfp_onnx.ProfileOptions, {"pool": 0}),
+        (sfp_onnx.ProfileOptions, {"pool": 0}), (sfp_onnx.DiluteOptions, {"scope": "all"}), (RepairOptions, {"ridges": ()}),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused_where_they_are_made(record: Any, values: dict[str, Any]) -> None:
@@ -226,6 +226,8 @@ def test_arguments_of_a_wrong_kind_are_refused_in_a_sentence(model_file: Path) -
         arguments: dict[str, Any] = {"source": model_file, "options": half, **values}
         with pytest.raises(sfp_onnx.SfpError, match="expected"):
             sfp_onnx.prune(**arguments)
+    with pytest.raises(sfp_onnx.OptionError, match="unknown score"):
+        sfp_onnx.prune(model_file, half, "")
 
 
 def test_apply_draws_the_samples_that_a_plan_was_judged_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,6 +281,16 @@ class RepairOptions(Checked):
         2 * 10**9, "What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file.", REPAIR,
         parse=byte_size, metavar="2GB", example="2GB")  # fmt: skip
 
+    def __post_init__(self) -> None:
+        """Check the values, and that there is a ridge to try.
+
+        Raises:
+            OptionError: what is wrong.
+        """
+        super().__post_init__()
+        if not self.ridges or min(self.ridges) < 0:
+            raise OptionError(f"ridges={self.ridges}: expected one or more numbers of at least 0, such as (1e-3, 1e-2)")
+
     @property
     def kind(self) -> str:
         """What is fitted where there is a repair."""

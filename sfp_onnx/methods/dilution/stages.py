@@ -12,7 +12,7 @@ import onnx
 
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
-from ...core.options import AMOUNT, CHANNELS, REPAIR, DataOptions, InspectOptions, RepairOptions, option
+from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, RepairOptions, option
 from ...core.system import log
 from ...core.types import Array, BoolArray, Size
 from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
@@ -34,7 +34,7 @@ METHOD_NAMES = ", ".join(method.pattern or name for name, method in METHODS.item
 
 
 @dataclass(frozen=True)
-class DiluteOptions:
+class DiluteOptions(Checked):
     """How to dilute.
 
     ``method``: None means `obs` with data, else `l1`. ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that
@@ -46,7 +46,7 @@ class DiluteOptions:
     method: str | None = option(None, f"How connections are chosen: {METHOD_NAMES}.  [default: obs with data, else l1]", CHANNELS,
                                 metavar="NAME")  # fmt: skip
     rate: float | None = option(None, "Share of the kernels (weights, blocks) to remove; AFCC and nm set it themselves.", AMOUNT,
-                                low=float("-inf"))  # fmt: skip
+                                low=0, high=1, high_open=True)  # fmt: skip
     scope: str = option("layer", "The same share of every layer, one ranking over all layers, or the same share of every filter.", AMOUNT,
                         choices=("layer", "global", "filter"))  # fmt: skip
     layers: str | None = option(None, "Layers (node or weight names) to dilute.  [default: all]", CHANNELS, metavar="REGEX")
@@ -271,10 +271,6 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> Method:
     method, _ = find_method(options.method or default_method(True))
     if options.rate is None and not method.fixed:
         raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
-    if options.rate is not None and not 0 <= options.rate < 1:
-        raise OptionError(f"--rate {options.rate:g}: expected a share from 0 up to, but not including, 1")
-    if options.scope not in ("layer", "global", "filter"):
-        raise OptionError(f"--scope '{options.scope}': expected layer, global or filter")
     if method.needs and not with_data:
         free = ", ".join(item.pattern or name for name, item in METHODS.items() if not item.needs)
         raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")
