@@ -99,7 +99,7 @@ def ort_file(model: Model) -> OrtFile:
         return OrtFile(path.read_bytes(), operators)
 
 
-# ---- half precision --------------------------------------------------------------------------------------------------
+# ---- all forms, one after the other ----------------------------------------------------------------------------------
 
 CALIBRATED = 512  # samples that ranges are taken from
 REPEATS = 30

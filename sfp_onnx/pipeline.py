@@ -71,7 +71,7 @@ class Sources:
     test_data: DataSource | None = None
     data_options: DataOptions = DataOptions()
     inspect_options: InspectOptions = InspectOptions()
-    others: tuple[Path, ...] = ()
+    others: Sequence[str | Path | None] = ()
 
     def __post_init__(self) -> None:
         """Refuse options that are none."""
@@ -80,8 +80,8 @@ class Sources:
 
     def paths(self) -> list[Path]:
         """All files that are named."""
-        named = (self.data, self.eval_data, self.test_data, self.data_options.labels)
-        return [*(Path(source) for source in named if isinstance(source, (str, Path))), *self.others]
+        named = (self.data, self.eval_data, self.test_data, self.data_options.labels, *self.others)
+        return [Path(source) for source in named if isinstance(source, (str, Path))]
 
     def open(self, source: ModelSource | Analysis, outputs: Sequence[Path | None] = ()) -> Inputs:
         """Open the model and the data, after a check that the outputs can be written and are none of the inputs.
@@ -154,8 +154,8 @@ def plan(
     """
     _check(options)
     scoring = Scoring(score_name, score_options, repair)
-    others = () if options.device_profile is None else (Path(options.device_profile),)
-    inputs = Sources(data, eval_data, None, data_options, inspect_options, others).open(source, [output])
+    sources = Sources(data, eval_data, None, data_options, inspect_options, [options.device_profile])
+    inputs = sources.open(source, [output])
     made = _planned(inputs, options, scoring, progress)[1]
     if output is not None:
         write_json(output, planning.to_json(made), inputs.paths)
@@ -268,7 +268,7 @@ def apply(
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
     made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
-    inputs = Sources(data, None, None, data_options, made_on, tuple(paths)).open(source, [output.path, output.manifest])
+    inputs = Sources(data, None, None, data_options, made_on, paths).open(source, [output.path, output.manifest])
     result = _applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress)
     return _written(result, inputs, output)
 
@@ -280,9 +280,13 @@ def _as_read(plan: Plan, options: DataOptions) -> DataOptions:
         return options
     recorded = {name: known[name] for name in vars(Preprocessing()) if name in known}
     steps: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
-    all_of_them = plan.options.get("max_drop") is not None and "eval_data" not in plan.options  # a part of them was scored with
-    samples = plan.options.get("samples") if all_of_them else known["samples"]
+    samples = plan.options.get("samples") if _judged_on_a_part(plan) else known["samples"]
     return replace(options, steps=Preprocessing(**steps), samples=samples, seed=plan.options.get("seed", 0))
+
+
+def _judged_on_a_part(plan: Plan) -> bool:
+    """Whether ``max_drop`` was judged on a part of the data, which was neither scored nor repaired with."""
+    return plan.options.get("max_drop") is not None and "eval_data" not in plan.options
 
 
 def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) -> RepairOptions | None:
@@ -309,7 +313,7 @@ def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) 
 
 def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | None, progress: Progress) -> Pruned:
     analysis, data = inputs.analysis, inputs.data
-    if plan.options.get("max_drop") is not None and "eval_data" not in plan.options and data is not None:
+    if data is not None and _judged_on_a_part(plan):
         data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
@@ -415,8 +419,7 @@ def prune(
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
         require()
-    others = tuple(Path(path) for path in (output.locked, options.device_profile) if path is not None)
-    sources = Sources(data, eval_data, test_data, data_options, inspect_options, others)
+    sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile])
     inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
     used = command_of(options, score_options, repair, data_options, inspect_options, output, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
@@ -504,7 +507,8 @@ def sweep(
         require()
     if folder is not None:
         _make(Path(folder))
-    inputs = Sources(data, None, test_data, data_options, inspect_options).open(source, [output, report])
+    sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile])
+    inputs = sources.open(source, [output, report])
     seed = (score_options or ScoreOptions()).seed
     if inputs.test_data is None and inputs.data is not None:
         scored_with, judge = max_drop.held_out(inputs.data, seed)

@@ -243,7 +243,8 @@ def test_apply_draws_the_samples_that_a_plan_was_judged_on(tmp_path: Path, monke
     "more",
     [["-o", "sfp.toml"], ["-o", "x.onnx", "--manifest", "sfp.toml"], ["-o", "x.onnx", "--junit", "model.onnx"],
      ["-o", "x.onnx", "--junit", "x.onnx"], ["-o", "x.onnx", "--manifest", "x.json", "--junit", "x.json"],
-     ["-o", "x.onnx", "--junit", "labels.npy"], ["-o", "x.onnx", "--device-profile", "p.json", "--manifest", "p.json"]],
+     ["-o", "x.onnx", "--junit", "labels.npy"], ["-o", "x.onnx", "--device-profile", "p.json", "--manifest", "p.json"],
+     ["-o", "x.onnx", "--device-profile", "p.json", "--junit", "p.json"]],
 )  # fmt: skip
 def test_nothing_that_is_named_is_written_over(
     more: list[str], model_file: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -258,6 +259,14 @@ def test_nothing_that_is_named_is_written_over(
     assert done.exit_code == 4
     assert "never touched" in done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_sweep_does_not_write_over_the_device_profile(model_file: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "p.json"
+    profile.write_text("{}")
+    with pytest.raises(sfp_onnx.OutputError, match="never touched"):
+        sfp_onnx.sweep(model_file, ["macs=90%:50%:20%"], PlanOptions(device_profile=str(profile)), output=profile)
+    assert profile.read_text() == "{}"
 
 
 def test_configuration_with_a_byte_order_mark_and_a_list_of_models(

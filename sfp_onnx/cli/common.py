@@ -163,8 +163,9 @@ def _keep_apart(context: click.Context) -> None:
     """Refuse to write over anything else that the command names, and over its configuration."""
     from ..graph.save import check_output
 
-    values = [(name, value if isinstance(value, tuple) else (value,)) for name, value in context.params.items()]
-    paths = [(name, path) for name, several in values for path in several if isinstance(path, Path)]
+    named = [(item.name, context.params.get(str(item.name))) for item in context.command.params if isinstance(item.type, click.Path)]
+    several = [(name, value if isinstance(value, (tuple, list)) else [value]) for name, value in named]
+    paths = [(name, Path(path)) for name, values in several for path in values if path is not None]
     for name, path in paths:
         if name in WRITES:
             check_output(path, [*context.meta.get(config.FOUND, ()), *(other for key, other in paths if key != name)])

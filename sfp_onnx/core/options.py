@@ -126,9 +126,10 @@ class Checked:
         Raises:
             OptionError: the first that is wrong.
         """
+        kinds = get_type_hints(type(self))
         for item in fields(self):  # type: ignore[arg-type]
             value, facts = getattr(self, item.name), item.metadata.get("option", BESIDE.get(item.name))
-            expect(PLACE if facts and facts.path else get_type_hints(type(self))[item.name], **{item.name: value})
+            expect(PLACE if facts and facts.path else kinds[item.name], **{item.name: value})
             if facts and value is not None:
                 facts.check(value, f"{item.name}={value!r}: ")
 
@@ -186,7 +187,6 @@ def confidence(text: str) -> float:
 
 
 # ---- the records -----------------------------------------------------------------------------------------------------
-
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,7 @@ class PlanOptions(Checked):
 
 
 REPAIRS = ("none", "bias", "bn", "lstsq")
+
 
 @dataclass(frozen=True)
 class RepairOptions(Checked):

@@ -12,7 +12,7 @@ import onnx
 
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
-from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, RepairOptions, option
+from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, RepairOptions, option, rare
 from ...core.system import log
 from ...core.types import Array, BoolArray, Size
 from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
@@ -54,8 +54,8 @@ class DiluteOptions(Checked):
                                 flag="refit/--no-refit")  # fmt: skip
     force: bool = option(False, "Dilute layers by labels even where these carry too little signal.", CHANNELS)
     seed: int = 0
-    probe: str = option("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES), advanced=True)
-    pool: int = option(4, "Side to which class profiles pool maps.", CHANNELS, low=1, advanced=True)
+    probe: str = rare("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES))
+    pool: int = rare(4, "Side to which class profiles pool maps.", CHANNELS, low=1)
     repair: RepairOptions = RepairOptions(fit="lstsq")
 
 
