@@ -241,7 +241,7 @@ def nodes(model: Model) -> list[Node]:
     for index, node in enumerate(model.proto.graph.node):
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
         attributes = {attribute.name: _attribute(attribute, node, model.name) for attribute in node.attribute}
-        captures = tuple(dict.fromkeys(_captured(node)))
+        captures = tuple(dict.fromkeys(captured(node)))
         name = node.name or f"{node.op_type}_{index}"
         while not node.name and name in taken:
             name += "_"
@@ -266,12 +266,19 @@ def sub_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from (attribute.g, *attribute.graphs)
 
 
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and all in the attributes of its nodes and theirs."""
+    yield graph
+    for inner in (inner for node in graph.node for inner in sub_graphs(node)):
+        yield from graphs(inner)
+
+
+def captured(node: onnx.NodeProto) -> Iterator[str]:
     """Names that the sub-graphs of a node read from outside."""
     for graph in sub_graphs(node):
         inner_names = {item.name for item in [*graph.input, *graph.initializer]}
         for inner in graph.node:
-            yield from (name for name in (*inner.input, *_captured(inner)) if name and name not in inner_names)
+            yield from (name for name in (*inner.input, *captured(inner)) if name and name not in inner_names)
             inner_names.update(inner.output)
         yield from (item.name for item in graph.output if item.name not in inner_names)
 
@@ -311,6 +318,21 @@ def tensor_types(model: Model) -> dict[str, Any]:
     return types
 
 
-def serialized(model: Model) -> bytes:
-    """The protobuf with stubs, as onnxruntime takes it together with ``weights``."""
-    return bytes(model.proto.SerializeToString(deterministic=True))
+def handed_over(model: Model) -> dict[str, Array]:
+    """The weights that onnxruntime can take from memory: those that only nodes of the main graph read. It looks for what sub-graphs and
+    the inference of shapes read before it takes them, and has thrown out by then what no node reads."""
+    read = {name for node in model.proto.graph.node for name in node.input}
+    early = {name for node in model.proto.graph.node for name in captured(node)}
+    vectors = {name for name, array in model.weights.items() if array.ndim < 2 and array.dtype.kind in "iu"}  # they may be sizes
+    return {name: array for name, array in model.weights.items() if name in read - early - vectors}
+
+
+def filled(model: Model, leave: Container[str] = ()) -> onnx.ModelProto:
+    """The protobuf with its weights inside, but those that are to be left outside."""
+    if all(name in leave for name in model.weights):
+        return model.proto
+    proto = model.copied()
+    for tensor in proto.graph.initializer:
+        if tensor.name in model.weights and tensor.name not in leave:
+            set_value(tensor, model.weights[tensor.name])
+    return proto
