@@ -19,6 +19,7 @@ from ..core.types import Array, Node, Port, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
 INLINE_BYTES = 1024
+INLINE_VECTOR_BYTES = 1 << 16  # of integers, which may be sizes
 
 STUB_LOCATION = "weights-held-in-memory"
 
@@ -172,9 +173,14 @@ def make_stub(name: str, array: Array) -> onnx.TensorProto:
     return stub
 
 
+def inline(size: int, dtype: np.dtype[Any], rank: int) -> bool:
+    """Whether a tensor of so many bytes stays in the protobuf."""
+    return size <= (INLINE_VECTOR_BYTES if rank < 2 and dtype.kind in "iu" else INLINE_BYTES)
+
+
 def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
     """A TensorProto for ``array``: inline if small, else a stub with the array in ``weights``."""
-    if array.nbytes <= INLINE_BYTES:
+    if inline(array.nbytes, array.dtype, array.ndim):
         return numpy_helper.from_array(np.asarray(array, order="C"), name)
     weights[name] = array
     return make_stub(name, array)
@@ -319,12 +325,11 @@ def tensor_types(model: Model) -> dict[str, Any]:
 
 
 def handed_over(model: Model) -> dict[str, Array]:
-    """The weights that onnxruntime can take from memory: those that only nodes of the main graph read. It looks for what sub-graphs and
-    the inference of shapes read before it takes them, and has thrown out by then what no node reads."""
+    """The weights that onnxruntime can take from memory: those that only nodes of the main graph read. It looks for what sub-graphs read
+    before it takes them, and has thrown out by then what no node reads."""
     read = {name for node in model.proto.graph.node for name in node.input}
     early = {name for node in model.proto.graph.node for name in captured(node)}
-    vectors = {name for name, array in model.weights.items() if array.ndim < 2 and array.dtype.kind in "iu"}  # they may be sizes
-    return {name: array for name, array in model.weights.items() if name in read - early - vectors}
+    return {name: array for name, array in model.weights.items() if name in read - early}
 
 
 def filled(model: Model, leave: Container[str] = ()) -> onnx.ModelProto:
