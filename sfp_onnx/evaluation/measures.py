@@ -21,7 +21,7 @@ from .meaning import Kind, Meaning, log_probabilities
 PARTS = 20  # of the samples, left out in turn
 MOST_CHANNELS = 1 << 14
 MOST_COMPARED = 256  # samples whose similarities are ranked
-DEAD = 1e-4  # of the median variance: channels that vary less are taken to vary so much
+DEAD = 1e-8, 1e-6  # of the largest variance and of the own mean square: channels that vary less are taken to vary so much
 
 
 @dataclass(frozen=True)
@@ -279,13 +279,12 @@ def _moments(pair: Pair, old: FloatArray, new: FloatArray, truth: FloatArray) ->
 
 def channel_errors(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Root mean square error of every channel by the spread of its truth, of the original and of the model; channels that hardly vary
-    are held against a small part of what the others do."""
+    are held against a small part of what the others do, or of their own size."""
     old, new, squares, total, count = rows.sum(0).reshape(5, -1)
     count = np.maximum(count, 1)
     spread = np.maximum(squares - total**2 / count, 0) / count
-    spread = np.where(spread > 1e-12 * squares / count, spread, 0)
-    usual = float(np.median(spread)) or float(spread.mean()) or float((squares / count).mean()) or 1.0
-    spread = np.maximum(spread, DEAD * usual)
+    spread = np.maximum(spread, np.maximum(DEAD[0] * spread.max(initial=0), DEAD[1] * squares / count))
+    spread = np.where(spread > 0, spread, 1.0)
     return np.sqrt(old / count / spread), np.sqrt(new / count / spread)
 
 
@@ -330,8 +329,10 @@ OF_LABELS = 2.0
          does="average precision at an intersection over union of 0.5 with the labels, mean over the classes")  # fmt: skip
 def _precisions(pair: Pair) -> FloatArray | None:
     """Rows of (of the original 0, of the model 1, of the labels 2; class; score; whether it is right)."""
-    parts = []
-    for row, found in enumerate(boxes.read_pair(pair.old, pair.new, boxes.FAINT)):
+    parts, both = [], boxes.read_pair(pair.old, pair.new, boxes.FAINT)
+    if len(both) != len(np.asarray(pair.labels)):  # boxes of a batch that are listed together belong to no sample
+        return None
+    for row, found in enumerate(both):
         truth = boxes.labelled(np.asarray(pair.labels)[row])
         for whose, own in zip((0.0, 1.0, OF_LABELS), (*found, truth), strict=True):
             hits = boxes.matched(own, truth)
