@@ -395,14 +395,14 @@ class Tally:
     measure: Measure
     parts: list[FloatArray] = field(default_factory=list)
     samples: int = 0
-    skipped: int = 0
+    skipped: int = 0  # samples of which the models gave other numbers of values
 
     def update(self, pair: Pair) -> None:
         """Add a batch."""
         rows = self.measure.rows(pair)
         self.samples += pair.count
         if rows is None:
-            self.skipped += pair.count
+            self.skipped += 0 if pair.alike else pair.count
         elif self.measure.limit is None or pair.first < self.measure.limit:
             self._add(rows)
 
@@ -466,16 +466,15 @@ def spread(samples: Sequence[Any], value: Callable[[Any], float]) -> float:
     return sqrt((len(without) - 1) / len(without) * float(((without - without.mean()) ** 2).sum()))
 
 
-def worsened(first: Tally, second: Tally, confidence: float = 0.95) -> tuple[float, float, float]:
-    """How far two models are from the original by one measure on the same samples, and by how much the second is at least farther, with
-    a confidence (above 0: it is clearly worse)."""
-    losses = [float(own.measure.loss(own.rows)[1]) for own in (first, second)]
+def worsened(first: Tally, second: Tally, confidence: float = 0.95) -> float:
+    """By how much a second model is at least farther from the original than a first, by one measure on the same samples, with a confidence
+    (above 0: it is clearly farther)."""
     pairs = [(first._without(part), second._without(part)) for part in first._filled()]
 
     def farther(rows: tuple[FloatArray, FloatArray]) -> float:
         return float(second.measure.loss(rows[1])[1] - first.measure.loss(rows[0])[1])
 
-    return losses[0], losses[1], losses[1] - losses[0] - NormalDist().inv_cdf(confidence) * spread(pairs, farther)
+    return farther((first.rows, second.rows)) - NormalDist().inv_cdf(confidence) * spread(pairs, farther)
 
 
 def matched(before: BoolArray, after: BoolArray, confidence: float) -> tuple[float, float]:
