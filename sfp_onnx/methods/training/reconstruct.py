@@ -253,11 +253,15 @@ class Reconstruction:
         self._fitted(task, self.schedule.seconds)
 
 
+def log_probabilities(scores: Tensor) -> Tensor:
+    """Log of the probabilities of class scores; rows that are probabilities already are taken as such."""
+    given = bool((scores >= 0).all() and ((scores.sum(-1) - 1).abs() < 1e-3).all())
+    return torch.log(scores.clamp_min(1e-12)) if given else torch.log_softmax(scores, -1)
+
+
 def divergence(own: Tensor, target: Tensor) -> Tensor:
-    """KL(target || own) of class scores; rows that are probabilities already are taken as such."""
-    logs = [torch.log(value.clamp_min(1e-12)) if bool((target >= 0).all() and ((target.sum(-1) - 1).abs() < 1e-3).all()) else value
-            for value in (own, target)]  # fmt: skip
-    p, q = (torch.log_softmax(value, -1) for value in (logs[1], logs[0]))
+    """KL(target || own) of class scores."""
+    p, q = log_probabilities(target), log_probabilities(own)
     return (p.exp() * (p - q)).sum(-1).mean()
 
 

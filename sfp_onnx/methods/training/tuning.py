@@ -14,16 +14,18 @@ import torch
 
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError
-from ...core.options import DataOptions
+from ...core.options import DataOptions, MeasureOptions
 from ...core.system import log
 from ...core.types import Array, Cut
 from ...coupling.analysis import DataSource, Progress, describe, silent
 from ...data.checks import opened
 from ...data.dataset import Dataset
-from ...evaluation import Answers, Evaluation, evaluate, is_classifier, measure
+from ...evaluation import Evaluation, evaluate, measure, reading_of
+from ...evaluation.meaning import Kind
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, fingerprint, together
 from ...report.manifest import versions, write_json
+from ...runtime import observe
 from . import TrainOptions
 from .bridge import Network, write
 from .engine import Checkpoint, Schedule, Stopped, Tell, settle
@@ -109,7 +111,12 @@ def _teacher(student: graph.Model, teacher: ModelSource | None, manifest: Mappin
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
-def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+def apart(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Samples to train on, and those that judge.
+
+    Raises:
+        DataError: too few.
+    """
     count = min(MOST, int(data.samples * HELD_OUT))
     if count < FEWEST:
         least = f"expected at least {int(FEWEST / HELD_OUT)} samples, found {data.samples}"
@@ -131,46 +138,42 @@ def _mirrors(teacher: graph.Model, held: Dataset) -> bool:
     shapes = [port.shape for port in held.ports]
     if len(shapes) != 1 or shapes[0] is None or len(shapes[0]) != 4 or np.dtype(held.ports[0].dtype).kind != "f":
         return False
+    reading = reading_of(teacher, held, MeasureOptions()).judged
+    if reading.kind is not Kind.CLASSES:
+        return False
     name, same, count = held.ports[0].name, 0, 0
     batches = list(held.batches())
     turned = [({name: np.ascontiguousarray(feeds[name][..., ::-1])}, number) for feeds, number in batches]
-    for one, other in zip(_first_outputs(teacher, batches), _first_outputs(teacher, turned), strict=True):
-        if not is_classifier(one, len(one)):
-            return False
-        same, count = same + int((one.argmax(1) == other.argmax(1)).sum()), count + len(one)
+    for one, other in zip(observe(teacher, batches, reading.outputs), observe(teacher, turned, reading.outputs), strict=True):
+        equal = (reading.answers(one.outputs[0]) == reading.answers(other.outputs[0]))[: one.count]
+        same, count = same + int(equal.sum()), count + equal.size
     return same >= ALIKE * count
 
 
-def _first_outputs(model: graph.Model, batches: Sequence[Any]) -> list[Array]:
-    from ...runtime import observe
-
-    return [observed.outputs[0][: observed.count] for observed in observe(model, batches)]
-
-
-def _samples(fitted: Dataset, held: Dataset, mirror: bool, options: TrainOptions) -> Samples:
+def stacked(fitted: Dataset, held: Dataset, mirror: bool, batch: int) -> Samples:
+    """All inputs of both, with mirror images of the first if wanted."""
     arrays, judged = _arrays(fitted), _arrays(held)
     if mirror:
         arrays = {name: np.concatenate([array, array[..., ::-1]]) for name, array in arrays.items()}
     train = len(next(iter(arrays.values())))
     values = {name: torch.from_numpy(np.concatenate([array, judged[name]])) for name, array in arrays.items()}
-    return Samples(values, train, fitted.batch if fitted.fixed else options.train_batch, fitted.fixed)
+    return Samples(values, train, fitted.batch if fitted.fixed else batch, fitted.fixed)
 
 
 # ---- the guard -------------------------------------------------------------------------------------------------------
 
 
-def worth(sums: Answers, classifier: bool, labelled: bool) -> tuple[str, float, float]:
-    """What decides, its value, and what decides where that is equal: larger is better."""
-    if not classifier:
-        return "relative error", -(sums.relative_error or 0.0), 0.0
-    name, count = ("top-1", sums.right) if labelled else ("agreement with the original", sums.agree)
-    return name, count / sums.samples, -sums.divergence
-
-
 def judged(models: Sequence[graph.Model], held: Dataset) -> list[tuple[str, float, float]]:
-    """`worth` of every model but the first, the original, as onnxruntime runs it."""
-    sums, classifier, _ = measure(models, held.batches(), held.labels)
-    return [worth(item, classifier, held.labels is not None) for item in sums[1:]]
+    """Of every model but the first, the original: the measure of the task, its value, and what decides where that is equal (larger is
+    better), as onnxruntime runs it."""
+    reading = reading_of(models[0], held, MeasureOptions())
+    found = []
+    for compared in measure(models, held.batches(), held.labels, reading)[0][1:]:
+        chosen, distance = compared.metric[0], compared.distance
+        value, sign = getattr(compared.tally(chosen.name), "value", None), 1 if chosen.larger else -1
+        near = 0.0 if distance is None else float(distance.measure.loss(distance.rows)[1])
+        found.append((chosen.name, sign * float(value[1]) if value else float("-inf"), -near))
+    return found
 
 
 # ---- fine-tuning -----------------------------------------------------------------------------------------------------
@@ -185,9 +188,9 @@ def tuned(
         OptionError, DataError, ModelError: options, data or model do not allow it.
     """
     settle(options.device)
-    fitted, held = _split(data, options.seed)
+    fitted, held = apart(data, options.seed)
     mirror = _mirrors(original, held) if options.mirror is None else options.mirror
-    samples = _samples(fitted, held, mirror, options)
+    samples = stacked(fitted, held, mirror, options.train_batch)
     student, teacher = Network(pruned, options.device), Network(original, options.device)
     said = {name: value for name, value in asdict(options).items() if name not in ("resume", "memory")}
     told = [fingerprint(pruned, "model.onnx")[0], original.sha256, data.sha256, data.samples, said, mirror]
