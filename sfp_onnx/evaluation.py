@@ -15,7 +15,7 @@ from .core.errors import DataError, OptionError
 from .core.options import AMOUNT, option
 from .core.system import log, user_function
 from .core.types import Array, BoolArray, FloatArray, IntArray, Size
-from .coupling.analysis import Progress, inspect, silent
+from .coupling.analysis import Progress, counted, inspect, silent
 from .data.dataset import Dataset
 from .graph.load import ModelSource, load
 from .graph.save import file_bytes
@@ -255,14 +255,15 @@ def evaluate(
         ModelError, DataError: a model or the data cannot be used, labels out of range.
     """
     loaded = [load(model) for model in models]
-    analyses = [inspect(model, data=data) for model in loaded]
+    analysis = inspect(loaded[0], data=data)
     with progress("evaluating", data.samples) as advance:
         answers, classifier, feeds = measure(loaded, data.batches(), data.labels, threads, advance)
     sessions = [open_model(model, threads=threads) for model in loaded] if latency else []
     times = latencies(sessions, feeds, LATENCY_REPEATS)
     results = []
-    for model, analysis, sums in zip(loaded, analyses, answers, strict=True):
-        size, shares = replace(analysis.size(), bytes=file_bytes(model)), sums.shares(classifier, data.labels is not None)
+    for model, sums in zip(loaded, answers, strict=True):
+        size = replace(counted(model, analysis.prepared.feeds, analysis.samples), bytes=file_bytes(model))
+        shares = sums.shares(classifier, data.labels is not None)
         results.append(Evaluation(model.name, sums.samples, **shares, relative_error=sums.relative_error, size=size))
     for number, seconds in enumerate(times):
         least, median = min(seconds) * 1e3, float(np.median(seconds)) * 1e3

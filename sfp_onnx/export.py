@@ -99,6 +99,13 @@ def ort_file(model: Model) -> OrtFile:
         return OrtFile(path.read_bytes(), operators)
 
 
+def packaged(model: Model, options: OutputOptions, batches: Iterable[Mapping[str, Array]] | None) -> Model:
+    """The last ONNX form that is asked for."""
+    if options.quantize:
+        return quantized(half_weights(model)[1] if options.half else model, batches)
+    return half_weights(model)[0] if options.half else model
+
+
 # ---- all forms, one after the other ----------------------------------------------------------------------------------
 
 CALIBRATED = 512  # samples that ranges are taken from
