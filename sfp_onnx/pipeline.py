@@ -27,7 +27,7 @@ from .data import Preprocessing
 from .data.checks import opened, training_mode
 from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop
-from .export import package, written_by
+from .export import package, refuse, written_by
 from .graph.load import ModelSource, load
 from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
@@ -454,6 +454,7 @@ def prune(
         require()
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile])
     inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is None:

@@ -130,7 +130,7 @@ def finished(b: Builder, output: str, shape: list[Any]) -> onnx.ModelProto:
 
 
 MODELS = {"plain": plain, "without_biases": without_biases, "dead_branch": dead_branch, "vanishing": vanishing}
-PACKAGINGS = {"none": (), "half": ("--half",), "dynamic": ("--quantize", "int8"), "static": ("--quantize", "int8")}
+PACKAGINGS = {"none": (), "fp16": ("--fp16",), "dynamic": ("--quantize", "int8"), "static": ("--quantize", "int8")}
 TARGETS = {"macs": 0.5, "params": 0.5, "size": 0.4, "memory": 0.9}
 SIZES = {"dynamic": 0.2, "static": 0.25}
 

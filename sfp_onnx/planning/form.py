@@ -23,9 +23,9 @@ FITS = ("lstsq", "bias")  # repairs that give layers biases
 
 def form_for(analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool) -> Form:
     """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample."""
-    batches = [analysis.prepared.feeds] if with_data else None
+    batches = (lambda: [analysis.prepared.feeds]) if with_data else None
     fitted = repair is not None and repair.kind in FITS
-    packs = output.half or output.quantize is not None
+    packs = output.fp16 or output.quantize is not None
     form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external))
     if not fitted and not packs:
         return form
@@ -40,7 +40,7 @@ def form_for(analysis: Analysis, repair: RepairOptions | None, output: OutputOpt
         if output.quantize and parameter.name in weighed and parameter.itemsize == 4:
             return 1.0
         large = parameter.itemsize == 4 and np.prod(parameter.shape) * 4 > INLINE_BYTES
-        return 2.0 if output.half and not output.quantize and large else parameter.itemsize
+        return 2.0 if output.fp16 and not output.quantize and large else parameter.itemsize
 
     return replace(form, finished=finished, each=each, biases=cache(lambda: _biases(analysis)) if fitted else tuple)
 
