@@ -16,7 +16,7 @@ from ..data.dataset import Dataset
 from ..latency import measure
 from ..repair import distances, rebuilt
 from ..runtime import Setup
-from . import FIGURES, bounds, make_plan, parse_target, show, widths
+from . import FIGURES, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
@@ -220,7 +220,7 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
             for name, limit in limits.items()
         ]
         how = "".join(f" ({ruler.gauges[name].how})" for name in limits if ruler.gauges[name].how)
-        advice = "Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
+        advice = f"Nothing was written.{mistaken(options.targets)} Loosen --target, --min-channels, --align, --keep or --only."
         raise TargetError(f"the target cannot be met: {'; '.join(parts)}{how}. {advice}")
     return replace(history.held, notes=(*history.held.notes, *history.notes))
 
