@@ -24,7 +24,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.system import goes_at_the_end
 from ..core.types import Array
-from . import Model, make_initializer, rejection, replace_items, set_value
+from . import Model, filled, make_initializer, rejection, replace_items
 
 try:
     import fcntl
@@ -177,11 +177,9 @@ def to_proto(model: Model, sparse: bool = False) -> ModelProto:
     """
     if full_size(model) > PROTOBUF_LIMIT:
         raise ModelError(f"{model.name}: over 2 GB does not fit one protobuf; save it with external data")
-    proto = model.copied()
-    for tensor in proto.graph.initializer:
-        if tensor.name in model.weights:
-            set_value(tensor, model.weights[tensor.name])
+    proto = filled(model)
     if sparse:
+        proto = proto if proto is not model.proto else model.copied()
         sparsify(proto, model.weights)
         if not model.complaint and (problem := rejection(proto)):
             raise ModelError(f"{model.name}: onnx.checker rejects the sparse initializers: {problem}. Store the model dense.")
