@@ -23,7 +23,7 @@ from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs,
 from .graph.load import load
 from .graph.opset import raised
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
-from .rules.scales import SCALES
+from .rules.scales import on_integers
 from .runtime import Batches, Session, latencies, open_model, open_ort, quantize, save_ort
 
 Feeding = Callable[[], Iterable[Mapping[str, Array]]]
@@ -146,7 +146,7 @@ def refuse(analysis: Analysis, options: OutputOptions) -> None:
     """
     if not options.quantize:
         return
-    integer = [node.name for node in analysis.prepared.nodes if node.operator in SCALES]
+    integer = [node.name for node in analysis.prepared.nodes if on_integers(node)]
     if integer:
         shown = f"{len(integer)} nodes work on integers, such as '{integer[0]}'"
         raise OptionError(f"--quantize int8: the model is quantised already: {shown}. Leave the option out, or give the float model.")

@@ -18,6 +18,11 @@ SCALES = {  # input positions of scales and zero points of the operators that re
 }  # fmt: skip
 
 
+def on_integers(node: Node) -> bool:
+    """Whether a node works on quantised tensors."""
+    return node.operator in SCALES
+
+
 def quantised_operands(nodes: Iterable[Node]) -> tuple[set[str], set[str]]:
     """Tensors that are read as quantised values, and those that are read as scales or zero points. The scale of a tensor that is quantised
     at run time is multiplied with that of the weight, so what meets it in a product is a scale, too."""
