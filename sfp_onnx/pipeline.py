@@ -17,7 +17,7 @@ from . import graph, planning
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
 from .core.options import Checked, DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions, expect
 from .core.system import log
-from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size
+from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, params_of
 from .coupling.trace import random_feeds
@@ -233,11 +233,17 @@ def candidates(
     scores = scored(analysis, name, data, score_options, progress, options, groups)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
+    if analysis.traced:
+        recorded["traced"] = analysis.traced
+    weighed = [text for text in options.targets if parse_target(text).figure.shaped]
+    notes = scores.notes
+    if weighed and any(known["guessed"] for known in analysis.traced.values()):
+        notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
     if data is not None:
         recorded["data"] = describe(data)
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
     form = form_for(analysis, repair, output, data is not None)
-    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, scores.brief, form)
+    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, data, repair, scores.brief, form)
 
 
 def score(
@@ -555,6 +561,8 @@ def sweep(
         log.info(f"accuracy on {judge.samples} samples held out from --data")
     aim = replace(options, targets=options.targets or ("macs=100%",))
     ready = candidates(inputs, aim, Scoring(score_name, score_options, repair), progress)
+    for note in ready.notes:
+        log.info(f"Note: {note}")
     points, models = [], [inputs.analysis.model]
     ruler = figures.ruler_for(inputs.analysis, replace(options, targets=(*options.targets, *wanted)), progress, ready.form)
     with progress("sweeping", len(wanted)) as advance:

@@ -165,3 +165,58 @@ def test_every_number_is_that_of_the_written_file(name: str, what: str, packagin
     sizes = [row["size"] for row in json.loads(checked.stdout)]
     assert [sizes[1][key] for key in ("macs", "params", "bytes")] == [found[key] for key in ("macs", "params", "size")]
     assert [sizes[0][key] for key in ("macs", "params", "bytes")] == [before[key] for key in ("macs", "params", "size")]
+
+
+# ---- sizes that were guessed -----------------------------------------------------------------------------------------
+
+
+def detector() -> onnx.ModelProto:
+    """Convolutions of images of any size, behind them layers whose work does not depend on it."""
+    b = Builder(seed=2)
+    x = b.op("Relu", b.conv(b.input(["N", 3, "H", "W"], "images"), 3, 16))
+    x = b.op("Flatten", b.op("GlobalAveragePool", b.op("Relu", b.conv(x, 16, 32))))
+    x = b.op("Relu", b.op("MatMul", x, b.weight(32, 64, fan_in=32)))
+    return finished(b, b.op("MatMul", x, b.weight(64, 10, fan_in=64)), ["N", 10])
+
+
+def sentences() -> onnx.ModelProto:
+    """Layers over tokens of any number, and one per sentence."""
+    b = Builder(seed=3)
+    x = b.op("Relu", b.op("MatMul", b.input(["N", "tokens", 12], "words"), b.weight(12, 32, fan_in=12)))
+    x = b.op("Relu", b.op("MatMul", b.reduce("ReduceMean", x, [1], keepdims=0), b.weight(32, 48, fan_in=32)))
+    return finished(b, b.op("MatMul", x, b.weight(48, 5, fan_in=48)), ["N", 5])
+
+
+@pytest.mark.parametrize(("make", "name", "real"), [(detector, "images", [1, 3, 40, 24]), (sentences, "words", [1, 7, 12])])
+def test_a_guessed_shape_is_said_wherever_work_is_counted(make: Any, name: str, real: list[int], tmp_path: Path) -> None:
+    model, output, record = tmp_path / "model.onnx", tmp_path / "out.onnx", tmp_path / "out.json"
+    onnx.save(make(), model)
+    given = ("--input-shape", f"{name}={','.join(map(str, real))}")
+    told = json.loads(invoke("inspect", model, "--json").stdout)["traced"][name]
+    assert told["guessed"] and told["shape"] != real
+    guess = " x ".join(map(str, told["shape"][1:]))
+    words = f"counted for {name} of {guess}, which is a guess"
+    runs = [("inspect", model), ("plan", model, "-o", tmp_path / "plan.json", "--target", "macs=50%")]
+    runs.append(("prune", model, "-o", output, "--target", "macs=50%", "--manifest", record))
+    for run in runs:
+        result = invoke(*run)
+        assert result.exit_code == 0 and words in result.stdout and f"--input-shape {name}=1," in result.stdout, result.stderr
+        assert run[0] == "inspect" or f"Note: macs=50%: {words}" in result.stderr
+        result = invoke(*run, *given)
+        assert f"(counted for {name} of {' x '.join(map(str, real[1:]))})" in result.stdout
+        assert "is a guess" not in result.stdout + result.stderr
+    assert invoke(*runs[2]).exit_code == 0
+    found = json.loads(record.read_text())
+    assert found["options"]["traced"][name] == told and any(words in note for note in found["plan"]["notes"])
+    result = invoke("prune", model, "-o", output, "--target", "params=50%")
+    assert words in result.stdout and "Note: params" not in result.stderr  # no size decides what leaves
+
+
+def test_real_data_and_fixed_sizes_are_no_guess(tmp_path: Path) -> None:
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    onnx.save(detector(), model)
+    np.savez(data, images=np.random.default_rng(0).standard_normal((8, 3, 20, 28)).astype(np.float32))
+    result = invoke("prune", model, "-o", tmp_path / "out.onnx", "--target", "macs=50%", "--data", data, "--repair", "none")
+    assert "counted for images of 3 x 20 x 28)" in result.stdout and "is a guess" not in result.stdout + result.stderr
+    onnx.save(plain(), model)
+    assert "counted for" not in invoke("inspect", model).stdout and json.loads(invoke("inspect", model, "--json").stdout)["traced"] == {}

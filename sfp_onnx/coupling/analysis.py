@@ -29,7 +29,7 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Shown):
-    """A model with its channel labels resolved: what can be pruned and what not."""
+    """A model with its channel labels resolved: what can be pruned and what not. ``guessed``: inputs of which nothing told the shape."""
 
     model: Model
     prepared: Prepared
@@ -37,6 +37,14 @@ class Analysis(Shown):
     parameters: tuple[cost.Parameter, ...]
     samples: int
     cut_layernorm: bool = False
+    guessed: frozenset[str] = frozenset()
+
+    @property
+    def traced(self) -> dict[str, dict[str, Any]]:
+        """Sample shapes of the inputs that leave more open than the batch, and whether these were guessed."""
+        open_ = [port.name for port in inputs(self.model) if any(not isinstance(dim, int) for dim in (port.shape or ())[1:])]
+        feeds = self.prepared.feeds
+        return {name: {"shape": list(feeds[name].shape), "guessed": name in self.guessed} for name in open_ if name in feeds}
 
     def summary(self) -> str:
         """What of it can be pruned, and why not the rest."""
@@ -123,7 +131,8 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
     shape = prepared.trace.shapes.get(outputs(model)[0].name, ())
     if data is not None and len(shape) == 2 and shape[0] == samples and shape[1] > 1:  # one row of scores per sample
         check_classes(data, shape[1])
-    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm)
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or {})}
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:

@@ -50,6 +50,7 @@ class Figure:
     ``units`` gives the factor of each unit in lower case; ``examples`` are targets as users write them; ``shown`` is a figure for people;
     ``gauge`` makes the `Gauge` of a model from a `figures.Scene`. ``timed``: it depends on a machine, and has noise; else it is counted.
     ``solved``: by default the solver chooses widths for it, since the same share of every group is a poor way to hold it.
+    ``shaped``: it depends on the sizes of dynamic inputs.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Figure:
     shown: Callable[[float], str] = "{:,.0f}".format
     timed: bool = False
     solved: bool = False
+    shaped: bool = True
 
 
 FIGURES: dict[str, Figure] = {}

@@ -306,7 +306,7 @@ def macs(scene: Scene) -> Gauge:
     return Gauge(lambda removed: analysis.size(removed).macs, macs_terms(analysis.coupling, analysis.samples).total)
 
 
-@figure("params", COUNTS, "params=120k")
+@figure("params", COUNTS, "params=120k", shaped=False)
 def params(scene: Scene) -> Gauge:
     """Number of weights; with the biases that a repair adds, which are counted on built models."""
     analysis, form, biases = scene.analysis, scene.form, scene.form.biases()
@@ -318,7 +318,7 @@ def params(scene: Scene) -> Gauge:
     )
 
 
-@figure("size", BYTES, "size=2MB", shown="{:,.0f} bytes".format)
+@figure("size", BYTES, "size=2MB", shown="{:,.0f} bytes".format, shaped=False)
 def size(scene: Scene) -> Gauge:
     """Bytes of the file: those of the whole model - those of the weights that leave; counted on built models."""
     analysis, form = scene.analysis, scene.form
