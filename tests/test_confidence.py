@@ -15,7 +15,8 @@ from sfp_onnx.core.errors import OptionError
 from sfp_onnx.core.options import confidence as read_confidence
 from sfp_onnx.core.types import IntArray
 from sfp_onnx.evaluation import outputs
-from sfp_onnx.planning.max_drop import held_out, jackknifed, matched, needed
+from sfp_onnx.evaluation.measures import matched, needed
+from sfp_onnx.planning.max_drop import held_out, jackknifed
 
 
 def test_nothing_changed_proves_little_on_few_samples() -> None:

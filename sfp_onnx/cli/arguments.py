@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape, quoteattr
 import click
 
 from ..core.errors import OptionError, SfpError, TargetError
-from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, OptionFacts, RepairOptions
+from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, MeasureOptions, OptionFacts, RepairOptions
 from ..evaluation import Verdict
 from ..graph.save import write_text
 from ..scores.scoring import SCORE_NAMES, asked
@@ -146,6 +146,8 @@ def reading(values: Mapping[str, Any]) -> dict[str, Any]:
     """Which data there are, and how they and the model are read, as arguments of a stage."""
     read = {name: values[name] for name in ("data", "eval_data", "test_data") if name in values}
     read["data_options"] = build(DataOptions, values)
+    if "task" in values:
+        read["measure_options"] = build(MeasureOptions, values)
     return {**read, "inspect_options": build(InspectOptions, values)} if "input_shapes" in values else read
 
 
