@@ -205,8 +205,7 @@ def packaged(model: Model, options: OutputOptions, batches: Feeding | None) -> M
 CALIBRATED = 512  # samples that ranges are taken from
 SHOWN = 5  # names in a sentence
 REPEATS = 30
-# Largest relative error (root mean square) to what the step started from; integers are judged by the user, by the table.
-TOLERANCES = {"fp16": 1e-2, "ort": 1e-2}
+TOLERANCES = {"fp16": 1e-2, "ort": 1e-2}  # largest relative error (root mean square) to what the step started from
 
 
 @dataclass(frozen=True)
@@ -303,6 +302,8 @@ def _measured(
         if error is not None and not (np.isfinite(error) and error <= allowed):
             far = f"relative error {error:.3g} to the model that it was made from, allowed {allowed:g}"
             raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")
+        if sums.lost:
+            raise VerificationError(f"step '{name}': {sums.lost} of the float model. Nothing was written. Leave this step out.")
     times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
     steps = []
     for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):

@@ -237,23 +237,46 @@ def _planned(
         ready = candidates(inputs, options, scoring, progress, output)
         made = search.plan_for(ready, options, progress)
     else:
-        seed = (scoring.options or ScoreOptions()).seed
-        apart = inputs.eval_data is not None
-        scored_with, judged = (inputs.data, inputs.eval_data) if apart else max_drop.held_out(inputs.data, seed)
-        assert judged is not None
-        reading = inputs.read(judged)
-        unknown_meaning(reading, "--max-drop")
-        _tell(reading)
-        judge = max_drop.Judge(inputs.analysis.model, judged, parse_drop(options.max_drop), options.confidence, reading, apart, seed)
+        judge, scored_with = _judge(inputs, options, scoring)
+        _tell(judge.reading)
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress, output)
-        if apart:
-            ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judged)})
+        if judge.apart:
+            ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judge.data)})
         elif inputs.data is not None:
             ready = replace(ready, recorded={**ready.recorded, "samples": inputs.data.samples})
         made = max_drop.plan_with_drop(ready, options, judge, progress=progress)
     for note in made.notes:
         (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
     return ready, made
+
+
+def _judge(inputs: Inputs, options: PlanOptions, scoring: Scoring) -> tuple[max_drop.Judge, Dataset | None]:
+    """What ``max_drop`` is judged by, and the data that are scored and repaired with."""
+    seed, apart = (scoring.options or ScoreOptions()).seed, inputs.eval_data is not None
+    scored_with, judged = (inputs.data, inputs.eval_data) if apart else max_drop.held_out(inputs.data, seed)
+    assert judged is not None and options.max_drop is not None
+    reading = inputs.read(judged)
+    unknown_meaning(reading, "--max-drop")
+    limit = parse_drop(options.max_drop)
+    return max_drop.Judge(inputs.analysis.model, judged, limit, options.confidence, reading, apart, seed), scored_with
+
+
+def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Scoring, output: OutputOptions) -> Pruned:
+    """The result in its other forms, the last of which must hold what is asked of it.
+
+    Raises:
+        as `package`; TargetError: it loses more than ``max_drop``.
+    """
+    made = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told)
+    notes = (*result.notes, *made.notes)
+    if options.max_drop is not None and made.model is not result.model:
+        judge = _judge(inputs, options, scoring)[0]
+        drop = judge.drop(made.model)
+        notes += judge.notes(drop)[:1]
+        if not judge.holds(drop):
+            advice = "Nothing was written. Package less, or loosen it."
+            raise TargetError(f"--max-drop cannot be held by the packaged model: {notes[-1]}. {advice}")
+    return replace(result, model=made.model, notes=notes, packaged=made)
 
 
 def _tell(reading: Reading) -> None:
@@ -526,8 +549,7 @@ def prune(
     if lock is not None:
         lock.check(result, output)
     if output.packaged:
-        packaged = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told)
-        result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes), packaged=packaged)
+        result = _packaged(result, inputs, options, scoring, output)
     result = _counted(result, inputs, output)
     result = replace(_measured(result, inputs, output, progress), command=used)
     page = None if output.report is None else _page(result, ready, inputs, options, progress)

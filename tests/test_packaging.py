@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
 from sfp_onnx.core.options import OutputOptions
-from sfp_onnx.export import TOLERANCES, halved, package
+from sfp_onnx.export import TOLERANCES, halved, package, quantized
+from sfp_onnx.planning import max_drop
 
 
 @pytest.fixture
@@ -250,3 +252,45 @@ def test_both_names_of_half_precision_do_the_same(model: Path, tmp_path: Path) -
         assert prune(model, tmp_path / "small.onnx", name).exit_code == 0
         written.append((tmp_path / "small.onnx").read_bytes())
     assert written[0] == written[1] and OutputOptions(half=True) == OutputOptions(fp16=True)
+
+
+@pytest.mark.parametrize("tail", ["", "Softmax"])
+def test_a_form_that_answers_otherwise_is_refused(tail: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, output = tmp_path / "own.onnx", tmp_path / "small.onnx"
+    proto = pictures(17)
+    if tail:
+        proto.graph.node.append(helper.make_node("Softmax", [proto.graph.output[0].name], ["share"], axis=1))
+        proto.graph.output[0].name = "share"
+    onnx.save(proto, model)
+
+    def broken(model: Any, batches: Any) -> Any:
+        """What the quantiser makes of another model: the last weights are mirrored, and large."""
+        proto = model.copied()
+        for item in (item for item in proto.graph.initializer if len(item.dims) == 2):
+            item.CopyFrom(numpy_helper.from_array(-5 * numpy_helper.to_array(item)[::-1], item.name))
+        return quantized(replace(model, proto=proto), batches)
+
+    monkeypatch.setattr(sfp_onnx.export, "quantized", broken)
+    result = prune(model, output, "--data", data, "--quantize", "int8")
+    assert result.exit_code == 3 and "step 'int8': " in result.stderr and "Nothing was written" in result.stderr and not output.exists()
+
+
+def test_the_packaged_model_holds_the_drop_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, output = (tmp_path / name for name in ("own.onnx", "data.npz", "small.onnx"))
+    onnx.save(classifier(widths=(32, 48)), model)
+    np.savez(data, x=images(400))
+    asked = ("prune", model, "-o", output, "--target", "macs=80%", "--max-drop", "20%", "--data", data, "--task", "classify")
+    result = invoke(*asked, "--quantize", "int8")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("agreement with the original on ") >= 2
+    output.unlink()
+    found = max_drop.Judge.drop
+
+    def worse(self: Any, other: Any) -> Any:
+        held = found(self, other)
+        integer = any(node.op_type == "QuantizeLinear" for node in other.proto.graph.node)
+        return replace(held, drop=0.5, bound=0.6) if integer else held
+
+    monkeypatch.setattr(max_drop.Judge, "drop", worse)
+    result = invoke(*asked, "--quantize", "int8")
+    assert result.exit_code == 3 and "cannot be held by the packaged model" in result.stderr and not output.exists()

@@ -26,6 +26,7 @@ from .meaning import Kind, Meaning, Reading, plain, read
 from .measures import MEASURES, Measure, Pair, Tally, chance, channel_errors
 
 LATENCY_REPEATS = 50
+LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is another model, and what may be (see `Comparison.lost`)
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,19 @@ class Comparison:
         judged = self.reading.judged
         names = (MAIN[judged.kind][2], MAIN[judged.kind][1], "centred error")
         return next((found for name in names if (found := self.tally(name)) is not None), None)
+
+    @property
+    def lost(self) -> str:
+        """What is left, in words, if the model clearly (95 % confidence) lost more than half of the answers of the other; of plain numbers,
+        if they are off by a fifth and by more than they vary from sample to sample, or by half."""
+        found, error = self.tally(MAIN[self.reading.judged.kind][1]), self.relative_error
+        if found is None or found.measure.name == "centred error":
+            spread = 0.0 if found is None or found.value is None else found.value[1]
+            wrong = error is not None and (error > LOST or (error > NOISY and spread > 1))
+            return f"relative error {error:.3g} on {self.samples} samples to the outputs" if wrong else ""
+        drop = found.drop(0.95)
+        share = f"{found.measure.name} {drop.after:.2%} on {drop.samples} samples with the answers"
+        return share if 2 * drop.drop - drop.bound > LOST else ""
 
     @property
     def relative_error(self) -> float | None:
