@@ -233,7 +233,7 @@ def _planned(
     """The plan for what is written as ``output`` says, with the scores that it was made from."""
     if options.max_drop is None:
         if inputs.eval_data is not None:
-            raise OptionError("--eval-data needs --max-drop")
+            raise OptionError("--max-drop-data needs --max-drop")
         ready = candidates(inputs, options, scoring, progress, output)
         made = search.plan_for(ready, options, progress)
     else:
