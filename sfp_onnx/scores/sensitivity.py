@@ -103,14 +103,16 @@ def reaching(
 
 
 def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:
-    """The model in which no two of these layers share a weight: a cut may change it for one of them only."""
+    """The model in which each of these layers has a weight of its own, of numbers that are not rounded: a cut may change one of those that
+    share it, and further than integers reach."""
     editor = edit.Editor(scene.model)
     for layer in layers:
-        assert layer.weight is not None
-        node, position = scene.node(layer), layer.weight.position
-        name = node.inputs[position]
-        if name in scene.constants and len(scene.index.readers(name)) > 1:
-            editor.set_input(node.index, position, editor.constant(name, scene.values[name]))
+        node, held = scene.node(layer), scene.weight(layer)
+        assert layer.weight is not None and held is not None
+        name = node.inputs[layer.weight.position]
+        if held.scale or len(scene.index.readers(name)) > 1:
+            value = held.value(lambda constant: scene.values[constant])
+            editor.set_input(node.index, layer.weight.position, editor.constant(name, value))
     return replace(scene, model=editor.finish())
 
 
