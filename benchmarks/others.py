@@ -139,15 +139,19 @@ def row(folder: Path, file: File, limit: int) -> list[str]:
     cells = [f"{file.package}: {Path(file.path).name}"]
     if code:
         return [*cells, f"exit {code}: {words}", "", "", ""]
-    channels = json.loads(out)["channels"]
-    cells.append(f"{channels['prunable'] / max(1, channels['total']):.0%} of {channels['total']}")
+    facts = json.loads(out)
+    cells.append(f"{facts['prunable_share']:.0%} of {facts['channels']}")
     code, out, words = run(["prune", str(path), "-o", str(small), "--data", str(data), "--target", "macs=70%", "--json"], limit)
-    cells.append(f"exit {code}: {words}" if code else "{after:.3g} of {before:.3g} MACs".format(
-        **{when: json.loads(out)["macs"][when] for when in ("before", "after")}))  # fmt: skip
+    cells.append(f"exit {code}: {words}" if code else _left(json.loads(out)))
     if not code:
         code, out, words = run(["evaluate", str(path), str(small), "--data", str(data), "--json"], limit)
         cells.append(f"exit {code}: {words}" if code else _judged(json.loads(out)))
     return [*cells, *[""] * (4 - len(cells)), f"{time.perf_counter() - start:.0f}"]
+
+
+def _left(manifest: dict) -> str:  # type: ignore[type-arg]
+    macs = {when: manifest[when]["macs"] for when in ("before", "after")}
+    return f"{macs['after']:.3g} of {macs['before']:.3g} MACs ({macs['after'] / macs['before']:.0%})"
 
 
 def _judged(facts: dict) -> str:  # type: ignore[type-arg]
