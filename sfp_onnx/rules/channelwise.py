@@ -295,7 +295,8 @@ def elementwise(ctx: Context) -> list[Labels]:
         if position in free and len(free) < len(present):
             continue
         labels = tuple(align(array, rank) for array in ctx.labels(position))
-        operands.append(Operand(labels, (1,) * (rank - ctx.rank(position)) + ctx.shape(position)))
+        missing = rank - ctx.rank(position)
+        operands.append(Operand(labels, (1,) * missing + ctx.shape(position), position, [-1] * missing + list(range(ctx.rank(position)))))
     merged = ctx.merge(operands)
     for position in free:
         ctx.adopt(position, merged)

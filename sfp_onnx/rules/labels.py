@@ -187,10 +187,13 @@ class AffineFact:
 
 
 class Operand(NamedTuple):
-    """What meets others element by element: its labels and its shape, aligned to a common rank."""
+    """What meets others element by element: its labels and its shape, aligned to a common rank; the input ``position`` that it is, and which
+    of that input's axes each common axis is (-1: none), if a part of it may be gathered."""
 
     labels: Labels
     shape: Sequence[int]
+    position: int = -1
+    axes: Sequence[int] = ()
 
 
 @dataclass
