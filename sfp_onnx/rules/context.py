@@ -252,6 +252,11 @@ class Context:
             return self.fix_axes(known, axes, reason)
         return self.fix_axes(self.labels(position), axes, reason)
 
+    def keep_shared(self, position: int, axis: int) -> None:
+        """An axis of a constant meets nothing that can shrink here: other uses of it must not shrink it either."""
+        if self.node.inputs[position] in self.shared_constants:
+            self.fix_input(position, (axis,), STIFF)
+
     def pin_input(self, position: int, reason: str) -> None:
         """State that nothing of an input can shrink."""
         if self.has(position) and not self.is_constant(position):

@@ -188,6 +188,8 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
         for axis, index in enumerate(term.indices):
             if sum(index in other.indices for other in terms) == 1 and (labels := ctx.axis(term.position, axis)) is not None:
                 arrays += (vector(labels, index, rank),)
+            elif not any(array.shape[index] > 1 for array in arrays):
+                ctx.keep_shared(term.position, axis)
     summed = [index for index in range(rank) if index not in output]
     reads: dict[int, IntArray] = {}
     passed = []
