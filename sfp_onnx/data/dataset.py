@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.options import expect
-from ..core.types import Array, IntArray, Port
+from ..core.types import Array, IntArray, Port, Shown
 from . import Preprocessing, Reader
 from .images import is_images, open_images
 from .readers import check_labels, is_call, load_labels, open_call, open_source
@@ -21,8 +21,8 @@ Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]
 """A path, arrays, or a function that yields batches (also by its name, ``module:function``)."""
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """Samples that fit a model. ``labels`` belong to the chosen samples, in their order; ``axis`` is that of the channels as the model
     takes them; ``notes`` tell the user how the data were read."""
 
@@ -37,6 +37,10 @@ class Dataset:
     fixed: bool
     axis: int = 1
     notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Its name, and how many samples there are, with labels or without."""
+        return f"{self.name}, {self.samples} samples with{'out' if self.labels is None else ''} labels"
 
     @property
     def samples(self) -> int:
