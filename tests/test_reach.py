@@ -84,7 +84,8 @@ def test_states_that_start_as_zeros_are_gathered() -> None:
     b = Builder(17, 2)
     x = b.input(["N", 12])
     y = b.gemm(x, 12, 16, name="inner")
-    zeros = b.op("Expand", b.const(np.zeros((1, 1))), b.op("Concat", b.op("Slice", b.op("Shape", x), b.const([0], np.int64), b.const([1], np.int64)), b.const([16], np.int64), axis=0))
+    batch = b.op("Slice", b.op("Shape", x), b.const([0], np.int64), b.const([1], np.int64))
+    zeros = b.op("Expand", b.const(np.zeros((1, 1))), b.op("Concat", batch, b.const([16], np.int64), axis=0))
     cut(b.model(b.gemm(b.op("Relu", b.op("Add", y, zeros)), 16, 3, name="last")), "inner")
 
 
