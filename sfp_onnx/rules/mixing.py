@@ -179,8 +179,8 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
     shapes = {term: _spread_shape(term, ctx.shape(term.position), rank) for term in terms}
     data = [term for term in terms if not ctx.is_constant(term.position)] or list(terms[:1])
     axes = {term: [term.indices.index(index) if index in term.indices else -1 for index in range(rank)] for term in data}
-    labels = {term: tuple(_spread(term, array, rank) for array in ctx.labels(term.position)) for term in data}
-    operands = [Operand(labels[term], shapes[term], term.position, axes[term]) for term in data]
+    met = {term: tuple(_spread(term, array, rank) for array in ctx.labels(term.position)) for term in data}
+    operands = [Operand(met[term], shapes[term], term.position, axes[term]) for term in data]
     known = any(ctx.is_weight(term.position) for term in terms)
     arrays = ctx.merge(operands, STIFF if known else f"the other operand of {ctx.node.name} is computed at run time and cannot shrink here")
     weights = [term for term in terms if term not in data]
