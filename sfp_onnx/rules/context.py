@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.types import Additive, After, Array, BoolArray, Edit, Follow, InsertBefore, IntArray, Linear, Node, Trace
-from .labels import FIXED, Choice, Facts, Labels, LayerFact, Operand, PinFact, Reads, TiePair, Writes, align, keep_varying, varying, vector
+from .labels import FIXED, Choice, Facts, Labels, LayerFact, Member, Operand, PinFact, Reads, TiePair, Writes, align, keep_varying, varying, vector
 
 STIFF = "it meets a tensor that cannot shrink along this axis"
 
@@ -306,11 +306,11 @@ class Context:
         labels there is gathered to the kept indices if it may be, else it keeps the axis from shrinking (``reason``); one of size 1 is
         broadcast and asks for nothing.
         """
-        pool = [(array, which) for which, operand in enumerate(operands) for array in operand.labels]
+        pool = [Member(array, which) for which, operand in enumerate(operands) for array in operand.labels]
         merged = []
         while pool:
             axes = set(varying(pool[0][0]))
-            cluster: list[tuple[IntArray, int]] = []
+            cluster: list[Member] = []
             while True:
                 joined = [item for item in pool if axes & set(varying(item[0]))]
                 if len(joined) == len(cluster):
@@ -322,11 +322,8 @@ class Context:
             merged += self._meet(cluster, sorted(axes), operands, reason)
         return keep_varying(merged)
 
-    def _meet(
-        self, cluster: Sequence[tuple[IntArray, int]], axes: list[int], operands: Sequence[Operand], reason: str
-    ) -> list[IntArray]:
-        """Tie arrays that share axes, each with the number of its operand; returns one of them, or none if an operand keeps all these
-        axes."""
+    def _meet(self, cluster: Sequence[Member], axes: list[int], operands: Sequence[Operand], reason: str) -> list[IntArray]:
+        """Tie arrays that share axes; returns one of them, or none if an operand keeps all these axes."""
         arrays, present = tuple(array for array, _ in cluster), [which for _, which in cluster]
         like = {axis: operands[which] for array, which in cluster for axis in varying(array)}
         if len(present) != len(set(present)):

@@ -186,6 +186,13 @@ class AffineFact:
     moments: tuple[int, int]
 
 
+class Member(NamedTuple):
+    """A label array, and the number of its operand among those that meet."""
+
+    array: IntArray
+    which: int
+
+
 class Operand(NamedTuple):
     """What meets others element by element: its labels and its shape, aligned to a common rank; and, if a part of it may be gathered, the
     input ``position`` that it is, and which of that input's axes each common axis is (-1: none)."""
