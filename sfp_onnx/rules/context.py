@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..core.types import Additive, After, Array, BoolArray, Edit, Follow, InsertBefore, IntArray, Linear, Node, Trace
-from .labels import FIXED, Choice, Facts, Labels, LayerFact, Member, Operand, PinFact, Reads, TiePair, Writes, align, keep_varying, varying, vector
+from .labels import (
+    FIXED, Choice, Facts, Labels, LayerFact, Member, Operand, PinFact, Reads, TiePair, Writes, align, keep_varying, varying,
+    vector,
+)  # fmt: skip
 
 STIFF = "it meets a tensor that cannot shrink along this axis"
 
