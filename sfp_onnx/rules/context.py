@@ -15,7 +15,20 @@ import numpy as np
 
 from ..core.types import Additive, After, Array, BoolArray, Edit, Follow, InsertBefore, IntArray, Linear, Node, Trace
 from .labels import (
-    FIXED, Choice, Facts, Labels, LayerFact, Member, Operand, PinFact, Reads, TiePair, Writes, align, keep_varying, varying,
+    FIXED,
+    Choice,
+    Facts,
+    Labels,
+    LayerFact,
+    Member,
+    Operand,
+    PinFact,
+    Reads,
+    TiePair,
+    Writes,
+    align,
+    keep_varying,
+    varying,
     vector,
 )  # fmt: skip
 
