@@ -195,7 +195,8 @@ def test_command_line(place: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines[0]["epoch"] == 1 and {"loss", "held_out", "seconds"} <= set(lines[0]) and lines[-1] == json.loads(record.read_text())
     assert lines[-1]["output"]["sha256"] == sfp_onnx.load(output).sha256
-    again = CliRunner().invoke(main, list(map(str, words[:-2])))
+    again = CliRunner().invoke(main, [*map(str, words[:-2]), "--test-data", str(place / "data.npz")])
+    assert "agreement with the original on 320 held-out samples" in again.output
     assert "epoch 2/2: loss" in again.output and "held-out samples:" in again.output and f"wrote {output}" in again.output
 
 
