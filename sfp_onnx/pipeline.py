@@ -323,7 +323,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         with progress("verifying", 1) as advance:
             verification = _verify(analysis, pruned, removed, data)
             advance(1)
-    notes = _notes(analysis.coupling, removed)
+    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed))
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options)

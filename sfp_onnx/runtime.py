@@ -111,6 +111,7 @@ def _options(threads: int) -> Any:
 
 
 def _open(model: graph.Model, options: Any, providers: Sequence[str]) -> Session:
+    model = replace(model, proto=graph.seeded(model.proto))
     weights = graph.handed_over(model)
     if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
         with TemporaryDirectory(dir=folder(), ignore_cleanup_errors=True) as place:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import onnx
@@ -330,6 +331,32 @@ def handed_over(model: Model) -> dict[str, Array]:
     read = {name for node in model.proto.graph.node for name in node.input}
     early = {name for node in model.proto.graph.node for name in captured(node)}
     return {name: array for name, array in model.weights.items() if name in read - early}
+
+
+@cache
+def _draws(operator: str) -> bool:
+    """Whether an operator of ONNX can be given a seed."""
+    return onnx.defs.has(operator) and "seed" in onnx.defs.get_schema(operator).attributes
+
+
+def seeded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The protobuf with a seed for every node that draws random numbers and has none, the same for nodes of the same outputs: so models,
+    and parts of them, that are compared draw the same numbers."""
+    missing = [
+        (number, index)
+        for number, graph in enumerate(graphs(proto.graph))
+        for index, node in enumerate(graph.node)
+        if node.domain in ONNX_DOMAINS and _draws(node.op_type) and all(attribute.name != "seed" for attribute in node.attribute)
+    ]
+    if not missing:
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    below = list(graphs(copy.graph))
+    for number, index in missing:
+        node = below[number].node[index]
+        node.attribute.append(helper.make_attribute("seed", float(crc32(node.output[0].encode()) % 2**20)))
+    return copy
 
 
 def filled(model: Model, leave: Container[str] = ()) -> onnx.ModelProto:

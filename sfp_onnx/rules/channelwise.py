@@ -328,7 +328,9 @@ def _additive(op: str, present: Sequence[int], constant: Sequence[int]) -> list[
 # ---- tensors made from a shape ---------------------------------------------------------------------------------------
 
 
-state(Trait.UNSTEADY, *"RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split())
+state(Trait.UNSTEADY | Trait.STEPS, *"RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split())
+
+state(Trait.STEPS, *"Round Floor Ceil Sign Hardmax Mod TopK Shrink ThresholdedRelu".split())
 
 state(Trait.UNSTEADY, *"If Loop Scan Optional SequenceEmpty".split())
 
