@@ -377,9 +377,11 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
         runs_at(analysis.model, pruned, variant, shapes=not maskable_there)
         if maskable_there:
             inputs["other sizes"] = variant
-    types = analysis.prepared.types
+    types, base = analysis.prepared.types, analysis.prepared.base or analysis.model
     try:
-        return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+        if base is not analysis.model:
+            compare(analysis.model, base, types, [], inputs)
+        return compare(base, pruned, types, maskable(types, every, zero_points), inputs)
     except VerificationError as error:
         training = training_mode(analysis.model)
         if not training:

@@ -186,6 +186,48 @@ def test_types_that_numpy_does_not_know(kind: str, outside: bool, tmp_path: Path
     assert np.isfinite(run_model(result, {"x": normal(3, 16)})[0]).all()
 
 
+# ---- weights that are stored in fewer bits than they are read with ---------------------------------------------------
+
+
+def stored(kind: int, turned: bool, outside: int = 96) -> onnx.ModelProto:
+    """MatMul -> Relu -> MatMul, of weights that are cast, or cast and transposed."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    nodes, arrays = [], {}
+    for name, shape in (("u", (16, outside)), ("v", (outside, 16))):
+        arrays[f"{name}16"] = numpy_helper.from_array(normal(*(shape[::-1] if turned else shape)).astype(dtype), f"{name}16")
+        nodes.append(helper.make_node("Cast", [f"{name}16"], [f"{name}c" if turned else name], to=TensorProto.FLOAT))
+        if turned:
+            nodes.append(helper.make_node("Transpose", [f"{name}c"], [name], perm=[1, 0]))
+    return model([
+        *nodes, helper.make_node("MatMul", ["x", "u"], ["a"], "one"), helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "v"], ["h"], "two"),
+    ], arrays)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("turned", [False, True], ids=["cast", "cast and transposed"])
+@pytest.mark.parametrize("width", [24, 96])
+def test_sixteen_bits_stay(kind: int, turned: bool, width: int, tmp_path: Path) -> None:
+    original = stored(kind, turned, width)
+    options = sfp_onnx.PlanOptions(ratio=0.25, align="none", only="one")
+    result = sfp_onnx.prune(original, options, data={"x": normal(200, 16)}, repair=sfp_onnx.RepairOptions(force=True))
+    assert result.repaired is not None
+    assert {fit.layer: fit.kind for fit in result.repaired.fits}["two"] == "weights"
+    path = result.save(tmp_path / "out.onnx")
+    assert path.stat().st_size < original.ByteSize()
+    held = [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type == kind]
+    assert sorted(tuple(tensor.dims) for tensor in held) == sorted([(16, width * 3 // 4), (width * 3 // 4, 16)])
+
+
+def test_our_own_half_weights_stay_half(tmp_path: Path) -> None:
+    small = tmp_path / "half.onnx"
+    front = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("MatMul", ["p", "v"], ["h"])]
+    sfp_onnx.prune(model(front, {"w": normal(16, 64), "v": normal(64, 16)}), sfp_onnx.PlanOptions(ratio=0.1), output=sfp_onnx.OutputOptions(path=small, half=True))
+    again = pruned(small)
+    assert again.ByteSize() < small.stat().st_size
+    assert TensorProto.FLOAT16 in {tensor.data_type for tensor in again.graph.initializer}
+
+
 # ---- one name, one size ----------------------------------------------------------------------------------------------
 
 
@@ -219,13 +261,71 @@ def test_names_that_stand_for_different_things_are_let_go() -> None:
     assert prepare(load(made)).feeds["x"].shape == (2, 16)
 
 
+# ---- control flow that constants and declared shapes decide ----------------------------------------------------------
+
+
+def choice(condition: list[onnx.NodeProto], number: int, source: str, target: str) -> list[onnx.NodeProto]:
+    """Relu(source @ w) of an inner weight, or source @ v - 1; names inside are the same in every choice."""
+    inner = numpy_helper.from_array(normal(16, 16), "inside")
+    then = body([helper.make_node("MatMul", [source, "inside"], ["m"]), helper.make_node("Relu", ["m"], ["o"])], [], ["o"])
+    then.initializer.append(inner)
+    one = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(1)))
+    other = body([helper.make_node("MatMul", [source, "u"], ["m"]), one, helper.make_node("Sub", ["m", "k"], ["o"])], [], ["o"])
+    return [*condition, helper.make_node("If", [f"c{number}"], [target], f"if{number}", then_branch=then, else_branch=other)]
+
+
+def size_is(axis: int, size: int, number: int, source: str = "x") -> list[onnx.NodeProto]:
+    """c = whether the size of an axis is this."""
+    return [
+        helper.make_node("Shape", [source], [f"s{number}"]), helper.make_node("Gather", [f"s{number}", f"at{axis}"], [f"d{number}"]),
+        helper.make_node("Equal", [f"d{number}", f"size{size}"], [f"c{number}"]),
+    ]  # fmt: skip
+
+
+SIZES = {"at0": np.int64(0), "at1": np.int64(1), "size16": np.int64(16), "size1": np.int64(1), "u": normal(16, 16)}
+
+
+def test_branches_that_constants_and_declared_shapes_choose() -> None:
+    first, second = choice(size_is(1, 16, 1), 1, "x", "t"), choice([], 2, "t", "h")
+    original = model([*first, *second], {**SIZES, "c2": np.bool_(False)})
+    result = pruned(original)
+    assert "If" not in {item.op_type for item in result.graph.node}
+    assert sizes(result)["u"][0] == 8 and sizes(result)["if1/inside"] == (16, 8)
+    analysis = sfp_onnx.inspect(original)
+    whole = sfp_onnx.graph.save.to_proto(analysis.prepared.model)
+    x = {"x": normal(3, 16)}
+    np.testing.assert_array_equal(run_model(whole, x)[0], run_model(original, x)[0])
+
+
+def test_a_branch_in_a_branch_is_chosen_as_well() -> None:
+    inner = body(choice(size_is(1, 16, 1), 1, "x", "t"), [], ["t"])
+    other = body([helper.make_node("Neg", ["x"], ["n"])], [], ["n"])
+    outer = helper.make_node("If", ["yes"], ["h"], "outer", then_branch=inner, else_branch=other)
+    analysis = sfp_onnx.inspect(model([outer], {**SIZES, "yes": np.bool_(True)}))
+    assert "If" not in {found.op for found in analysis.prepared.nodes}
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_a_choice_by_the_batch_stays(size: int) -> None:
+    """Also by a batch of 1, which no run may have had."""
+    analysis = sfp_onnx.inspect(model(choice(size_is(0, size, 1), 1, "x", "h"), SIZES))
+    assert "If" in {found.op for found in analysis.prepared.nodes}
+
+
+def test_a_choice_by_the_data_stays() -> None:
+    assert "If" in {found.op for found in sfp_onnx.inspect(model(branches(), CONSTANTS)).prepared.nodes}
+
+
+CASES = ("B1_if_reads_outer_weight", "B2_unused_weight", "I1_float16_storage", "J1_symbol_on_two_axes", "O1_if_of_static_shape")
+
 # ---- the models of others --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["B1_if_reads_outer_weight", "B2_unused_weight", "J1_symbol_on_two_axes"])
+@pytest.mark.parametrize("name", CASES)
 def test_models_of_others(name: str, tmp_path: Path) -> None:
     path = case(name)
     assert invoke("inspect", path).exit_code == 0
-    done = invoke("prune", path, "-o", tmp_path / "out.onnx", "--ratio", 0.3)
+    data = ["--data", path.with_suffix(".npz")] if path.with_suffix(".npz").is_file() else []
+    done = invoke("prune", path, "-o", tmp_path / "out.onnx", "--ratio", 0.1, "--align", "none", *data)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out.onnx").stat().st_size < path.stat().st_size

@@ -129,7 +129,8 @@ def _met(names: Iterable[str], beside: Callable[[str], Iterable[Node]], onward: 
 @dataclass(frozen=True)
 class Prepared:
     """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
-    dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`)."""
+    dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`); ``base`` is
+    the loaded model, in which what its declared shapes decide is decided."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -137,6 +138,7 @@ class Prepared:
     feeds: Mapping[str, Array]
     variant: Mapping[str, Array] | None = None
     types: Mapping[str, Any] = field(default_factory=dict)
+    base: Model | None = None
 
     @cached_property
     def index(self) -> GraphIndex:
@@ -175,8 +177,8 @@ def make_stub(name: str, array: Array) -> onnx.TensorProto:
 
 
 def inline(size: int, dtype: np.dtype[Any], rank: int) -> bool:
-    """Whether a tensor of so many bytes stays in the protobuf."""
-    return size <= (INLINE_VECTOR_BYTES if rank < 2 and dtype.kind in "iu" else INLINE_BYTES)
+    """Whether a tensor of so many bytes stays in the protobuf, as do strings and types that numpy itself does not know (int4)."""
+    return dtype.isbuiltin != 1 or dtype.kind in "OSU" or size <= (INLINE_VECTOR_BYTES if rank < 2 and dtype.kind in "iu" else INLINE_BYTES)
 
 
 def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
