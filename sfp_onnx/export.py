@@ -83,7 +83,7 @@ def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Mo
         quantize(source, target, batches, model.name)
         converted = load(target)
         weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
-    return replace(converted, weights=weights, source=model.source, files=model.files, edited=True)
+    return replace(converted, weights=weights, source=model.source, files=model.files, edited=True, libraries=model.libraries)
 
 
 def ort_file(model: Model) -> OrtFile:
@@ -95,7 +95,7 @@ def ort_file(model: Model) -> OrtFile:
     proto = to_proto(model)
     with TemporaryDirectory(dir=system.folder()) as folder:
         path = Path(folder) / "model.ort"
-        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name)
+        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name, model.libraries)
         return OrtFile(path.read_bytes(), operators)
 
 

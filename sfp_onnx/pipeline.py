@@ -39,6 +39,7 @@ from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text
+from .rules.foreign import sentences
 from .runtime import Setup
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
@@ -89,7 +90,7 @@ class Sources:
         Raises:
             ModelError, DataError, OptionError: they cannot be read. OutputError: an output cannot be written.
         """
-        model = source.model if isinstance(source, Analysis) else load(source)
+        model = source.model if isinstance(source, Analysis) else load(source, self.inspect_options.custom_ops)
         paths = [*model.paths, *self.paths()]
         for number, output in enumerate(outputs):
             if output is not None:
@@ -205,6 +206,8 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
     coupling = analysis.coupling
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
+    for text in sentences(coupling.unruled):
+        log.info(f"Note: {text}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
@@ -267,7 +270,7 @@ def apply(
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
-    made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
+    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
     inputs = Sources(data, None, None, data_options, made_on, paths).open(source, [output.path, output.manifest])
     result = _applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress)
     return _written(result, inputs, output)

@@ -22,8 +22,9 @@ from ..core.types import Array, BoolArray, Node, Port, Trace
 from ..graph.edit import Editor
 from ..graph.extract import segment
 from ..graph.load import decided
+from ..rules.foreign import advice
 from ..rules.registry import Trait, has
-from ..runtime import Optimize, open_model
+from ..runtime import Optimize, open_model, tensor_types
 
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
@@ -49,13 +50,12 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
         DataError: an override names no input or has the wrong rank.
     """
-    types = graph.tensor_types(model)
+    types = tensor_types(model)
     try:
         return _prepared(model, types, shapes or {}, data)
     except ModelError as error:
-        if model.complaint:
-            raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
-        raise
+        said = f" onnx.checker says: {model.complaint}" if model.complaint else ""
+        raise ModelError(f"{error}{said}{advice(model, str(error))}") from error
 
 
 def _current(trace: Trace, model: graph.Model, nodes: Sequence[Node]) -> Trace:
@@ -182,7 +182,7 @@ def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data
                 words = f"always takes its {'then' if way else 'else'} branch (declared shapes or constants say so); the other one goes"
                 log.info(f"Note: {graph.nodes(model)[index].name} {words}")
             model = decided(model, chosen)
-            return _prepared(model, graph.tensor_types(model), shapes, data)
+            return _prepared(model, tensor_types(model), shapes, data)
         final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
         nodes = tuple(graph.nodes(final))
         return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types, model)

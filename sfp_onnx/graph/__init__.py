@@ -25,6 +25,7 @@ INLINE_VECTOR_BYTES = 1 << 16  # of integers, which may be sizes
 STUB_LOCATION = "weights-held-in-memory"
 
 ONNX_DOMAINS = ("", "ai.onnx")
+FLOATING = tuple(onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Model:
     """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
     ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
     ``edited`` says that the model is no longer what these files hold; ``complaint`` is what onnx.checker said of the original,
-    if it does not know or no longer allows an operator (onnxruntime may run it all the same)."""
+    if it does not know or no longer allows an operator (onnxruntime may run it all the same); ``libraries`` hold custom operators."""
 
     proto: onnx.ModelProto
     weights: Mapping[str, Array]
@@ -41,6 +42,7 @@ class Model:
     files: tuple[Path, ...] = ()
     edited: bool = False
     complaint: str = ""
+    libraries: tuple[str, ...] = ()
 
     @property
     def opset(self) -> int:
@@ -282,6 +284,15 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         yield from graphs(inner)
 
 
+def holds_weights(value: Any) -> bool:
+    """Whether an attribute is a graph (or several) with constants of more than one number."""
+    given = value if isinstance(value, list) else [value]
+    inner = [each for graph in given if isinstance(graph, onnx.GraphProto) for each in graphs(graph)]
+    tensors = [tensor for graph in inner for tensor in graph.initializer]
+    tensors += [attribute.t for graph in inner for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+    return any(max(tensor.dims, default=1) > 1 and tensor.data_type in FLOATING for tensor in tensors)
+
+
 def captured(node: onnx.NodeProto) -> Iterator[str]:
     """Names that the sub-graphs of a node read from outside."""
     for graph in sub_graphs(node):
@@ -311,8 +322,15 @@ def _port(item: onnx.ValueInfoProto) -> Port:
     return Port(item.name, dtype, shape if tensor.HasField("shape") else None)
 
 
+def dtype_called(name: str) -> Any:
+    """Dtype of what onnxruntime calls ``tensor(float)``; None if it is no tensor."""
+    kind = name.removeprefix("tensor(").removesuffix(")").upper()
+    known = dict(onnx.TensorProto.DataType.items())
+    return helper.tensor_dtype_to_np_dtype(known[kind]) if kind in known else None
+
+
 def tensor_types(model: Model) -> dict[str, Any]:
-    """Dtype of every tensor that onnx's type inference knows; None for sequences, maps and optionals."""
+    """Dtype of every tensor that onnx's type inference knows; None for sequences, maps, optionals (`runtime.tensor_types` knows more)."""
     try:
         inferred = shape_inference.infer_shapes(model.proto)
     except Exception:  # inference is advice; onnxruntime has the last word on whether the model is valid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -24,17 +24,20 @@ ModelSource = str | Path | ModelProto | Model
 NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}  # of Constant nodes
 
 
-def load(source: ModelSource) -> Model:
+def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
     """Read a model from a file or a ModelProto (which is copied, not touched); a loaded one stays as it is.
 
     External data are memory-mapped, never read as a whole. Local functions are inlined, Constant nodes become
     initializers, sparse initializers dense ones.
 
+    Args:
+        custom_ops: shared libraries with operators of their own, which onnxruntime loads with the model.
+
     Raises:
         ModelError: not an ONNX file, truncated, invalid, or external data missing.
     """
     if isinstance(source, Model):
-        return source
+        return replace(source, libraries=(*source.libraries, *custom_ops)) if custom_ops else source
     if isinstance(source, ModelProto):
         data, path = source.SerializeToString(deterministic=True), None
         proto, digest = ModelProto.FromString(data), hashlib.sha256(data)
@@ -67,7 +70,7 @@ def load(source: ModelSource) -> Model:
         if tensor.data_location == TensorProto.EXTERNAL:
             _attach(tensor, _map_external(tensor, path, name))
     proto = ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
-    model = Model(proto, weights, digest.hexdigest(), path, files)
+    model = Model(proto, weights, digest.hexdigest(), path, files, libraries=tuple(map(str, custom_ops)))
     problem = complaint(model)
     if problem and not any(words in problem for words in RUNTIME_DECIDES):
         raise ModelError(f"{name}: onnx.checker rejects the model: {problem}")

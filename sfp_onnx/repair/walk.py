@@ -16,8 +16,8 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.types import Array, BoolArray, FloatArray, Linear, Port
-from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes, tensor_types
-from ..runtime import Session, open_model
+from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes
+from ..runtime import Session, open_model, tensor_types
 from .linear import Sums, best_bias
 
 
