@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.errors import ModelError, VerificationError
 from ..core.types import Array, Cut, Node, Port
-from ..graph import Constants, GraphIndex, Model, inputs as input_ports, nodes, outputs
+from ..graph import Constants, GraphIndex, Model, inputs as input_ports, nodes, outputs, same_node
 from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
 from ..graph.extract import segment, with_constants
 from ..rules.registry import Trait, has
@@ -177,7 +177,7 @@ class Inside:
         common = {name: types.get(name) for name in (*makers[1], *constants) if name in makers[0] and types.get(name, 0) is not None}
         values = dict(zip(common, open_model(segment(reference, [], common), Optimize.NONE).run(inputs, list(common)), strict=True))
         expected = {**Constants(original), **{name: _without(value, name, cuts) for name, value in values.items()}, **inputs}
-        steps = tuple(node for node in nodes(pruned) if _steps(node, expected) and makers[0][node.outputs[0]].op == node.op)
+        steps = tuple(node for node in nodes(pruned) if _steps(node, expected) and node.outputs[0] in makers[0])
         given = {name: expected[name] for node in steps for name in node.outputs if name}
         wanted = {name: dtype for name, dtype in common.items() if name not in constants and name not in given}
         part = segment(pruned, [Port(name, value.dtype, None) for name, value in given.items()], wanted)
@@ -201,11 +201,8 @@ class Inside:
 
     def _alike(self, one: Node, other: Node) -> bool:
         """Whether two nodes do the same to the same tensors, of which nothing was cut."""
-        if (one.operator, one.reads, set(one.attributes)) != (other.operator, other.reads, set(other.attributes)):
-            return False
-        equal = all(np.array_equal(value, other.attributes[name]) for name, value in one.attributes.items())
         whole = all(name not in self.makers[1] and not self._difference(name) for name in one.reads if name not in self.makers[0])
-        return equal and whole and not {*one.reads, *one.outputs} & self.cut
+        return same_node(one, other) and whole and not {*one.reads, *one.outputs} & self.cut
 
     def _difference(self, name: str) -> float:
         got, expected = self.got.get(name), self.expected.get(name)

@@ -66,6 +66,13 @@ class Model:
         return proto
 
 
+def same_node(one: Node, other: Node) -> bool:
+    """Whether two nodes are one operator with the same attributes that reads tensors of the same names."""
+    if (one.operator, one.reads, set(one.attributes)) != (other.operator, other.reads, set(other.attributes)):
+        return False
+    return all(np.array_equal(value, other.attributes[name]) for name, value in one.attributes.items())
+
+
 CAPTURED = -1
 """The position at which a sub-graph of a node reads an outer tensor."""
 
