@@ -1,5 +1,7 @@
 """The public names with their types; `__init__.py` imports them when they are asked for."""
 
+__version__: str
+
 from .core.errors import (
     DataError as DataError,
     ModelError as ModelError,
@@ -13,6 +15,7 @@ from .core.errors import (
 from .core.options import (
     DataOptions as DataOptions,
     InspectOptions as InspectOptions,
+    MeasureOptions as MeasureOptions,
     OutputOptions as OutputOptions,
     PlanOptions as PlanOptions,
     RepairOptions as RepairOptions,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Size
-from ..data.dataset import Dataset, Source, check_classes, open_data
+from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Shown, Size, number
+from ..data.dataset import Dataset, Source, open_data
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.foreign import sentences
@@ -28,8 +28,8 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]
     return nullcontext(lambda steps, text=None: None)
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Shown):
     """A model with its channel labels resolved: what can be pruned and what not."""
 
     model: Model
@@ -38,6 +38,12 @@ class Analysis:
     parameters: tuple[cost.Parameter, ...]
     samples: int
     cut_layernorm: bool = False
+
+    def summary(self) -> str:
+        """What of it can be pruned, and why not the rest."""
+        size = self.size()
+        counts = f"{number(size.macs)} MACs per sample, {number(size.params)} parameters"
+        return f"{self.model.name}, {counts}; {self.coupling.summary()}\n{reasons(self.coupling)}"
 
     def size(self, removed: BoolArray | None = None) -> Size:
         """MACs for one sample and parameters after a removal (default: none)."""
@@ -87,9 +93,6 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
     parameters = cost.parameters(floating, prepared.index, coupling)
     first = next(iter(prepared.feeds.values()), None)
     samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
-    shape = prepared.trace.shapes.get(outputs(model)[0].name, ())
-    if data is not None and len(shape) == 2 and shape[0] == samples and shape[1] > 1:  # one row of scores per sample
-        check_classes(data, shape[1])
     return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm)
 
 

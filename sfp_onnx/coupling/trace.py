@@ -28,7 +28,7 @@ from ..runtime import Optimize, open_model, tensor_types
 
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
-LENGTHS = (16, 64, 128, 8, 512, 16000)
+LENGTHS = (16, 64, 128, 8, 512)
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
 NARROW = ("float16", "bfloat16")  # types in which weights are stored for others to compute with

@@ -16,7 +16,7 @@ import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
 from ..core.errors import ModelError
-from ..core.types import Array, Node, Port, Trace
+from ..core.types import Array, Node, Port, Shown, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
 INLINE_BYTES = 1024
@@ -28,8 +28,8 @@ ONNX_DOMAINS = ("", "ai.onnx")
 FLOATING = tuple(onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, repr=False)
+class Model(Shown):
     """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
     ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
     ``edited`` says that the model is no longer what these files hold; ``complaint`` is what onnx.checker said of the original,
@@ -43,6 +43,11 @@ class Model:
     edited: bool = False
     complaint: str = ""
     libraries: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Its name, opset, number of nodes, inputs and outputs."""
+        ports = [", ".join(f"{port.name} {list(port.shape or ())}" for port in ends(self)) for ends in (inputs, outputs)]
+        return f"{self.name}, opset {self.opset}, {len(self.proto.graph.node)} nodes, {ports[0]} -> {ports[1]}"
 
     @property
     def opset(self) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.types import Coupling, Plan, Size
+from ..core.types import Coupling, Plan, Size, number, sizes_text as sizes_text
 from ..coupling.cost import layer_macs
 from ..planning import show
 from ..rules.foreign import sentences
-from . import number
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from ..evaluation import Evaluation
@@ -22,17 +22,42 @@ if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from .points import Point
 
 
+WIDTH, LEAST, MANY = 100, 14, 140  # characters of a line where there is no terminal, of a name at least, of a line for two names a cell
+FIRST = 0.6  # the first column is shortened less than the others
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned with spaces; the first is left-aligned, the others right."""
-    widths = [max(len(str(row[column])) for row in (header, *rows)) for column in range(len(header))]
-    lines = []
-    for row in (header, ["-" * width for width in widths], *rows):
-        first, *others = (str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
-    return "\n".join(lines)
+    """Columns aligned with spaces, the first to the left, the others to the right, as wide as the terminal (or COLUMNS): the longest
+    cells are shortened in the middle, and a table that is too wide even so is turned, a line for each column. Columns in which nothing
+    applies ("-") are left out."""
+    room = get_terminal_size((WIDTH, 0)).columns
+    used = [column for column in range(len(header)) if not rows or not column or any(row[column] != "-" for row in rows)]
+    lines = [[str(row[column]) for column in used] for row in (header, *rows)]
+    if _needed(lines) > room and len(lines) < len(used):
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    while sum(widths) + 2 * len(widths) - 2 > room and max(widths) > LEAST:
+        widest = max(range(len(widths)), key=lambda column: widths[column] * (1 if column else FIRST))
+        widths[widest] -= 1
+    lines.insert(1, ["-" * width for width in widths])
+    fitted = [[_middle(cell, width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    starts = [line[0].ljust(widths[0]) for line in fitted]
+    rests = [[cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)] for line in fitted]
+    return "\n".join("  ".join([start, *rest]).rstrip() for start, rest in zip(starts, rests, strict=True))
 
 
-def _short(names: Sequence[str], limit: int = 2) -> str:
+def _needed(lines: Sequence[Sequence[str]]) -> int:
+    """Characters of a line if names are as short as they may become."""
+    return sum(min(LEAST, max(map(len, column))) + 2 for column in zip(*lines, strict=True)) - 2
+
+
+def _middle(text: str, width: int) -> str:
+    """A text without its middle, if it is too long; names of nodes differ most at their ends."""
+    return text if len(text) <= width else text[: width // 3] + ".." + text[len(text) - width + width // 3 + 2 :]
+
+
+def _short(names: Sequence[str]) -> str:
+    limit = 2 if get_terminal_size((WIDTH, 0)).columns >= MANY else 1
     shown = ", ".join(names[:limit])
     return f"{shown} (+{len(names) - limit})" if len(names) > limit else shown
 
@@ -94,15 +119,6 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def sizes_text(before: Size, after: Size) -> str:
-    """MACs and parameters before and after."""
-    shares = [new / old if old else 1.0 for old, new in ((before.macs, after.macs), (before.params, after.params))]
-    return (
-        f"MACs {number(before.macs)} -> {number(after.macs)} ({shares[0]:.1%} of the original), "
-        f"parameters {number(before.params)} -> {number(after.params)} ({shares[1]:.1%})"
-    )
-
-
 def figures_text(plan: Plan) -> str:
     """Asked, predicted and actual figures of a plan for targets; empty without targets."""
     rows = []
@@ -121,6 +137,8 @@ COLUMNS = {  # the figure that a column shows, and its form; counts have none
     "MACs": ("macs", ""), "params": ("params", ""), "bytes": ("bytes", ""),
     "min ms": ("latency_min_ms", ".3f"), "median ms": ("latency_median_ms", ".3f"), "ratio": ("latency_ratio", ".2f"),
 }  # fmt: skip
+KNOWN = ("KL divergence",)  # measures that have a column under another name
+PLAIN = ("KL divergence", "cosine", "rank correlation")  # measures that are no shares
 STEP = ("bytes", "top-1", "agreement", "rel. error", "min ms", "ratio")
 POINT = ("top-1", "agreement", "rel. error", "MACs", "params", "bytes", "min ms", "ratio")
 
@@ -148,8 +166,19 @@ def point_rows(points: Sequence[Point]) -> list[list[str]]:
 
 
 def evaluation_text(results: Sequence[Evaluation]) -> str:
-    """Measured figures as a table; the first model is the reference."""
-    return table(("model", *COLUMNS), [[measured.model, *figures(measured)] for measured in results])
+    """Measured figures as a table, and which output is farthest from the original's; the first model is the reference."""
+    metric = results[-1].metric
+    own = (metric,) if metric and metric.lower() not in map(str.lower, (*COLUMNS, *KNOWN)) else ()
+    rows = []
+    for measured in results:
+        rows.append([measured.model, *([text_of(metric, measured.value)] if own else []), *figures(measured)])
+    worst = [f"farthest from the original in {measured.model}: {measured.worst}" for measured in results if measured.worst]
+    return "\n".join([table(("model", *own, *COLUMNS), rows), *worst])
+
+
+def text_of(metric: str, value: float | None) -> str:
+    """A value of a measure for people: a share in percent where it is one."""
+    return "-" if value is None else f"{value:.4f}" if metric in PLAIN else f"{value:.2%}"
 
 
 def steps_text(steps: Sequence[Step]) -> str:
@@ -193,8 +222,9 @@ def accuracy_text(results: Sequence[Evaluation]) -> str:
         lines.append(f"top-1 on {before.samples} held-out samples: {before.top1:.2%} -> {after.top1:.2%}")
     elif after.agreement is not None:
         lines.append(f"agreement with the original on {after.samples} held-out samples: {after.agreement:.2%}")
-    elif after.relative_error is not None:
-        lines.append(f"relative error to the original on {after.samples} held-out samples: {after.relative_error:.4f}")
+    elif after.value is not None:
+        values = [text_of(after.metric, one.value) for one in results]
+        lines.append(f"{after.metric} on {after.samples} held-out samples: {' -> '.join(values)}")
     if after.latency_ratio is not None:
         times = f"{before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms"
         lines.append(f"latency {times} per batch ({after.latency_ratio:.2f} of the original)")

@@ -12,9 +12,9 @@ import onnx
 
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
-from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, RepairOptions, option, rare
+from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, MeasureOptions, RepairOptions, option, rare
 from ...core.system import log
-from ...core.types import Array, BoolArray, Size
+from ...core.types import Array, BoolArray, Shown, Size
 from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
 from ...cut import cut, verify
@@ -59,8 +59,8 @@ class DiluteOptions(Checked):
     repair: RepairOptions = RepairOptions(fit="lstsq")
 
 
-@dataclass(frozen=True)
-class Diluted:
+@dataclass(frozen=True, repr=False)
+class Diluted(Shown):
     """The result of `dilute`. ``cut`` units were physically removed; ``checks`` is the relative difference that each exact step
     (the removal of dead channels) made."""
 
@@ -77,6 +77,11 @@ class Diluted:
     data: Mapping[str, Any] = field(default_factory=dict)
     evaluation: tuple[Evaluation, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """How much is zero."""
+        share = connections.removed_share(self.layers)
+        return f"{self.original.name}, {share:.1%} of the weights of {len(self.layers)} layers are zero; {len(self.skipped)} layers skipped"
 
     def save(self, path: str | Path, external: bool | None = None, sparse: bool = False) -> Path:
         """Write the model atomically; ``sparse``: with sparse initializers where they are smaller."""
@@ -160,6 +165,7 @@ def dilute(
     source: ModelSource | Analysis, options: DiluteOptions, data: DataSource | None = None, progress: Progress = silent,
     measured: ends.Measured | None = None, *, test_data: DataSource | None = None, data_options: DataOptions = DataOptions(),
     inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, manifest: Path | None = None, sparse: bool = False,
+    measure_options: MeasureOptions = MeasureOptions(),
 ) -> Diluted:  # fmt: skip
     """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any; then measure and write
     what is asked for.
@@ -179,11 +185,11 @@ def dilute(
     named = options.method is not None
     options = options if named else replace(options, method=default_method(data is not None))
     check_dilution(options, data is not None)
-    inputs = Sources(data, None, test_data, data_options, inspect_options).open(source, [output, manifest])
+    inputs = Sources(data, None, test_data, data_options, inspect_options, (), measure_options).open(source, [output, manifest])
     log.info(f"method: {options.method}{'' if named else ' (default)'}")
     result = _diluted(inputs.analysis, options, inputs.data, progress, measured)
     if inputs.test_data is not None:
-        first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress)
+        first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress, how=inputs.read(inputs.test_data))
         result = replace(result, evaluation=(first, replace(last, model=str(output or last.model))))
     recorded = dilution_manifest(result, output, sparse)
     with together():
