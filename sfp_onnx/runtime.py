@@ -100,7 +100,12 @@ def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: i
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy's threads take turns with onnxruntime's
     if optimize is Optimize.NONE:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return _open(model, options, PROVIDERS)
+    try:
+        return _open(model, options, PROVIDERS)
+    except ModelError:
+        if optimize is not Optimize.ALL:
+            raise
+    return open_model(model, Optimize.BASIC, threads)  # some of its rewrites fail on what it runs without them
 
 
 def _options(threads: int) -> Any:
@@ -112,7 +117,7 @@ def _options(threads: int) -> Any:
 
 
 def _open(model: graph.Model, options: Any, providers: Sequence[str]) -> Session:
-    model = replace(model, proto=graph.seeded(model.proto))
+    model = graph.seeded(model)
     for library in model.libraries:
         _register(options, library)
     weights = graph.handed_over(model)

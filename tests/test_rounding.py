@@ -210,12 +210,20 @@ def test_random_operators_draw_the_same_while_models_are_compared(op: str) -> No
 def test_seeds_that_a_model_has_stay_and_nodes_draw_apart() -> None:
     tail = [node("RandomNormalLike", ["h"], [f"n{index}"], **given) for index, given in enumerate(({}, {}, {"seed": 3.0}))]
     proto = network([*tail, node("Sum", ["n0", "n1", "n2"], ["y"])], {"y": F})
-    seeds = [item.f for made in graph.seeded(proto).graph.node for item in made.attribute if item.name == "seed"]
-    assert len(set(seeds)) == 3 and seeds[2] == 3.0
-    assert graph.seeded(network([node("Relu", ["h"], ["y"])], {"y": F})).graph.node[-1].op_type == "Relu"
-    x = {"x": normal(2, 24)}
     model = graph.Model(proto, {}, "")
+    seeds = [item.f for made in graph.seeded(model).proto.graph.node for item in made.attribute if item.name == "seed"]
+    assert len(set(seeds)) == 3 and seeds[2] == 3.0
+    x = {"x": normal(2, 24)}
     assert np.array_equal(open_model(model).run(x)[0], open_model(model).run(x)[0])
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17])
+def test_a_seed_is_of_the_type_that_the_operator_set_takes(opset: int) -> None:
+    proto = network([node("Dropout", ["h"], ["y"])], {"y": F})
+    proto.opset_import[0].version = opset
+    model = graph.Model(proto, {}, "")
+    assert np.array_equal(open_model(model).run({"x": normal(2, 24)})[0], run_model(proto, {"x": normal(2, 24)})[0])
+    assert (graph.seeded(model) is model) == (opset < 12)
 
 
 # ---- the models of others --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ and every edit of the graph is cheap, whatever the size of the weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -366,29 +366,33 @@ def handed_over(model: Model) -> dict[str, Array]:
 
 
 @cache
-def _draws(operator: str) -> bool:
-    """Whether an operator of ONNX can be given a seed."""
-    return onnx.defs.has(operator) and "seed" in onnx.defs.get_schema(operator).attributes
+def _seed_type(operator: str, opset: int) -> Any:
+    """Type of the seed that an operator of ONNX can be given; None if it takes none."""
+    try:
+        seed = onnx.defs.get_schema(operator, opset).attributes.get("seed")
+    except onnx.defs.SchemaError:
+        return None
+    return None if seed is None else int if seed.type == onnx.defs.OpSchema.AttrType.INT else float
 
 
-def seeded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The protobuf with a seed for every node that draws random numbers and has none, the same for nodes of the same outputs: so models,
+def seeded(model: Model) -> Model:
+    """The model with a seed for every node that draws random numbers and has none, the same for nodes of the same outputs: so models,
     and parts of them, that are compared draw the same numbers."""
     missing = [
-        (number, index)
-        for number, graph in enumerate(graphs(proto.graph))
+        (number, index, kind)
+        for number, graph in enumerate(graphs(model.proto.graph))
         for index, node in enumerate(graph.node)
-        if node.domain in ONNX_DOMAINS and _draws(node.op_type) and all(attribute.name != "seed" for attribute in node.attribute)
-    ]
+        if node.domain in ONNX_DOMAINS and (kind := _seed_type(node.op_type, model.opset)) is not None
+        and all(attribute.name != "seed" for attribute in node.attribute)
+    ]  # fmt: skip
     if not missing:
-        return proto
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+        return model
+    copy = model.copied()
     below = list(graphs(copy.graph))
-    for number, index in missing:
+    for number, index, kind in missing:
         node = below[number].node[index]
-        node.attribute.append(helper.make_attribute("seed", float(crc32(node.output[0].encode()) % 2**20)))
-    return copy
+        node.attribute.append(helper.make_attribute("seed", kind(crc32(node.output[0].encode()) % 2**20)))
+    return replace(model, proto=copy)
 
 
 def filled(model: Model, leave: Container[str] = ()) -> onnx.ModelProto:
