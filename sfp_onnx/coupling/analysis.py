@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Shown, Size, number
+from ..core.types import Array, BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, open_data
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.registry import Trait, has
 from . import cost, resolve, state
-from .trace import Shapes, prepare
+from .trace import Shapes, observed, prepare
 
 DataSource = Source | Dataset
 Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -29,7 +29,7 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Shown):
-    """A model with its channel labels resolved: what can be pruned and what not."""
+    """A model with its channel labels resolved: what can be pruned and what not. ``guessed``: inputs of which nothing told the shape."""
 
     model: Model
     prepared: Prepared
@@ -37,6 +37,14 @@ class Analysis(Shown):
     parameters: tuple[cost.Parameter, ...]
     samples: int
     cut_layernorm: bool = False
+    guessed: frozenset[str] = frozenset()
+
+    @property
+    def traced(self) -> dict[str, dict[str, Any]]:
+        """Sample shapes of the inputs that leave more open than the batch, and whether these were guessed."""
+        open_ = [port.name for port in inputs(self.model) if any(not isinstance(dim, int) for dim in (port.shape or ())[1:])]
+        feeds = self.prepared.feeds
+        return {name: {"shape": list(feeds[name].shape), "guessed": name in self.guessed} for name in open_ if name in feeds}
 
     def summary(self) -> str:
         """What of it can be pruned, and why not the rest."""
@@ -45,9 +53,36 @@ class Analysis(Shown):
         return f"{self.model.name}, {counts}; {self.coupling.summary()}\n{reasons(self.coupling)}"
 
     def size(self, removed: BoolArray | None = None) -> Size:
-        """MACs for one sample and parameters after a removal (default: none)."""
-        none = np.zeros(self.coupling.units, bool)
-        return cost.size(self.coupling, self.parameters, none if removed is None else removed, self.samples)
+        """MACs for one sample and parameters after a removal (default: of the original)."""
+        if removed is None:
+            none = np.zeros(self.coupling.units, bool)
+            return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(self.model))
+        layers, parameters = self.left(removed)
+        return Size(cost.macs(layers, removed, self.samples), cost.params(parameters, removed))
+
+    def left(self, removed: BoolArray) -> tuple[Sequence[Layer], Sequence[cost.Parameter]]:
+        """Layers and parameters without those that only branches which vanish needed."""
+        gone = cost.vanishing(self.coupling, removed)
+        if not gone:
+            return self.coupling.layers, self.parameters
+        constants = {name for branch in gone for name in branch.constant}
+        needed = self.prepared.index.needed([port.name for port in outputs(self.prepared.model)], constants)
+        indices, read = {node.index for node in needed}, {name for node in needed for name in node.reads}
+        layers = [layer for layer in self.coupling.layers if layer.node.index in indices]
+        return layers, [parameter for parameter in self.parameters if parameter.name in read]
+
+
+def counted(model: Model, feeds: Mapping[str, Array], samples: int) -> Size:
+    """MACs for one sample and parameters of a model as it is, whatever made it, from one run on inputs that hold so many samples. Nodes
+    that no output needs do not count.
+
+    Raises:
+        ModelError: onnxruntime cannot run it.
+    """
+    prepared = observed(model, feeds)
+    live = {node.index for node in prepared.index.needed([port.name for port in outputs(model)])}
+    layers = (layer for layer in state(prepared, False).layers if layer.node.index in live)
+    return Size(sum(layer.macs for layer in layers) / samples, cost.params_of(model))
 
 
 def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
@@ -88,11 +123,13 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
         real = None if data.fixed else real
     prepared = prepare(model, input_shapes, real)
     coupling = couple(prepared, cut_layernorm)
-    floating = {name: shape for name, (shape, dtype) in initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
-    parameters = cost.parameters(floating, prepared.index, coupling)
+    read = {name for node in prepared.nodes for name in node.reads}
+    weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
+    parameters = cost.parameters(weights, prepared.index, coupling)
     first = next(iter(prepared.feeds.values()), None)
     samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
-    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm)
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or {})}
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
@@ -156,9 +193,10 @@ def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     vanishing: dict[str, Branch] = {}
     constant: set[str] = set()
     carriers: set[str] = set()
-    for group in coupling.groups:
+    layers = {layer.node.index: layer for layer in coupling.layers}
+    for group, dead in zip(coupling.groups, _dead(coupling), strict=True):
         walk = _Walk()
-        branch = _branch(group, coupling, prepared, final, walk)
+        branch = _branch(group, _Around(coupling, prepared, final, layers, dead), walk)
         if branch is None or walk.carriers & {*constant, *walk.constant} or carriers & set(walk.constant):
             continue  # there is none, or two constants would meet
         constant.update(walk.constant)
@@ -176,52 +214,76 @@ class _Walk:
     carriers: set[str] = field(default_factory=set)
 
 
-def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str], walk: _Walk) -> Branch | None:
-    inside = np.zeros(coupling.units + 1, bool)
+@dataclass(frozen=True)
+class _Around:
+    """What a branch is followed in: ``outputs`` of the model, ``layers`` by the index of their node, and the ``dead`` tensors of a group,
+    which lose all channels along an axis."""
+
+    coupling: Coupling
+    prepared: Prepared
+    outputs: set[str]
+    layers: Mapping[int, Layer]
+    dead: set[str]
+
+    def goes(self, node: Node) -> bool:
+        """Whether all that a node makes is dead."""
+        return all(output in self.dead for output in node.outputs if output)
+
+
+def _dead(coupling: Coupling) -> list[set[str]]:
+    """Tensors that lose all channels along an axis, for each group that leaves alone."""
+    group_of = np.full(coupling.units + 1, -1)  # the last place stands for -1
+    for place, group in enumerate(coupling.groups):
+        group_of[group.units] = place
+    dead: list[set[str]] = [set() for _ in coupling.groups]
+    for name, channels in coupling.tensors.items():
+        for carried in channels:
+            first = group_of[carried.units[0]]
+            if first >= 0 and (group_of[carried.units] == first).all():
+                dead[first].add(name)
+    return dead
+
+
+def _branch(group: Group, around: _Around, walk: _Walk) -> Branch | None:
+    inside = np.zeros(around.coupling.units + 1, bool)
     inside[group.units] = True  # the last place stands for -1
-    dead = {name for name, channels in coupling.tensors.items() if any(inside[carried.units].all() for carried in channels)}
-    layers = {layer.node.index: layer for layer in coupling.layers}
     sources: dict[str, None] = {}
-    for name in sorted(dead):
-        if name in outputs:
+    for name in sorted(around.dead):
+        if name in around.outputs:
             return None
-        for node in prepared.index.reading(name):
-            if all(output in dead for output in node.outputs if output):
+        for node in around.prepared.index.reading(name):
+            if around.goes(node):
                 continue
-            layer = layers.get(node.index)
+            layer = around.layers.get(node.index)
             if layer is None or layer.weight is None or layer.data_name != name or not inside[layer.reads].all() or not len(layer.reads):
                 return None
-            if not all(other == name or _fixed(other, prepared) for other in node.inputs if other):
+            if not all(other == name or other in around.prepared.held for other in node.inputs if other):
                 return None
             sources[name] = None
-            if not all(_follow(output, dead, prepared, outputs, walk) for output in node.outputs if output):
+            if not all(_follow(output, around, walk) for output in node.outputs if output):
                 return None
-    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)) if walk.ends else None
+    return Branch(tuple(sorted(around.dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)) if walk.ends else None
 
 
-def _fixed(name: str, prepared: Prepared) -> bool:
-    return name in initializers(prepared.model)
-
-
-def _follow(name: str, dead: set[str], prepared: Prepared, outputs: set[str], walk: _Walk) -> bool:
+def _follow(name: str, around: _Around, walk: _Walk) -> bool:
     """Whether a constant tensor only meets tensors that carry on; collects where."""
     walk.constant[name] = None
-    if name in outputs:
+    if name in around.outputs:
         return False
-    shapes = prepared.trace.shapes
-    for node in prepared.index.reading(name):
+    shapes = around.prepared.trace.shapes
+    for node in around.prepared.index.reading(name):
         written = [output for output in node.outputs if output]
-        if all(output in dead for output in written):
+        if around.goes(node):
             continue
         if not has(node, Trait.SPREADS) or node.captures:
             return False
-        others = [other for other in node.inputs if other and other != name and not _fixed(other, prepared)]
+        others = [other for other in node.inputs if other and other != name and other not in around.prepared.held]
         full = [other for other in others if shapes.get(other) == shapes.get(written[0])]
         if others and not full:
             return False
         if full:
             walk.ends[name] = None
             walk.carriers.update(full)
-        elif not all(_follow(output, dead, prepared, outputs, walk) for output in written):
+        elif not all(_follow(output, around, walk) for output in written):
             return False
     return True
