@@ -139,8 +139,6 @@ class Sources:
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures)
-        for note in () if reading is None else reading.notes:
-            log.debug(note)
         return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading)
 
 
@@ -197,6 +195,7 @@ def plan(
     if measures.metric is not None and options.max_drop is None:
         raise OptionError("--metric needs --max-drop")
     inputs = sources.open(source, [output])
+    tell(inputs.reading, options.max_drop is not None)
     made = _planned(inputs, options, scoring, progress)[1]
     if output is not None:
         write_json(output, planning.to_json(made), inputs.paths)
@@ -226,7 +225,6 @@ def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: P
         assert judged is not None
         reading = inputs.read(judged)
         unknown_meaning(reading, "--max-drop")
-        _tell(reading)
         judge = max_drop.Judge(inputs.analysis.model, judged, parse_drop(options.max_drop), options.confidence, reading, apart, seed)
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress)
         if apart:
@@ -239,8 +237,9 @@ def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: P
     return ready, made
 
 
-def _tell(reading: Reading) -> None:
-    for note in reading.notes:
+def tell(reading: Reading | None, measured: bool = True) -> None:
+    """Say what the outputs are taken for, if they are measured."""
+    for note in reading.notes if reading is not None and measured else ():
         log.info(note)
 
 
@@ -320,7 +319,9 @@ def apply(
     data_options = data_options if data is None else _as_read(plan, data_options)
     made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
-    result = _applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress)
+    mend = _as_planned(plan, repair, inputs.data)
+    tell(inputs.reading, mend is not None)
+    result = _applied(inputs, plan, verify, mend, progress)
     return _written(result, inputs, output)
 
 
@@ -478,6 +479,7 @@ def prune(
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
     inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    tell(inputs.reading)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is None:
@@ -507,9 +509,7 @@ def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: P
     data = inputs.test_data
     if data is None:
         return result
-    reading = inputs.read(data)
-    _tell(reading)
-    first, last = measure([result.original, result.model], data, progress=progress, how=reading)
+    first, last = measure([result.original, result.model], data, progress=progress, how=inputs.read(data))
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)
@@ -573,6 +573,7 @@ def sweep(
         _make(Path(folder))
     sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile], measure_options)
     inputs = sources.open(source, [output, report])
+    tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
     if inputs.test_data is None and inputs.data is not None:
         scored_with, judge = max_drop.held_out(inputs.data, seed)
@@ -664,7 +665,7 @@ def compared(
     used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
     reading = reading_of(loaded[0], used, measure_options)
-    _tell(reading)
+    tell(reading)
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
     results = measure(loaded, used, latency, threads, progress, reading)

@@ -96,7 +96,8 @@ def reaching(
             coding.write((change.weight.astype(np.float64), change.bias))
         changed = _answers(extract.with_constants(scene.model, constants.overrides), feeds)
         pairs = zip(changed, original, strict=True)
-        shares = [np.square(new - old).sum() / scale for new, old in pairs if (scale := np.square(old - old.mean(0)).sum()) > 0]
+        same = [(new, old) for new, old in pairs if new.shape == old.shape]  # detectors may list another number of boxes
+        shares = [np.square(new - old).sum() / scale for new, old in same if (scale := np.square(old - old.mean(0)).sum()) > 0]
         errors[name].append(float(np.mean(shares)) if shares else 0.0)
         advance(1)
     return errors
