@@ -25,7 +25,7 @@ from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, to
 from ...pipeline import Sources
 from ...repair.lockstep import repair
 from ...report.manifest import versions, write_json
-from ...runtime import open_session
+from ...runtime import open_model
 from ...scores.statistics import scales
 from ..sfp.probe import PROBES, ProfileOptions
 from . import METHODS, Method, connections, ends, find_method
@@ -127,7 +127,7 @@ def check(model: graph.Model, masks: Mapping[str, BoolArray], feeds: Mapping[str
     for name, mask in masks.items():
         if np.any(constants[name][~mask]):
             raise VerificationError(f"{model.name}: internal error: a masked weight of '{name}' is not zero. Please report it.")
-    session = open_session(graph.serialized(model), model.weights, model.name)
+    session = open_model(model)
     for kind, inputs in feeds.items():
         for port, value in zip(graph.outputs(model), session.run(inputs), strict=True):
             if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
