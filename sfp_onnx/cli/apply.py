@@ -10,7 +10,7 @@ from ..core.options import DataOptions, OutputOptions, RepairOptions
 from ..report.manifest import read_plan
 from . import arguments as take
 from .common import bar
-from .prune import show
+from .prune import show, to_evaluate
 
 FORMS = ("report", "half", "quantize", "save_ort", "locked")
 
@@ -27,3 +27,5 @@ def command(model: Path, plan: Path, output: Path, verify: bool, as_json: bool, 
         model, read_plan(plan), verify=verify, progress=bar, repair=take.build(RepairOptions, options),
         output=take.build(OutputOptions, options, path=output), paths=(plan,), **take.reading(options))  # fmt: skip
     show(result, output, as_json)
+    if not as_json:
+        to_evaluate(model, output)

@@ -36,9 +36,14 @@ def command(model: Path, output: Path, verify: bool, as_json: bool, **options: A
             answer(accuracy_text(result.evaluation))
             say(evaluation_text(result.evaluation))
         else:
-            say(f"Next: sfp-onnx evaluate {take.quoted(model, output)} --data TEST_DATA{take.retyped(data=False)}")
+            to_evaluate(model, output)
     if options["report"] is not None:
         say(f"report: {options['report']}")
+
+
+def to_evaluate(model: Path, output: Path) -> None:
+    """Say how to measure what was written."""
+    take.following("evaluate", model, output, names=take.READING - take.THIS_DATA - {"data"}, missing="--data TEST_DATA")
 
 
 def show(result: Pruned, output: Path, as_json: bool) -> None:

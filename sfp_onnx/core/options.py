@@ -285,7 +285,7 @@ class RepairOptions(Checked):
     least_positions: int = 4
     ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
     memory: int = rare(
-        2 * 10**9, "What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file.", REPAIR,
+        2 * 10**9, "What the repair and the score `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a file.", REPAIR,
         parse=byte_size, metavar="2GB", example="2GB")  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -323,7 +323,7 @@ class DataOptions(Checked):
     resample: str | None = rare(
         None, "Images: how --resize interpolates.  [default: bilinear]", DATA,
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"))  # fmt: skip
-    samples: int | None = rare(None, "Use only so many samples, drawn with --seed.", DATA, low=1)
+    samples: int | None = rare(None, "Use only so many samples of --data, drawn with --seed.", DATA, low=1)
     seed: int = rare(0, "Seed of everything random.", DATA, low=0)
     steps: Any = None
 

@@ -52,10 +52,10 @@ class DiluteOptions(Checked):
     layers: str | None = option(None, "Layers (node or weight names) to dilute.  [default: all]", CHANNELS, metavar="REGEX")
     refit: bool | None = option(None, "Re-fit the remaining weights by least squares.  [default: with data]", REPAIR,
                                 flag="refit/--no-refit")  # fmt: skip
-    force: bool = option(False, "Dilute layers by labels even where these carry too little signal.", CHANNELS)
+    force: bool = option(False, "Methods by labels (afcc): dilute layers even where labels carry too little signal.", CHANNELS)
     seed: int = 0
-    probe: str = rare("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES))
-    pool: int = rare(4, "Side to which class profiles pool maps.", CHANNELS, low=1)
+    probe: str = rare("sgd", "Methods by labels (afcc): how class profiles are learned.", CHANNELS, choices=tuple(PROBES))
+    pool: int = rare(4, "Methods by labels (afcc): side to which class profiles pool maps.", CHANNELS, low=1)
     repair: RepairOptions = RepairOptions(fit="lstsq")
 
 
