@@ -17,7 +17,7 @@ import numpy as np
 from . import graph, planning
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
 from .core.options import Checked, DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions, expect
-from .core.system import log
+from .core.system import command_line, log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown
 from .coupling.analysis import Analysis, DataSource, Progress, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, vanishing
@@ -39,6 +39,7 @@ from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text, points_text
+from .report.verdict import card
 from .runtime import Setup
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
@@ -420,7 +421,7 @@ def prune(
     if output.report is not None:
         require()
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile])
-    inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
     used = command_of(options, score_options, repair, data_options, inspect_options, output, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is None:
@@ -469,6 +470,8 @@ def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page |
             result.packaged.ort.save(Path(output.save_ort), read)
         if page is not None:
             write_text(Path(output.report), render(page), read)
+        if output.card is not None:
+            write_text(Path(output.card), card(result, command_line.get()), read)
     return result
 
 

@@ -10,9 +10,9 @@ from ..core.options import DataOptions, OutputOptions, RepairOptions
 from ..report.manifest import read_plan
 from . import arguments as take
 from .common import bar
-from .prune import show, to_evaluate
+from .prune import conclude, show, to_evaluate
 
-FORMS = ("report", "half", "quantize", "save_ort", "locked")
+FORMS = ("report", "card", "half", "quantize", "save_ort", "locked")
 
 
 @take.command(
@@ -28,4 +28,5 @@ def command(model: Path, plan: Path, output: Path, verify: bool, as_json: bool, 
         output=take.build(OutputOptions, options, path=output), paths=(plan,), **take.reading(options))  # fmt: skip
     show(result, output, as_json)
     if not as_json:
+        conclude(result)
         to_evaluate(model, output)

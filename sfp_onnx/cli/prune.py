@@ -11,7 +11,8 @@ from ..graph.save import file_bytes
 from ..report import number
 from ..report.manifest import Pruned
 from ..report.text import accuracy_text, evaluation_text, figures_text, sizes_text, steps_text
-from . import arguments as take
+from ..report.verdict import of_run
+from . import arguments as take, common
 from .common import answer, bar, say
 from .config import settle
 
@@ -35,10 +36,17 @@ def command(model: Path, output: Path, verify: bool, as_json: bool, **options: A
         if result.evaluation:
             answer(accuracy_text(result.evaluation))
             say(evaluation_text(result.evaluation))
-        else:
+        conclude(result)
+        if not result.evaluation:
             to_evaluate(model, output)
     if options["report"] is not None:
         say(f"report: {options['report']}")
+
+
+def conclude(result: Pruned) -> None:
+    """Say what came of it in a sentence."""
+    said = of_run(result, (result.manifest["model"]["bytes"], result.manifest["output"]["bytes"]))
+    common.conclude(said.text[0].upper() + said.text[1:] + ".", said.good)
 
 
 def to_evaluate(model: Path, output: Path) -> None:

@@ -347,8 +347,8 @@ class InspectOptions(Checked):
 
 @dataclass(frozen=True)
 class OutputOptions(Checked):
-    """Where results go and in which form. ``path``: the model; ``manifest``, ``report``: files beside it. ``external``: weights in
-    ``<path>.data`` (default: only over 2 GB). ``half`` weights, ``quantize`` ("int8"), ``save_ort`` (onnxruntime's format) make further
+    """Where results go and in which form. ``path``: the model; ``manifest``, ``report``, ``card``: files beside it. ``external``: weights
+    in ``<path>.data`` (default: only over 2 GB). ``half`` weights, ``quantize`` ("int8"), ``save_ort`` (onnxruntime's format) make further
     forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
 
     path: Any = None
@@ -360,6 +360,7 @@ class OutputOptions(Checked):
     half: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS)
     quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
     save_ort: Any = rare(None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True)
+    card: Any = rare(None, "Write a model card (Markdown): verdict, figures, data, how it was made, limits.", OUTPUT, path=True)
     locked: Any = rare(
         None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True
     )

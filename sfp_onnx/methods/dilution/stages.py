@@ -213,7 +213,7 @@ def _diluted(
         notes += (words,)
     check(diluted, masked.masks, batches(analysis, data))
     size, told = analysis.size(), describe(data) if data else {}
-    result = Diluted(diluted, analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told)
+    result = Diluted(graph.stamped(diluted), analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told)
     with progress("removing dead channels", 1) as advance:
         result = without_dead(result, data)
         advance(1)
