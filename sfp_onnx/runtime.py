@@ -24,7 +24,7 @@ import numpy as np
 from . import graph
 from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder
-from .core.types import Array, IntArray
+from .core.types import Array
 from .graph.save import PROTOBUF_LIMIT, full_size, save
 
 Feeds = Mapping[str, Array]
@@ -335,7 +335,7 @@ class Observed:
         """A value without the rows that are padding."""
         return self.values[name][: self.count]
 
-    def own(self, labels: IntArray | None) -> IntArray | None:
+    def own(self, labels: Array | None) -> Array | None:
         """Of labels of all samples those of this batch."""
         return None if labels is None else labels[self.first : self.first + self.count]
 

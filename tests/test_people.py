@@ -133,7 +133,7 @@ def test_noise_is_no_other_reading(centred: tuple[Path, np.ndarray, np.ndarray])
 
 def test_few_samples_prove_nothing(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
     path, x, labels = centred
-    assert warnings_of(path, x[:20], (labels[:20] + 1) % CLASSES) == ""
+    assert "off by one" not in warnings_of(path, x[:20], (labels[:20] + 1) % CLASSES)
 
 
 @pytest.mark.parametrize("kind", ["dropout", "norm", "none"])
@@ -393,7 +393,7 @@ def test_damaged_baselines(text: str, gate: dict[str, Path], tmp_path: Path) -> 
 def test_other_data_are_said(gate: dict[str, Path], centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
     _, x, labels = centred
     np.savez(gate["data"], x=x[:300], labels=labels[:300])
-    assert "measured on other data" in evaluate(gate, gate["pruned"], "--baseline", gate["manifest"], "--max-drop", "1").stderr
+    assert "measured on other data" in evaluate(gate, gate["pruned"], "--baseline", gate["manifest"], "--max-drop", "100%").stderr
 
 
 def test_prune_as_a_gate(gate: dict[str, Path], tmp_path: Path) -> None:

@@ -21,18 +21,20 @@ OLD = {"macs": 1000, "bytes": 4000}
 @pytest.mark.parametrize(
     ("after", "ratio", "worth", "text", "good"),
     [
-        ({"macs": 400, "bytes": 2000}, 1 / 1.6, Judged("right", 0.956, 0.939, 1040, share=True),
+        ({"macs": 400, "bytes": 2000}, 1 / 1.6, Judged("top-1", 0.956, 0.939, 1040),
          "1.6x faster, half the size, 1.7 points less right (95.6 -> 93.9 % on 1040 samples)", None),
-        ({"macs": 400, "bytes": 1000}, 0.9, Judged("right", 0.9, 0.9, 10, share=True),
+        ({"macs": 400, "bytes": 1000}, 0.9, Judged("top-1", 0.9, 0.9, 10),
          "11% faster, a quarter of the size, as right as before (90.0 -> 90.0 % on 10 samples)", True),
-        ({"macs": 400, "bytes": 3000}, 1.3, Judged("right", 0.9, 0.95, 10, share=True),
+        ({"macs": 400, "bytes": 3000}, 1.3, Judged("top-1", 0.9, 0.95, 10),
          "1.3x slower, 75% of the size, 5.0 points more right (90.0 -> 95.0 % on 10 samples)", False),
-        ({"macs": 400, "bytes": 2000}, 1.0, Judged("right", 0.9, 0.5, 10, share=True),
+        ({"macs": 400, "bytes": 2000}, 1.0, Judged("top-1", 0.9, 0.5, 10),
          "as fast as before, half the size, 40.0 points less right (90.0 -> 50.0 % on 10 samples)", False),
         ({"macs": 250, "bytes": 4000}, None, None, "a quarter of the multiplications, the same size; time and accuracy not measured", None),
         ({"macs": 1000, "bytes": 1300}, 0.8, None, "1.2x faster, a third of the size; accuracy not measured", None),
-        ({"macs": 400, "bytes": 2000}, 0.5, Judged("mean IoU", 0.8, 0.75, 20),
-         "2.0x faster, half the size, mean IoU 0.8 -> 0.75 on 20 samples", None),
+        ({"macs": 400, "bytes": 2000}, 0.5, Judged("mean IoU", 0.8, 0.76, 20),
+         "2.0x faster, half the size, 4.0 points less mean IoU (80.0 -> 76.0 % on 20 samples)", None),
+        ({"macs": 400, "bytes": 2000}, 0.5, Judged("own:metric", 8, 7.5, 20, percent=False),
+         "2.0x faster, half the size, own:metric 8 -> 7.5 on 20 samples", None),
     ],
 )  # fmt: skip
 def test_the_sentence(after: dict[str, int], ratio: float | None, worth: Judged | None, text: str, good: bool | None) -> None:
@@ -41,7 +43,7 @@ def test_the_sentence(after: dict[str, int], ratio: float | None, worth: Judged 
 
 
 def test_against_the_original_alone() -> None:
-    worth = Judged("the same answer as the original:", 1.0, 0.97, 50, share=True, to_original=True)
+    worth = Judged("agreement", 1.0, 0.97, 50, to_original=True)
     assert "the same answer as the original: 97.0 % on 50 samples" in concluded(OLD, OLD, 0.5, worth).text
 
 
@@ -85,7 +87,7 @@ def test_card(model_file: Path, data_file: Path, tmp_path: Path) -> None:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in text
     assert invoke(*words).exit_code == 0 and card.read_text() == text
     assert invoke(*words[:-1], model_file).exit_code == 4, "the model is not written over"
-    assert invoke(*words, "--test-data", data_file).exit_code == 0 and "| top-1 |" in card.read_text()
+    assert invoke(*words, "--test-data", data_file).exit_code == 0 and "| agreement |" in card.read_text()
 
 
 # ---- provenance ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Shown, Size, number
-from ..data.dataset import Dataset, Source, check_classes, open_data
+from ..data.dataset import Dataset, Source, open_data
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.registry import Trait, has
@@ -92,9 +92,6 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
     parameters = cost.parameters(floating, prepared.index, coupling)
     first = next(iter(prepared.feeds.values()), None)
     samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
-    shape = prepared.trace.shapes.get(outputs(model)[0].name, ())
-    if data is not None and len(shape) == 2 and shape[0] == samples and shape[1] > 1:  # one row of scores per sample
-        check_classes(data, shape[1])
     return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm)
 
 

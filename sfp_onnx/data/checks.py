@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import OptionError, SfpError
-from ..core.options import DataOptions
+from ..core.options import DataOptions, MeasureOptions
 from ..core.system import log
 from ..core.types import Array, BoolArray, IntArray
-from ..evaluation import outputs
-from ..graph import Model, inputs
+from ..evaluation import outputs, reading_of
+from ..evaluation.meaning import Kind
+from ..evaluation.measures import chance
+from ..graph import Model, inputs, outputs as model_outputs
 from ..rules.registry import training_nodes
 from ..runtime import Feeds
 from . import Preprocessing
@@ -34,8 +37,13 @@ CHANGES: dict[str, Callable[[Array], Array]] = {
 FIELDS = ("mean", "std", "scale", "resize", "center_crop", "color", "resample")
 
 
-def opened(model: Model, source: Source | Dataset | None, options: DataOptions) -> Dataset | None:
+def opened(
+    model: Model, source: Source | Dataset | None, options: DataOptions, measures: MeasureOptions = MeasureOptions()
+) -> Dataset | None:
     """The data of a run, read as the options say; None without a source. What looks like a mistake is logged as a warning.
+
+    Args:
+        measures: what is known of the outputs.
 
     Raises:
         OptionError: options for data that are not there, or that do not fit together. DataError: the data cannot be read.
@@ -46,7 +54,7 @@ def opened(model: Model, source: Source | Dataset | None, options: DataOptions) 
     data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed)
     for note in (*notes, *data.notes):
         log.info(f"{data.name}: {note}")
-    for text in wrong_reading(model, data):
+    for text in wrong_reading(model, data, measures):
         log.warning(text)
     log.debug(f"{data.name}: {data.samples} samples, labels {'given' if data.labels is not None else 'none'}")
     return data
@@ -101,37 +109,40 @@ def training_mode(model: Model) -> list[str]:
     return [f"{model.name}: exported in training mode: {listed} behave as in training (random, or by the batch). {advice}"]
 
 
-def wrong_reading(model: Model, data: Dataset) -> list[str]:
-    """What to say if the model is no better than chance on labelled data, or clearly better if they are read otherwise; nothing
-    otherwise.
+def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = MeasureOptions()) -> list[str]:
+    """What to say if a model that gives class scores is no better than chance on labelled data, or clearly better if they are read
+    otherwise; nothing otherwise.
 
     Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
     is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
     loses by two and a half standard errors (McNemar).
     """
-    if data.labels is None or data.samples < FEWEST:
+    if data.classes is None or data.samples < FEWEST:
         return []
     part = data.part(np.unique(np.linspace(0, data.samples - 1, LOOKED_AT).astype(np.int64)))
-    labels = part.labels
+    labels = part.classes
     assert labels is not None
     try:
-        scores = outputs(model, part.batches())[0]
+        fit = replace(part, labels=np.minimum(labels, max(labels.max() - 1, 0)))  # they may start at 1
+        judged = reading_of(model, fit, measures).judged
+        place = [port.name for port in model_outputs(model)].index(judged.outputs[0])
+        scores = outputs(model, part.batches())[place]
     except SfpError:
         return []  # who really needs to run the model says it better
-    if scores.ndim != 2 or scores.shape[1] < 2 or labels.min() < 0 or labels.max() > scores.shape[1]:
+    if judged.kind is not Kind.CLASSES or judged.axis is None or labels.min() < 0 or labels.max() > judged.classes:
         return []
-    right, chance = _right(scores, labels), _chance(scores, labels)
-    limit = chance + 2 * np.sqrt(max(chance * (1 - chance), 1e-6) / len(labels))
+    scores = judged.scores(scores)
+    right, (blind, limit) = _right(scores, labels), chance(labels, scores.argmax(1))
     words = f"the model is right on {right.mean():.1%} of {len(labels)} labelled samples of {data.name}"
     if right.mean() > limit:
         if (~right).sum() <= CLEARLY**2:
             return []  # too few mistakes for any other reading to be clearly better
-        better = [(answers.mean(), text) for text, answers in _remedies(model, part, scores, labels) if _clearly(answers, right)]
+        better = [(answers.mean(), text) for text, answers in _remedies(model, part, scores, labels, place) if _clearly(answers, right)]
         return [f"{words}, but {max(better)[1]}."] if better else []
-    remedies = _remedies(model, part, scores, labels)
+    remedies = _remedies(model, part, scores, labels, place)
     helps = [(answers.mean(), text) for text, answers in remedies if answers.mean() > max(2 * limit, limit + 0.1)]
     advice = max(helps)[1] if helps else "check normalisation, colour order and layout, and that the labels are the model's class numbers"
-    return [f"{words}, no better than chance ({chance:.1%}): {advice}."]
+    return [f"{words}, no better than chance ({blind:.1%}): {advice}."]
 
 
 def _right(scores: Array, labels: IntArray) -> BoolArray:
@@ -143,13 +154,7 @@ def _clearly(other: BoolArray, right: BoolArray) -> bool:
     return bool(won - lost > CLEARLY * np.sqrt(won + lost))
 
 
-def _chance(scores: Array, labels: IntArray) -> float:
-    classes = scores.shape[1] + 1
-    answers, asked = (np.bincount(indices, minlength=classes)[:classes] / len(labels) for indices in (scores.argmax(1), labels))
-    return float((answers * asked).sum())
-
-
-def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> Iterator[tuple[str, BoolArray]]:
+def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray, place: int = 0) -> Iterator[tuple[str, BoolArray]]:
     """What else could be meant, and which answers are right with it."""
     for shift in (1, -1):
         right = _right(scores, labels - shift)
@@ -159,7 +164,7 @@ def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> I
         return
     for words, change in CHANGES.items():
         try:
-            right = _right(outputs(model, _changed(part, port.name, change))[0], labels)
+            right = _right(outputs(model, _changed(part, port.name, change))[place].reshape(scores.shape), labels)
         except SfpError:
             continue
         yield f"{words} it is right on {right.mean():.1%}", right

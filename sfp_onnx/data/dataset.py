@@ -23,7 +23,8 @@ Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]
 
 @dataclass(frozen=True, repr=False)
 class Dataset(Shown):
-    """Samples that fit a model. ``labels`` belong to the chosen samples, in their order; ``axis`` is that of the channels as the model
+    """Samples that fit a model. ``labels`` belong to the chosen samples, in their order: integers or floating numbers, one each or more
+    (a class map, boxes); ``axis`` is that of the channels as the model
     takes them; ``notes`` tell the user how the data were read."""
 
     name: str
@@ -31,7 +32,7 @@ class Dataset(Shown):
     ports: tuple[Port, ...]
     readers: Mapping[str, Reader]
     indices: IntArray
-    labels: IntArray | None
+    labels: Array | None
     preprocessing: Preprocessing
     batch: int
     fixed: bool
@@ -46,6 +47,12 @@ class Dataset(Shown):
     def samples(self) -> int:
         """How many samples are used."""
         return len(self.indices)
+
+    @property
+    def classes(self) -> IntArray | None:
+        """The labels, if they are one class number per sample."""
+        one_each = self.labels is not None and self.labels.ndim == 1 and self.labels.dtype.kind == "i"
+        return self.labels if one_each else None
 
     def part(self, positions: IntArray) -> Dataset:
         """Some of the samples, by their positions."""
@@ -178,15 +185,3 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axi
 def _fits(expected: Sequence[int | str | None], shape: Sequence[int]) -> bool:
     sizes = zip(expected[1:], shape[1:], strict=False)
     return len(expected) == len(shape) and all(not isinstance(dim, int) or dim == size for dim, size in sizes)
-
-
-def check_classes(data: Dataset, classes: int) -> None:
-    """Labels must be class indices of the model's output.
-
-    Raises:
-        DataError: a label is negative or not below the number of classes.
-    """
-    if data.labels is not None and len(data.labels) and not (data.labels.min() >= 0 and data.labels.max() < classes):
-        low, high = int(data.labels.min()), int(data.labels.max())
-        hint = " They look as if they started at 1." if low == 1 and high == classes else ""
-        raise DataError(f"{data.name}: labels run from {low} to {high}, but the model has classes 0 to {classes - 1}.{hint}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.types import number
+from ..evaluation.measures import MEASURES
+from .text import PLAIN, text_of
 
 if TYPE_CHECKING:  # what is only told
     from ..evaluation import Evaluation
@@ -27,44 +29,50 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a model is worth: the ``before`` and ``after`` of a measure on ``samples``. ``share``: of right answers; ``to_original``: it
-    compares with the original, whose own value says nothing."""
+    """What a model is worth: the ``before`` and ``after`` of a measure on ``samples``. ``percent``: it is a share; ``larger`` is better;
+    ``to_original``: it compares with the original, whose own value says nothing."""
 
     name: str
     before: float
     after: float
     samples: int
-    share: bool = False
+    percent: bool = True
+    larger: bool = True
     to_original: bool = False
 
     @property
     def lost(self) -> float | None:
-        """Points lost, where it is a share."""
-        return 100 * (self.before - self.after) if self.share else None
+        """Points lost, where it is a share of what is right."""
+        return 100 * (self.before - self.after) if self.percent and self.larger else None
 
     def told(self) -> str:
         """In words."""
+        old, new = (f"{100 * value:.1f}" if self.percent else f"{value:.4g}" for value in (self.before, self.after))
+        unit, on = " %" if self.percent else "", f"on {self.samples} samples"
         if self.to_original:
-            value = f"{100 * self.after:.1f} %" if self.share else f"{self.after:.4g}"
-            return f"{self.name} {value} on {self.samples} samples"
-        if not self.share:
-            return f"{self.name} {self.before:.4g} -> {self.after:.4g} on {self.samples} samples"
-        change = 100 * (self.after - self.before)
-        figures = f"({100 * self.before:.1f} -> {100 * self.after:.1f} % on {self.samples} samples)"
-        return f"{abs(change):.1f} points {'more' if change > 0 else 'less'} {self.name} {figures}" if round(change, 1) else (
-            f"as {self.name} as before {figures}"
-        )
+            return f"{WORDS.get(self.name, f'{self.name} with the original')} {new}{unit} {on}"
+        figures, change = f"({old} -> {new}{unit} {on})", 100 * (self.after - self.before)
+        if self.lost is None:
+            return f"{self.name} {old} -> {new}{unit} {on}"
+        right = self.name == "top-1"
+        if not round(change, 1):
+            return f"{'as right' if right else f'{self.name} as high'} as before {figures}"
+        way = ("more right" if change > 0 else "less right") if right else f"{'more' if change > 0 else 'less'} {self.name}"
+        return f"{abs(change):.1f} points {way} {figures}"
+
+
+WORDS = {"agreement": "the same answer as the original:", "centred error": "error to the original", "cosine": "cosine to the original"}
 
 
 def judged(first: Evaluation, last: Evaluation) -> Judged | None:
     """The main measure of two models; None where nothing can be compared."""
-    if first.top1 is not None and last.top1 is not None:
-        return Judged("right", first.top1, last.top1, last.samples, share=True)
-    if last.agreement is not None:
-        return Judged("the same answer as the original:", 1.0, last.agreement, last.samples, share=True, to_original=True)
-    if last.relative_error is not None:
-        return Judged("relative error to the original", 0.0, last.relative_error, last.samples, to_original=True)
-    return None
+    if last.value is None:
+        return None
+    measure = MEASURES.get(last.metric)
+    own = measure is None or measure.labelled
+    percent = measure is not None and last.metric not in PLAIN
+    larger = measure is None or measure.larger
+    return Judged(last.metric, first.value or 0.0, last.value, last.samples, percent, larger, not own)
 
 
 def pace(ratio: float) -> str:
@@ -138,9 +146,11 @@ def card(result: Pruned, command: str) -> str:
     rows += [("bytes of the file", number(model["bytes"]), number(output["bytes"]))]
     if result.evaluation:
         first, last = result.evaluation
+        if last.value is not None:
+            rows += [(last.metric, text_of(last.metric, first.value), text_of(last.metric, last.value))]
         for title, field, form in CARD:
-            old, new = getattr(first, field), getattr(last, field)
-            rows += [(title, "-" if old is None else format(old, form), format(new, form))] if new is not None else []
+            if getattr(last, field) is not None and last.metric != field:
+                rows += [(title, *(format(getattr(one, field), form) for one in result.evaluation))]
     lines = [f"# {name.rsplit('/', 1)[-1]}", "", f"{model['path']}, with channels removed by sfp_onnx: {known['verdict']}.", ""]
     lines += ["| | original | this model |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     lines += ["", "## Data", ""]
@@ -161,10 +171,7 @@ def card(result: Pruned, command: str) -> str:
     return "\n".join([*lines, *(f"- {note}" for note in result.notes)]) + "\n"
 
 
-CARD = (
-    ("top-1", "top1", ".2%"), ("agreement with the original", "agreement", ".2%"),
-    ("relative error to the original", "relative_error", ".4f"), ("latency, ms per batch", "latency_min_ms", ".3f"),
-)  # fmt: skip
+CARD = (("agreement with the original", "agreement", ".2%"), ("latency, ms per batch", "latency_min_ms", ".3f"))
 
 
 def _data(words: str, data: Mapping[str, Any]) -> str:
