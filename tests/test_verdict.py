@@ -114,7 +114,7 @@ def test_a_written_model_says_what_made_it(model_file: Path, data_file: Path, tm
     assert again["sfp_onnx.first_source_sha256"] == sha256
 
 
-@pytest.mark.parametrize("form", [["--half"], ["--quantize", "int8"]])
+@pytest.mark.parametrize("form", [["--fp16"], ["--quantize", "int8"]])
 def test_other_forms_keep_it(form: list[str], save: Callable[..., Path], data_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     assert invoke("prune", save(classifier(widths=(64, 96))), "-o", out, "--ratio", "0.5", "--data", data_file, *form).exit_code == 0

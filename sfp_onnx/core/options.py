@@ -30,7 +30,7 @@ SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 class OptionFacts:
     """What is known of an option besides its type: ``flag`` its long name (default: the field's), ``parse`` from text to the value (raises
     OptionError), ``low`` and ``high`` bounds of a number (excluded if open), ``path`` whether it names a file, ``example`` a value that
-    works in any configuration, ``advanced`` whether it is shown by --help-all only."""
+    works in any configuration, ``advanced`` whether it is shown by --help-all only, ``alias`` an older name."""
 
     help: str
     section: str
@@ -45,6 +45,7 @@ class OptionFacts:
     example: str = ""
     advanced: bool = False
     path: bool = False
+    alias: str = ""
 
     @property
     def bounds(self) -> str:
@@ -360,8 +361,8 @@ class InspectOptions(Checked):
 @dataclass(frozen=True)
 class OutputOptions(Checked):
     """Where results go and in which form. ``path``: the model; ``manifest``, ``report``, ``card``: files beside it. ``external``: weights
-    in ``<path>.data`` (default: only over 2 GB). ``half`` weights, ``quantize`` ("int8"), ``save_ort`` (onnxruntime's format) make further
-    forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
+    in ``<path>.data`` (default: only over 2 GB). ``fp16`` weights (``half``: its older name), ``quantize`` ("int8"), ``save_ort`` (the
+    format of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
 
     path: Any = None
     manifest: Any = option(None, "Write versions, hashes, options, plan and cuts as JSON.", OUTPUT, path=True)
@@ -369,15 +370,22 @@ class OutputOptions(Checked):
     external: bool | None = rare(
         None, "Weights in OUT.data, or in one file.  [default: one file up to 2 GB]", OUTPUT, flag="external-data/--single-file"
     )
-    half: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS)
+    fp16: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS, alias="half")
     quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
     save_ort: Any = rare(None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True)
     card: Any = rare(None, "Write a model card (Markdown): verdict, figures, data, how it was made, limits.", OUTPUT, path=True)
     locked: Any = rare(
         None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True
     )
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        """Check all values; both names say the same."""
+        super().__post_init__()
+        for name in ("fp16", "half"):
+            object.__setattr__(self, name, self.fp16 or self.half)
 
     @property
     def packaged(self) -> bool:
         """Whether further forms are asked for."""
-        return self.half or self.quantize is not None or self.save_ort is not None
+        return self.fp16 or self.quantize is not None or self.save_ort is not None

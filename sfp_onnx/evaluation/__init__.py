@@ -16,7 +16,7 @@ from ..core.errors import DataError, OptionError
 from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
 from ..core.types import Array, Shown, Size, number
-from ..coupling.analysis import Progress, inspect, silent
+from ..coupling.analysis import Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
 from ..graph.save import file_bytes
@@ -26,6 +26,7 @@ from .meaning import Kind, Meaning, Reading, plain, read
 from .measures import MEASURES, Measure, Pair, Tally, chance, channel_errors, worsened
 
 LATENCY_REPEATS = 50
+LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is another model, and what may be (see `Comparison.lost`)
 FARTHER = 0.05  # of a distance: what is farther by less is no worse
 
 
@@ -147,6 +148,19 @@ class Comparison:
         judged = self.reading.judged
         names = (MAIN[judged.kind][2], MAIN[judged.kind][1], "centred error")
         return next((found for name in names if (found := self.tally(name)) is not None), None)
+
+    @property
+    def lost(self) -> str:
+        """What is left, in words, if the model clearly (95 % confidence) lost more than half of the answers of the other; of plain numbers,
+        if they are off by a fifth and by more than they vary from sample to sample, or by half."""
+        found, error = self.tally(MAIN[self.reading.judged.kind][1]), self.relative_error
+        if found is None or found.measure.name == "centred error":
+            spread = 0.0 if found is None or found.value is None else found.value[1]
+            wrong = error is not None and (error > LOST or (error > NOISY and spread > 1))
+            return f"relative error {error:.3g} on {self.samples} samples to the outputs" if wrong else ""
+        drop = found.drop(0.95)
+        share = f"{found.measure.name} {drop.after:.2%} on {drop.samples} samples with the answers"
+        return share if 2 * drop.drop - drop.bound > LOST else ""
 
     @property
     def relative_error(self) -> float | None:
@@ -374,7 +388,7 @@ def evaluate(
         ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: see `read`.
     """
     loaded = [load(model) for model in models]
-    analyses = [inspect(model, data=data) for model in loaded]
+    analysis = inspect(loaded[0], data=data)
     own = None if built_in(how.metric) else user_metric(str(how.metric))
     reading = how if isinstance(how, Reading) else reading_of(loaded[0], data, how)
     with progress("evaluating", data.samples) as advance:
@@ -385,8 +399,9 @@ def evaluate(
     sessions = [open_model(model, threads=threads) for model in loaded] if latency else []
     times = latencies(sessions, feeds, LATENCY_REPEATS)
     results = []
-    for model, analysis, found in zip(loaded, analyses, compared, strict=True):
-        size, shares, figures = replace(analysis.size(), bytes=file_bytes(model)), found.shares, found.figures
+    for model, found in zip(loaded, compared, strict=True):
+        size = replace(counted(model, analysis.prepared.feeds, analysis.samples), bytes=file_bytes(model))
+        shares, figures = found.shares, found.figures
         judged = figures.setdefault(", ".join(found.reading.judged.outputs), {})
         if own is not None:
             judged[str(how.metric)] = own(outputs(model, data.batches()), data.labels)

@@ -285,6 +285,19 @@ def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) 
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
+def with_node_names(model: Model) -> Model:
+    """The model with a name for every node, as `nodes` gives it."""
+    proto = model.copied()
+    for node, known in zip(proto.graph.node, nodes(model), strict=True):
+        node.name = known.name
+    return replace(model, proto=proto)
+
+
+def live(model: Model) -> list[Node]:
+    """The nodes that the outputs need; onnxruntime runs no others."""
+    return GraphIndex(nodes(model)).needed([port.name for port in outputs(model)])
+
+
 def sub_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs in a node's attributes (empty ones stand for other attributes)."""
     for attribute in node.attribute:
