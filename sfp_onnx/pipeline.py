@@ -14,18 +14,9 @@ from typing import Any
 import numpy as np
 
 from . import graph, planning
+from .core import options as records
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
-from .core.options import (
-    Checked,
-    DataOptions,
-    InspectOptions,
-    MeasureOptions,
-    OutputOptions,
-    PlanOptions,
-    RepairOptions,
-    ScoreOptions,
-    expect,
-)
+from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
 from .core.system import command_line, log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
@@ -104,9 +95,9 @@ class Sources:
 
     def __post_init__(self) -> None:
         """Refuse options that are none."""
-        expect(DataOptions, data_options=self.data_options)
-        expect(InspectOptions, inspect_options=self.inspect_options)
-        expect(MeasureOptions, measure_options=self.measures)
+        records.expect(DataOptions, data_options=self.data_options)
+        records.expect(InspectOptions, inspect_options=self.inspect_options)
+        records.expect(MeasureOptions, measure_options=self.measures)
 
     def paths(self) -> list[Path]:
         """All files that are named."""
@@ -162,7 +153,7 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
 
 def _check(options: PlanOptions) -> None:
     """Refuse options that contradict each other or cannot be read, before any work."""
-    expect(PlanOptions, options=options)
+    records.expect(PlanOptions, options=options)
     if (options.ratio is None) == (not options.targets and options.max_drop is None):
         raise OptionError("give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%")
     if options.max_drop is not None:
@@ -208,7 +199,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Scoring(Checked):
+class Scoring(records.Checked):
     """How channels are scored for a plan, and the repair that will follow; None: the defaults."""
 
     name: str | None = None
@@ -534,7 +525,7 @@ def prune(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
-    expect(OutputOptions, output=output)
+    records.expect(OutputOptions, output=output)
     scoring = Scoring(score_name, score_options, repair)
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
