@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 
 from . import graph, planning
+from .core import options as records
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
-from .core.options import (
-    Checked,
-    DataOptions,
-    InspectOptions,
-    MeasureOptions,
-    OutputOptions,
-    PlanOptions,
-    RepairOptions,
-    ScoreOptions,
-    expect,
-)
-from .core.system import log
+from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
+from .core.system import command_line, log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, params_of
@@ -50,6 +41,8 @@ from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text, points_text
+from .report.verdict import card
+from .rules.foreign import sentences
 from .runtime import Setup
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
@@ -103,9 +96,9 @@ class Sources:
 
     def __post_init__(self) -> None:
         """Refuse options that are none."""
-        expect(DataOptions, data_options=self.data_options)
-        expect(InspectOptions, inspect_options=self.inspect_options)
-        expect(MeasureOptions, measure_options=self.measures)
+        records.expect(DataOptions, data_options=self.data_options)
+        records.expect(InspectOptions, inspect_options=self.inspect_options)
+        records.expect(MeasureOptions, measure_options=self.measures)
 
     def paths(self) -> list[Path]:
         """All files that are named."""
@@ -118,7 +111,7 @@ class Sources:
         Raises:
             ModelError, DataError, OptionError: they cannot be read. OutputError: an output cannot be written.
         """
-        model = source.model if isinstance(source, Analysis) else load(source)
+        model = source.model if isinstance(source, Analysis) else load(source, self.inspect_options.custom_ops)
         paths = [*model.paths, *self.paths()]
         for number, output in enumerate(outputs):
             if output is not None:
@@ -159,7 +152,7 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
 
 def _check(options: PlanOptions) -> None:
     """Refuse options that contradict each other or cannot be read, before any work."""
-    expect(PlanOptions, options=options)
+    records.expect(PlanOptions, options=options)
     if (options.ratio is None) == (not options.targets and options.max_drop is None):
         raise OptionError("give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%")
     if options.max_drop is not None:
@@ -206,7 +199,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Scoring(Checked):
+class Scoring(records.Checked):
     """How channels are scored for a plan, and the repair that will follow; None: the defaults."""
 
     name: str | None = None
@@ -297,6 +290,8 @@ def candidates(
     coupling = analysis.coupling
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
+    for text in sentences(coupling.unruled):
+        log.info(f"Note: {text}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
@@ -368,7 +363,7 @@ def apply(
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
-    made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
+    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
     mend = _as_planned(plan, repair, inputs.data)
     tell(inputs.reading, mend is not None)
@@ -427,7 +422,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         with progress("verifying", 1) as advance:
             verification = _verify(analysis, pruned, removed, data)
             advance(1)
-    notes = _notes(analysis.coupling, removed)
+    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed))
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options)
@@ -496,9 +491,11 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
         runs_at(analysis.model, pruned, variant, shapes=not maskable_there)
         if maskable_there:
             inputs["other sizes"] = variant
-    types = analysis.prepared.types
+    types, base = analysis.prepared.types, analysis.prepared.base or analysis.model
     try:
-        return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+        if base is not analysis.model:
+            compare(analysis.model, base, types, [], inputs)
+        return compare(base, pruned, types, maskable(types, every, zero_points), inputs)
     except VerificationError as error:
         training = training_mode(analysis.model)
         if not training:
@@ -534,7 +531,7 @@ def prune(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
-    expect(OutputOptions, output=output)
+    records.expect(OutputOptions, output=output)
     scoring = Scoring(score_name, score_options, repair)
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
@@ -543,7 +540,7 @@ def prune(
     if measures.metric is not None and options.max_drop is None and test_data is None:
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
-    inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
     tell(inputs.reading)
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
@@ -595,6 +592,8 @@ def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page |
             result.packaged.ort.save(Path(output.save_ort), read)
         if page is not None:
             write_text(Path(output.report), render(page), read)
+        if output.card is not None:
+            write_text(Path(output.card), card(result, command_line.get()), read)
     return result
 
 

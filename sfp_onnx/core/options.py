@@ -303,7 +303,7 @@ class RepairOptions(Checked):
     least_positions: int = 4
     ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
     memory: int = rare(
-        2 * 10**9, "What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file.", REPAIR,
+        2 * 10**9, "What the repair and the score `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a file.", REPAIR,
         parse=byte_size, metavar="2GB", example="2GB")  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -341,7 +341,7 @@ class DataOptions(Checked):
     resample: str | None = rare(
         None, "Images: how --resize interpolates.  [default: bilinear]", DATA,
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"))  # fmt: skip
-    samples: int | None = rare(None, "Use only so many samples, drawn with --seed.", DATA, low=1)
+    samples: int | None = rare(None, "Use only so many samples of --data, drawn with --seed.", DATA, low=1)
     seed: int = rare(0, "Seed of everything random.", DATA, low=0)
     steps: Any = None
 
@@ -354,20 +354,24 @@ class DataOptions(Checked):
 
 @dataclass(frozen=True)
 class InspectOptions(Checked):
-    """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``cut_layernorm``: let
-    axes that LayerNormalization normalises over shrink (it is rewritten exactly, at some cost in time)."""
+    """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
+    of operators that onnxruntime loads with it; ``cut_layernorm``: let axes that LayerNormalization normalises over shrink (it is
+    rewritten exactly, at some cost in time)."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
         metavar="NAME=1,3,224,224")  # fmt: skip
+    custom_ops: tuple[str, ...] = rare(
+        (), "Library of custom operators that onnxruntime loads with the model. Repeatable.", RUN, metavar="LIB"
+    )
     cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
 
 
 @dataclass(frozen=True)
 class OutputOptions(Checked):
-    """Where results go and in which form. ``path``: the model; ``manifest``, ``report``: files beside it. ``external``: weights in
-    ``<path>.data`` (default: only over 2 GB). ``fp16`` weights (``half``: its older name), ``quantize`` ("int8"), ``save_ort`` (the format
-    of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
+    """Where results go and in which form. ``path``: the model; ``manifest``, ``report``, ``card``: files beside it. ``external``: weights
+    in ``<path>.data`` (default: only over 2 GB). ``fp16`` weights (``half``: its older name), ``quantize`` ("int8"), ``save_ort`` (the
+    format of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
 
     path: Any = None
     manifest: Any = option(None, "Write versions, hashes, options, plan and cuts as JSON.", OUTPUT, path=True)
@@ -378,6 +382,7 @@ class OutputOptions(Checked):
     fp16: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS, alias="half")
     quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
     save_ort: Any = rare(None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True)
+    card: Any = rare(None, "Write a model card (Markdown): verdict, figures, data, how it was made, limits.", OUTPUT, path=True)
     locked: Any = rare(
         None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True
     )
