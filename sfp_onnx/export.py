@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -150,7 +149,7 @@ def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dat
         models["half"] = last
         notes.append(words)
     if options.quantize:
-        batches = None if data is None else (feeds for feeds, _ in islice(data.batches(), max(1, -(-CALIBRATED // data.batch))))
+        batches = None if data is None else (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
         last = models[options.quantize] = quantized(plain, batches)
         ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
         rounded = "; made from the weights rounded to float16" if options.half else ""

@@ -365,9 +365,8 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
-        size = analysis.samples
-        batch = next(({name: array[:size] for name, array in rows.items()} for rows, count in data.batches() if count >= size), None)
-        if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
+        batch = next(data.part(np.arange(min(analysis.samples, data.samples))).batches())[0]
+        if {name: array.shape for name, array in batch.items()} == {name: array.shape for name, array in feeds.items()}:
             inputs["calibration"] = batch
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))

@@ -289,24 +289,39 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
 
 # ---- run models over batches -----------------------------------------------------------------------------------------
 
+
+class Batch(tuple[Feeds, int]):
+    """Inputs for one run, and how many samples they hold; ``padding`` rows to a fixed batch are behind those."""
+
+    padding: int = 0
+
+    @classmethod
+    def padded(cls, feeds: Feeds, count: int, padding: int) -> Batch:
+        """A batch with rows of padding."""
+        batch = cls((feeds, count))
+        batch.padding = padding
+        return batch
+
+
 Batches = Iterable[tuple[Feeds, int]]
-"""Inputs, and how many samples they hold; rows behind those are padding to a fixed batch."""
+"""Inputs, and how many samples they hold: pairs, and those with padding as `Batch`."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One batch: its inputs, what a model gave by name of the tensor, and its ``count`` samples, of which ``first`` is the number
-    of the first."""
+    """One batch: its inputs, what a model gave by name of the tensor, its ``count`` samples, of which ``first`` is the number
+    of the first, and the rows of ``padding`` behind them."""
 
     feeds: Feeds
     values: Mapping[str, Array]
     first: int
     count: int
+    padding: int = 0
 
     @property
     def rows(self) -> int:
-        """Rows of the inputs, padding among them."""
-        return len(next(iter(self.feeds.values())))
+        """Samples and padding."""
+        return self.count + self.padding
 
     @property
     def outputs(self) -> list[Array]:
@@ -315,7 +330,8 @@ class Observed:
 
     def samples(self, name: str) -> Array:
         """A value without the rows that are padding."""
-        return self.values[name][: self.count]
+        value = self.values[name]
+        return value[: self.count] if self.padding and np.ndim(value) and len(value) == self.rows else value
 
     def own(self, labels: IntArray | None) -> IntArray | None:
         """Of labels of all samples those of this batch."""
@@ -348,9 +364,10 @@ def side_by_side(sessions: Sequence[Session], batches: Batches, outputs: Sequenc
         ModelError: onnxruntime cannot run one of them.
     """
     first = 0
-    for feeds, count in batches:
+    for batch in batches:
+        (feeds, count), padding = batch, getattr(batch, "padding", 0)
         results = (session.run(feeds, outputs) for session in sessions)
-        yield [Observed(feeds, dict(zip(outputs, values, strict=True)), first, count) for values in results]
+        yield [Observed(feeds, dict(zip(outputs, values, strict=True)), first, count, padding) for values in results]
         first += count
 
 

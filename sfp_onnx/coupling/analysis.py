@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, Branch, Coupling, Group, Pinned, Size
+from ..core.types import BoolArray, Branch, Coupling, Group, Pinned, Size
 from ..data.dataset import Dataset, Source, check_classes, open_data
+from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.registry import Trait, has
+from ..runtime import Batch, Feeds
 from . import cost, resolve, state
 from .trace import Shapes, prepare
 
@@ -76,16 +78,13 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
-    real = None
-    if data is not None and not input_shapes:
-        real = next(({name: array[:count] for name, array in feeds.items()} for feeds, count in data.batches()), None)
-        real = None if data.fixed else real
-    prepared = prepare(model, input_shapes, real)
+    real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
+    prepared = prepare(model, input_shapes, None if real is None else real[0])
     coupling = couple(prepared, cut_layernorm)
     floating = {name: shape for name, (shape, dtype) in initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
     parameters = cost.parameters(floating, prepared.index, coupling)
-    first = next(iter(prepared.feeds.values()), None)
-    samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
+    shapes = {name: array.shape for name, array in prepared.feeds.items()}
+    samples = traced_samples(inputs(model), shapes)
     shape = prepared.trace.shapes.get(outputs(model)[0].name, ())
     if data is not None and len(shape) == 2 and shape[0] == samples and shape[1] > 1:  # one row of scores per sample
         check_classes(data, shape[1])
@@ -121,18 +120,17 @@ BATCH, LEAST_BATCHES = 64, 8
 PASS_BATCH = 32
 
 
-def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[tuple[Mapping[str, Array], int]]:
+def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[Batch]:
     """Inputs for the pass that collects class profiles, in batches whose feature maps are still in the caches when they are pooled."""
     most = data.batch if data.fixed else PASS_BATCH
     return replace(data, batch=min(most, batch_size(analysis, data))).batches()
 
 
-def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
+def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Feeds]:
     """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
     if not data.fixed:
         data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
-    for feeds, count in data.batches():
-        yield feeds if data.fixed else {name: array[:count] for name, array in feeds.items()}
+    return (feeds for feeds, _ in data.batches())
 
 
 def batch_size(analysis: Analysis, data: Dataset) -> int:

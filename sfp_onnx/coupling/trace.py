@@ -16,6 +16,7 @@ import numpy as np
 from .. import graph
 from ..core.errors import DataError, ModelError
 from ..core.types import Array, BoolArray, Node, Port, Trace
+from ..data.layout import traced_samples, with_samples
 from ..graph.edit import Editor
 from ..rules.registry import Trait, has
 from ..runtime import Optimize, open_model
@@ -23,6 +24,7 @@ from ..runtime import Optimize, open_model
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8)
+TEXT = "a"
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
 LARGEST_INPUT = 1 << 28  # numbers
@@ -36,7 +38,7 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
     """Trace a model, fold what does not depend on data or dynamic dimensions, write gathers that only reshape as what they are, and trace
     the result.
 
-    ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on.
+    ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on (those that have such a shape).
 
     Raises:
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
@@ -84,7 +86,9 @@ def _feed(ports: Iterable[Port], sizes: Sequence[int], shapes: Shapes, seed: int
         if prod(map(int, shape)) > LARGEST_INPUT:
             raise ModelError(f"input '{port.name}' of shape {list(shape)} does not fit into memory. Is the model damaged?")
         dtype = np.dtype(port.dtype if port.dtype is not None else np.float32)
-        if dtype.kind == "f":
+        if dtype.kind == "O":
+            feeds[port.name] = np.full(shape, TEXT)
+        elif dtype.kind == "f":
             feeds[port.name] = generator.standard_normal(shape).astype(dtype)
         else:
             feeds[port.name] = np.full(shape, True if dtype.kind == "b" else whole, dtype)
@@ -99,8 +103,8 @@ def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) ->
 
 def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array] | None) -> Iterable[dict[str, Array]]:
     """Sample inputs to try in turn."""
-    if data is not None:
-        yield {name: array[:2] if array.ndim else array for name, array in data.items()}
+    if data is not None and not shapes:
+        yield dict(data)
         return
     for name, shape in shapes.items():
         port = next((port for port in ports if port.name == name), None)
@@ -113,7 +117,12 @@ def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array]
         key = (whole, *(tuple(_shape(port, sizes, shapes)) for port in ports))
         if key not in tried:
             tried.add(key)
-            yield _feed(ports, sizes, shapes, 0, whole)
+            yield _like(_feed(ports, sizes, shapes, 0, whole), data or {})
+
+
+def _like(feeds: Mapping[str, Array], real: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs, those replaced by real ones that have the same shape (scalars, say, that a model works with few values of)."""
+    return {name: real[name] if name in real and real[name].shape == array.shape else array for name, array in feeds.items()}
 
 
 def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dict[str, Array]]:
@@ -131,8 +140,8 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
                     step = _meant(axis, len(shape), grow)
                     shape[axis] += round(step * shape[axis]) if isinstance(step, float) else step
             shapes[port.name] = shape
-        yield _feed(ports, (), shapes, 0, whole)
-    yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
+        yield _like(_feed(ports, (), shapes, 0, whole), feeds)
+    yield with_samples(ports, feeds, traced_samples(ports, {name: array.shape for name, array in feeds.items()}) + 1)
 
 
 def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared:
@@ -154,7 +163,8 @@ def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data
         final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
         nodes = tuple(graph.nodes(final))
         return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types)
-    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
+    way = "give the right one with --input-shape, or real inputs with --data" if data is None else "do the data fit the model?"
+    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; {way}.")
 
 
 def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:

@@ -14,7 +14,7 @@ from ..core.types import Array, BoolArray, IntArray
 from ..evaluation import outputs
 from ..graph import Model, inputs
 from ..rules.registry import training_nodes
-from ..runtime import Feeds
+from ..runtime import Batch
 from . import Preprocessing
 from .dataset import Dataset, Source, open_data
 from .images import CONFIG, hub_config, is_images, preset
@@ -165,8 +165,9 @@ def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> I
         yield f"{words} it is right on {right.mean():.1%}", right
 
 
-def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Feeds, int]]:
-    for feeds, count in part.batches():
+def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[Batch]:
+    for batch in part.batches():
+        feeds, count = batch
         with np.errstate(all="ignore"):  # a wrong guess may overflow
             changed = np.ascontiguousarray(change(feeds[name])).astype(feeds[name].dtype)
-        yield {name: changed}, count
+        yield Batch.padded({name: changed}, count, batch.padding)

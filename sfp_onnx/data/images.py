@@ -7,7 +7,7 @@ import csv
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,13 @@ class Images:
     shape: tuple[int, ...]
     dtype: Any = np.uint8
 
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        """Images ``indices``, ``size`` at a time.
+    def rows(self, chunks: Iterable[IntArray]) -> Iterator[Array]:
+        """The images of each chunk.
 
         Raises:
             DataError: an image that could be decoded before no longer can.
         """
-        for start in range(0, len(indices), size):
-            yield np.stack([self._row(self.files[index]) for index in indices[start : start + size]])
+        return (np.stack([self._row(self.files[index]) for index in chunk]) for chunk in chunks)
 
     def _row(self, file: str) -> Array:
         try:
