@@ -40,6 +40,8 @@ __all__ = sorted(WHERE)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module(".core.system", __name__).version_of(__name__)
     if name not in WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import_module(".latency.profiling", __name__)  # its figure registers itself, as scores and methods do
@@ -49,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

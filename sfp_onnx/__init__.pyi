@@ -1,5 +1,7 @@
 """The public names with their types; `__init__.py` imports them when they are asked for."""
 
+__version__: str
+
 from .core.errors import (
     DataError as DataError,
     ModelError as ModelError,

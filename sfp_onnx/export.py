@@ -19,7 +19,7 @@ from .evaluation import tally
 from .graph import Model, outputs
 from .graph.load import load
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
-from .runtime import Batches, Session, latencies, open_model, open_session, quantize, save_ort
+from .runtime import Batches, Session, latencies, open_model, open_ort, quantize, save_ort
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dat
     sizes = {name: file_bytes(model) for name, model in models.items()}
     sessions = {name: open_model(model) for name, model in models.items()}
     if ort:
-        sizes["ort"], sessions["ort"] = len(ort.data), open_session(ort.data, {}, "the .ort file")
+        sizes["ort"], sessions["ort"] = len(ort.data), open_ort(ort.data, "the .ort file")
     used = judge or data
     steps = _measured(analysis, sizes, list(sessions.values()), used)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"

@@ -18,7 +18,7 @@ from . import graph, planning
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
 from .core.options import Checked, DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions, expect
 from .core.system import log
-from .core.types import Array, BoolArray, Coupling, FloatArray, Plan
+from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown
 from .coupling.analysis import Analysis, DataSource, Progress, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, vanishing
 from .coupling.trace import random_feeds
@@ -38,7 +38,7 @@ from .repair import repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
-from .report.text import plan_text
+from .report.text import plan_text, points_text
 from .runtime import Setup
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
@@ -474,12 +474,16 @@ def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page |
 # ---- many targets, and measuring ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Shown):
     """Points of a sweep, the original first, and the same as plain data for JSON."""
 
     points: tuple[Point, ...]
     data: Mapping[str, Any]
+
+    def summary(self) -> str:
+        """All points as a table."""
+        return f"{len(self.points) - 1} targets\n{points_text(self.points)}"
 
 
 def sweep(
@@ -501,7 +505,7 @@ def sweep(
     """
     if options.ratio is not None or options.max_drop is not None:
         raise OptionError("a sweep takes --targets (and --target for bounds that hold for all of them), not --ratio or --max-drop")
-    wanted = [target for text in sweeps for target in parse_sweep(text)]
+    wanted = [target for text in ([sweeps] if isinstance(sweeps, str) else sweeps) for target in parse_sweep(text)]
     if report is not None:
         require()
     if folder is not None:
@@ -582,6 +586,7 @@ def compared(
     Raises:
         as `evaluate`; OptionError: the gate cannot be read. OutputError: the page cannot be written.
     """
+    models = [models] if isinstance(models, (str, Path)) else models
     checks = Gate(gate, len(models))
     if report is not None:
         require()

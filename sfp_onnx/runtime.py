@@ -12,10 +12,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from . import graph
 from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder
 from .core.types import Array, IntArray
+from .graph.save import PROTOBUF_LIMIT, full_size, save
 
 Feeds = Mapping[str, Array]
 PROVIDERS = ("CPUExecutionProvider",)
@@ -85,10 +87,8 @@ class Optimize(Enum):
     ALL = "ORT_ENABLE_ALL"
 
 
-def open_session(
-    serialized: bytes, weights: Mapping[str, Array], name: str, optimize: Optimize = Optimize.ALL, threads: int = 0
-) -> Session:
-    """Open a session on a protobuf whose large weights are handed over from memory.
+def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: int = 0) -> Session:
+    """A session on a model. Large weights are handed over from memory, as far as onnxruntime takes them so.
 
     Raises:
         ModelError: onnxruntime cannot load the model (unknown operator, no kernel for a type, ...).
@@ -99,7 +99,7 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy's threads take turns with onnxruntime's
     if optimize is Optimize.NONE:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return _open(serialized, weights, name, options, PROVIDERS)
+    return _open(model, options, PROVIDERS)
 
 
 def _options(threads: int) -> Any:
@@ -110,14 +110,32 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _open(serialized: bytes, weights: Mapping[str, Array], name: str, options: Any, providers: Sequence[str]) -> Session:
+def _open(model: graph.Model, options: Any, providers: Sequence[str]) -> Session:
+    weights = graph.handed_over(model)
+    if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
+        with TemporaryDirectory(dir=folder(), ignore_cleanup_errors=True) as place:
+            path = save(replace(model, source=None, files=()), Path(place) / "model.onnx", external=True)
+            return _loaded(str(path), model.name, options, providers)
+    if weights:
+        values = [_ort().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+    return _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
+
+
+def _loaded(source: str | bytes, name: str, options: Any, providers: Sequence[str] = PROVIDERS) -> Session:
     try:
-        if weights:
-            values = [_ort().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
-            options.add_external_initializers(list(weights), values)
-        return Session(_ort().InferenceSession(serialized, options, providers=list(providers)), name)
+        return Session(_ort().InferenceSession(source, options, providers=list(providers)), name)
     except Exception as error:  # onnxruntime's exception classes share no base but Exception
         raise ModelError(f"{name}: onnxruntime cannot load the model: {_words(error)}") from error
+
+
+def open_ort(data: bytes, name: str) -> Session:
+    """A session on a model in onnxruntime's own format.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+    """
+    return _loaded(data, name, _options(0))
 
 
 def full_provider(name: str) -> str:
@@ -134,7 +152,7 @@ def full_provider(name: str) -> str:
     return full
 
 
-def open_timed(serialized: bytes, weights: Mapping[str, Array], name: str, setup: Setup, events: bool = False) -> Session:
+def open_timed(model: graph.Model, setup: Setup, events: bool = False) -> Session:
     """Open a session as an application would (onnxruntime's defaults) in order to time it; ``events``: record the time of each kernel.
 
     Raises:
@@ -145,7 +163,7 @@ def open_timed(serialized: bytes, weights: Mapping[str, Array], name: str, setup
     if events:
         options.enable_profiling = True
         options.profile_file_prefix = str(folder() / f"events_{time.monotonic_ns()}")
-    return _open(serialized, weights, name, options, list(dict.fromkeys((provider, *PROVIDERS))))
+    return _open(model, options, list(dict.fromkeys((provider, *PROVIDERS))))
 
 
 def kernel_times(session: Session) -> dict[str, list[float]]:
@@ -274,7 +292,7 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
     options.graph_optimization_level = _ort().GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # layouts would tie it to this processor
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", "ORT")
-    _open(serialized, {}, name, options, PROVIDERS)
+    _loaded(serialized, name, options)
     listed = path.with_suffix(".config")
     try:
         with _quiet():
@@ -336,15 +354,6 @@ class Observed:
     def own(self, labels: IntArray | None) -> IntArray | None:
         """Of labels of all samples those of this batch."""
         return None if labels is None else labels[self.first : self.first + self.count]
-
-
-def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: int = 0) -> Session:
-    """A session of onnxruntime on a model.
-
-    Raises:
-        ModelError: onnxruntime cannot load it.
-    """
-    return open_session(graph.serialized(model), model.weights, model.name, optimize, threads)
 
 
 def observe(model: graph.Model, batches: Batches, outputs: Sequence[str] | None = None) -> Iterator[Observed]:

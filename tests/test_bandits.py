@@ -26,7 +26,7 @@ from sfp_onnx.methods.bandits import bandit_search as search
 from sfp_onnx.methods.bandits.ablation import Ablations, Block, Running
 from sfp_onnx.methods.bandits.bandit_search import aim_of, cross_entropy, divergence, make_reward
 from sfp_onnx.methods.bandits.policies import EXP3, POLICIES, SAR, UCB1, EpsilonGreedy, Hedge, Policy, Setting, Softmax, Thompson
-from sfp_onnx.runtime import Optimize, open_session
+from sfp_onnx.runtime import Optimize, open_model
 from sfp_onnx.scores.scoring import scored
 
 MEANS = np.array([0.2, 0.9, 0.5, 0.7, 0.1, 0.6])
@@ -219,7 +219,7 @@ def truly_cut(analysis: sfp_onnx.Analysis, unit: int, feeds: dict[str, np.ndarra
     removed[unit] = True
     model = cut(analysis.prepared, analysis.coupling, removed)
     names = [port.name for port in graph.outputs(analysis.model)]
-    return open_session(graph.serialized(model), model.weights, "cut").run(feeds, names)
+    return open_model(model).run(feeds, names)
 
 
 @pytest.mark.parametrize("batch", ["N", 4, 8])
@@ -296,7 +296,7 @@ def test_residual_networks_are_bit_for_bit_without_the_blocked_layout(shared: Pa
 
 def test_no_session_is_opened_and_no_full_forward_run_while_ablating(monkeypatch: pytest.MonkeyPatch) -> None:
     _, engine = engine_of(classifier())
-    monkeypatch.setattr(runtime, "open_session", lambda *_, **__: pytest.fail("a session was opened"))
+    monkeypatch.setattr(runtime, "_loaded", lambda *_, **__: pytest.fail("a session was opened"))
     for run in engine.runs(np.arange(20)):
         engine.outputs(run, 1)
     assert engine.forwards == 2
@@ -334,7 +334,7 @@ def test_every_bandit_score_is_deterministic_and_spends_its_ablations(policy: st
 def test_leave_one_out_is_the_mean_over_all_data() -> None:
     found = searched("leave-one-out")
     analysis, engine = engine_of(classifier(), 40, 1)
-    reference = open_session(graph.serialized(analysis.model), analysis.model.weights, "model").run({"x": images(40)})
+    reference = open_model(analysis.model).run({"x": images(40)})
     for arm in range(20):
         expected = 1 - divergence(reference, truly_cut(analysis, int(engine.units[arm]), {"x": images(40)})).mean()
         assert found.scores[engine.units[arm]] == pytest.approx(expected, abs=1e-5)

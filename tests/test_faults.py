@@ -406,7 +406,7 @@ def test_ctrl_c_is_no_internal_error(model_file: Path, tmp_path: Path, monkeypat
     assert result.exit_code == 130 and "Interrupted" in result.stderr and "nothing was written that is not whole" in result.stderr
 
 
-GUARDED = "import os, sys, time; from sfp_onnx.cli.common import guarded_run; guarded_run(lambda: ({}))"
+GUARDED = "import os, sys, time; vars(os).pop('waitid', None); from sfp_onnx.cli.common import guarded_run; guarded_run(lambda: ({}))"
 
 
 def guarded(action: str, end: int | None = None, interrupt: Any = signal.default_int_handler) -> tuple[int, str]:

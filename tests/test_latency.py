@@ -178,7 +178,7 @@ def test_kernels_are_told_apart_by_what_they_make() -> None:
 
 def test_records_name_the_nodes_of_the_model(tmp_path: Path) -> None:
     model = graph.extract.named_by_output(sfp_onnx.load(classifier(batch=1)))
-    session = open_timed(graph.serialized(model), model.weights, "model", SETUP, events=True)
+    session = open_timed(model, SETUP, events=True)
     interleaved([session], [{"x": np.zeros((1, 3, 8, 8), np.float32)}], 4)
     times = kernel_times(session)
     made = {name: node.index for node in graph.nodes(model) for name in node.outputs}

@@ -201,7 +201,7 @@ def test_what_protects_nothing_is_refused(model_file: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("record", "values"),
     [
-        (PlanOptions, {"targets": "macs=50%"}), (PlanOptions, {"targets": (0.5,)}), (PlanOptions, {"ratio": 2}),
+        (PlanOptions, {"targets": 0.5}), (PlanOptions, {"targets": (0.5,)}), (PlanOptions, {"ratio": 2}),
         (PlanOptions, {"ratio": "0.5"}),
         (PlanOptions, {"align": 0}), (PlanOptions, {"min_channels": 0}), (PlanOptions, {"allocation": "all"}), (PlanOptions, {"keep": 3}),
         (PlanOptions, {"max_drop": 0.01}), (PlanOptions, {"confidence": "95%"}), (PlanOptions, {"threads": -1}),

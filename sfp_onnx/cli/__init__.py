@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import click
 
-from ..core.system import bound
-from .common import EPILOG, Program, guarded_run
+from ..core.system import bound, version_of
+from .common import EPILOG, Program, guarded_run, loudness
 
 FIRST = """sfp-onnx makes ONNX models smaller and faster by removing channels, and proves the result.
 
@@ -25,17 +25,32 @@ Images in a folder: add --preset imagenet (or cifar10, yolo). All commands: sfp-
 
 @click.group(
     cls=Program, invoke_without_command=True, epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})  # fmt: skip
-@click.option("-v", "--verbose", count=True, help="Say more.")
-@click.option("-q", "--quiet", count=True, help="Say only errors.")
-@click.version_option(package_name="sfp_onnx")
-def main(verbose: int, quiet: int) -> None:
+    params=loudness(click.Option), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})  # fmt: skip
+@click.option("--version", is_flag=True, help="Show the version and exit.")
+def main(version: bool) -> None:
     """Make ONNX models smaller and faster by removing channels, and prove the result.
 
     Example: sfp-onnx prune model.onnx -o smaller.onnx --ratio 0.5
     """
-    if click.get_current_context().invoked_subcommand is None:
+    context = click.get_current_context()
+    if version:
+        _version()
+        context.exit()
+    elif context.invoked_subcommand is None:
         click.echo(FIRST)
+
+
+def _version() -> None:
+    click.echo(f"sfp-onnx, version {version_of('sfp_onnx')}")
+
+
+@main.command("help")
+@click.argument("name", metavar="[COMMAND]", required=False)
+def _help(name: str | None) -> None:
+    root = click.get_current_context().find_root()
+    known, command, _ = ("", main, []) if name is None else main.resolve_command(root, [name])
+    context = root if command is main else click.Context(command or main, root, known)
+    click.echo(context.get_help())
 
 
 main.texts = {
@@ -50,7 +65,10 @@ main.texts = {
     "profile": "Measure the model's nodes at many widths on this machine; plan with it anywhere.",
     "init": "Write a commented configuration for a model; change nothing else.",
     "doctor": "Check the installation: versions, providers, folders, a tiny prune end to end.",
+    "help": "Show the help of a command.",
+    "version": "Show the version.",
 }
+main.add_command(click.Command("version", callback=_version, help="Show the version."))
 
 
 def program() -> None:

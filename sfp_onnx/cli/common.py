@@ -10,9 +10,12 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +37,37 @@ SECTIONS = (OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN)
 # ---- messages --------------------------------------------------------------------------------------------------------
 
 
-def _verbosity() -> int:
-    given = click.get_current_context().find_root().params
-    return int(given.get("verbose", 0)) - int(given.get("quiet", 0))
+LOUDNESS = "sfp_onnx.loudness"
+
+
+def verbosity() -> int:
+    """How often -v was given, less how often -q was; before the command or behind it."""
+    return int(click.get_current_context().meta.get(LOUDNESS, 0))
+
+
+def _louder(context: click.Context, parameter: click.Parameter, value: int) -> None:
+    context.meta[LOUDNESS] = context.meta.get(LOUDNESS, 0) + (value if parameter.name == "verbose" else -value)
+
+
+def loudness(kind: Callable[..., click.Option]) -> list[click.Option]:
+    """The options -v and -q."""
+    facts: dict[str, Any] = {"count": True, "is_eager": True, "expose_value": False, "callback": _louder}
+    texts = {"verbose": "Say more.", "quiet": "Print only errors (and what --json prints)."}
+    return [kind([f"-{name[0]}", f"--{name}"], help=text, **facts) for name, text in texts.items()]
 
 
 def say(text: str, level: int = 0) -> None:
     """A message for people on standard error (level 1: only with -v)."""
-    if _verbosity() >= level:
+    if verbosity() >= level:
         click.echo(text, err=True)
 
 
 def answer(result: Any) -> None:
-    """A result on standard output: words as they are, anything else as JSON."""
-    click.echo(result if isinstance(result, str) else json.dumps(result, indent=1))
+    """A result on standard output: words as they are (not with -q), anything else as JSON."""
+    if not isinstance(result, str):
+        click.echo(json.dumps(result, indent=1))
+    elif verbosity() >= 0:
+        click.echo(result)
 
 
 class _Printer(logging.Handler):
@@ -81,14 +101,58 @@ def _printed() -> Iterator[None]:
         log.propagate = propagate
 
 
+EVERY = 20.0  # seconds between two words on how far a run is, where no terminal shows it
+STAGES = "sfp_onnx.stages"
+
+
+@dataclass
+class _Stage:
+    """A part of a run that says how far it is."""
+
+    title: str
+    total: int
+    done: int = 0
+
+    def advance(self, steps: int, text: str | None = None) -> None:
+        """Some more is done."""
+        self.done += steps
+
+
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error, if that is a terminal."""
-    if not sys.stderr.isatty() or _verbosity() < 0:
-        yield lambda steps, text=None: None
+    """A progress bar on standard error, if that is a terminal; else what `_pulse` says."""
+    if sys.stderr.isatty() and verbosity() >= 0:
+        with click.progressbar(length=total, label=title, file=sys.stderr, item_show_func=lambda text: text) as shown:
+            yield shown.update
         return
-    with click.progressbar(length=total, label=title, file=sys.stderr, item_show_func=lambda text: text) as shown:
-        yield shown.update
+    stages, stage = click.get_current_context().meta.setdefault(STAGES, []), _Stage(title, total)
+    stages.append(stage)
+    try:
+        yield stage.advance
+    finally:
+        stages.remove(stage)
+
+
+@contextmanager
+def _pulse(context: click.Context) -> Iterator[None]:
+    """Say every now and then how far the run is, where no terminal shows it (logs of builds)."""
+    stages, over, start = context.meta.setdefault(STAGES, []), threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        while not over.wait(EVERY):
+            where = [f": {stage.title}, {stage.done / max(stage.total, 1):.0%}" for stage in stages[-1:]]
+            with suppress(OSError, ValueError):  # nobody listens any more
+                click.echo(f"working for {time.monotonic() - start:.0f} s{''.join(where)}", err=True)
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    if not sys.stderr.isatty() and verbosity() >= 0:
+        speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if speaker.is_alive():
+            speaker.join()
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -117,6 +181,7 @@ class Command(click.Command):
         if self.name not in ("init", "doctor"):
             text = "Options from a TOML file (`sfp-onnx init` writes one); flags win.  [default: sfp.toml, where there is one]"
             self.params.append(Option(["--config"], type=FILE, is_eager=True, expose_value=False, callback=config.take, help=text))
+        self.params += loudness(partial(Option, advanced=True))
         if any(getattr(parameter, "advanced", False) for parameter in self.params):
             text = "Show all options and exit."
             self.params.append(Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help=text))
@@ -137,7 +202,7 @@ class Command(click.Command):
     def invoke(self, context: click.Context) -> Any:
         """Run the command; errors become a message and an exit code, a traceback only internal errors with -v."""
         try:
-            with _printed():
+            with _printed(), _pulse(context):
                 _keep_apart(context)
                 return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -150,7 +215,7 @@ class Command(click.Command):
                 text, code = f"Error: not enough memory{detail}. Are the sizes in the model and the data what you expect?", 4
             elif _interrupted(error):
                 text, code = "Interrupted; nothing was written that is not whole.", INTERRUPTED
-            elif _verbosity() > 0 or not isinstance(error, Exception):
+            elif verbosity() > 0 or not isinstance(error, Exception):
                 raise
             else:
                 name = type(error).__name__
@@ -201,8 +266,8 @@ class Program(click.Group):
 
     def get_command(self, context: click.Context | None, name: str) -> click.Command | None:
         """A command, loaded."""
-        if name not in self.texts:
-            return None
+        if name in self.commands or name not in self.texts:
+            return self.commands.get(name)
         command: click.Command = importlib.import_module(f".{name}", __package__).command
         return command
 
@@ -260,6 +325,5 @@ def _pass_on(child: int, number: int) -> None:
     """A signal for both: Ctrl-C reaches the child by itself, unless it was sent to the parent alone."""
     if number == signal.SIGINT:
         time.sleep(PATIENCE)
-    with suppress(ProcessLookupError, ChildProcessError):
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            os.kill(child, number)
+    with suppress(ProcessLookupError):  # one that has ended and is not yet waited for keeps its number, and heeds no signal
+        os.kill(child, number)

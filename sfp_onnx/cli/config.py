@@ -42,7 +42,7 @@ def names_of(command: click.Command) -> dict[str, tuple[click.Parameter, bool]]:
     """Keys that a command takes: its parameter, and whether the key negates it (``no-verify``)."""
     names: dict[str, tuple[click.Parameter, bool]] = {}
     for parameter in command.params:
-        if parameter.name in (None, "config", "locked", "help_all"):
+        if parameter.name in (None, "config", "locked", "help_all", "verbose", "quiet"):
             continue
         argument = isinstance(parameter, click.Argument)
         keys = [str(parameter.name)] if argument else [text[2:] for text in parameter.opts if text.startswith("--")]
@@ -114,7 +114,7 @@ def take(context: click.Context, parameter: click.Parameter, value: Path | None)
         values = chosen(read_toml(path), str(context.command.name), commands, path)
     except OptionError as error:
         raise click.UsageError(str(error), context) from error
-    if value is None and context.parent.params.get("quiet", 0) == 0:
+    if value is None and context.meta.get("sfp_onnx.loudness", 0) >= 0:
         click.echo(f"options from {path}: {', '.join(sorted(values)) or 'none'}", err=True)
     context.meta[FOUND] = (path,)
     context.default_map = {**(context.default_map or {}), **values}

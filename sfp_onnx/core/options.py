@@ -128,6 +128,8 @@ class Checked:
         """
         kinds = get_type_hints(type(self))
         for item in fields(self):  # type: ignore[arg-type]
+            if kinds[item.name] == tuple[str, ...] and isinstance(getattr(self, item.name), str):  # one is a list of one
+                object.__setattr__(self, item.name, (getattr(self, item.name),))
             value, facts = getattr(self, item.name), item.metadata.get("option", BESIDE.get(item.name))
             expect(PLACE if facts and facts.path else kinds[item.name], **{item.name: value})
             if facts and value is not None:
@@ -245,8 +247,12 @@ class PlanOptions(Checked):
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
         parse=confidence, metavar="95%", example="95%", low=0.5, high=1, high_open=True)  # fmt: skip
     profile_budget: float = rare(
-        60.0, "Wall time for timing layers; where it does not suffice, fewer widths are timed.", LATENCY,
-        low=0, low_open=True, metavar="SECONDS"
+        60.0,
+        "Wall time for timing layers; where it does not suffice, fewer widths are timed.",
+        LATENCY,
+        low=0,
+        low_open=True,
+        metavar="SECONDS",
     )
 
     def __post_init__(self) -> None:

@@ -125,6 +125,16 @@ def bound() -> None:
 PACKAGES = {"PIL": "pillow"}  # modules of packages with other names
 
 
+def version_of(package: str) -> str:
+    """Version of an installed package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed as a package"
+
+
 def need(module: str, extra: str, feature: str) -> Any:
     """A module of an optional package.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,31 @@ Array = NDArray[Any]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
+
+
+# ---- results as people see them --------------------------------------------------------------------------------------
+
+
+class Shown:
+    """A record that shows itself in a line, and in notebooks as its summary, whatever it holds."""
+
+    def summary(self) -> str:
+        """What it is, for people; the first line stands for it."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary().partition(chr(10))[0]}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.summary())}</pre>"
+
+
+def number(value: float) -> str:
+    """A count for people: 1234567 -> 1.23M."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.3g}"
 
 
 # ---- what is known of a graph ----------------------------------------------------------------------------------------
@@ -254,14 +280,18 @@ class Affine:
     moments: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, repr=False)
+class Group(Shown):
     """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``."""
 
     name: str
     units: IntArray
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Its name and width, and how many layers make and read it."""
+        return f"{self.name}, {self.width} wide, made by {len(self.producers)} and read by {len(self.consumers)} layers"
 
     @property
     def width(self) -> int:
@@ -290,8 +320,8 @@ class Branch:
     constant: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Coupling:
+@dataclass(frozen=True, repr=False)
+class Coupling(Shown):
     """Everything that later stages need to know about who leaves with whom.
 
     ``zero_points`` maps quantised tensors to the tensor that holds their zero point.
@@ -319,6 +349,10 @@ class Coupling:
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
     dequantised: Mapping[str, int] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """How much can be removed."""
+        return f"{self.channels_prunable} of {self.channels_total} channels can be removed, {len(self.groups)} groups of them"
 
 
 # ---- widths ----------------------------------------------------------------------------------------------------------
@@ -374,6 +408,15 @@ class Size:
     bytes: int | None = None
 
 
+def sizes_text(before: Size, after: Size) -> str:
+    """MACs and parameters before and after."""
+    shares = [new / old if old else 1.0 for old, new in ((before.macs, after.macs), (before.params, after.params))]
+    return (
+        f"MACs {number(before.macs)} -> {number(after.macs)} ({shares[0]:.1%} of the original), "
+        f"parameters {number(before.params)} -> {number(after.params)} ({shares[1]:.1%})"
+    )
+
+
 @dataclass(frozen=True)
 class GroupPlan:
     """What leaves one group: ``remove`` are positions 0 .. width - 1 in the group."""
@@ -386,8 +429,8 @@ class GroupPlan:
     macs_after: float
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """Which units leave, decided before anything is cut. ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
     and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
@@ -399,9 +442,14 @@ class Plan:
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
+    def summary(self) -> str:
+        """Sizes before and after, and how many groups shrink."""
+        shrink = sum(bool(item.remove) for item in self.groups)
+        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels"
 
-@dataclass(frozen=True)
-class Cut:
+
+@dataclass(frozen=True, repr=False)
+class Cut(Shown):
     """One axis of an activation tensor of the original graph that lost channels (or of a recurrence weight, whose input axis
     is where the removed hidden units are read again). In a quantised tensor a removed channel stands at the value of the tensor
     ``zero_point``, otherwise at 0."""
@@ -412,6 +460,10 @@ class Cut:
     rank: int
     removed: tuple[int, ...]
     zero_point: str | None = None
+
+    def summary(self) -> str:
+        """Which axis lost how much."""
+        return f"{self.tensor}, axis {self.axis}: {len(self.removed)} of {self.size} removed"
 
 
 @dataclass(frozen=True)

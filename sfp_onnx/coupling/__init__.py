@@ -14,6 +14,8 @@ from ..rules.context import Context
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
 
+NOWHERE = (-1, -1)
+
 # ---- from rules to facts, in topological order -----------------------------------------------------------------------
 
 
@@ -37,8 +39,10 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
         if point is not None:  # nodes that move integers without rescaling them keep the zero point of their first input
             for name in node.outputs:
                 facts.zero_points.setdefault(name, point)
+    for node in prepared.nodes:
+        ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
         for name in node.captures:
-            for array in facts.tensors.get(name, ()):
+            for array in (*facts.tensors.get(name, ()), *facts.constants.get(facts.shared.get(name, NOWHERE), ())):
                 ctx.pin(array, f"a sub-graph of {node.operator} reads it")
     for port in outputs(prepared.model):
         node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
@@ -58,9 +62,9 @@ def _from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:
 
 
 def _shared(prepared: Prepared) -> frozenset[str]:
-    """Weights (more than one axis over size 1) that several nodes read: their uses are kept equal."""
+    """Weights (more than one axis over size 1) that several nodes or sub-graphs read: their uses are kept equal."""
     shapes = initializers(prepared.model).items()
-    return frozenset(name for name, (shape, _) in shapes if sum(size > 1 for size in shape) > 1 and len(prepared.index.operands(name)) > 1)
+    return frozenset(name for name, (shape, _) in shapes if sum(size > 1 for size in shape) > 1 and len(prepared.index.readers(name)) > 1)
 
 
 def _apply(ctx: Context) -> list[Labels]:

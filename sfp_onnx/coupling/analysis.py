@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import BoolArray, Branch, Coupling, Group, Pinned, Size
+from ..core.types import BoolArray, Branch, Coupling, Group, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, check_classes, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
@@ -29,8 +29,8 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]
     return nullcontext(lambda steps, text=None: None)
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Shown):
     """A model with its channel labels resolved: what can be pruned and what not."""
 
     model: Model
@@ -39,6 +39,12 @@ class Analysis:
     parameters: tuple[cost.Parameter, ...]
     samples: int
     cut_layernorm: bool = False
+
+    def summary(self) -> str:
+        """What of it can be pruned, and why not the rest."""
+        size = self.size()
+        counts = f"{number(size.macs)} MACs per sample, {number(size.params)} parameters"
+        return f"{self.model.name}, {counts}; {self.coupling.summary()}\n{reasons(self.coupling)}"
 
     def size(self, removed: BoolArray | None = None) -> Size:
         """MACs for one sample and parameters after a removal (default: none)."""

@@ -7,8 +7,10 @@ dynamic dimensions tells which sizes and shape constants depend on them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from ..runtime import Optimize, open_model
 
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
-LENGTHS = (16, 64, 128, 8)
+LENGTHS = (16, 64, 128, 8, 512, 16000)
 TEXT = "a"
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
@@ -72,17 +74,34 @@ def _meant(axis: int, rank: int, sizes: Sequence[Any]) -> Any:
     return sizes[0] if axis == 0 else sizes[1] if rank >= 4 and axis >= rank - 2 else sizes[2]
 
 
-def _shape(port: Port, sizes: Sequence[int], shapes: Shapes) -> Sequence[int]:
-    dims = port.shape or ()
-    return shapes.get(port.name) or [dim if isinstance(dim, int) else _meant(axis, len(dims), sizes) for axis, dim in enumerate(dims)]
+def _shapes(ports: Sequence[Port], guesses: Shapes, given: Shapes = MappingProxyType({})) -> dict[str, Sequence[int]]:
+    """Shapes of all inputs: as given, as declared, else as guessed. A dimension of one name has one size: that which is given for a use of
+    it, else the guess for the first axis that it is on (a batch may be axis 0 of one input and axis 1 of another)."""
+    known: dict[str, int] = {}
+    for shapes in (guesses, given):
+        uses = [(axis, port.name, dim) for port in ports for axis, dim in enumerate(port.shape or ()) if isinstance(dim, str)]
+        known |= {dim: shapes[name][axis] for axis, name, dim in sorted(uses, reverse=True) if name in shapes}
+
+    def size(dim: int | str | None, guess: int) -> int:
+        if isinstance(dim, int) or dim is None:
+            return guess if dim is None else dim
+        parts = [int(part) if part.strip().isdigit() else known.get(part.strip()) for part in dim.split("+")]  # "past + 1"
+        return known[dim] if len(parts) == 1 or None in parts else sum(filter(None, parts))
+
+    return {port.name: given.get(port.name) or list(map(size, port.shape or (), guesses[port.name])) for port in ports}
 
 
-def _feed(ports: Iterable[Port], sizes: Sequence[int], shapes: Shapes, seed: int, whole: int) -> dict[str, Array]:
+def _nameless(ports: Iterable[Port]) -> list[Port]:
+    """Ports whose dynamic dimensions have no names, for models that give one name to different things."""
+    return [replace(port, shape=port.shape and tuple(dim if isinstance(dim, int) else None for dim in port.shape)) for port in ports]
+
+
+def _feed(ports: Iterable[Port], shapes: Shapes, seed: int, whole: int) -> dict[str, Array]:
     """Random normal numbers for floats, ``whole`` for integers, true for booleans."""
     generator = np.random.default_rng(seed)
     feeds = {}
     for port in ports:
-        shape = _shape(port, sizes, shapes)
+        shape = shapes[port.name]
         if prod(map(int, shape)) > LARGEST_INPUT:
             raise ModelError(f"input '{port.name}' of shape {list(shape)} does not fit into memory. Is the model damaged?")
         dtype = np.dtype(port.dtype if port.dtype is not None else np.float32)
@@ -97,7 +116,7 @@ def _feed(ports: Iterable[Port], sizes: Sequence[int], shapes: Shapes, seed: int
 
 def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) -> dict[str, Array]:
     """Other random inputs of the same shapes; integer inputs are kept as they are."""
-    random = _feed(ports, (), {name: array.shape for name, array in like.items()}, seed, 1)
+    random = _feed(ports, {name: array.shape for name, array in like.items()}, seed, 1)
     return {name: random[name] if like[name].dtype.kind == "f" else like[name] for name in like}
 
 
@@ -113,16 +132,22 @@ def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array]
             raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
     tried = set()
-    for *sizes, whole in product(BATCHES, SIDES, LENGTHS, integers):
-        key = (whole, *(tuple(_shape(port, sizes, shapes)) for port in ports))
+    for known, *sizes, whole in product((ports, _nameless(ports)), BATCHES, SIDES, LENGTHS, integers):
+        guesses = {port.name: [_meant(axis, len(port.shape or ()), sizes) for axis in range(len(port.shape or ()))] for port in ports}
+        wanted = _shapes(known, guesses, shapes)
+        key = (whole, *map(tuple, wanted.values()))
         if key not in tried:
             tried.add(key)
-            yield _like(_feed(ports, sizes, shapes, 0, whole), data or {})
+            yield _like(_feed(ports, wanted, 0, whole), data or {})
 
 
 def _like(feeds: Mapping[str, Array], real: Mapping[str, Array]) -> dict[str, Array]:
     """Inputs, those replaced by real ones that have the same shape (scalars, say, that a model works with few values of)."""
     return {name: real[name] if name in real and real[name].shape == array.shape else array for name, array in feeds.items()}
+
+
+def _grown(size: int, step: float) -> int:
+    return size + (round(step * size) if isinstance(step, float) else step)
 
 
 def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dict[str, Array]]:
@@ -131,17 +156,12 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
     The changes are large: behind strides, a small one leaves inner sizes as they are.
     """
     whole = next((int(array.flat[0]) for array in feeds.values() if array.dtype.kind in "iu" and array.size), INTEGERS[0])
+    now = {name: array.shape for name, array in feeds.items()}
+    named = ports if _shapes(ports, now) == {name: list(shape) for name, shape in now.items()} else _nameless(ports)
     for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0)):
-        shapes = {}
-        for port in ports:
-            shape = list(feeds[port.name].shape)
-            for axis, dim in enumerate(port.shape or ()):
-                if not isinstance(dim, int):
-                    step = _meant(axis, len(shape), grow)
-                    shape[axis] += round(step * shape[axis]) if isinstance(step, float) else step
-            shapes[port.name] = shape
-        yield _like(_feed(ports, (), shapes, 0, whole), feeds)
-    yield with_samples(ports, feeds, traced_samples(ports, {name: array.shape for name, array in feeds.items()}) + 1)
+        grown = {name: [_grown(size, _meant(axis, len(shape), grow)) for axis, size in enumerate(shape)] for name, shape in now.items()}
+        yield _like(_feed(ports, _shapes(named, grown), 0, whole), feeds)
+    yield with_samples(ports, feeds, traced_samples(ports, now) + 1)
 
 
 def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared:

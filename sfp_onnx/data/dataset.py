@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.options import expect
-from ..core.types import Array, IntArray, Port
+from ..core.types import Array, IntArray, Port, Shown
 from ..runtime import Batch
 from . import Opened, Preprocessing, Reader
 from .images import is_images, open_images
@@ -22,8 +22,8 @@ Source = str | Path | Mapping[str, Any] | Array | Callable[[], Any] | Sequence[A
 """A path, arrays, a list of runs, or a function that yields batches (also by its name, ``module:function``)."""
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """Samples that fit a model. ``labels`` belong to the chosen samples, in their order; ``axis`` is that of the channels as the model
     takes them; ``notes`` tell the user how the data were read. ``axes``: the sample axis of each input where that is not the first (None:
     it has none); ``groups``: samples that may run together have the same number, consecutively (None: all may)."""
@@ -41,6 +41,10 @@ class Dataset:
     notes: tuple[str, ...] = ()
     axes: Mapping[str, int | None] = field(default_factory=dict)
     groups: IntArray | None = None
+
+    def summary(self) -> str:
+        """Its name, and how many samples there are, with labels or without."""
+        return f"{self.name}, {self.samples} samples with{'out' if self.labels is None else ''} labels"
 
     @property
     def samples(self) -> int:

@@ -15,18 +15,19 @@ import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
 from ..core.errors import ModelError
-from ..core.types import Array, Node, Port, Trace
+from ..core.types import Array, Node, Port, Shown, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
 INLINE_BYTES = 1024
+INLINE_VECTOR_BYTES = 1 << 16  # of integers, which may be sizes
 
 STUB_LOCATION = "weights-held-in-memory"
 
 ONNX_DOMAINS = ("", "ai.onnx")
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, repr=False)
+class Model(Shown):
     """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
     ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
     ``edited`` says that the model is no longer what these files hold; ``complaint`` is what onnx.checker said of the original,
@@ -39,6 +40,11 @@ class Model:
     files: tuple[Path, ...] = ()
     edited: bool = False
     complaint: str = ""
+
+    def summary(self) -> str:
+        """Its name, opset, number of nodes, inputs and outputs."""
+        ports = [", ".join(f"{port.name} {list(port.shape or ())}" for port in ends(self)) for ends in (inputs, outputs)]
+        return f"{self.name}, opset {self.opset}, {len(self.proto.graph.node)} nodes, {ports[0]} -> {ports[1]}"
 
     @property
     def opset(self) -> int:
@@ -172,9 +178,14 @@ def make_stub(name: str, array: Array) -> onnx.TensorProto:
     return stub
 
 
+def inline(size: int, dtype: np.dtype[Any], rank: int) -> bool:
+    """Whether a tensor of so many bytes stays in the protobuf."""
+    return size <= (INLINE_VECTOR_BYTES if rank < 2 and dtype.kind in "iu" else INLINE_BYTES)
+
+
 def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
     """A TensorProto for ``array``: inline if small, else a stub with the array in ``weights``."""
-    if array.nbytes <= INLINE_BYTES:
+    if inline(array.nbytes, array.dtype, array.ndim):
         return numpy_helper.from_array(np.asarray(array, order="C"), name)
     weights[name] = array
     return make_stub(name, array)
@@ -241,7 +252,7 @@ def nodes(model: Model) -> list[Node]:
     for index, node in enumerate(model.proto.graph.node):
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
         attributes = {attribute.name: _attribute(attribute, node, model.name) for attribute in node.attribute}
-        captures = tuple(dict.fromkeys(_captured(node)))
+        captures = tuple(dict.fromkeys(captured(node)))
         name = node.name or f"{node.op_type}_{index}"
         while not node.name and name in taken:
             name += "_"
@@ -266,12 +277,19 @@ def sub_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from (attribute.g, *attribute.graphs)
 
 
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and all in the attributes of its nodes and theirs."""
+    yield graph
+    for inner in (inner for node in graph.node for inner in sub_graphs(node)):
+        yield from graphs(inner)
+
+
+def captured(node: onnx.NodeProto) -> Iterator[str]:
     """Names that the sub-graphs of a node read from outside."""
     for graph in sub_graphs(node):
         inner_names = {item.name for item in [*graph.input, *graph.initializer]}
         for inner in graph.node:
-            yield from (name for name in (*inner.input, *_captured(inner)) if name and name not in inner_names)
+            yield from (name for name in (*inner.input, *captured(inner)) if name and name not in inner_names)
             inner_names.update(inner.output)
         yield from (item.name for item in graph.output if item.name not in inner_names)
 
@@ -311,6 +329,20 @@ def tensor_types(model: Model) -> dict[str, Any]:
     return types
 
 
-def serialized(model: Model) -> bytes:
-    """The protobuf with stubs, as onnxruntime takes it together with ``weights``."""
-    return bytes(model.proto.SerializeToString(deterministic=True))
+def handed_over(model: Model) -> dict[str, Array]:
+    """The weights that onnxruntime can take from memory: those that only nodes of the main graph read. It looks for what sub-graphs read
+    before it takes them, and has thrown out by then what no node reads."""
+    read = {name for node in model.proto.graph.node for name in node.input}
+    early = {name for node in model.proto.graph.node for name in captured(node)}
+    return {name: array for name, array in model.weights.items() if name in read - early}
+
+
+def filled(model: Model, leave: Container[str] = ()) -> onnx.ModelProto:
+    """The protobuf with its weights inside, but those that are to be left outside."""
+    if all(name in leave for name in model.weights):
+        return model.proto
+    proto = model.copied()
+    for tensor in proto.graph.initializer:
+        if tensor.name in model.weights and tensor.name not in leave:
+            set_value(tensor, model.weights[tensor.name])
+    return proto

@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from ..core.errors import ModelError
 from ..core.types import Array
-from . import ONNX_DOMAINS, Constants, Model, annotate, make_initializer
+from . import ONNX_DOMAINS, Constants, Model, annotate, graphs, make_initializer, replace_items
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 EXPORTED_TYPES = ("tensor_type", "sequence_type", "sparse_tensor_type")
@@ -37,7 +37,7 @@ class Editor:
         self.weights = dict(model.weights)
         self._after: dict[int, list[gs.Node]] = {}
         self._last: list[gs.Node] = []
-        self._names = set(self.tensors)
+        self._names = {*self.tensors, *(tensor.name for tensor in model.proto.graph.initializer)}
         self._outputs = {id(tensor) for tensor in self.graph.outputs}
 
     # ---- building ----------------------------------------------------------------------------------------------------
@@ -188,6 +188,7 @@ def _carry_over(old: ModelProto, new: ModelProto, sizes: Mapping[str, Mapping[in
     domains = {item.domain for item in result.opset_import}
     result.opset_import.extend(item for item in new.opset_import if item.domain not in domains and item.domain not in ONNX_DOMAINS)
     _carry_nodes(old.graph, new.graph)
+    _raise_constants(old.graph, new.graph)
     graph.node.extend(new.graph.node)
     graph.initializer.extend(new.graph.initializer)
     tensors = {tensor.name: tensor for tensor in old.graph.initializer}
@@ -205,6 +206,18 @@ def _carry_over(old: ModelProto, new: ModelProto, sizes: Mapping[str, Mapping[in
             graph.value_info.append(_resized(item, held.get(item.name, sizes.get(item.name, {}))))
     graph.quantization_annotation.extend(item for item in old.graph.quantization_annotation if item.tensor_name in present)
     return result
+
+
+def _raise_constants(old: GraphProto, new: GraphProto) -> None:
+    """Constants of the main graph that sub-graphs read were written into each of these; they stand in the main graph, once."""
+    inner = {tensor.name for graph in [*graphs(old)][1:] for tensor in graph.initializer}
+    held = {tensor.name for tensor in new.initializer}
+    for graph in [*graphs(new)][1:]:
+        moved = [tensor for tensor in graph.initializer if tensor.name not in inner]
+        new.initializer.extend(tensor for tensor in moved if tensor.name not in held)
+        held |= {tensor.name for tensor in moved}
+        if moved:
+            replace_items(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in inner])
 
 
 def _carry_nodes(old: GraphProto, new: GraphProto) -> None:

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorPro
 
 from ..core.errors import DataError, ModelError
 from ..core.types import Array
-from . import INLINE_BYTES, ONNX_DOMAINS, Model, annotate, complaint, make_stub, replace_items, sub_graphs
+from . import ONNX_DOMAINS, Model, annotate, captured, complaint, graphs, inline, make_stub, replace_items, sub_graphs
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -55,6 +55,7 @@ def load(source: ModelSource) -> Model:
     del graph.sparse_initializer[:]
     _constants_to_initializers(proto)
     _name_apart(graph)
+    _drop_unread(graph)
     external = [tensor for tensor in (*graph.initializer, *_inner_tensors(graph)) if tensor.data_location == TensorProto.EXTERNAL]
     files = tuple(dict.fromkeys(_external_path(tensor, path, name) for tensor in external))
     hash_files(files, digest)
@@ -124,13 +125,15 @@ def _external_path(tensor: TensorProto, path: Path | None, name: str) -> Path:
 
 def _detach(tensor: TensorProto, weights: dict[str, Array], path: Path | None, name: str) -> None:
     """Move a large tensor out of the protobuf, where a stub with its type and shape stays; move a small external one in."""
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    stays = not _plain(tensor) or inline(_bytes(tensor), dtype, len(tensor.dims))
     if tensor.data_location == TensorProto.EXTERNAL:
         array = _map_external(tensor, path, name)
-        if not _plain(tensor) or array.nbytes <= INLINE_BYTES:
+        if stays:
             _attach(tensor, array)
             return
-        array = array.view(helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
-    elif not _plain(tensor) or _bytes(tensor) <= INLINE_BYTES:
+        array = array.view(dtype).reshape(tuple(tensor.dims))
+    elif stays:
         return
     else:
         array = numpy_helper.to_array(tensor)
@@ -170,6 +173,15 @@ def _map_external(tensor: TensorProto, path: Path | None, name: str) -> Array:
         wanted = f"of shape {list(tensor.dims)} needs {_bytes(tensor)} bytes of external data, its entry says {length}"
         raise ModelError(f"{name}: tensor '{tensor.name}' {wanted}")
     return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=(length,)) if length else np.zeros(0, np.uint8)
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    """Leave out initializers that nothing reads, also where they are listed as inputs (as all are under IR version 4)."""
+    kept = {name for node in graph.node for name in (*node.input, *captured(node))} | {item.name for item in graph.output}
+    unread = {tensor.name for tensor in graph.initializer} - kept
+    if unread:
+        for held in (graph.initializer, graph.input):
+            replace_items(held, [item for item in held if item.name not in unread])
 
 
 def _name_apart(graph: GraphProto) -> None:
@@ -262,7 +274,7 @@ def check_sound(main: GraphProto, name: str) -> None:
     Raises:
         ModelError: the tensor or value that is damaged, and how.
     """
-    for graph in _graphs(main):
+    for graph in graphs(main):
         for item in (*graph.input, *graph.output, *graph.value_info):
             kind = item.type.tensor_type.elem_type if item.type.HasField("tensor_type") else 0
             if kind and kind not in KINDS:
@@ -274,12 +286,6 @@ def check_sound(main: GraphProto, name: str) -> None:
     for tensor in (*main.initializer, *_inner_tensors(main)):
         if problem := _complaint(tensor):
             raise ModelError(f"{name}: tensor '{tensor.name}' is damaged: {problem}. Export the model again.")
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for inner in (inner for node in graph.node for inner in sub_graphs(node)):
-        yield from _graphs(inner)
 
 
 def _complaint(tensor: TensorProto) -> str:

@@ -24,7 +24,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.system import goes_at_the_end
 from ..core.types import Array
-from . import Model, make_initializer, rejection, replace_items, serialized, set_value
+from . import Model, filled, make_initializer, rejection, replace_items
 
 try:
     import fcntl
@@ -138,7 +138,7 @@ PAGE = 4096  # external data start at a multiple, so that they can be mapped
 
 def full_size(model: Model) -> int:
     """Bytes of the saved file, to within a few bytes per tensor."""
-    return len(serialized(model)) + sum(array.nbytes for array in model.weights.values())
+    return int(model.proto.ByteSize()) + sum(array.nbytes for array in model.weights.values())
 
 
 def file_bytes(model: Model) -> int:
@@ -156,11 +156,9 @@ def to_proto(model: Model, sparse: bool = False) -> ModelProto:
     """
     if full_size(model) > PROTOBUF_LIMIT:
         raise ModelError(f"{model.name}: over 2 GB does not fit one protobuf; save it with external data")
-    proto = model.copied()
-    for tensor in proto.graph.initializer:
-        if tensor.name in model.weights:
-            set_value(tensor, model.weights[tensor.name])
+    proto = filled(model)
     if sparse:
+        proto = proto if proto is not model.proto else model.copied()
         sparsify(proto, model.weights)
         if not model.complaint and (problem := rejection(proto)):
             raise ModelError(f"{model.name}: onnx.checker rejects the sparse initializers: {problem}. Store the model dense.")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ProfileError
-from ..core.types import FloatArray
+from ..core.types import FloatArray, Shown
 from ..planning.figures import Kind, Terms
 
 FORMAT, VERSION = "sfp_onnx device profile", 1
@@ -31,8 +31,8 @@ class Block:
     curve: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class DeviceProfile:
+@dataclass(frozen=True, repr=False)
+class DeviceProfile(Shown):
     """Costs of one model on one device.
 
     ``device`` says which (CPU, onnxruntime, threads, provider); ``batch`` and ``seconds`` are batch size and measured time of the whole
@@ -52,6 +52,11 @@ class DeviceProfile:
     error: float
     checked: int
     cut_short: float = 0.0
+
+    def summary(self) -> str:
+        """The device, and what the whole model takes."""
+        threads = f"{self.device['threads'] or 'all'} threads"
+        return f"{self.device['cpu']}, {threads}, batch {self.batch}: {self.seconds * 1e3:.3f} ms, predicted to {self.error:.1%}"
 
 
 def to_json(device_profile: DeviceProfile) -> dict[str, Any]:

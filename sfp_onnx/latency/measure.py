@@ -25,7 +25,7 @@ from ..coupling.analysis import Analysis
 from ..data.layout import traced_samples, with_samples
 from ..graph import extract, save
 from ..planning.figures import Kind
-from ..runtime import Session, Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
+from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
 
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
@@ -34,14 +34,10 @@ REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 def latencies_of(models: Sequence[graph.Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
     """Seconds of each model, as minima of interleaved runs (at least 50); processor time with one thread, else wall time."""
     feeds, clock = timing_feeds(analysis, batch), steady_clock(setup)
-    sessions = [_session(model, setup) for model in models]
+    sessions = [open_timed(model, setup) for model in models]
     first = interleaved(sessions, [feeds] * len(sessions), 3, clock)
     repeats = int(np.clip(TIMING_SECONDS / max(sum(map(min, first)), 1e-6), REPEATS, MOST_REPEATS))
     return [min(times) for times in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
-
-
-def _session(model: graph.Model, setup: Setup, events: bool = False) -> Session:
-    return open_timed(graph.serialized(model), model.weights, model.name, setup, events)
 
 
 def latency_ratio(analysis: Analysis, model: graph.Model, setup: Setup, batch: int) -> float:
@@ -136,7 +132,7 @@ def block(setup: Setup) -> Block:
 def _probe(setup: Setup) -> dict[int, float]:
     """Seconds of a chain of convolutions per width."""
     chains = [(width, extract.conv_chain(width)) for width in PROBES]
-    sessions = [open_timed(graph.serialized(model), model.weights, "probe", setup) for _, model in chains]
+    sessions = [open_timed(model, setup) for _, model in chains]
     feeds = [{"x": np.ones((1, width, 14, 14), np.float32)} for width, _ in chains]
     times = interleaved(sessions, feeds, 40, steady_clock(setup))
     return {width: min(seconds) for (width, _), seconds in zip(chains, times, strict=True)}
@@ -186,7 +182,7 @@ class Bench:
         """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
         ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
         named = [extract.named_by_output(model) for model in variants]
-        plain, recorded = ([_session(model, self.setup, events) for model in named] for events in (False, True))
+        plain, recorded = ([open_timed(model, self.setup, events) for model in named] for events in (False, True))
         sessions, clock = [*plain, *recorded], steady_clock(self.setup)
         feeds, start = [self.feeds] * len(sessions), time.perf_counter()
         warm = interleaved(sessions, feeds, 2, clock)

@@ -5,9 +5,11 @@ And what is re-fitted on the way: the constants that layers read, the steps that
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import IO, Any
 
 import numpy as np
@@ -165,6 +167,20 @@ class Store:
 
 # ---- constants that layers read --------------------------------------------------------------------------------------
 
+@cache
+def limits(dtype: Any) -> tuple[float, float, bool]:
+    """Least and largest number of a type in which weights are stored, be it one that numpy does not know (int4, float8), and whether it
+    holds whole numbers."""
+    known = re.fullmatch(r"(u?)int(\d+)", np.dtype(dtype).name)
+    if known:
+        bits = int(known[2]) - (not known[1])
+        return 0 if known[1] else -(2**bits), 2**bits - 1, True
+    width = 8 * np.dtype(dtype).itemsize
+    every = np.arange(2**width).astype(f"uint{width}").view(dtype).astype(np.float32) if width <= 16 else np.zeros(0)
+    most = float(every[np.isfinite(every)].max()) if len(every) else float(np.finfo(dtype).max)
+    return -most, most, False
+
+
 Get = Callable[[str], Array]
 """The present value of an initializer."""
 
@@ -204,16 +220,17 @@ class Held:
         changed = {} if ratio is None else {self.scale: (scale * ratio).astype(scale.dtype)}
         steps = self._along(changed.get(self.scale, scale)).astype(np.float64)
         steps = np.where(steps == 0, 1.0, steps)
-        limits = np.iinfo(integers.dtype)
-        changed[self.name] = np.clip(np.rint(value / steps) + self._zero(get), limits.min, limits.max).astype(integers.dtype)
+        least, most, whole = limits(integers.dtype)
+        wanted = np.clip(value / steps + self._zero(get), least, most)
+        changed[self.name] = (np.rint(wanted) if whole else wanted).astype(integers.dtype)
         coded: Array = (changed[self.name].astype(np.float64) - self._zero(get)) * steps
         return changed, coded
 
     def fitting(self, get: Get, value: Array) -> Array:
         """The factor on the scale with which a value just fits into the integers."""
-        scale, limits = get(self.scale), np.iinfo(get(self.name).dtype)
+        scale, (least, most, _) = get(self.scale), limits(get(self.name).dtype)
         zero = self._zero(get)
-        steps = np.maximum(value / np.maximum(limits.max - zero, 1), value / np.minimum(limits.min - zero, -1))
+        steps = np.maximum(value / np.maximum(most - zero, 1), value / np.minimum(least - zero, -1))
         axes = tuple(axis for axis in range(value.ndim) if scale.size == 1 or axis != self.axis % value.ndim)
         largest = steps.max(axes).reshape(scale.shape)
         return np.asarray(np.where((largest > 0) & (scale > 0), largest / np.where(scale > 0, scale, 1), 1.0))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.system import need
-from ..core.types import Array, BoolArray, FloatArray
+from ..core.types import Array, BoolArray, FloatArray, number as number
 
 PLUGIN_SECTIONS: list[Callable[..., list[Any]]] = []
 """What plug-ins add to the pages: (candidates, data, progress) -> sections."""
@@ -126,14 +126,6 @@ def short_names(names: Sequence[str]) -> list[str]:
         if len(set(short)) == len(set(names)):
             return short
     return [name[-LONGEST:] for name in names]
-
-
-def number(value: float) -> str:
-    """A count for people: 1234567 -> 1.23M."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{suffix}"
-    return f"{value:.3g}"
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import onnx
 
 from ..core.errors import OptionError, PlanError, TargetError
 from ..core.options import OutputOptions
-from ..core.system import log
-from ..core.types import Cut, Plan
+from ..core.system import log, version_of
+from ..core.types import Cut, Plan, Shown
 from ..cut.verify import Verification
 from ..data.dataset import Dataset
 from ..evaluation import Evaluation
@@ -27,8 +26,8 @@ from ..repair import Repaired
 PACKAGES = ("sfp_onnx", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "click")
 
 
-@dataclass(frozen=True)
-class Pruned:
+@dataclass(frozen=True, repr=False)
+class Pruned(Shown):
     """The result of `apply` and `prune`. ``data`` and ``test_data`` describe what was used; ``evaluation`` holds the original and the
     result as measured on test data; ``packaged`` the other forms; ``command`` the options; ``manifest`` what is recorded of the run."""
 
@@ -46,6 +45,10 @@ class Pruned:
     command: Mapping[str, Any] | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
+    def summary(self) -> str:
+        """What came of it."""
+        return f"{self.original.name}, {self.plan.summary()}"
+
     def save(self, path: str | Path, external: bool | None = None) -> Path:
         """Write the model atomically; ``external`` keeps weights in ``<path>.data`` (default: only over 2 GB)."""
         return save(self.model, path, external)
@@ -57,13 +60,7 @@ class Pruned:
 
 def versions() -> dict[str, str]:
     """Versions of this package and what it runs on."""
-    versions_of = {}
-    for package in PACKAGES:
-        try:
-            versions_of[package] = version(package)
-        except PackageNotFoundError:
-            versions_of[package] = "not installed as a package"
-    return versions_of
+    return {package: version_of(package) for package in PACKAGES}
 
 
 def manifest(result: Pruned, output: Path | None = None, external: bool | None = None) -> dict[str, Any]:

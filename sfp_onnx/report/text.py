@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.types import Coupling, Plan, Size
+from ..core.types import Coupling, Plan, Size, number, sizes_text as sizes_text
 from ..coupling.cost import layer_macs
 from ..planning import show
-from . import number
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from ..evaluation import Evaluation
@@ -21,17 +21,42 @@ if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from .points import Point
 
 
+WIDTH, LEAST, MANY = 100, 14, 140  # characters of a line where there is no terminal, of a name at least, of a line for two names a cell
+FIRST = 0.6  # the first column is shortened less than the others
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned with spaces; the first is left-aligned, the others right."""
-    widths = [max(len(str(row[column])) for row in (header, *rows)) for column in range(len(header))]
-    lines = []
-    for row in (header, ["-" * width for width in widths], *rows):
-        first, *others = (str(cell).rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
-    return "\n".join(lines)
+    """Columns aligned with spaces, the first to the left, the others to the right, as wide as the terminal (or COLUMNS): the longest
+    cells are shortened in the middle, and a table that is too wide even so is turned, a line for each column. Columns in which nothing
+    applies ("-") are left out."""
+    room = get_terminal_size((WIDTH, 0)).columns
+    used = [column for column in range(len(header)) if not rows or not column or any(row[column] != "-" for row in rows)]
+    lines = [[str(row[column]) for column in used] for row in (header, *rows)]
+    if _needed(lines) > room and len(lines) < len(used):
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    while sum(widths) + 2 * len(widths) - 2 > room and max(widths) > LEAST:
+        widest = max(range(len(widths)), key=lambda column: widths[column] * (1 if column else FIRST))
+        widths[widest] -= 1
+    lines.insert(1, ["-" * width for width in widths])
+    fitted = [[_middle(cell, width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    starts = [line[0].ljust(widths[0]) for line in fitted]
+    rests = [[cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)] for line in fitted]
+    return "\n".join("  ".join([start, *rest]).rstrip() for start, rest in zip(starts, rests, strict=True))
 
 
-def _short(names: Sequence[str], limit: int = 2) -> str:
+def _needed(lines: Sequence[Sequence[str]]) -> int:
+    """Characters of a line if names are as short as they may become."""
+    return sum(min(LEAST, max(map(len, column))) + 2 for column in zip(*lines, strict=True)) - 2
+
+
+def _middle(text: str, width: int) -> str:
+    """A text without its middle, if it is too long; names of nodes differ most at their ends."""
+    return text if len(text) <= width else text[: width // 3] + ".." + text[len(text) - width + width // 3 + 2 :]
+
+
+def _short(names: Sequence[str]) -> str:
+    limit = 2 if get_terminal_size((WIDTH, 0)).columns >= MANY else 1
     shown = ", ".join(names[:limit])
     return f"{shown} (+{len(names) - limit})" if len(names) > limit else shown
 
@@ -89,15 +114,6 @@ def plan_text(plan: Plan) -> str:
         lines.append(f"{kept} of {len(plan.groups)} groups keep all channels.")
     lines.append(sizes_text(plan.before, plan.after))
     return "\n".join(lines)
-
-
-def sizes_text(before: Size, after: Size) -> str:
-    """MACs and parameters before and after."""
-    shares = [new / old if old else 1.0 for old, new in ((before.macs, after.macs), (before.params, after.params))]
-    return (
-        f"MACs {number(before.macs)} -> {number(after.macs)} ({shares[0]:.1%} of the original), "
-        f"parameters {number(before.params)} -> {number(after.params)} ({shares[1]:.1%})"
-    )
 
 
 def figures_text(plan: Plan) -> str:

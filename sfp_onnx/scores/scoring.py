@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.options import OptionFacts, PlanOptions, RepairOptions, ScoreOptions, expect
-from ..core.types import Array, FloatArray, Group, GroupView
+from ..core.types import Array, FloatArray, Group, GroupView, Shown
 
 if TYPE_CHECKING:  # to register a score must cost nothing
     from ..coupling.analysis import Analysis, Progress
@@ -63,8 +63,8 @@ class Details(Protocol):
         """The little of it that the plug-in's section of a report shows."""
 
 
-@dataclass(frozen=True)
-class Scored:
+@dataclass(frozen=True, repr=False)
+class Scored(Shown):
     """Importance per unit of a model (``values``, (units,), larger = keep).
 
     ``errors``: of each group by the number of units that it keeps (0 .. width), for solved allocation, where the score knows them;
@@ -78,6 +78,11 @@ class Scored:
     notes: tuple[str, ...] = ()
     arrays: Callable[[], Iterable[tuple[str, Array]]] = tuple  # none
     details: Details | None = None
+
+    def summary(self) -> str:
+        """The score's name, how much it scored, and the range."""
+        low, high = (self.values.min(), self.values.max()) if self.values.size else (0.0, 0.0)
+        return f"{self.name} of {self.values.size} channels that can leave (or sets of coupled ones), from {low:.4g} to {high:.4g}"
 
     @property
     def brief(self) -> Any:

@@ -14,7 +14,7 @@ from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
 from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, RepairOptions, option, rare
 from ...core.system import log
-from ...core.types import Array, BoolArray, Size
+from ...core.types import Array, BoolArray, Shown, Size
 from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
 from ...cut import cut, verify
@@ -25,7 +25,7 @@ from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, to
 from ...pipeline import Sources
 from ...repair.lockstep import repair
 from ...report.manifest import versions, write_json
-from ...runtime import open_session
+from ...runtime import open_model
 from ...scores.statistics import scales
 from ..sfp.probe import PROBES, ProfileOptions
 from . import METHODS, Method, connections, ends, find_method
@@ -59,8 +59,8 @@ class DiluteOptions(Checked):
     repair: RepairOptions = RepairOptions(fit="lstsq")
 
 
-@dataclass(frozen=True)
-class Diluted:
+@dataclass(frozen=True, repr=False)
+class Diluted(Shown):
     """The result of `dilute`. ``cut`` units were physically removed; ``checks`` is the relative difference that each exact step
     (the removal of dead channels) made."""
 
@@ -77,6 +77,11 @@ class Diluted:
     data: Mapping[str, Any] = field(default_factory=dict)
     evaluation: tuple[Evaluation, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """How much is zero."""
+        share = connections.removed_share(self.layers)
+        return f"{self.original.name}, {share:.1%} of the weights of {len(self.layers)} layers are zero; {len(self.skipped)} layers skipped"
 
     def save(self, path: str | Path, external: bool | None = None, sparse: bool = False) -> Path:
         """Write the model atomically; ``sparse``: with sparse initializers where they are smaller."""
@@ -122,7 +127,7 @@ def check(model: graph.Model, masks: Mapping[str, BoolArray], feeds: Mapping[str
     for name, mask in masks.items():
         if np.any(constants[name][~mask]):
             raise VerificationError(f"{model.name}: internal error: a masked weight of '{name}' is not zero. Please report it.")
-    session = open_session(graph.serialized(model), model.weights, model.name)
+    session = open_model(model)
     for kind, inputs in feeds.items():
         for port, value in zip(graph.outputs(model), session.run(inputs), strict=True):
             if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():

@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from ...core.errors import DataError, ModelError
-from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray
+from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Shown
 from ...coupling.analysis import Analysis, Progress, pass_batches, silent
 from ...data.dataset import Dataset
 from ...graph import Model, Prepared, edit, outputs
@@ -31,8 +31,8 @@ Advance = Callable[[int], None]
 # ---- what is known in the end ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LayerProfile:
+@dataclass(frozen=True, repr=False)
+class LayerProfile(Shown):
     """What the filters of one layer say about the labels: single filter performance (Tzach et al., Phys. Rev. E 111, 065307).
 
     F filters, P pooled positions, L labels. The filters are the channels of ``tensor`` along ``axis``, which mixing layers read and
@@ -58,6 +58,10 @@ class LayerProfile:
     noise: IntArray
     accuracy: float
     loss_ratio: FloatArray | None = None
+
+    def summary(self) -> str:
+        """The layer, its filters, and how right the probe is."""
+        return f"{self.layer}, {len(self.units)} filters, probe {self.accuracy:.1%} right"
 
     def matrix(self, index: int) -> FloatArray:
         """M_f[l, k] = sum_pos mean_l[f, pos] W[f, pos, k], (L, L) in float64: the field of output k on samples of label l."""
@@ -89,8 +93,8 @@ class LayerProfile:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Profiles:
+@dataclass(frozen=True, repr=False)
+class Profiles(Shown):
     """Class profiles of all layers of a classifier with ``classes`` labels, from ``samples`` samples.
 
     ``labels`` says whose labels were used: "given" or the model's own "argmax"; ``missing`` are labels without any sample.
@@ -106,6 +110,11 @@ class Profiles:
     trained: int
     held_out: int
     skipped: tuple[tuple[str, str], ...] = ()
+
+    def summary(self) -> str:
+        """How many layers, from what; then a line of each."""
+        head = f"{len(self.layers)} layers, {self.classes} classes, {self.samples} samples, labels {self.labels}"
+        return "\n".join([head, *(layer.summary() for layer in self.layers)])
 
 
 # ---- what is profiled ------------------------------------------------------------------------------------------------
