@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -76,8 +75,8 @@ def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Mo
     Raises:
         ModelError: onnxruntime cannot quantise it.
     """
-    with TemporaryDirectory(dir=system.folder()) as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with system.temporary("the quantised model") as folder:
+        source, target = folder / "float.onnx", folder / "int8.onnx"
         save(replace(model, source=None, files=()), source)
         quantize(source, target, batches, model.name)
         converted = load(target)
@@ -92,8 +91,8 @@ def ort_file(model: Model) -> OrtFile:
         ModelError: over 2 GB, or onnxruntime cannot convert it.
     """
     proto = to_proto(model)
-    with TemporaryDirectory(dir=system.folder()) as folder:
-        path = Path(folder) / "model.ort"
+    with system.temporary("the .ort file") as folder:
+        path = folder / "model.ort"
         operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name)
         return OrtFile(path.read_bytes(), operators)
 

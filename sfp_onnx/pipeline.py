@@ -39,7 +39,7 @@ from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text, points_text
-from .runtime import Setup
+from .runtime import Setup, threaded
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -137,6 +137,7 @@ def _check(options: PlanOptions) -> None:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def plan(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
@@ -389,6 +390,7 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
 # ---- prune -----------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def prune(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
@@ -486,6 +488,7 @@ class Sweep(Shown):
         return f"{len(self.points) - 1} targets\n{points_text(self.points)}"
 
 
+@threaded
 def sweep(
     source: ModelSource | Analysis, sweeps: Sequence[str], options: PlanOptions = PlanOptions(), score_name: str | None = None,
     data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
@@ -577,6 +580,7 @@ def evaluate(
     return list(compared(models, data, latency, threads, progress, data_options=data_options).evaluations)
 
 
+@threaded
 def compared(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
@@ -607,6 +611,7 @@ def compared(
     return Measured(tuple(results), tuple(checks.verdicts(results, used)))
 
 
+@threaded
 def device_profile(
     source: ModelSource | Analysis, options: PlanOptions = PlanOptions(), progress: Progress = silent, *,
     inspect_options: InspectOptions = InspectOptions(), fresh: bool = False, output: Path | None = None,

@@ -112,8 +112,8 @@ def test_wrong_range(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
     loaded = load(model)
     data = data_for(loaded, {"x": (x * 255).astype(np.float32), "labels": labels})
     assert data is not None
-    remedies = dict(_remedies(loaded, data, np.zeros((len(x), CLASSES), np.float32), labels))
-    assert any(text.startswith("with values divided by 255") and right.all() for text, right in remedies.items())
+    remedies = list(_remedies(loaded, data, np.zeros((len(x), CLASSES), np.float32), labels))
+    assert any(other.words.startswith("with values divided by 255") and other.right.all() for other in remedies)
 
 
 def test_colours_in_the_wrong_order(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:

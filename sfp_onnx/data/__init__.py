@@ -97,7 +97,7 @@ class Memory:
 class Opened:
     """A source that was opened. ``labels`` are its own; ``steps`` replace those that were asked for; ``axis`` holds the channels of the
     rows as the model takes them. ``axes``: the sample axis of each input where that is not the first (None: it has none); ``groups``:
-    samples that may run together have the same number, consecutively (None: all may)."""
+    samples that may run together have the same number, consecutively (None: all may); ``class_names``: by label."""
 
     readers: Mapping[str, Reader]
     name: str
@@ -108,3 +108,4 @@ class Opened:
     axis: int = 1
     axes: Mapping[str, int | None] = field(default_factory=dict)
     groups: IntArray | None = None
+    class_names: tuple[str, ...] = ()

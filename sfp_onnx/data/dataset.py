@@ -14,7 +14,8 @@ from ..core.options import expect
 from ..core.types import Array, IntArray, Port, Shown
 from ..runtime import Batch
 from . import Opened, Preprocessing, Reader
-from .images import is_images, open_images
+from .classes import read_classes
+from .images import Labelling, is_images, open_images
 from .readers import check_labels, is_call, load_labels, open_call, open_source
 
 BATCH = 64
@@ -26,7 +27,8 @@ Source = str | Path | Mapping[str, Any] | Array | Callable[[], Any] | Sequence[A
 class Dataset(Shown):
     """Samples that fit a model. ``labels`` belong to the chosen samples, in their order; ``axis`` is that of the channels as the model
     takes them; ``notes`` tell the user how the data were read. ``axes``: the sample axis of each input where that is not the first (None:
-    it has none); ``groups``: samples that may run together have the same number, consecutively (None: all may)."""
+    it has none); ``groups``: samples that may run together have the same number, consecutively (None: all may); ``class_names``: by
+    label (empty: unknown)."""
 
     name: str
     sha256: str
@@ -41,6 +43,7 @@ class Dataset(Shown):
     notes: tuple[str, ...] = ()
     axes: Mapping[str, int | None] = field(default_factory=dict)
     groups: IntArray | None = None
+    class_names: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Its name, and how many samples there are, with labels or without."""
@@ -126,9 +129,10 @@ class Dataset(Shown):
 
 def open_data(
     source: Source, ports: Sequence[Port], preprocessing: Preprocessing | None = None, labels: str | Path | Array | None = None,
-    samples: int | None = None, seed: int = 0,
+    samples: int | None = None, seed: int = 0, classes: str | Path | Array | None = None, outputs: int | None = None,
 ) -> Dataset:  # fmt: skip
-    """Open data for a model with inputs ``ports``; ``samples`` of them, drawn with ``seed`` (default: all).
+    """Open data for a model with inputs ``ports``; ``samples`` of them, drawn with ``seed`` (default: all). ``classes``: names in the order
+    of the model's outputs, one a line of a file; ``outputs``: how many there are (for folders of images by class).
 
     ``source``: .npz, .npy, ``test_data_set_*`` folders, arrays, a folder of images, or a function that yields batches: an array,
     (array, labels), or a dict by input name (and ``labels``), the same at every call.
@@ -141,8 +145,9 @@ def open_data(
     preprocessing.check()
     if samples is not None and samples < 1:
         raise DataError(f"--samples {samples}: expected at least 1")
+    named = None if classes is None else read_classes(classes)
     if is_images(source):
-        opened = open_images(Path(str(source)), ports, preprocessing, labels, samples, seed)
+        opened = open_images(Path(str(source)), ports, preprocessing, Labelling(labels, named, outputs), samples, seed)
         labels, samples, preprocessing = None, None, opened.steps or preprocessing
     else:
         opened = open_call(source, ports) if is_call(source) else open_source(source, ports)
@@ -163,7 +168,7 @@ def open_data(
     fixed = [size for shape, axis in placed for size in ([] if axis is None else [shape[axis]]) if isinstance(size, int)]
     return Dataset(
         name, opened.sha256, tuple(ports), readers, indices, None if loaded is None else loaded[indices], preprocessing,
-        fixed[0] if fixed else BATCH, bool(fixed), opened.axis, opened.notes, opened.axes, opened.groups,
+        fixed[0] if fixed else BATCH, bool(fixed), opened.axis, opened.notes, opened.axes, opened.groups, opened.class_names or named or (),
     )  # fmt: skip
 
 
