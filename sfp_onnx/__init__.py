@@ -18,7 +18,7 @@ PLUGINS.append(f"{__name__}.methods")
 # read the same from __init__.pyi.
 PLACES = {
     "core.errors": "DataError ModelError OptionError OutputError PlanError SfpError TargetError VerificationError",
-    "core.options": "DataOptions InspectOptions OutputOptions PlanOptions RepairOptions ScoreOptions",
+    "core.options": "DataOptions InspectOptions MeasureOptions OutputOptions PlanOptions RepairOptions ScoreOptions",
     "core.types": "Cut Group Plan Size",
     "coupling.analysis": "Analysis data_for inspect load",
     "cut.verify": "Verification",

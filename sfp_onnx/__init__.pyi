@@ -15,6 +15,7 @@ from .core.errors import (
 from .core.options import (
     DataOptions as DataOptions,
     InspectOptions as InspectOptions,
+    MeasureOptions as MeasureOptions,
     OutputOptions as OutputOptions,
     PlanOptions as PlanOptions,
     RepairOptions as RepairOptions,

@@ -10,11 +10,12 @@ import numpy as np
 
 from .core import system
 from .core.errors import OptionError, VerificationError
-from .core.options import OutputOptions
+from .core.options import MeasureOptions, OutputOptions
 from .core.types import Array
 from .coupling.analysis import Analysis
 from .data.dataset import Dataset
 from .evaluation import tally
+from .evaluation.meaning import read
 from .graph import Model, outputs
 from .graph.load import load
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
@@ -130,12 +131,16 @@ class Packaged:
     notes: tuple[str, ...]
 
 
-def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None, judge: Dataset | None = None) -> Packaged:
+def package(
+    analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None, judge: Dataset | None = None,
+    how: MeasureOptions = MeasureOptions(),
+) -> Packaged:  # fmt: skip
     """Make the wanted forms of a pruned model and measure them.
 
     Args:
         data: calibration data, for the ranges of static quantisation (without them it is dynamic).
         judge: data to measure on (default: ``data``, else the random inputs of the analysis).
+        how: what the outputs mean.
 
     Raises:
         OptionError: unknown quantiser, or no weights to halve. ModelError: onnxruntime cannot make a form.
@@ -161,13 +166,15 @@ def package(analysis: Analysis, pruned: Model, options: OutputOptions, data: Dat
     if ort:
         sizes["ort"], sessions["ort"] = len(ort.data), open_ort(ort.data, "the .ort file")
     used = judge or data
-    steps = _measured(analysis, sizes, list(sessions.values()), used)
+    steps = _measured(analysis, sizes, list(sessions.values()), used, how)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, ort, steps, tuple(notes))
 
 
-def _measured(analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None) -> tuple[Step, ...]:
+def _measured(
+    analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None, how: MeasureOptions
+) -> tuple[Step, ...]:
     """Every form, of the named bytes, against the pruned model (the second) and against the one that it was made of (the one before).
 
     Raises:
@@ -177,7 +184,7 @@ def _measured(analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[S
     labels, names = data.labels if data else None, [port.name for port in outputs(analysis.model)]
     numbers = range(len(sessions))
     pairs = [*((number, 1) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]
-    answers, classifier, first = tally(sessions, names, batches, labels, pairs)
+    answers, first = tally(sessions, names, batches, labels, pairs, lambda batch: read(analysis.model, batch, labels, how))
     for name, sums in [*zip(sizes, answers[len(sizes) :], strict=True)][2:]:
         error, allowed = sums.relative_error, TOLERANCES.get(name, float("inf"))
         if error is not None and not (np.isfinite(error) and error <= allowed):
@@ -186,7 +193,7 @@ def _measured(analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[S
     times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
     steps = []
     for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):
-        shares = sums.shares(classifier, labels is not None)
+        shares = sums.shares
         figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
         steps.append(Step(name, size, sums.samples, *figures))
     return tuple(steps)

@@ -7,7 +7,7 @@ goes to the logger ``sfp_onnx`` (the command line prints it); what came of it is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,17 @@ import numpy as np
 
 from . import graph, planning
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
-from .core.options import Checked, DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions, expect
+from .core.options import (
+    Checked,
+    DataOptions,
+    InspectOptions,
+    MeasureOptions,
+    OutputOptions,
+    PlanOptions,
+    RepairOptions,
+    ScoreOptions,
+    expect,
+)
 from .core.system import log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown
 from .coupling.analysis import Analysis, DataSource, Progress, describe, inspect, reasons, silent
@@ -27,7 +37,8 @@ from .cut.verify import Verification, compare, maskable, runs_at
 from .data import Preprocessing
 from .data.checks import opened, training_mode
 from .data.dataset import Dataset
-from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop
+from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop, reading_of, unknown_meaning
+from .evaluation.meaning import TASKS, Reading
 from .export import package, written_by
 from .graph.load import ModelSource, load
 from .graph.save import check_output, fingerprint, together, write_text
@@ -52,13 +63,29 @@ AS_PLANNED = RepairOptions()
 @dataclass(frozen=True)
 class Inputs:
     """A model and its data, opened. ``data`` are scored with and repaired with, ``eval_data`` (if any) are what ``max_drop`` is judged
-    on, ``test_data`` what the result is measured on; ``paths`` are all files that are read."""
+    on, ``test_data`` what the result is measured on; ``paths`` are all files that are read. ``measures`` is what is known of the outputs,
+    ``reading`` what they mean (None without data)."""
 
     analysis: Analysis
     data: Dataset | None
     eval_data: Dataset | None = None
     test_data: Dataset | None = None
     paths: tuple[Path, ...] = ()
+    measures: MeasureOptions = MeasureOptions()
+    reading: Reading | None = None
+
+    def read(self, data: Dataset) -> Reading:
+        """What the outputs mean, told once more by the labels of other data, if these have any."""
+        return reading_of(self.analysis.model, data, self.measures, self.reading)
+
+    @property
+    def told(self) -> MeasureOptions:
+        """What is known of the outputs, with the task that was found."""
+        if self.reading is None:
+            return self.measures
+        judged = self.reading.judged
+        task = next((task for task, kind in TASKS.items() if kind is judged.kind), None)
+        return replace(self.measures, task=task, output_name=judged.outputs[0] if task else self.measures.output_name)
 
 
 @dataclass(frozen=True)
@@ -72,11 +99,13 @@ class Sources:
     data_options: DataOptions = DataOptions()
     inspect_options: InspectOptions = InspectOptions()
     others: Sequence[str | Path | None] = ()
+    measures: MeasureOptions = MeasureOptions()
 
     def __post_init__(self) -> None:
         """Refuse options that are none."""
         expect(DataOptions, data_options=self.data_options)
         expect(InspectOptions, inspect_options=self.inspect_options)
+        expect(MeasureOptions, measure_options=self.measures)
 
     def paths(self) -> list[Path]:
         """All files that are named."""
@@ -99,13 +128,20 @@ class Sources:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in self.data_options.given)
         if given and self.data is None and self.test_data is None and self.eval_data is None:
             raise OptionError(f"{given}: without --data there is nothing to read so; options for data need --data")
+        if self.measures != MeasureOptions() and self.data is None and self.test_data is None and self.eval_data is None:
+            raise OptionError("--task, --output-name and --metric say what is measured, which needs --data")
         beside = replace(self.data_options, labels=None, samples=None)
-        test, judge = (opened(model, data, beside) for data in (self.test_data, self.eval_data))
+        test, judge = (opened(model, data, beside, self.measures) for data in (self.test_data, self.eval_data))
         only_beside = self.data is None and (test is not None or judge is not None)
-        data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options)
+        data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options, self.measures)
         traced = self.inspect_options
         analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, traced.cut_layernorm)
-        return Inputs(analysis, data, judge, test, tuple(paths))
+        there = [item for item in (judge, data, test) if item is not None]
+        first = next((item for item in there if item.labels is not None), there[0] if there else None)
+        reading = None if first is None else reading_of(analysis.model, first, self.measures)
+        for note in () if reading is None else reading.notes:
+            log.debug(note)
+        return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading)
 
 
 def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions | None:
@@ -126,12 +162,15 @@ def _check(options: PlanOptions) -> None:
     expect(PlanOptions, options=options)
     if (options.ratio is None) == (not options.targets and options.max_drop is None):
         raise OptionError("give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%")
-    if options.metric is not None and options.max_drop is None:
-        raise OptionError("--metric needs --max-drop")
     if options.max_drop is not None:
         parse_drop(options.max_drop)
     for text in options.targets:
         parse_target(text)
+
+
+def _measures(options: PlanOptions, given: MeasureOptions) -> MeasureOptions:
+    """What outputs are measured by; the metric may stand in the options of the plan."""
+    return given if options.metric is None else replace(given, metric=options.metric)
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
@@ -142,7 +181,7 @@ def plan(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
     eval_data: DataSource | None = None, *, data_options: DataOptions = DataOptions(),
-    inspect_options: InspectOptions = InspectOptions(), output: Path | None = None,
+    inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, measure_options: MeasureOptions = MeasureOptions(),
 ) -> Plan:  # fmt: skip
     """Decide which channels leave; cut nothing. The arguments are those of `prune`.
 
@@ -154,8 +193,10 @@ def plan(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
-    scoring = Scoring(score_name, score_options, repair)
-    sources = Sources(data, eval_data, None, data_options, inspect_options, [options.device_profile])
+    scoring, measures = Scoring(score_name, score_options, repair), _measures(options, measure_options)
+    sources = Sources(data, eval_data, None, data_options, inspect_options, [options.device_profile], measures)
+    if measures.metric is not None and options.max_drop is None:
+        raise OptionError("--metric needs --max-drop")
     inputs = sources.open(source, [output])
     made = _planned(inputs, options, scoring, progress)[1]
     if output is not None:
@@ -176,7 +217,7 @@ def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: P
     """The plan, with the scores that it was made from."""
     if options.max_drop is None:
         if inputs.eval_data is not None:
-            raise OptionError("--eval-data needs --max-drop")
+            raise OptionError("--max-drop-data needs --max-drop")
         ready = candidates(inputs, options, scoring, progress)
         made = search.plan_for(ready, options, progress)
     else:
@@ -184,7 +225,10 @@ def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: P
         apart = inputs.eval_data is not None
         scored_with, judged = (inputs.data, inputs.eval_data) if apart else max_drop.held_out(inputs.data, seed)
         assert judged is not None
-        judge = max_drop.Judge(inputs.analysis.model, judged, parse_drop(options.max_drop), options.confidence, options.metric, apart, seed)
+        reading = inputs.read(judged)
+        unknown_meaning(reading, "--max-drop")
+        _tell(reading)
+        judge = max_drop.Judge(inputs.analysis.model, judged, parse_drop(options.max_drop), options.confidence, reading, apart, seed)
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress)
         if apart:
             ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judged)})
@@ -194,6 +238,11 @@ def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: P
     for note in made.notes:
         (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
     return ready, made
+
+
+def _tell(reading: Reading) -> None:
+    for note in reading.notes:
+        log.info(note)
 
 
 def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent) -> search.Candidates:
@@ -217,8 +266,10 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if data is not None:
         recorded["data"] = describe(data)
+        recorded["measures"] = asdict(inputs.told)
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
-    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, data, repair, scores.brief)
+    built = (data, repair, scores.brief, inputs.told)
+    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, *built)
 
 
 def score(
@@ -254,7 +305,7 @@ def scored_on(inputs: Inputs, name: str | None, options: ScoreOptions | None, pr
 def apply(
     source: ModelSource | Analysis, plan: Plan, data: DataSource | None = None, verify: bool = True, progress: Progress = silent,
     repair: RepairOptions | None = AS_PLANNED, *, data_options: DataOptions = DataOptions(), output: OutputOptions = OutputOptions(),
-    paths: Sequence[Path] = (),
+    paths: Sequence[Path] = (), measure_options: MeasureOptions = MeasureOptions(),
 ) -> Pruned:  # fmt: skip
     """Cut a model as planned, prove it, and repair it as the plan says (or as ``repair`` says). Data are read as those of the plan were,
     unless ``data_options`` say otherwise.
@@ -269,7 +320,7 @@ def apply(
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
     made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
-    inputs = Sources(data, None, None, data_options, made_on, paths).open(source, [output.path, output.manifest])
+    inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
     result = _applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress)
     return _written(result, inputs, output)
 
@@ -336,7 +387,9 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
     if repair is not None and removed.any():
         if data is None:
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
-        mended = repaired(analysis, pruned, removed, data, repair, progress)
+        known = plan.options.get("measures") or {}
+        how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
+        mended = repaired(analysis, pruned, removed, data, repair, progress, how)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
@@ -396,7 +449,7 @@ def prune(
     score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
     repair: RepairOptions | None = AS_PLANNED, eval_data: DataSource | None = None, *, test_data: DataSource | None = None,
     data_options: DataOptions = DataOptions(), inspect_options: InspectOptions = InspectOptions(),
-    output: OutputOptions = OutputOptions(),
+    output: OutputOptions = OutputOptions(), measure_options: MeasureOptions = MeasureOptions(),
 ) -> Pruned:  # fmt: skip
     """Plan and apply in one; then make other forms, measure, and write what ``output`` asks for.
 
@@ -408,6 +461,7 @@ def prune(
         eval_data: data that ``max_drop`` is judged on (default: a third of ``data``, which is then neither scored nor repaired with).
         test_data: data that the original and the result are measured on.
         data_options, inspect_options: how data and model are read.
+        measure_options: what the outputs mean, and what is measured by, where that cannot be told.
 
     Raises:
         TargetError: nothing can be pruned, a target cannot be met, or the run of ``output.locked`` does not come out.
@@ -420,9 +474,12 @@ def prune(
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
         require()
-    sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile])
+    measures = _measures(options, measure_options)
+    if measures.metric is not None and options.max_drop is None and test_data is None:
+        raise OptionError("--metric needs --max-drop or --test-data")
+    sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
     inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
-    used = command_of(options, score_options, repair, data_options, inspect_options, output, score=score_name, verify=verify)
+    used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is None:
         ready, made = _planned(inputs, options, scoring, progress)
@@ -431,9 +488,9 @@ def prune(
     if lock is not None:
         lock.check(result, output)
     if output.packaged:
-        packaged = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data)
+        packaged = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told)
         result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes), packaged=packaged)
-    result = replace(_measured(result, inputs.test_data, output, progress), command=used)
+    result = replace(_measured(result, inputs, output, progress), command=used)
     page = None if output.report is None else _page(result, ready, inputs, options, progress)
     return _written(result, inputs, output, page)
 
@@ -446,11 +503,14 @@ def _page(result: Pruned, ready: search.Candidates | None, inputs: Inputs, optio
     return pages.prune_page(result, known, inputs.data, inputs.test_data, setup, options.batch, progress)
 
 
-def _measured(result: Pruned, data: Dataset | None, output: OutputOptions, progress: Progress) -> Pruned:
+def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: Progress) -> Pruned:
     """The original and the result on held-out data, if there are any."""
+    data = inputs.test_data
     if data is None:
         return result
-    first, last = measure([result.original, result.model], data, progress=progress)
+    reading = inputs.read(data)
+    _tell(reading)
+    first, last = measure([result.original, result.model], data, progress=progress, how=reading)
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)
@@ -494,7 +554,7 @@ def sweep(
     data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
     repair: RepairOptions | None = AS_PLANNED, *, test_data: DataSource | None = None, data_options: DataOptions = DataOptions(),
     inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, folder: Path | None = None,
-    report: Path | None = None,
+    report: Path | None = None, measure_options: MeasureOptions = MeasureOptions(),
 ) -> Sweep:  # fmt: skip
     """Plan, cut, verify and repair for every target of ``sweeps`` ("macs=90%:20%:10%": first, last, step) from one calibration, and
     measure all together. Targets of the options hold for all of them.
@@ -513,7 +573,7 @@ def sweep(
         require()
     if folder is not None:
         _make(Path(folder))
-    sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile])
+    sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile], measure_options)
     inputs = sources.open(source, [output, report])
     seed = (score_options or ScoreOptions()).seed
     if inputs.test_data is None and inputs.data is not None:
@@ -536,7 +596,8 @@ def sweep(
             advance(1)
     if len(models) == 1:
         raise TargetError(f"none of the {len(wanted)} targets can be reached. The first: {points[0].failure}")
-    measured = measured_points(inputs.analysis, points, models, inputs.test_data, options)
+    reading = None if inputs.test_data is None else inputs.read(inputs.test_data)
+    measured = measured_points(inputs.analysis, points, models, inputs.test_data, options, reading or MeasureOptions())
     swept = Sweep(tuple(measured), sweep_data(measured, inputs.analysis, ready))
     if output is not None:
         write_json(output, swept.data, inputs.paths)
@@ -570,20 +631,22 @@ class Measured:
 
 def evaluate(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
-    data_options: DataOptions = DataOptions(),
+    data_options: DataOptions = DataOptions(), measure_options: MeasureOptions = MeasureOptions(),
 ) -> list[Evaluation]:  # fmt: skip
     """Measure models on the same data; the first is the reference.
 
     Raises:
         ModelError, DataError: a model or the data cannot be used, labels out of range.
     """
-    return list(compared(models, data, latency, threads, progress, data_options=data_options).evaluations)
+    found = compared(models, data, latency, threads, progress, data_options=data_options, measure_options=measure_options)
+    return list(found.evaluations)
 
 
 @threaded
 def compared(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
+    measure_options: MeasureOptions = MeasureOptions(),
 ) -> Measured:  # fmt: skip
     """As `evaluate`, with checks of the last model and a page.
 
@@ -595,19 +658,23 @@ def compared(
     if report is not None:
         require()
     loaded = [load(model) for model in models]
-    sources = Sources(data, data_options=data_options)
+    sources = Sources(data, data_options=data_options, measures=measure_options)
     paths = [*(path for model in loaded for path in model.paths), *sources.paths()]
     if report is not None:
         check_output(Path(report), paths)
     for text in training_mode(loaded[0]):
         log.warning(text)
-    used = opened(loaded[0], data, data_options)
+    used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
-    results = measure(loaded, used, latency, threads, progress)
+    reading = reading_of(loaded[0], used, measure_options)
+    _tell(reading)
+    if gate.max_drop is not None or gate.baseline is not None:
+        unknown_meaning(reading, "the gate")
+    results = measure(loaded, used, latency, threads, progress, reading)
     if report is not None:
         analyses = [inspect(model, data=used) for model in loaded]
         timed = layer_times(analyses[0], loaded[-1], Setup(threads), progress=progress) if latency and len(loaded) > 1 else None
-        write_text(Path(report), render(pages.evaluate_page(analyses, results, used, timed)), paths)
+        write_text(Path(report), render(pages.evaluate_page(analyses, results, used, timed, measure_options)), paths)
     return Measured(tuple(results), tuple(checks.verdicts(results, used)))
 
 

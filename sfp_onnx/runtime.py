@@ -25,7 +25,7 @@ import numpy as np
 from . import graph
 from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder, is_full, no_room, numpy_threads, temporary
-from .core.types import Array, IntArray
+from .core.types import Array
 from .graph.save import PROTOBUF_LIMIT, full_size, save
 
 Feeds = Mapping[str, Array]
@@ -388,7 +388,7 @@ class Observed:
         value = self.values[name]
         return value[: self.count] if self.padding and np.ndim(value) and len(value) == self.rows else value
 
-    def own(self, labels: IntArray | None) -> IntArray | None:
+    def own(self, labels: Array | None) -> Array | None:
         """Of labels of all samples those of this batch."""
         return None if labels is None else labels[self.first : self.first + self.count]
 

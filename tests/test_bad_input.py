@@ -263,7 +263,8 @@ def test_damaged_npy_and_tensors(model_file: Path, tmp_path: Path, save: Callabl
 @pytest.mark.parametrize("labels", [labels_of(3), np.eye(10), b"none", None])
 def test_labels_of_their_own(labels: Any, model_file: Path, data_file: Path, save: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "bad.npy" if labels is None else save(labels, "bad.npy")
-    refused(tmp_path, "evaluate", model_file, "--data", data_file, "--labels", path, words=("bad.npy",))
+    words = ("one integer per sample",) if isinstance(labels, np.ndarray) and labels.ndim > 1 else ("bad.npy",)
+    refused(tmp_path, "evaluate", model_file, "--data", data_file, "--labels", path, words=words)
 
 
 def test_a_score_without_its_data(model_file: Path, tmp_path: Path) -> None:

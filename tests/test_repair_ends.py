@@ -228,7 +228,7 @@ def test_a_repair_that_makes_it_worse_is_refused(
 
 def test_the_message_is_that_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair, "repair", spoil(-1.0))
-    with pytest.raises(VerificationError, match=r"distance from the original \(relative error\) on 8 held-out samples"):
+    with pytest.raises(VerificationError, match=r"distance from the original \(centred error\) on 8 held-out samples"):
         repaired(residual(1), images(64, 2, 6, 6), RepairOptions(), {"in0": [0, 1]})
     result = repaired(residual(1), images(64, 2, 6, 6), RepairOptions(force=True), {"in0": [0, 1]})
     assert "Kept, because of --force" in " ".join(result.notes)

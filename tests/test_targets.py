@@ -18,7 +18,7 @@ from test_branches import residual, without
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.errors import TargetError
-from sfp_onnx.core.options import PlanOptions, RepairOptions
+from sfp_onnx.core.options import MeasureOptions, PlanOptions, RepairOptions
 from sfp_onnx.core.types import Group
 from sfp_onnx.evaluation import outputs
 from sfp_onnx.latency import Block, DeviceProfile, measure, profiling, to_json
@@ -27,7 +27,7 @@ from sfp_onnx.latency.profiling import clock_of, names_of, read_device_profile
 from sfp_onnx.planning import Target, bounds, parse_target, removal_of, search
 from sfp_onnx.planning.figures import ruler_for
 from sfp_onnx.planning.max_drop import held_out
-from sfp_onnx.planning.search import BLOCKS, LIGHT, NOISE, ROUNDS, errors_of_scores, nearest
+from sfp_onnx.planning.search import BLOCKS, LIGHT, NOISE, ROUNDS, Candidates, errors_of_scores, nearest
 from sfp_onnx.report.points import Point, front, parse_sweep
 
 WIDE = (64, 96)
@@ -401,7 +401,9 @@ def test_a_metric_of_the_user(wide: Path, labelled: Path, tmp_path: Path, monkey
         (["--max-drop", "1%"], 4, "needs --data"),
         (["--max-drop", "x"], 2, "expected 1% or 0.01"),
         (["--max-drop", "1%", "--ratio", "0.5"], 2, "either --ratio or --target"),
-        (["--target", "macs=50%", "--metric", "a:b"], 2, "--metric needs --max-drop"),
+        (["--target", "macs=50%", "--metric", "a:b"], 2, "--metric needs --max-drop or --test-data"),
+        (["--target", "macs=50%", "--task", "classify"], 2, "which needs --data"),
+        (["--max-drop", "1"], 2, "1 % is written 1%"),
     ],
 )
 def test_bad_use_of_max_drop(options: list[str], code: int, words: str, wide: Path, tmp_path: Path) -> None:
@@ -472,7 +474,7 @@ def test_a_sweep_of_unreachable_targets(wide: Path) -> None:
 
 def test_pareto_front() -> None:
     def point(name: str, top1: float, size: int, ratio: float) -> Point:
-        return Point(name, sfp_onnx.Size(1.0, 1, size), top1=top1, latency_ms=1.0, latency_ratio=ratio)
+        return Point(name, sfp_onnx.Size(1.0, 1, size), metric="top-1", value=top1, latency_ms=1.0, latency_ratio=ratio)
 
     points = [point("a", 0.9, 100, 1.0), point("b", 0.8, 50, 0.5), point("c", 0.8, 60, 0.5)]
     points += [point("d", 0.7, 60, 0.4), point("e", 0.7, 50, 0.6)]
@@ -573,7 +575,9 @@ def test_the_removal_that_leaves_less_is_taken(wide: Path, save: Callable[..., P
     for name, share in (("most", 0.9), ("few", 0.2), ("half", 0.5)):
         plan = sfp_onnx.plan(analysis, PlanOptions(ratio=share), "magnitude")
         removals[name] = removal_of(plan, analysis.coupling, plan.model_sha256)
-    best, said = nearest(analysis, removals, data, RepairOptions())
+    scores, how = np.zeros(analysis.coupling.units), MeasureOptions(task="classify")
+    ready = Candidates(analysis, analysis.coupling.groups, scores, {}, data=data, repair=RepairOptions(), measures=how)
+    best, said = nearest(ready, removals)
     assert best == "few" and "(KL divergence)" in said and "on 40 samples" in said and said.endswith("taken: few")
     values = {name: float(value) for value, name in re.findall(r"([0-9.e-]+) with (\w+)", said)}
     assert 0 < values["few"] < values["half"] < values["most"]

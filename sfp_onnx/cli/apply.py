@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pipeline
-from ..core.options import DataOptions, OutputOptions, RepairOptions
+from ..core.options import DataOptions, MeasureOptions, OutputOptions, RepairOptions
 from ..report.manifest import read_plan
 from . import arguments as take
 from .common import bar
@@ -16,8 +16,8 @@ FORMS = ("report", "half", "quantize", "save_ort", "locked")
 
 
 @take.command(
-    "apply", take.model_argument, take.argument("plan"), take.output_option, take.data_option, DataOptions, RepairOptions, OutputOptions,
-    take.verify_option, take.json_option, skip=FORMS)  # fmt: skip
+    "apply", take.model_argument, take.argument("plan"), take.output_option, take.data_option, DataOptions, MeasureOptions, RepairOptions,
+    OutputOptions, take.verify_option, take.json_option, skip=FORMS)  # fmt: skip
 def command(model: Path, plan: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
     """Cut a model as a plan says.
 

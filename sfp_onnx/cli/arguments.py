@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape, quoteattr
 import click
 
 from ..core.errors import OptionError, SfpError, TargetError
-from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, OptionFacts, RepairOptions
+from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, MeasureOptions, OptionFacts, RepairOptions
 from ..evaluation import Verdict
 from ..graph.save import write_text
 from ..scores.scoring import SCORE_NAMES, asked
@@ -114,7 +114,8 @@ output_option = file_option("-o", "--output", help="Where the model goes.", requ
 data_option = file_option("--data", help=f"Calibration data: {SOURCES}", section=DATA)
 test_option = file_option("--test-data", help="Held-out data: report accuracy and latency before and after.", section=DATA)
 eval_option = file_option(
-    "--eval-data", help="What --max-drop is judged on, with labels of its field  [default: a third of --data].", section=AMOUNT
+    "--max-drop-data", "--eval-data", "eval_data", section=AMOUNT,
+    help="What --max-drop is judged on, with labels of its own  [default: a third of --data].",
 )
 report_option = file_option("--report", help="Write one HTML file with charts about the run (extra `report`).")
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.", section=OUTPUT)
@@ -145,6 +146,8 @@ def reading(values: Mapping[str, Any]) -> dict[str, Any]:
     """Which data there are, and how they and the model are read, as arguments of a stage."""
     read = {name: values[name] for name in ("data", "eval_data", "test_data") if name in values}
     read["data_options"] = build(DataOptions, values)
+    if "task" in values:
+        read["measure_options"] = build(MeasureOptions, values)
     return {**read, "inspect_options": build(InspectOptions, values)} if "input_shapes" in values else read
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..core.options import OUTPUT, DataOptions, InspectOptions
+from ..core.options import OUTPUT, DataOptions, InspectOptions, MeasureOptions
 from ..methods.dilution.connections import removed_share
 from ..methods.dilution.stages import Diluted, DiluteOptions, dilute
 from ..report import number
@@ -20,7 +20,7 @@ from .common import answer, bar, say
     "dilute", take.model_argument, take.output_option, DiluteOptions,
     take.option("--store", type=click.Choice(["dense", "sparse"]), default="dense", show_default=True, section=OUTPUT,
                 help="sparse: weights as sparse initializers where that is smaller."),
-    take.data_option, take.file_option("--test-data", help="Held-out data: report accuracy before and after."), DataOptions,
+    take.data_option, take.file_option("--test-data", help="Held-out data: report accuracy before and after."), DataOptions, MeasureOptions,
     InspectOptions, take.file_option("--manifest", help="Write versions, hashes, options and layers as JSON."), take.json_option,
     skip=("cut_layernorm",))  # fmt: skip
 def command(model: Path, output: Path, manifest: Path | None, store: str, as_json: bool, **options: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .. import pipeline
-from ..core.options import DATA, RUN, DataOptions
+from ..core.options import DATA, RUN, DataOptions, MeasureOptions
 from ..evaluation import GateOptions, Verdict
 from ..report.text import evaluation_text
 from . import arguments as take
@@ -19,7 +19,7 @@ from .common import answer, bar, say
 
 @take.command(
     "evaluate", take.argument("models", nargs=-1, required=True),
-    take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions,
+    take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions, MeasureOptions,
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
     take.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).", section=RUN),
     GateOptions, take.report_option, take.json_option, take.gated)  # fmt: skip

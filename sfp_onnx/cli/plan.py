@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pipeline
-from ..core.options import DataOptions, InspectOptions, PlanOptions, RepairOptions
+from ..core.options import DataOptions, InspectOptions, MeasureOptions, PlanOptions, RepairOptions
 from ..planning import to_json
 from ..report.text import figures_text, plan_text
 from . import arguments as take
@@ -16,7 +16,8 @@ from .config import settle
 
 @take.command(
     "plan", take.model_argument, take.file_option("-o", "--output", help="Where the plan (JSON) goes.", required=True), take.data_option,
-    take.score_option, PlanOptions, take.eval_option, DataOptions, InspectOptions, RepairOptions, take.json_option)  # fmt: skip
+    take.score_option, PlanOptions, take.eval_option, DataOptions, MeasureOptions, InspectOptions, RepairOptions,
+    take.json_option)  # fmt: skip
 def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Decide which channels leave; cut nothing.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pipeline
-from ..core.options import DataOptions, InspectOptions, OutputOptions, PlanOptions, RepairOptions
+from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
 from ..graph.save import file_bytes
 from ..report import number
 from ..report.manifest import Pruned
@@ -18,7 +18,8 @@ from .config import settle
 
 @take.command(
     "prune", take.model_argument, take.output_option, take.data_option, take.test_option, take.score_option, PlanOptions, take.eval_option,
-    DataOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option, take.gated)  # fmt: skip
+    DataOptions, MeasureOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option,
+    take.gated)  # fmt: skip
 def command(model: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
     """Plan, cut, verify and write in one.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pipeline
-from ..core.options import AMOUNT, DataOptions, InspectOptions, PlanOptions, RepairOptions
+from ..core.options import AMOUNT, DataOptions, InspectOptions, MeasureOptions, PlanOptions, RepairOptions
 from ..report.text import points_text
 from . import arguments as take
 from .common import answer, bar, say
@@ -18,8 +18,8 @@ from .common import answer, bar, say
                 section=AMOUNT),
     take.file_option("-o", "--output", help="Where the JSON goes."),
     take.file_option("--save-dir", "folder", help="Folder (made if missing) for the models and their manifests."), take.report_option,
-    take.data_option, take.test_option, take.score_option, PlanOptions, DataOptions, InspectOptions, RepairOptions, take.json_option,
-    skip=("max_drop", "metric", "confidence", "ratio"))  # fmt: skip
+    take.data_option, take.test_option, take.score_option, PlanOptions, DataOptions, MeasureOptions, InspectOptions, RepairOptions,
+    take.json_option, skip=("max_drop", "confidence", "ratio"))  # fmt: skip
 def command(
     model: Path, sweeps: tuple[str, ...], output: Path | None, folder: Path | None, report: Path | None, as_json: bool, **options: Any
 ) -> None:

@@ -212,10 +212,9 @@ class PlanOptions(Checked):
     of 16, and below 16 of 4; "16:1:12": of 16, and below 12 any; None: any. "auto" is the staircase of the device's convolutions,
     "default" is "auto" with a latency target and else "16:1:12" (solved) or "4:1:12", so that plans for counted targets do not depend on
     the machine. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is a file with a profile measured
-    elsewhere. ``max_drop`` ("1%") is how much ``metric`` ("module:function"; default top-1, or agreement with the original without
-    labels) may fall on data to judge on, or else calibration data that are held out from scoring; alone, it asks for the smallest model
-    that holds it. The drop must hold with a ``confidence`` (one-sided; 0.5: as measured). ``profile_budget``: seconds of wall time in
-    which the model's layers are timed.
+    elsewhere. ``max_drop`` ("1%") is how much the measure of the task (``metric`` is that of `MeasureOptions`) may fall on data to judge
+    on, or else calibration data that are held out from scoring; alone, it asks for the smallest model that holds it. The drop must hold
+    with a ``confidence`` (one-sided; 0.5: as measured). ``profile_budget``: seconds of wall time in which the model's layers are timed.
     """
 
     ratio: float | None = option(None, "Remove this fraction of every prunable group.", AMOUNT, low=0, high=1, high_open=True)
@@ -238,11 +237,9 @@ class PlanOptions(Checked):
     provider: str = rare("cpu", "Execution provider of onnxruntime.", LATENCY)
     device_profile: str | None = option(None, "Latency from a profile measured elsewhere (`sfp-onnx profile`).", LATENCY, path=True)
     max_drop: str | None = option(
-        None, "Top-1 (without labels: agreement with the original) falls by no more, on --eval-data or else a third of --data that is not "
-        "scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%")  # fmt: skip
-    metric: str | None = rare(
-        None, "For --max-drop: function(outputs, labels) -> float, larger is better.", AMOUNT, metavar="MODULE:FUNCTION"
-    )
+        None, "The measure of the task (top-1; without labels agreement with the original) falls by no more, on --max-drop-data or else a "
+        "third of --data that is not scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%")  # fmt: skip
+    metric: str | None = None
     confidence: float = rare(
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
         parse=confidence, metavar="95%", example="95%", low=0.5, high=1, high_open=True)  # fmt: skip
@@ -259,6 +256,21 @@ class PlanOptions(Checked):
         """Read the alignment, and check the rest."""
         object.__setattr__(self, "align", Align.parse(self.align))
         super().__post_init__()
+
+
+@dataclass(frozen=True)
+class MeasureOptions(Checked):
+    """What the outputs mean and what they are measured by, where graph, names, values and labels do not tell: the output that is judged
+    (``output_name``), its ``task``, and a ``metric`` (the name of a measure, or "module:function": function(outputs, labels) -> float,
+    larger is better)."""
+
+    task: str | None = rare(
+        None, "What the judged output is for.  [default: from the graph, names, values and labels]", DATA,
+        choices=("classify", "segment", "detect", "embed", "regress"))  # fmt: skip
+    output_name: str | None = rare(None, "The output that is judged.  [default: the first whose meaning is known]", DATA, metavar="NAME")
+    metric: str | None = rare(
+        None, "What is judged by: top-1, mean IoU, mAP, cosine, centred error ..., or function(outputs, labels) -> float, larger is "
+        "better.  [default: by the task]", DATA, metavar="NAME|MODULE:FUNCTION")  # fmt: skip
 
 
 REPAIRS = ("none", "bias", "bn", "lstsq")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.types import BoolArray, Branch, Coupling, Group, Pinned, Shown, Size, number
-from ..data.dataset import Dataset, Source, check_classes, open_data
+from ..data.dataset import Dataset, Source, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import ModelSource as ModelSource, load as load
@@ -89,11 +89,7 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
     coupling = couple(prepared, cut_layernorm)
     floating = {name: shape for name, (shape, dtype) in initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
     parameters = cost.parameters(floating, prepared.index, coupling)
-    shapes = {name: array.shape for name, array in prepared.feeds.items()}
-    samples = traced_samples(inputs(model), shapes)
-    shape = prepared.trace.shapes.get(outputs(model)[0].name, ())
-    if data is not None and len(shape) == 2 and shape[0] == samples and shape[1] > 1:  # one row of scores per sample
-        check_classes(data, shape[1])
+    samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
     return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm)
 
 

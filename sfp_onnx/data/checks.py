@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import OptionError, SfpError
-from ..core.options import DataOptions
+from ..core.options import DataOptions, MeasureOptions
 from ..core.system import log
 from ..core.types import Array, BoolArray, FloatArray, IntArray
-from ..evaluation import log_probabilities, outputs
-from ..graph import Model, inputs, outputs as outputs_of
+from ..evaluation import outputs, reading_of
+from ..evaluation.meaning import Kind, Meaning, log_probabilities
+from ..evaluation.measures import chance
+from ..graph import Model, inputs, outputs as model_outputs
 from ..rules.registry import training_nodes
 from ..runtime import Batch, Batches
 from . import Preprocessing
@@ -26,14 +28,20 @@ FEWEST = 50
 CLEARLY = 2.5  # standard errors
 SURER = 4.0  # standard errors of the mean log probability of the labels
 HINT, HINTED = 0.03, 4.0  # by how much, and by how many standard errors, a model must be surer of its answers to say so without labels
+LIKE_CLASSES = 0.5  # outputs of unknown meaning are taken for class scores from this mean top probability on
 FEW = 100
 LEAST = -7.0  # log probabilities below are taken as this
 
 FIELDS = ("mean", "std", "scale", "resize", "center_crop", "color", "resample")
 
 
-def opened(model: Model, source: Source | Dataset | None, options: DataOptions) -> Dataset | None:
+def opened(
+    model: Model, source: Source | Dataset | None, options: DataOptions, measures: MeasureOptions = MeasureOptions()
+) -> Dataset | None:
     """The data of a run, read as the options say; None without a source. What looks like a mistake is logged as a warning.
+
+    Args:
+        measures: what is known of the outputs.
 
     Raises:
         OptionError: options for data that are not there, or that do not fit together. DataError: the data cannot be read.
@@ -41,16 +49,16 @@ def opened(model: Model, source: Source | Dataset | None, options: DataOptions) 
     if source is None or isinstance(source, Dataset):
         return source
     steps, notes = _preprocessing(model, source, options) if options.steps is None else (options.steps, [])
-    shape = next((port.shape or () for port in outputs_of(model)), ())
+    shape = next((port.shape or () for port in model_outputs(model)), ())
     classes = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
     data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed, options.classes, classes)
     if data.samples < FEW and options.samples is None:
         notes.append(f"{data.samples} samples are few: 200 to 2000 typical ones make scores, repair and figures sure")
     for note in (*notes, *data.notes):
         log.info(f"{data.name}: {note}")
-    for text in wrong_reading(model, data):
+    for text in wrong_reading(model, data, measures):
         log.warning(text)
-    for text in other_reading(model, data):
+    for text in other_reading(model, data, measures):
         log.info(text)
     log.debug(f"{data.name}: {data.samples} samples, labels {'given' if data.labels is not None else 'none'}")
     return data
@@ -108,50 +116,53 @@ def training_mode(model: Model) -> list[str]:
     return [f"{model.name}: exported in training mode: {listed} behave as in training (random, or by the batch). {advice}"]
 
 
-def wrong_reading(model: Model, data: Dataset) -> list[str]:
-    """What to say if the model is no better than chance on labelled data, or clearly better if they are read otherwise; nothing
-    otherwise.
+def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = MeasureOptions()) -> list[str]:
+    """What to say if a model that gives class scores is no better than chance on labelled data, or clearly better if they are read
+    otherwise; nothing otherwise.
 
     Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
     is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
     loses by two and a half standard errors (McNemar); or if it wins more than it loses, and the log probabilities of the labels are
     greater by four.
     """
-    if data.labels is None or data.samples < FEWEST:
+    if data.classes is None or data.samples < FEWEST:
         return []
     part = _some(data)
-    labels, scores = part.labels, _scores(model, part.batches())
+    labels = part.classes
     assert labels is not None
-    if scores is None or labels.min() < 0 or labels.max() > scores.shape[1]:
+    scorer = Scorer.of(model, replace(part, labels=np.minimum(labels, max(labels.max() - 1, 0))), measures)  # they may start at 1
+    scores = None if scorer is None or scorer.judged.kind is not Kind.CLASSES else scorer.scores(part.batches())
+    if scores is None or scorer is None or labels.min() < 0 or labels.max() > scores.shape[1]:
         return []
-    right, chance = _right(scores, labels), _chance(scores, labels)
-    limit = chance + 2 * np.sqrt(max(chance * (1 - chance), 1e-6) / len(labels))
+    right, (blind, limit) = _right(scores, labels), chance(labels, scores.argmax(1))
     words = f"the model is right on {right.mean():.1%} of {len(labels)} labelled samples of {data.name}"
     if right.mean() <= limit:
-        remedies = [(other.right.mean(), other.words) for other in _remedies(model, part, scores, labels)]
+        remedies = [(other.right.mean(), other.words) for other in _remedies(scorer, part, scores, labels)]
         helps = [remedy for remedy in remedies if remedy[0] > max(2 * limit, limit + 0.1)]
         check = "check normalisation, colour order and layout, and that the labels are the model's class numbers"
         advice = max(helps)[1] if helps else check
-        return [f"{words}, no better than chance ({chance:.1%}): {advice}."]
+        return [f"{words}, no better than chance ({blind:.1%}): {advice}."]
     if (~right).sum() <= CLEARLY**2:
         return []  # too few mistakes for any other reading to be clearly better
-    others = [other for other in _remedies(model, part, scores, labels) if _clearly(other.right, right) or _surer(other, scores, labels)]
+    others = [other for other in _remedies(scorer, part, scores, labels) if _clearly(other.right, right) or _surer(other, scores, labels)]
     return [f"{words}, but {max(others, key=lambda other: other.right.mean()).words}."] if others else []
 
 
-def other_reading(model: Model, data: Dataset) -> list[str]:
+def other_reading(model: Model, data: Dataset, measures: MeasureOptions = MeasureOptions()) -> list[str]:
     """A hint for data without labels: another normalisation with which a classifier of images is surer of its answers."""
     if data.labels is not None or data.samples < FEWEST or (others := [one for one in readings(data) if one.normal]) == []:
         return []
     part = _some(data)
-    scores = _scores(model, part.batches())
-    if scores is None or not is_probable(model, scores):
+    scorer = Scorer.of(model, part, measures)
+    scores = None if scorer is None else scorer.scores(part.batches())
+    if scorer is None or scores is None:
         return []
     now, found = _top(scores), []
+    least = 0.0 if scorer.judged.kind is Kind.CLASSES else LIKE_CLASSES
     for other in others:
-        if (changed := _scores(model, _changed(part, other.change))) is not None:
+        if (changed := scorer.scores(_changed(part, other.change))) is not None:
             gain = _top(changed) - now
-            if gain.mean() > HINT and gain.mean() > HINTED * gain.std() / np.sqrt(len(gain)):
+            if gain.mean() > HINT and gain.mean() > HINTED * gain.std() / np.sqrt(len(gain)) and (now + gain).mean() >= least:
                 found.append((float((now + gain).mean()), other.words))
     if not found:
         return []
@@ -164,18 +175,32 @@ def _some(data: Dataset) -> Dataset:
     return data.part(np.unique(np.linspace(0, data.samples - 1, LOOKED_AT).astype(np.int64)))
 
 
-def _scores(model: Model, batches: Batches) -> Array | None:
-    """Class scores, one row a sample; None where there are none."""
-    try:
-        scores = outputs(model, batches)[0]
-    except SfpError:
-        return None  # who really needs to run the model says it better
-    return scores if scores.ndim == 2 and scores.shape[1] > 1 and scores.dtype.kind == "f" else None
+@dataclass(frozen=True)
+class Scorer:
+    """How class scores, one row a sample, come from a model: its outputs at ``place``, as they are ``judged``."""
 
+    model: Model
+    judged: Meaning
+    place: int
 
-def is_probable(model: Model, scores: Array) -> bool:
-    """Whether scores are probabilities: embeddings and the like look as logits do."""
-    return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
+    @classmethod
+    def of(cls, model: Model, data: Dataset, measures: MeasureOptions) -> Scorer | None:
+        """The scorer of a model that gives class scores, or numbers that may be such; None for others."""
+        try:
+            judged = reading_of(model, data, measures).judged
+        except SfpError:
+            return None  # who really needs to run the model says it better
+        flat = judged.kind is Kind.CLASSES and judged.axis is not None
+        flat |= judged.kind is Kind.UNKNOWN and len(judged.shape) == 2 and judged.shape[1] > 1
+        return cls(model, judged, [port.name for port in model_outputs(model)].index(judged.outputs[0])) if flat else None
+
+    def scores(self, batches: Batches) -> Array | None:
+        """Class scores; None where the model does not run, or gives no row for each sample."""
+        try:
+            scores = outputs(self.model, batches)[self.place]
+        except SfpError:
+            return None
+        return self.judged.scores(scores) if self.judged.kind is Kind.CLASSES else scores
 
 
 def _top(scores: Array) -> FloatArray:
@@ -200,12 +225,6 @@ def _surer(other: Remedy, scores: Array, labels: IntArray) -> bool:
     return bool(gain.mean() > SURER * gain.std() / np.sqrt(len(gain)))
 
 
-def _chance(scores: Array, labels: IntArray) -> float:
-    classes = scores.shape[1] + 1
-    answers, asked = (np.bincount(indices, minlength=classes)[:classes] / len(labels) for indices in (scores.argmax(1), labels))
-    return float((answers * asked).sum())
-
-
 @dataclass(frozen=True)
 class Remedy:
     """What else could be meant, which answers are right with it, and the scores of another reading of the inputs."""
@@ -215,12 +234,12 @@ class Remedy:
     scores: Array | None = None
 
 
-def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray) -> Iterator[Remedy]:
+def _remedies(scorer: Scorer, part: Dataset, scores: Array, labels: IntArray) -> Iterator[Remedy]:
     for shift in (1, -1):
         right = _right(scores, labels - shift)
         yield Remedy(f"labels are off by one: with {'1 less' if shift > 0 else '1 more'} it is right on {right.mean():.1%}", right)
     for other in readings(part):
-        changed = _scores(model, _changed(part, other.change))
+        changed = scorer.scores(_changed(part, other.change))
         if changed is not None:
             right = _right(changed, labels)
             yield Remedy(f"{other.words} it is right on {right.mean():.1%}", right, changed)

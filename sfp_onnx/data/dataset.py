@@ -25,17 +25,17 @@ Source = str | Path | Mapping[str, Any] | Array | Callable[[], Any] | Sequence[A
 
 @dataclass(frozen=True, repr=False)
 class Dataset(Shown):
-    """Samples that fit a model. ``labels`` belong to the chosen samples, in their order; ``axis`` is that of the channels as the model
-    takes them; ``notes`` tell the user how the data were read. ``axes``: the sample axis of each input where that is not the first (None:
-    it has none); ``groups``: samples that may run together have the same number, consecutively (None: all may); ``class_names``: by
-    label (empty: unknown)."""
+    """Samples that fit a model. ``labels`` belong to the chosen samples, in their order: integers or floating numbers, one each or more
+    (a class map, boxes); ``axis`` is that of the channels as the model takes them; ``notes`` tell the user how the data were read.
+    ``axes``: the sample axis of each input where that is not the first (None: it has none); ``groups``: samples that may run together have
+    the same number, consecutively (None: all may); ``class_names``: by label (empty: unknown)."""
 
     name: str
     sha256: str
     ports: tuple[Port, ...]
     readers: Mapping[str, Reader]
     indices: IntArray
-    labels: IntArray | None
+    labels: Array | None
     preprocessing: Preprocessing
     batch: int
     fixed: bool
@@ -53,6 +53,12 @@ class Dataset(Shown):
     def samples(self) -> int:
         """How many samples are used."""
         return len(self.indices)
+
+    @property
+    def classes(self) -> IntArray | None:
+        """The labels, if they are one class number per sample."""
+        one_each = self.labels is not None and self.labels.ndim == 1 and self.labels.dtype.kind == "i"
+        return self.labels if one_each else None
 
     def part(self, positions: IntArray) -> Dataset:
         """Some of the samples, by their positions."""
@@ -210,15 +216,3 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, opened: Opened
 def _fits(expected: Sequence[int | str | None], shape: Sequence[int], axis: int | None) -> bool:
     sizes = enumerate(zip(expected, shape, strict=False))
     return len(expected) == len(shape) and all(number == axis or not isinstance(dim, int) or dim == size for number, (dim, size) in sizes)
-
-
-def check_classes(data: Dataset, classes: int) -> None:
-    """Labels must be class indices of the model's output.
-
-    Raises:
-        DataError: a label is negative or not below the number of classes.
-    """
-    if data.labels is not None and len(data.labels) and not (data.labels.min() >= 0 and data.labels.max() < classes):
-        low, high = int(data.labels.min()), int(data.labels.max())
-        hint = " They look as if they started at 1." if low == 1 and high == classes else ""
-        raise DataError(f"{data.name}: labels run from {low} to {high}, but the model has classes 0 to {classes - 1}.{hint}")

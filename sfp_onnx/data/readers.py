@@ -236,19 +236,15 @@ def load_labels(source: str | Path | Array) -> Array:
         raise DataError(f"{path}: cannot read labels (.npy or .npz expected): {getattr(error, 'strerror', None) or error}") from error
 
 
-def check_labels(labels: Array, count: int, name: str) -> IntArray:
+def check_labels(labels: Array, count: int, name: str) -> Array:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if not labels.ndim or labels.dtype.kind not in "iufb":
         hint = "Number the classes as the model's outputs, from 0 on."
-        if labels.ndim == 2 and np.issubdtype(labels.dtype, np.number):
-            hint = "If they are one-hot, give their argmax(1)."
-        elif labels.ndim == 1 and labels.dtype.kind == "f":
-            hint = "Save them as integers: labels.astype(int)."
-        raise DataError(f"{name}: labels must be one integer per sample, found {labels.dtype} of shape {list(labels.shape)}. {hint}")
+        raise DataError(f"{name}: labels must be numbers for each sample, found {labels.dtype} of shape {list(labels.shape)}. {hint}")
     if len(labels) != count:
         raise DataError(f"{name}: {len(labels)} labels for {count} samples. Give one for each, in the order of the samples.")
-    return labels.astype(np.int64)
+    return labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64)
 
 
 # ---- runs: batches from any python function, lists, folders of tensors --------------------------------------------------
@@ -334,7 +330,7 @@ def _parts(item: Any, ports: Sequence[Port]) -> _Run | None:
     if len(arrays) != len(ports) or any(array.dtype.hasobject for array in arrays.values()):
         return None
     arrays = {port.name: fitted(arrays[port.name], port, single=True) for port in ports}
-    return _Run(arrays, None if labels is None else np.asarray(labels).reshape(-1))
+    return _Run(arrays, None if labels is None else np.atleast_1d(labels))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import TargetError
-from ..core.options import PlanOptions, RepairOptions
+from ..core.options import MeasureOptions, PlanOptions, RepairOptions
 from ..core.types import Align, BoolArray, Coupling, FloatArray, Group, Plan
 from ..coupling.analysis import Analysis, Progress, silent
 from ..data.dataset import Dataset
@@ -41,7 +41,7 @@ class Candidates:
 
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
-    built to be measured, they are repaired with ``repair`` on ``data``.
+    built to be measured, they are repaired with ``repair`` on ``data``, and judged by what ``measures`` say of the outputs.
     ``details`` is what the score's plug-in shows in reports.
     """
 
@@ -54,6 +54,7 @@ class Candidates:
     data: Dataset | None = None
     repair: RepairOptions | None = None
     details: Any = None
+    measures: MeasureOptions = MeasureOptions()
 
 
 @dataclass(frozen=True)
@@ -256,27 +257,28 @@ def nearer(candidates: Candidates, best: Trial, asked: PlanOptions, ruler: Ruler
         return best
     trials = {f"--align {trial.options.align}": trial for trial in (best, other)}
     removals = {name: trial.removed for name, trial in trials.items()}
-    name, note = nearest(candidates.analysis, removals, candidates.data, candidates.repair, progress)
+    name, note = nearest(candidates, removals, progress)
     return replace(trials[name], notes=(*trials[name].notes, note))
 
 
-def nearest(
-    analysis: Analysis, removals: Mapping[str, BoolArray], data: Dataset, repair: RepairOptions, progress: Progress = silent
-) -> tuple[str, str]:
+def nearest(candidates: Candidates, removals: Mapping[str, BoolArray], progress: Progress = silent) -> tuple[str, str]:
     """The name of the removal whose repaired model is nearest to the original on a quarter of the data, which the repairs do not see, and
     a word on each."""
+    analysis, data, repair = candidates.analysis, candidates.data, candidates.repair
+    assert data is not None and repair is not None
     count = int(data.samples * HELD_OUT)
     repaired_on, judge = data.split(count, [repair.seed, data.samples])
     models = []
     with progress("comparing widths", len(removals)) as advance:
         for removed in removals.values():
-            models.append(rebuilt(analysis, removed, repaired_on, repair))
+            models.append(rebuilt(analysis, removed, repaired_on, repair, candidates.measures))
             advance(1)
-    word, values = distances(analysis, models, judge)
-    left = dict(zip(removals, values, strict=True))
+    found = distances(analysis, models, judge, candidates.measures)
+    left = dict(zip(removals, found.values, strict=True))
     best = min(left, key=lambda name: left[name])
     shown = ", ".join(f"{value:.4g} with {name}" for name, value in left.items())
-    return best, f"distance from the original after the repair ({word}), on {count} samples held out for this: {shown}; taken: {best}"
+    words = f"distance from the original after the repair ({found.measure}), on {count} samples held out for this"
+    return best, f"{words}: {shown}; taken: {best}"
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------

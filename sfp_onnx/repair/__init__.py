@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import cut, evaluation
 from ..core.errors import ModelError, OptionError, VerificationError
-from ..core.options import RepairOptions
+from ..core.options import MeasureOptions, RepairOptions
 from ..core.types import BoolArray, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..data.dataset import Dataset
@@ -27,8 +27,8 @@ NOTHING = 1e-6  # distances below this are rounding
 @dataclass(frozen=True)
 class Repaired:
     """A repaired model, what was done to its layers, and how far it and the unrepaired one are from the original on ``checked``
-    samples (``measure``: KL divergence of the answers of a classifier, else relative error). ``held_out``: the samples had no part
-    in the repair."""
+    samples (``measure``: by what, as the task asks for; a share of answers counts as what is missing to all). ``held_out``: the samples
+    had no part in the repair. ``kept``: else the model is as it was cut, which is no farther from the original."""
 
     model: Model
     kind: str
@@ -39,23 +39,28 @@ class Repaired:
     checked: int
     held_out: bool
     notes: tuple[str, ...]
+    kept: bool = True
 
     @property
     def figures(self) -> dict[str, object]:
         """For the manifest."""
         distances = {name: value if np.isfinite(value) else None for name, value in (("before", self.before), ("after", self.after))}
-        shown = {name: getattr(self, name) for name in ("kind", "measure", "checked", "held_out")}
+        shown = {name: getattr(self, name) for name in ("kind", "measure", "checked", "held_out", "kept")}
         return {**shown, **distances, "layers": [vars(fit) for fit in self.fits]}
 
 
 def repaired(
-    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress = silent
-) -> Repaired:
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress = silent,
+    how: MeasureOptions = MeasureOptions(),
+) -> Repaired:  # fmt: skip
     """Repair a cut model.
+
+    Args:
+        how: what the outputs mean, and so how far models are from the original.
 
     Raises:
         OptionError: unknown kind of repair, or "bn" where the model has no BatchNormalization left to re-estimate.
-        VerificationError: the repaired model is not finite, or farther from the original than before (unless ``options.force``).
+        VerificationError: the repaired model is not finite, or clearly farther from the original than before (unless ``options.force``).
         ModelError: the model cannot be run in segments.
     """
     fitted, judge, apart = _split(data, options.seed)
@@ -64,25 +69,35 @@ def repaired(
     else:
         model, fits, words = _weights(analysis, pruned, removed, fitted, options, progress)
     check(model)
-    word, (before, after) = distances(analysis, (pruned, model), judge)
+    found = distances(analysis, (pruned, model), judge, how)
+    before, after = found.values
     place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
-    result = f"distance from the original ({word}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
+    result = f"distance from the original ({found.measure}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
     words = f"repair ({options.kind}, {fitted.samples} samples): {words}; {result}"
-    notes = [words]
-    if not np.isfinite(after) or after > max(before, NOTHING):
+    notes, kept = [words], bool(np.isfinite(after) and after <= max(before, NOTHING))
+    if not kept and (found.clearly_worse or options.force):
         problem = f"the repair took the model away from the original: {words}. "
         if not options.force:
             raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
         notes.append(problem + "Kept, because of --force.")
-    return Repaired(model, options.kind, tuple(fits), word, before, after, judge.samples, apart, tuple(notes))
+        kept = True
+    elif not kept:
+        notes.append(f"the repair brought nothing that {judge.samples} samples could tell from chance: the model is kept as it was cut")
+    shown = (found.measure, before, after, judge.samples, apart)
+    return Repaired(model if kept else pruned, options.kind, tuple(fits), *shown, tuple(notes), kept)
 
 
-def rebuilt(analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None) -> Model:
+def rebuilt(
+    analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions()
+) -> Model:
     """The cut model, repaired if there are data and options for it (better or worse: it is judged afterwards)."""
     pruned = cut.cut(analysis.prepared, analysis.coupling, removed)
     if options is None or data is None:
         return pruned
-    return repaired(analysis, pruned, removed, data, replace(options, force=True)).model
+    try:
+        return repaired(analysis, pruned, removed, data, options, how=how).model
+    except VerificationError:
+        return repaired(analysis, pruned, removed, data, replace(options, force=True), how=how).model
 
 
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
@@ -110,19 +125,18 @@ def _weights(analysis: Analysis, pruned: Model, removed: BoolArray, data: Datase
     return model, fits, words
 
 
-def distances(analysis: Analysis, models: Sequence[Model], data: Dataset) -> tuple[str, list[float]]:
-    """How far models are from the original: KL divergence for classifiers, else relative error.
+def distances(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions = MeasureOptions()) -> evaluation.Distances:
+    """How far models are from the original, by what their outputs mean.
 
     Raises:
         VerificationError: a model does not run.
     """
     try:
-        answers, classifier, _ = evaluation.measure([analysis.model, *models], data.batches(), None)
+        reading = evaluation.reading_of(analysis.model, data, how)
+        compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0]
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
-    if classifier:
-        return "KL divergence", [sums.divergence / data.samples for sums in answers[1:]]
-    return "relative error", [sums.relative_error or 0.0 for sums in answers[1:]]
+    return evaluation.distances(compared[1:])
 
 
 # ---- statistics of BatchNormalization, re-estimated ------------------------------------------------------------------

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import report
+from ..core.options import MeasureOptions
 from ..core.system import command_line
 from ..core.types import Array, BoolArray, FloatArray, Pinned, Size
 from ..coupling.analysis import Analysis, Progress, channels_by_reason, silent
 from ..coupling.cost import keep_mask, layer_macs
 from ..data.dataset import Dataset
-from ..evaluation import Evaluation, evaluate, is_classifier, log_probabilities
+from ..evaluation import Evaluation, evaluate, loss_of
+from ..evaluation.meaning import Kind, log_probabilities, read
 from ..export import Packaged
 from ..graph import Model, outputs
 from ..graph.save import file_bytes, fingerprint
@@ -61,12 +63,12 @@ def prune_page(
     analysis = scored.analysis
     measured: Sequence[Evaluation] = result.evaluation
     if not measured and data is not None:
-        measured = evaluate([result.original, result.model], data, progress=progress)
+        measured = evaluate([result.original, result.model], data, progress=progress, how=scored.measures)
     removed = removal_of(result.plan, analysis.coupling, analysis.model.sha256)
     sections = [
         *_layers(widths_of(analysis), widths_of(analysis, removed)), *_times(layer_times(analysis, result.model, setup, batch, progress)),
         _scores(scored, removed), *_of_plugins(scored, data, progress), *_repair(result), *_packaging(result.packaged),
-        *_differences(result.original, result.model, test_data or data), _pinned(analysis.coupling.pinned),
+        *_differences(result.original, result.model, test_data or data, scored.measures), _pinned(analysis.coupling.pinned),
     ]  # fmt: skip
     if result.notes:
         sections.append(report.Section("Notes", tuple(result.notes)))
@@ -79,7 +81,10 @@ def prune_page(
     return _page(f"{_name(analysis)}, pruned", words, cards, sections, analysis, result.data)
 
 
-def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], data: Dataset, times: LayerTimes | None) -> report.Page:
+def evaluate_page(
+    analyses: Sequence[Analysis], measured: Sequence[Evaluation], data: Dataset, times: LayerTimes | None,
+    how: MeasureOptions = MeasureOptions(),
+) -> report.Page:  # fmt: skip
     """The page of measured models; the first is the reference, the headline is that of the last."""
     first, last = analyses[0], analyses[-1]
     before, known = widths_of(first), {row.name: row for row in widths_of(last)}
@@ -91,7 +96,7 @@ def evaluate_page(analyses: Sequence[Analysis], measured: Sequence[Evaluation], 
     rows = tuple((result.model, *text.figures(result, columns)) for result in measured)
     sections += [*_times(times), report.Section("All figures", table=report.Table(("model", *columns), rows))]
     if len(analyses) > 1:
-        sections += _differences(first.model, last.model, data)
+        sections += _differences(first.model, last.model, data, how)
     sections.append(_pinned(first.coupling.pinned))
     title = " and ".join(dict.fromkeys(_name(analysis) for analysis in (first, last)))
     cards = _cards((measured[0].size, measured[-1].size), (measured[0], measured[-1]), _place(data))
@@ -167,8 +172,9 @@ def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation
             cards.append(report.Card("Accuracy (top-1)", f"{first.top1:.2%}", f"{last.top1:.2%}", change))
         if last.agreement is not None:
             cards.append(report.Card("Same answer as the original", "", f"{last.agreement:.2%}", f"on {place}"))
-        elif last.relative_error is not None:
-            cards.append(report.Card("Relative error to the original", "", f"{last.relative_error:.3g}", f"on {place}"))
+        elif last.value is not None:
+            before, after = (text.text_of(one.metric, one.value) for one in measured)
+            cards.append(report.Card(last.metric.capitalize(), before, after, f"on {place}"))
     for name, figure, unit in (("MACs per sample", "macs", ""), ("Parameters", "params", ""), ("File", "bytes", "B")):
         old, new = (getattr(size, figure, None) for size in sizes)
         if old and new is not None:
@@ -287,11 +293,10 @@ def _pinned(pinned: Sequence[Pinned]) -> report.Section:
 
 def _accuracies(points: Sequence[Point]) -> tuple[list[float], str]:
     """What the points are judged by (larger is better), and its name."""
-    for name, words in (("top1", "top-1 %"), ("agreement", "agreement with the original %")):
-        values = [getattr(point, name) for point in points]
-        if all(value is not None for value in values):
-            return [100 * value for value in values], words
-    return [100 * (1 - (point.relative_error or 0.0)) for point in points], "100 % less relative error"
+    metric = points[-1].metric
+    whole = 1.0 if metric == "centred error" else 0.0
+    words = {"top-1": "top-1 %", "agreement": "agreement with the original %", "centred error": "100 % less centred error"}
+    return [100 * (whole - loss_of(metric, point.value)) for point in points], words.get(metric, f"{metric} %")
 
 
 def _choice(points: Sequence[Point], values: Sequence[float]) -> Point | None:
@@ -302,7 +307,7 @@ def _choice(points: Sequence[Point], values: Sequence[float]) -> Point | None:
 def _evaluation(point: Point) -> Evaluation:
     assert point.size is not None
     accuracies = (point.top1, point.agreement, point.kl, point.relative_error)
-    return Evaluation(point.target, 0, *accuracies, point.size, point.latency_ms, None, point.latency_ratio)
+    return Evaluation(point.target, 0, *accuracies, point.size, point.latency_ms, None, point.latency_ratio, point.metric, point.value)
 
 
 def _points_table(points: Sequence[Point]) -> report.Table:
@@ -316,21 +321,23 @@ def _points_table(points: Sequence[Point]) -> report.Table:
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _differences(before: Model, after: Model, data: Dataset | None) -> list[report.Section]:
+def _differences(before: Model, after: Model, data: Dataset | None, how: MeasureOptions) -> list[report.Section]:
     """Samples that two classifiers of images answer differently."""
     if data is None or not _are_images(data):
         return []
-    name = outputs(before)[0].name
+    names = [port.name for port in outputs(before)]
     pictures: list[report.Picture] = []
     count = 0
-    for batch in side_by_side([open_model(model) for model in (before, after)], data.batches(), [name]):
+    for batch in side_by_side([open_model(model) for model in (before, after)], data.batches(), names):
         images, start = next(iter(batch[0].feeds.values())), batch[0].first
-        answers = [observed.samples(name) for observed in batch]
-        if images.ndim != 4 or images.shape[1] not in CHANNELS or not is_classifier(answers[0], batch[0].count):
+        if count == 0:
+            judged = read(before, batch[0], data.labels, how).judged
+        if images.ndim != 4 or images.shape[1] not in CHANNELS or judged.kind is not Kind.CLASSES or judged.axis is None:
             break
+        answers = [judged.scores(observed.samples(judged.outputs[0])) for observed in batch]
         classes, shares = [output.argmax(1) for output in answers], [np.exp(log_probabilities(output)) for output in answers]
         for row in np.flatnonzero(classes[0] != classes[1])[: MOST_PICTURES - len(pictures)]:
-            lines = [] if data.labels is None else [f"label {data.labels[start + row]}"]
+            lines = [] if data.classes is None else [f"label {data.classes[start + row]}"]
             both = zip(report.WORDS, classes, shares, strict=True)
             lines += [f"{word}: {chosen[row]} ({share[row].max():.0%})" for word, chosen, share in both]
             pictures.append(report.Picture(report.png(_pixels(images[row], data)), tuple(lines)))

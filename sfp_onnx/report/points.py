@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import OptionError
-from ..core.options import PlanOptions
+from ..core.options import MeasureOptions, PlanOptions
 from ..core.types import Size
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
-from ..evaluation import evaluate
+from ..evaluation import evaluate, loss_of
+from ..evaluation.meaning import Reading
 from ..graph import Model
 from ..graph.save import file_bytes
 from ..latency.measure import latencies_of
@@ -23,7 +24,7 @@ from ..runtime import Setup
 from .manifest import Pruned, manifest, write_json
 
 MOST = 100
-ACCURACY = ("top1", "agreement", "kl", "relative_error")
+ACCURACY = ("top1", "agreement", "kl", "relative_error", "metric", "value", "measures", "worst")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Point:
     """One target of a sweep: what came out, or why nothing did (``failure``).
 
     ``latency_ratio`` is to the original, from minima of interleaved runs at the options' batch size; ``front``: no other point is at
-    least as good in accuracy (top-1, else agreement, else relative error), file size and latency, and better in one.
+    least as good in accuracy (the measure of the task), file size and latency, and better in one.
     """
 
     target: str
@@ -40,6 +41,10 @@ class Point:
     agreement: float | None = None
     kl: float | None = None
     relative_error: float | None = None
+    metric: str = ""
+    value: float | None = None
+    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    worst: str = ""
     latency_ms: float | None = None
     latency_ratio: float | None = None
     front: bool = False
@@ -82,11 +87,12 @@ def saved_point(result: Pruned, target: str, analysis: Analysis, folder: Path | 
 
 
 def measured_points(
-    analysis: Analysis, points: Sequence[Point], models: Sequence[Model], judge: Dataset | None, options: PlanOptions
-) -> list[Point]:
-    """The points with figures, the original first."""
+    analysis: Analysis, points: Sequence[Point], models: Sequence[Model], judge: Dataset | None, options: PlanOptions,
+    how: Reading | MeasureOptions = MeasureOptions(),
+) -> list[Point]:  # fmt: skip
+    """The points with figures, the original first; ``how``: what the outputs mean."""
     seconds = latencies_of(models, analysis, Setup(options.threads, options.provider), options.batch)
-    measured = [] if judge is None else evaluate(models, judge, latency=False, threads=options.threads)
+    measured = [] if judge is None else evaluate(models, judge, latency=False, threads=options.threads, how=how)
     rows = [Point("original", size=analysis.size()), *points]
     for number, index in enumerate(index for index, point in enumerate(rows) if not point.failure):
         accuracy = {name: getattr(measured[number], name) for name in ACCURACY} if measured else {}
@@ -100,8 +106,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
     def costs(point: Point) -> tuple[float, float, float]:
         assert point.size is not None and point.latency_ratio is not None
-        accuracy = point.agreement if point.top1 is None else point.top1
-        return (point.relative_error or 0.0) if accuracy is None else -accuracy, float(point.size.bytes or 0), point.latency_ratio
+        return loss_of(point.metric, point.value), float(point.size.bytes or 0), point.latency_ratio
 
     rows = [(point, costs(point)) for point in points if not point.failure]
     best = {

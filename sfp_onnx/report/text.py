@@ -134,6 +134,8 @@ COLUMNS = {  # the figure that a column shows, and its form; counts have none
     "MACs": ("macs", ""), "params": ("params", ""), "bytes": ("bytes", ""),
     "min ms": ("latency_min_ms", ".3f"), "median ms": ("latency_median_ms", ".3f"), "ratio": ("latency_ratio", ".2f"),
 }  # fmt: skip
+KNOWN = ("KL divergence",)  # measures that have a column under another name
+PLAIN = ("KL divergence", "cosine", "rank correlation")  # measures that are no shares
 STEP = ("bytes", "top-1", "agreement", "rel. error", "min ms", "ratio")
 POINT = ("top-1", "agreement", "rel. error", "MACs", "params", "bytes", "min ms", "ratio")
 
@@ -161,8 +163,19 @@ def point_rows(points: Sequence[Point]) -> list[list[str]]:
 
 
 def evaluation_text(results: Sequence[Evaluation]) -> str:
-    """Measured figures as a table; the first model is the reference."""
-    return table(("model", *COLUMNS), [[measured.model, *figures(measured)] for measured in results])
+    """Measured figures as a table, and which output is farthest from the original's; the first model is the reference."""
+    metric = results[-1].metric
+    own = (metric,) if metric and metric.lower() not in map(str.lower, (*COLUMNS, *KNOWN)) else ()
+    rows = []
+    for measured in results:
+        rows.append([measured.model, *([text_of(metric, measured.value)] if own else []), *figures(measured)])
+    worst = [f"farthest from the original in {measured.model}: {measured.worst}" for measured in results if measured.worst]
+    return "\n".join([table(("model", *own, *COLUMNS), rows), *worst])
+
+
+def text_of(metric: str, value: float | None) -> str:
+    """A value of a measure for people: a share in percent where it is one."""
+    return "-" if value is None else f"{value:.4f}" if metric in PLAIN else f"{value:.2%}"
 
 
 def steps_text(steps: Sequence[Step]) -> str:
@@ -206,8 +219,9 @@ def accuracy_text(results: Sequence[Evaluation]) -> str:
         lines.append(f"top-1 on {before.samples} held-out samples: {before.top1:.2%} -> {after.top1:.2%}")
     elif after.agreement is not None:
         lines.append(f"agreement with the original on {after.samples} held-out samples: {after.agreement:.2%}")
-    elif after.relative_error is not None:
-        lines.append(f"relative error to the original on {after.samples} held-out samples: {after.relative_error:.4f}")
+    elif after.value is not None:
+        values = [text_of(after.metric, one.value) for one in results]
+        lines.append(f"{after.metric} on {after.samples} held-out samples: {' -> '.join(values)}")
     if after.latency_ratio is not None:
         times = f"{before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms"
         lines.append(f"latency {times} per batch ({after.latency_ratio:.2f} of the original)")

@@ -15,9 +15,10 @@ from ...core.system import user_function
 from ...core.types import Array, BoolArray, FloatArray, Group, IntArray
 from ...coupling.analysis import Analysis, describe, silent
 from ...data.dataset import Dataset
-from ...evaluation import is_classifier, log_probabilities
+from ...evaluation.meaning import Kind, Meaning, log_probabilities, read
 from ...graph.save import write_text
 from ...planning import bounds, parse_target, widths
+from ...runtime import observe
 from ...scores.scoring import Scored, Setting
 from . import PREFIX, REWARDS, BanditOptions, policies
 from .ablation import Ablations, Block, Running
@@ -29,19 +30,20 @@ Reward = Callable[[Outputs, Outputs, IntArray | None], FloatArray]
 TEMPERATURE = 4.0  # softens the outputs: the ranking is the same from 5 to 30 times fewer images than at 1
 
 
-def make_reward(name: str | None, references: Sequence[Outputs], labels: IntArray | None) -> Reward:
-    """The built-in reward of that name; None: `divergence` for classifiers, else `relative-error`.
+def make_reward(name: str | None, references: Sequence[Outputs], labels: IntArray | None, judged: Meaning | None = None) -> Reward:
+    """The built-in reward of that name; None: `divergence` for class scores, else `relative-error`.
 
     Args:
         references: the model's outputs on all blocks of images.
+        judged: what is known of the first.
 
     Raises:
         DataError: the reward needs labels, class scores or floating outputs, and there are none.
         OptionError: unknown name.
     """
     first = references[0]
-    classes = is_classifier(first[0], len(first[0]))
-    name = name or ("divergence" if classes else "relative-error")
+    classes = first[0].dtype.kind == "f" and first[0].ndim == 2 and first[0].shape[1] > 1  # may be scores, if it is asked for
+    name = name or ("divergence" if classes and judged is not None and judged.kind is Kind.CLASSES else "relative-error")
     if name == "divergence":
         if not classes:
             raise DataError("reward 'divergence' needs class scores (one row of at least two per image); use relative-error")
@@ -78,6 +80,10 @@ def _relative_error(references: Sequence[Outputs]) -> Reward:
     if not kept:
         raise DataError("the model has no floating output to compare; give reward=module:function")
     blocks = [[block[index] for index in kept] for block in references]
+    sizes = {_flat(block).shape[1] for block in blocks}
+    if len(sizes) > 1:
+        raise DataError(f"bandit scores compare outputs of one size for all samples, these have {min(sizes)} to {max(sizes)} values. "
+                        "Give reward=module:function, or use a score such as obs or contribution.")  # fmt: skip
     count = sum(len(block[0]) for block in blocks)
     centre = sum(_flat(block).sum(0) for block in blocks) / count
     scale = (sum(float(((_flat(block) - centre) ** 2).sum()) for block in blocks) / count) ** 0.5
@@ -214,7 +220,7 @@ def gather(data: Dataset, order: IntArray, batch: int) -> list[Block]:
     blocks = []
     for first in range(0, len(order), batch):
         images = {name: rows[first : first + batch] for name, rows in held.items()}
-        labels = None if data.labels is None else data.labels[order[first : first + batch]]
+        labels = None if data.classes is None else data.classes[order[first : first + batch]]
         padding = data.batch - batch if data.fixed else 0
         if padding:
             images = {name: np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)]) for name, rows in images.items()}
@@ -259,10 +265,11 @@ class _Search:
         self.text: str | None = None
         blocks = self._blocks()
         self.engine = Ablations(analysis.prepared, analysis.coupling, self.aim.groups, blocks, Running(self.options.memory))
-        labels = None if data.labels is None else np.concatenate([block.labels for block in blocks if block.labels is not None])
+        labels = None if data.classes is None else np.concatenate([block.labels for block in blocks if block.labels is not None])
         named = self.options.reward or ""
         theirs = checked(user_function(named, f"reward={named}"), named) if ":" in named else None
-        self.reward = theirs or make_reward(named or None, self.engine.references, labels)
+        seen = next(iter(observe(analysis.model, [(blocks[0].feeds, blocks[0].count)])))
+        self.reward = theirs or make_reward(named or None, self.engine.references, labels, read(analysis.model, seen, labels).meanings[0])
         self.deadline = time.monotonic() + (self.options.budget or np.inf)  # opening sessions is not part of the budget
         self.horizon = self._horizon()
 

@@ -12,7 +12,7 @@ import onnx
 
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
-from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, RepairOptions, option, rare
+from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, MeasureOptions, RepairOptions, option, rare
 from ...core.system import log
 from ...core.types import Array, BoolArray, Shown, Size
 from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
@@ -165,6 +165,7 @@ def dilute(
     source: ModelSource | Analysis, options: DiluteOptions, data: DataSource | None = None, progress: Progress = silent,
     measured: ends.Measured | None = None, *, test_data: DataSource | None = None, data_options: DataOptions = DataOptions(),
     inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, manifest: Path | None = None, sparse: bool = False,
+    measure_options: MeasureOptions = MeasureOptions(),
 ) -> Diluted:  # fmt: skip
     """Zero connections without changing a shape, re-fit the rest, and remove channels that are left without any; then measure and write
     what is asked for.
@@ -184,11 +185,11 @@ def dilute(
     named = options.method is not None
     options = options if named else replace(options, method=default_method(data is not None))
     check_dilution(options, data is not None)
-    inputs = Sources(data, None, test_data, data_options, inspect_options).open(source, [output, manifest])
+    inputs = Sources(data, None, test_data, data_options, inspect_options, (), measure_options).open(source, [output, manifest])
     log.info(f"method: {options.method}{'' if named else ' (default)'}")
     result = _diluted(inputs.analysis, options, inputs.data, progress, measured)
     if inputs.test_data is not None:
-        first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress)
+        first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress, how=inputs.read(inputs.test_data))
         result = replace(result, evaluation=(first, replace(last, model=str(output or last.model))))
     recorded = dilution_manifest(result, output, sparse)
     with together():

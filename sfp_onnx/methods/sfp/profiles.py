@@ -261,8 +261,8 @@ def class_profiles(
     if samples < classes:
         raise DataError(f"{samples} samples for {classes} labels: class profiles need at least one per label, and some 50 to be "
                         f"good. Give more data, or use a score that needs no labels: {free}.")  # fmt: skip
-    if data.labels is not None:
-        _check_present(data.labels, classes, free)
+    if data.classes is not None:
+        _check_present(data.classes, classes, free)
     widths = [tap.width for tap in chosen]
     room_for = max(1, FEATURE_BYTES // max(1, 4 * sum(widths)))
     stored = np.arange(samples)
@@ -270,7 +270,7 @@ def class_profiles(
         stored = np.sort(np.random.default_rng(options.seed).choice(samples, room_for, replace=False))
     with room(stored, widths) as store:
         with progress("profiling", samples) as advance:
-            sums = collect(analysis.prepared.model, chosen, scores, pass_batches(analysis, data), data.labels, store, advance)
+            sums = collect(analysis.prepared.model, chosen, scores, pass_batches(analysis, data), data.classes, store, advance)
         labels = np.concatenate(sums.labels)
         _check_present(labels, classes, free)
         counts = np.bincount(labels, minlength=classes)
@@ -281,7 +281,7 @@ def class_profiles(
                 means = (total / np.maximum(counts, 1)[:, None]).T
                 layers.append(_layer(tap, means, counts > 0, Samples(store.get(index), labels[stored], train), test, options))
                 advance(1)
-    missing, source = tuple(np.flatnonzero(counts == 0).tolist()), "argmax" if data.labels is None else "given"
+    missing, source = tuple(np.flatnonzero(counts == 0).tolist()), "argmax" if data.classes is None else "given"
     return Profiles(tuple(layers), classes, source, missing, samples, len(train), len(test), tuple(skipped))
 
 
