@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .core import system
-from .core.errors import OptionError, VerificationError
+from .core.errors import ModelError, OptionError, VerificationError
 from .core.options import MeasureOptions, OutputOptions
-from .core.types import Array
+from .core.types import Array, Node
 from .coupling.analysis import Analysis
 from .data.dataset import Dataset
 from .evaluation import tally
 from .evaluation.meaning import read
-from .graph import Model, outputs
+from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, with_node_names
 from .graph.load import load
+from .graph.opset import raised
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
+from .rules.scales import on_integers
 from .runtime import Batches, Session, latencies, open_model, open_ort, quantize, save_ort
+
+Feeding = Callable[[], Iterable[Mapping[str, Array]]]
+"""Gives batches of inputs, from the first one on each time."""
+# Opsets: of scales per channel, of float16 beside integers, of QuantizeLinear at all, and of its dynamic form.
+CHANNELS_OPSET, HALF_OPSET, FIRST_OPSET, DYNAMIC_OPSET = 13, 19, 10, 11
 
 
 @dataclass(frozen=True)
@@ -65,24 +75,108 @@ def halved(model: Model) -> tuple[Model, Model, str]:
     """
     small, rounded, left = half_weights(model)
     if len(small.weights) == len(left) or small.proto == model.proto:
-        raise OptionError("--half: the model has no float32 weights of more than 1 KiB that float16 can hold")
+        raise OptionError("--fp16: the model has no float32 weights of more than 1 KiB that float16 can hold")
     words = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
-    return small, rounded, f"half: weights are stored as float16 and computed with as float32{words}"
+    return small, rounded, f"fp16: weights are stored as float16 and computed with as float32{words}"
 
 
-def quantized(model: Model, batches: Iterable[Mapping[str, Array]] | None) -> Model:
-    """The model on 8-bit integers: static (QuantizeLinear/DequantizeLinear, ranges from ``batches``) or, without data, dynamic.
+def quantized(model: Model, batches: Feeding | None) -> Model:
+    """The model on 8-bit integers: static (QuantizeLinear/DequantizeLinear, ranges from the batches that ``batches()`` gives) or, without
+    data, dynamic. The opset is raised where scales per channel need it (else there is one per tensor); nodes on which the quantiser fails
+    stay floating.
 
     Raises:
-        ModelError: onnxruntime cannot quantise it.
+        OptionError: it is quantised already, or its type cannot be. ModelError: onnxruntime cannot quantise it.
     """
-    with system.temporary("the quantised model") as folder:
+    half = any(held.dtype == np.float16 and len(held.shape) > 1 for held in initializers(model).values())
+    if half and batches is None:
+        raise OptionError("--quantize int8: float16 weights are quantised with --data only. Give data, or the float32 export.")
+    facts: dict[str, Any] = {}
+    try:
+        ready = raised(model, HALF_OPSET if half else CHANNELS_OPSET)
+    except ModelError as error:
+        if half or model.opset < (FIRST_OPSET if batches else DYNAMIC_OPSET):
+            raise ModelError(f"{error}. --quantize int8 needs it: export the model with opset {CHANNELS_OPSET} or later.") from error
+        ready, facts = model, {"per_channel": False}
+    named = with_node_names(ready)
+    try:
+        return _quantized(model, ready, batches, facts)
+    except ModelError:
+        weighed = [node.name for node in nodes(named) if any(len(held.shape) > 1 for held in _weights_of(node, named))]
+        left = [name for name in weighed if not _quantizes(model, named, batches, {**facts, "nodes_to_quantize": [name]})]
+        if not left or len(left) == len(weighed):
+            raise
+        return _quantized(model, named, batches, {**facts, "nodes_to_exclude": left})
+
+
+def _weights_of(node: Node, model: Model) -> list[Initializer]:
+    held = initializers(model)
+    return [held[name] for name in node.inputs if name in held]
+
+
+def _quantizes(model: Model, ready: Model, batches: Feeding | None, facts: Mapping[str, Any]) -> bool:
+    """Whether the quantiser can do it, as far as one batch tells."""
+    try:
+        _quantized(model, ready, None if batches is None else lambda: islice(batches(), 1), facts)
+    except ModelError:
+        return False
+    return True
+
+
+def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mapping[str, Any]) -> Model:
+    with system.temporary("another form of the model") as folder:
         source, target = folder / "float.onnx", folder / "int8.onnx"
-        save(replace(model, source=None, files=()), source)
-        quantize(source, target, batches, model.name)
-        converted = load(target)
+        save(replace(ready, source=None, files=()), source)
+        quantize(source, target, None if batches is None else batches(), model.name, **facts)
+        try:
+            converted = load(target)
+        except ModelError as error:
+            raise ModelError(str(error).replace(str(target), f"{model.name}, as onnxruntime quantised it")) from error
         weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
-    return replace(converted, weights=weights, source=model.source, files=model.files, edited=True)
+    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True)
+    open_model(converted)  # the quantiser writes models that onnxruntime cannot run, too
+    return converted
+
+
+def refuse(analysis: Analysis, options: OutputOptions) -> None:
+    """Refuse, before any work, what packaging could do nothing to.
+
+    Raises:
+        OptionError: quantised already, or of weights that cannot be quantised.
+    """
+    if not options.quantize:
+        return
+    integer = [node.name for node in analysis.prepared.nodes if on_integers(node)]
+    if integer:
+        shown = f"{len(integer)} nodes work on integers, such as '{integer[0]}'"
+        raise OptionError(f"--quantize int8: the model is quantised already: {shown}. Leave the option out, or give the float model.")
+    held = initializers(analysis.prepared.model)
+    kinds = {str(held[name].dtype) for _, name in _weighed(analysis, analysis.prepared.model)}
+    if kinds and not kinds & {"float32", "float16"}:
+        known = f"the weights are {', '.join(sorted(kinds))}, and onnxruntime's quantiser takes float32"
+        raise OptionError(f"--quantize int8: nothing would be quantised: {known}. Leave the option out, or export the model in float32.")
+
+
+def kept_float(analysis: Analysis, model: Model, result: Model) -> list[str]:
+    """Layers of a model whose weights are still floating after it was quantised.
+
+    Raises:
+        OptionError: all of them.
+    """
+    weighed, integers = _weighed(analysis, model), {name for name, held in initializers(result).items() if held.dtype.itemsize == 1}
+    left = [node for node, name in weighed if not {f"{name}_quantized", f"{name}_Transposed_quantized"} & integers]
+    if len(left) == len(weighed):
+        operators = ", ".join(sorted({node.operator for node in left})) or "every layer"
+        known = f"onnxruntime's quantiser leaves {operators} as it is"
+        raise OptionError(f"--quantize int8: nothing was quantised: {known}. Nothing was written. Leave the option out.")
+    return [node.name for node in left]
+
+
+def _weighed(analysis: Analysis, model: Model) -> list[tuple[Node, str]]:
+    """Layers of the original that a model still has, and the initializers with their weights there."""
+    index, held = GraphIndex(nodes(model)), initializers(model)
+    found = [(layer.node, index.maker(layer.node.outputs[0]), layer.weight.position) for layer in analysis.coupling.layers if layer.weight]
+    return [(own, node.inputs[position]) for own, node, position in found if node is not None and node.inputs[position] in held]
 
 
 def ort_file(model: Model) -> OrtFile:
@@ -98,12 +192,19 @@ def ort_file(model: Model) -> OrtFile:
         return OrtFile(path.read_bytes(), operators)
 
 
+def packaged(model: Model, options: OutputOptions, batches: Feeding | None) -> Model:
+    """The last ONNX form that is asked for."""
+    if options.quantize:
+        return quantized(half_weights(model)[1] if options.fp16 else model, batches)
+    return half_weights(model)[0] if options.fp16 else model
+
+
 # ---- all forms, one after the other ----------------------------------------------------------------------------------
 
 CALIBRATED = 512  # samples that ranges are taken from
+SHOWN = 5  # names in a sentence
 REPEATS = 30
-# Largest relative error (root mean square) to what the step started from; integers are judged by the user, by the table.
-TOLERANCES = {"half": 1e-2, "ort": 1e-2}
+TOLERANCES = {"fp16": 1e-2, "ort": 1e-2}  # largest relative error (root mean square) to what the step started from
 
 
 @dataclass(frozen=True)
@@ -148,18 +249,23 @@ def package(
     """
     models = {"original": analysis.model, "pruned": pruned}
     plain, last, notes = pruned, pruned, []
-    if options.half:
+    if options.fp16:
         last, plain, words = halved(pruned)
-        models["half"] = last
+        models["fp16"] = last
         notes.append(words)
     if options.quantize:
-        batches = None if data is None else (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
-        last = models[options.quantize] = quantized(plain, batches)
+        last = models[options.quantize] = quantized(plain, None if data is None else partial(_ranged, data))
+        left = kept_float(analysis, plain, last)
+        if last.opset > plain.opset:
+            notes.append(f"int8: opset {plain.opset} is raised to {last.opset}, as scales per channel need it")
+        if left:
+            shown = ", ".join(left[:SHOWN]) + (", ..." if len(left) > SHOWN else "")
+            notes.append(f"int8: {len(left)} layers stay floating, since onnxruntime's quantiser cannot take them: {shown}")
         ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
-        rounded = "; made from the weights rounded to float16" if options.half else ""
+        rounded = "; made from the weights rounded to float16" if options.fp16 else ""
         notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
     ort = ort_file(last) if options.save_ort is not None else None
-    if ort and options.half and not options.quantize:
+    if ort and options.fp16 and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
     sizes = {name: file_bytes(model) for name, model in models.items()}
     sessions = {name: open_model(model) for name, model in models.items()}
@@ -170,6 +276,11 @@ def package(
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, ort, steps, tuple(notes))
+
+
+def _ranged(data: Dataset) -> Iterator[Mapping[str, Array]]:
+    """What ranges of activations are taken from."""
+    return (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
 
 
 def _measured(
@@ -190,6 +301,8 @@ def _measured(
         if error is not None and not (np.isfinite(error) and error <= allowed):
             far = f"relative error {error:.3g} to the model that it was made from, allowed {allowed:g}"
             raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")
+        if sums.lost:
+            raise VerificationError(f"step '{name}': {sums.lost} of the float model. Nothing was written. Leave this step out.")
     times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
     steps = []
     for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):

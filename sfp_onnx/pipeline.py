@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from .core.options import (
     expect,
 )
 from .core.system import log
-from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown
-from .coupling.analysis import Analysis, DataSource, Progress, describe, inspect, reasons, silent
-from .coupling.cost import cuts, keep_mask, vanishing
+from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
+from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
+from .coupling.cost import cuts, keep_mask, params_of
 from .coupling.trace import random_feeds
 from .cut import cut
 from .cut.verify import Verification, compare, maskable, runs_at
@@ -39,13 +38,14 @@ from .data.checks import opened, training_mode
 from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop, reading_of, unknown_meaning
 from .evaluation.meaning import TASKS, Reading
-from .export import package, written_by
+from .export import package, refuse, written_by
 from .graph.load import ModelSource, load
-from .graph.save import check_output, fingerprint, together, write_text
+from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
 from .planning import figures, max_drop, parse_target, search, widths
-from .repair import repaired
+from .planning.form import form_for
+from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
@@ -148,8 +148,10 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
     """The repair that follows: by default least squares where there are data; None if there is none.
 
     Raises:
-        OptionError: a repair without data.
+        OptionError: a repair without data, or fine-tuning without a repair.
     """
+    if repair is not None and repair.finetune and (data is None or repair.fit == "none"):
+        raise OptionError("--finetune follows a repair: it needs --data, and no --repair none (`sfp-onnx finetune` does it alone)")
     if repair is None or repair.fit == "none" or (repair.fit == "default" and data is None):
         return None
     if data is None:
@@ -198,7 +200,8 @@ def plan(
     if measures.metric is not None and options.max_drop is None:
         raise OptionError("--metric needs --max-drop")
     inputs = sources.open(source, [output])
-    made = _planned(inputs, options, scoring, progress)[1]
+    ready, made = _planned(inputs, options, scoring, progress)
+    made = _built(ready, made)
     if output is not None:
         write_json(output, planning.to_json(made), inputs.paths)
     return made
@@ -213,25 +216,35 @@ class Scoring(Checked):
     repair: RepairOptions | None = AS_PLANNED
 
 
-def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress) -> tuple[search.Candidates, Plan]:
-    """The plan, with the scores that it was made from."""
+def _built(ready: search.Candidates, plan: Plan) -> Plan:
+    """A plan with the size of the file that it will give, with the biases that a repair adds."""
+    analysis, form = ready.analysis, ready.form
+    removed = planning.removal_of(plan, analysis.coupling, plan.model_sha256)
+    built = figures.ruler_for(analysis, PlanOptions(), form=form).built(removed)
+    after = replace(analysis.size(removed), params=params_of(built), bytes=form.bytes(built))
+    return replace(plan, before=_size(analysis), after=after)
+
+
+def _size(analysis: Analysis) -> Size:
+    """That of the original."""
+    return replace(analysis.size(), bytes=file_bytes(analysis.model))
+
+
+def _planned(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions = OutputOptions()
+) -> tuple[search.Candidates, Plan]:
+    """The plan for what is written as ``output`` says, with the scores that it was made from."""
     if options.max_drop is None:
         if inputs.eval_data is not None:
             raise OptionError("--max-drop-data needs --max-drop")
-        ready = candidates(inputs, options, scoring, progress)
+        ready = candidates(inputs, options, scoring, progress, output)
         made = search.plan_for(ready, options, progress)
     else:
-        seed = (scoring.options or ScoreOptions()).seed
-        apart = inputs.eval_data is not None
-        scored_with, judged = (inputs.data, inputs.eval_data) if apart else max_drop.held_out(inputs.data, seed)
-        assert judged is not None
-        reading = inputs.read(judged)
-        unknown_meaning(reading, "--max-drop")
-        _tell(reading)
-        judge = max_drop.Judge(inputs.analysis.model, judged, parse_drop(options.max_drop), options.confidence, reading, apart, seed)
-        ready = candidates(replace(inputs, data=scored_with), options, scoring, progress)
-        if apart:
-            ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judged)})
+        judge, scored_with = _judge(inputs, options, scoring)
+        _tell(judge.reading)
+        ready = candidates(replace(inputs, data=scored_with), options, scoring, progress, output)
+        if judge.apart:
+            ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judge.data)})
         elif inputs.data is not None:
             ready = replace(ready, recorded={**ready.recorded, "samples": inputs.data.samples})
         made = max_drop.plan_with_drop(ready, options, judge, progress=progress)
@@ -240,13 +253,44 @@ def _planned(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: P
     return ready, made
 
 
+def _judge(inputs: Inputs, options: PlanOptions, scoring: Scoring) -> tuple[max_drop.Judge, Dataset | None]:
+    """What ``max_drop`` is judged by, and the data that are scored and repaired with."""
+    seed, apart = (scoring.options or ScoreOptions()).seed, inputs.eval_data is not None
+    scored_with, judged = (inputs.data, inputs.eval_data) if apart else max_drop.held_out(inputs.data, seed)
+    assert judged is not None and options.max_drop is not None
+    reading = inputs.read(judged)
+    unknown_meaning(reading, "--max-drop")
+    limit = parse_drop(options.max_drop)
+    return max_drop.Judge(inputs.analysis.model, judged, limit, options.confidence, reading, apart, seed), scored_with
+
+
+def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Scoring, output: OutputOptions) -> Pruned:
+    """The result in its other forms, the last of which must hold what is asked of it.
+
+    Raises:
+        as `package`; TargetError: it loses more than ``max_drop``.
+    """
+    made = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told)
+    notes = (*result.notes, *made.notes)
+    if options.max_drop is not None and made.model is not result.model:
+        judge = _judge(inputs, options, scoring)[0]
+        drop = judge.drop(made.model)
+        notes += judge.notes(drop)[:1]
+        if not judge.holds(drop):
+            advice = "Nothing was written. Package less, or loosen it."
+            raise TargetError(f"--max-drop cannot be held by the packaged model: {notes[-1]}. {advice}")
+    return replace(result, model=made.model, notes=notes, packaged=made)
+
+
 def _tell(reading: Reading) -> None:
     for note in reading.notes:
         log.info(note)
 
 
-def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent) -> search.Candidates:
-    """Everything that plans need of a model and its data, once for any number of plans.
+def candidates(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent, output: OutputOptions = OutputOptions()
+) -> search.Candidates:
+    """Everything that plans need of a model and its data, once for any number of plans; ``output`` says how the result is written.
 
     Raises:
         TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
@@ -264,12 +308,19 @@ def candidates(inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(
     scores = scored(analysis, name, data, score_options, progress, options, groups)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
+    if analysis.traced:
+        recorded["traced"] = analysis.traced
+    weighed = [text for text in options.targets if parse_target(text).figure.shaped]
+    notes = scores.notes
+    if weighed and any(known["guessed"] for known in analysis.traced.values()):
+        notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
     if data is not None:
         recorded["data"] = describe(data)
         recorded["measures"] = asdict(inputs.told)
-        recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
-    built = (data, repair, scores.brief, inputs.told)
-    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, scores.notes, *built)
+        more = {"finetune": repair.finetune} if repair is not None and repair.finetune else {}
+        recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed, **more}
+    built = (data, repair, scores.brief, inputs.told, form_for(analysis, repair, output, data is not None))
+    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, *built)
 
 
 def score(
@@ -321,7 +372,7 @@ def apply(
     data_options = data_options if data is None else _as_read(plan, data_options)
     made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
-    result = _applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress)
+    result = _counted(_applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress), inputs, output, False)
     return _written(result, inputs, output)
 
 
@@ -360,7 +411,8 @@ def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) 
         )
     if data.sha256 != known.get("sha256"):
         log.warning(f"the plan was made with other data ({known.get('name')}) than {data.name}; the repair uses the latter")
-    return replace(repair, fit=recorded["fit"], seed=recorded["seed"])
+    finetune = repair.finetune or recorded.get("finetune", 0)
+    return replace(repair, fit=recorded["fit"], seed=recorded["seed"], finetune=finetune)
 
 
 def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | None, progress: Progress) -> Pruned:
@@ -380,8 +432,6 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options)
     final = replace(final, notes=plan.notes, figures=plan.figures)
-    if vanishing(analysis.coupling, removed):  # the constants that stand for branches are no channels of anything
-        final = replace(final, after=replace(final.after, params=_weights(pruned)))
     listed = maskable(analysis.prepared.types, cuts(analysis.coupling, analysis.prepared.trace, removed), analysis.coupling.zero_points)
     mended = None
     if repair is not None and removed.any():
@@ -389,16 +439,31 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
         known = plan.options.get("measures") or {}
         how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
-        mended = repaired(analysis, pruned, removed, data, repair, progress, how)
+        mended = finished(analysis, repaired(analysis, pruned, removed, data, repair, progress, how), listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
 
 
-def _weights(model: graph.Model) -> int:
-    """Number of floating or quantised weights."""
-    held = graph.initializers(model).values()
-    return sum(prod(shape) for shape, dtype in held if np.dtype(dtype).kind not in "iubOSU")
+def _counted(result: Pruned, inputs: Inputs, output: OutputOptions, strict: bool = True) -> Pruned:
+    """The result with the figures of the file that is written, counted on it.
+
+    Raises:
+        TargetError: they are above what was asked for, and the run is ``strict``.
+    """
+    analysis, plan = inputs.analysis, result.plan
+    size = counted(result.model, analysis.prepared.feeds, analysis.samples)
+    size = replace(size, bytes=saved_bytes(result.model, output.path, output.external))
+    now: dict[str, float] = {"macs": size.macs, "params": size.params, "size": size.bytes or 0}
+    if "memory" in plan.figures:
+        now["memory"] = figures.peak(result.model, analysis, plan.options.get("batch", 1))
+    held = {name: {**figure, "actual": now.get(name, figure["actual"])} for name, figure in plan.figures.items()}
+    for name in now.keys() & held.keys():
+        limit = held[name]["bound"]
+        if now[name] > limit * (1 + 1e-9) and strict:
+            shown = f"{planning.show(name, now[name])}, at most {planning.show(name, limit)} asked"
+            raise TargetError(f"target {name}: the finished model has {shown}. Nothing was written. Ask for a little less.")
+    return replace(result, plan=replace(plan, before=_size(analysis), after=size, figures=held))
 
 
 def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
@@ -479,17 +544,18 @@ def prune(
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
     inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is None:
-        ready, made = _planned(inputs, options, scoring, progress)
+        ready, made = _planned(inputs, options, scoring, progress, output)
     log.debug(plan_text(made))
     result = _applied(inputs, made, verify, settled(repair, inputs.data), progress)
     if lock is not None:
         lock.check(result, output)
     if output.packaged:
-        packaged = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told)
-        result = replace(result, model=packaged.model, notes=(*result.notes, *packaged.notes), packaged=packaged)
+        result = _packaged(result, inputs, options, scoring, output)
+    result = _counted(result, inputs, output)
     result = replace(_measured(result, inputs, output, progress), command=used)
     page = None if output.report is None else _page(result, ready, inputs, options, progress)
     return _written(result, inputs, output, page)
@@ -582,8 +648,10 @@ def sweep(
         log.info(f"accuracy on {judge.samples} samples held out from --data")
     aim = replace(options, targets=options.targets or ("macs=100%",))
     ready = candidates(inputs, aim, Scoring(score_name, score_options, repair), progress)
+    for note in ready.notes:
+        log.info(f"Note: {note}")
     points, models = [], [inputs.analysis.model]
-    ruler = figures.ruler_for(inputs.analysis, replace(options, targets=(*options.targets, *wanted)), progress)
+    ruler = figures.ruler_for(inputs.analysis, replace(options, targets=(*options.targets, *wanted)), progress, ready.form)
     with progress("sweeping", len(wanted)) as advance:
         for target in wanted:
             try:
@@ -609,9 +677,9 @@ def sweep(
 
 def _point(inputs: Inputs, ready: search.Candidates, options: PlanOptions, ruler: figures.Ruler) -> Pruned:
     """One target of a sweep: planned, cut, verified and repaired."""
-    names = tuple(dict.fromkeys(["macs", "params", *(parse_target(text).what for text in options.targets)]))
+    names = tuple(dict.fromkeys(["macs", *(parse_target(text).what for text in options.targets)]))
     made = search.plan_for(ready, options, ruler=replace(ruler, names=names))
-    return _applied(inputs, made, True, ready.repair, silent)
+    return _counted(_applied(inputs, made, True, ready.repair, silent), inputs, OutputOptions())
 
 
 def _make(folder: Path) -> None:

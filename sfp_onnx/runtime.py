@@ -261,17 +261,18 @@ def providers() -> list[str]:
 # ---- other forms of a model ------------------------------------------------------------------------------------------
 
 
-def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] | None, name: str) -> None:
+def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] | None, name: str, **facts: Any) -> None:
     """Quantise a model file to 8-bit integers with onnxruntime's own tool: static with data, else dynamic.
 
-    Weights are signed, one scale per output channel; activations unsigned, from their least to their largest value on the data.
+    Weights are signed, one scale per output channel; activations unsigned, from their least to their largest value on the data. ``facts``
+    say otherwise: ``per_channel``, ``nodes_to_quantize`` or ``nodes_to_exclude`` (lists of names).
 
     Raises:
         ModelError: the tool cannot do it.
     """
     try:
         with _quiet():
-            _quantize(source, target, batches)
+            _quantize(source, target, batches, {"per_channel": True, **facts})
     except SfpError:
         raise
     except Exception as error:  # the tool raises whatever it meets
@@ -280,11 +281,11 @@ def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] 
         raise ModelError(f"{name}: onnxruntime's quantiser cannot handle the model: {type(error).__name__}: {_words(error)}") from error
 
 
-def _quantize(source: Path, target: Path, batches: Iterable[Feeds] | None) -> None:
+def _quantize(source: Path, target: Path, batches: Iterable[Feeds] | None, facts: Mapping[str, Any]) -> None:
     from onnxruntime import quantization as tool  # imports slowly, and is seldom needed
 
     if batches is None:
-        tool.quantize_dynamic(source, target, per_channel=True, weight_type=tool.QuantType.QUInt8)
+        tool.quantize_dynamic(source, target, weight_type=tool.QuantType.QUInt8, **facts)
         return
     given = iter(batches)
 
@@ -296,7 +297,7 @@ def _quantize(source: Path, target: Path, batches: Iterable[Feeds] | None) -> No
             return next(given, None)
 
     kinds = {"activation_type": tool.QuantType.QUInt8, "weight_type": tool.QuantType.QInt8}
-    tool.quantize_static(source, target, Reader(), quant_format=tool.QuantFormat.QDQ, per_channel=True, **kinds)
+    tool.quantize_static(source, target, Reader(), quant_format=tool.QuantFormat.QDQ, **kinds, **facts)
 
 
 @contextmanager

@@ -154,4 +154,4 @@ def test_the_command_line_knows_it_too(tmp_path: Path) -> None:
     result = invoke("prune", path, "-o", tmp_path / "out.onnx", "--target", "channels=15", "--align", "none")
     assert result.exit_code == 0 and re.search(r"channels +20 +15 \(75", result.stdout), result.stdout
     refused = invoke("prune", path, "-o", tmp_path / "no.onnx", "--target", "channels=5kg")
-    assert refused.exit_code == 2 and "channels=50%" in refused.stderr and "units of channels: %, k, m" in refused.stderr
+    assert refused.exit_code == 2 and "channels=50%" in refused.stderr and "units of channels: %, x, k, m" in refused.stderr

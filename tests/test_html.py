@@ -124,11 +124,11 @@ def test_sweep_shows_the_front(model_file: Path, data: Path, tmp_path: Path) -> 
 def test_packaging_stands_in_the_report_and_the_manifest(data: Path, tmp_path: Path) -> None:
     model, output, manifest = tmp_path / "wide.onnx", tmp_path / "small.onnx", tmp_path / "m.json"
     onnx.save(classifier(widths=(32, 48)), model)
-    options = ("--ratio", "0.25", "--repair", "none", "--half", "--save-ort", tmp_path / "small.ort", "--manifest", manifest)
+    options = ("--ratio", "0.25", "--repair", "none", "--fp16", "--save-ort", tmp_path / "small.ort", "--manifest", manifest)
     text = page_of("prune", model, "-o", output, "--data", data, "--test-data", data, *options, report=tmp_path / "r.html")
-    assert "<h2>Packaging</h2>" in text and "<td>half</td>" in text and "<td>ort</td>" in text
+    assert "<h2>Packaging</h2>" in text and "<td>fp16</td>" in text and "<td>ort</td>" in text
     found = json.loads(manifest.read_text())
-    assert [step["name"] for step in found["packaging"]] == ["original", "pruned", "half", "ort"]
+    assert [step["name"] for step in found["packaging"]] == ["original", "pruned", "fp16", "ort"]
     assert found["evaluation"][1]["size"]["bytes"] == found["output"]["bytes"] == output.stat().st_size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from building import IR_VERSIONS, Builder
 from conftest import CLASSES, classifier, files_in, images, invoke, labels_of, relative, run_model
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
 from sfp_onnx.core.options import OutputOptions
-from sfp_onnx.export import TOLERANCES, halved, package
+from sfp_onnx.export import TOLERANCES, halved, package, quantized
+from sfp_onnx.planning import max_drop
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def kinds(path: Path) -> list[int]:
 def test_half_stores_rounded_weights_and_keeps_the_interface(model: Path, data: Path, tmp_path: Path) -> None:
     plain, small = tmp_path / "plain.onnx", tmp_path / "small.onnx"
     assert prune(model, plain, "--data", data).exit_code == 0
-    result = prune(model, small, "--data", data, "--half")
+    result = prune(model, small, "--data", data, "--fp16")
     assert result.exit_code == 0, result.stderr
     proto = onnx.load(small)
     onnx.checker.check_model(proto, full_check=True)
@@ -56,7 +59,7 @@ def test_half_stores_rounded_weights_and_keeps_the_interface(model: Path, data: 
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32), tensor.name))
     feeds = {"x": images(4)}
     assert relative(run_model(small, feeds)[0], run_model(rounded, feeds)[0]) < 1e-6
-    assert "half" in result.stdout and "measured on 80 calibration samples" in result.stderr
+    assert "fp16" in result.stdout and "measured on 80 calibration samples" in result.stderr
 
 
 def test_weights_that_half_cannot_hold_stay_and_all_of_them_are_an_error(tmp_path: Path) -> None:
@@ -106,9 +109,9 @@ def test_ort_file_runs_and_all_else_is_the_same_each_time(model: Path, data: Pat
 def test_all_steps_in_order(model: Path, data: Path, tmp_path: Path) -> None:
     analysis = sfp_onnx.inspect(model)
     loaded = sfp_onnx.data_for(analysis.model, data)
-    chosen = OutputOptions(half=True, quantize="int8", save_ort="model.ort")
+    chosen = OutputOptions(fp16=True, quantize="int8", save_ort="model.ort")
     done = package(analysis, analysis.model, chosen, loaded)
-    assert [step.name for step in done.steps] == ["original", "pruned", "half", "int8", "ort"]
+    assert [step.name for step in done.steps] == ["original", "pruned", "fp16", "int8", "ort"]
     assert done.steps[1].relative_error == 0 and done.steps[1].agreement == 1
     assert 0 < (done.steps[2].relative_error or 0) < 1e-2 < 0.2 and done.steps[3].bytes < done.steps[2].bytes < done.steps[1].bytes
     assert done.ort and done.ort.data
@@ -123,7 +126,171 @@ def test_steps_are_compared_with_the_pruned_model(model: Path, data: Path) -> No
 
 def test_a_bad_step_writes_nothing(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, target = tmp_path / "small.onnx", tmp_path / "small.ort"
-    monkeypatch.setitem(TOLERANCES, "half", 1e-9)
+    monkeypatch.setitem(TOLERANCES, "fp16", 1e-9)
     result = prune(model, output, "--data", data, "--half", "--save-ort", target)
-    assert result.exit_code == 3 and "step 'half'" in result.stderr and not output.exists() and not target.exists()
+    assert result.exit_code == 3 and "step 'fp16'" in result.stderr and not output.exists() and not target.exists()
     assert prune(model, output, "--save-ort", output).exit_code == 4 and not output.exists()
+
+
+# ---- what the quantiser can and cannot take --------------------------------------------------------------------------
+
+
+def net(b: Builder, output: str, shape: list[Any], dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """What a builder holds, with weights among the inputs where the IR version wants that."""
+    ends = [helper.make_tensor_value_info(output, dtype, shape)]
+    if IR_VERSIONS[b.opset] < 4:
+        b.inputs += [helper.make_tensor_value_info(item.name, item.data_type, item.dims) for item in b.initializers]
+    opsets = [helper.make_opsetid("", b.opset), *(helper.make_opsetid(domain, number) for domain, number in b.domains.items())]
+    graph = helper.make_graph(b.nodes, "net", b.inputs, ends, b.initializers)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSIONS[b.opset])
+
+
+def pictures(opset: int) -> onnx.ModelProto:
+    b = Builder(opset)
+    x = b.op("Relu", b.conv(b.input(["N", 3, 8, 8]), 3, 16))
+    x = b.clip(b.conv(x, 16, 24), 0.0, 6.0)
+    x = b.op("Flatten", b.op("GlobalAveragePool", x))
+    return net(b, b.op("Gemm", x, b.weight(CLASSES, 24), b.weight(CLASSES), transB=1), ["N", CLASSES])
+
+
+def resized(opset: int) -> onnx.ModelProto:
+    b = Builder(opset)
+    x = b.resize(b.op("Relu", b.conv(b.input(["N", 3, 8, 8]), 3, 16)), [1, 1, 2, 2])
+    x = b.reduce("ReduceMean", b.op("Relu", b.conv(b.pad(x, [0, 0, 1, 1, 0, 0, 1, 1]), 16, 24)), [2, 3], keepdims=0)
+    return net(b, b.op("Softmax", b.op("MatMul", x, b.weight(24, CLASSES, fan_in=24)), axis=1), ["N", CLASSES])
+
+
+def upsampling(opset: int) -> onnx.ModelProto:
+    """A grouped ConvTranspose with a bias, which the static quantiser cannot take."""
+    b = Builder(opset)
+    x = b.op("Relu", b.conv(b.input(["N", 3, 8, 8]), 3, 32))
+    x = b.op("ConvTranspose", x, b.weight(32, 12, 2, 2), b.weight(24), group=2, strides=[2, 2])
+    return net(b, b.conv(b.op("Relu", x), 24, 4), ["N", 4, 16, 16])
+
+
+OPSETS = [(pictures, opset) for opset in (7, 8, 9, 10, 11, 12, 17)]
+OPSETS += [(make, opset) for make in (resized, upsampling) for opset in (8, 11, 17)]
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize(("make", "opset"), OPSETS)
+def test_the_opset_is_raised_where_the_quantiser_needs_it(make: Any, opset: int, static: bool, data: Path, tmp_path: Path) -> None:
+    model, output = tmp_path / "own.onnx", tmp_path / "small.onnx"
+    onnx.save(make(opset), model)
+    result = prune(model, output, *(("--data", data) if static else ()), "--quantize", "int8")
+    assert result.exit_code == 0, result.stderr
+    proto = onnx.load(output)
+    onnx.checker.check_model(proto, full_check=True)
+    assert (f"opset {opset} is raised to 13" in result.stderr) == (opset < 13)
+    matrices = [tensor.data_type for tensor in proto.graph.initializer if len(tensor.dims) > 1]
+    assert sum(kind in (TensorProto.INT8, TensorProto.UINT8) for kind in matrices) >= 2
+    plain = tmp_path / "plain.onnx"
+    prune(model, plain, *(("--data", data) if static else ()))
+    assert relative(run_model(output, {"x": images(16)})[0], run_model(plain, {"x": images(16)})[0]) < 0.1
+    if make is upsampling and static:
+        assert "1 layers stay floating, since onnxruntime's quantiser cannot take them: ConvTranspose_2" in result.stderr
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_one_scale_per_tensor_where_the_opset_cannot_be_raised(opset: int, data: Path, tmp_path: Path) -> None:
+    b = Builder(opset)
+    x = b.op("Gelu", b.conv(b.input(["N", 3, 8, 8]), 3, 16), domain="com.microsoft")  # which onnx's converter does not know
+    x = b.op("Flatten", b.op("GlobalAveragePool", b.op("Relu", b.conv(x, 16, 24))))
+    proto = net(b, b.op("Gemm", x, b.weight(CLASSES, 24), b.weight(CLASSES), transB=1), ["N", CLASSES])
+    model, output = tmp_path / "own.onnx", tmp_path / "small.onnx"
+    onnx.save(proto, model)
+    result = prune(model, output, "--data", data, "--quantize", "int8")
+    assert result.exit_code == 0, result.stderr
+    assert {node.op_type for node in onnx.load(output).graph.node} >= {"QuantizeLinear", "Gelu"}
+
+
+def doubles(opset: int = 17) -> onnx.ModelProto:
+    b, random = Builder(opset), np.random.default_rng(0)
+    x = b.op("Relu", b.op("Gemm", b.input(["N", 12], dtype=TensorProto.DOUBLE), b.const(random.random((64, 12)), np.float64), transB=1))
+    return net(b, b.op("Gemm", x, b.const(random.random((4, 64)), np.float64), transB=1), ["N", 4], TensorProto.DOUBLE)
+
+
+def einsums(opset: int = 17) -> onnx.ModelProto:
+    b = Builder(opset)
+    x = b.op("Relu", b.op("Einsum", b.input(["N", 16]), b.weight(16, 32, fan_in=16), equation="nk,km->nm"))
+    return net(b, b.op("Einsum", x, b.weight(32, 8, fan_in=32), equation="nk,km->nm"), ["N", 8])
+
+
+def halves(opset: int = 17) -> onnx.ModelProto:
+    proto = pictures(opset)
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for item in [*proto.graph.input, *proto.graph.output]:
+        item.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return proto
+
+
+def quantised(opset: int = 17) -> onnx.ModelProto:
+    options, packed = sfp_onnx.PlanOptions(ratio=0.0), OutputOptions(quantize="int8")
+    proto = sfp_onnx.prune(pictures(opset), options, data={"x": images(8)}, repair=None, output=packed).to_proto()
+    assert "QuantizeLinear" in {node.op_type for node in proto.graph.node}
+    return proto
+
+
+REFUSED = [
+    (doubles, "nothing would be quantised: the weights are float64"), (einsums, "nothing was quantised"),
+    (halves, "float16 weights are quantised with --data only"), (quantised, "the model is quantised already"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "words"), REFUSED)
+def test_what_cannot_be_quantised_is_refused_in_a_sentence(make: Any, words: str, tmp_path: Path) -> None:
+    model, output = tmp_path / "own.onnx", tmp_path / "small.onnx"
+    onnx.save(make(), model)
+    result = invoke("prune", model, "-o", output, "--ratio", "0.25", "--quantize", "int8")
+    assert result.exit_code in (2, 3) and words in result.stderr and not output.exists()
+
+
+def test_both_names_of_half_precision_do_the_same(model: Path, tmp_path: Path) -> None:
+    written = []
+    for name in ("--fp16", "--half"):
+        assert prune(model, tmp_path / "small.onnx", name).exit_code == 0
+        written.append((tmp_path / "small.onnx").read_bytes())
+    assert written[0] == written[1] and OutputOptions(half=True) == OutputOptions(fp16=True)
+
+
+@pytest.mark.parametrize("tail", ["", "Softmax"])
+def test_a_form_that_answers_otherwise_is_refused(tail: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, output = tmp_path / "own.onnx", tmp_path / "small.onnx"
+    proto = pictures(17)
+    if tail:
+        proto.graph.node.append(helper.make_node("Softmax", [proto.graph.output[0].name], ["share"], axis=1))
+        proto.graph.output[0].name = "share"
+    onnx.save(proto, model)
+
+    def broken(model: Any, batches: Any) -> Any:
+        """What the quantiser makes of another model: the last weights are mirrored, and large."""
+        proto = model.copied()
+        for item in (item for item in proto.graph.initializer if len(item.dims) == 2):
+            item.CopyFrom(numpy_helper.from_array(-5 * numpy_helper.to_array(item)[::-1], item.name))
+        return quantized(replace(model, proto=proto), batches)
+
+    monkeypatch.setattr(sfp_onnx.export, "quantized", broken)
+    result = prune(model, output, "--data", data, "--quantize", "int8")
+    assert result.exit_code == 3 and "step 'int8': " in result.stderr and "Nothing was written" in result.stderr and not output.exists()
+
+
+def test_the_packaged_model_holds_the_drop_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, output = (tmp_path / name for name in ("own.onnx", "data.npz", "small.onnx"))
+    onnx.save(classifier(widths=(32, 48)), model)
+    np.savez(data, x=images(400))
+    asked = ("prune", model, "-o", output, "--target", "macs=80%", "--max-drop", "20%", "--data", data, "--task", "classify")
+    result = invoke(*asked, "--quantize", "int8")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("agreement with the original on ") >= 2
+    output.unlink()
+    found = max_drop.Judge.drop
+
+    def worse(self: Any, other: Any) -> Any:
+        held = found(self, other)
+        integer = any(node.op_type == "QuantizeLinear" for node in other.proto.graph.node)
+        return replace(held, drop=0.5, bound=0.6) if integer else held
+
+    monkeypatch.setattr(max_drop.Judge, "drop", worse)
+    result = invoke(*asked, "--quantize", "int8")
+    assert result.exit_code == 3 and "cannot be held by the packaged model" in result.stderr and not output.exists()

@@ -82,6 +82,10 @@ def profile_file(wide: Path, tmp_path: Path) -> Path:
         ("latency=5ms", Target("latency", 5e-3, False)),
         ("latency=.25s", Target("latency", 0.25, False)),
         ("latency=800us", Target("latency", 800e-6, False)),
+        ("latency=2x", Target("latency", 0.5, True)),
+        ("macs=1.25x", Target("macs", 0.8, True)),
+        ("flops=50%", Target("macs", 0.5, True)),
+        ("FLOPs = 4X", Target("macs", 0.25, True)),
     ],
 )
 def test_units_of_targets(text: str, expected: Target) -> None:
@@ -90,7 +94,8 @@ def test_units_of_targets(text: str, expected: Target) -> None:
     assert found.value == pytest.approx(expected.value, rel=1e-12)
 
 
-BAD = ("flops=50%", "macs", "macs=", "macs=0%", "macs=101%", "latency=5", "latency=5MB", "size=5ms", "macs=1.2.3", "x")
+BAD = ("flops=5G", "gain=50%", "macs=0.5x", "macs=0x", "macs", "macs=", "macs=0%",
+        "macs=101%", "latency=5", "latency=5MB", "size=5ms", "macs=1.2.3", "x")
 
 
 @pytest.mark.parametrize("text", BAD)
@@ -98,6 +103,11 @@ def test_bad_targets_are_refused_with_the_units(text: str, model_file: Path, tmp
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--target", text)
     assert result.exit_code == 2 and f"target '{text}'" in result.stderr and "expected macs=50%" in result.stderr
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_number_that_was_meant_as_a_share_is_told_so(model_file: Path, tmp_path: Path) -> None:
+    result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--target", "macs=50")
+    assert result.exit_code == 3 and "macs=50 is a number; a share is written macs=50%." in result.stderr
 
 
 def test_the_tightest_of_several_bounds_counts() -> None:
@@ -434,6 +444,7 @@ def test_held_out_samples_are_not_scored_with(wide: Path, labelled: Path) -> Non
     [
         ("macs=90%:20%:35%", ["macs=90%", "macs=55%", "macs=20%"]),
         ("latency=8ms:2ms:3ms", ["latency=8ms", "latency=5ms", "latency=2ms"]),
+        ("latency=1.5x:3x:0.5x", ["latency=1.5x", "latency=2x", "latency=2.5x", "latency=3x"]),
         ("size=1MB:2MB:0.5MB", ["size=1MB", "size=1.5MB", "size=2MB"]),
     ],
 )
@@ -441,7 +452,7 @@ def test_reading_sweeps(text: str, expected: list[str]) -> None:
     assert parse_sweep(text) == expected
 
 
-@pytest.mark.parametrize("text", ["macs=90%", "macs=90%:20%", "macs=90%:20%:0%", "macs=90%:20M:1M", "macs=90%:20%:0.1%"])
+@pytest.mark.parametrize("text", ["macs=90%", "macs=90%:20%", "macs=90%:20%:0%", "macs=90%:20M:1M", "macs=90%:20%:0.1%", "speed=2x:3x:1x"])
 def test_bad_sweeps(text: str, wide: Path) -> None:
     result = invoke("sweep", wide, "--targets", text)
     assert result.exit_code == 2 and "Error: targ" in result.stderr, result.stderr

@@ -12,7 +12,7 @@ from . import arguments as take
 from .common import bar
 from .prune import show
 
-FORMS = ("report", "half", "quantize", "save_ort", "locked")
+FORMS = ("report", "fp16", "quantize", "save_ort", "locked")
 
 
 @take.command(

@@ -55,6 +55,7 @@ def _options(record: type, skip: tuple[str, ...]) -> list[Decorator]:
 def _of_field(field: dataclasses.Field[Any], kind: Any) -> Decorator:
     facts: OptionFacts = field.metadata["option"]
     flag = "/".join(f"--{name}".replace("----", "--") for name in (facts.flag or field.name.replace("_", "-")).split("/"))
+    flags = (flag, f"--{facts.alias}") if facts.alias else (flag,)
     given: dict[str, Any] = {"help": facts.help, "metavar": facts.metavar, "default": field.default}
     if kind is bool:
         given |= {"is_flag": True}
@@ -70,7 +71,9 @@ def _of_field(field: dataclasses.Field[Any], kind: Any) -> Decorator:
         given |= {"type": FILE if kind is Any else click.Path(readable=False)}
     else:
         given |= {"type": _type(facts, kind), "show_default": field.default not in (None, "default")}
-    return option(flag, field.name, section=facts.section, advanced=facts.advanced, example=facts.example, **given)
+    if facts.alone:
+        given |= {"is_flag": False, "flag_value": facts.alone}
+    return option(*flags, field.name, section=facts.section, advanced=facts.advanced, example=facts.example, **given)
 
 
 def _type(facts: OptionFacts, kind: Any) -> Any:

@@ -19,7 +19,7 @@ def command(model: Path, as_json: bool, **options: Any) -> None:
     Example: sfp-onnx inspect model.onnx
     """
     analysis = pipeline.Sources(**take.reading(options)).open(model).analysis
-    facts = inspection(analysis.coupling, analysis.size(), analysis.samples, str(model))
+    facts = inspection(analysis, str(model))
     answer(facts if as_json else inspection_text(facts))
     if not as_json and facts["groups"]:
         name, output = take.quoted(model), take.quoted(model.stem + "-pruned.onnx")

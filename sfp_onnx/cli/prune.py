@@ -10,7 +10,7 @@ from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOp
 from ..graph.save import file_bytes
 from ..report import number
 from ..report.manifest import Pruned
-from ..report.text import accuracy_text, evaluation_text, figures_text, sizes_text, steps_text
+from ..report.text import accuracy_text, evaluation_text, figures_text, sizes_text, steps_text, traced_text
 from . import arguments as take
 from .common import answer, bar, say
 from .config import settle
@@ -50,6 +50,8 @@ def show(result: Pruned, output: Path, as_json: bool) -> None:
         answer(result.manifest)
         return
     answer(sizes_text(result.plan.before, result.plan.after))
+    if traced := traced_text(result.plan.options.get("traced", {})):
+        answer(f"({traced})")
     before, after = file_bytes(result.original), result.manifest["output"]["bytes"]
     answer(f"file {number(before)}B -> {number(after)}B ({after / before:.1%})")
     if (check := result.verification) is None:

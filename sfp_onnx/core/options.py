@@ -30,7 +30,8 @@ SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 class OptionFacts:
     """What is known of an option besides its type: ``flag`` its long name (default: the field's), ``parse`` from text to the value (raises
     OptionError), ``low`` and ``high`` bounds of a number (excluded if open), ``path`` whether it names a file, ``example`` a value that
-    works in any configuration, ``advanced`` whether it is shown by --help-all only."""
+    works in any configuration, ``alone`` the value of an option that is given without one, ``advanced`` whether it is shown by --help-all
+    only, ``alias`` an older name."""
 
     help: str
     section: str
@@ -45,6 +46,8 @@ class OptionFacts:
     example: str = ""
     advanced: bool = False
     path: bool = False
+    alone: str = ""
+    alias: str = ""
 
     @property
     def bounds(self) -> str:
@@ -284,7 +287,7 @@ class RepairOptions(Checked):
     for, else lstsq with data and none without. ``rows_per_input``: rows of the least-squares problem per input of a layer;
     ``least_positions``: at least so many positions of each sample; ``ridges``: strengths tried, relative to the mean variance of the
     inputs; ``memory``: bytes of activations and of the widest layer's matrices held in memory; the rest goes to a temporary file.
-    ``force``: keep a repair that took the model away from the original on held-out samples.
+    ``force``: keep a repair that took the model away from the original on held-out samples. ``finetune``: epochs of training after it.
     """
 
     fit: str = option(
@@ -292,6 +295,9 @@ class RepairOptions(Checked):
         "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]", REPAIR, flag="repair",
         choices=("default", *REPAIRS))  # fmt: skip
     force: bool = rare(False, "Write the model even if the repair took it away from the original.", REPAIR)
+    finetune: int = rare(
+        0, "Afterwards train so many epochs with the original as teacher (4 if none are given; extra `train`).", REPAIR, low=0, alone="4",
+        metavar="[EPOCHS]")  # fmt: skip
     seed: int = 0
     rows_per_input: float = 128.0
     least_positions: int = 4
@@ -365,8 +371,8 @@ class InspectOptions(Checked):
 @dataclass(frozen=True)
 class OutputOptions(Checked):
     """Where results go and in which form. ``path``: the model; ``manifest``, ``report``: files beside it. ``external``: weights in
-    ``<path>.data`` (default: only over 2 GB). ``half`` weights, ``quantize`` ("int8"), ``save_ort`` (onnxruntime's format) make further
-    forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
+    ``<path>.data`` (default: only over 2 GB). ``fp16`` weights (``half``: its older name), ``quantize`` ("int8"), ``save_ort`` (the format
+    of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
 
     path: Any = None
     manifest: Any = option(None, "Write versions, hashes, options, plan and cuts as JSON.", OUTPUT, path=True)
@@ -374,14 +380,21 @@ class OutputOptions(Checked):
     external: bool | None = rare(
         None, "Weights in OUT.data, or in one file.  [default: one file up to 2 GB]", OUTPUT, flag="external-data/--single-file"
     )
-    half: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS)
+    fp16: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS, alias="half")
     quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
     save_ort: Any = rare(None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True)
     locked: Any = rare(
         None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True
     )
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        """Check all values; both names say the same."""
+        super().__post_init__()
+        for name in ("fp16", "half"):
+            object.__setattr__(self, name, self.fp16 or self.half)
 
     @property
     def packaged(self) -> bool:
         """Whether further forms are asked for."""
-        return self.half or self.quantize is not None or self.save_ort is not None
+        return self.fp16 or self.quantize is not None or self.save_ort is not None

@@ -409,6 +409,19 @@ class Size:
     bytes: int | None = None
 
 
+def traced_text(traced: Mapping[str, Mapping[str, Any]]) -> str:
+    """For which sizes of its dynamic inputs a model was counted, and whether they were guessed; empty if it has none."""
+    shapes = {name: " x ".join(map(str, known["shape"][1:])) for name, known in traced.items()}
+    text = ", ".join(f"{name} of {shape}" for name, shape in shapes.items())
+    guessed = [name for name, known in traced.items() if known["guessed"]]
+    if not guessed:
+        return text and f"counted for {text}"
+    what = "which is a guess" if len(guessed) == len(shapes) else f"where that of {', '.join(guessed)} is a guess"
+    real = ",".join(["1", *map(str, traced[guessed[0]]["shape"][1:])])
+    words = f"counted for {text}, {what}: other sizes shift the work between layers"
+    return f"{words}. Say the real one: --input-shape {guessed[0]}={real} or --data"
+
+
 def sizes_text(before: Size, after: Size) -> str:
     """MACs and parameters before and after."""
     shares = [new / old if old else 1.0 for old, new in ((before.macs, after.macs), (before.params, after.params))]

@@ -24,7 +24,7 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     constants = Constants(prepared.model)
     trace = replace(prepared.trace, values={**constants, **prepared.trace.values})
     facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
-    computed = frozenset(_from_constants(prepared, names) - names)
+    computed = frozenset(from_constants(prepared, names) - names)
     for node in prepared.nodes:
         ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, cut_layernorm)
         values = (prepared.trace.values.get(name) for name in node.outputs if name)
@@ -52,7 +52,7 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
     return facts
 
 
-def _from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:
+def from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:
     """Tensors that are a function of constants alone, such as dequantised weights."""
     known = set(constants)
     for node in prepared.nodes:

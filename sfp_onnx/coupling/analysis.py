@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import BoolArray, Branch, Coupling, Group, Pinned, Shown, Size, number
+from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
@@ -17,7 +17,7 @@ from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.registry import Trait, has
 from ..runtime import Batch, Feeds
 from . import cost, resolve, state
-from .trace import Shapes, prepare
+from .trace import Shapes, observed, prepare
 
 DataSource = Source | Dataset
 Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -31,7 +31,7 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Shown):
-    """A model with its channel labels resolved: what can be pruned and what not."""
+    """A model with its channel labels resolved: what can be pruned and what not. ``guessed``: inputs of which nothing told the shape."""
 
     model: Model
     prepared: Prepared
@@ -39,6 +39,14 @@ class Analysis(Shown):
     parameters: tuple[cost.Parameter, ...]
     samples: int
     cut_layernorm: bool = False
+    guessed: frozenset[str] = frozenset()
+
+    @property
+    def traced(self) -> dict[str, dict[str, Any]]:
+        """Sample shapes of the inputs that leave more open than the batch, and whether these were guessed."""
+        open_ = [port.name for port in inputs(self.model) if any(not isinstance(dim, int) for dim in (port.shape or ())[1:])]
+        feeds = self.prepared.feeds
+        return {name: {"shape": list(feeds[name].shape), "guessed": name in self.guessed} for name in open_ if name in feeds}
 
     def summary(self) -> str:
         """What of it can be pruned, and why not the rest."""
@@ -47,9 +55,36 @@ class Analysis(Shown):
         return f"{self.model.name}, {counts}; {self.coupling.summary()}\n{reasons(self.coupling)}"
 
     def size(self, removed: BoolArray | None = None) -> Size:
-        """MACs for one sample and parameters after a removal (default: none)."""
-        none = np.zeros(self.coupling.units, bool)
-        return cost.size(self.coupling, self.parameters, none if removed is None else removed, self.samples)
+        """MACs for one sample and parameters after a removal (default: of the original)."""
+        if removed is None:
+            none = np.zeros(self.coupling.units, bool)
+            return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(self.model))
+        layers, parameters = self.left(removed)
+        return Size(cost.macs(layers, removed, self.samples), cost.params(parameters, removed))
+
+    def left(self, removed: BoolArray) -> tuple[Sequence[Layer], Sequence[cost.Parameter]]:
+        """Layers and parameters without those that only branches which vanish needed."""
+        gone = cost.vanishing(self.coupling, removed)
+        if not gone:
+            return self.coupling.layers, self.parameters
+        constants = {name for branch in gone for name in branch.constant}
+        needed = self.prepared.index.needed([port.name for port in outputs(self.prepared.model)], constants)
+        indices, read = {node.index for node in needed}, {name for node in needed for name in node.reads}
+        layers = [layer for layer in self.coupling.layers if layer.node.index in indices]
+        return layers, [parameter for parameter in self.parameters if parameter.name in read]
+
+
+def counted(model: Model, feeds: Feeds, samples: int) -> Size:
+    """MACs for one sample and parameters of a model as it is, whatever made it, from one run on inputs that hold so many samples. Nodes
+    that no output needs do not count.
+
+    Raises:
+        ModelError: onnxruntime cannot run it.
+    """
+    prepared = observed(model, feeds)
+    live = {node.index for node in prepared.index.needed([port.name for port in outputs(model)])}
+    layers = (layer for layer in state(prepared, False).layers if layer.node.index in live)
+    return Size(sum(layer.macs for layer in layers) / samples, cost.params_of(model))
 
 
 def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
@@ -87,10 +122,12 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
     real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
     prepared = prepare(model, input_shapes, None if real is None else real[0])
     coupling = couple(prepared, cut_layernorm)
-    floating = {name: shape for name, (shape, dtype) in initializers(prepared.model).items() if np.dtype(dtype).kind not in "iubOSU"}
-    parameters = cost.parameters(floating, prepared.index, coupling)
+    read = {name for node in prepared.nodes for name in node.reads}
+    weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
+    parameters = cost.parameters(weights, prepared.index, coupling)
     samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
-    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm)
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from ..core.types import BoolArray, Branch, Channels, Coupling, Cut, IntArray, Layer, Size, Trace
-from ..graph import GraphIndex
+from ..core.types import BoolArray, Branch, Channels, Coupling, Cut, IntArray, Layer, Trace
+from ..graph import GraphIndex, Initializer, Model, initializers, nodes
+from ..rules.scales import quantised_operands
 
 
 def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
@@ -57,9 +59,11 @@ def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = F
 
 @dataclass(frozen=True)
 class Parameter:
-    """An initializer of floating or quantised weights: its shape and the unit-carrying axes of each distinct use."""
+    """An initializer of weights: its shape, bytes of an element, and the unit-carrying axes of each distinct use."""
 
+    name: str
     shape: tuple[int, ...]
+    itemsize: float
     uses: tuple[Channels, ...]
 
 
@@ -71,9 +75,9 @@ def layer_macs(layer: Layer, removed: BoolArray) -> float:
     return macs
 
 
-def macs(coupling: Coupling, removed: BoolArray, samples: int) -> float:
+def macs(layers: Iterable[Layer], removed: BoolArray, samples: int) -> float:
     """Multiply-accumulates for one sample; ``samples`` is the batch size of the traced run."""
-    return sum(layer_macs(layer, removed) for layer in coupling.layers) / samples
+    return sum(layer_macs(layer, removed) for layer in layers) / samples
 
 
 def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
@@ -89,12 +93,26 @@ def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
     return total
 
 
-def parameters(shapes: Mapping[str, tuple[int, ...]], index: GraphIndex, coupling: Coupling) -> list[Parameter]:
-    """Parameters of a model from shapes of its initializers and who reads them."""
-    uses = {name: [coupling.constants.get((node.index, at), ()) for node, at in index.operands(name)] for name in shapes}
-    return [Parameter(shape, tuple(uses[name]) or ((),)) for name, shape in shapes.items()]
+def parameters(weights: Mapping[str, Initializer], index: GraphIndex, coupling: Coupling) -> list[Parameter]:
+    """Parameters of a model from its weights and who reads them."""
+    uses = {name: [coupling.constants.get((node.index, at), ()) for node, at in index.operands(name)] for name in weights}
+    return [Parameter(name, shape, np.dtype(dtype).itemsize, tuple(uses[name]) or ((),)) for name, (shape, dtype) in weights.items()]
 
 
-def size(coupling: Coupling, weights: Sequence[Parameter], removed: BoolArray, samples: int) -> Size:
-    """MACs and parameters after a removal."""
-    return Size(macs(coupling, removed, samples), params(weights, removed))
+# ---- what a model costs, counted on the model itself -----------------------------------------------------------------
+
+
+def weights_of(model: Model) -> dict[str, Initializer]:
+    """The initializers whose elements are parameters: floating numbers, and integers that stand for such (8 bits or fewer, or read as
+    quantised values); not scales and zero points of quantised tensors, sizes and indices."""
+    values, scales = quantised_operands(nodes(model))
+    return {
+        name: held for name, held in initializers(model).items()
+        if name not in scales and np.dtype(held.dtype).kind not in "bOSU"
+        and (np.dtype(held.dtype).kind not in "iu" or np.dtype(held.dtype).itemsize == 1 or name in values)
+    }  # fmt: skip
+
+
+def params_of(model: Model) -> int:
+    """Number of parameters that a model holds."""
+    return sum(prod(held.shape) for held in weights_of(model).values())

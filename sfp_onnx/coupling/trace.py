@@ -47,6 +47,8 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
         DataError: an override names no input or has the wrong rank.
     """
+    if len(graph.live(model)) < len(model.proto.graph.node):
+        model = Editor(model).finish()  # what no output needs is neither cut nor counted
     types = graph.tensor_types(model)
     try:
         return _prepared(model, types, shapes or {}, data)
@@ -54,6 +56,17 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
         if model.complaint:
             raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
         raise
+
+
+def observed(model: graph.Model, feeds: Mapping[str, Array]) -> graph.Prepared:
+    """A model as it is, nothing folded, with what one run on these inputs shows.
+
+    Raises:
+        ModelError: onnxruntime cannot run it.
+    """
+    types, nodes = graph.tensor_types(model), tuple(graph.nodes(model))
+    first = _observer(model, types)(feeds)
+    return graph.Prepared(model, nodes, _current(_compare(first, [], set(first[1])), model, nodes), feeds, None, types)
 
 
 def _current(trace: Trace, model: graph.Model, nodes: Sequence[Node]) -> Trace:

@@ -200,6 +200,8 @@ class Scorer:
             scores = outputs(self.model, batches)[self.place]
         except SfpError:
             return None
+        if not isinstance(scores, np.ndarray) or len(scores) == 0:
+            return None
         return self.judged.scores(scores) if self.judged.kind is Kind.CLASSES else scores
 
 

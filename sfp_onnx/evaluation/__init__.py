@@ -16,7 +16,7 @@ from ..core.errors import DataError, OptionError
 from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
 from ..core.types import Array, Size
-from ..coupling.analysis import Progress, inspect, silent
+from ..coupling.analysis import Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
 from ..graph.save import file_bytes
@@ -26,6 +26,7 @@ from .meaning import Kind, Meaning, Reading, plain, read
 from .measures import MEASURES, Measure, Pair, Tally, chance, channel_errors, worsened
 
 LATENCY_REPEATS = 50
+LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is another model, and what may be (see `Comparison.lost`)
 FARTHER = 0.05  # of a distance: what is farther by less is no worse
 
 
@@ -141,6 +142,19 @@ class Comparison:
         judged = self.reading.judged
         names = (MAIN[judged.kind][2], MAIN[judged.kind][1], "centred error")
         return next((found for name in names if (found := self.tally(name)) is not None), None)
+
+    @property
+    def lost(self) -> str:
+        """What is left, in words, if the model clearly (95 % confidence) lost more than half of the answers of the other; of plain numbers,
+        if they are off by a fifth and by more than they vary from sample to sample, or by half."""
+        found, error = self.tally(MAIN[self.reading.judged.kind][1]), self.relative_error
+        if found is None or found.measure.name == "centred error":
+            spread = 0.0 if found is None or found.value is None else found.value[1]
+            wrong = error is not None and (error > LOST or (error > NOISY and spread > 1))
+            return f"relative error {error:.3g} on {self.samples} samples to the outputs" if wrong else ""
+        drop = found.drop(0.95)
+        share = f"{found.measure.name} {drop.after:.2%} on {drop.samples} samples with the answers"
+        return share if 2 * drop.drop - drop.bound > LOST else ""
 
     @property
     def relative_error(self) -> float | None:
@@ -275,7 +289,7 @@ Metric = Callable[[Outputs, "Array | None"], float]
 
 def outputs(model: graph.Model, batches: Batches) -> list[Any]:
     """All outputs of a model on (inputs, number of real samples): arrays whose first axis runs over the samples; of outputs that have no
-    such axis a list of what each batch gave.
+    such axis, or other sizes in each batch, a list of what each batch gave.
 
     Raises:
         ModelError: onnxruntime cannot run it.
@@ -285,7 +299,7 @@ def outputs(model: graph.Model, batches: Batches) -> list[Any]:
     for batch in observe(model, batches):
         for name, value in batch.values.items():
             parts[name].append(plain(value, batch.rows, batch.count))
-            whole[name] &= parts[name][-1].shape[:1] == (batch.count,)
+            whole[name] &= parts[name][-1].shape == (batch.count, *parts[name][0].shape[1:])
     return [np.concatenate(arrays) if whole[name] else arrays for name, arrays in parts.items()]
 
 
@@ -368,7 +382,7 @@ def evaluate(
         ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: see `read`.
     """
     loaded = [load(model) for model in models]
-    analyses = [inspect(model, data=data) for model in loaded]
+    analysis = inspect(loaded[0], data=data)
     own = None if built_in(how.metric) else user_metric(str(how.metric))
     reading = how if isinstance(how, Reading) else reading_of(loaded[0], data, how)
     with progress("evaluating", data.samples) as advance:
@@ -379,8 +393,9 @@ def evaluate(
     sessions = [open_model(model, threads=threads) for model in loaded] if latency else []
     times = latencies(sessions, feeds, LATENCY_REPEATS)
     results = []
-    for model, analysis, found in zip(loaded, analyses, compared, strict=True):
-        size, shares, figures = replace(analysis.size(), bytes=file_bytes(model)), found.shares, found.figures
+    for model, found in zip(loaded, compared, strict=True):
+        size = replace(counted(model, analysis.prepared.feeds, analysis.samples), bytes=file_bytes(model))
+        shares, figures = found.shares, found.figures
         judged = figures.setdefault(", ".join(found.reading.judged.outputs), {})
         if own is not None:
             judged[str(how.metric)] = own(outputs(model, data.batches()), data.labels)

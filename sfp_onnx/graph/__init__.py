@@ -5,7 +5,7 @@ and every edit of the graph is cheap, whatever the size of the weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -269,6 +269,19 @@ def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto, name: str) 
         where = f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type})"
         raise ModelError(f"{name}: {where} is damaged: {error} Export the model again.") from error
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def with_node_names(model: Model) -> Model:
+    """The model with a name for every node, as `nodes` gives it."""
+    proto = model.copied()
+    for node, known in zip(proto.graph.node, nodes(model), strict=True):
+        node.name = known.name
+    return replace(model, proto=proto)
+
+
+def live(model: Model) -> list[Node]:
+    """The nodes that the outputs need; onnxruntime runs no others."""
+    return GraphIndex(nodes(model)).needed([port.name for port in outputs(model)])
 
 
 def sub_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -137,8 +137,23 @@ PAGE = 4096  # external data start at a multiple, so that they can be mapped
 
 
 def full_size(model: Model) -> int:
-    """Bytes of the saved file, to within a few bytes per tensor."""
-    return int(model.proto.ByteSize()) + sum(array.nbytes for array in model.weights.values())
+    """Bytes of the saved file with all weights in it."""
+    graph = model.proto.graph
+    inner = graph.ByteSize()
+    for tensor in graph.initializer:
+        if tensor.name in model.weights:
+            plain = TensorProto()
+            plain.CopyFrom(tensor)
+            del plain.external_data[:]
+            plain.ClearField("data_location")
+            held = plain.ByteSize() + _framed(model.weights[tensor.name].nbytes)
+            inner += _framed(held) - _framed(tensor.ByteSize())
+    return int(model.proto.ByteSize() - _framed(graph.ByteSize()) + _framed(inner))
+
+
+def _framed(length: int) -> int:
+    """Bytes of a field of so many bytes in a protobuf, with its tag and its length (seven bits a byte) in front."""
+    return 1 + max(1, -(-length.bit_length() // 7)) + length
 
 
 def file_bytes(model: Model) -> int:
@@ -146,6 +161,12 @@ def file_bytes(model: Model) -> int:
     if model.edited or model.source is None or not model.source.exists():
         return full_size(model)
     return model.source.stat().st_size + sum(file.stat().st_size for file in model.files)
+
+
+def saved_bytes(model: Model, path: str | Path | None = None, external: bool | None = None) -> int:
+    """Bytes of what `save` writes, weights beside the model among them."""
+    whole = full_size(model)
+    return whole if not external and whole <= PROTOBUF_LIMIT else fingerprint(model, path or "model.onnx", external)[1]
 
 
 def to_proto(model: Model, sparse: bool = False) -> ModelProto:

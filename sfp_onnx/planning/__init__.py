@@ -50,6 +50,7 @@ class Figure:
     ``units`` gives the factor of each unit in lower case; ``examples`` are targets as users write them; ``shown`` is a figure for people;
     ``gauge`` makes the `Gauge` of a model from a `figures.Scene`. ``timed``: it depends on a machine, and has noise; else it is counted.
     ``solved``: by default the solver chooses widths for it, since the same share of every group is a poor way to hold it.
+    ``shaped``: it depends on the sizes of dynamic inputs.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Figure:
     shown: Callable[[float], str] = "{:,.0f}".format
     timed: bool = False
     solved: bool = False
+    shaped: bool = True
 
 
 FIGURES: dict[str, Figure] = {}
@@ -93,23 +95,36 @@ class Target:
         return self.value * before[self.what] if self.relative else self.value
 
 
+ALIASES = {"flops": "macs"}  # in shares: a multiply-accumulate is two operations, before as after
+
+
 def parse_target(text: str) -> Target:
-    """Read ``macs=50%``, ``params=120k``, ``size=2MB``, ``latency=5ms``, ``memory=1.5MiB``.
+    """Read ``macs=50%``, ``params=120k``, ``size=2MB``, ``latency=5ms``, ``latency=2x`` (twice as fast: half of the original), ...
 
     Raises:
         OptionError: not of that form, or out of range.
     """
     match = re.fullmatch(r"\s*([a-z]+)\s*=\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(%|[a-zµ]*)\s*", text, re.IGNORECASE)
-    what, unit = (match[1].lower(), match[3].lower()) if match else ("", "")
-    units = {**FIGURES[what].units, "%": 0.01} if what in FIGURES else {}
-    value = float(match[2]) if match else 0.0
-    if unit not in units or not value > 0 or (unit == "%" and value > 100):
+    name, unit = (match[1].lower(), match[3].lower()) if match else ("", "")
+    what, value = ALIASES.get(name, name), float(match[2]) if match else 0.0
+    shares = {"%": 0.01, "x": 0.0}
+    units = {**shares, **({} if name in ALIASES else FIGURES[what].units)} if what in FIGURES else {}
+    if unit not in units or not value > 0:
         *most, last = (example for known in FIGURES.values() for example in known.examples)
-        hint = f"; units of {what}: %, {', '.join(unit for unit in units if unit not in ('', '%'))}" if units else ""
+        hint = f"; units of {name}: {', '.join(filter(None, units))}" if units else ""
         raise OptionError(f"target '{text}': expected {', '.join(most)} or {last}{hint}")
+    share = 1 / value if unit == "x" else value / 100
+    if unit in shares and share > 1:
+        raise OptionError(f"target '{text}': more than the original has; expected macs=50% of it, or latency=2x: twice as fast")
     if value < 1 and not unit:
         raise OptionError(f"target '{text}': less than one of them; for a share write {what}={100 * value:g}%")
-    return Target(what, value / 100, True) if unit == "%" else Target(what, value * units[unit], False)
+    return Target(what, share, True) if unit in shares else Target(what, value * units[unit], False)
+
+
+def mistaken(targets: Sequence[str]) -> str:
+    """What to say of targets like ``macs=50``, which are numbers and were perhaps meant as shares."""
+    plain = (text.strip() for text in targets if re.fullmatch(r"\s*[a-z]+\s*=\s*([0-9]{1,2}|100)\s*", text, re.IGNORECASE))
+    return "".join(f" {text} is a number; a share is written {text}%." for text in plain)
 
 
 def bounds(targets: Sequence[Target], before: Mapping[str, float]) -> dict[str, float]:

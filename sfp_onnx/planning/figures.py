@@ -11,16 +11,19 @@ from collections.abc import Callable, Collection, Container, Iterable, Mapping, 
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
+from math import prod
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from ..core.options import BYTES, PlanOptions
 from ..core.types import BoolArray, Coupling, FloatArray, IntArray, Layer, Node, Trace
-from ..coupling import cost
+from ..coupling import cost, from_constants
 from ..coupling.analysis import Analysis, Progress, silent
+from ..coupling.trace import observed
 from ..cut import cut
-from ..graph import Model, initializers, inputs, outputs
+from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.save import file_bytes
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, figure, parse_target
@@ -177,10 +180,12 @@ def macs_terms(coupling: Coupling, samples: int) -> Terms:
     return terms(coupling, (Product(layer.macs / samples, [Axis(units) for units in layer.extents], 0, Kind.MACS) for layer in layers))
 
 
-def weight_terms(coupling: Coupling, parameters: Sequence[cost.Parameter], each: float = 1.0) -> Terms:
+def weight_terms(
+    coupling: Coupling, parameters: Sequence[cost.Parameter], each: Callable[[cost.Parameter], float] = lambda parameter: 1.0
+) -> Terms:
     """Numbers of weights, or their bytes if ``each`` is the bytes of one."""
     axes = [[Axis(axis.units) for axis in parameter.uses[0]] for parameter in parameters]
-    values = [float(np.prod(parameter.shape)) * each for parameter in parameters]
+    values = [float(np.prod(parameter.shape)) * each(parameter) for parameter in parameters]
     return terms(coupling, (Product(value, carrying, 0, Kind.READ) for value, carrying in zip(values, axes, strict=True)))
 
 
@@ -224,19 +229,11 @@ def liveness(analysis: Analysis, batch: int, constants: Collection[str] = ()) ->
     A tensor lives from the node that writes it to the last one that reads it; inputs of the model from the start, outputs to the end.
     While a node runs, its inputs and outputs are alive together. Initializers do not count, nor do ``constants`` and what only they need.
     """
-    coupling, prepared = analysis.coupling, analysis.prepared
-    trace, nodes = prepared.trace, prepared.index.needed([port.name for port in outputs(prepared.model)], constants)
-    lives = _lives(nodes, trace, {*initializers(prepared.model), *constants}, prepared.model)
-    types = {name: np.dtype(dtype) for name, dtype in prepared.types.items() if dtype is not None}
-    sizes = {name: dtype.itemsize for name, dtype in types.items() if dtype.kind not in "OSU"}
-    place = {name: column for column, name in enumerate(name for name in lives if name in trace.shapes)}
+    coupling, trace = analysis.coupling, analysis.prepared.trace
+    sizes, alive = activations(analysis.prepared, analysis.samples, batch, constants)
+    place = {name: column for column, name in enumerate(sizes)}
     groups = [group for group in coupling.groups if group.name in coupling.branches]
-    alive = np.zeros((len(nodes), len(place) + len(groups)))
-    products: list[Product] = []
-    for name, column in place.items():
-        alive[lives[name].start : lives[name].stop, column] = 1
-        value = float(np.prod(trace.shapes[name])) * sizes.get(name, 4) * (batch / analysis.samples)
-        products.append(Product(value, _axes(name, coupling, trace), column, Kind.WRITTEN))
+    products = [Product(size, _axes(name, coupling, trace), place[name], Kind.WRITTEN) for name, size in sizes.items()]
     # these give the units of branches an axis each
     products += [Product(0.0, [Axis(group.units)], len(place), Kind.WRITTEN) for group in groups]
     bytes_of = terms(coupling, products)
@@ -244,19 +241,57 @@ def liveness(analysis: Analysis, batch: int, constants: Collection[str] = ()) ->
         (axis, np.asarray([place[name] for name in coupling.branches[group.name].constant if name in place], np.int64))
         for group, axis in zip(groups, bytes_of.axes[len(place) :, 0].tolist(), strict=True)
     )
-    return Liveness(bytes_of, np.unique(alive, axis=0), tails)
+    return Liveness(bytes_of, np.pad(np.unique(alive, axis=0), ((0, 0), (0, len(groups)))), tails)
+
+
+def activations(prepared: Prepared, samples: int, batch: int, constants: Collection[str] = ()) -> tuple[dict[str, float], FloatArray]:
+    """Bytes of every activation, on ``batch`` samples, of a model traced on ``samples``, and which (steps, tensors) are alive while each
+    node runs (see `liveness`)."""
+    trace, nodes = prepared.trace, prepared.index.needed([port.name for port in outputs(prepared.model)], constants)
+    lives = _lives(nodes, trace, {*from_constants(prepared, initializers(prepared.model)), *constants}, prepared.model)
+    types = {name: np.dtype(dtype) for name, dtype in prepared.types.items() if dtype is not None}
+    each = {name: dtype.itemsize for name, dtype in types.items() if dtype.kind not in "OSU"}
+    shapes = {name: trace.shapes[name] for name in lives if name in trace.shapes}
+    whole = {name: bool(shape) and shape[0] % samples == 0 for name, shape in shapes.items()}  # it holds something of every sample
+    sizes = {name: prod(shape) * each.get(name, 4) * (batch / samples if whole[name] else 1.0) for name, shape in shapes.items()}
+    alive = np.zeros((len(nodes), len(sizes)))
+    for column, name in enumerate(sizes):
+        alive[lives[name].start : lives[name].stop, column] = 1
+    return sizes, alive
+
+
+def peak(model: Model, analysis: Analysis, batch: int) -> float:
+    """Bytes of activations of a model as it is that are alive together, at most, on inputs like those that an analysis was made on."""
+    sizes, alive = activations(observed(model, analysis.prepared.feeds), analysis.samples, batch)
+    return float((alive @ np.asarray(list(sizes.values()))).max(initial=0.0))
 
 
 # ---- what is counted -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
+class Form:
+    """In which form a cut model is written: ``finished`` makes the written model of it and of its removal, but for the values of its
+    weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
+    ``biases`` gives parameters that come on top."""
+
+    finished: Callable[[Model, BoolArray], Model] | None = None
+    bytes: Callable[[Model], int] = file_bytes
+    each: Callable[[cost.Parameter], float] = attrgetter("itemsize")
+    biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
+
+
+AS_CUT = Form()
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What figures are made from: the model, and how it is run and measured."""
+    """What figures are made from: the model, how it is run and measured, and in which form the result is written."""
 
     analysis: Analysis
     options: PlanOptions
     progress: Progress = silent
+    form: Form = AS_CUT
 
     @property
     def setup(self) -> Setup:
@@ -267,42 +302,56 @@ class Scene:
 @figure("macs", COUNTS, "macs=50%")
 def macs(scene: Scene) -> Gauge:
     """Multiply-accumulates for one sample, exact."""
-    coupling, samples = scene.analysis.coupling, scene.analysis.samples
-    return Gauge(lambda removed: cost.macs(coupling, removed, samples), macs_terms(coupling, samples).total)
-
-
-@figure("params", COUNTS, "params=120k")
-def params(scene: Scene) -> Gauge:
-    """Number of weights, exact."""
-    coupling, parameters = scene.analysis.coupling, scene.analysis.parameters
-    return Gauge(lambda removed: float(cost.params(parameters, removed)), weight_terms(coupling, parameters).total)
-
-
-@figure("size", BYTES, "size=2MB", shown="{:,.0f} bytes".format)
-def size(scene: Scene) -> Gauge:
-    """Bytes of the file: whole file - 4 bytes times the weights that leave; counted on built models."""
     analysis = scene.analysis
-    weights = weight_terms(analysis.coupling, analysis.parameters, 4.0)
-    whole, full = float(file_bytes(analysis.model)), weights.values(weights.full).sum()
+    return Gauge(lambda removed: analysis.size(removed).macs, macs_terms(analysis.coupling, analysis.samples).total)
+
+
+@figure("params", COUNTS, "params=120k", shaped=False)
+def params(scene: Scene) -> Gauge:
+    """Number of weights; with the biases that a repair adds, which are counted on built models."""
+    analysis, form, biases = scene.analysis, scene.form, scene.form.biases()
+    return Gauge(
+        predicted=lambda removed: float(analysis.size(removed).params + cost.params(biases, removed)),
+        cost=weight_terms(analysis.coupling, [*analysis.parameters, *biases]).total,
+        measured=(lambda model: float(cost.params_of(model))) if form.finished else None,
+        before=float(cost.params_of(analysis.model)),
+    )
+
+
+@figure("size", BYTES, "size=2MB", shown="{:,.0f} bytes".format, shaped=False)
+def size(scene: Scene) -> Gauge:
+    """Bytes of the file: those of the whole model - those of the weights that leave; counted on built models."""
+    analysis, form = scene.analysis, scene.form
+    weights = weight_terms(analysis.coupling, [*analysis.parameters, *form.biases()], form.each)
+    held = weight_terms(analysis.coupling, analysis.parameters, form.each)
+    before, full = float(file_bytes(analysis.model)), held.values(held.full).sum()
+    if form.finished:
+        whole = float(form.bytes(form.finished(analysis.prepared.model, np.zeros(analysis.coupling.units, bool))))
+    else:
+        kept, every = initializers(analysis.prepared.model), initializers(analysis.model)
+        whole = before - sum(prod(dead.shape) * dead.dtype.itemsize for name, dead in every.items() if name not in kept)
     return Gauge(
         predicted=lambda removed: float(whole - (full - weights.values(weights.lengths_after(removed)).sum(-1))),
         cost=lambda kept: whole - full + weights.total(kept),
-        measured=lambda model: float(file_bytes(model)),
-    )
+        measured=lambda model: float(form.bytes(model)), before=before,
+    )  # fmt: skip
 
 
 @figure("memory", BYTES, "memory=1.5MiB", shown="{:,.0f} bytes".format, solved=True)
 def memory(scene: Scene) -> Gauge:
-    """Bytes of the activations that are alive together, at most, exact."""
-    coupling, batch = scene.analysis.coupling, scene.options.batch
-    whole = liveness(scene.analysis, batch)
+    """Bytes of the activations that are alive together, at most; counted on built models where their form adds some."""
+    analysis, batch = scene.analysis, scene.options.batch
+    coupling, whole = analysis.coupling, liveness(analysis, batch)
 
     def predicted(removed: BoolArray) -> float:
         constants = {name for branch in cost.vanishing(coupling, removed) for name in branch.constant}
-        live = liveness(scene.analysis, batch, constants) if constants else whole  # without a branch, what only it read goes, too
+        live = liveness(analysis, batch, constants) if constants else whole  # without a branch, what only it read goes, too
         return float(live.peak(live.terms.lengths_after(removed)))
 
-    return Gauge(predicted, lambda kept: whole.peak(whole.terms.lengths(kept)))
+    return Gauge(
+        predicted, lambda kept: whole.peak(whole.terms.lengths(kept)),
+        measured=(lambda model: peak(model, analysis, batch)) if scene.form.finished else None,
+    )  # fmt: skip
 
 
 # ---- all figures of a model ------------------------------------------------------------------------------------------
@@ -310,11 +359,13 @@ def memory(scene: Scene) -> Gauge:
 
 @dataclass(frozen=True)
 class Ruler:
-    """Figures of a model after a removal. ``names`` are those that count, out of the ``gauges`` that there are."""
+    """Figures of a model after a removal, in the form in which it is written. ``names`` are those that count, out of the ``gauges`` that
+    there are."""
 
     analysis: Analysis
     gauges: Mapping[str, Gauge]
     names: tuple[str, ...]
+    form: Form = AS_CUT
 
     @cached_property
     def before(self) -> dict[str, float]:
@@ -341,8 +392,13 @@ class Ruler:
         measures = {name: measure for name in self.names if (measure := self.gauges[name].measured) is not None}
         if not measures:
             return figures
-        model = cut(self.analysis.prepared, self.analysis.coupling, removed) if removed.any() else self.analysis.model
+        model = self.built(removed)
         return figures | {name: measure(model) for name, measure in measures.items()}
+
+    def built(self, removed: BoolArray) -> Model:
+        """The model without what is removed, in the form in which it is written."""
+        model = cut(self.analysis.prepared, self.analysis.coupling, removed) if removed.any() else self.analysis.model
+        return self.form.finished(model, removed) if self.form.finished else model
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""
@@ -350,12 +406,12 @@ class Ruler:
         return replace(self, gauges={**self.gauges, **anew})
 
 
-def ruler_for(analysis: Analysis, options: PlanOptions, progress: Progress = silent) -> Ruler:
-    """The ruler for the options' targets.
+def ruler_for(analysis: Analysis, options: PlanOptions, progress: Progress = silent, form: Form = AS_CUT) -> Ruler:
+    """The ruler for the options' targets on a model that is written in a ``form``.
 
     Raises:
         OptionError, ProfileError: unknown target, provider or batch size; a device profile that does not fit.
     """
-    names = tuple(dict.fromkeys(["macs", "params", *(parse_target(text).what for text in options.targets)]))
-    scene = Scene(analysis, options, progress)
-    return Ruler(analysis, {name: FIGURES[name].gauge(scene) for name in names}, names)
+    names = tuple(dict.fromkeys(["macs", *(parse_target(text).what for text in options.targets)]))
+    scene = Scene(analysis, options, progress, form)
+    return Ruler(analysis, {name: FIGURES[name].gauge(scene) for name in names}, names, form)

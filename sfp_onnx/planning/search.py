@@ -16,8 +16,8 @@ from ..data.dataset import Dataset
 from ..latency import measure
 from ..repair import distances, rebuilt
 from ..runtime import Setup
-from . import FIGURES, bounds, make_plan, parse_target, show, widths
-from .figures import Ruler, ruler_for
+from . import FIGURES, bounds, make_plan, mistaken, parse_target, show, widths
+from .figures import AS_CUT, Form, Ruler, ruler_for
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
 
@@ -42,7 +42,7 @@ class Candidates:
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``, and judged by what ``measures`` say of the outputs.
-    ``details`` is what the score's plug-in shows in reports.
+    ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written.
     """
 
     analysis: Analysis
@@ -55,6 +55,7 @@ class Candidates:
     repair: RepairOptions | None = None
     details: Any = None
     measures: MeasureOptions = MeasureOptions()
+    form: Form = AS_CUT
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,12 @@ class Trial:
         return max(gaps, key=abs, default=0.0)
 
     def settled(self, ruler: Ruler) -> bool:
-        """Whether no other round may help: every bound is held, and nothing that is timed is the only limit and far below it."""
+        """Whether no other round may help: every bound is held, and nothing that is timed, or lighter than it was predicted, is the only
+        limit and far below it."""
         if self.excess > NOISE:
             return False
-        slack = [(limit - self.actual[name]) / ruler.before[name] for name, limit in self.limits.items() if name in ruler.timed]
+        moves = {*ruler.timed, *(name for name in self.limits if self.actual[name] < (1 - CLOSE) * self.predicted[name])}
+        slack = [(limit - self.actual[name]) / ruler.before[name] for name, limit in self.limits.items() if name in moves]
         limited = any(self.actual[name] > LIMITED * limit for name, limit in self.limits.items() if not FIGURES[name].timed)
         return limited or min(slack, default=0.0) <= CLOSE
 
@@ -218,7 +221,7 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
             for name, limit in limits.items()
         ]
         how = "".join(f" ({ruler.gauges[name].how})" for name in limits if ruler.gauges[name].how)
-        advice = "Nothing was written. Loosen --target, --min-channels, --align, --keep or --only."
+        advice = f"Nothing was written.{mistaken(options.targets)} Loosen --target, --min-channels, --align, --keep or --only."
         raise TargetError(f"the target cannot be met: {'; '.join(parts)}{how}. {advice}")
     return replace(history.held, notes=(*history.held.notes, *history.notes))
 
@@ -293,7 +296,7 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     Raises:
         OptionError: bad options. TargetError: a target cannot be held.
     """
-    ruler = ruler or ruler_for(candidates.analysis, options, progress)
+    ruler = ruler or ruler_for(candidates.analysis, options, progress, candidates.form)
     asked, data = replace(options, allocation=allocation_of(candidates, options)), candidates.data
     align, first = Align.parse(asked.align), settled(asked, ruler)
     best = attempt(candidates, replace(asked, align=first), ruler, progress)

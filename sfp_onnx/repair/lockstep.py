@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, IntArray
+from ..core.types import Array, BoolArray, Coupling, IntArray, Layer
 from ..coupling.cost import keep_mask
 from ..graph import Model, Prepared, extract
 from ..runtime import Session
@@ -72,10 +73,8 @@ def repair(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
-    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, masks), masks)
+    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, masks)
     fits = [LayerFit(name, "kept", 0.0, 0, 0.0, 0.0) for name in kept]
-    scene = give_biases(scene, [layer for layers in tasks for layer in layers])
     planned = plan_steps(scene, tasks, masks, ends(scene, removed))
     if not planned:
         return changed, fits
@@ -90,6 +89,16 @@ def repair(
             fits += [refit_end(setting, task)] if isinstance(task, End) else _refit(setting, task, number)
             advance(1)
     return extract.with_constants(scene.model, after.overrides), fits
+
+
+def prepared_for(
+    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, masks: Mapping[str, BoolArray] = MappingProxyType({})
+) -> tuple[Scene, list[list[Layer]], list[str]]:
+    """The changed model with a bias for every layer that will be re-fitted, these layers (those that share a weight together), and the
+    names of those that cannot be."""
+    scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
+    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, masks), masks)
+    return give_biases(scene, [layer for layers in tasks for layer in layers]), tasks, kept
 
 
 # ---- one layer -------------------------------------------------------------------------------------------------------

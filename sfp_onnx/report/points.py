@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import OptionError
-from ..core.options import MeasureOptions, PlanOptions
+from ..core.options import MeasureOptions, PlanOptions, quantity
 from ..core.types import Size
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
@@ -18,7 +18,7 @@ from ..evaluation.meaning import Reading
 from ..graph import Model
 from ..graph.save import file_bytes
 from ..latency.measure import latencies_of
-from ..planning import parse_target
+from ..planning import Target, parse_target
 from ..planning.search import Candidates
 from ..runtime import Setup
 from .manifest import Pruned, manifest, write_json
@@ -62,7 +62,12 @@ def parse_sweep(text: str) -> list[str]:
     match = re.fullmatch(r"\s*(\w+)\s*=\s*([^:]+):([^:]+):([^:]+)", text)
     if match is None:
         raise OptionError(f"targets '{text}': expected first:last:step, such as macs=90%:20%:10% or latency=8ms:2ms:1ms")
-    first, last, step = (parse_target(f"{match[1]}={part.strip()}") for part in match.groups()[1:])
+    texts = [part.strip().lower() for part in match.groups()[1:]]
+    if all(part.endswith("x") for part in texts):  # times less: evenly spaced as they are written
+        parsed = [Target(match[1], quantity(part, {"x": 1.0}, "a number of times, such as 2x"), True) for part in texts]
+    else:
+        parsed = [parse_target(f"{match[1]}={part}") for part in texts]
+    first, last, step = parsed
     unit = re.sub(r"[0-9.\s]", "", match[2])
     if len({part.relative for part in (first, last, step)}) > 1:
         raise OptionError(f"targets '{text}': first, last and step must be all percentages or all absolute numbers")
@@ -72,7 +77,9 @@ def parse_sweep(text: str) -> list[str]:
         raise OptionError(f"targets '{text}': {count} targets; expected at most {MOST}")
     scale = first.value / float(re.sub(r"[^0-9.]", "", match[2]))
     values = [(first.value + sign * index * step.value) / scale for index in range(count)]
-    return [f"{first.what}={value:.10g}{unit}" for value in values]
+    wanted = [f"{first.what}={value:.10g}{unit}" for value in values]
+    parse_target(wanted[0])
+    return wanted
 
 
 def saved_point(result: Pruned, target: str, analysis: Analysis, folder: Path | None) -> Point:

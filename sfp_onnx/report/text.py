@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.types import Coupling, Plan, Size, number, sizes_text as sizes_text
+from ..core.types import Coupling, Plan, number, sizes_text as sizes_text, traced_text as traced_text
 from ..coupling.cost import layer_macs
 from ..planning import show
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
+    from ..coupling.analysis import Analysis
     from ..evaluation import Evaluation
     from ..export import Step
     from ..scores.scoring import Scored
@@ -64,8 +65,9 @@ def _short(names: Sequence[str]) -> str:
 # ---- inspect ---------------------------------------------------------------------------------------------------------
 
 
-def inspection(coupling: Coupling, size: Size, samples: int, name: str) -> dict[str, Any]:
+def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
     """What `inspect --json` prints."""
+    coupling, size, samples = analysis.coupling, analysis.size(), analysis.samples
     none = np.zeros(coupling.units, bool)
     macs = {layer.node.name: layer_macs(layer, none) / samples for layer in coupling.layers}
     groups = [
@@ -75,8 +77,9 @@ def inspection(coupling: Coupling, size: Size, samples: int, name: str) -> dict[
     ]  # fmt: skip
     share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
     return {
-        "model": name, "macs": size.macs, "params": size.params, "groups": groups, "channels": coupling.channels_total,
-        "channels_prunable": coupling.channels_prunable, "prunable_share": share, "pinned": [asdict(pin) for pin in coupling.pinned],
+        "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
+        "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
+        "pinned": [asdict(pin) for pin in coupling.pinned],
     }  # fmt: skip
 
 
@@ -86,7 +89,8 @@ def inspection_text(data: dict[str, Any]) -> str:
         [group["group"], str(group["width"]), f"{group['macs_share']:.1%}", _short(group["producers"]), _short(group["consumers"])]
         for group in data["groups"]
     ]
-    lines = [f"{data['model']}: {number(data['macs'])} MACs per sample, {number(data['params'])} parameters", ""]
+    lines = [f"{data['model']}: {number(data['macs'])} MACs per sample, {number(data['params'])} parameters"]
+    lines += [f"({traced})", ""] if (traced := traced_text(data["traced"])) else [""]
     if rows:
         lines += [table(["group", "width", "MACs", "made by", "read by"], rows), ""]
     pinned = [[pin["reason"], str(pin["channels"]), pin["node"], _short(pin["layers"])] for pin in data["pinned"]]
@@ -113,6 +117,8 @@ def plan_text(plan: Plan) -> str:
     if kept:
         lines.append(f"{kept} of {len(plan.groups)} groups keep all channels.")
     lines.append(sizes_text(plan.before, plan.after))
+    if traced := traced_text(plan.options.get("traced", {})):
+        lines.append(f"({traced})")
     return "\n".join(lines)
 
 
