@@ -144,12 +144,17 @@ def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
 
 
 def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
-    """Resolve choices in the order of their nodes, and against it, and keep the outcome with more free classes.
+    """Resolve choices in the order of their nodes, and against it, each by what it leaves; and all those that nodes state alike, by their
+    first option or by their last; keep the outcome with most free classes.
 
-    What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early.
+    What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early, and grouped
+    convolutions behind each other gain only if all of them lose whole groups, or all of them channels of every group.
     """
-    choices = sorted([*facts.choices, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
-    outcomes = (_resolve_in_order(facts, parent, order) for order in (choices, choices[::-1]))
+    stated = [*facts.choices]
+    choices = sorted([*stated, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
+    alike = ([replace(own, options=own.options[part]) for own in stated] for part in (slice(1), slice(-1, None)) if len(stated) > 1)
+    orders = [choices, choices[::-1], *([*first, *choices] for first in alike)]
+    outcomes = (_resolve_in_order(facts, parent, order) for order in orders)
     _, best, pins = max(outcomes, key=lambda outcome: outcome[0])
     facts.pins.extend(pins)
     return best

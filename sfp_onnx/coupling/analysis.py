@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Pinned, Shown, Size, number
+from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
@@ -190,9 +190,10 @@ def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     vanishing: dict[str, Branch] = {}
     constant: set[str] = set()
     carriers: set[str] = set()
-    for group in coupling.groups:
+    layers = {layer.node.index: layer for layer in coupling.layers}
+    for group, dead in zip(coupling.groups, _dead(coupling), strict=True):
         walk = _Walk()
-        branch = _branch(group, coupling, prepared, final, walk)
+        branch = _branch(group, _Around(coupling, prepared, final, layers, dead), walk)
         if branch is None or walk.carriers & {*constant, *walk.constant} or carriers & set(walk.constant):
             continue  # there is none, or two constants would meet
         constant.update(walk.constant)
@@ -210,52 +211,76 @@ class _Walk:
     carriers: set[str] = field(default_factory=set)
 
 
-def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str], walk: _Walk) -> Branch | None:
-    inside = np.zeros(coupling.units + 1, bool)
+@dataclass(frozen=True)
+class _Around:
+    """What a branch is followed in: ``outputs`` of the model, ``layers`` by the index of their node, and the ``dead`` tensors of a group,
+    which lose all channels along an axis."""
+
+    coupling: Coupling
+    prepared: Prepared
+    outputs: set[str]
+    layers: Mapping[int, Layer]
+    dead: set[str]
+
+    def goes(self, node: Node) -> bool:
+        """Whether all that a node makes is dead."""
+        return all(output in self.dead for output in node.outputs if output)
+
+
+def _dead(coupling: Coupling) -> list[set[str]]:
+    """Tensors that lose all channels along an axis, for each group that leaves alone."""
+    group_of = np.full(coupling.units + 1, -1)  # the last place stands for -1
+    for place, group in enumerate(coupling.groups):
+        group_of[group.units] = place
+    dead: list[set[str]] = [set() for _ in coupling.groups]
+    for name, channels in coupling.tensors.items():
+        for carried in channels:
+            first = group_of[carried.units[0]]
+            if first >= 0 and (group_of[carried.units] == first).all():
+                dead[first].add(name)
+    return dead
+
+
+def _branch(group: Group, around: _Around, walk: _Walk) -> Branch | None:
+    inside = np.zeros(around.coupling.units + 1, bool)
     inside[group.units] = True  # the last place stands for -1
-    dead = {name for name, channels in coupling.tensors.items() if any(inside[carried.units].all() for carried in channels)}
-    layers = {layer.node.index: layer for layer in coupling.layers}
     sources: dict[str, None] = {}
-    for name in sorted(dead):
-        if name in outputs:
+    for name in sorted(around.dead):
+        if name in around.outputs:
             return None
-        for node in prepared.index.reading(name):
-            if all(output in dead for output in node.outputs if output):
+        for node in around.prepared.index.reading(name):
+            if around.goes(node):
                 continue
-            layer = layers.get(node.index)
+            layer = around.layers.get(node.index)
             if layer is None or layer.weight is None or layer.data_name != name or not inside[layer.reads].all() or not len(layer.reads):
                 return None
-            if not all(other == name or _fixed(other, prepared) for other in node.inputs if other):
+            if not all(other == name or other in around.prepared.held for other in node.inputs if other):
                 return None
             sources[name] = None
-            if not all(_follow(output, dead, prepared, outputs, walk) for output in node.outputs if output):
+            if not all(_follow(output, around, walk) for output in node.outputs if output):
                 return None
-    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)) if walk.ends else None
+    return Branch(tuple(sorted(around.dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)) if walk.ends else None
 
 
-def _fixed(name: str, prepared: Prepared) -> bool:
-    return name in initializers(prepared.model)
-
-
-def _follow(name: str, dead: set[str], prepared: Prepared, outputs: set[str], walk: _Walk) -> bool:
+def _follow(name: str, around: _Around, walk: _Walk) -> bool:
     """Whether a constant tensor only meets tensors that carry on; collects where."""
     walk.constant[name] = None
-    if name in outputs:
+    if name in around.outputs:
         return False
-    shapes = prepared.trace.shapes
-    for node in prepared.index.reading(name):
+    shapes = around.prepared.trace.shapes
+    for node in around.prepared.index.reading(name):
         written = [output for output in node.outputs if output]
-        if all(output in dead for output in written):
+        if around.goes(node):
             continue
         if not has(node, Trait.SPREADS) or node.captures:
             return False
-        others = [other for other in node.inputs if other and other != name and not _fixed(other, prepared)]
+        others = [other for other in node.inputs if other and other != name and other not in around.prepared.held]
         full = [other for other in others if shapes.get(other) == shapes.get(written[0])]
         if others and not full:
             return False
         if full:
             walk.ends[name] = None
             walk.carriers.update(full)
-        elif not all(_follow(output, dead, prepared, outputs, walk) for output in written):
+        elif not all(_follow(output, around, walk) for output in written):
             return False
     return True

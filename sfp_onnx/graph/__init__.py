@@ -143,6 +143,11 @@ class Prepared:
     types: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def held(self) -> frozenset[str]:
+        """Names of the initializers."""
+        return frozenset(tensor.name for tensor in self.model.proto.graph.initializer)
+
+    @cached_property
     def index(self) -> GraphIndex:
         """Who makes and who reads the tensors."""
         return GraphIndex(self.nodes)
