@@ -133,7 +133,7 @@ def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mappi
         except ModelError as error:
             raise ModelError(str(error).replace(str(target), f"{model.name}, as onnxruntime quantised it")) from error
         weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
-    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True)
+    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True, libraries=model.libraries)
     open_model(converted)  # the quantiser writes models that onnxruntime cannot run, too
     return converted
 
@@ -188,7 +188,7 @@ def ort_file(model: Model) -> OrtFile:
     proto = to_proto(model)
     with system.temporary("the .ort file") as folder:
         path = folder / "model.ort"
-        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name)
+        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name, model.libraries)
         return OrtFile(path.read_bytes(), operators)
 
 

@@ -50,6 +50,7 @@ from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text, points_text
+from .rules.foreign import sentences
 from .runtime import Setup, threaded
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
@@ -118,7 +119,7 @@ class Sources:
         Raises:
             ModelError, DataError, OptionError: they cannot be read. OutputError: an output cannot be written.
         """
-        model = source.model if isinstance(source, Analysis) else load(source)
+        model = source.model if isinstance(source, Analysis) else load(source, self.inspect_options.custom_ops)
         paths = [*model.paths, *self.paths()]
         for number, output in enumerate(outputs):
             if output is not None:
@@ -299,6 +300,8 @@ def candidates(
     coupling = analysis.coupling
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
+    for text in sentences(coupling.unruled):
+        log.info(f"Note: {text}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
@@ -370,7 +373,7 @@ def apply(
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
-    made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
+    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
     result = _counted(_applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress), inputs, output, False)
     return _written(result, inputs, output)
@@ -427,7 +430,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         with progress("verifying", 1) as advance:
             verification = _verify(analysis, pruned, removed, data)
             advance(1)
-    notes = _notes(analysis.coupling, removed)
+    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed))
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options)
@@ -495,9 +498,11 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
         runs_at(analysis.model, pruned, variant, shapes=not maskable_there)
         if maskable_there:
             inputs["other sizes"] = variant
-    types = analysis.prepared.types
+    types, base = analysis.prepared.types, analysis.prepared.base or analysis.model
     try:
-        return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+        if base is not analysis.model:
+            compare(analysis.model, base, types, [], inputs)
+        return compare(base, pruned, types, maskable(types, every, zero_points), inputs)
     except VerificationError as error:
         training = training_mode(analysis.model)
         if not training:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -26,6 +26,7 @@ from . import graph
 from .core.errors import ModelError, OptionError, SfpError
 from .core.system import folder, is_full, no_room, numpy_threads, temporary
 from .core.types import Array
+from .graph import extract
 from .graph.save import PROTOBUF_LIMIT, full_size, save
 
 Feeds = Mapping[str, Array]
@@ -100,7 +101,12 @@ def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: i
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy's threads take turns with onnxruntime's
     if optimize is Optimize.NONE:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return _open(model, options, PROVIDERS)
+    try:
+        return _open(model, options, PROVIDERS)
+    except ModelError:
+        if optimize is not Optimize.ALL:
+            raise
+    return open_model(model, Optimize.BASIC, threads)  # some of its rewrites fail on what it runs without them
 
 
 _THREADS: ContextVar[int] = ContextVar("sfp_onnx.threads", default=0)
@@ -144,6 +150,9 @@ def _options(threads: int) -> Any:
 
 
 def _open(model: graph.Model, options: Any, providers: Sequence[str]) -> Session:
+    model = graph.seeded(model)
+    for library in model.libraries:
+        _register(options, library)
     weights = graph.handed_over(model)
     if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
         with temporary("the model's weights") as place:
@@ -153,6 +162,25 @@ def _open(model: graph.Model, options: Any, providers: Sequence[str]) -> Session
         values = [_ort().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
     return _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
+
+
+def _register(options: Any, library: str) -> None:
+    try:
+        options.register_custom_ops_library(library)
+    except Exception as error:  # onnxruntime's exception classes share no base but Exception
+        expected = "Expected a shared library that exports RegisterCustomOps, built for this onnxruntime"
+        raise OptionError(f"--custom-ops {library}: onnxruntime cannot load it: {_words(error)}. {expected} ({version()}).") from error
+
+
+def tensor_types(model: graph.Model) -> dict[str, Any]:
+    """Dtype of every tensor (None for sequences, maps and optionals). onnxruntime is asked where onnx's inference does not know."""
+    types = graph.tensor_types(model)
+    unknown = [name for node in graph.nodes(model) for name in node.outputs if name and name not in types]
+    if unknown:
+        with suppress(ModelError):  # who runs the model says so
+            session = open_model(extract.segment(model, [], dict.fromkeys(unknown)), Optimize.NONE)
+            types |= {item.name: graph.dtype_called(item.type) for item in session.handle.get_outputs()}
+    return types
 
 
 def _loaded(source: str | bytes, name: str, options: Any, providers: Sequence[str] = PROVIDERS) -> Session:
@@ -320,7 +348,7 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
-def save_ort(serialized: bytes, path: Path, name: str) -> str:
+def save_ort(serialized: bytes, path: Path, name: str, libraries: Sequence[str] = ()) -> str:
     """Write a model in onnxruntime's format. Returns its required operators and types, as reduced builds of onnxruntime take them.
 
     Raises:
@@ -330,6 +358,8 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
     options.graph_optimization_level = _ort().GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # layouts would tie it to this processor
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", "ORT")
+    for library in libraries:
+        _register(options, library)
     _loaded(serialized, name, options)
     listed = path.with_suffix(".config")
     try:

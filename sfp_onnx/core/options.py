@@ -359,12 +359,16 @@ class DataOptions(Checked):
 
 @dataclass(frozen=True)
 class InspectOptions(Checked):
-    """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``cut_layernorm``: let
-    axes that LayerNormalization normalises over shrink (it is rewritten exactly, at some cost in time)."""
+    """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
+    of operators that onnxruntime loads with it; ``cut_layernorm``: let axes that LayerNormalization normalises over shrink (it is
+    rewritten exactly, at some cost in time)."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
         metavar="NAME=1,3,224,224")  # fmt: skip
+    custom_ops: tuple[str, ...] = rare(
+        (), "Library of custom operators that onnxruntime loads with the model. Repeatable.", RUN, metavar="LIB"
+    )
     cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
 
 

@@ -14,6 +14,7 @@ from ..data.dataset import Dataset, Source, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import ModelSource as ModelSource, load as load
+from ..rules.foreign import sentences
 from ..rules.registry import Trait, has
 from ..runtime import Batch, Feeds
 from . import cost, resolve, state
@@ -140,10 +141,12 @@ def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
 
 def reasons(coupling: Coupling) -> str:
     """Why channels are pinned, in one line."""
-    if not coupling.pinned:
+    said = [f"{text}." for text in sentences(coupling.unruled)]
+    if not coupling.pinned and not said:
         return "The model has no layer that mixes channels (Conv, ConvTranspose, Gemm, MatMul with a constant weight)."
     counts = sorted(channels_by_reason(coupling.pinned).items(), key=lambda item: -item[1])
-    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."
+    pinned = ["Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."] if counts else []
+    return " ".join([*pinned, *said])
 
 
 def describe(data: Dataset) -> dict[str, Any]:

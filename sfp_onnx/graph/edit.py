@@ -146,12 +146,18 @@ class Editor:
         else:
             self.nodes[node].attrs[name] = value
 
-    def replace_tensor(self, name: str, array: Array) -> None:
-        """Replace a computed tensor by a constant of the same name, for all its readers."""
+    def replace_tensor(self, name: str, array: Array, stored: Any = None) -> None:
+        """Replace a computed tensor by a constant of the same name, for all its readers; ``stored``: by a cast of one of that type."""
         tensor = self.tensors[name]
         tensor.name = self._unique(f"{name}/computed")
         self._names.discard(name)
-        _redirect(tensor, self.constant(name, array))
+        if stored is None:
+            _redirect(tensor, self.constant(name, array))
+            return
+        held, output = self.constant(f"{name}/stored", array.astype(stored)), self.variable(name)
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        self._after.setdefault(-1, []).append(gs.Node("Cast", name=output.name, attrs={"to": kind}, inputs=[held], outputs=[output]))
+        _redirect(tensor, output)
 
     # ---- done --------------------------------------------------------------------------------------------------------
 
