@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 
 from . import graph, planning
+from .core import options as records
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
-from .core.options import (
-    Checked,
-    DataOptions,
-    InspectOptions,
-    MeasureOptions,
-    OutputOptions,
-    PlanOptions,
-    RepairOptions,
-    ScoreOptions,
-    expect,
-)
-from .core.system import log
+from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
+from .core.system import command_line, log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, params_of
@@ -50,6 +41,7 @@ from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text, points_text
+from .report.verdict import card
 from .rules.foreign import sentences
 from .runtime import Setup, threaded
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
@@ -104,9 +96,9 @@ class Sources:
 
     def __post_init__(self) -> None:
         """Refuse options that are none."""
-        expect(DataOptions, data_options=self.data_options)
-        expect(InspectOptions, inspect_options=self.inspect_options)
-        expect(MeasureOptions, measure_options=self.measures)
+        records.expect(DataOptions, data_options=self.data_options)
+        records.expect(InspectOptions, inspect_options=self.inspect_options)
+        records.expect(MeasureOptions, measure_options=self.measures)
 
     def paths(self) -> list[Path]:
         """All files that are named."""
@@ -162,7 +154,7 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
 
 def _check(options: PlanOptions) -> None:
     """Refuse options that contradict each other or cannot be read, before any work."""
-    expect(PlanOptions, options=options)
+    records.expect(PlanOptions, options=options)
     if (options.ratio is None) == (not options.targets and options.max_drop is None):
         raise OptionError("give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%")
     if options.max_drop is not None:
@@ -209,7 +201,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Scoring(Checked):
+class Scoring(records.Checked):
     """How channels are scored for a plan, and the repair that will follow; None: the defaults."""
 
     name: str | None = None
@@ -539,7 +531,7 @@ def prune(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
-    expect(OutputOptions, output=output)
+    records.expect(OutputOptions, output=output)
     scoring = Scoring(score_name, score_options, repair)
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
@@ -548,7 +540,7 @@ def prune(
     if measures.metric is not None and options.max_drop is None and test_data is None:
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
-    inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
@@ -601,6 +593,8 @@ def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page |
             result.packaged.ort.save(Path(output.save_ort), read)
         if page is not None:
             write_text(Path(output.report), render(page), read)
+        if output.card is not None:
+            write_text(Path(output.card), card(result, command_line.get()), read)
     return result
 
 

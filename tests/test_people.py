@@ -271,8 +271,11 @@ def test_init_replaces_nothing(model_file: Path, tmp_path: Path) -> None:
     own = toml(tmp_path / "sfp.toml", "# mine")
     assert invoke("init", model_file, "-o", own).exit_code == 4
     assert own.read_text() == "# mine"
-    good("init", model_file, "-o", own, "--force")
+    good("init", model_file, "-o", own, "--overwrite")
     assert own.read_text() != "# mine"
+    own.write_text("# mine")
+    good("init", model_file, "-o", own, "--force")
+    assert own.read_text() != "# mine" and "--force" not in good("init", "--help").stdout
 
 
 # ---- locked ----------------------------------------------------------------------------------------------------------

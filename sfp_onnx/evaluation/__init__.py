@@ -15,7 +15,7 @@ from .. import graph
 from ..core.errors import DataError, OptionError
 from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
-from ..core.types import Array, Size
+from ..core.types import Array, Shown, Size, number
 from ..coupling.analysis import Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
@@ -30,8 +30,8 @@ LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is a
 FARTHER = 0.05  # of a distance: what is farther by less is no worse
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """What was measured of one model on data; None where it does not apply. ``metric`` is the measure of the task, ``value`` what it gives;
     ``measures`` are all, by output and name; ``worst`` names the output and channel that is farthest from the original's (relative error,
     centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs."""
@@ -50,6 +50,12 @@ class Evaluation:
     value: float | None = None
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     worst: str = ""
+
+    def summary(self) -> str:
+        """The measure of the task, size, and time."""
+        worth = [] if self.value is None else [f"{self.metric} {self.value:.4g} on {self.samples} samples"]
+        time = [] if self.latency_min_ms is None else [f"{self.latency_min_ms:.3f} ms per batch"]
+        return ", ".join([self.model, *worth, f"{number(self.size.macs)} MACs, {number(self.size.params)} parameters", *time])
 
 
 def loss_of(metric: str, value: float | None) -> float:
@@ -403,10 +409,10 @@ def evaluate(
         results.append(Evaluation(
             model.name, found.samples, **shares, relative_error=found.relative_error, size=size, metric=name, value=judged.get(name),
             measures=figures, worst=found.worst if found is not compared[0] else ""))  # fmt: skip
-    for number, seconds in enumerate(times):
+    for place, seconds in enumerate(times):
         least, median = min(seconds) * 1e3, float(np.median(seconds)) * 1e3
         ratio = min(seconds) / min(times[0])
-        results[number] = replace(results[number], latency_min_ms=least, latency_median_ms=median, latency_ratio=ratio)
+        results[place] = replace(results[place], latency_min_ms=least, latency_median_ms=median, latency_ratio=ratio)
     return results
 
 

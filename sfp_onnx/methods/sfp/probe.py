@@ -70,7 +70,8 @@ class Store:
                 left = left[self.file.write(left) :]
         except OSError as error:
             need = f"{self._start(len(self.widths)) / 2**20:.0f} MiB of features ({error.strerror or error})"
-            raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. Set TMPDIR, or lower --samples or --pool.") from error
+            way = "Set TMPDIR, give fewer samples, or pool to fewer pixels (--score sfp,pool=2; dilute: --pool 2)"
+            raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. {way}.") from error
 
     def get(self, index: int) -> Array:
         """The features of tap ``index``, (rows, width), as a memory map."""
