@@ -43,7 +43,7 @@ from .report.points import Point, measured_points, parse_sweep, saved_point, swe
 from .report.text import plan_text, points_text
 from .report.verdict import card
 from .rules.foreign import sentences
-from .runtime import Setup
+from .runtime import Setup, threaded
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -169,6 +169,7 @@ def _measures(options: PlanOptions, given: MeasureOptions) -> MeasureOptions:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def plan(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
@@ -479,9 +480,8 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
-        size = analysis.samples
-        batch = next(({name: array[:size] for name, array in rows.items()} for rows, count in data.batches() if count >= size), None)
-        if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
+        batch = next(data.part(np.arange(min(analysis.samples, data.samples))).batches())[0]
+        if {name: array.shape for name, array in batch.items()} == {name: array.shape for name, array in feeds.items()}:
             inputs["calibration"] = batch
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))
@@ -506,6 +506,7 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
 # ---- prune -----------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def prune(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
@@ -612,6 +613,7 @@ class Sweep(Shown):
         return f"{len(self.points) - 1} targets\n{points_text(self.points)}"
 
 
+@threaded
 def sweep(
     source: ModelSource | Analysis, sweeps: Sequence[str], options: PlanOptions = PlanOptions(), score_name: str | None = None,
     data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
@@ -708,6 +710,7 @@ def evaluate(
     return list(found.evaluations)
 
 
+@threaded
 def compared(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
@@ -743,6 +746,7 @@ def compared(
     return Measured(tuple(results), tuple(checks.verdicts(results, used)))
 
 
+@threaded
 def device_profile(
     source: ModelSource | Analysis, options: PlanOptions = PlanOptions(), progress: Progress = silent, *,
     inspect_options: InspectOptions = InspectOptions(), fresh: bool = False, output: Path | None = None,

@@ -306,7 +306,7 @@ Metric = Callable[[Outputs, "Array | None"], float]
 
 def outputs(model: graph.Model, batches: Batches) -> list[Any]:
     """All outputs of a model on (inputs, number of real samples): arrays whose first axis runs over the samples; of outputs that have no
-    such axis a list of what each batch gave.
+    such axis, or other sizes in each batch, a list of what each batch gave.
 
     Raises:
         ModelError: onnxruntime cannot run it.
@@ -316,7 +316,7 @@ def outputs(model: graph.Model, batches: Batches) -> list[Any]:
     for batch in observe(model, batches):
         for name, value in batch.values.items():
             parts[name].append(plain(value, batch.rows, batch.count))
-            whole[name] &= parts[name][-1].shape[:1] == (batch.count,)
+            whole[name] &= parts[name][-1].shape == (batch.count, *parts[name][0].shape[1:])
     return [np.concatenate(arrays) if whole[name] else arrays for name, arrays in parts.items()]
 
 
