@@ -11,9 +11,9 @@ from ..graph.load import load
 from ..report.manifest import read_plan
 from . import arguments as take
 from .common import bar
-from .prune import show
+from .prune import conclude, show, to_evaluate
 
-FORMS = ("report", "fp16", "quantize", "save_ort", "locked")
+FORMS = ("report", "card", "fp16", "quantize", "save_ort", "locked")
 
 
 @take.command(
@@ -28,3 +28,6 @@ def command(model: Path, plan: Path, output: Path, custom_ops: tuple[str, ...], 
         load(model, custom_ops), read_plan(plan), verify=verify, progress=bar, repair=take.build(RepairOptions, options),
         output=take.build(OutputOptions, options, path=output), paths=(plan,), **take.reading(options))  # fmt: skip
     show(result, output, as_json)
+    if not as_json:
+        conclude(result)
+        to_evaluate(model, output)

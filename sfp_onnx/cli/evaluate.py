@@ -14,8 +14,9 @@ from ..core.options import DATA, RUN, DataOptions, InspectOptions, MeasureOption
 from ..evaluation import GateOptions, Verdict
 from ..graph.load import load
 from ..report.text import evaluation_text
+from ..report.verdict import of_models
 from . import arguments as take
-from .common import answer, bar, say
+from .common import answer, bar, conclude, say
 
 
 @take.command(
@@ -35,6 +36,9 @@ def command(
     measured = pipeline.compared(loaded, latency=latency, threads=threads, progress=bar, gate=gate, report=report, **take.reading(options))
     results = measured.evaluations
     answer([asdict(result) for result in results] if as_json else evaluation_text(results))
+    said = of_models(results)
+    if said is not None and not as_json:
+        conclude(f"{said.text}.", said.good)
     if report is not None:
         say(f"report: {report}")
     for name, passed, text in measured.verdicts:

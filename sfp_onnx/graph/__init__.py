@@ -16,6 +16,7 @@ import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
 from ..core.errors import ModelError
+from ..core.system import version_of
 from ..core.types import Array, Node, Port, Shown, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
@@ -69,6 +70,19 @@ class Model(Shown):
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         return proto
+
+
+VERSION, SOURCE, FIRST = "sfp_onnx.version", "sfp_onnx.source_sha256", "sfp_onnx.first_source_sha256"
+
+
+def stamped(model: Model) -> Model:
+    """A changed model whose metadata say what made it, and of which file (and of which file that was made, if it was made so itself)."""
+    proto = model.copied()
+    known = {item.key: item.value for item in proto.metadata_props}
+    if SOURCE in known and known[SOURCE] != model.sha256:
+        known.setdefault(FIRST, known[SOURCE])
+    helper.set_model_props(proto, {**known, VERSION: version_of("sfp_onnx"), SOURCE: model.sha256})
+    return replace(model, proto=proto, edited=True)
 
 
 def same_node(one: Node, other: Node) -> bool:
