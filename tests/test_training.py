@@ -88,10 +88,11 @@ def test_blocks_lie_between_the_tensors_that_separate_the_graph(place: Path) -> 
 @pytest.mark.parametrize("recipe", ["blocks", "features", "logits"])
 def test_it_comes_nearer_to_the_original(place: Path, recipe: str) -> None:
     result = tune(place, recipe=recipe)
-    assert result.kept and result.after > result.before + 0.05, result.notes
+    assert result.kept, result.notes
     x = np.load(place / "data.npz")["x"]
-    own, other = (run(proto, {"x": x})[0].argmax(1) for proto in (to_proto(result.model), onnx.load(place / "model.onnx")))
-    assert (own == other).mean() > result.before
+    protos = (onnx.load(place / "model.onnx"), onnx.load(place / "small.onnx"), to_proto(result.model))
+    other, before, after = (run(proto, {"x": x})[0].argmax(1) for proto in protos)
+    assert (after == other).mean() > (before == other).mean() + 0.05
     assert initializers(result.model) == initializers(sfp_onnx.load(place / "small.onnx"))
 
 
@@ -105,7 +106,7 @@ def test_what_is_no_better_is_not_kept(place: Path, tmp_path: Path, monkeypatch:
     """A figure of the blocks that lies does not get past the guard, which looks at the whole model."""
     monkeypatch.setattr(tuning.Network, "written", lambda self: worse(place))
     result = tune(place, epochs=1, output=tmp_path / "o.onnx")
-    assert not result.kept and result.after < result.before and "left as it was" in " ".join(result.notes)
+    assert not result.kept and "left as it was" in " ".join(result.notes)
     assert (tmp_path / "o.onnx").read_bytes() == (place / "small.onnx").read_bytes()
 
 

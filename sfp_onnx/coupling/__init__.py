@@ -11,6 +11,7 @@ from ..core.errors import ModelError
 from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
 from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import Context
+from ..rules.foreign import unruled
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
 
@@ -112,6 +113,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
         follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive, dequantised=facts.dequantised,
+        unruled=unruled(prepared.nodes, prepared.model),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         masked_inputs={name: _channels(labels, units) for name, labels in places},
         channels_total=sum(len(layer.writes) for layer in layers),

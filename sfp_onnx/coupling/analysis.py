@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
+from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, open_data
+from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import ModelSource as ModelSource, load as load
+from ..rules.foreign import sentences
 from ..rules.registry import Trait, has
+from ..runtime import Batch, Feeds
 from . import cost, resolve, state
 from .trace import Shapes, observed, prepare
 
@@ -72,7 +75,7 @@ class Analysis(Shown):
         return layers, [parameter for parameter in self.parameters if parameter.name in read]
 
 
-def counted(model: Model, feeds: Mapping[str, Array], samples: int) -> Size:
+def counted(model: Model, feeds: Feeds, samples: int) -> Size:
     """MACs for one sample and parameters of a model as it is, whatever made it, from one run on inputs that hold so many samples. Nodes
     that no output needs do not count.
 
@@ -117,18 +120,14 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
-    real = None
-    if data is not None and not input_shapes:
-        real = next(({name: array[:count] for name, array in feeds.items()} for feeds, count in data.batches()), None)
-        real = None if data.fixed else real
-    prepared = prepare(model, input_shapes, real)
+    real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
+    prepared = prepare(model, input_shapes, None if real is None else real[0])
     coupling = couple(prepared, cut_layernorm)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
-    first = next(iter(prepared.feeds.values()), None)
-    samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
-    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or {})}
+    samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
     return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
 
 
@@ -142,10 +141,12 @@ def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
 
 def reasons(coupling: Coupling) -> str:
     """Why channels are pinned, in one line."""
-    if not coupling.pinned:
+    said = [f"{text}." for text in sentences(coupling.unruled)]
+    if not coupling.pinned and not said:
         return "The model has no layer that mixes channels (Conv, ConvTranspose, Gemm, MatMul with a constant weight)."
     counts = sorted(channels_by_reason(coupling.pinned).items(), key=lambda item: -item[1])
-    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."
+    pinned = ["Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."] if counts else []
+    return " ".join([*pinned, *said])
 
 
 def describe(data: Dataset) -> dict[str, Any]:
@@ -161,18 +162,17 @@ BATCH, LEAST_BATCHES = 64, 8
 PASS_BATCH = 32
 
 
-def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[tuple[Mapping[str, Array], int]]:
+def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[Batch]:
     """Inputs for the pass that collects class profiles, in batches whose feature maps are still in the caches when they are pooled."""
     most = data.batch if data.fixed else PASS_BATCH
     return replace(data, batch=min(most, batch_size(analysis, data))).batches()
 
 
-def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
+def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Feeds]:
     """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
     if not data.fixed:
         data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
-    for feeds, count in data.batches():
-        yield feeds if data.fixed else {name: array[:count] for name, array in feeds.items()}
+    return (feeds for feeds, _ in data.batches())
 
 
 def batch_size(analysis: Analysis, data: Dataset) -> int:

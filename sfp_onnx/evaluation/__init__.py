@@ -15,7 +15,7 @@ from .. import graph
 from ..core.errors import DataError, OptionError
 from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
-from ..core.types import Array, Size
+from ..core.types import Array, Shown, Size, number
 from ..coupling.analysis import Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
@@ -30,8 +30,8 @@ LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is a
 FARTHER = 0.05  # of a distance: what is farther by less is no worse
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """What was measured of one model on data; None where it does not apply. ``metric`` is the measure of the task, ``value`` what it gives;
     ``measures`` are all, by output and name; ``worst`` names the output and channel that is farthest from the original's (relative error,
     centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs."""
@@ -50,6 +50,12 @@ class Evaluation:
     value: float | None = None
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     worst: str = ""
+
+    def summary(self) -> str:
+        """The measure of the task, size, and time."""
+        worth = [] if self.value is None else [f"{self.metric} {self.value:.4g} on {self.samples} samples"]
+        time = [] if self.latency_min_ms is None else [f"{self.latency_min_ms:.3f} ms per batch"]
+        return ", ".join([self.model, *worth, f"{number(self.size.macs)} MACs, {number(self.size.params)} parameters", *time])
 
 
 def loss_of(metric: str, value: float | None) -> float:
@@ -97,7 +103,7 @@ class Comparison:
             truth = None if labels is None or not meaning.labelled else new.own(labels)
             pair = Pair(meaning, parts[0], parts[1], truth, new.first, new.count)
             for (outputs_, _), tally_ in self.tallies.items():
-                if outputs_ == meaning.outputs:
+                if outputs_ == meaning.outputs and meaning.kind in tally_.measure.kinds:  # boxes may be one output, that is numbers, too
                     tally_.update(pair)
 
     def tally(self, name: str, meaning: Meaning | None = None) -> Tally | None:
@@ -114,19 +120,30 @@ class Comparison:
         """
         judged, asked = self.reading.judged, self.reading.metric
         labelled, unlabelled, _ = MAIN[judged.kind]
-        if asked is not None and ":" not in asked:
-            return self._asked(asked), ""
-        top1 = self.tally("top-1")
-        if labelled == "top-1" and top1 is not None:
-            rows = top1.rows
-            blind, limit = chance(rows[:, 2], rows[:, 3])
-            if rows[:, 0].mean() <= limit:
-                right = f"the original is right on {rows[:, 0].mean():.2%} of {self.samples} labelled samples, no better than chance"
-                return MEASURES["agreement"], f"{right} ({blind:.2%}): top-1 tells nothing, agreement with the original is judged"
-        found = next((found for name in (labelled, unlabelled, "centred error") if (found := self.tally(name)) is not None), None)
-        if found is None:
+        own = None if asked is None or ":" in asked else self._asked(asked)
+        if own is not None and not own.labelled:
+            return own, ""
+        blind = self._blind(own.name if own else labelled)
+        found = [self.tally(name) for name in (own.name if own else labelled, unlabelled, "centred error")]
+        first = next((tally_ for tally_ in found[1 if blind else 0 :] if tally_ is not None), None)
+        if first is None:
             raise DataError(f"{judged}: the models give other numbers of values for every batch, so nothing can be compared")
-        return found.measure, ""
+        name = first.measure.name
+        return first.measure, blind and f"{blind} on {self.samples} labelled samples: it tells nothing, {TITLES.get(name, name)} is judged"
+
+    def _blind(self, name: str) -> str:
+        """What to say of the original if it is no better on the labels than answers that were drawn without looking."""
+        found, top1 = self.tally(name), self.tally("top-1")
+        if found is None or found.value is None or not found.measure.labelled:
+            return ""
+        value, judged = found.value[0], self.reading.judged
+        limit = 1 / (2 * max(judged.classes, 2)) if judged.kind is Kind.MAP else 0.0
+        if judged.kind is Kind.CLASSES and top1 is not None:
+            rows = top1.rows
+            value, limit = float(rows[:, 0].mean()), chance(rows[:, 2], rows[:, 3])[1]
+        useless = value <= limit if found.measure.larger else value >= 1
+        shown = f"{name} of the original is {found.value[0]:.2%}"
+        return f"{shown}, no better than chance" if useless else ""
 
     def _asked(self, asked: str) -> Measure:
         known = {_letters(name): found for (outputs_, name), found in self.tallies.items() if outputs_ == self.reading.judged.outputs}
@@ -289,7 +306,7 @@ Metric = Callable[[Outputs, "Array | None"], float]
 
 def outputs(model: graph.Model, batches: Batches) -> list[Any]:
     """All outputs of a model on (inputs, number of real samples): arrays whose first axis runs over the samples; of outputs that have no
-    such axis a list of what each batch gave.
+    such axis, or other sizes in each batch, a list of what each batch gave.
 
     Raises:
         ModelError: onnxruntime cannot run it.
@@ -299,7 +316,7 @@ def outputs(model: graph.Model, batches: Batches) -> list[Any]:
     for batch in observe(model, batches):
         for name, value in batch.values.items():
             parts[name].append(plain(value, batch.rows, batch.count))
-            whole[name] &= parts[name][-1].shape[:1] == (batch.count,)
+            whole[name] &= parts[name][-1].shape == (batch.count, *parts[name][0].shape[1:])
     return [np.concatenate(arrays) if whole[name] else arrays for name, arrays in parts.items()]
 
 
@@ -403,10 +420,10 @@ def evaluate(
         results.append(Evaluation(
             model.name, found.samples, **shares, relative_error=found.relative_error, size=size, metric=name, value=judged.get(name),
             measures=figures, worst=found.worst if found is not compared[0] else ""))  # fmt: skip
-    for number, seconds in enumerate(times):
+    for place, seconds in enumerate(times):
         least, median = min(seconds) * 1e3, float(np.median(seconds)) * 1e3
         ratio = min(seconds) / min(times[0])
-        results[number] = replace(results[number], latency_min_ms=least, latency_median_ms=median, latency_ratio=ratio)
+        results[place] = replace(results[place], latency_min_ms=least, latency_median_ms=median, latency_ratio=ratio)
     return results
 
 
