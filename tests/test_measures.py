@@ -650,6 +650,16 @@ def test_detectors_of_one_output(save: Callable[..., Path], tmp_path: Path) -> N
     assert told.exit_code == 3 and "mAP of the original is 0.00%" in told.stderr and "FAILED: matched boxes" in told.stderr
 
 
+def test_maps_of_other_classes_judge_nothing(save: Callable[..., Path]) -> None:
+    x = varied(40)
+    model = save(built("pixels, chosen"))
+    answers = outputs(sfp_onnx.load(model), [({"x": x}, 40)])[0]
+    for labels, metric in (((answers + 1) % 4, "pixel agreement"), (answers, "mean IoU")):
+        data = save({"x": x, "labels": labels}, "own.npz")
+        found = invoke("evaluate", model, "--data", data, "--no-latency", "--json")
+        assert json.loads(found.stdout)[0]["metric"] == metric, found.stderr
+
+
 def test_large_outputs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     old, new = (random.standard_normal((9, 3, 5, 7)).astype(np.float32) for _ in range(2))
