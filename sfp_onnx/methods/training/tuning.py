@@ -203,6 +203,7 @@ def tuned(
     after = student.written()
     (name, first, tie), (_, last, other) = judged([original, pruned, after], held)
     better = (last, other) > (first, tie)
+    first, last = (value if MEASURES[name].larger else -value for value in (first, last))
     words = f"{name} on {held.samples} held-out samples {first:.4g} -> {last:.4g}"
     notes.insert(0, f"fine-tuning ({options.recipe}, {samples.train} samples): {words}")
     if not better:
