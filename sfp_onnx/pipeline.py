@@ -44,7 +44,7 @@ from .report.points import Point, measured_points, parse_sweep, saved_point, swe
 from .report.text import plan_text, points_text
 from .report.verdict import card
 from .rules.foreign import sentences
-from .runtime import Setup
+from .runtime import Setup, threaded
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -134,8 +134,6 @@ class Sources:
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures)
-        for note in () if reading is None else reading.notes:
-            log.debug(note)
         return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading)
 
 
@@ -173,6 +171,7 @@ def _measures(options: PlanOptions, given: MeasureOptions) -> MeasureOptions:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def plan(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
@@ -194,6 +193,7 @@ def plan(
     if measures.metric is not None and options.max_drop is None:
         raise OptionError("--metric needs --max-drop")
     inputs = sources.open(source, [output])
+    tell(inputs.reading, options.max_drop is not None)
     ready, made = _planned(inputs, options, scoring, progress)
     made = _built(ready, made)
     if output is not None:
@@ -235,7 +235,6 @@ def _planned(
         made = search.plan_for(ready, options, progress)
     else:
         judge, scored_with = _judge(inputs, options, scoring)
-        _tell(judge.reading)
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress, output)
         if judge.apart:
             ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judge.data)})
@@ -245,6 +244,12 @@ def _planned(
     for note in made.notes:
         (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
     return ready, made
+
+
+def tell(reading: Reading | None, measured: bool = True) -> None:
+    """Say what the outputs are taken for, if they are measured."""
+    for note in reading.notes if reading is not None and measured else ():
+        log.info(note)
 
 
 def _judge(inputs: Inputs, options: PlanOptions, scoring: Scoring) -> tuple[max_drop.Judge, Dataset | None]:
@@ -274,11 +279,6 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
             advice = "Nothing was written. Package less, or loosen it."
             raise TargetError(f"--max-drop cannot be held by the packaged model: {notes[-1]}. {advice}")
     return replace(result, model=made.model, notes=notes, packaged=made)
-
-
-def _tell(reading: Reading) -> None:
-    for note in reading.notes:
-        log.info(note)
 
 
 def candidates(
@@ -370,7 +370,9 @@ def apply(
     layernorm, outputs = (bool(plan.options.get(name)) for name in ("cut_layernorm", "expand_outputs"))
     made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=layernorm, expand_outputs=outputs)
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
-    result = _counted(_applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress), inputs, output, False)
+    mend = _as_planned(plan, repair, inputs.data)
+    tell(inputs.reading, mend is not None)
+    result = _counted(_applied(inputs, plan, verify, mend, progress), inputs, output, False)
     return _written(result, inputs, output)
 
 
@@ -483,9 +485,8 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
-        size = analysis.samples
-        batch = next(({name: array[:size] for name, array in rows.items()} for rows, count in data.batches() if count >= size), None)
-        if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
+        batch = next(data.part(np.arange(min(analysis.samples, data.samples))).batches())[0]
+        if {name: array.shape for name, array in batch.items()} == {name: array.shape for name, array in feeds.items()}:
             inputs["calibration"] = batch
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))
@@ -510,6 +511,7 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
 # ---- prune -----------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def prune(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
@@ -545,6 +547,7 @@ def prune(
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
     inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
+    tell(inputs.reading)
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
@@ -575,9 +578,7 @@ def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: P
     data = inputs.test_data
     if data is None:
         return result
-    reading = inputs.read(data)
-    _tell(reading)
-    first, last = measure([result.original, result.model], data, progress=progress, how=reading)
+    first, last = measure([result.original, result.model], data, progress=progress, how=inputs.read(data))
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)
@@ -617,6 +618,7 @@ class Sweep(Shown):
         return f"{len(self.points) - 1} targets\n{points_text(self.points)}"
 
 
+@threaded
 def sweep(
     source: ModelSource | Analysis, sweeps: Sequence[str], options: PlanOptions = PlanOptions(), score_name: str | None = None,
     data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
@@ -643,6 +645,7 @@ def sweep(
         _make(Path(folder))
     sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile], measure_options)
     inputs = sources.open(source, [output, report])
+    tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
     if inputs.test_data is None and inputs.data is not None:
         scored_with, judge = max_drop.held_out(inputs.data, seed)
@@ -712,6 +715,7 @@ def evaluate(
     return list(found.evaluations)
 
 
+@threaded
 def compared(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
@@ -736,7 +740,7 @@ def compared(
     used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
     reading = reading_of(loaded[0], used, measure_options)
-    _tell(reading)
+    tell(reading)
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
     results = measure(loaded, used, latency, threads, progress, reading)
@@ -747,6 +751,7 @@ def compared(
     return Measured(tuple(results), tuple(checks.verdicts(results, used)))
 
 
+@threaded
 def device_profile(
     source: ModelSource | Analysis, options: PlanOptions = PlanOptions(), progress: Progress = silent, *,
     inspect_options: InspectOptions = InspectOptions(), fresh: bool = False, output: Path | None = None,

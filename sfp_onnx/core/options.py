@@ -324,11 +324,16 @@ class RepairOptions(Checked):
 
 @dataclass(frozen=True)
 class DataOptions(Checked):
-    """How data are read: their ``labels`` if these lie elsewhere, the preprocessing (a ``preset``, and what is given beside it), and
-    how many ``samples`` are drawn with the ``seed``. ``steps``: a `Preprocessing` that stands for all of the preprocessing."""
+    """How data are read: their ``labels`` if these lie elsewhere, names of ``classes``, the preprocessing (a ``preset``, and what is given
+    beside it), how many ``samples`` are drawn with the ``seed``. ``steps``: a `Preprocessing` that stands for all of the preprocessing."""
 
     labels: Any = option(None, "Labels, if they are not in the data: .npy, .npz, or for images .csv of filename,label.", DATA, path=True)
-    preset: str | None = option(None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "yolo"))
+    classes: Any = rare(
+        None, "Names of the classes or of their folders, in the order of the model's outputs, one a line.  [default: ImageNet's, "
+        "for folders named n01440764 ...]", DATA, path=True)  # fmt: skip
+    preset: str | None = option(
+        None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "inception", "tf", "yolo")
+    )
     mean: tuple[float, ...] | None = option(None, "Subtracted per channel, after --scale.", DATA, parse=numbers, metavar="M1,M2,..")
     std: tuple[float, ...] | None = option(None, "Divided by per channel, after --mean.", DATA, parse=numbers, metavar="S1,S2,..")
     scale: float | None = option(None, "Value range of the raw data: 255 for 8-bit images.", DATA, low=0, low_open=True)

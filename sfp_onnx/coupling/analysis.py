@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
+from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, open_data
+from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import with_projections
 from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.foreign import sentences
 from ..rules.labels import varying
 from ..rules.registry import Trait, has
+<<<<<<< HEAD
 from . import GRAPH_OUTPUT, cost, resolve, state
+=======
+from ..runtime import Batch, Feeds
+from . import cost, resolve, state
+>>>>>>> main
 from .trace import Shapes, observed, prepare
 
 DataSource = Source | Dataset
@@ -77,7 +83,7 @@ class Analysis(Shown):
         return layers, [parameter for parameter in self.parameters if parameter.name in read]
 
 
-def counted(model: Model, feeds: Mapping[str, Array], samples: int) -> Size:
+def counted(model: Model, feeds: Feeds, samples: int) -> Size:
     """MACs for one sample and parameters of a model as it is, whatever made it, from one run on inputs that hold so many samples. Nodes
     that no output needs do not count.
 
@@ -127,6 +133,7 @@ def inspect(
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
+<<<<<<< HEAD
     real = None
     if data is not None and not input_shapes:
         real = next(({name: array[:count] for name, array in feeds.items()} for feeds, count in data.batches()), None)
@@ -137,10 +144,15 @@ def inspect(
         projected = with_projections(prepared.base or model, axes, prepared.types, prepared.trace.shapes)
         again = prepare(projected, {name: array.shape for name, array in prepared.feeds.items()}, real)
         prepared = replace(again, base=again.base or projected)
+=======
+    real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
+    prepared = prepare(model, input_shapes, None if real is None else real[0])
+>>>>>>> main
     coupling = couple(prepared, cut_layernorm)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
+<<<<<<< HEAD
     first = next(iter(prepared.feeds.values()), None)
     samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
     guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or {})}
@@ -168,6 +180,11 @@ def expansions(analysis: Analysis) -> dict[str, bool]:
         "cut_layernorm": not analysis.cut_layernorm and any(pin.reason.startswith("LayerNormalization") for pin in pins),
         "expand_outputs": not analysis.projected and any(pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1 for pin in pins),
     }
+=======
+    samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
+>>>>>>> main
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
@@ -201,18 +218,17 @@ BATCH, LEAST_BATCHES = 64, 8
 PASS_BATCH = 32
 
 
-def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[tuple[Mapping[str, Array], int]]:
+def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[Batch]:
     """Inputs for the pass that collects class profiles, in batches whose feature maps are still in the caches when they are pooled."""
     most = data.batch if data.fixed else PASS_BATCH
     return replace(data, batch=min(most, batch_size(analysis, data))).batches()
 
 
-def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
+def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Feeds]:
     """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
     if not data.fixed:
         data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
-    for feeds, count in data.batches():
-        yield feeds if data.fixed else {name: array[:count] for name, array in feeds.items()}
+    return (feeds for feeds, _ in data.batches())
 
 
 def batch_size(analysis: Analysis, data: Dataset) -> int:

@@ -141,7 +141,7 @@ def _meaning(seen: _Seen) -> Meaning:
     if array.dtype.kind not in "fiub":
         return replace(base, kind=Kind.OTHER, reason="text or sequences" if array.ndim else "text")
     if not seen.rows:
-        reason = "their number differs from that of the samples" if array.ndim else "one for the whole batch"
+        reason = "no row for each sample" if array.ndim else "one for the whole batch"
         return replace(base, kind=Kind.INTEGERS if array.dtype.kind != "f" else Kind.UNKNOWN, reason=reason)
     found = _integers(seen, base) if array.dtype.kind != "f" else _by_tail(seen, base) or _by_name(seen, base) or _by_values(seen, base)
     return _by_labels(seen, found)
@@ -290,10 +290,14 @@ def read(
 
 
 def _chosen(meanings: Sequence[Meaning]) -> Meaning:
-    """The one to judge by: what labels fit, else the first whose meaning is known, else the first."""
+    """The one to judge by: what labels fit, else the first whose meaning is known (scores before class numbers), else
+    the first."""
     order = [(Kind.BOXES,), (Kind.CLASSES, Kind.MAP, Kind.EMBEDDING, Kind.NUMBERS), (Kind.UNKNOWN,), (Kind.INTEGERS,), (Kind.OTHER,)]
-    ranked = sorted(meanings, key=lambda own: (not own.labelled, next(place for place, kinds in enumerate(order) if own.kind in kinds)))
-    return ranked[0]
+
+    def rank(own: Meaning) -> tuple[bool, int, bool]:
+        return not own.labelled, next(place for place, kinds in enumerate(order) if own.kind in kinds), own.axis is None
+
+    return min(meanings, key=rank)
 
 
 def _as_task(seen: _Seen, found: Meaning, task: Kind, options: MeasureOptions) -> Meaning:
