@@ -18,12 +18,8 @@ from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.foreign import sentences
 from ..rules.labels import varying
 from ..rules.registry import Trait, has
-<<<<<<< HEAD
-from . import GRAPH_OUTPUT, cost, resolve, state
-=======
 from ..runtime import Batch, Feeds
-from . import cost, resolve, state
->>>>>>> main
+from . import GRAPH_OUTPUT, cost, resolve, state
 from .trace import Shapes, observed, prepare
 
 DataSource = Source | Dataset
@@ -133,29 +129,20 @@ def inspect(
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
-<<<<<<< HEAD
-    real = None
-    if data is not None and not input_shapes:
-        real = next(({name: array[:count] for name, array in feeds.items()} for feeds, count in data.batches()), None)
-        real = None if data.fixed else real
-    prepared = prepare(model, input_shapes, real)
+    real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
+    prepared = prepare(model, input_shapes, None if real is None else real[0])
     axes = _expandable(prepared, cut_layernorm) if expand_outputs else {}
     if axes:
         projected = with_projections(prepared.base or model, axes, prepared.types, prepared.trace.shapes)
-        again = prepare(projected, {name: array.shape for name, array in prepared.feeds.items()}, real)
+        shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
+        again = prepare(projected, shapes, None if real is None else real[0])
         prepared = replace(again, base=again.base or projected)
-=======
-    real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
-    prepared = prepare(model, input_shapes, None if real is None else real[0])
->>>>>>> main
     coupling = couple(prepared, cut_layernorm)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
-<<<<<<< HEAD
-    first = next(iter(prepared.feeds.values()), None)
-    samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
-    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or {})}
+    samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
     return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed, tuple(axes))
 
 
@@ -180,11 +167,6 @@ def expansions(analysis: Analysis) -> dict[str, bool]:
         "cut_layernorm": not analysis.cut_layernorm and any(pin.reason.startswith("LayerNormalization") for pin in pins),
         "expand_outputs": not analysis.projected and any(pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1 for pin in pins),
     }
-=======
-    samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
-    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
-    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
->>>>>>> main
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
