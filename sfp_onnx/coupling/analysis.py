@@ -15,6 +15,7 @@ from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import with_projections
 from ..graph.load import ModelSource as ModelSource, load as load
+from ..rules.channelwise import REWRITABLE
 from ..rules.foreign import sentences
 from ..rules.labels import varying
 from ..rules.registry import Trait, has
@@ -164,7 +165,7 @@ def expansions(analysis: Analysis) -> dict[str, bool]:
     """Which of the options that free more channels would, as far as the pins tell."""
     pins = analysis.coupling.pinned
     return {
-        "cut_layernorm": not analysis.cut_layernorm and any(pin.reason.startswith("LayerNormalization") for pin in pins),
+        "cut_layernorm": not analysis.cut_layernorm and any(pin.reason == REWRITABLE for pin in pins),
         "expand_outputs": not analysis.projected and any(pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1 for pin in pins),
     }
 
