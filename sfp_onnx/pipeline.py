@@ -30,6 +30,7 @@ from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop, reading_of, unknown_meaning
 from .evaluation.meaning import TASKS, Reading
 from .export import package, refuse, written_by
+from .graph.edit import without_projections
 from .graph.load import ModelSource, load
 from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
@@ -43,7 +44,7 @@ from .report.points import Point, measured_points, parse_sweep, saved_point, swe
 from .report.text import plan_text, points_text
 from .report.verdict import card
 from .rules.foreign import sentences
-from .runtime import Setup
+from .runtime import Setup, threaded
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -128,12 +129,11 @@ class Sources:
         only_beside = self.data is None and (test is not None or judge is not None)
         data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options, self.measures)
         traced = self.inspect_options
-        analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, traced.cut_layernorm)
+        how = traced.input_shapes, data, traced.cut_layernorm, traced.expand_outputs
+        analysis = source if isinstance(source, Analysis) else inspect(model, *how)
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures)
-        for note in () if reading is None else reading.notes:
-            log.debug(note)
         return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading)
 
 
@@ -171,6 +171,7 @@ def _measures(options: PlanOptions, given: MeasureOptions) -> MeasureOptions:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def plan(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
@@ -192,6 +193,7 @@ def plan(
     if measures.metric is not None and options.max_drop is None:
         raise OptionError("--metric needs --max-drop")
     inputs = sources.open(source, [output])
+    tell(inputs.reading, options.max_drop is not None)
     ready, made = _planned(inputs, options, scoring, progress)
     made = _built(ready, made)
     if output is not None:
@@ -233,7 +235,6 @@ def _planned(
         made = search.plan_for(ready, options, progress)
     else:
         judge, scored_with = _judge(inputs, options, scoring)
-        _tell(judge.reading)
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress, output)
         if judge.apart:
             ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judge.data)})
@@ -243,6 +244,12 @@ def _planned(
     for note in made.notes:
         (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
     return ready, made
+
+
+def tell(reading: Reading | None, measured: bool = True) -> None:
+    """Say what the outputs are taken for, if they are measured."""
+    for note in reading.notes if reading is not None and measured else ():
+        log.info(note)
 
 
 def _judge(inputs: Inputs, options: PlanOptions, scoring: Scoring) -> tuple[max_drop.Judge, Dataset | None]:
@@ -274,11 +281,6 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
     return replace(result, model=made.model, notes=notes, packaged=made)
 
 
-def _tell(reading: Reading) -> None:
-    for note in reading.notes:
-        log.info(note)
-
-
 def candidates(
     inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent, output: OutputOptions = OutputOptions()
 ) -> search.Candidates:
@@ -301,6 +303,7 @@ def candidates(
     score_options = scoring.options or ScoreOptions()
     scores = scored(analysis, name, data, score_options, progress, options, groups)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
+    recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if analysis.traced:
         recorded["traced"] = analysis.traced
@@ -364,9 +367,12 @@ def apply(
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
-    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
+    layernorm, outputs = (bool(plan.options.get(name)) for name in ("cut_layernorm", "expand_outputs"))
+    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=layernorm, expand_outputs=outputs)
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
-    result = _counted(_applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress), inputs, output, False)
+    mend = _as_planned(plan, repair, inputs.data)
+    tell(inputs.reading, mend is not None)
+    result = _counted(_applied(inputs, plan, verify, mend, progress), inputs, output, False)
     return _written(result, inputs, output)
 
 
@@ -415,6 +421,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+    pruned = without_projections(pruned, analysis.projected) if analysis.projected and removed.any() else pruned
     graph.check(pruned)
     verification = None
     if verify:
@@ -478,9 +485,8 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
-        size = analysis.samples
-        batch = next(({name: array[:size] for name, array in rows.items()} for rows, count in data.batches() if count >= size), None)
-        if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
+        batch = next(data.part(np.arange(min(analysis.samples, data.samples))).batches())[0]
+        if {name: array.shape for name, array in batch.items()} == {name: array.shape for name, array in feeds.items()}:
             inputs["calibration"] = batch
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))
@@ -505,6 +511,7 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
 # ---- prune -----------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def prune(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
@@ -540,6 +547,7 @@ def prune(
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
     inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
+    tell(inputs.reading)
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
@@ -570,9 +578,7 @@ def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: P
     data = inputs.test_data
     if data is None:
         return result
-    reading = inputs.read(data)
-    _tell(reading)
-    first, last = measure([result.original, result.model], data, progress=progress, how=reading)
+    first, last = measure([result.original, result.model], data, progress=progress, how=inputs.read(data))
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)
@@ -612,6 +618,7 @@ class Sweep(Shown):
         return f"{len(self.points) - 1} targets\n{points_text(self.points)}"
 
 
+@threaded
 def sweep(
     source: ModelSource | Analysis, sweeps: Sequence[str], options: PlanOptions = PlanOptions(), score_name: str | None = None,
     data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
@@ -638,6 +645,7 @@ def sweep(
         _make(Path(folder))
     sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile], measure_options)
     inputs = sources.open(source, [output, report])
+    tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
     if inputs.test_data is None and inputs.data is not None:
         scored_with, judge = max_drop.held_out(inputs.data, seed)
@@ -707,6 +715,7 @@ def evaluate(
     return list(found.evaluations)
 
 
+@threaded
 def compared(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
@@ -731,7 +740,7 @@ def compared(
     used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
     reading = reading_of(loaded[0], used, measure_options)
-    _tell(reading)
+    tell(reading)
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
     results = measure(loaded, used, latency, threads, progress, reading)
@@ -742,6 +751,7 @@ def compared(
     return Measured(tuple(results), tuple(checks.verdicts(results, used)))
 
 
+@threaded
 def device_profile(
     source: ModelSource | Analysis, options: PlanOptions = PlanOptions(), progress: Progress = silent, *,
     inspect_options: InspectOptions = InspectOptions(), fresh: bool = False, output: Path | None = None,

@@ -11,19 +11,20 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
+from functools import cache, wraps
+from inspect import signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from . import graph
 from .core.errors import ModelError, OptionError, SfpError
-from .core.system import folder
+from .core.system import folder, is_full, no_room, numpy_threads, temporary
 from .core.types import Array
 from .graph import extract
 from .graph.save import PROTOBUF_LIMIT, full_size, save
@@ -108,9 +109,41 @@ def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: i
     return open_model(model, Optimize.BASIC, threads)  # some of its rewrites fail on what it runs without them
 
 
+_THREADS: ContextVar[int] = ContextVar("sfp_onnx.threads", default=0)
+"""Threads of every session that is not told otherwise; 0: all cores."""
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Keep to so many threads inside, onnxruntime and numpy (0: as before)."""
+    before = _THREADS.set(count or _THREADS.get())
+    try:
+        with numpy_threads(count) if count else nullcontext():
+            yield
+    finally:
+        _THREADS.reset(before)
+
+
+Stage = TypeVar("Stage", bound=Callable[..., Any])
+
+
+def threaded(stage: Stage) -> Stage:
+    """A stage that keeps, as a whole, to the ``threads`` of its options or arguments."""
+    names = signature(stage)
+
+    @wraps(stage)
+    def kept(*arguments: Any, **named: Any) -> Any:
+        given = names.bind_partial(*arguments, **named).arguments
+        with using_threads(given.get("threads") or getattr(given.get("options"), "threads", 0) or 0):
+            return stage(*arguments, **named)
+
+    return cast(Stage, kept)
+
+
 def _options(threads: int) -> Any:
     options = _ort().SessionOptions()
     options.log_severity_level = 4
+    threads = threads or _THREADS.get()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     options.inter_op_num_threads = 1
     return options
@@ -122,8 +155,8 @@ def _open(model: graph.Model, options: Any, providers: Sequence[str]) -> Session
         _register(options, library)
     weights = graph.handed_over(model)
     if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
-        with TemporaryDirectory(dir=folder(), ignore_cleanup_errors=True) as place:
-            path = save(replace(model, source=None, files=()), Path(place) / "model.onnx", external=True)
+        with temporary("the model's weights") as place:
+            path = save(replace(model, source=None, files=()), place / "model.onnx", external=True)
             return _loaded(str(path), model.name, options, providers)
     if weights:
         values = [_ort().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
@@ -202,8 +235,10 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
     path = Path(session.handle.end_profiling())
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise no_room("onnxruntime's recording of kernels", error) from error
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
     times: dict[str, list[float]] = {}
     ending = "_kernel_time"
     for event in recorded:
@@ -269,6 +304,8 @@ def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] 
     except SfpError:
         raise
     except Exception as error:  # the tool raises whatever it meets
+        if is_full(error):
+            raise no_room("the quantised model", error) from error
         raise ModelError(f"{name}: onnxruntime's quantiser cannot handle the model: {type(error).__name__}: {_words(error)}") from error
 
 
@@ -338,24 +375,39 @@ def save_ort(serialized: bytes, path: Path, name: str, libraries: Sequence[str] 
 
 # ---- run models over batches -----------------------------------------------------------------------------------------
 
+
+class Batch(tuple[Feeds, int]):
+    """Inputs for one run, and how many samples they hold; ``padding`` rows to a fixed batch are behind those."""
+
+    padding: int = 0
+
+    @classmethod
+    def padded(cls, feeds: Feeds, count: int, padding: int) -> Batch:
+        """A batch with rows of padding."""
+        batch = cls((feeds, count))
+        batch.padding = padding
+        return batch
+
+
 Batches = Iterable[tuple[Feeds, int]]
-"""Inputs, and how many samples they hold; rows behind those are padding to a fixed batch."""
+"""Inputs, and how many samples they hold: pairs, and those with padding as `Batch`."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One batch: its inputs, what a model gave by name of the tensor, and its ``count`` samples, of which ``first`` is the number
-    of the first."""
+    """One batch: its inputs, what a model gave by name of the tensor, its ``count`` samples, of which ``first`` is the number
+    of the first, and the rows of ``padding`` behind them."""
 
     feeds: Feeds
     values: Mapping[str, Array]
     first: int
     count: int
+    padding: int = 0
 
     @property
     def rows(self) -> int:
-        """Rows of the inputs, padding among them."""
-        return len(next(iter(self.feeds.values())))
+        """Samples and padding."""
+        return self.count + self.padding
 
     @property
     def outputs(self) -> list[Array]:
@@ -364,7 +416,8 @@ class Observed:
 
     def samples(self, name: str) -> Array:
         """A value without the rows that are padding."""
-        return self.values[name][: self.count]
+        value = self.values[name]
+        return value[: self.count] if self.padding and np.ndim(value) and len(value) == self.rows else value
 
     def own(self, labels: Array | None) -> Array | None:
         """Of labels of all samples those of this batch."""
@@ -388,9 +441,10 @@ def side_by_side(sessions: Sequence[Session], batches: Batches, outputs: Sequenc
         ModelError: onnxruntime cannot run one of them.
     """
     first = 0
-    for feeds, count in batches:
+    for batch in batches:
+        (feeds, count), padding = batch, getattr(batch, "padding", 0)
         results = (session.run(feeds, outputs) for session in sessions)
-        yield [Observed(feeds, dict(zip(outputs, values, strict=True)), first, count) for values in results]
+        yield [Observed(feeds, dict(zip(outputs, values, strict=True)), first, count, padding) for values in results]
         first += count
 
 

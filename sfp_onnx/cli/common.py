@@ -23,7 +23,7 @@ import click
 
 from ..core.errors import SfpError
 from ..core.options import AMOUNT, CHANNELS, DATA, FORMS, LATENCY, OUTPUT, REPAIR, RUN
-from ..core.system import command_line, log
+from ..core.system import command_line, is_full, log, no_room
 from . import config
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
@@ -219,6 +219,8 @@ class Command(click.Command):
         except BaseException as error:
             if isinstance(error, SfpError):
                 text, code = f"Error: {_bounded(str(error))}", error.exit_code
+            elif is_full(error):
+                text, code = f"Error: {no_room('temporary files', error)}", 4
             elif isinstance(error, MemoryError):
                 detail = f" ({error})" if str(error) else ""
                 text, code = f"Error: not enough memory{detail}. Are the sizes in the model and the data what you expect?", 4

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import pipeline
-from ..core.options import InspectOptions
+from ..core.options import DataOptions, InspectOptions
 from ..report.text import inspection, inspection_text
 from . import arguments as take
 from .common import answer
 
 
-@take.command("inspect", take.model_argument, InspectOptions, take.json_option)
+@take.command("inspect", take.model_argument, take.data_option, DataOptions, InspectOptions, take.json_option)
 def command(model: Path, as_json: bool, **options: Any) -> None:
     """Show what can be pruned, and why the rest cannot.
 

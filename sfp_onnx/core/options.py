@@ -324,11 +324,16 @@ class RepairOptions(Checked):
 
 @dataclass(frozen=True)
 class DataOptions(Checked):
-    """How data are read: their ``labels`` if these lie elsewhere, the preprocessing (a ``preset``, and what is given beside it), and
-    how many ``samples`` are drawn with the ``seed``. ``steps``: a `Preprocessing` that stands for all of the preprocessing."""
+    """How data are read: their ``labels`` if these lie elsewhere, names of ``classes``, the preprocessing (a ``preset``, and what is given
+    beside it), how many ``samples`` are drawn with the ``seed``. ``steps``: a `Preprocessing` that stands for all of the preprocessing."""
 
     labels: Any = option(None, "Labels, if they are not in the data: .npy, .npz, or for images .csv of filename,label.", DATA, path=True)
-    preset: str | None = option(None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "yolo"))
+    classes: Any = rare(
+        None, "Names of the classes or of their folders, in the order of the model's outputs, one a line.  [default: ImageNet's, "
+        "for folders named n01440764 ...]", DATA, path=True)  # fmt: skip
+    preset: str | None = option(
+        None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "inception", "tf", "yolo")
+    )
     mean: tuple[float, ...] | None = option(None, "Subtracted per channel, after --scale.", DATA, parse=numbers, metavar="M1,M2,..")
     std: tuple[float, ...] | None = option(None, "Divided by per channel, after --mean.", DATA, parse=numbers, metavar="S1,S2,..")
     scale: float | None = option(None, "Value range of the raw data: 255 for 8-bit images.", DATA, low=0, low_open=True)
@@ -352,11 +357,14 @@ class DataOptions(Checked):
         return [name for name, value in vars(self).items() if value is not None and not (name in unsaid and value == unsaid[name])]
 
 
+EXPANSIONS = ("cut_layernorm", "expand_outputs")
+
+
 @dataclass(frozen=True)
 class InspectOptions(Checked):
     """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
     of operators that onnxruntime loads with it; ``cut_layernorm``: let axes that LayerNormalization normalises over shrink (it is
-    rewritten exactly, at some cost in time)."""
+    rewritten exactly, at some cost in time); ``expand_outputs``: let the channels of outputs shrink in front of them."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
@@ -365,6 +373,9 @@ class InspectOptions(Checked):
         (), "Library of custom operators that onnxruntime loads with the model. Repeatable.", RUN, metavar="LIB"
     )
     cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
+    expand_outputs: bool = rare(
+        False, "Let channels shrink in front of outputs that several layers add to (embeddings); a projection, which the repair fits, "
+        "gives the outputs all channels again.", CHANNELS)  # fmt: skip
 
 
 @dataclass(frozen=True)

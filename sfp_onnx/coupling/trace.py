@@ -19,6 +19,7 @@ from .. import graph
 from ..core.errors import DataError, ModelError
 from ..core.system import log
 from ..core.types import Array, BoolArray, Node, Port, Trace
+from ..data.layout import traced_samples, with_samples
 from ..graph.edit import Editor
 from ..graph.extract import segment
 from ..graph.load import decided
@@ -29,6 +30,7 @@ from ..runtime import Optimize, open_model, tensor_types
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8, 512)
+TEXT = "a"
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
 NARROW = ("float16", "bfloat16")  # types in which weights are stored for others to compute with
@@ -45,7 +47,7 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
     """Trace a model, fold what does not depend on data or dynamic dimensions, write gathers that only reshape as what they are, and trace
     the result.
 
-    ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on.
+    ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on (those that have such a shape).
 
     Raises:
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
@@ -134,7 +136,9 @@ def _feed(ports: Iterable[Port], shapes: Shapes, seed: int, whole: int) -> dict[
         if prod(map(int, shape)) > LARGEST_INPUT:
             raise ModelError(f"input '{port.name}' of shape {list(shape)} does not fit into memory. Is the model damaged?")
         dtype = np.dtype(port.dtype if port.dtype is not None else np.float32)
-        if dtype.kind == "f":
+        if dtype.kind == "O":
+            feeds[port.name] = np.full(shape, TEXT)
+        elif dtype.kind == "f":
             feeds[port.name] = generator.standard_normal(shape).astype(dtype)
         else:
             feeds[port.name] = np.full(shape, True if dtype.kind == "b" else whole, dtype)
@@ -149,8 +153,8 @@ def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) ->
 
 def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array] | None) -> Iterable[dict[str, Array]]:
     """Sample inputs to try in turn."""
-    if data is not None:
-        yield {name: array[:2] if array.ndim else array for name, array in data.items()}
+    if data is not None and not shapes:
+        yield dict(data)
         return
     for name, shape in shapes.items():
         port = next((port for port in ports if port.name == name), None)
@@ -167,7 +171,12 @@ def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array]
         key = (whole, *map(tuple, wanted.values()))
         if key not in tried:
             tried.add(key)
-            yield _feed(ports, wanted, 0, whole)
+            yield _like(_feed(ports, wanted, 0, whole), data or {})
+
+
+def _like(feeds: Mapping[str, Array], real: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs, those replaced by real ones that have the same shape (scalars, say, that a model works with few values of)."""
+    return {name: real[name] if name in real and real[name].shape == array.shape else array for name, array in feeds.items()}
 
 
 def _grown(size: int, step: float) -> int:
@@ -184,8 +193,8 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
     named = next(known for known in _readings(ports) if _shapes(known, now) == {name: list(shape) for name, shape in now.items()})
     for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0)):
         grown = {name: [_grown(size, _meant(axis, len(shape), grow)) for axis, size in enumerate(shape)] for name, shape in now.items()}
-        yield _feed(ports, _shapes(named, grown), 0, whole)
-    yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
+        yield _like(_feed(ports, _shapes(named, grown), 0, whole), feeds)
+    yield with_samples(ports, feeds, traced_samples(ports, now) + 1)
 
 
 def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared:
@@ -214,7 +223,8 @@ def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data
         final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
         nodes = tuple(graph.nodes(final))
         return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types, model)
-    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
+    hint = "give the right one with --input-shape, or real inputs with --data" if data is None else "do the data fit the model?"
+    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; {hint}.")
 
 
 def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:

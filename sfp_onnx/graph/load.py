@@ -85,6 +85,8 @@ def _parse(path: Path) -> tuple[ModelProto, Any]:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from error
     if data.startswith(b"PK\x03\x04"):
         raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
+    if data[4:8] == b"ORTM":
+        raise ModelError(f"{path}: onnxruntime's own format (.ort), which is no ONNX. Give the .onnx file that it was made from.")
     try:
         proto = ModelProto.FromString(data)
     except DecodeError as error:

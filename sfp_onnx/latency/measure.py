@@ -22,6 +22,7 @@ from .. import graph
 from ..core.errors import ModelError, OptionError, OutputError
 from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
+from ..data.layout import traced_samples, with_samples
 from ..graph import extract, save
 from ..planning.figures import Kind
 from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
@@ -312,13 +313,9 @@ def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:
     Raises:
         OptionError: the model's batch size is fixed to another number.
     """
-    feeds = {}
-    for port in graph.inputs(analysis.model):
-        array = analysis.prepared.feeds[port.name]
-        if port.shape and array.ndim and len(array) == analysis.samples:
-            if not isinstance(port.shape[0], int):
-                array = np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
-            elif batch not in (1, len(array)):
-                raise OptionError(f"--batch {batch}: input '{port.name}' has the fixed batch size {len(array)}")
-        feeds[port.name] = array
+    ports, traced = graph.inputs(analysis.model), analysis.prepared.feeds
+    feeds = with_samples(ports, traced, batch)
+    count = traced_samples(ports, {name: array.shape for name, array in feeds.items()})
+    if batch not in (1, count):
+        raise OptionError(f"--batch {batch}: the model has the fixed batch size {count}")
     return feeds

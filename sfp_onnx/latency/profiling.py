@@ -16,6 +16,7 @@ from ..core.errors import ProfileError, SfpError
 from ..core.types import Align, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
+from ..data.layout import traced_samples
 from ..planning import SECONDS, Gauge, figure
 from ..planning.figures import Kind, Scene, Terms, node_terms
 from ..planning.widths import choices, of_widths, steps_of
@@ -240,7 +241,7 @@ def layer_times(
     indices = [layer.index for layer in layers]
     mixing = np.isin(np.arange(len(nodes)), indices)
     before, after = (_column(timing, measure.classes(nodes, [timing], mixing), indices) for timing in timings)
-    samples = next((array.shape[0] for array in bench.feeds.values() if array.ndim), 1)
+    samples = traced_samples(graph.inputs(analysis.model), {name: array.shape for name, array in bench.feeds.items()})
     return LayerTimes((*(layer.name for layer in layers), "all else"), before, after, samples)
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..core.errors import ModelError
+from ..core.system import no_room
 from ..core.types import Array, BoolArray, FloatArray, Linear, Port
 from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes
 from ..runtime import Session, open_model, tensor_types
@@ -125,18 +126,27 @@ class Store:
     _file: IO[bytes] | None = None
 
     def put(self, key: Hashable, array: Array) -> None:
-        """Remember an array."""
-        if self.used + array.nbytes <= self.budget:
+        """Remember an array.
+
+        Raises:
+            OutputError: no room for the file.
+        """
+        if self.used + array.nbytes <= self.budget or array.dtype.hasobject:  # texts are no bytes for a file
             self.used += array.nbytes
             self._memory[key] = array
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="sfp_onnx")  # noqa: SIM115 - lives as long as the store
         free = self._free.get(array.nbytes)
         offset = free.pop() if free else self.spilled
         self.spilled = max(self.spilled, offset + array.nbytes)
-        self._file.seek(offset)
-        self._file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="sfp_onnx", buffering=0)  # noqa: SIM115 - lives as long as the store
+            self._file.seek(offset)
+            left = memoryview(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise no_room(f"{self.spilled / 2**20:.0f} MiB of activations beyond --memory", error) from error
         self._places[key] = offset, array.shape, array.dtype
 
     def get(self, key: Hashable) -> Array:
@@ -147,7 +157,9 @@ class Store:
         array = np.empty(shape, dtype)
         assert self._file is not None
         self._file.seek(offset)
-        self._file.readinto(array.data.cast("B")) if array.size else None  # type: ignore[attr-defined]
+        left = memoryview(array.data.cast("B") if array.size else b"")
+        while left:
+            left = left[self._file.readinto(left) :]  # type: ignore[attr-defined]
         return array
 
     def drop(self, key: Hashable) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...core.errors import OutputError
 from ...core.options import CHANNELS, Checked, option
+from ...core.system import no_room
 from ...core.types import Array, BoolArray, FloatArray, IntArray
 
 THRESHOLD = 0.3
@@ -80,7 +81,11 @@ class Store:
 @contextmanager
 def room(samples: IntArray, widths: Sequence[int]) -> Iterator[Store]:
     """A store for features of these widths of some samples."""
-    with tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0) as file:
+    try:
+        file = tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0)  # noqa: SIM115 - the errors of making it are told apart
+    except OSError as error:
+        raise no_room("features", error) from error
+    with file:
         yield Store(file, samples, tuple(widths))
 
 
