@@ -60,7 +60,8 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
         return _prepared(model, types, shapes or {}, data)
     except ModelError as error:
         said = f" onnx.checker says: {model.complaint}" if model.complaint else ""
-        raise ModelError(f"{error}{said}{advice(model, str(error))}") from error
+        known = advice(model, str(error))
+        raise ModelError(f"{error}{said}".rstrip(".") + f".{known}" if known else f"{error}{said}") from error
 
 
 def observed(model: graph.Model, feeds: Mapping[str, Array]) -> graph.Prepared:
