@@ -133,14 +133,15 @@ class Comparison:
 
     def _blind(self, name: str) -> str:
         """What to say of the original if it is no better on the labels than answers that were drawn without looking."""
-        found, top1 = self.tally(name), self.tally("top-1")
+        found, top1, overlap = (self.tally(own) for own in (name, "top-1", "mean IoU"))
         if found is None or found.value is None or not found.measure.labelled:
             return ""
-        value, judged = found.value[0], self.reading.judged
-        limit = 1 / (2 * max(judged.classes, 2)) if judged.kind is Kind.MAP else 0.0
-        if judged.kind is Kind.CLASSES and top1 is not None:
+        value, limit = found.value[0], 0.0
+        if top1 is not None:
             rows = top1.rows
             value, limit = float(rows[:, 0].mean()), chance(rows[:, 2], rows[:, 3])[1]
+        elif overlap is not None and overlap.value is not None:  # half of what one class everywhere would give
+            value, limit = overlap.value[0], 1 / (2 * max(2, len(np.unique(overlap.rows[:, 0]))))
         useless = value <= limit if found.measure.larger else value >= 1
         shown = f"{name} of the original is {found.value[0]:.2%}"
         return f"{shown}, no better than chance" if useless else ""
