@@ -30,6 +30,7 @@ from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop, reading_of, unknown_meaning
 from .evaluation.meaning import TASKS, Reading
 from .export import package, refuse, written_by
+from .graph.edit import without_projections
 from .graph.load import ModelSource, load
 from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
@@ -128,7 +129,8 @@ class Sources:
         only_beside = self.data is None and (test is not None or judge is not None)
         data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options, self.measures)
         traced = self.inspect_options
-        analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, traced.cut_layernorm)
+        how = traced.input_shapes, data, traced.cut_layernorm, traced.expand_outputs
+        analysis = source if isinstance(source, Analysis) else inspect(model, *how)
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures)
@@ -301,6 +303,7 @@ def candidates(
     score_options = scoring.options or ScoreOptions()
     scores = scored(analysis, name, data, score_options, progress, options, groups)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
+    recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if analysis.traced:
         recorded["traced"] = analysis.traced
@@ -364,7 +367,8 @@ def apply(
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
-    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
+    layernorm, outputs = (bool(plan.options.get(name)) for name in ("cut_layernorm", "expand_outputs"))
+    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=layernorm, expand_outputs=outputs)
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
     mend = _as_planned(plan, repair, inputs.data)
     tell(inputs.reading, mend is not None)
@@ -417,6 +421,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+    pruned = without_projections(pruned, analysis.projected) if analysis.projected and removed.any() else pruned
     graph.check(pruned)
     verification = None
     if verify:

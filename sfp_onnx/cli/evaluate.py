@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .. import pipeline
-from ..core.options import DATA, RUN, DataOptions, InspectOptions, MeasureOptions
+from ..core.options import DATA, EXPANSIONS, RUN, DataOptions, InspectOptions, MeasureOptions
 from ..evaluation import GateOptions, Verdict
 from ..graph.load import load
 from ..report.text import evaluation_text
@@ -24,7 +24,7 @@ from .common import answer, bar, conclude, say
     take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions, MeasureOptions,
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
     take.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).", section=RUN),
-    GateOptions, InspectOptions, take.report_option, take.json_option, take.gated, skip=("input_shapes", "cut_layernorm"))  # fmt: skip
+    GateOptions, InspectOptions, take.report_option, take.json_option, take.gated, skip=("input_shapes", *EXPANSIONS))  # fmt: skip
 def command(
     models: list[Path], custom_ops: tuple[str, ...], latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any
 ) -> Sequence[Verdict]:
