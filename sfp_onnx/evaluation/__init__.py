@@ -16,16 +16,15 @@ from ..core.errors import DataError, OptionError
 from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
 from ..core.types import Array, Size
-from ..coupling.analysis import Progress, counted, inspect, silent
+from ..coupling.analysis import Analysis, Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
 from ..graph.save import file_bytes
-from ..planning import bounds, parse_target, show
-from ..runtime import Batches, Feeds, Observed, Session, latencies, observe, open_model, side_by_side
+from ..planning import FIGURES, TIMED_NOISE, bounds, parse_target, show
+from ..runtime import Batches, Feeds, Observed, Session, observe, open_model, side_by_side
 from .meaning import Kind, Meaning, Reading, plain, read
 from .measures import MEASURES, Measure, Pair, Tally, chance, channel_errors
 
-LATENCY_REPEATS = 50
 LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is another model, and what may be (see `Comparison.lost`)
 
 
@@ -33,7 +32,7 @@ LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is a
 class Evaluation:
     """What was measured of one model on data; None where it does not apply. ``metric`` is the measure of the task, ``value`` what it gives;
     ``measures`` are all, by output and name; ``worst`` names the output and channel that is farthest from the original's (relative error,
-    centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs."""
+    centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs; ``timing`` says how they were timed."""
 
     model: str
     samples: int
@@ -49,6 +48,7 @@ class Evaluation:
     value: float | None = None
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     worst: str = ""
+    timing: str = ""
 
 
 def loss_of(metric: str, value: float | None) -> float:
@@ -337,28 +337,26 @@ def parse_drop(text: str) -> float:
 
 
 def evaluate(
-    models: Iterable[ModelSource], data: Dataset, latency: bool = True, threads: int = 0, progress: Progress = silent,
-    how: Reading | MeasureOptions = MeasureOptions(),
+    models: Iterable[ModelSource], data: Dataset, threads: int = 0, progress: Progress = silent,
+    how: Reading | MeasureOptions = MeasureOptions(), analysis: Analysis | None = None,
 ) -> list[Evaluation]:  # fmt: skip
-    """Measure models on the same data; the first is the reference.
+    """Measure models on the same data, all but their latency; the first is the reference.
 
     Args:
-        how: what the outputs mean, or what is known of it.
+        how: what the outputs mean, or what is known of it. analysis: the first, analysed with these data.
 
     Raises:
         ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: see `read`.
     """
     loaded = [load(model) for model in models]
-    analysis = inspect(loaded[0], data=data)
+    analysis = analysis or inspect(loaded[0], data=data)
     own = None if built_in(how.metric) else user_metric(str(how.metric))
     reading = how if isinstance(how, Reading) else reading_of(loaded[0], data, how)
     with progress("evaluating", data.samples) as advance:
-        compared, feeds = measure(loaded, data.batches(), data.labels, reading, threads, advance)
+        compared = measure(loaded, data.batches(), data.labels, reading, threads, advance)[0]
     metric, why = compared[0].metric
     if why:
         log.warning(why)
-    sessions = [open_model(model, threads=threads) for model in loaded] if latency else []
-    times = latencies(sessions, feeds, LATENCY_REPEATS)
     results = []
     for model, found in zip(loaded, compared, strict=True):
         size = replace(counted(model, analysis.prepared.feeds, analysis.samples), bytes=file_bytes(model))
@@ -370,10 +368,6 @@ def evaluate(
         results.append(Evaluation(
             model.name, found.samples, **shares, relative_error=found.relative_error, size=size, metric=name, value=judged.get(name),
             measures=figures, worst=found.worst if found is not compared[0] else ""))  # fmt: skip
-    for number, seconds in enumerate(times):
-        least, median = min(seconds) * 1e3, float(np.median(seconds)) * 1e3
-        ratio = min(seconds) / min(times[0])
-        results[number] = replace(results[number], latency_min_ms=least, latency_median_ms=median, latency_ratio=ratio)
     return results
 
 
@@ -403,7 +397,7 @@ class GateOptions:
         None, "How much the measure of the task (top-1; without labels agreement) may fall: of the last model below --baseline (default "
         "0), else below the first model.", AMOUNT, metavar="1%")  # fmt: skip
     targets: tuple[str, ...] = option(
-        (), "The last model must hold it: macs, params, size. Repeatable.", AMOUNT, flag="target", metavar="macs=50%"
+        (), "The last model must hold it: macs, params, size, memory, latency. Repeatable.", AMOUNT, flag="target", metavar="macs=50%"
     )
 
 
@@ -423,9 +417,13 @@ class Gate:
         if models < 2 and (self.targets or (self.limit is not None and self.path is None)):
             raise OptionError("--max-drop and --target compare the last model with the first: give two models, or --baseline")
 
-    def verdicts(self, results: Sequence[Evaluation], data: Dataset) -> list[Verdict]:
+    def asks(self, what: str) -> bool:
+        """Whether a target is on this figure."""
+        return any(parse_target(text).what == what for text in self.targets)
+
+    def verdicts(self, results: Sequence[Evaluation], data: Dataset, more: Mapping[str, Sequence[float]] | None = None) -> list[Verdict]:
         """Every check, whether it holds, and what was expected and found: accuracy may fall by the limit; below a baseline, MACs,
-        parameters and bytes may not rise.
+        parameters and bytes may not rise. ``more``: by name, figures of the first and the last model that the results do not hold.
 
         Raises:
             OptionError: nothing can be compared, or a target that `evaluate` does not measure.
@@ -441,7 +439,7 @@ class Gate:
                     verdicts.append(Verdict(name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
         elif self.limit is not None:
             verdicts.append(_drop(results[-1], asdict(results[0]), self.limit, alone=False))
-        return verdicts + reached(results, self.targets)
+        return verdicts + reached(results, self.targets, more or {})
 
 
 def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:
@@ -487,19 +485,24 @@ def _drop(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bo
     return Verdict(TITLES.get(name, name), fallen <= limit + 1e-12, text)
 
 
-def reached(results: Sequence[Evaluation], targets: Sequence[str]) -> list[Verdict]:
+def reached(results: Sequence[Evaluation], targets: Sequence[str], more: Mapping[str, Sequence[float]]) -> list[Verdict]:
     """Targets of the last model, with the first as the original.
 
     Raises:
         OptionError: a target that `evaluate` does not measure.
     """
-    sizes = (results[0].size, results[-1].size)
-    before, now = ({"macs": float(size.macs), "params": float(size.params), "size": float(size.bytes or 0)} for size in sizes)
-    parsed = [parse_target(text) for text in targets]
+    figures: list[dict[str, float]] = []
+    for at, result in ((0, results[0]), (-1, results[-1])):
+        size, latency = result.size, {} if result.latency_min_ms is None else {"latency": result.latency_min_ms / 1e3}
+        counts = {"macs": float(size.macs), "params": float(size.params), "size": float(size.bytes or 0)}
+        figures.append({**counts, **latency, **{name: values[at] for name, values in more.items()}})
+    (before, now), parsed = figures, [parse_target(text) for text in targets]
     for target in parsed:
         if target.what not in now:
-            raise OptionError(f"--target {target.what}: evaluate checks macs, params and size")
-    return [
-        Verdict(f"target {what}", now[what] <= bound, f"{show(what, now[what])} (at most {show(what, bound)})")
-        for what, bound in bounds(parsed, before).items()
-    ]
+            raise OptionError(f"--target {target.what}: evaluate has {', '.join(now)} here")
+    verdicts = []
+    for what, bound in bounds(parsed, before).items():
+        timed = FIGURES[what].timed
+        text = f"{show(what, now[what])} (at most {show(what, bound)}{f'; {results[-1].timing}' if timed else ''})"
+        verdicts.append(Verdict(f"target {what}", now[what] <= bound * (1 + (TIMED_NOISE if timed else 0.0)), text))
+    return verdicts

@@ -16,14 +16,13 @@ from ..data.dataset import Dataset
 from ..latency import measure
 from ..repair import distances, rebuilt
 from ..runtime import Setup
-from . import FIGURES, bounds, make_plan, mistaken, parse_target, show, widths
+from . import FIGURES, TIMED_NOISE as NOISE, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
 
 ROUNDS = 5  # plans that are built, for each alignment
 MARGIN = 0.985  # of each bound to aim at, after a plan that broke one
-NOISE = 0.005  # of what is timed, relative to the bound; a bound counts as held up to it
 CLOSE = 0.015  # what is timed and this far below its bound is raised again, if rounds are left ...
 LIMITED = 0.99  # ... and no other figure uses this much of its bound
 SURPRISE = 0.05  # prediction and measurement this far apart: measure again, then time the layers again
