@@ -24,7 +24,7 @@ from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs,
 from .graph.load import load
 from .graph.opset import raised
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
-from .latency.timing import Latency
+from .latency.timing import AS_DEFAULT, Latency
 from .rules.scales import on_integers
 from .runtime import Batches, Session, open_model, open_ort, open_timed, quantize, save_ort
 
@@ -236,7 +236,7 @@ class Packaged:
 
 def package(
     analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None, judge: Dataset | None = None,
-    how: MeasureOptions = MeasureOptions(), latency: Latency = Latency(),
+    how: MeasureOptions = MeasureOptions(), latency: Latency = AS_DEFAULT,
 ) -> Packaged:  # fmt: skip
     """Make the wanted forms of a pruned model and measure them, timed as ``latency`` says.
 

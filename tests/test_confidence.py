@@ -94,7 +94,7 @@ def test_too_few_samples_are_refused_with_how_many_it_takes(wide: Path, save: Ca
     data = save({"x": spread, "labels": right_labels(wide, spread)})
     result = invoke("prune", wide, "-o", wide.with_name("out.onnx"), "--data", data, "--max-drop", "1%")
     assert result.exit_code == 3 and "cannot be told with 95% confidence from 30 calibration samples" in result.stderr
-    assert "at least 163 (a third of 489 of --data), or --eval-data" in result.stderr and not wide.with_name("out.onnx").exists()
+    assert "at least 163 (a third of 489 of --data), or --max-drop-data" in result.stderr and not wide.with_name("out.onnx").exists()
     result = invoke("plan", wide, "-o", wide.with_name("p.json"), "--data", data, "--max-drop", "1%", "--confidence", "50%")
     assert result.exit_code in (0, 3) and "cannot be told" not in result.stderr
     assert invoke("plan", wide, "-o", wide.with_name("p.json"), "--max-drop", "1%", "--confidence", "30%").exit_code == 2
@@ -117,12 +117,12 @@ def test_eval_data_are_judged_on_and_all_of_the_data_are_used(wide: Path, save: 
     result = invoke("prune", wide, "-o", wide.with_name("out.onnx"), "--data", data, "--eval-data", other, "--max-drop", "10%",
                     "--manifest", manifest)  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "top-1 on 90 samples of --eval-data: 1.0000 -> " in result.stderr and "with 95% confidence" in result.stderr
+    assert "top-1 on 90 samples of --max-drop-data: 1.0000 -> " in result.stderr and "with 95% confidence" in result.stderr
     assert "as networks do on samples that they were trained on" in result.stderr
     found = json.loads(manifest.read_text())
     assert found["data"]["samples"] == 90 and found["options"]["eval_data"]["samples"] == 90
-    refused = invoke("prune", wide, "-o", wide.with_name("o2.onnx"), "--data", data, "--eval-data", other, "--target", "macs=50%")
-    assert refused.exit_code == 2 and "--eval-data needs --max-drop" in refused.stderr
+    refused = invoke("prune", wide, "-o", wide.with_name("o2.onnx"), "--data", data, "--max-drop-data", other, "--target", "macs=50%")
+    assert refused.exit_code == 2 and "--max-drop-data needs --max-drop" in refused.stderr
 
 
 def test_the_model_that_was_judged_is_the_one_that_is_written(wide: Path, save: Callable[..., Path], spread: np.ndarray) -> None:

@@ -40,6 +40,18 @@ def command(name: str, *items: type | Decorator, skip: tuple[str, ...] = ()) -> 
     return decorate
 
 
+def some(record: type, *names: str) -> Decorator:
+    """Only these options of a record."""
+    left = tuple(field.name for field in dataclasses.fields(record) if field.name not in names)
+
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(_options(record, left)):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
 def build(record: type[R], values: Mapping[str, Any], **more: Any) -> R:
     """A record from a command's values."""
     names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]
@@ -115,7 +127,8 @@ output_option = file_option("-o", "--output", help="Where the model goes.", requ
 data_option = file_option("--data", help=f"Calibration data: {SOURCES}", section=DATA)
 test_option = file_option("--test-data", help="Held-out data: report accuracy and latency before and after.", section=DATA)
 eval_option = file_option(
-    "--eval-data", help="What --max-drop is judged on, with labels of its field  [default: a third of --data].", section=AMOUNT
+    "--max-drop-data", "--eval-data", "eval_data", section=AMOUNT,
+    help="What --max-drop is judged on, with labels of its own  [default: a third of --data].",
 )
 report_option = file_option("--report", help="Write one HTML file with charts about the run (extra `report`).")
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.", section=OUTPUT)

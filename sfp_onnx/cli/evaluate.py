@@ -7,11 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .. import pipeline
-from ..core.options import DATA, RUN, DataOptions, MeasureOptions
+from ..core.options import DATA, RUN, DataOptions, MeasureOptions, PlanOptions
 from ..evaluation import GateOptions, Verdict
+from ..latency.timing import Latency
 from ..report.text import evaluation_text
 from . import arguments as take
 from .common import answer, bar, say
@@ -21,15 +20,15 @@ from .common import answer, bar, say
     "evaluate", take.argument("models", nargs=-1, required=True),
     take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions, MeasureOptions,
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
-    take.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).", section=RUN),
-    GateOptions, take.report_option, take.json_option, take.gated)  # fmt: skip
-def command(models: list[Path], latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any) -> Sequence[Verdict]:
+    take.some(PlanOptions, "threads", "batch", "provider"), GateOptions, take.report_option, take.json_option, take.gated)  # fmt: skip
+def command(models: list[Path], latency: bool, report: Path | None, as_json: bool, **options: Any) -> Sequence[Verdict]:
     """Measure models on data; the first is the reference.
 
     Example: sfp-onnx evaluate model.onnx smaller.onnx --data test.npz
     """
     gate = take.build(GateOptions, options)
-    measured = pipeline.compared(models, latency=latency, threads=threads, progress=bar, gate=gate, report=report, **take.reading(options))
+    timing = Latency.of(options) if latency else None
+    measured = pipeline.compared(models, latency=timing, progress=bar, gate=gate, report=report, **take.reading(options))
     results = measured.evaluations
     answer([asdict(result) for result in results] if as_json else evaluation_text(results))
     if report is not None:

@@ -238,7 +238,7 @@ class PlanOptions(Checked):
     provider: str = rare("cpu", "Execution provider of onnxruntime.", LATENCY)
     device_profile: str | None = option(None, "Latency from a profile measured elsewhere (`sfp-onnx profile`).", LATENCY, path=True)
     max_drop: str | None = option(
-        None, "The measure of the task (top-1; without labels agreement with the original) falls by no more, on --eval-data or else a "
+        None, "The measure of the task (top-1; without labels agreement with the original) falls by no more, on --max-drop-data or else a "
         "third of --data that is not scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%")  # fmt: skip
     metric: str | None = None
     confidence: float = rare(

@@ -20,12 +20,14 @@ from ..coupling.analysis import Analysis, Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
 from ..graph.save import file_bytes
+from ..latency.timing import AS_DEFAULT, Latency
 from ..planning import FIGURES, TIMED_NOISE, bounds, parse_target, show
 from ..runtime import Batches, Feeds, Observed, Session, observe, open_model, side_by_side
 from .meaning import Kind, Meaning, Reading, plain, read
-from .measures import MEASURES, Measure, Pair, Tally, chance, channel_errors
+from .measures import MEASURES, Measure, Pair, Tally, chance, channel_errors, worsened
 
 LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is another model, and what may be (see `Comparison.lost`)
+FARTHER = 0.05  # of a distance: what is farther by less is no worse
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,12 @@ class Comparison:
         return float(np.sqrt(sum(float(own[1].sum()) for own in sums) / squares)) if squares else None
 
     @property
+    def missed(self) -> list[str]:
+        """What could not be compared everywhere, because the numbers of values differed."""
+        found = [(names[0], own) for (names, name), own in self.tallies.items() if name == "centred error" and own.skipped]
+        return [f"'{name}' has other numbers of values on {own.skipped} of {own.samples} samples: left out there" for name, own in found]
+
+    @property
     def worst(self) -> str:
         """The output and channel that is farthest from the original's."""
         found = []
@@ -190,6 +198,32 @@ class Comparison:
         classes = next((own for own in meanings if own.kind is Kind.CLASSES), self.reading.judged)
         found = {key: self.tally(name, classes) for key, name in FIELDS.items()}
         return {key: own.value[1] if own is not None and own.value is not None else None for key, own in found.items()}
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far models are from the original, the name of the ``measure`` (a share of answers counts as what is missing to all), and by how
+    much the last is at least farther than the first, with 95 % confidence from the samples."""
+
+    measure: str
+    values: tuple[float, ...]
+    farther: float
+
+    @property
+    def clearly_worse(self) -> bool:
+        """Whether the last is not finite, or farther than the first beyond doubt and by more than a small part."""
+        first, last = self.values[0], self.values[-1]
+        return not np.isfinite(last) or (self.farther > 0 and last > (1 + FARTHER) * first)
+
+
+def distances(compared: Sequence[Comparison]) -> Distances:
+    """How far models are from the original that all of them were compared with, on the same batches."""
+    found = [own.distance for own in compared]
+    known = [own for own in found if own is not None]
+    if len(known) < len(found):
+        return Distances("nothing that can be compared", (0.0,) * len(found), 0.0)
+    values = tuple(float(own.measure.loss(own.rows)[1]) for own in known)
+    return Distances(known[0].measure.name, values, worsened(known[0], known[-1]))
 
 
 def _letters(name: str) -> str:
@@ -337,12 +371,13 @@ def parse_drop(text: str) -> float:
 
 
 def evaluate(
-    models: Iterable[ModelSource], data: Dataset, threads: int = 0, progress: Progress = silent,
+    models: Iterable[ModelSource], data: Dataset, latency: Latency | None = AS_DEFAULT, progress: Progress = silent,
     how: Reading | MeasureOptions = MeasureOptions(), analysis: Analysis | None = None,
 ) -> list[Evaluation]:  # fmt: skip
-    """Measure models on the same data, all but their latency; the first is the reference.
+    """Measure models on the same data; the first is the reference.
 
     Args:
+        latency: how the models are timed (None: they are not).
         how: what the outputs mean, or what is known of it. analysis: the first, analysed with these data.
 
     Raises:
@@ -353,10 +388,10 @@ def evaluate(
     own = None if built_in(how.metric) else user_metric(str(how.metric))
     reading = how if isinstance(how, Reading) else reading_of(loaded[0], data, how)
     with progress("evaluating", data.samples) as advance:
-        compared = measure(loaded, data.batches(), data.labels, reading, threads, advance)[0]
+        compared = measure(loaded, data.batches(), data.labels, reading, latency.setup.threads if latency else 0, advance)[0]
     metric, why = compared[0].metric
-    if why:
-        log.warning(why)
+    for text in filter(None, (why, *(text for found in compared for text in found.missed))):
+        log.warning(text)
     results = []
     for model, found in zip(loaded, compared, strict=True):
         size = replace(counted(model, analysis.prepared.feeds, analysis.samples), bytes=file_bytes(model))
@@ -367,8 +402,9 @@ def evaluate(
         name = metric.name if own is None else str(how.metric)
         results.append(Evaluation(
             model.name, found.samples, **shares, relative_error=found.relative_error, size=size, metric=name, value=judged.get(name),
-            measures=figures, worst=found.worst if found is not compared[0] else ""))  # fmt: skip
-    return results
+            measures=figures, worst=found.worst if found is not compared[0] else "", timing=""))  # fmt: skip
+    times = latency.of_models(loaded, analysis) if latency else [{}] * len(results)
+    return [replace(result, **time) for result, time in zip(results, times, strict=True)]
 
 
 # ---- is a model still as good as it was? -----------------------------------------------------------------------------

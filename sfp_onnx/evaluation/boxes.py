@@ -65,7 +65,7 @@ def _of_one(rows: FloatArray) -> Boxes:
         rows = rows.transpose(0, 2, 1)
         scores = rows[..., 4:]
     elif rows.shape[2] == 7 and rows.shape[1] <= MOST_LISTED:  # image, class, score, corners; or image, corners, class, score
-        order = [3, 4, 5, 6, 2, 1] if rows.size and (rows[..., 1] == np.round(rows[..., 1])).all() else [1, 2, 3, 4, 6, 5]
+        order = [3, 4, 5, 6, 2, 1] if (np.abs(rows[..., 2] - 0.5) <= 0.5).all() else [1, 2, 3, 4, 6, 5]
         rows = rows[..., order]
         return Boxes(rows[..., :4], _shares(rows[..., 4]), rows[..., 5].astype(np.int64))
     elif rows.shape[2] == 6 and rows.shape[1] <= MOST_LISTED:

@@ -269,6 +269,7 @@ def read(
     task = None if options.task is None else TASKS[options.task]
     boxes = _boxes(seen, options, task)
     if boxes is not None:
+        boxes = replace(boxes, labelled=labels is not None and labels.ndim == 3 and labels.shape[2] >= 5)
         meanings = [replace(own, kind=Kind.UNKNOWN, reason="", labelled=False) if own.outputs[0] in boxes.outputs and own.kind
                     in ONE_EACH else own for own in meanings]  # fmt: skip
         meanings.insert(0, boxes)

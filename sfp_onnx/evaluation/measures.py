@@ -21,7 +21,7 @@ from .meaning import Kind, Meaning, log_probabilities
 PARTS = 20  # of the samples, left out in turn
 MOST_CHANNELS = 1 << 14
 MOST_COMPARED = 256  # samples whose similarities are ranked
-DEAD = 1e-4  # of the median variance: channels that vary less are taken to vary so much
+DEAD = 1e-8, 1e-6  # of the largest variance and of the own mean square: channels that vary less are taken to vary so much
 
 
 @dataclass(frozen=True)
@@ -279,13 +279,12 @@ def _moments(pair: Pair, old: FloatArray, new: FloatArray, truth: FloatArray) ->
 
 def channel_errors(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Root mean square error of every channel by the spread of its truth, of the original and of the model; channels that hardly vary
-    are held against a small part of what the others do."""
+    are held against a small part of what the others do, or of their own size."""
     old, new, squares, total, count = rows.sum(0).reshape(5, -1)
     count = np.maximum(count, 1)
     spread = np.maximum(squares - total**2 / count, 0) / count
-    spread = np.where(spread > 1e-12 * squares / count, spread, 0)
-    usual = float(np.median(spread)) or float(spread.mean()) or float((squares / count).mean()) or 1.0
-    spread = np.maximum(spread, DEAD * usual)
+    spread = np.maximum(spread, np.maximum(DEAD[0] * spread.max(initial=0), DEAD[1] * squares / count))
+    spread = np.where(spread > 0, spread, 1.0)
     return np.sqrt(old / count / spread), np.sqrt(new / count / spread)
 
 
@@ -330,8 +329,10 @@ OF_LABELS = 2.0
          does="average precision at an intersection over union of 0.5 with the labels, mean over the classes")  # fmt: skip
 def _precisions(pair: Pair) -> FloatArray | None:
     """Rows of (of the original 0, of the model 1, of the labels 2; class; score; whether it is right)."""
-    parts = []
-    for row, found in enumerate(boxes.read_pair(pair.old, pair.new, boxes.FAINT)):
+    parts, both = [], boxes.read_pair(pair.old, pair.new, boxes.FAINT)
+    if len(both) != len(np.asarray(pair.labels)):  # boxes of a batch that are listed together belong to no sample
+        return None
+    for row, found in enumerate(both):
         truth = boxes.labelled(np.asarray(pair.labels)[row])
         for whose, own in zip((0.0, 1.0, OF_LABELS), (*found, truth), strict=True):
             hits = boxes.matched(own, truth)
@@ -394,14 +395,14 @@ class Tally:
     measure: Measure
     parts: list[FloatArray] = field(default_factory=list)
     samples: int = 0
-    skipped: int = 0
+    skipped: int = 0  # samples of which the models gave other numbers of values
 
     def update(self, pair: Pair) -> None:
         """Add a batch."""
         rows = self.measure.rows(pair)
         self.samples += pair.count
         if rows is None:
-            self.skipped += pair.count
+            self.skipped += 0 if pair.alike else pair.count
         elif self.measure.limit is None or pair.first < self.measure.limit:
             self._add(rows)
 
@@ -465,16 +466,15 @@ def spread(samples: Sequence[Any], value: Callable[[Any], float]) -> float:
     return sqrt((len(without) - 1) / len(without) * float(((without - without.mean()) ** 2).sum()))
 
 
-def worsened(first: Tally, second: Tally, confidence: float = 0.95) -> tuple[float, float, float]:
-    """How far two models are from the original by one measure on the same samples, and by how much the second is at least farther, with
-    a confidence (above 0: it is clearly worse)."""
-    losses = [float(own.measure.loss(own.rows)[1]) for own in (first, second)]
+def worsened(first: Tally, second: Tally, confidence: float = 0.95) -> float:
+    """By how much a second model is at least farther from the original than a first, by one measure on the same samples, with a confidence
+    (above 0: it is clearly farther)."""
     pairs = [(first._without(part), second._without(part)) for part in first._filled()]
 
     def farther(rows: tuple[FloatArray, FloatArray]) -> float:
         return float(second.measure.loss(rows[1])[1] - first.measure.loss(rows[0])[1])
 
-    return losses[0], losses[1], losses[1] - losses[0] - NormalDist().inv_cdf(confidence) * spread(pairs, farther)
+    return farther((first.rows, second.rows)) - NormalDist().inv_cdf(confidence) * spread(pairs, farther)
 
 
 def matched(before: BoolArray, after: BoolArray, confidence: float) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from ..graph import extract, save
 from ..planning.figures import Kind
 from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
-from .timing import latencies_of, timing_feeds
+from .timing import latencies_of as latencies_of, timing_feeds
 
 
 def latency_ratio(analysis: Analysis, model: graph.Model, setup: Setup, batch: int) -> float:

@@ -34,12 +34,12 @@ def runs_of(sessions: Sequence[Session], analysis: Analysis, setup: Setup, batch
 class Latency:
     """How models are timed: one way for all that is shown of a run."""
 
-    setup: Setup = Setup()
+    setup: Setup
     batch: int = 1
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> Latency:
-        """As the options of a plan say."""
+        """As the options of a plan say, or its defaults."""
         return Latency(Setup(options.get("threads", 0), options.get("provider", "cpu")), options.get("batch", 1))
 
     def words(self, analysis: Analysis) -> str:
@@ -60,6 +60,9 @@ class Latency:
              "latency_ratio": min(seconds) / min(runs[0]), "timing": words}
             for seconds in runs
         ]  # fmt: skip
+
+
+AS_DEFAULT = Latency.of({})
 
 
 def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:

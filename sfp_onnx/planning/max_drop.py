@@ -97,7 +97,7 @@ class Judge:
     @property
     def place(self) -> str:
         """What the model is judged on."""
-        return f"{self.data.samples} " + ("samples of --eval-data" if self.apart else "calibration samples that were not scored with")
+        return f"{self.data.samples} " + ("samples of --max-drop-data" if self.apart else "calibration samples that were not scored with")
 
     def _compared(self, model: Model) -> Comparison:
         models = [self.original, model] if model is not self.original else [model]
@@ -149,7 +149,7 @@ class Judge:
         least = needed(self.limit, self.confidence) if self.share else 0
         if self.confidence > 0.5 and (self.data.samples < least or (self.limit == 0 and self.share)):
             whole = "" if self.apart else f" (a third of {int(np.ceil(least / HELD_OUT))} of --data)"
-            needs = f"give at least {least}{whole}, or --eval-data" if self.limit > 0 else "no number of samples could"
+            needs = f"give at least {least}{whole}, or --max-drop-data" if self.limit > 0 else "no number of samples could"
             raise TargetError(
                 f"--max-drop {self.limit:.2%} cannot be told with {self.confidence:.0%} confidence from {self.place}, even if no answer "
                 f"changes: {needs}; or ask for less: --confidence 50% takes the measured drop as it is. Nothing was written."
@@ -170,7 +170,7 @@ class Judge:
         if self.name == "top-1" and drop.before >= BY_HEART:
             notes.append(
                 f"the original answers {drop.before:.1%} of these samples right, as networks do on samples that they were trained on. "
-                "Elsewhere it is less sure of its answers, and may lose more: give --eval-data with samples that it has not seen"
+                "Elsewhere it is less sure of its answers, and may lose more: give --max-drop-data with samples that it has not seen"
             )
         return tuple(notes)
 

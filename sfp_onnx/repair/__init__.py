@@ -14,7 +14,6 @@ from ..core.options import MeasureOptions, RepairOptions
 from ..core.types import BoolArray, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..data.dataset import Dataset
-from ..evaluation.measures import worsened
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from .lockstep import LayerFit, repair
 from .steps import tainted
@@ -23,7 +22,6 @@ from .walk import Store, Walk
 CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
 SHOWN = 5  # names in a sentence
 NOTHING = 1e-6  # distances below this are rounding
-FARTHER = 0.05  # of the distance: what is farther by less is no worse
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,7 @@ def repaired(
     result = f"distance from the original ({found.measure}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
     words = f"repair ({options.kind}, {fitted.samples} samples): {words}; {result}"
     notes, kept = [words], bool(np.isfinite(after) and after <= max(before, NOTHING))
-    clearly = not np.isfinite(after) or (found.farther > 0 and after > (1 + FARTHER) * before)
-    if not kept and (clearly or options.force):
+    if not kept and (found.clearly_worse or options.force):
         problem = f"the repair took the model away from the original: {words}. "
         if not options.force:
             raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
@@ -128,17 +125,7 @@ def _weights(analysis: Analysis, pruned: Model, removed: BoolArray, data: Datase
     return model, fits, words
 
 
-@dataclass(frozen=True)
-class Distances:
-    """How far models are from the original, the name of the ``measure``, and by how much the last is at least farther than the first
-    (95 % confidence from the samples)."""
-
-    measure: str
-    values: tuple[float, ...]
-    farther: float
-
-
-def distances(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions = MeasureOptions()) -> Distances:
+def distances(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions = MeasureOptions()) -> evaluation.Distances:
     """How far models are from the original, by what their outputs mean.
 
     Raises:
@@ -146,15 +133,10 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset, how: M
     """
     try:
         reading = evaluation.reading_of(analysis.model, data, how)
-        compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
+        compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0]
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
-    found = [own.distance for own in compared]
-    known = [own for own in found if own is not None]
-    if len(known) < len(found):
-        return Distances("nothing that can be compared", (0.0,) * len(found), 0.0)
-    values = tuple(float(own.measure.loss(own.rows)[1]) for own in known)
-    return Distances(known[0].measure.name, values, worsened(known[0], known[-1])[2])
+    return evaluation.distances(compared[1:])
 
 
 # ---- statistics of BatchNormalization, re-estimated ------------------------------------------------------------------

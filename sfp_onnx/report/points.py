@@ -99,7 +99,7 @@ def measured_points(
 ) -> list[Point]:  # fmt: skip
     """The points with figures, the original first; ``how``: what the outputs mean."""
     times = Latency.of(vars(options)).of_models(models, analysis)
-    measured = [] if judge is None else evaluate(models, judge, threads=options.threads, how=how)
+    measured = [] if judge is None else evaluate(models, judge, None, how=how)
     rows = [Point("original", size=analysis.size()), *points]
     for number, index in enumerate(index for index, point in enumerate(rows) if not point.failure):
         accuracy = {name: getattr(measured[number], name) for name in ACCURACY} if measured else {}
