@@ -46,7 +46,7 @@ from .latency.profiling import layer_times, measure_device_profile
 from .latency.timing import AS_DEFAULT, Latency
 from .planning import figures, max_drop, parse_target, search, widths
 from .planning.form import form_for
-from .repair import repaired
+from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
@@ -149,8 +149,10 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
     """The repair that follows: by default least squares where there are data; None if there is none.
 
     Raises:
-        OptionError: a repair without data.
+        OptionError: a repair without data, or fine-tuning without a repair.
     """
+    if repair is not None and repair.finetune and (data is None or repair.fit == "none"):
+        raise OptionError("--finetune follows a repair: it needs --data, and no --repair none (`sfp-onnx finetune` does it alone)")
     if repair is None or repair.fit == "none" or (repair.fit == "default" and data is None):
         return None
     if data is None:
@@ -315,7 +317,8 @@ def candidates(
     if data is not None:
         recorded["data"] = describe(data)
         recorded["measures"] = asdict(inputs.told)
-        recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed}
+        more = {"finetune": repair.finetune} if repair is not None and repair.finetune else {}
+        recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed, **more}
     built = (data, repair, scores.brief, inputs.told, form_for(analysis, repair, output, data is not None))
     return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, *built)
 
@@ -408,7 +411,8 @@ def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) 
         )
     if data.sha256 != known.get("sha256"):
         log.warning(f"the plan was made with other data ({known.get('name')}) than {data.name}; the repair uses the latter")
-    return replace(repair, fit=recorded["fit"], seed=recorded["seed"])
+    finetune = repair.finetune or recorded.get("finetune", 0)
+    return replace(repair, fit=recorded["fit"], seed=recorded["seed"], finetune=finetune)
 
 
 def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | None, progress: Progress) -> Pruned:
@@ -435,7 +439,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
         known = plan.options.get("measures") or {}
         how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
-        mended = repaired(analysis, pruned, removed, data, repair, progress, how)
+        mended = finished(analysis, repaired(analysis, pruned, removed, data, repair, progress, how), listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)

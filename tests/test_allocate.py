@@ -1,16 +1,26 @@
-"""The solver for widths: against brute force on small tables, and its pieces."""
+"""The solver for widths: against brute force on small tables, and its pieces; and errors weighed by what reaches the outputs."""
 
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from building import Builder, run
+from conftest import invoke
 
+import sfp_onnx
 from sfp_onnx.core.errors import OptionError
 from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.core.types import Align, FloatArray, IntArray
+from sfp_onnx.data.checks import opened
 from sfp_onnx.planning.widths import Problem, choices, greedy, lagrangian, solve, widen
+from sfp_onnx.report.manifest import Pruned
+from sfp_onnx.scores import sensitivity
+from sfp_onnx.scores.scoring import scored
 
 
 def chain(kept: IntArray) -> FloatArray:
@@ -136,3 +146,131 @@ def test_alignments_are_read_once_and_recorded_as_written() -> None:
     for text in ("0", "x", "16:", "1:2:3:4", -8):
         with pytest.raises(OptionError, match=f"alignment '{text}'"):
             PlanOptions(align=text)
+
+
+# ---- what reaches the outputs ----------------------------------------------------------------------------------------
+
+HIDDEN, QUIET = 16, 0.1
+
+
+def two_voices(softmax: bool = False, tied: bool = False) -> onnx.ModelProto:
+    """Two branches of the same kind, of which the output hears one only faintly; with ``tied`` the layers behind both share a weight."""
+    b = Builder(seed=3)
+    x, voices, common = b.input(["N", 12]), [], b.weight(HIDDEN, 8, fan_in=HIDDEN, name="common")
+    for name, volume in (("loud", 1.0), ("quiet", QUIET)):
+        hidden = b.op("Relu", b.op("MatMul", x, b.weight(12, HIDDEN, fan_in=12), name=f"{name}.make"))
+        read = b.op("MatMul", hidden, common if tied else b.weight(HIDDEN, 8, fan_in=HIDDEN), name=f"{name}.read")
+        last = b.const(volume * b.random.standard_normal((8, 5)))
+        voices.append(b.op("MatMul", b.op("Relu", read), last, name=f"{name}.last"))
+    y = b.op("Add", *voices)
+    return b.model(b.op("Softmax", y, axis=1) if softmax else y)
+
+
+def rows(count: int = 256, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 12)).astype(np.float32)
+
+
+def factors_of(model: onnx.ModelProto, data: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """By the first layer that makes the group."""
+    found: dict[str, float] = {}
+    own = sensitivity.factors
+    monkeypatch.setattr(sensitivity, "factors", lambda *inputs: (found.update(own(*inputs)), own(*inputs))[1])
+    analysis = sfp_onnx.inspect(model)
+    scored(analysis, "obs", opened(analysis.model, data, sfp_onnx.DataOptions()))
+    producers = {group.name: group.producers[0] for group in analysis.coupling.groups}
+    return {producers[name]: factor for name, factor in found.items()}
+
+
+def pruned(model: onnx.ModelProto, data: np.ndarray) -> Pruned:
+    options = sfp_onnx.PlanOptions(targets=("macs=60%",), align=None, only="make")
+    return sfp_onnx.prune(model, options, data=data)
+
+
+def kept(result: Pruned) -> list[int]:
+    return [group.width - len(group.remove) for group in result.plan.groups if group.producers[0].endswith("make")]
+
+
+def distance(model: onnx.ModelProto, result: Pruned) -> float:
+    data = rows(2000, seed=6)
+    return float(np.square(run(result.to_proto(), {"x": data})[0] - run(model, {"x": data})[0]).mean())
+
+
+def test_factors_tell_what_the_output_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the error at the readers of a branch, the output gets the square of its volume; errors at the sum itself are heard alike."""
+    factors = factors_of(two_voices(), rows(), monkeypatch)
+    assert len(factors) == 4
+    assert 0.2 < factors["quiet.make"] / factors["loud.make"] / QUIET**2 < 5
+    assert 0.2 < factors["quiet.read"] / factors["loud.read"] < 5
+
+
+def test_layers_that_share_a_weight_are_changed_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = factors_of(two_voices(tied=True), rows(), monkeypatch)
+    assert len(factors) == 2 and max(factors.values()) < 5 * min(factors.values())
+
+
+def test_local_errors_mislead_and_the_factors_mend_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both branches look alike to the layers that read them; the loud one must keep its channels."""
+    model = two_voices()
+    good = pruned(model, rows())
+    assert any("weighed by how much of them reaches the outputs" in note for note in good.plan.notes)
+    monkeypatch.setattr(sensitivity, "factors", lambda cuts, reached: {})
+    local = pruned(model, rows())
+    assert not any("weighed" in note for note in local.plan.notes)
+    assert abs(np.subtract(*kept(local))) <= 4 and np.subtract(*kept(good)) >= 8
+    assert distance(model, good) < 0.1 * distance(model, local)
+
+
+def test_probabilities_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, soft = (factors_of(two_voices(softmax), rows(), monkeypatch) for softmax in (False, True))
+    for name in plain:
+        assert soft[name] == pytest.approx(plain[name], rel=0.5)
+
+
+@pytest.mark.parametrize("kind", ["integers", "constant"])
+def test_outputs_that_tell_nothing_leave_errors_as_they_are(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = Builder(seed=3)
+    hidden = b.op("Relu", b.op("MatMul", b.input(["N", 12]), b.weight(12, HIDDEN), name="make"))
+    y = b.op("MatMul", hidden, b.weight(HIDDEN, 5), name="read")
+    model = b.model(b.op("ArgMax", y, axis=1) if kind == "integers" else b.op("Mul", y, b.const(0.0)))
+    assert factors_of(model, rows(), monkeypatch) == {}
+
+
+def test_a_layer_that_cannot_be_refitted_hides_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two groups one is also read by a recurrent layer, so that no change of weights tells what its cut does."""
+    b = Builder(seed=3)
+    x = b.input(["N", 3, 12])
+    hidden, other = (b.op("Relu", b.op("MatMul", x, b.weight(12, HIDDEN), name=name)) for name in ("hidden", "seen"))
+    gates = b.weight(1, 12, HIDDEN), b.weight(1, 12, 4)
+    recurrent = b.op("GRU", b.op("Transpose", hidden, perm=[1, 0, 2]), *gates, outputs=["", "state"], hidden_size=4)[1]
+    sums = [b.op("MatMul", wide, b.weight(HIDDEN, 5), name=f"read {wide}") for wide in (hidden, other)]
+    state = b.op("Flatten", b.op("Transpose", recurrent, perm=[1, 0, 2]))
+    model = b.model(b.op("Concat", state, b.op("Flatten", b.op("Add", *sums)), axis=1))
+    assert len(sfp_onnx.inspect(model).coupling.groups) >= 2
+    assert set(factors_of(model, rows().repeat(3, 1).reshape(-1, 3, 12), monkeypatch)) == {"seen"}
+
+
+@pytest.mark.parametrize(("samples", "shares", "held"), [(8, 1, 8), (63, 3, 63), (64, 3, 16), (256, 3, 64), (4096, 3, 128)])
+def test_samples_to_look_with(samples: int, shares: int, held: int) -> None:
+    """A quarter at most; where that is too little to tell anything, all, for both."""
+    analysis = sfp_onnx.inspect(two_voices())
+    data = opened(analysis.model, rows(samples), sfp_onnx.DataOptions())
+    assert data is not None
+    found = sensitivity.looks(analysis, data, 0, 10**9)
+    assert (len(found.shares), found.held.samples) == (shares, held)
+    assert found.fitted.samples == (samples if held == samples else samples - held)
+    assert len(sensitivity.looks(analysis, data, 0, 100).shares) == 1
+
+
+def test_the_same_bytes_however_it_is_asked_for(tmp_path: Path) -> None:
+    model, data = tmp_path / "m.onnx", tmp_path / "x.npz"
+    onnx.save(two_voices(), model)
+    np.savez(data, x=rows())
+    sfp_onnx.prune(
+        model, sfp_onnx.PlanOptions(targets=("macs=60%",)), data=data, output=sfp_onnx.OutputOptions(tmp_path / "python.onnx")
+    )
+    plain: list[Any] = [model, "--data", data, "--target", "macs=60%"]
+    for arguments in (["prune", *plain, "-o", tmp_path / "cli.onnx"], ["plan", *plain, "-o", tmp_path / "plan.json"]):
+        assert invoke(*arguments).exit_code == 0
+    assert invoke("apply", model, tmp_path / "plan.json", "-o", tmp_path / "applied.onnx", "--data", data).exit_code == 0
+    first, *others = ((tmp_path / name).read_bytes() for name in ("python.onnx", "cli.onnx", "applied.onnx"))
+    assert all(other == first for other in others)

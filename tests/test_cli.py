@@ -103,7 +103,7 @@ def test_version() -> None:
         ["prune", "MODEL", "-o", "OUT", "--ratio", "0.5", "--data", "DATA", "--scale", "0"],
         *(
             ["prune", "MODEL", "-o", "OUT", "--target", target]
-            for target in ("macs", "macs=", "macs=0%", "macs=101%", "flops=50%", "macs=1.2.3", "macs=-5", "params=50x")
+            for target in ("macs", "macs=", "macs=0%", "macs=101%", "flops=5G", "macs=1.2.3", "macs=-5", "params=0.5x")
         ),
         ["plan", "MODEL", "--ratio", "0.5"],
         ["evaluate", "MODEL"],

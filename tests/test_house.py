@@ -8,8 +8,8 @@ import pytest
 from house import House
 
 BUDGETS = {  # a later change stays within them, or argues for new ones in its commit
-    "lines of code": 15_500,
-    "Python files": 102,
+    "lines of code": 16_800,
+    "Python files": 110,
     "names at the top level": 18,
     "longest chain of imports": 16,
     "imports of plug-ins by the core": 0,

@@ -10,9 +10,9 @@ import pytest
 
 from sfp_onnx.repair import ridge as ridge_room
 from sfp_onnx.repair.linear import Gathered, Joint, Normal, Samples, positive_inverse, positive_solve, together
-from sfp_onnx.repair.ridge import LOOKS, best_ridge, best_steps, mean_shift, ridge_inverse, solve
+from sfp_onnx.repair.ridge import LOOKS, Scatter, best_ridge, best_steps, mean_shift, ridge_inverse, solve
 from sfp_onnx.scores import elimination
-from sfp_onnx.scores.elimination import Reader, eliminate
+from sfp_onnx.scores.elimination import Order, Reader, eliminate
 
 BLOCKS, ROWS, INPUTS, OUTPUTS = 3, 60, 6, 4
 
@@ -268,12 +268,16 @@ def readers_of(seed: int, count: int, width: int) -> list[tuple[np.ndarray, np.n
     return found
 
 
+def left(order: Order) -> tuple[np.ndarray, np.ndarray]:
+    return order.units, order.added
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_elimination_against_solving_anew(seed: int, count: int) -> None:
     width = 6
     cases = readers_of(seed, count, width)
-    order, added = eliminate([reader(*case) for case in cases], width)
+    order, added = left(eliminate([reader(*case) for case in cases], width))
     expected, errors = brute_elimination([Brute(*case) for case in cases], width)
     assert order.tolist() == expected
     np.testing.assert_allclose(added, np.maximum.accumulate(np.diff(errors)), rtol=1e-6)
@@ -292,7 +296,7 @@ def test_units_removed_together_cost_what_both_cost() -> None:
 def test_wide_groups_lose_several_units_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elimination, "PASSES", 4)
     cases = readers_of(6, 2, 10)
-    order, added = eliminate([reader(*case) for case in cases], 10)
+    order, added = left(eliminate([reader(*case) for case in cases], 10))
     assert sorted(order) == list(range(10)) and (np.diff(added) >= 0).all()
     brutes = [Brute(*case) for case in cases]
     first = np.argsort([sum(own.error([unit]) for own in brutes) for unit in range(10)])[:3]  # ten in four passes
@@ -306,13 +310,88 @@ def test_a_copy_leaves_first_and_for_free() -> None:
     x = generator.standard_normal((500, 4))
     x = np.concatenate([x, x[:, 2:3]], 1)
     weights = generator.standard_normal((5, 3)) + 3
-    order, added = eliminate([reader(np.cov(x.T), weights, np.arange(5), 1.0, 1e-6)], 5)
+    order, added = left(eliminate([reader(np.cov(x.T), weights, np.arange(5), 1.0, 1e-6)], 5))
     assert order[0] in (2, 4) and set(order[1:]) == set(range(5)) - {order[0]}
     assert added[0] < 1e-3 < added[1]
 
 
+def test_looks_show_the_weights_of_those_that_are_left() -> None:
+    cases = readers_of(8, 2, 6)
+    order = eliminate([reader(*case) for case in cases], 6, (0.75, 0.5))
+    assert list(order.looks) == [4, 3]
+    for kept, weights in order.looks.items():
+        removed = order.units[: 6 - kept].tolist()
+        assert sum(Brute(*case).error(removed) for case in cases) == pytest.approx(order.errors[kept], rel=1e-6)
+        for (covariance, old, unit, scale, ridge), new in zip(cases, weights, strict=True):
+            assert not new[np.isin(unit, removed)].any() and new[~np.isin(unit, removed)].all()
+            matrix = covariance + ridge * np.diag(covariance).mean() * np.eye(len(covariance))
+            error = np.trace((new - old).T @ matrix @ (new - old)) / scale
+            assert error == pytest.approx(Brute(covariance, old, unit, scale, ridge).error(removed), rel=1e-6)
+
+
+# ---- few samples -----------------------------------------------------------------------------------------------------
+
+
+def shrunk(parts: np.ndarray) -> float:
+    """Ledoit and Wolf's share of samples (n, rows, k), from its definition."""
+    centred = parts - parts.mean((0, 1))
+    moments = np.stack([rows.T @ rows / len(rows) for rows in centred])
+    covariance = moments.mean(0)
+    size, count = len(covariance), len(parts)
+    noise = np.square(moments - covariance).sum() / (count * (count - 1))
+    return float(noise / np.square(covariance - np.trace(covariance) / size * np.eye(size)).sum())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("count", [6, 40])
+def test_what_few_samples_leave_unknown(count: int, rows: int) -> None:
+    """In batches, from sums or from the rows themselves, with a first batch that is off the mean."""
+    generator = np.random.default_rng(2)
+    parts = (generator.standard_normal((count, rows, 12)) @ generator.standard_normal((12, 12))).astype(np.float32) + 2
+    parts[:2] += 0.2
+    expected = shrunk(parts.astype(np.float64))
+    assert 0 < expected < 1
+    flat = parts.reshape(1, -1, 12)
+    for sums in (summed(flat, flat), Samples(flat, flat)):
+        scatter = Scatter()
+        for batch in np.split(parts, 2):
+            scatter.add(batch.reshape(1, -1, 12), len(batch))
+        inverse = next(iter(ridge_inverse(sums, 1e-3, scatter)))
+        assert scatter.shares == [pytest.approx(expected, rel=0.1)]
+        expected = scatter.shares[0]
+        covariance = np.cov(flat[0].T, bias=True)
+        matrix = (1 - expected) * covariance + expected * np.diag(covariance).mean() * np.eye(12)
+        np.testing.assert_allclose(inverse @ matrix, np.eye(12), atol=2e-3)
+
+
+def test_one_sample_tells_nothing_of_others() -> None:
+    scatter = Scatter()
+    scatter.add(np.ones((1, 5, 3), np.float32), 1)
+    assert scatter.share(0, np.eye(3), 1.0, 0.0) == 0
+
+
+def test_few_rows_do_not_look_like_few_needed_channels() -> None:
+    """60 inputs, 30 samples: fitted to those, 30 inputs leave no error at all; on others a lot, and so the curve says."""
+    generator = np.random.default_rng(3)
+    p = generator.standard_normal((2000, 20)) @ generator.standard_normal((20, 60)) + 2 * generator.standard_normal((2000, 60))
+    few, weights = p[None, :30].astype(np.float32), generator.standard_normal((60, 20))
+    orders = []
+    for scatter in (Scatter(), None):
+        if scatter is not None:
+            scatter.add(few, 30)
+        inverse = next(iter(ridge_inverse(Samples(few, np.zeros((1, 30, 1), np.float32)), 1e-3, scatter)))
+        orders.append(eliminate([Reader(inverse, weights.copy(), np.arange(60), float((p @ weights).var(0).sum()))], 60))
+    kept, gone = orders[0].units[30:], orders[0].units[:30]
+    covariance, rows = np.cov(few[0].T, bias=True), p[30:]
+    matrix = covariance[np.ix_(kept, kept)] + 0.1 * np.diag(covariance).mean() * np.eye(30)
+    change = np.linalg.solve(matrix, covariance[np.ix_(kept, gone)] @ weights[gone])
+    outside = np.square(rows[:, gone] @ weights[gone] - rows[:, kept] @ change).sum() / np.square(rows @ weights).sum()
+    assert outside > 0.2 and orders[0].errors[30] == pytest.approx(outside, rel=0.3)
+    assert orders[1].errors[30] < 0.01 * outside
+
+
 def test_no_variance_at_all() -> None:
-    order, added = eliminate([reader(np.zeros((3, 3)), np.ones((3, 2)), np.arange(3), 1.0, 1e-3)], 3)
+    order, added = left(eliminate([reader(np.zeros((3, 3)), np.ones((3, 2)), np.arange(3), 1.0, 1e-3)], 3))
     assert order.tolist() == [0, 1, 2] and np.isfinite(added).all() and (added < 1e-6).all()
     assert isinstance(reader(np.eye(2), np.ones((2, 1)), np.arange(2), 1.0, 1e-3), Reader)
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from building import Builder, run, with_all_tensors
 from conftest import files_in, images as pictures, invoke, run_model
-from test_leastsquares import reader
+from test_leastsquares import left, reader, shrunk
 from test_repair import EXACT, WIDTH, arrays, distance, fits, images, repaired, residual, stem, tail
 
 import sfp_onnx
@@ -24,7 +24,7 @@ from sfp_onnx.repair import lockstep
 from sfp_onnx.repair.lockstep import LayerFit
 from sfp_onnx.repair.walk import Store
 from sfp_onnx.report.manifest import Pruned
-from sfp_onnx.scores.elimination import MOST_BLOCKS, eliminate, elimination
+from sfp_onnx.scores.elimination import MOST_BLOCKS, Reader, eliminate, elimination
 
 # ---- biases and scales -----------------------------------------------------------------------------------------------
 
@@ -330,6 +330,11 @@ def two_groups() -> onnx.ModelProto:
     return b.model(b.conv(b.op("Concat", both, b.op("Relu", b.conv(first, 8, 3, 1, name="alone")), axis=1), 8, 2, 1, name="last"))
 
 
+def few(rows: np.ndarray, weights: np.ndarray, unit: np.ndarray, scale: float, share: float) -> Reader:
+    """A reader of rows whose covariance is shrunk by a share."""
+    return reader((1 - share) * np.cov(rows.T, bias=True), weights, unit, scale, max(share, 1e-3) / (1 - share))
+
+
 @pytest.mark.parametrize("memory", [10**9, 1])
 def test_selection_against_elimination_by_hand(memory: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers of several groups are kept (in the file, if memory is small) until their last group was eliminated."""
@@ -345,13 +350,15 @@ def test_selection_against_elimination_by_hand(memory: int, scratch: Path, monke
     rows = {name: np.moveaxis(values[f"read {name}"], 1, -1).reshape(-1, size) for name, size in (("one", 8), ("two", 4))}
     joined = np.concatenate([rows["one"], rows["two"]], 1)
     weights = {name: held[f"{name}.weight"].reshape(-1, held[f"{name}.weight"].shape[1]).T for name in ("both", "alone")}
+    shares = {name: shrunk(own.reshape(64, 36, -1)) for name, own in (("both", joined), ("alone", rows["one"]))}
+    assert max(shares.values()) < 0.2
     spread = {name: values[next(node for node in model.graph.node if node.name == name).output[0]].var((0, 2, 3)).sum() for name in weights}
     none = np.full(8, -1)
     for name, own in (("one", np.r_[np.arange(8), none[:4]]), ("two", np.r_[none, np.arange(4)])):
-        readers = [reader(np.cov(joined.T, bias=True), weights["both"], own, spread["both"], 1e-3)]
+        readers = [few(joined, weights["both"], own, spread["both"], shares["both"])]
         if name == "one":
-            readers.append(reader(np.cov(rows["one"].T, bias=True), weights["alone"], np.arange(8), spread["alone"], 1e-3))
+            readers.append(few(rows["one"], weights["alone"], np.arange(8), spread["alone"], shares["alone"]))
         group = next(group for group in analysis.coupling.groups if group.producers == (name,))
-        order, added = eliminate(readers, group.width)
+        order, added = left(eliminate(readers, group.width))
         np.testing.assert_allclose(found.scores[group.units[order]], added, rtol=2e-3)
         np.testing.assert_allclose(found.errors[group.name][0], added.sum(), rtol=2e-3)

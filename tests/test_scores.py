@@ -190,8 +190,9 @@ def test_batch_size_and_order_of_samples_do_not_matter(name: str) -> None:
             given = sfp_onnx.data_for(analysis.model, {"x": np.ascontiguousarray(data), "labels": labels})
             assert given is not None
             found.append(sfp_onnx.score(analysis, name, replace(given, batch=batch)))
-        # obs inverts matrices whose products are summed in float32 within a batch (and sees every position of maps as small as these)
-        np.testing.assert_allclose(*found, rtol=1e-3 if name == "obs" else 1e-5)
+        # obs inverts matrices whose products are summed in float32 within a batch (and sees every position of maps as small as these), and
+        # how much samples differ it measures about the mean of the first few
+        np.testing.assert_allclose(*found, rtol=1e-2 if name == "obs" else 1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(EXACT) - {"random"}))

@@ -59,6 +59,7 @@ main.texts = {
     "apply": "Cut a model as a plan says.",
     "prune": "Plan, cut, verify and write in one.",
     "sweep": "Plan for many targets with one calibration; show accuracy, size and latency of each.",
+    "finetune": "Train a pruned model with the original as its teacher (extra `train`).",
     "dilute": "Zero connections (kernels, weights) without changing a shape.",
     "score": "Score all channels that can be pruned; change nothing.",
     "evaluate": "Measure models on data; the first is the reference.",

@@ -83,6 +83,8 @@ def _of_field(field: dataclasses.Field[Any], kind: Any) -> Decorator:
         given |= {"type": FILE if kind is Any else click.Path(readable=False)}
     else:
         given |= {"type": _type(facts, kind), "show_default": field.default not in (None, "default")}
+    if facts.alone:
+        given |= {"is_flag": False, "flag_value": facts.alone}
     return option(*flags, field.name, section=facts.section, advanced=facts.advanced, example=facts.example, **given)
 
 

@@ -30,7 +30,8 @@ SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 class OptionFacts:
     """What is known of an option besides its type: ``flag`` its long name (default: the field's), ``parse`` from text to the value (raises
     OptionError), ``low`` and ``high`` bounds of a number (excluded if open), ``path`` whether it names a file, ``example`` a value that
-    works in any configuration, ``advanced`` whether it is shown by --help-all only, ``alias`` an older name."""
+    works in any configuration, ``alone`` the value of an option that is given without one, ``advanced`` whether it is shown by --help-all
+    only, ``alias`` an older name."""
 
     help: str
     section: str
@@ -45,6 +46,7 @@ class OptionFacts:
     example: str = ""
     advanced: bool = False
     path: bool = False
+    alone: str = ""
     alias: str = ""
 
     @property
@@ -285,7 +287,7 @@ class RepairOptions(Checked):
     for, else lstsq with data and none without. ``rows_per_input``: rows of the least-squares problem per input of a layer;
     ``least_positions``: at least so many positions of each sample; ``ridges``: strengths tried, relative to the mean variance of the
     inputs; ``memory``: bytes of activations and of the widest layer's matrices held in memory; the rest goes to a temporary file.
-    ``force``: keep a repair that took the model away from the original on held-out samples.
+    ``force``: keep a repair that took the model away from the original on held-out samples. ``finetune``: epochs of training after it.
     """
 
     fit: str = option(
@@ -293,6 +295,9 @@ class RepairOptions(Checked):
         "statistics of BatchNormalization (bn).  [default: lstsq with --data, else none]", REPAIR, flag="repair",
         choices=("default", *REPAIRS))  # fmt: skip
     force: bool = rare(False, "Write the model even if the repair took it away from the original.", REPAIR)
+    finetune: int = rare(
+        0, "Afterwards train so many epochs with the original as teacher (4 if none are given; extra `train`).", REPAIR, low=0, alone="4",
+        metavar="[EPOCHS]")  # fmt: skip
     seed: int = 0
     rows_per_input: float = 128.0
     least_positions: int = 4

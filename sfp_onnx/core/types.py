@@ -146,6 +146,7 @@ class InsertBefore:
     position: int
     op: str
     constants: tuple[Array, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

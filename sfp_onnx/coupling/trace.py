@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import chain, permutations, product
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +28,7 @@ LENGTHS = (16, 64, 128, 8, 512, 16000)
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
 LARGEST_INPUT = 1 << 28  # numbers
+MOST_NAMES = 5  # of dynamic dimensions that may be sums of each other
 Shapes = Mapping[str, Sequence[int]]
 Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
 """Shapes of all tensors, values of those that do not depend on data."""
@@ -107,6 +108,18 @@ def _nameless(ports: Iterable[Port]) -> list[Port]:
     return [replace(port, shape=port.shape and tuple(dim if isinstance(dim, int) else None for dim in port.shape)) for port in ports]
 
 
+def _readings(ports: Sequence[Port]) -> list[Sequence[Port]]:
+    """What the names of dynamic dimensions may mean, in the order in which it is tried: each a size of its own, one the sum of two others
+    (an attention mask over what was before and what is new), or nothing."""
+    names = dict.fromkeys(dim for port in ports for axis, dim in enumerate(port.shape or ()) if axis and isinstance(dim, str))
+    sums = []
+    for total, *parts in permutations(names, 3) if len(names) <= MOST_NAMES else ():
+        if parts == sorted(parts):
+            swap = {total: "+".join(parts)}
+            sums.append([replace(port, shape=port.shape and tuple(swap.get(str(dim), dim) for dim in port.shape)) for port in ports])
+    return [ports, *sums, _nameless(ports)]
+
+
 def _feed(ports: Iterable[Port], shapes: Shapes, seed: int, whole: int) -> dict[str, Array]:
     """Random normal numbers for floats, ``whole`` for integers, true for booleans."""
     generator = np.random.default_rng(seed)
@@ -141,7 +154,9 @@ def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array]
             raise DataError(f"input shape for '{name}' {list(shape)} fits no input of the model: {known}")
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
     tried = set()
-    for known, *sizes, whole in product((ports, _nameless(ports)), BATCHES, SIDES, LENGTHS, integers):
+    *named, nameless = _readings(ports)
+    sizes_first = product(BATCHES, SIDES, LENGTHS, integers, named)  # small ones: long sequences may not fit into memory
+    for *sizes, whole, known in chain(sizes_first, product(BATCHES, SIDES, LENGTHS, integers, [nameless])):
         guesses = {port.name: [_meant(axis, len(port.shape or ()), sizes) for axis in range(len(port.shape or ()))] for port in ports}
         wanted = _shapes(known, guesses, shapes)
         key = (whole, *map(tuple, wanted.values()))
@@ -161,7 +176,7 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
     """
     whole = next((int(array.flat[0]) for array in feeds.values() if array.dtype.kind in "iu" and array.size), INTEGERS[0])
     now = {name: array.shape for name, array in feeds.items()}
-    named = ports if _shapes(ports, now) == {name: list(shape) for name, shape in now.items()} else _nameless(ports)
+    named = next(known for known in _readings(ports) if _shapes(known, now) == {name: list(shape) for name, shape in now.items()})
     for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0)):
         grown = {name: [_grown(size, _meant(axis, len(shape), grow)) for axis, size in enumerate(shape)] for name, shape in now.items()}
         yield _feed(ports, _shapes(named, grown), 0, whole)

@@ -177,7 +177,7 @@ def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> 
     elif isinstance(edit, InsertBefore):
         name = node.inputs[edit.position]
         operands = [editor.input(node.index, edit.position), *(editor.constant(f"{name}/{edit.op}", array) for array in edit.constants)]
-        editor.set_input(node.index, edit.position, editor.insert_before(node.index, edit.op, operands))
+        editor.set_input(node.index, edit.position, editor.insert_before(node.index, edit.op, operands, edit.attributes))
     else:
         name = node.outputs[0]
         dtype = prepared.types.get(name) or np.float32

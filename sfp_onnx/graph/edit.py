@@ -37,6 +37,7 @@ class Editor:
         self.weights = dict(model.weights)
         self._after: dict[int, list[gs.Node]] = {}
         self._last: list[gs.Node] = []
+        self._followed = set[str]()
         self._names = {*self.tensors, *(tensor.name for tensor in model.proto.graph.initializer)}
         self._outputs = {id(tensor) for tensor in self.graph.outputs}
 
@@ -94,6 +95,7 @@ class Editor:
         """Put a node between a tensor and all that read it: readers see ``op(*operands)`` with the tensor at place ``first``.
         Returns the name of what they read now."""
         output = gs.Variable(self._unique(f"{tensor.name}/{op}"))
+        self._followed.add(str(tensor.name))
         _redirect(tensor, output)
         inputs = [*operands[:first], tensor, *operands[first:]]
         node = gs.Node(op, name=output.name, attrs=attributes, inputs=inputs, outputs=[output])
@@ -102,10 +104,10 @@ class Editor:
         self._after.setdefault(index, []).insert(0, node)
         return str(output.name)
 
-    def insert_before(self, node: int, op: str, inputs: Sequence[Any]) -> Any:
+    def insert_before(self, node: int, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> Any:
         """Put a new node right before a node of the original; returns its output tensor."""
         output = gs.Variable(self._unique(f"{self.nodes[node].outputs[0].name}/{op}"))
-        fresh = gs.Node(op, name=output.name, inputs=list(inputs), outputs=[output])
+        fresh = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=list(inputs), outputs=[output])
         self._after.setdefault(node - 1, []).append(fresh)
         return output
 
@@ -154,7 +156,9 @@ class Editor:
     # ---- done --------------------------------------------------------------------------------------------------------
 
     def finish(self, sizes: Mapping[str, Mapping[int, int | None]] | None = None) -> Model:
-        """The edited model without dead nodes. ``sizes`` gives new sizes per tensor and axis, for the recorded shapes."""
+        """The edited model without dead nodes. ``sizes`` gives new sizes per tensor and axis, for the recorded shapes (a tensor that a node
+        was put behind may not have its new size yet: none is recorded)."""
+        known = {name: dict.fromkeys(axes) if name in self._followed else axes for name, axes in (sizes or {}).items()}
         inner = (fresh for index, node in enumerate(self.nodes) for fresh in (node, *self._after.get(index, ())))
         self.graph.nodes[:] = [*self._after.get(-1, ()), *inner, *self._last]
         self.graph.cleanup(remove_unused_node_outputs=False, recurse_subgraphs=False, remove_unused_graph_inputs=False)
@@ -162,7 +166,7 @@ class Editor:
             proto = gs.export_onnx(self.graph, do_type_check=False)
         except Exception as error:  # sub-graphs with optional outputs, for one
             raise ModelError(f"{self.model.name}: onnx-graphsurgeon cannot write this graph: {type(error).__name__}: {error}") from error
-        proto = _carry_over(self.model.proto, proto, sizes or {})
+        proto = _carry_over(self.model.proto, proto, known)
         held = {tensor.name for tensor in proto.graph.initializer}
         weights = {name: array for name, array in self.weights.items() if name in held}
         return replace(self.model, proto=proto, weights=weights, edited=True)

@@ -54,6 +54,7 @@ def load(source: ModelSource) -> Model:
     graph.initializer.extend(numpy_helper.from_array(to_dense(sparse, name), sparse.values.name) for sparse in graph.sparse_initializer)
     del graph.sparse_initializer[:]
     _constants_to_initializers(proto)
+    _bypass_identities(graph)
     _name_apart(graph)
     _drop_unread(graph)
     external = [tensor for tensor in (*graph.initializer, *_inner_tensors(graph)) if tensor.data_location == TensorProto.EXTERNAL]
@@ -235,6 +236,25 @@ def _constants_to_initializers(proto: ModelProto) -> None:
             if proto.ir_version < 4:
                 graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     if len(kept) != len(graph.node):
+        replace_items(graph.node, kept)
+
+
+def _bypass_identities(graph: GraphProto) -> None:
+    """Let nodes read an initializer itself instead of an Identity of it: exporters put one at every further use of a shared weight."""
+    held = {tensor.name for tensor in graph.initializer}
+    needed = {item.name for item in graph.output} | {name for node in graph.node for name in _read_names(node)[len(node.input) :]}
+    source: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        name = source.get(node.input[0], node.input[0]) if node.input else ""
+        if node.op_type == "Identity" and node.domain in ONNX_DOMAINS and name in held and node.output[0] not in needed:
+            source[node.output[0]] = name
+        else:
+            kept.append(node)
+    if source:
+        for node in kept:
+            for position, name in enumerate(node.input):
+                node.input[position] = source.get(name, name)
         replace_items(graph.node, kept)
 
 

@@ -1,3 +1,3 @@
 """Ways to choose what leaves that register themselves; the core never imports them."""
 
-from . import bandits, dilution, sfp  # noqa: F401  (registration)
+from . import bandits, dilution, sfp, training  # noqa: F401  (registration)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .. import cut, evaluation
 from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
-from ..core.types import BoolArray, FloatArray
+from ..core.types import BoolArray, Cut, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
@@ -22,6 +22,12 @@ from .walk import Store, Walk
 CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
 SHOWN = 5  # names in a sentence
 NOTHING = 1e-6  # distances below this are rounding
+
+
+Finisher = Callable[[Model, Model, Sequence[Cut], Dataset, RepairOptions], tuple[Model, Mapping[str, object], tuple[str, ...]]]
+"""From the original, the repaired model, what was cut, data and options to a better model, figures for the manifest, and notes."""
+FINISHERS: dict[str, Finisher] = {}
+"""What may follow a repair, by the field of the options that asks for it; plug-ins register it."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,14 @@ class Repaired:
     held_out: bool
     notes: tuple[str, ...]
     kept: bool = True
+    finished: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, object]:
         """For the manifest."""
         distances = {name: value if np.isfinite(value) else None for name, value in (("before", self.before), ("after", self.after))}
         shown = {name: getattr(self, name) for name in ("kind", "measure", "checked", "held_out", "kept")}
-        return {**shown, **distances, "layers": [vars(fit) for fit in self.fits]}
+        return {**shown, **distances, "layers": [vars(fit) for fit in self.fits], **self.finished}
 
 
 def repaired(
@@ -85,6 +92,15 @@ def repaired(
         notes.append(f"the repair brought nothing that {judge.samples} samples could tell from chance: the model is kept as it was cut")
     shown = (found.measure, before, after, judge.samples, apart)
     return Repaired(model if kept else pruned, options.kind, tuple(fits), *shown, tuple(notes), kept)
+
+
+def finished(analysis: Analysis, done: Repaired, cuts: Sequence[Cut], data: Dataset, options: RepairOptions) -> Repaired:
+    """What the options ask for after a repair (fine-tuning), done by the plug-ins that registered it."""
+    for name, finish in FINISHERS.items():
+        if getattr(options, name):
+            model, figures, notes = finish(analysis.model, done.model, cuts, data, options)
+            done = replace(done, model=model, notes=(*notes, *done.notes), finished={**done.finished, name: figures})
+    return done
 
 
 def rebuilt(

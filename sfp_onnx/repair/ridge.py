@@ -13,6 +13,7 @@ comes from the dual problem: with the centred rows Q and errors F, D = Q' (Q Q' 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from .linear import Normal, Samples, Sums, best_bias, positive_inverse, positive
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
+SETTLED = 16  # samples whose mean is near enough to that of all
 LOOKS = (5, 10, 15, 20, 30, 45)  # steps after which held-out data are asked whether more would help
 WIDE = 1024  # from so many inputs on the steps are in single precision: half the time, and the tolerance is far above its rounding
 TINY = float(np.finfo(np.float32).tiny)
@@ -72,19 +74,74 @@ def _strength(sums: Sums, ridge: float, diagonal: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(ridge * (diagonal.sum(1) / max(sums.shape[1], 1)), sums.rounding()))
 
 
-def ridge_inverse(sums: Normal | Samples, ridge: float) -> Iterator[FloatArray]:
-    """(C / n + r I)^-1 (k, k) of each block, with r = ridge times the mean variance of the n rows. The sums are used up."""
-    count = max(sums.count, 1.0)
-    if isinstance(sums, Normal):
-        covariance = sums.centred(spend=True)[0]
-        covariance /= count
-        for block in covariance:
-            yield positive_inverse(block, ridge * float(np.trace(block)) / len(block))
-        return
-    for rows in sums.centred()[0]:
-        rows = rows / np.sqrt(count)
-        strength = max(ridge * float(np.square(rows).sum()) / rows.shape[1], TINY)
-        inverse = rows.T @ positive_solve(rows @ rows.T, -rows, strength)
+@dataclass
+class Scatter:
+    """What few samples leave unknown of the covariance C (k, k) of rows: the share s with which (1 - s) C + s m I, with m the mean
+    variance, is nearest to what more samples would give,
+
+        s = sum |G_i - G|^2 / (n (n - 1)) / |C - m I|^2,
+
+    where G_i is the mean of (p - c)(p - c)' over the rows p of sample i, and G that of all n samples (Ledoit & Wolf, J. Multivariate
+    Analysis 88, 2004; rows of one sample resemble each other, so that samples count). ``squares``: sum |G_i|^2 of each block;
+    ``shares``: s of the blocks so far. c is the mean of the first samples, and what comes before it is known is ``waiting``.
+    """
+
+    count: int = 0
+    squares: FloatArray = field(default_factory=lambda: np.zeros(1))
+    centre: Array | None = None
+    shares: list[float] = field(default_factory=list)
+    waiting: list[Array] = field(default_factory=list)
+
+    def add(self, rows: Array, samples: int) -> None:
+        """Rows (g, n, k), as many of each sample and those of one behind those of the other."""
+        self.waiting.append(rows.reshape(len(rows), samples, -1, rows.shape[2]))
+        self.count += samples
+        if self.centre is not None or self.count >= SETTLED:
+            self.settled()
+
+    def settled(self) -> Array:
+        """c (g, k), after what waits for it was added."""
+        if self.centre is None:
+            self.centre = np.concatenate(self.waiting, 1).mean((1, 2))
+        for parts in self.waiting:
+            parts = parts - self.centre[:, None, None]
+            per, turned = parts.shape[2], parts.swapaxes(2, 3)
+            products = parts @ turned if per < parts.shape[3] else turned @ parts
+            self.squares = self.squares + np.square(products).sum((1, 2, 3), dtype=np.float64) / per**2
+        self.waiting.clear()
+        return self.centre
+
+    def share(self, block: int, square: FloatArray, variance: float, shift: float) -> float:
+        """s of a block, from C, or from Q Q' where C = Q' Q; ``shift``: what |G|^2 has more than |C|^2, since c is not quite the mean."""
+        if self.count < 2:
+            return 0.0
+        size, own = self.settled().shape[1], float(np.vdot(square, square))
+        noise = (self.squares[block] / self.count - own - shift) / (self.count - 1)
+        return float(np.clip(noise / max(own - size * variance**2, TINY), 0.0, 1.0))
+
+
+def ridge_inverse(sums: Normal | Samples, ridge: float, scatter: Scatter | None = None) -> Iterator[FloatArray]:
+    """((1 - s) C / n + max(s, ridge) m I)^-1 (k, k) of each block, with m the mean variance of the n rows and s as ``scatter`` has it
+    (default: 0). The sums are used up."""
+    count, means = max(sums.count, 1.0), sums.means[0]
+    matrices = sums.centred(spend=True)[0] if isinstance(sums, Normal) else sums.centred()[0]
+    for block, matrix in enumerate(matrices):
+        matrix /= count if isinstance(sums, Normal) else np.sqrt(count)
+        rows = None if isinstance(sums, Normal) else matrix
+        square = matrix if rows is None else rows @ rows.T
+        variance, share = float(np.trace(square)) / matrix.shape[1], 0.0
+        if scatter is not None:
+            away = means[block] - scatter.settled()[block]
+            seen = away @ square @ away if rows is None else np.square(rows @ away).sum()
+            share = scatter.share(block, square, variance, float(2 * seen + (away @ away) ** 2))
+            scatter.shares.append(share)
+        square *= 1 - share
+        strength = max(max(share, ridge) * variance, TINY)
+        if rows is None:
+            yield positive_inverse(square, strength)
+            continue
+        rows *= np.sqrt(1 - share)
+        inverse = rows.T @ positive_solve(square, -rows, strength)
         inverse[np.diag_indices(len(inverse))] += 1
         inverse /= strength
         yield inverse

@@ -69,6 +69,10 @@ class Scene:
         """A layer as it is in the changed model."""
         return self.index.makers[layer.node.outputs[0]]
 
+    def data(self, layer: Layer) -> str:
+        """What a layer reads in the changed model: a rewritten normalisation leaves its own output to a slice of it."""
+        return self.node(layer).inputs[layer.data]
+
     def held(self, name: str) -> Held | None:
         """A constant that can be given another value: an initializer, or integers that only this tensor is dequantised from."""
         if name in self.constants:
@@ -208,8 +212,9 @@ def _ordered(scene: Scene, tasks: Sequence[list[Layer]]) -> list[list[Layer]]:
 
 def _sources(scene: Scene, layer: Layer, owner: Mapping[str, int]) -> set[int]:
     """Tasks that make what a layer reads, without those in front of them."""
-    between = scene.index.needed([layer.data_name], owner)
-    return {owner[name] for name in (layer.data_name, *(name for node in between for name in node.reads)) if name in owner}
+    data = scene.data(layer)
+    between = scene.index.needed([data], owner)
+    return {owner[name] for name in (data, *(name for node in between for name in node.reads)) if name in owner}
 
 
 def ends(scene: Scene, removed: BoolArray) -> list[str]:
@@ -249,7 +254,7 @@ def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[s
         bias = None
     target, reference = _target(scene, node.outputs[0], layer.linear.form.out_axis, pending)
     inside, mask = place is None or place.inside, masks.get(node.inputs[layer.weight.position])
-    return Step(node.name, node.outputs[0], target, reference, layer.linear, layer.data_name, weight, bias, inside, mask)
+    return Step(node.name, node.outputs[0], target, reference, layer.linear, scene.data(layer), weight, bias, inside, mask)
 
 
 def _end(scene: Scene, name: str, pending: Collection[str]) -> list[End]:

@@ -77,6 +77,9 @@ def layer_normalization(ctx: Context) -> list[Labels]:
     rank = ctx.rank(0)
     axis = ctx.attribute("axis", -1) % rank
     scale, bias = ctx.value(1), ctx.value(2)
+    if ctx.is_weight(0):  # a table that is normalised as a whole; who reads it gathers what it needs
+        ctx.fix_input(0, range(rank), "it is normalised as a whole")
+        return [()] * len(ctx.node.outputs)
     if not ctx.cut_layernorm or axis != rank - 1 or scale is None or (ctx.has(2) and bias is None):
         labels = ctx.fix_input(0, range(axis, rank), "LayerNormalization normalises over this axis")
         return [labels] + [()] * (len(ctx.node.outputs) - 1)
@@ -295,10 +298,15 @@ def elementwise(ctx: Context) -> list[Labels]:
         if position in free and len(free) < len(present):
             continue
         labels = tuple(align(array, rank) for array in ctx.labels(position))
-        operands.append(Operand(labels, (1,) * (rank - ctx.rank(position)) + ctx.shape(position)))
+        missing = rank - ctx.rank(position)
+        operands.append(Operand(labels, (1,) * missing + ctx.shape(position), position, [-1] * missing + list(range(ctx.rank(position)))))
     merged = ctx.merge(operands)
     for position in free:
         ctx.adopt(position, merged)
+        missing = rank - ctx.rank(position)
+        for axis in range(ctx.rank(position) if len(free) < len(present) else 0):
+            if not any(array.shape[missing + axis] > 1 for array in merged):
+                ctx.keep_shared(position, axis)
     shift = free[0] if ctx.node.op == "Add" and len(free) == 1 else None
     factor = ctx.shape(free[0]) if free and ctx.node.op in ("Mul", "Div") else ()
     varies = [rank - len(factor) + axis for axis, size in enumerate(factor) if size > 1]

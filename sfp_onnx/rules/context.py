@@ -13,8 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Additive, After, Array, BoolArray, Edit, Follow, IntArray, Linear, Node, Trace
-from .labels import FIXED, Choice, Facts, Labels, LayerFact, Operand, PinFact, Reads, TiePair, Writes, align, keep_varying, varying, vector
+from ..core.types import Additive, After, Array, BoolArray, Edit, Follow, InsertBefore, IntArray, Linear, Node, Trace
+from .labels import (
+    FIXED,
+    Choice,
+    Facts,
+    Labels,
+    LayerFact,
+    Member,
+    Operand,
+    PinFact,
+    Reads,
+    TiePair,
+    Writes,
+    align,
+    keep_varying,
+    varying,
+    vector,
+)  # fmt: skip
 
 STIFF = "it meets a tensor that cannot shrink along this axis"
 
@@ -70,6 +86,10 @@ class Context:
         """Which elements of a known value change with the dynamic dimensions."""
         name = self.node.inputs[position]
         return self.trace.dynamic_values.get(name, np.zeros(np.shape(self.trace.values[name]), bool))
+
+    def dynamic_axis(self, position: int, axis: int) -> bool:
+        """Whether the size of an axis changes with the inputs."""
+        return axis in self.trace.dynamic_axes.get(self.node.inputs[position], ())
 
     def attribute(self, name: str, default: Any = None) -> Any:
         return self.node.attributes.get(name, default)
@@ -248,6 +268,11 @@ class Context:
             return self.fix_axes(known, axes, reason)
         return self.fix_axes(self.labels(position), axes, reason)
 
+    def keep_shared(self, position: int, axis: int) -> None:
+        """An axis of a constant meets nothing that can shrink here: other uses of it must not shrink it either."""
+        if self.node.inputs[position] in self.shared_constants:
+            self.fix_input(position, (axis,), STIFF)
+
     def pin_input(self, position: int, reason: str) -> None:
         """State that nothing of an input can shrink."""
         if self.has(position) and not self.is_constant(position):
@@ -294,13 +319,14 @@ class Context:
         """Labels of a broadcasting element-wise meeting of operands of one common rank.
 
         Label arrays that share an axis are tied element by element. An operand that has the full size of such an axis but no
-        labels there keeps the axis from shrinking (``reason``); one of size 1 is broadcast and asks for nothing.
+        labels there is gathered to the kept indices if it may be, else it keeps the axis from shrinking (``reason``); one of size 1 is
+        broadcast and asks for nothing.
         """
-        pool = [(array, which) for which, (labels, _) in enumerate(operands) for array in labels]
+        pool = [Member(array, which) for which, operand in enumerate(operands) for array in operand.labels]
         merged = []
         while pool:
             axes = set(varying(pool[0][0]))
-            cluster: list[tuple[IntArray, int]] = []
+            cluster: list[Member] = []
             while True:
                 joined = [item for item in pool if axes & set(varying(item[0]))]
                 if len(joined) == len(cluster):
@@ -309,21 +335,20 @@ class Context:
                 axes = {axis for array, _ in cluster for axis in varying(array)}
             members = {id(array) for array, _ in cluster}
             pool = [item for item in pool if id(item[0]) not in members]
-            merged += self._meet(tuple(array for array, _ in cluster), [which for _, which in cluster], sorted(axes), operands, reason)
+            merged += self._meet(cluster, sorted(axes), operands, reason)
         return keep_varying(merged)
 
-    def _meet(
-        self, arrays: Labels, present: list[int], axes: list[int], operands: Sequence[Operand], reason: str
-    ) -> list[IntArray]:
-        """Tie arrays that share axes, and belong to the operands ``present``; returns one of them, or none if an operand keeps all these
-        axes."""
+    def _meet(self, cluster: Sequence[Member], axes: list[int], operands: Sequence[Operand], reason: str) -> list[IntArray]:
+        """Tie arrays that share axes; returns one of them, or none if an operand keeps all these axes."""
+        arrays, present = tuple(array for array, _ in cluster), [which for _, which in cluster]
+        like = {axis: operands[which] for array, which in cluster for axis in varying(array)}
         if len(present) != len(set(present)):
             for array in arrays:
                 self.pin(array, "two independent channel axes of one operand meet here")
             return []
-        for which, (_, shape) in enumerate(operands):
+        for which, operand in enumerate(operands):
             if which not in present:
-                stiff = [axis for axis in axes if shape[axis] > 1]
+                stiff = [axis for axis in axes if operand.shape[axis] > 1 and not self._select(operand, axis, like[axis])]
                 arrays = self.fix_axes(arrays, stiff, reason)
         if not arrays:
             return []
@@ -331,3 +356,19 @@ class Context:
         for array in arrays:
             self.tie(result, array)
         return [result]
+
+    def _select(self, operand: Operand, axis: int, like: Operand) -> bool:
+        """Have an operand without labels gathered to the indices that another keeps along an axis, if both may be and the axis has one
+        size in all runs."""
+        if min(operand.position, like.position, *(one.axes[axis] if one.axes else -1 for one in (operand, like))) < 0:
+            return False
+        at, other = operand.axes[axis], like.axes[axis]
+        if any(self.dynamic_axis(one.position, one.axes[axis]) for one in (operand, like)):
+            return False
+
+        def edits(after: After) -> list[Edit]:
+            keep = after.input_keep(like.position, other)
+            return [] if keep.all() else [InsertBefore(operand.position, "Gather", (np.flatnonzero(keep),), {"axis": at})]
+
+        self.follow(edits)
+        return True

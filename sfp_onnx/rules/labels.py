@@ -186,11 +186,21 @@ class AffineFact:
     moments: tuple[int, int]
 
 
+class Member(NamedTuple):
+    """A label array, and the number of its operand among those that meet."""
+
+    array: IntArray
+    which: int
+
+
 class Operand(NamedTuple):
-    """What meets others element by element: its labels and its shape, aligned to a common rank."""
+    """What meets others element by element: its labels and its shape, aligned to a common rank; and, if a part of it may be gathered, the
+    input ``position`` that it is, and which of that input's axes each common axis is (-1: none)."""
 
     labels: Labels
     shape: Sequence[int]
+    position: int = -1
+    axes: Sequence[int] = ()
 
 
 @dataclass

@@ -136,7 +136,8 @@ def conv_transpose(ctx: Context) -> list[Labels]:
     rank, data = _convolved(ctx)
     ctx.match(1, 0, data)
     inner = written = ctx.axis(1, 1)
-    if ctx.attribute("group", 1) > 1:
+    grouped = ctx.attribute("group", 1) > 1
+    if grouped:
         written = ctx.mint(ctx.out_shape()[1])
         _grouped(ctx, 1, data, written, Inner(1, ctx.shape(1)[1], inner))
 
@@ -145,7 +146,7 @@ def conv_transpose(ctx: Context) -> list[Labels]:
 
         ctx.follow(edits)
     ctx.match(2, 0, written)
-    writes = Writes(1, 0 if inner is None else 1, data if inner is None else inner)
+    writes = Writes(1, 0, data) if grouped and inner is None else Writes(1, 1, inner)
     ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, _window(ctx, True), "group")
     return [() if written is None else (vector(written, 1, rank),)]
 
@@ -177,7 +178,9 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
     """
     shapes = {term: _spread_shape(term, ctx.shape(term.position), rank) for term in terms}
     data = [term for term in terms if not ctx.is_constant(term.position)] or list(terms[:1])
-    operands = [Operand(tuple(_spread(term, array, rank) for array in ctx.labels(term.position)), shapes[term]) for term in data]
+    axes = {term: [term.indices.index(index) if index in term.indices else -1 for index in range(rank)] for term in data}
+    met = {term: tuple(_spread(term, array, rank) for array in ctx.labels(term.position)) for term in data}
+    operands = [Operand(met[term], shapes[term], term.position, axes[term]) for term in data]
     known = any(ctx.is_weight(term.position) for term in terms)
     arrays = ctx.merge(operands, STIFF if known else f"the other operand of {ctx.node.name} is computed at run time and cannot shrink here")
     weights = [term for term in terms if term not in data]
@@ -185,6 +188,8 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
         for axis, index in enumerate(term.indices):
             if sum(index in other.indices for other in terms) == 1 and (labels := ctx.axis(term.position, axis)) is not None:
                 arrays += (vector(labels, index, rank),)
+            elif not any(array.shape[index] > 1 for array in arrays):
+                ctx.keep_shared(term.position, axis)
     summed = [index for index in range(rank) if index not in output]
     reads: dict[int, IntArray] = {}
     passed = []

@@ -124,19 +124,21 @@ def concat(ctx: Context) -> list[Labels]:
     shapes = [ctx.shape(position) for position in parts]
     along = [tuple(array for array in arrays if array.shape[axis] > 1) for arrays in labels]
     across = [tuple(array for array in arrays if array.shape[axis] == 1) for arrays in labels]
+    meeting = [Operand(*operand, range(rank)) for operand in zip(across, shapes, parts, strict=True)]
     if not any(along):
-        return [ctx.merge([Operand(arrays, shape) for arrays, shape in zip(across, shapes, strict=True)])]
-    joined, rest = _join(ctx, along, across, shapes, axis)
+        return [ctx.merge(meeting)]
+    joined, rest = _join(ctx, along, meeting, axis)
     return [keep_varying([joined]) + rest]
 
 
-def _join(ctx: Context, along: list[Labels], across: list[Labels], shapes: list[tuple[int, ...]], axis: int) -> tuple[IntArray, Labels]:
+def _join(ctx: Context, along: list[Labels], across: list[Operand], axis: int) -> tuple[IntArray, Labels]:
     """One label array along the joined axis, and the arrays that only vary across it."""
     common = {other for arrays in along for array in arrays for other in varying(array)} - {axis}
     columns, rest = [], []
-    for arrays, others, shape in zip(along, across, shapes, strict=True):
+    for arrays, operand in zip(along, across, strict=True):
+        others, shape = operand.labels, operand.shape
         together = [array for array in others if set(varying(array)) & common]
-        rest.append(Operand(tuple(array for array in others if not set(varying(array)) & common), shape))
+        rest.append(operand._replace(labels=tuple(array for array in others if not set(varying(array)) & common)))
         pieces = [*arrays, *together]
         if len(pieces) > 1:
             for array in pieces:
@@ -144,7 +146,7 @@ def _join(ctx: Context, along: list[Labels], across: list[Labels], shapes: list[
         piece = pieces[0] if pieces else np.zeros((1,) * len(shape), np.int64)
         full = [shape[other] if other == axis or other in common else 1 for other in range(len(shape))]
         columns.append(np.broadcast_to(piece, full))
-    return compact(np.concatenate(columns, axis)), ctx.merge(rest) if any(arrays for arrays, _ in rest) else ()
+    return compact(np.concatenate(columns, axis)), ctx.merge(rest) if any(operand.labels for operand in rest) else ()
 
 
 @rule("Split", does="moves labels; the part sizes follow", traits=Trait.ALONE)

@@ -1,0 +1,68 @@
+"""Training on top, from the ONNX file alone: fine-tuning of a pruned model with the original as its teacher.
+
+It needs the optional extra ``train`` (PyTorch); nothing but the modules of this room imports that, and they are imported when a run
+needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.options import AMOUNT, REPAIR, RUN, Checked, RepairOptions, option, rare, seconds
+from ...core.system import log, need
+from ...core.types import Cut
+from ...data.dataset import Dataset
+from ...graph import Model
+from ...repair import FINISHERS
+
+RECIPES = ("blocks", "features", "logits")
+
+
+@dataclass(frozen=True)
+class TrainOptions(Checked):
+    """How to train.
+
+    ``recipe``: "blocks" (each part between two tensors that separate the graph, on its own), "features" (all of them at once, end to
+    end), "logits" (the answers alone, on mixtures of samples). ``epochs`` passes over the data (over those of each block, with
+    mirrored images where these help); ``budget``: seconds that take their place. ``lr``: that of Adam at the start of a cosine.
+    ``memory``: bytes of activations held in memory, the rest in a temporary file. ``resume``: a file that holds where the run stands.
+    """
+
+    recipe: str = option("blocks", "What is fitted to the original: the output of each block on its own, all of them end to end, or the "
+                         "answers alone (with mixtures of samples).", REPAIR, choices=RECIPES)  # fmt: skip
+    epochs: int = option(4, "Passes over the data, for each block.", AMOUNT, low=1)
+    budget: float | None = option(None, "Time for all of it, in place of --epochs.", AMOUNT, parse=seconds, metavar="10m", low=0,
+                                  low_open=True, high=float("inf"), high_open=True)  # fmt: skip
+    lr: float | None = option(None, "Learning rate at the start.  [default: 1e-3 for blocks, 3e-4 for features, 1e-4 for logits]", REPAIR,
+                              low=0, low_open=True, high=float("inf"), high_open=True)  # fmt: skip
+    device: str = option("cpu", "Where it is computed.", RUN, choices=("cpu", "cuda"))
+    resume: Any = option(None, "Go on from this file if it is there; write it after every epoch.", RUN, path=True)
+    mirror: bool | None = rare(None, "Mirrored images, too.  [default: where the original answers them alike]", REPAIR,
+                               flag="mirror/--no-mirror")  # fmt: skip
+    train_batch: int = rare(128, "Samples per step.", REPAIR, low=1)
+    seed: int = 0
+    memory: int = 2 * 10**9
+
+
+def words(said: Mapping[str, Any]) -> str:
+    """What is said of an epoch."""
+    left = said["seconds"] / said["epoch"] * (said["epochs"] - said["epoch"])
+    figures = f"loss {said['loss']:.4g}, held-out {said['before']:.4g} -> {said['held_out']:.4g}, {left:.0f} s left"
+    return f"{said['task']}, epoch {said['epoch']}/{said['epochs']}: {figures}"
+
+
+def finish(
+    original: Model, pruned: Model, cuts: Sequence[Cut], data: Dataset, options: RepairOptions
+) -> tuple[Model, Mapping[str, object], tuple[str, ...]]:
+    """Fine-tune what `prune` made; see `tuning.tuned`."""
+    need("torch", "train", "--finetune")
+    from .tuning import kept_channels, tuned
+
+    chosen = TrainOptions(epochs=options.finetune, seed=options.seed, memory=options.memory)
+    result = tuned(pruned, original, kept_channels(cuts), data, chosen, lambda said: log.info(words(said)))
+    return result.model, result.figures, result.notes
+
+
+FINISHERS["finetune"] = finish

@@ -1,0 +1,273 @@
+"""What a pruned network is fitted to: the activations and answers of the original, channel by channel that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import graph
+from ...core.system import folder
+from ...core.types import IntArray
+from .bridge import Network
+from .engine import Checkpoint, Schedule, Task, Tell, fit
+from .functions import Tensor
+
+LEAST = 2  # matrices (or kernels) that a block holds at least: they are fitted jointly
+Kept = Mapping[str, Sequence[tuple[int, IntArray]]]
+"""Of tensors of the original: axes that lost channels, and which indices are left."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of both networks, from ``start`` (none: from the inputs) to ``ends``, and the ``weights`` that only it reads."""
+
+    start: tuple[str, ...]
+    ends: tuple[str, ...]
+    weights: tuple[str, ...]
+
+
+@dataclass
+class Samples:
+    """Tensors by name, one row a sample: the first ``train`` are trained on, the others judge. ``batch`` are run at once."""
+
+    values: dict[str, Tensor]
+    train: int
+    batch: int
+    whole: bool = False
+
+    @property
+    def count(self) -> int:
+        """All rows."""
+        return len(next(iter(self.values.values())))
+
+    def rows(self, chosen: Any) -> dict[str, Tensor]:
+        """Some of the rows."""
+        return {name: value[chosen] for name, value in self.values.items()}
+
+
+# ---- where blocks begin and end --------------------------------------------------------------------------------------
+
+
+def active(network: Network) -> set[str]:
+    """Tensors that depend on the inputs through trained weights; all others are at hand whenever the inputs are."""
+    fed = {port.name for port in graph.inputs(network.model)}
+    trained = set(network.parameters)
+    on_inputs, on_both = set(fed), set[str]()
+    for node in network.index.nodes:
+        data = on_inputs & set(node.reads)
+        weights = trained & set(node.reads)
+        if data:
+            on_inputs.update(node.outputs)
+        if data and (weights or on_both & set(node.reads)):
+            on_both.update(node.outputs)
+        elif weights:
+            trained.update(node.outputs)
+    return on_both - {""}
+
+
+def separators(network: Network) -> list[str]:
+    """Tensors that all paths from trained weights to the outputs go through, in their order."""
+    outputs = {port.name for port in graph.outputs(network.model)}
+    nodes, tensors = network.index.needed(outputs), active(network)
+    last = {name: node.index for node in nodes for name in node.reads}
+    live, found = set[str](), []
+    for node in nodes:
+        live = {name for name in live if name in outputs or last[name] > node.index}
+        live |= {name for name in node.outputs if name in tensors and (name in outputs or name in last)}
+        if len(live) == 1 and node.outputs[0] in live:
+            found.append(node.outputs[0])
+    return found
+
+
+def comparable(student: Network, teacher: Network, names: Iterable[str], kept: Kept, feeds: Mapping[str, Tensor]) -> list[str]:
+    """Of the student's tensors those that the teacher has, too, with one row a sample and the same shape where channels are left."""
+    known = [name for name in dict.fromkeys(names) if name in teacher.index.makers]
+    rows = {len(value) for value in feeds.values() if value.ndim}
+    with torch.no_grad():
+        ours, theirs = student.run(feeds, known), teacher.run(feeds, known)
+    pairs = zip(known, ours, theirs, strict=True)
+    return [
+        name for name, own, other in pairs
+        if own.is_floating_point() and own.ndim > 1 and {len(own)} == rows and own.shape == chosen(other, name, kept).shape
+    ]  # fmt: skip
+
+
+def chosen(value: Tensor, name: str, kept: Kept) -> Tensor:
+    """Of a tensor of the original the channels that are left."""
+    for axis, indices in kept.get(name, ()):
+        value = value.index_select(axis, torch.as_tensor(indices, device=value.device))
+    return value
+
+
+def blocks(student: Network, teacher: Network, kept: Kept, feeds: Mapping[str, Tensor]) -> list[Block]:
+    """Consecutive parts between separators, each as short as may be with `LEAST` matrices."""
+    outputs = [port.name for port in graph.outputs(student.model)]
+    ends = [name for name in comparable(student, teacher, separators(student), kept, feeds) if name not in outputs]
+    answers = comparable(student, teacher, outputs, kept, feeds)
+    found: list[Block] = []
+    start: tuple[str, ...] = ()
+    for name, following in zip_longest(ends, ends[1:]):
+        after = weights_between(student, (name,), (following,) if following else tuple(outputs))
+        block = Block(start, (name,), weights_between(student, start, (name,)))
+        if after and sum(student.parameters[weight].ndim > 1 for weight in block.weights) >= LEAST:
+            found.append(block)
+            start = (name,)
+    rest = Block(start, tuple(answers), weights_between(student, start, tuple(answers)))
+    return [*found, rest] if rest.ends and rest.weights else found
+
+
+def weights_between(network: Network, start: Sequence[str], ends: Sequence[str]) -> tuple[str, ...]:
+    """Parameters that are read between tensors, and nowhere else."""
+    nodes = network.index.needed(ends, set(start))
+    inside = {node.index for node in nodes}
+    read = dict.fromkeys(name for node in nodes for name in node.reads if name in network.parameters)
+    return tuple(name for name in read if all(node.index in inside for node in network.index.reading(name)))
+
+
+# ---- running parts over all samples ----------------------------------------------------------------------------------
+
+
+def through(network: Network, samples: Samples, wanted: Sequence[str], memory: int) -> dict[str, Tensor]:
+    """Tensors of all samples, in memory or in a file."""
+    made: dict[str, Tensor] = {}
+    for first in range(0, samples.count, samples.batch):
+        places = np.minimum(np.arange(first, first + samples.batch), samples.count - 1)  # a fixed batch is filled up
+        places = places if samples.whole else places[: samples.count - first]
+        with torch.no_grad():
+            results = network.run(samples.rows(places), wanted)
+        for name, value in zip(wanted, results, strict=True):
+            if name not in made:
+                made[name] = _held((samples.count, *value.shape[1:]), memory)
+            made[name][first : first + samples.batch] = value[: samples.count - first].cpu()
+    return made
+
+
+def _held(shape: tuple[int, ...], memory: int) -> Tensor:
+    """Room for floats: of a file where it is more than may be held in memory."""
+    if prod(shape) * 4 <= memory:
+        return torch.empty(shape)
+    path = folder() / f"activations-{time.monotonic_ns()}"
+    array = np.memmap(path, np.float32, "w+", shape=shape)
+    path.unlink()  # the file goes with the array
+    return torch.from_numpy(array)
+
+
+def distance(own: Sequence[Tensor], target: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+    """Sum over tensors of the mean squared difference by the target's variance."""
+    return sum(((a - b.to(a.device)) ** 2).mean() / scale for a, b, scale in zip(own, target, scales, strict=True))
+
+
+@dataclass
+class Reconstruction:
+    """A student and its teacher over the same samples."""
+
+    student: Network
+    teacher: Network
+    kept: Kept
+    samples: Samples
+    schedule: Schedule
+    keep: Checkpoint
+    tell: Tell
+    memory: int
+    figures: list[dict[str, Any]] = field(default_factory=list)
+
+    def by_blocks(self, parts: Sequence[Block]) -> None:
+        """Fit every block's output on what the student gives in front of it.
+
+        Raises:
+            Stopped: Ctrl-C, after the present block took what was best.
+        """
+        fed = {port.name for port in graph.inputs(self.student.model)}
+        own, other = dict(self.samples.values), dict(self.samples.values)
+        began, most = time.monotonic(), self.schedule.seconds
+        for number, block in enumerate(parts):
+            inputs, theirs = (Samples(values, self.samples.train, self.samples.batch, self.samples.whole) for values in (own, other))
+            target = through(self.teacher, theirs, block.ends, self.memory // 4)
+            seconds = None if most is None else max(0.0, (most - (time.monotonic() - began)) / (len(parts) - number))
+            task = self.task(f"block {number + 1}/{len(parts)}", block, inputs, target)
+            self._fitted(task, seconds)
+            if number + 1 < len(parts):
+                own = {name: own[name] for name in fed} | through(self.student, inputs, block.ends, self.memory // 4)
+                other = {name: other[name] for name in fed} | target
+
+    def _fitted(self, task: Task, seconds: float | None) -> None:
+        schedule = Schedule(**{**vars(self.schedule), "seconds": seconds})
+        first, last = fit(task, schedule, self.keep, self.tell)
+        self.figures.append({"task": task.name, "weights": len(task.parameters), "before": first, "after": last})
+
+    def task(self, name: str, block: Block, inputs: Samples, target: Mapping[str, Tensor]) -> Task:
+        """The fit of one block."""
+        kept = {end: chosen(value, end, self.kept) for end, value in target.items()}
+        scales = [float(value[: inputs.train].var()) or 1.0 for value in kept.values()]
+
+        def compared(places: Any) -> Tensor:
+            made = self.student.run(inputs.rows(places), block.ends)
+            return distance(made, [value[places] for value in kept.values()], scales)
+
+        def judge() -> float:
+            held = range(inputs.train, inputs.count - (inputs.count - inputs.train) % (inputs.batch if inputs.whole else 1))
+            with torch.no_grad():
+                parts = [np.arange(first, min(first + inputs.batch, held.stop)) for first in held[:: inputs.batch]]
+                return sum(float(compared(part)) * len(part) for part in parts) / max(1, len(held))
+
+        weights = {weight: self.student.parameters[weight] for weight in block.weights}
+        return Task(name, weights, lambda places, random: compared(places), inputs.train, judge)
+
+    def end_to_end(self, ends: Sequence[str], answers: bool) -> None:
+        """Fit tensors all at once, on what the teacher gives beside; ``answers``: the first is compared as class scores, on mixtures."""
+        inputs = self.samples
+        with torch.no_grad():
+            first = self.teacher.run(inputs.rows(np.arange(min(inputs.batch, inputs.count))), ends)
+        scales = [float(chosen(value, name, self.kept).var()) or 1.0 for name, value in zip(ends, first, strict=True)]
+
+        def compared(rows: Mapping[str, Tensor]) -> Tensor:
+            with torch.no_grad():
+                target = [chosen(value, name, self.kept) for name, value in zip(ends, self.teacher.run(rows, ends), strict=True)]
+            own = self.student.run(rows, ends)
+            return divergence(own[0], target[0]) if answers else distance(own, target, scales)
+
+        def loss(places: IntArray, random: np.random.Generator) -> Tensor:
+            rows = inputs.rows(places)
+            if answers:
+                share, others = float(random.beta(1, 1)), inputs.rows(random.permutation(places))
+                mixed = {name: share * value + (1 - share) * others[name] for name, value in rows.items() if value.is_floating_point()}
+                rows = {**rows, **mixed}
+            return compared(rows)
+
+        def judge() -> float:
+            held = np.arange(inputs.train, inputs.count)
+            parts = [held[place : place + inputs.batch] for place in range(0, len(held), inputs.batch)]
+            parts = [part for part in parts if not inputs.whole or len(part) == inputs.batch]
+            with torch.no_grad():
+                return sum(float(compared(inputs.rows(part))) * len(part) for part in parts) / max(1, sum(map(len, parts)))
+
+        weights = weights_between(self.student, (), tuple(ends))
+        task = Task("all", {name: self.student.parameters[name] for name in weights}, loss, inputs.train, judge)
+        self._fitted(task, self.schedule.seconds)
+
+
+def log_probabilities(scores: Tensor) -> Tensor:
+    """Log of the probabilities of class scores; rows that are probabilities already are taken as such."""
+    given = bool((scores >= 0).all() and ((scores.sum(-1) - 1).abs() < 1e-3).all())
+    return torch.log(scores.clamp_min(1e-12)) if given else torch.log_softmax(scores, -1)
+
+
+def divergence(own: Tensor, target: Tensor) -> Tensor:
+    """KL(target || own) of class scores."""
+    p, q = log_probabilities(target), log_probabilities(own)
+    return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def features(network: Network) -> list[str]:
+    """Tensors that layers with a matrix read."""
+    tensors = active(network)
+    matrices = {name for name, value in network.parameters.items() if value.ndim > 1}
+    return [name for node in network.index.nodes if matrices & set(node.inputs) for name in node.inputs if name in tensors]
+

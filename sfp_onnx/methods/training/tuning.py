@@ -1,0 +1,287 @@
+"""Fine-tuning from beginning to end: what was cut, data, the held-out guard, and what is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import graph
+from ...core.errors import DataError, ModelError, OptionError
+from ...core.options import DataOptions, MeasureOptions
+from ...core.system import log
+from ...core.types import Array, Cut
+from ...coupling.analysis import DataSource, Progress, describe, silent
+from ...data.checks import opened
+from ...data.dataset import Dataset
+from ...evaluation import Evaluation, evaluate, measure, reading_of
+from ...evaluation.meaning import Kind
+from ...graph.load import ModelSource, load
+from ...graph.save import check_output, fingerprint, together
+from ...report.manifest import versions, write_json
+from ...runtime import observe
+from . import TrainOptions
+from .bridge import Network, write
+from .engine import Checkpoint, Schedule, Stopped, Tell, settle
+from .reconstruct import Kept, Reconstruction, Samples, blocks, comparable, features
+
+HELD_OUT, FEWEST, MOST = 1 / 8, 16, 512
+RATES = {"blocks": 1e-3, "features": 3e-4, "logits": 1e-4}
+ALIKE = 0.8  # share of mirrored images that the original answers as it does the images, from which on they are trained on
+FEW_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The result of `finetune`: the tuned model, or the given one where that was no worse (``kept`` False). ``measure`` is the figure that
+    decided on the ``held_out`` samples, ``before`` and ``after`` its values (larger is better)."""
+
+    model: graph.Model
+    original: graph.Model
+    kept: bool
+    measure: str
+    before: float
+    after: float
+    held_out: int
+    tasks: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+    evaluation: tuple[Evaluation, ...] = ()
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For a manifest."""
+        shown = {name: getattr(self, name) for name in ("kept", "measure", "before", "after", "held_out")}
+        return {**shown, "tasks": [dict(item) for item in self.tasks]}
+
+
+# ---- what was cut ----------------------------------------------------------------------------------------------------
+
+
+def kept_channels(cuts: Sequence[Cut | Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Of every tensor that lost channels: its axes, and the indices that are left."""
+    kept: dict[str, list[Any]] = {}
+    for item in cuts:
+        cut = asdict(item) if isinstance(item, Cut) else item
+        left = np.setdiff1d(np.arange(int(cut["size"])), np.asarray(cut["removed"], np.int64))
+        kept.setdefault(str(cut["tensor"]), []).append((int(cut["axis"]), left))
+    return kept
+
+
+def read_manifest(model: graph.Model, given: Path | None) -> dict[str, Any] | None:
+    """The manifest of the cut: the given file, else the one beside the model that was written with it (None: there is none).
+
+    Raises:
+        OptionError: the given file is no manifest.
+    """
+    source = model.source
+    beside = [] if source is None else [source.with_suffix(".json"), Path(f"{source}.json"), source.with_suffix(".manifest.json")]
+    for path in beside if given is None else [given]:
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held["format"] == "sfp_onnx manifest" and (given is not None or held["output"]["sha256"] == model.sha256):
+                return dict(held)
+            if given is not None:
+                raise ValueError("it is no manifest of `prune` or `apply`")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if given is not None:
+                raise OptionError(f"{path}: cannot read the manifest: {error}. Expected what `prune --manifest` writes.") from error
+    return None
+
+
+def _teacher(student: graph.Model, teacher: ModelSource | None, manifest: Mapping[str, Any] | None) -> tuple[graph.Model, Kept, list[str]]:
+    """The original, the channels of it that are left, and what to say of them."""
+    if teacher is None and manifest is None:
+        raise OptionError("give the original with --teacher (or the manifest of the cut with --cuts)")
+    original = load(teacher if teacher is not None else Path(str((manifest or {})["model"]["path"])))
+    if manifest is None:
+        words = "no manifest of the cut at hand (--cuts), so only tensors of the same shape in both models are compared"
+        return original, {}, [words] if original.sha256 != student.sha256 else []
+    if manifest["model"]["sha256"] != original.sha256:
+        raise OptionError(f"{original.name}: it is not the model that the manifest says was cut ({manifest['model']['path']})")
+    return original, kept_channels(manifest["cuts"]), []
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def apart(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Samples to train on, and those that judge.
+
+    Raises:
+        DataError: too few.
+    """
+    count = min(MOST, int(data.samples * HELD_OUT))
+    if count < FEWEST:
+        least = f"expected at least {int(FEWEST / HELD_OUT)} samples, found {data.samples}"
+        raise DataError(f"{data.name}: an eighth of the data is held out to judge on; {least}")
+    return data.split(count, [seed, data.samples])
+
+
+def _arrays(data: Dataset) -> dict[str, Array]:
+    """All inputs, one row a sample."""
+    parts: dict[str, list[Array]] = {}
+    for feeds, count in data.batches():
+        for name, array in feeds.items():
+            parts.setdefault(name, []).append(array[:count])
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _mirrors(teacher: graph.Model, held: Dataset) -> bool:
+    """Whether the data are images whose mirror images the original answers alike."""
+    shapes = [port.shape for port in held.ports]
+    if len(shapes) != 1 or shapes[0] is None or len(shapes[0]) != 4 or np.dtype(held.ports[0].dtype).kind != "f":
+        return False
+    reading = reading_of(teacher, held, MeasureOptions()).judged
+    if reading.kind is not Kind.CLASSES:
+        return False
+    name, same, count = held.ports[0].name, 0, 0
+    batches = list(held.batches())
+    turned = [({name: np.ascontiguousarray(feeds[name][..., ::-1])}, number) for feeds, number in batches]
+    for one, other in zip(observe(teacher, batches, reading.outputs), observe(teacher, turned, reading.outputs), strict=True):
+        equal = (reading.answers(one.outputs[0]) == reading.answers(other.outputs[0]))[: one.count]
+        same, count = same + int(equal.sum()), count + equal.size
+    return same >= ALIKE * count
+
+
+def stacked(fitted: Dataset, held: Dataset, mirror: bool, batch: int) -> Samples:
+    """All inputs of both, with mirror images of the first if wanted."""
+    arrays, judged = _arrays(fitted), _arrays(held)
+    if mirror:
+        arrays = {name: np.concatenate([array, array[..., ::-1]]) for name, array in arrays.items()}
+    train = len(next(iter(arrays.values())))
+    values = {name: torch.from_numpy(np.concatenate([array, judged[name]])) for name, array in arrays.items()}
+    return Samples(values, train, fitted.batch if fitted.fixed else batch, fitted.fixed)
+
+
+# ---- the guard -------------------------------------------------------------------------------------------------------
+
+
+def judged(models: Sequence[graph.Model], held: Dataset) -> list[tuple[str, float, float]]:
+    """Of every model but the first, the original: the measure of the task, its value, and what decides where that is equal (larger is
+    better), as onnxruntime runs it."""
+    reading = reading_of(models[0], held, MeasureOptions())
+    found = []
+    for compared in measure(models, held.batches(), held.labels, reading)[0][1:]:
+        chosen, distance = compared.metric[0], compared.distance
+        value, sign = getattr(compared.tally(chosen.name), "value", None), 1 if chosen.larger else -1
+        near = 0.0 if distance is None else float(distance.measure.loss(distance.rows)[1])
+        found.append((chosen.name, sign * float(value[1]) if value else float("-inf"), -near))
+    return found
+
+
+# ---- fine-tuning -----------------------------------------------------------------------------------------------------
+
+
+def tuned(
+    pruned: graph.Model, original: graph.Model, kept: Kept, data: Dataset, options: TrainOptions, tell: Tell = lambda said: None
+) -> Finetuned:
+    """Fit a pruned model to its original; keep that only if it answers held-out samples better.
+
+    Raises:
+        OptionError, DataError, ModelError: options, data or model do not allow it.
+    """
+    settle(options.device)
+    fitted, held = apart(data, options.seed)
+    mirror = _mirrors(original, held) if options.mirror is None else options.mirror
+    samples = stacked(fitted, held, mirror, options.train_batch)
+    student, teacher = Network(pruned, options.device), Network(original, options.device)
+    said = {name: value for name, value in asdict(options).items() if name not in ("resume", "memory")}
+    told = [fingerprint(pruned, "model.onnx")[0], original.sha256, data.sha256, data.samples, said, mirror]
+    keep = Checkpoint(None if options.resume is None else Path(options.resume), hashlib.sha256(repr(told).encode()).hexdigest())
+    rate = options.lr or RATES[options.recipe]
+    schedule = Schedule(options.epochs, rate, options.train_batch, samples.batch, samples.whole, options.seed, options.budget)
+    run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory)
+    notes = _run(run, options) + (["mirrored images were trained on, too"] if mirror else [])
+    after = student.written()
+    (name, first, tie), (_, last, other) = judged([original, pruned, after], held)
+    better = (last, other) > (first, tie)
+    words = f"{name} on {held.samples} held-out samples {first:.4g} -> {last:.4g}"
+    notes.insert(0, f"fine-tuning ({options.recipe}, {samples.train} samples): {words}")
+    if not better:
+        notes.append("the fine-tuned model is no better there, so the model is left as it was")
+        log.warning(notes[-1])
+    return Finetuned(after if better else pruned, original, better, name, first, last, held.samples, tuple(run.figures), tuple(notes))
+
+
+def _run(run: Reconstruction, options: TrainOptions) -> list[str]:
+    """Train by the recipe; what to say of it."""
+    probe = run.samples.rows(np.arange(run.samples.batch if run.samples.whole else min(3, run.samples.count)))
+    parts = blocks(run.student, run.teacher, run.kept, probe) if options.recipe == "blocks" else []
+    names = [port.name for port in graph.outputs(run.student.model)]
+    answers = comparable(run.student, run.teacher, names, run.kept, probe)
+    if not answers:
+        raise ModelError(f"{run.student.model.name}: no output is floating with one row a sample, so there is nothing to fit")
+    try:
+        if len(parts) >= FEW_BLOCKS:
+            run.by_blocks(parts)
+            return [f"{len(parts)} blocks"]
+        ends = [*answers, *comparable(run.student, run.teacher, features(run.student), run.kept, probe)]
+        score = options.recipe == "logits" and run.student.run(probe, answers[:1])[0].ndim == 2
+        run.end_to_end(answers if options.recipe == "logits" else ends, score)
+        few = options.recipe == "blocks"
+        return ["too few tensors separate the graph, so its features were fitted end to end"] if few else []
+    except Stopped:
+        return ["stopped; what was best so far was judged"]
+
+
+def finetune(
+    source: ModelSource, options: TrainOptions, data: DataSource, teacher: ModelSource | None = None, *, cuts: Path | None = None,
+    test_data: DataSource | None = None, data_options: DataOptions = DataOptions(), output: Path | None = None,
+    manifest: Path | None = None, tell: Tell = lambda said: None, progress: Progress = silent,
+) -> Finetuned:  # fmt: skip
+    """Fine-tune a pruned model, measure, and write what is asked for.
+
+    Args:
+        source: the pruned model.
+        teacher: the original (default: the one that the manifest of the cut names).
+        cuts: the manifest of the cut (default: NAME.json or NAME.onnx.json beside the pruned model).
+        tell: gets the figures of every epoch.
+
+    Raises:
+        OptionError, DataError, ModelError, OutputError: options, data, model or paths do not allow it.
+    """
+    pruned = load(source)
+    read = read_manifest(pruned, cuts)
+    original, kept, notes = _teacher(pruned, teacher, read)
+    paths = [*pruned.paths, *original.paths, *(Path(item) for item in (data, cuts, test_data) if isinstance(item, (str, Path)))]
+    for path in (output, manifest, options.resume):
+        if path is not None:
+            check_output(Path(path), paths)
+    for text in notes:
+        log.warning(text)
+    used = opened(original, data, data_options)
+    assert used is not None
+    result = tuned(pruned, original, kept, used, replace(options, seed=data_options.seed), tell)
+    result = replace(result, notes=(*result.notes, *notes))
+    test = opened(original, test_data, replace(data_options, labels=None, samples=None))
+    if test is not None:
+        result = replace(result, evaluation=tuple(evaluate([original, pruned, result.model], test, latency=False, progress=progress)))
+    recorded = _manifest(result, pruned, read, options, used, output)
+    with together():
+        if output is not None:
+            write(result.model, output)
+        if manifest is not None:
+            write_json(manifest, recorded, [*paths, *([output] if output is not None else [])])
+    return replace(result, manifest=recorded)
+
+
+def _manifest(
+    result: Finetuned, pruned: graph.Model, cut: Mapping[str, Any] | None, options: TrainOptions, data: Dataset, output: Path | None
+) -> dict[str, Any]:
+    digest, size = fingerprint(result.model, output) if output else (None, None)
+    return {
+        "format": "sfp_onnx fine-tuning manifest", "version": 1, "versions": {**versions(), "torch": str(torch.__version__)},
+        "model": {"path": str(pruned.source), "sha256": pruned.sha256},
+        "teacher": {"path": str(result.original.source), "sha256": result.original.sha256},
+        "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
+        "options": json.loads(json.dumps(asdict(options), default=str)), "data": describe(data), "cut": (cut or {}).get("output"),
+        **result.figures, "notes": list(result.notes),
+        "evaluation": [asdict(item) for item in result.evaluation] or None,
+    }  # fmt: skip

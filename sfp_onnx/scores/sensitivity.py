@@ -1,0 +1,146 @@
+"""How much of an error at the layers that read a group reaches the model's outputs: each group is cut alone, and the model run.
+
+Backward elimination tells what a cut does to the layers that read it, their weights re-fitted. What then reaches the outputs may be ten
+times as much for one group as for another, so errors of groups can be compared only when each is multiplied by
+
+    factor = error at the outputs / error at the readers,
+
+both of the same cuts, the first measured on samples that no fit saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..core.types import Array, Coupling, FloatArray, Layer
+from ..coupling.analysis import Analysis
+from ..data.dataset import Dataset
+from ..graph import Model, Prepared, edit, extract, initializers, outputs
+from ..repair import steps, walk
+from ..runtime import open_model
+
+LOOKS, ONE_LOOK = (0.75, 0.5, 0.25), (0.5,)  # shares of a group's units that the cuts leave
+PASSES = 4  # what all cuts may cost together, in runs of the model over all samples ...
+FEWEST, MOST = 16, 128  # ... with so many samples each
+HELD_OUT = 1 / 4  # of the samples at most; if that is less than `FEWEST`, all serve for both
+MEMORY = 1 / 4  # for the weights of all cuts
+LEAST = 1e-6  # probability; below, a logarithm tells nothing
+SPAN = 1e3  # factors this far from the median are noise
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a layer when a group that it reads is cut: change of weight (blocks, inputs, outputs) and bias (blocks, outputs), in
+    units of its target, which is ``scale`` times its output."""
+
+    layer: Layer
+    weight: Array
+    bias: FloatArray
+    scale: Array
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A group that is cut alone: ``kept`` units are left, its readers change, and have together the ``error``."""
+
+    kept: int
+    error: float
+    changes: Sequence[Change]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """At which ``shares`` of units left every group is looked at, and the samples to fit on and to look with."""
+
+    shares: Sequence[float]
+    fitted: Dataset
+    held: Dataset
+
+
+def looks(analysis: Analysis, data: Dataset, seed: int, memory: int) -> Looks:
+    """As many cuts and samples as the limits above allow."""
+    groups, held = len(analysis.coupling.groups), initializers(analysis.prepared.model)
+    size = 4 * sum(int(np.prod(held[name].shape)) for name in held)
+    few = groups * len(LOOKS) * FEWEST > PASSES * data.samples or size * len(LOOKS) > MEMORY * memory
+    shares = ONE_LOOK if few else LOOKS
+    count = int(np.clip(PASSES * data.samples // max(groups * len(shares), 1), FEWEST, MOST))
+    count = min(count, int(HELD_OUT * data.samples))
+    return Looks(shares, *((data, data) if count < FEWEST else data.split(count, [seed, data.samples, groups])))
+
+
+def reaching(
+    prepared: Prepared, coupling: Coupling, cuts: Mapping[str, Sequence[Cut]], feeds: Sequence[Mapping[str, Array]],
+    advance: Callable[[int], None] = lambda steps: None,
+) -> dict[str, list[float]]:  # fmt: skip
+    """The squared error of each cut at the floating outputs, relative to their variance over samples; the mean of all outputs.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model.
+    """
+    every = [(name, cut) for name, some in cuts.items() for cut in some]
+    layers = list({id(change.layer): change.layer for _, cut in every for change in cut.changes}.values())
+    scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
+    scene = steps.give_biases(_own_weights(scene, layers), layers)
+    planned = {id(layer): steps.plan_steps(scene, [[layer]], {})[0] for layer in layers}
+    constants, original = walk.Walk(scene.model, walk.Store(0)), _answers(scene.model, feeds)
+    errors: dict[str, list[float]] = {name: [] for name in cuts}
+    for name, cut in every:
+        constants.overrides.clear()
+        for change in cut.changes:
+            step = planned[id(change.layer)]
+            assert isinstance(step, tuple)
+            coding = walk.Coding(constants, step, step[0].weight.value(constants.constant), change.scale)
+            coding.write((change.weight.astype(np.float64), change.bias))
+        changed = _answers(extract.with_constants(scene.model, constants.overrides), feeds)
+        pairs = zip(changed, original, strict=True)
+        shares = [np.square(new - old).sum() / scale for new, old in pairs if (scale := np.square(old - old.mean(0)).sum()) > 0]
+        errors[name].append(float(np.mean(shares)) if shares else 0.0)
+        advance(1)
+    return errors
+
+
+def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:
+    """The model in which each of these layers has a weight of its own, of numbers that are not rounded: a cut may change one of those that
+    share it, and further than integers reach."""
+    editor = edit.Editor(scene.model)
+    for layer in layers:
+        node, held = scene.node(layer), scene.weight(layer)
+        assert layer.weight is not None and held is not None
+        name = node.inputs[layer.weight.position]
+        if held.scale or len(scene.index.readers(name)) > 1:
+            value = held.value(lambda constant: scene.values[constant])
+            editor.set_input(node.index, layer.weight.position, editor.constant(name, value))
+    return replace(scene, model=editor.finish())
+
+
+def _answers(model: Model, feeds: Sequence[Mapping[str, Array]]) -> list[FloatArray]:
+    """All floating outputs of all batches, a row per sample."""
+    names = [port.name for port in outputs(model)]
+    session = open_model(model)
+    batches = [session.run(batch, names) for batch in feeds]
+    return [_rows(arrays) for arrays in zip(*batches, strict=True) if getattr(arrays[0], "dtype", np.dtype(bool)).kind == "f"]
+
+
+def _rows(arrays: Sequence[Array]) -> FloatArray:
+    """An output of all batches; probabilities as their logarithms less the mean, since they hardly move where the network is sure."""
+    if len({array.shape[1:] for array in arrays}) > 1 or not arrays[0].ndim:
+        arrays = [array.reshape(-1, 1) for array in arrays]
+    rows = np.concatenate(arrays).astype(np.float64)
+    if rows.ndim > 1 and (rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3):
+        rows = np.log(np.maximum(rows, LEAST))
+        rows -= rows.mean(1, keepdims=True)
+    return rows
+
+
+def factors(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of each group: the geometric mean over its cuts, relative to the median of all groups; none where nothing reaches an output."""
+    found = {
+        name: float(np.exp(np.mean(np.log(np.maximum(reached[name], 1e-30)) - np.log([cut.error for cut in some]))))
+        for name, some in cuts.items()
+        if np.isfinite(reached[name]).all() and all(cut.error > 0 for cut in some)
+    }
+    middle = float(np.median(list(found.values()))) if found else 0.0
+    return {name: float(np.clip(value / middle, 1 / SPAN, SPAN)) for name, value in found.items()} if middle > 1e-20 else {}

@@ -1,0 +1,139 @@
+"""Kinds of graphs that modern exporters write: what may be gathered instead of pinned, shared weights, rewritten normalisations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from building import Builder, assert_exact, assert_listed, random_plan
+
+import sfp_onnx
+from sfp_onnx.core.options import InspectOptions, PlanOptions
+from sfp_onnx.coupling.analysis import Analysis
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+GRAPHS = sorted(SHARED.glob("graphs/*.onnx")) or [SHARED / "none"]
+ZOO = sorted(SHARED.glob("zoo/*.onnx")) or [SHARED / "none"]
+FULL = {"deformconv", "eca", "fused_conv", "grouped_both"}  # nothing of these can shrink; the reason is given
+
+
+def samples(analysis: Analysis, count: int = 8) -> dict[str, np.ndarray] | None:
+    """Rows like those that the model was traced with, no two alike where they are floats; none for inputs without a common batch."""
+    random, data = np.random.default_rng(3), {}
+    if len({len(array) for array in analysis.prepared.feeds.values() if array.ndim}) > 1:
+        return None
+    for name, array in analysis.prepared.feeds.items():
+        rows = np.concatenate([array] * count) if array.ndim else array
+        data[name] = rows + random.standard_normal(rows.shape).astype(rows.dtype) if rows.dtype.kind == "f" else rows
+    return data
+
+
+def pruned(path: Path | onnx.ModelProto, cut_layernorm: bool) -> Any:
+    analysis = sfp_onnx.inspect(path, cut_layernorm=cut_layernorm)
+    options = InspectOptions(cut_layernorm=cut_layernorm)
+    return sfp_onnx.prune(analysis, PlanOptions(ratio=0.5), data=samples(analysis), inspect_options=options)
+
+
+@pytest.mark.parametrize("cut_layernorm", [False, True])
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_small_graphs_are_cut_and_repaired(path: Path, cut_layernorm: bool, shared: Path) -> None:
+    if path.stem in FULL:
+        with pytest.raises(sfp_onnx.TargetError, match="nothing can be pruned"):
+            pruned(path, cut_layernorm)
+        return
+    result = pruned(path, cut_layernorm)
+    assert result.verification is not None and (result.repaired is not None or not result.data)
+    assert result.plan.after.macs < result.plan.before.macs
+
+
+@pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
+def test_zoo_with_data_and_every_flag(path: Path, shared: Path) -> None:
+    assert pruned(path, True).repaired is not None  # there is no file whose inputs have no common batch
+
+
+# ---- kinds, by hand --------------------------------------------------------------------------------------------------
+
+
+def cut(model: onnx.ModelProto, *names: str, **options: bool) -> Analysis:
+    """Random plans are exact, and these layers can shrink."""
+    analysis = sfp_onnx.inspect(model, **options)
+    for seed in range(3):
+        result = sfp_onnx.apply(analysis, random_plan(analysis, seed))
+        assert_exact(model, result)
+        assert_listed(model, result)
+    assert {*names} <= {name for group in analysis.coupling.groups for name in group.producers}
+    return analysis
+
+
+def test_a_constant_that_expands_an_axis_is_gathered() -> None:
+    """A token of its own in front of the others: Expand makes it for every sample."""
+    b = Builder(17, 1)
+    x = b.input(["N", 6, 12])
+    y = b.op("MatMul", x, b.weight(12, 16, name="w1"), name="embed")
+    batch = b.op("Slice", b.op("Shape", x), b.const([0], np.int64), b.const([1], np.int64))
+    shape = b.op("Concat", batch, b.const([1, 16], np.int64), axis=0)
+    token = b.op("Expand", b.const(np.random.default_rng(0).standard_normal((1, 1, 16))), shape)
+    y = b.op("Concat", token, y, axis=1)
+    cut(b.model(b.op("MatMul", b.reduce("ReduceMean", y, [1]), b.weight(16, 3))), "embed")
+
+
+def test_states_that_start_as_zeros_are_gathered() -> None:
+    b = Builder(17, 2)
+    x = b.input(["N", 12])
+    y = b.gemm(x, 12, 16, name="inner")
+    batch = b.op("Slice", b.op("Shape", x), b.const([0], np.int64), b.const([1], np.int64))
+    zeros = b.op("Expand", b.const(np.zeros((1, 1))), b.op("Concat", batch, b.const([16], np.int64), axis=0))
+    cut(b.model(b.gemm(b.op("Relu", b.op("Add", y, zeros)), 16, 3, name="last")), "inner")
+
+
+def test_a_table_of_positions_is_gathered() -> None:
+    """Sines of the positions that are there: as many as the sequence is long."""
+    b = Builder(17, 3)
+    x = b.input(["N", "T", 12])
+    y = b.op("MatMul", x, b.weight(12, 16), name="embed")
+    length = b.op("Slice", b.op("Shape", x), b.const([1], np.int64), b.const([2], np.int64))
+    table = b.op("Slice", b.const(np.sin(np.arange(64 * 16).reshape(64, 16))), b.const([0], np.int64), length, b.const([0], np.int64))
+    y = b.op("Relu", b.op("Add", y, b.op("Sin", table)))
+    cut(b.model(b.op("MatMul", b.reduce("ReduceMean", y, [1]), b.weight(16, 3))), "embed")
+
+
+def test_a_weight_that_is_read_through_identities_stays_one() -> None:
+    b = Builder(17, 4)
+    y = b.input(["N", 12])
+    inner, outer = b.weight(12, 20, name="inner"), b.weight(20, 12, name="outer")
+    for step in range(3):
+        first, second = (name if not step else b.op("Identity", name) for name in (inner, outer))
+        y = b.op("Add", y, b.op("MatMul", b.op("Relu", b.op("MatMul", y, first)), second))
+    model = b.model(b.gemm(y, 12, 3, name="last"))
+    analysis = cut(model)
+    result = sfp_onnx.apply(analysis, sfp_onnx.plan(analysis, PlanOptions(ratio=0.5)))
+    held = [tensor.name for tensor in result.to_proto().graph.initializer if len(tensor.dims) == 2]
+    assert held.count("inner") == held.count("outer") == 1 and len(held) <= 4
+
+
+def test_a_transposed_convolution_with_one_output_channel_gets_one_bias() -> None:
+    b = Builder(17, 5)
+    y = b.op("Relu", b.conv(b.input(["N", 3, 8, 8]), 3, 16, name="stem"))
+    y = b.op("ConvTranspose", y, b.weight(16, 1, 2, 2), strides=[2, 2], name="up")
+    analysis = sfp_onnx.inspect(b.model(y))
+    result = sfp_onnx.prune(analysis, PlanOptions(ratio=0.5), data=samples(analysis))
+    biases = [tensor for tensor in result.to_proto().graph.initializer if tensor.name == "up/bias"]
+    assert [list(tensor.dims) for tensor in biases] == [[1]]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_normalisations_over_a_cut_axis_are_repaired(recorded: bool) -> None:
+    b = Builder(17, 6)
+    x = b.input(["N", 5, 12])
+    y = b.op("MatMul", x, b.weight(12, 16), name="embed")
+    for _ in range(2):
+        y = b.op("LayerNormalization", y, b.uniform(16), b.weight(16, fan_in=16), axis=-1)
+    y = b.op("MatMul", b.op("Relu", b.op("MatMul", y, b.weight(16, 24), name="wide")), b.weight(24, 3))
+    model = b.model(y)
+    if not recorded:
+        del model.graph.value_info[:]
+    result = pruned(model, True)
+    assert result.repaired is not None and result.plan.after.macs < 0.5 * result.plan.before.macs

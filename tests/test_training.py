@@ -1,0 +1,211 @@
+"""Fine-tuning: blocks, the kept channels, the held-out guard, going on from a file, masks; and what is said without the extra."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from building import Builder, run
+from click.testing import CliRunner
+
+import sfp_onnx
+from sfp_onnx.cli import main
+from sfp_onnx.core.errors import DataError, OptionError
+from sfp_onnx.core.options import DataOptions, OutputOptions, PlanOptions, RepairOptions
+from sfp_onnx.graph import initializers
+from sfp_onnx.graph.save import to_proto
+from sfp_onnx.methods.training import TrainOptions
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = CliRunner().invoke(main, ["finetune", "a.onnx", "--data", "d.npz", "-o", str(tmp_path / "o.onnx")])
+    assert result.exit_code == 2
+    assert "finetune needs torch, which is not installed: pip install torch (it is the extra 'train': sfp_onnx[train])" in result.output
+
+
+torch = pytest.importorskip("torch", reason="training needs the extra 'train' (torch), which is not installed")
+
+from sfp_onnx.methods.training import tuning  # noqa: E402
+from sfp_onnx.methods.training.bridge import Network  # noqa: E402
+from sfp_onnx.methods.training.engine import Checkpoint, Schedule, Task, fit  # noqa: E402
+from sfp_onnx.methods.training.reconstruct import blocks, separators  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def residual(classes: int = 6) -> onnx.ModelProto:
+    """Three residual blocks behind a convolution."""
+    b = Builder(17, seed=2)
+    y = b.op("Relu", b.conv(b.input(["N", 3, 8, 8]), 3, 12, name="stem"))
+    for number in range(3):
+        inner = b.op("Relu", b.conv(y, 12, 12, name=f"in{number}"))
+        y = b.op("Relu", b.op("Add", b.conv(inner, 12, 12, name=f"out{number}"), y, name=f"sum{number}"), name=f"end{number}")
+    y = b.op("Flatten", b.op("GlobalAveragePool", y))
+    return b.model(b.gemm(y, 12, classes))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, samples, and the model pruned without a repair, with its manifest beside."""
+    folder = tmp_path_factory.mktemp("training")
+    onnx.save(residual(), folder / "model.onnx")
+    images = np.random.default_rng(0).standard_normal((320, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "data.npz", x=images)
+    output = OutputOptions(path=folder / "small.onnx", manifest=folder / "small.json")
+    sfp_onnx.prune(folder / "model.onnx", PlanOptions(ratio=0.5), "magnitude", output=output)
+    return folder
+
+
+def tune(place: Path, **changes: Any) -> tuning.Finetuned:
+    arguments = {name: changes.pop(name) for name in ("teacher", "cuts", "tell", "output") if name in changes}
+    options = TrainOptions(**{"epochs": 6, "lr": 3e-3, "train_batch": 64, "mirror": True, **changes})
+    return tuning.finetune(place / "small.onnx", options, place / "data.npz", **arguments)
+
+
+def test_blocks_lie_between_the_tensors_that_separate_the_graph(place: Path) -> None:
+    student, teacher = Network(place / "small.onnx"), Network(place / "model.onnx")
+    assert {"end0.out", "end1.out", "end2.out", "sum0.out"} <= set(separators(student))
+    manifest = tuning.read_manifest(student.model, None)
+    assert manifest is not None
+    found = blocks(student, teacher, tuning.kept_channels(manifest["cuts"]), {"x": torch.zeros(3, 3, 8, 8)})
+    assert [block.ends for block in found[:2]] == [("end0.out",), ("end1.out",)] and len(found) in (3, 4)
+    assert {"stem.weight", "in0.weight"} <= set(found[0].weights) and found[1].start == found[0].ends
+    names = [name for block in found for name in block.weights]
+    assert sorted(names) == sorted(student.parameters)
+
+
+@pytest.mark.parametrize("recipe", ["blocks", "features", "logits"])
+def test_it_comes_nearer_to_the_original(place: Path, recipe: str) -> None:
+    result = tune(place, recipe=recipe)
+    assert result.kept and result.after > result.before + 0.05, result.notes
+    x = np.load(place / "data.npz")["x"]
+    own, other = (run(proto, {"x": x})[0].argmax(1) for proto in (to_proto(result.model), onnx.load(place / "model.onnx")))
+    assert (own == other).mean() > result.before
+    assert initializers(result.model) == initializers(sfp_onnx.load(place / "small.onnx"))
+
+
+def test_the_same_seed_gives_the_same_bytes(place: Path, tmp_path: Path) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        tune(place, output=tmp_path / name)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes() != (place / "small.onnx").read_bytes()
+
+
+def test_what_is_no_better_is_not_kept(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure of the blocks that lies does not get past the guard, which looks at the whole model."""
+    monkeypatch.setattr(tuning.Network, "written", lambda self: worse(place))
+    result = tune(place, epochs=1, output=tmp_path / "o.onnx")
+    assert not result.kept and result.after < result.before and "left as it was" in " ".join(result.notes)
+    assert (tmp_path / "o.onnx").read_bytes() == (place / "small.onnx").read_bytes()
+
+
+def worse(place: Path) -> sfp_onnx.Model:
+    proto = onnx.load(place / "small.onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.name in proto.graph.node[-1].input:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * -1, tensor.name))
+    return sfp_onnx.load(proto)
+
+
+def test_a_rate_that_is_far_too_high_leaves_every_block_as_it_was(place: Path) -> None:
+    result = tune(place, lr=1e4)
+    assert not result.kept and all(item["after"] <= item["before"] for item in result.tasks)
+
+
+@pytest.mark.parametrize("recipe", ["blocks", "features"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(place: Path, tmp_path: Path, recipe: str) -> None:
+    whole = tune(place, recipe=recipe)
+    seen: list[str] = []
+
+    def stop(said: dict[str, Any]) -> None:
+        seen.append(said["task"])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    stopped = tune(place, recipe=recipe, resume=state, tell=stop)
+    assert "stopped" in " ".join(stopped.notes) and state.exists()
+    rest: list[str] = []
+    again = tune(place, recipe=recipe, resume=state, tell=lambda said: rest.append(said["task"]))
+    assert len(rest) + 2 == sum(6 for _ in whole.tasks)
+    assert to_proto(again.model) == to_proto(whole.model)
+    with pytest.raises(OptionError, match="another model, other data or options"):
+        tune(place, recipe=recipe, resume=state, lr=1e-4)
+
+
+def test_a_file_that_holds_no_run_is_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("nothing")
+    with pytest.raises(OptionError, match="cannot read it"):
+        tune(place, resume=tmp_path / "state")
+
+
+def test_without_a_manifest_tensors_of_the_same_shape_are_compared(place: Path, tmp_path: Path) -> None:
+    lonely = tmp_path / "lonely.onnx"
+    lonely.write_bytes((place / "small.onnx").read_bytes())
+    with pytest.raises(OptionError, match="give the original with --teacher"):
+        tuning.finetune(lonely, TrainOptions(), place / "data.npz")
+    result = tuning.finetune(lonely, TrainOptions(epochs=2), place / "data.npz", place / "model.onnx")
+    assert "no manifest of the cut" in " ".join(result.notes)
+
+
+def test_refusals(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is not the model that the manifest says was cut"):
+        tune(place, teacher=place / "small.onnx")
+    with pytest.raises(DataError, match="an eighth of the data is held out to judge on; expected at least 128 samples, found 40"):
+        tuning.finetune(place / "small.onnx", TrainOptions(), place / "data.npz", data_options=DataOptions(samples=40))
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(OptionError, match="cannot read the manifest"):
+        tune(place, cuts=tmp_path / "no.json")
+    if not torch.cuda.is_available():
+        with pytest.raises(OptionError, match="finds no CUDA device"):
+            tune(place, device="cuda")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_masks_hold_at_every_step(momentum: float) -> None:
+    """Momentum and decay would move zeros, too."""
+    weight = torch.linspace(-1, 1, 24).reshape(4, 6).requires_grad_()
+    mask, zeros = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) > 0.5, []
+
+    def loss(*ignored: Any) -> torch.Tensor:
+        return ((weight.sum(1) - 3) ** 2).mean()
+
+    task = Task("t", {"w": weight}, loss, 8, lambda: float(loss().detach()), {"w": mask})
+    schedule = Schedule(5, 0.02, 2, momentum=momentum, decay=1e-3)
+    first, last = fit(task, schedule, Checkpoint(None, ""), lambda said: zeros.append((weight == 0).clone()))
+    assert last < first and all(torch.equal(held, ~mask) for held in zeros) and torch.equal(weight == 0, ~mask)
+
+
+def test_command_line(place: Path, tmp_path: Path) -> None:
+    output, record = tmp_path / "tuned.onnx", tmp_path / "tuned.json"
+    words = ["finetune", place / "small.onnx", "-o", output, "--data", place / "data.npz", "--epochs", 2, "--lr", 3e-3]
+    words += ["--manifest", record]
+    result = CliRunner().invoke(main, [*map(str, words), "--json"])
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines[0]["epoch"] == 1 and {"loss", "held_out", "seconds"} <= set(lines[0]) and lines[-1] == json.loads(record.read_text())
+    assert lines[-1]["output"]["sha256"] == sfp_onnx.load(output).sha256
+    again = CliRunner().invoke(main, list(map(str, words[:-2])))
+    assert "epoch 2/2: loss" in again.output and "held-out samples:" in again.output and f"wrote {output}" in again.output
+
+
+def test_prune_does_it_in_one_run(place: Path, tmp_path: Path) -> None:
+    """The same from `prune` as from a plan that is applied; the manifest says what it brought."""
+    options, repair = PlanOptions(ratio=0.5), RepairOptions(finetune=6)
+    data = np.load(place / "data.npz")["x"]
+    result = sfp_onnx.prune(place / "model.onnx", options, "magnitude", data, repair=repair)
+    figures = result.manifest["repair"]["finetune"]
+    assert figures["tasks"] and figures["held_out"] == 40 and any("fine-tuning (blocks" in note for note in result.notes)
+    planned = sfp_onnx.plan(place / "model.onnx", options, "magnitude", data, repair=repair)
+    assert planned.options["repair"]["finetune"] == 6
+    assert to_proto(sfp_onnx.apply(place / "model.onnx", planned, data).model) == to_proto(result.model)
+    with pytest.raises(OptionError, match="--finetune follows a repair"):
+        sfp_onnx.prune(place / "model.onnx", options, "magnitude", repair=repair)
