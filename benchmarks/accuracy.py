@@ -26,6 +26,7 @@ from pathlib import Path
 
 import models
 import numpy as np
+from files import HOME
 from ranking import CIFAR10, RESNET20, RESNET56, VGG11, Case
 
 import sfp_onnx
@@ -203,7 +204,7 @@ def main() -> None:
     """Run one table."""
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    root = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent.parent.parent / "shared"
+    root = Path(sys.argv[2]) if len(sys.argv) > 2 else HOME
     table = sys.argv[1]
     if table.startswith("cost-"):
         cost_of(table.removeprefix("cost-"), root)

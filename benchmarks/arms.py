@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from files import needed
 
 import sfp_onnx
 from sfp_onnx import graph
@@ -42,8 +43,8 @@ class Net:
 
     def __init__(self, title: str, shared: Path) -> None:
         self.title, (file, only) = title, MODELS[title]
-        self.analysis = sfp_onnx.inspect(shared / "models" / file)
-        calib, test = (shared / "data" / f"cifar10_{part}.npz" for part in ("calib", "test"))
+        self.analysis = sfp_onnx.inspect(needed(shared / "models" / file))
+        calib, test = (needed(shared / "data" / f"cifar10_{part}.npz") for part in ("calib", "test"))
         self.calib = sfp_onnx.data_for(self.analysis.model, calib, preprocessing=NORMALISATION)
         self.test = sfp_onnx.data_for(self.analysis.model, test, preprocessing=NORMALISATION, samples=TEST_IMAGES)
         drawn = np.random.default_rng(0).permutation(self.calib.samples)

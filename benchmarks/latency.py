@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from files import HOME, needed
+
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.latency.measure import device, timing_feeds
@@ -60,7 +62,7 @@ def row(path: Path) -> str:
 
 def main() -> None:
     """Measure and print."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent.parent / "shared"
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else HOME
     print("# Planned and measured latency\n")
     print("`python benchmarks/latency.py`: per target, predicted by the last plan / measured by the loop / **measured again at the end**,")
     print("as shares of the original in the same interleaved run. One thread, batch 1, minimum of at least 50 (loop) and 400 (end).")
@@ -72,7 +74,7 @@ def main() -> None:
     print(f"| model | original | profile: first, cached | error of predictions | {heads} | planning |")
     print("|---|---|---|---|---|---|---|---|")
     for name in MODELS:
-        print(row(root / f"{name}.onnx"), flush=True)
+        print(row(needed(root / f"{name}.onnx")), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -126,8 +125,8 @@ def _quantizes(model: Model, ready: Model, batches: Feeding | None, facts: Mappi
 
 
 def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mapping[str, Any]) -> Model:
-    with TemporaryDirectory(dir=system.folder()) as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with system.temporary("another form of the model") as folder:
+        source, target = folder / "float.onnx", folder / "int8.onnx"
         save(replace(ready, source=None, files=()), source)
         quantize(source, target, None if batches is None else batches(), model.name, **facts)
         try:
@@ -135,7 +134,7 @@ def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mappi
         except ModelError as error:
             raise ModelError(str(error).replace(str(target), f"{model.name}, as onnxruntime quantised it")) from error
         weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
-    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True)
+    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True, libraries=model.libraries)
     open_model(converted)  # the quantiser writes models that onnxruntime cannot run, too
     return converted
 
@@ -188,9 +187,9 @@ def ort_file(model: Model) -> OrtFile:
         ModelError: over 2 GB, or onnxruntime cannot convert it.
     """
     proto = to_proto(model)
-    with TemporaryDirectory(dir=system.folder()) as folder:
-        path = Path(folder) / "model.ort"
-        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name)
+    with system.temporary("the .ort file") as folder:
+        path = folder / "model.ort"
+        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name, model.libraries)
         return OrtFile(path.read_bytes(), operators)
 
 
@@ -283,7 +282,7 @@ def package(
 
 def _ranged(data: Dataset) -> Iterator[Mapping[str, Array]]:
     """What ranges of activations are taken from."""
-    return (feeds for feeds, _ in islice(data.batches(), max(1, -(-CALIBRATED // data.batch))))
+    return (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
 
 
 def _measured(

@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 
 from . import graph, planning
+from .core import options as records
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
-from .core.options import (
-    Checked,
-    DataOptions,
-    InspectOptions,
-    MeasureOptions,
-    OutputOptions,
-    PlanOptions,
-    RepairOptions,
-    ScoreOptions,
-    expect,
-)
-from .core.system import log
+from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
+from .core.system import command_line, log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, params_of
@@ -51,7 +42,9 @@ from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text, points_text
-from .runtime import Setup
+from .report.verdict import card
+from .rules.foreign import sentences
+from .runtime import Setup, threaded
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -104,9 +97,9 @@ class Sources:
 
     def __post_init__(self) -> None:
         """Refuse options that are none."""
-        expect(DataOptions, data_options=self.data_options)
-        expect(InspectOptions, inspect_options=self.inspect_options)
-        expect(MeasureOptions, measure_options=self.measures)
+        records.expect(DataOptions, data_options=self.data_options)
+        records.expect(InspectOptions, inspect_options=self.inspect_options)
+        records.expect(MeasureOptions, measure_options=self.measures)
 
     def paths(self) -> list[Path]:
         """All files that are named."""
@@ -119,7 +112,7 @@ class Sources:
         Raises:
             ModelError, DataError, OptionError: they cannot be read. OutputError: an output cannot be written.
         """
-        model = source.model if isinstance(source, Analysis) else load(source)
+        model = source.model if isinstance(source, Analysis) else load(source, self.inspect_options.custom_ops)
         paths = [*model.paths, *self.paths()]
         for number, output in enumerate(outputs):
             if output is not None:
@@ -162,7 +155,7 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
 
 def _check(options: PlanOptions) -> None:
     """Refuse options that contradict each other or cannot be read, before any work."""
-    expect(PlanOptions, options=options)
+    records.expect(PlanOptions, options=options)
     if (options.ratio is None) == (not options.targets and options.max_drop is None):
         raise OptionError("give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%")
     if options.max_drop is not None:
@@ -179,6 +172,7 @@ def _measures(options: PlanOptions, given: MeasureOptions) -> MeasureOptions:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def plan(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
@@ -208,7 +202,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Scoring(Checked):
+class Scoring(records.Checked):
     """How channels are scored for a plan, and the repair that will follow; None: the defaults."""
 
     name: str | None = None
@@ -299,6 +293,8 @@ def candidates(
     coupling = analysis.coupling
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
+    for text in sentences(coupling.unruled):
+        log.info(f"Note: {text}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
@@ -370,7 +366,7 @@ def apply(
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
-    made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
+    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
     result = _counted(_applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress), inputs, output, False)
     return _written(result, inputs, output)
@@ -427,7 +423,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         with progress("verifying", 1) as advance:
             verification = _verify(analysis, pruned, removed, data)
             advance(1)
-    notes = _notes(analysis.coupling, removed)
+    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed))
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options)
@@ -484,9 +480,8 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
-        size = analysis.samples
-        batch = next(({name: array[:size] for name, array in rows.items()} for rows, count in data.batches() if count >= size), None)
-        if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
+        batch = next(data.part(np.arange(min(analysis.samples, data.samples))).batches())[0]
+        if {name: array.shape for name, array in batch.items()} == {name: array.shape for name, array in feeds.items()}:
             inputs["calibration"] = batch
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))
@@ -496,9 +491,11 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
         runs_at(analysis.model, pruned, variant, shapes=not maskable_there)
         if maskable_there:
             inputs["other sizes"] = variant
-    types = analysis.prepared.types
+    types, base = analysis.prepared.types, analysis.prepared.base or analysis.model
     try:
-        return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+        if base is not analysis.model:
+            compare(analysis.model, base, types, [], inputs)
+        return compare(base, pruned, types, maskable(types, every, zero_points), inputs)
     except VerificationError as error:
         training = training_mode(analysis.model)
         if not training:
@@ -509,6 +506,7 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
 # ---- prune -----------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def prune(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
@@ -534,7 +532,7 @@ def prune(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
-    expect(OutputOptions, output=output)
+    records.expect(OutputOptions, output=output)
     scoring = Scoring(score_name, score_options, repair)
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
@@ -543,7 +541,7 @@ def prune(
     if measures.metric is not None and options.max_drop is None and test_data is None:
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
-    inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
@@ -595,6 +593,8 @@ def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page |
             result.packaged.ort.save(Path(output.save_ort), read)
         if page is not None:
             write_text(Path(output.report), render(page), read)
+        if output.card is not None:
+            write_text(Path(output.card), card(result, command_line.get()), read)
     return result
 
 
@@ -613,6 +613,7 @@ class Sweep(Shown):
         return f"{len(self.points) - 1} targets\n{points_text(self.points)}"
 
 
+@threaded
 def sweep(
     source: ModelSource | Analysis, sweeps: Sequence[str], options: PlanOptions = PlanOptions(), score_name: str | None = None,
     data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
@@ -711,6 +712,7 @@ def evaluate(
     return list(compared(models, data, timing, progress, data_options=data_options, measure_options=measure_options).evaluations)
 
 
+@threaded
 def compared(
     models: Sequence[ModelSource], data: DataSource, latency: Latency | None = AS_DEFAULT, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
@@ -748,6 +750,7 @@ def compared(
     return Measured(tuple(results), tuple(checks.verdicts(results, used, more)))
 
 
+@threaded
 def device_profile(
     source: ModelSource | Analysis, options: PlanOptions = PlanOptions(), progress: Progress = silent, *,
     inspect_options: InspectOptions = InspectOptions(), fresh: bool = False, output: Path | None = None,

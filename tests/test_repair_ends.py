@@ -216,7 +216,7 @@ def test_a_repair_that_makes_it_worse_is_refused(
     result = invoke(*command)
     assert result.exit_code == 3, result.stderr
     assert "took the model away from the original" in result.stderr and "--force" in result.stderr and "Traceback" not in result.stderr
-    assert ("KL divergence" if kind == "classifier" else "relative error") in result.stderr
+    assert ("KL divergence" if kind == "classifier" else "centred error") in result.stderr
     assert files_in(tmp_path) == before
     result = invoke(*command, "--force")
     assert result.exit_code == 0, result.stderr

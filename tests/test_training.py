@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import sfp_onnx
 from sfp_onnx.cli import main
 from sfp_onnx.core.errors import DataError, OptionError
 from sfp_onnx.core.options import DataOptions, OutputOptions, PlanOptions, RepairOptions
-from sfp_onnx.graph import initializers
+from sfp_onnx.graph import Constants, initializers
 from sfp_onnx.graph.save import to_proto
+from sfp_onnx.methods.dilution.stages import DiluteOptions
 from sfp_onnx.methods.training import TrainOptions
 
 
@@ -193,7 +195,8 @@ def test_command_line(place: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines[0]["epoch"] == 1 and {"loss", "held_out", "seconds"} <= set(lines[0]) and lines[-1] == json.loads(record.read_text())
     assert lines[-1]["output"]["sha256"] == sfp_onnx.load(output).sha256
-    again = CliRunner().invoke(main, list(map(str, words[:-2])))
+    again = CliRunner().invoke(main, [*map(str, words[:-2]), "--test-data", str(place / "data.npz")])
+    assert "agreement with the original on 320 held-out samples" in again.output
     assert "epoch 2/2: loss" in again.output and "held-out samples:" in again.output and f"wrote {output}" in again.output
 
 
@@ -209,3 +212,25 @@ def test_prune_does_it_in_one_run(place: Path, tmp_path: Path) -> None:
     assert to_proto(sfp_onnx.apply(place / "model.onnx", planned, data).model) == to_proto(result.model)
     with pytest.raises(OptionError, match="--finetune follows a repair"):
         sfp_onnx.prune(place / "model.onnx", options, "magnitude", repair=repair)
+
+
+# ---- masks that stay -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_dilute_retrains_what_its_masks_leave(place: Path, labelled: bool) -> None:
+    """Far enough diluted that it must help, by labels or by the original's answers; zeros stay zeros."""
+    x = np.load(place / "data.npz")["x"]
+    data = {"x": x, "labels": run(onnx.load(place / "model.onnx"), {"x": x})[0].argmax(1)} if labelled else {"x": x}
+    options = DiluteOptions(method="magnitude", rate=0.8, refit=False)
+    before = sfp_onnx.dilute(place / "model.onnx", options, data)
+    result = sfp_onnx.dilute(place / "model.onnx", replace(options, retrain=8, retrain_lr=0.01), data)
+    note = next(note for note in result.notes if note.startswith("retrained 8 epochs"))
+    assert ("by labels" in note) == labelled and "not kept" not in note
+    for old, new in ((Constants(model)[name] for model in (before.model, result.model)) for name in Constants(before.model)):
+        assert old.shape == new.shape and (old.ndim < 2 or np.array_equal(old == 0, new == 0))
+
+
+def test_retraining_without_data_is_refused(place: Path) -> None:
+    with pytest.raises(DataError, match="--retrain needs --data"):
+        sfp_onnx.dilute(place / "model.onnx", DiluteOptions(method="l1", rate=0.5, retrain=1))

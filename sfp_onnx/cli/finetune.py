@@ -45,7 +45,7 @@ def command(
     answer(f"{result.measure} on {result.held_out} held-out samples: {result.before:.4g} -> {result.after:.4g}"
            f"{'' if result.kept else ' (not kept)'}")  # fmt: skip
     if result.evaluation:
-        answer(accuracy_text(result.evaluation))
+        answer(accuracy_text(result.evaluation[1:]))
         say(evaluation_text(result.evaluation))
     answer(f"wrote {output}")
 

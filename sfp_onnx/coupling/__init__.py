@@ -11,6 +11,7 @@ from ..core.errors import ModelError
 from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
 from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import Context
+from ..rules.foreign import unruled
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
 
@@ -112,6 +113,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
         follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive, dequantised=facts.dequantised,
+        unruled=unruled(prepared.nodes, prepared.model),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         masked_inputs={name: _channels(labels, units) for name, labels in places},
         channels_total=sum(len(layer.writes) for layer in layers),
@@ -144,12 +146,17 @@ def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
 
 
 def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
-    """Resolve choices in the order of their nodes, and against it, and keep the outcome with more free classes.
+    """Resolve choices in the order of their nodes, and against it, each by what it leaves; and all those that nodes state alike, by their
+    first option or by their last; keep the outcome with most free classes.
 
-    What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early.
+    What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early, and grouped
+    convolutions behind each other gain only if all of them lose whole groups, or all of them channels of every group.
     """
-    choices = sorted([*facts.choices, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
-    outcomes = (_resolve_in_order(facts, parent, order) for order in (choices, choices[::-1]))
+    stated = [*facts.choices]
+    choices = sorted([*stated, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
+    alike = ([replace(own, options=own.options[part]) for own in stated] for part in (slice(1), slice(-1, None)) if len(stated) > 1)
+    orders = [choices, choices[::-1], *([*first, *choices] for first in alike)]
+    outcomes = (_resolve_in_order(facts, parent, order) for order in orders)
     _, best, pins = max(outcomes, key=lambda outcome: outcome[0])
     facts.pins.extend(pins)
     return best

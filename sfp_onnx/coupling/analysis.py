@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, Branch, Coupling, Group, Layer, Pinned, Shown, Size, number
+from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, open_data
+from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.load import ModelSource as ModelSource, load as load
+from ..rules.foreign import sentences
 from ..rules.registry import Trait, has
+from ..runtime import Batch, Feeds
 from . import cost, resolve, state
 from .trace import Shapes, observed, prepare
 
@@ -72,7 +75,7 @@ class Analysis(Shown):
         return layers, [parameter for parameter in self.parameters if parameter.name in read]
 
 
-def counted(model: Model, feeds: Mapping[str, Array], samples: int) -> Size:
+def counted(model: Model, feeds: Feeds, samples: int) -> Size:
     """MACs for one sample and parameters of a model as it is, whatever made it, from one run on inputs that hold so many samples. Nodes
     that no output needs do not count.
 
@@ -117,18 +120,14 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
-    real = None
-    if data is not None and not input_shapes:
-        real = next(({name: array[:count] for name, array in feeds.items()} for feeds, count in data.batches()), None)
-        real = None if data.fixed else real
-    prepared = prepare(model, input_shapes, real)
+    real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
+    prepared = prepare(model, input_shapes, None if real is None else real[0])
     coupling = couple(prepared, cut_layernorm)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
-    first = next(iter(prepared.feeds.values()), None)
-    samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
-    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or {})}
+    samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
     return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
 
 
@@ -142,10 +141,12 @@ def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
 
 def reasons(coupling: Coupling) -> str:
     """Why channels are pinned, in one line."""
-    if not coupling.pinned:
+    said = [f"{text}." for text in sentences(coupling.unruled)]
+    if not coupling.pinned and not said:
         return "The model has no layer that mixes channels (Conv, ConvTranspose, Gemm, MatMul with a constant weight)."
     counts = sorted(channels_by_reason(coupling.pinned).items(), key=lambda item: -item[1])
-    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."
+    pinned = ["Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."] if counts else []
+    return " ".join([*pinned, *said])
 
 
 def describe(data: Dataset) -> dict[str, Any]:
@@ -161,18 +162,17 @@ BATCH, LEAST_BATCHES = 64, 8
 PASS_BATCH = 32
 
 
-def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[tuple[Mapping[str, Array], int]]:
+def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[Batch]:
     """Inputs for the pass that collects class profiles, in batches whose feature maps are still in the caches when they are pooled."""
     most = data.batch if data.fixed else PASS_BATCH
     return replace(data, batch=min(most, batch_size(analysis, data))).batches()
 
 
-def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
+def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Feeds]:
     """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
     if not data.fixed:
         data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
-    for feeds, count in data.batches():
-        yield feeds if data.fixed else {name: array[:count] for name, array in feeds.items()}
+    return (feeds for feeds, _ in data.batches())
 
 
 def batch_size(analysis: Analysis, data: Dataset) -> int:
@@ -193,9 +193,10 @@ def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     vanishing: dict[str, Branch] = {}
     constant: set[str] = set()
     carriers: set[str] = set()
-    for group in coupling.groups:
+    layers = {layer.node.index: layer for layer in coupling.layers}
+    for group, dead in zip(coupling.groups, _dead(coupling), strict=True):
         walk = _Walk()
-        branch = _branch(group, coupling, prepared, final, walk)
+        branch = _branch(group, _Around(coupling, prepared, final, layers, dead), walk)
         if branch is None or walk.carriers & {*constant, *walk.constant} or carriers & set(walk.constant):
             continue  # there is none, or two constants would meet
         constant.update(walk.constant)
@@ -213,52 +214,76 @@ class _Walk:
     carriers: set[str] = field(default_factory=set)
 
 
-def _branch(group: Group, coupling: Coupling, prepared: Prepared, outputs: set[str], walk: _Walk) -> Branch | None:
-    inside = np.zeros(coupling.units + 1, bool)
+@dataclass(frozen=True)
+class _Around:
+    """What a branch is followed in: ``outputs`` of the model, ``layers`` by the index of their node, and the ``dead`` tensors of a group,
+    which lose all channels along an axis."""
+
+    coupling: Coupling
+    prepared: Prepared
+    outputs: set[str]
+    layers: Mapping[int, Layer]
+    dead: set[str]
+
+    def goes(self, node: Node) -> bool:
+        """Whether all that a node makes is dead."""
+        return all(output in self.dead for output in node.outputs if output)
+
+
+def _dead(coupling: Coupling) -> list[set[str]]:
+    """Tensors that lose all channels along an axis, for each group that leaves alone."""
+    group_of = np.full(coupling.units + 1, -1)  # the last place stands for -1
+    for place, group in enumerate(coupling.groups):
+        group_of[group.units] = place
+    dead: list[set[str]] = [set() for _ in coupling.groups]
+    for name, channels in coupling.tensors.items():
+        for carried in channels:
+            first = group_of[carried.units[0]]
+            if first >= 0 and (group_of[carried.units] == first).all():
+                dead[first].add(name)
+    return dead
+
+
+def _branch(group: Group, around: _Around, walk: _Walk) -> Branch | None:
+    inside = np.zeros(around.coupling.units + 1, bool)
     inside[group.units] = True  # the last place stands for -1
-    dead = {name for name, channels in coupling.tensors.items() if any(inside[carried.units].all() for carried in channels)}
-    layers = {layer.node.index: layer for layer in coupling.layers}
     sources: dict[str, None] = {}
-    for name in sorted(dead):
-        if name in outputs:
+    for name in sorted(around.dead):
+        if name in around.outputs:
             return None
-        for node in prepared.index.reading(name):
-            if all(output in dead for output in node.outputs if output):
+        for node in around.prepared.index.reading(name):
+            if around.goes(node):
                 continue
-            layer = layers.get(node.index)
+            layer = around.layers.get(node.index)
             if layer is None or layer.weight is None or layer.data_name != name or not inside[layer.reads].all() or not len(layer.reads):
                 return None
-            if not all(other == name or _fixed(other, prepared) for other in node.inputs if other):
+            if not all(other == name or other in around.prepared.held for other in node.inputs if other):
                 return None
             sources[name] = None
-            if not all(_follow(output, dead, prepared, outputs, walk) for output in node.outputs if output):
+            if not all(_follow(output, around, walk) for output in node.outputs if output):
                 return None
-    return Branch(tuple(sorted(dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)) if walk.ends else None
+    return Branch(tuple(sorted(around.dead)), tuple(sources), tuple(walk.ends), tuple(walk.constant)) if walk.ends else None
 
 
-def _fixed(name: str, prepared: Prepared) -> bool:
-    return name in initializers(prepared.model)
-
-
-def _follow(name: str, dead: set[str], prepared: Prepared, outputs: set[str], walk: _Walk) -> bool:
+def _follow(name: str, around: _Around, walk: _Walk) -> bool:
     """Whether a constant tensor only meets tensors that carry on; collects where."""
     walk.constant[name] = None
-    if name in outputs:
+    if name in around.outputs:
         return False
-    shapes = prepared.trace.shapes
-    for node in prepared.index.reading(name):
+    shapes = around.prepared.trace.shapes
+    for node in around.prepared.index.reading(name):
         written = [output for output in node.outputs if output]
-        if all(output in dead for output in written):
+        if around.goes(node):
             continue
         if not has(node, Trait.SPREADS) or node.captures:
             return False
-        others = [other for other in node.inputs if other and other != name and not _fixed(other, prepared)]
+        others = [other for other in node.inputs if other and other != name and other not in around.prepared.held]
         full = [other for other in others if shapes.get(other) == shapes.get(written[0])]
         if others and not full:
             return False
         if full:
             walk.ends[name] = None
             walk.carriers.update(full)
-        elif not all(_follow(output, dead, prepared, outputs, walk) for output in written):
+        elif not all(_follow(output, around, walk) for output in written):
             return False
     return True

@@ -15,7 +15,7 @@ from .. import graph
 from ..core.errors import DataError, OptionError
 from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
-from ..core.types import Array, Size
+from ..core.types import Array, Shown, Size, number
 from ..coupling.analysis import Analysis, Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
@@ -30,8 +30,8 @@ LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is a
 FARTHER = 0.05  # of a distance: what is farther by less is no worse
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """What was measured of one model on data; None where it does not apply. ``metric`` is the measure of the task, ``value`` what it gives;
     ``measures`` are all, by output and name; ``worst`` names the output and channel that is farthest from the original's (relative error,
     centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs; ``timing`` says how they were timed."""
@@ -51,6 +51,12 @@ class Evaluation:
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     worst: str = ""
     timing: str = ""
+
+    def summary(self) -> str:
+        """The measure of the task, size, and time."""
+        worth = [] if self.value is None else [f"{self.metric} {self.value:.4g} on {self.samples} samples"]
+        time = [] if self.latency_min_ms is None else [f"{self.latency_min_ms:.3f} ms ({self.timing})"]
+        return ", ".join([self.model, *worth, f"{number(self.size.macs)} MACs, {number(self.size.params)} parameters", *time])
 
 
 def loss_of(metric: str, value: float | None) -> float:
@@ -290,7 +296,7 @@ Metric = Callable[[Outputs, "Array | None"], float]
 
 def outputs(model: graph.Model, batches: Batches) -> list[Any]:
     """All outputs of a model on (inputs, number of real samples): arrays whose first axis runs over the samples; of outputs that have no
-    such axis a list of what each batch gave.
+    such axis, or other sizes in each batch, a list of what each batch gave.
 
     Raises:
         ModelError: onnxruntime cannot run it.
@@ -300,7 +306,7 @@ def outputs(model: graph.Model, batches: Batches) -> list[Any]:
     for batch in observe(model, batches):
         for name, value in batch.values.items():
             parts[name].append(plain(value, batch.rows, batch.count))
-            whole[name] &= parts[name][-1].shape[:1] == (batch.count,)
+            whole[name] &= parts[name][-1].shape == (batch.count, *parts[name][0].shape[1:])
     return [np.concatenate(arrays) if whole[name] else arrays for name, arrays in parts.items()]
 
 

@@ -30,6 +30,7 @@ class Editor:
         self.model = model
         self.graph = gs.import_onnx(model.copied())
         self.nodes = list(self.graph.nodes)
+        self._places = {id(node): index for index, node in enumerate(self.nodes)}
         self.tensors = self.graph.tensors()
         for tensor in self.tensors.values():
             if isinstance(tensor, gs.Variable) and tensor.type not in EXPORTED_TYPES:
@@ -100,8 +101,7 @@ class Editor:
         inputs = [*operands[:first], tensor, *operands[first:]]
         node = gs.Node(op, name=output.name, attrs=attributes, inputs=inputs, outputs=[output])
         producer = tensor.inputs[0] if tensor.inputs else None
-        index = next((index for index, node in enumerate(self.nodes) if node is producer), -1)
-        self._after.setdefault(index, []).insert(0, node)
+        self._after.setdefault(self._places.get(id(producer), -1), []).insert(0, node)
         return str(output.name)
 
     def insert_before(self, node: int, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> Any:
@@ -146,12 +146,18 @@ class Editor:
         else:
             self.nodes[node].attrs[name] = value
 
-    def replace_tensor(self, name: str, array: Array) -> None:
-        """Replace a computed tensor by a constant of the same name, for all its readers."""
+    def replace_tensor(self, name: str, array: Array, stored: Any = None) -> None:
+        """Replace a computed tensor by a constant of the same name, for all its readers; ``stored``: by a cast of one of that type."""
         tensor = self.tensors[name]
         tensor.name = self._unique(f"{name}/computed")
         self._names.discard(name)
-        _redirect(tensor, self.constant(name, array))
+        if stored is None:
+            _redirect(tensor, self.constant(name, array))
+            return
+        held, output = self.constant(f"{name}/stored", array.astype(stored)), self.variable(name)
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        self._after.setdefault(-1, []).append(gs.Node("Cast", name=output.name, attrs={"to": kind}, inputs=[held], outputs=[output]))
+        _redirect(tensor, output)
 
     # ---- done --------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from .. import graph
 from ..core.errors import OptionError
 from ..core.types import Array
 from ..coupling.analysis import Analysis
+from ..data.layout import traced_samples, with_samples
 from ..runtime import Session, Setup, interleaved, open_timed, steady_clock
 
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
@@ -42,11 +43,15 @@ class Latency:
         """As the options of a plan say, or its defaults."""
         return Latency(Setup(options.get("threads", 0), options.get("provider", "cpu")), options.get("batch", 1))
 
+    @property
+    def threads(self) -> int:
+        """Threads of onnxruntime."""
+        return self.setup.threads
+
     def words(self, analysis: Analysis) -> str:
         """For people; with the batch size of the model, if that is fixed."""
-        shapes = [port.shape for port in graph.inputs(analysis.model) if port.shape]
-        fixed = bool(shapes) and all(shape[0] == analysis.samples for shape in shapes)
-        return self.setup.words(analysis.samples if fixed else self.batch)
+        feeds = timing_feeds(analysis, self.batch)
+        return self.setup.words(traced_samples(graph.inputs(analysis.model), {name: array.shape for name, array in feeds.items()}))
 
     def of_models(self, models: Sequence[graph.Model], analysis: Analysis) -> list[dict[str, Any]]:
         """What is told of the latency of each model; the first is the one that was analysed."""
@@ -71,13 +76,9 @@ def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:
     Raises:
         OptionError: the model's batch size is fixed to another number.
     """
-    feeds = {}
-    for port in graph.inputs(analysis.model):
-        array = analysis.prepared.feeds[port.name]
-        if port.shape and array.ndim and len(array) == analysis.samples:
-            if not isinstance(port.shape[0], int):
-                array = np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
-            elif batch not in (1, len(array)):
-                raise OptionError(f"--batch {batch}: input '{port.name}' has the fixed batch size {len(array)}")
-        feeds[port.name] = array
+    ports, traced = graph.inputs(analysis.model), analysis.prepared.feeds
+    feeds = with_samples(ports, traced, batch)
+    count = traced_samples(ports, {name: array.shape for name, array in feeds.items()})
+    if batch not in (1, count):
+        raise OptionError(f"--batch {batch}: the model has the fixed batch size {count}")
     return feeds

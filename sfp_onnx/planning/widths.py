@@ -57,7 +57,8 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 def steps_of(coupling: Coupling, group: Group, align: Align) -> Align:
     """The alignment of a group's kept units that brings every weight axis that it fills to an alignment."""
     widths = (align.block, align.fine, align.start)
-    layers = coupling.layers if max(widths) > 1 else ()
+    makers = set(group.producers)
+    layers = [layer for layer in coupling.layers if layer.node.name in makers] if max(widths) > 1 else []
     counts = [count for layer in layers if (count := int((layer.writes == group.units[0]).sum()))]
     return Align(*(math.lcm(*(width // math.gcd(width, count) for count in counts)) for width in widths))
 

@@ -15,6 +15,7 @@ from ..core.types import BoolArray, Cut, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
+from . import confidence
 from .lockstep import LayerFit, repair
 from .steps import tainted
 from .walk import Store, Walk
@@ -75,6 +76,9 @@ def repaired(
         model, fits, words = _moments(analysis, pruned, removed, fitted, options)
     else:
         model, fits, words = _weights(analysis, pruned, removed, fitted, options, progress)
+    if options.kind == "lstsq" and apart:
+        model, scaled = confidence.calibrated(analysis, model, judge, how)
+        words += f"; {scaled}" if scaled else ""
     check(model)
     found = distances(analysis, (pruned, model), judge, how)
     before, after = found.values

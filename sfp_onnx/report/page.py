@@ -27,6 +27,7 @@ from ..planning import removal_of
 from ..runtime import open_model, side_by_side
 from . import number, text
 from .manifest import Pruned, versions
+from .verdict import Conclusion, of_models, of_run
 
 if TYPE_CHECKING:  # what is only shown
     from ..planning.search import Candidates
@@ -81,7 +82,8 @@ def prune_page(
     bytes_after = fingerprint(result.model, "model.onnx")[1]
     sizes = (replace(result.plan.before, bytes=file_bytes(result.original)), replace(result.plan.after, bytes=bytes_after))
     cards = _cards(sizes, measured, _place(test_data) if test_data else _place(data, unseen=False))
-    return _page(f"{_name(analysis)}, pruned", words, cards, sections, analysis, result.data)
+    said = of_run(result, (file_bytes(result.original), bytes_after))
+    return _page(f"{_name(analysis)}, pruned", words, cards, sections, analysis, result.data, said)
 
 
 def evaluate_page(
@@ -103,7 +105,8 @@ def evaluate_page(
     sections.append(_pinned(first.coupling.pinned))
     title = " and ".join(dict.fromkeys(_name(analysis) for analysis in (first, last)))
     cards = _cards((measured[0].size, measured[-1].size), (measured[0], measured[-1]), _place(data))
-    return _page(f"{title}, measured", (), cards, sections, first, {"name": data.name, "sha256": data.sha256})
+    seen = {"name": data.name, "sha256": data.sha256}
+    return _page(f"{title}, measured", (), cards, sections, first, seen, of_models(measured))
 
 
 def sweep_page(
@@ -136,15 +139,20 @@ def sweep_page(
 
 def _page(
     title: str, words: Sequence[str], cards: Sequence[report.Card], sections: Sequence[report.Section], analysis: Analysis,
-    data: Mapping[str, object],
+    data: Mapping[str, object], said: Conclusion | None = None,
 ) -> report.Page:  # fmt: skip
     facts = {"model": str(analysis.model.source), "its SHA-256": analysis.model.sha256, "processor": cpu_name()}
     if data:
         facts |= {"data": str(data.get("name")), "their SHA-256": str(data.get("sha256"))}
-    return report.Page(title, tuple(words), tuple(cards), tuple(sections), command_line.get(), tuple({**facts, **versions()}.items()))
+    told = tuple({**facts, **versions()}.items())
+    page = report.Page(title, tuple(words), tuple(cards), tuple(sections), command_line.get(), told)
+    return page if said is None else replace(page, verdict=f"{said.text[0].upper()}{said.text[1:]}.", tone=TONES[said.good])
 
 
 # ---- headline --------------------------------------------------------------------------------------------------------
+
+
+TONES = {True: "good", False: "bad", None: ""}
 
 
 def _name(analysis: Analysis) -> str:

@@ -14,6 +14,7 @@ from ..core.types import Coupling, Plan, number, sizes_text as sizes_text, trace
 from ..coupling.cost import layer_macs
 from ..latency.timing import Latency
 from ..planning import FIGURES, show
+from ..rules.foreign import sentences
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from ..coupling.analysis import Analysis
@@ -81,6 +82,7 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
         "pinned": [asdict(pin) for pin in coupling.pinned],
+        "without_rule": {operator: list(names) for operator, names in coupling.unruled.items()},
     }  # fmt: skip
 
 
@@ -98,6 +100,7 @@ def inspection_text(data: dict[str, Any]) -> str:
     if pinned:
         lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]
     counts: Counter[str] = Counter()
+    lines += [f"{text}." for text in sentences(data["without_rule"])]
     for pin in data["pinned"]:
         counts[pin["reason"]] += pin["channels"]
     parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]

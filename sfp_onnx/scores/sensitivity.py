@@ -95,11 +95,17 @@ def reaching(
             coding = walk.Coding(constants, step, step[0].weight.value(constants.constant), change.scale)
             coding.write((change.weight.astype(np.float64), change.bias))
         changed = _answers(extract.with_constants(scene.model, constants.overrides), feeds)
-        pairs = zip(changed, original, strict=True)
-        shares = [np.square(new - old).sum() / scale for new, old in pairs if (scale := np.square(old - old.mean(0)).sum()) > 0]
+        shares = [share for new, old in zip(changed, original, strict=True) if (share := _share(new, old)) is not None]
         errors[name].append(float(np.mean(shares)) if shares else 0.0)
         advance(1)
     return errors
+
+
+def _share(new: FloatArray, old: FloatArray) -> float | None:
+    """Error of an output relative to its variance; None where there is none, or where another number of values came out."""
+    scale = np.square(old - old.mean(0)).sum() if new.shape == old.shape and len(old) else 0.0
+    share = float(np.square(new - old).sum() / scale) if scale > 0 else np.nan
+    return share if np.isfinite(share) else None
 
 
 def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:

@@ -13,7 +13,7 @@ import onnx
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
 from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, MeasureOptions, RepairOptions, option, rare
-from ...core.system import log
+from ...core.system import log, need
 from ...core.types import Array, BoolArray, Shown, Size
 from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
@@ -39,7 +39,8 @@ class DiluteOptions(Checked):
 
     ``method``: None means `obs` with data, else `l1`. ``rate``: share of the kernels (weights, blocks) that leaves; None for methods that
     set it. ``scope``: the same share of every "layer" or "filter", or one ranking of all ("global"). ``layers``: a regular expression on
-    names of nodes or weights. ``refit``: None means with data. ``force``: dilute layers whose labels carry too little signal, too.
+    names of nodes or weights. ``refit``: None means with data. ``retrain``: epochs of training of what is left. ``force``: dilute
+    layers whose labels carry too little signal, too.
     ``probe``, ``pool``: as in `ProfileOptions`. ``repair``: how the rest is re-fitted.
     """
 
@@ -52,10 +53,13 @@ class DiluteOptions(Checked):
     layers: str | None = option(None, "Layers (node or weight names) to dilute.  [default: all]", CHANNELS, metavar="REGEX")
     refit: bool | None = option(None, "Re-fit the remaining weights by least squares.  [default: with data]", REPAIR,
                                 flag="refit/--no-refit")  # fmt: skip
-    force: bool = option(False, "Dilute layers by labels even where these carry too little signal.", CHANNELS)
+    retrain: int = option(0, "Afterwards train what is left so many epochs, by labels or else by the original (extra `train`).", REPAIR,
+                          low=0)  # fmt: skip
+    retrain_lr: float = rare(1e-3, "Learning rate of --retrain at the start.", REPAIR, low=0, low_open=True, high=1)
+    force: bool = option(False, "Methods by labels (afcc): dilute layers even where labels carry too little signal.", CHANNELS)
     seed: int = 0
-    probe: str = rare("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES))
-    pool: int = rare(4, "Side to which class profiles pool maps.", CHANNELS, low=1)
+    probe: str = rare("sgd", "Methods by labels (afcc): how class profiles are learned.", CHANNELS, choices=tuple(PROBES))
+    pool: int = rare(4, "Methods by labels (afcc): side to which class profiles pool maps.", CHANNELS, low=1)
     repair: RepairOptions = RepairOptions(fit="lstsq")
 
 
@@ -212,14 +216,33 @@ def _diluted(
     if data is not None and options.refit is not False:
         diluted, words = refitted(analysis, diluted, masked.masks, data, replace(options.repair, seed=options.seed), progress)
         notes += (words,)
+    if options.retrain:
+        diluted, words = _retrained(analysis, diluted, masked.masks, data, options)
+        notes += (words,)
     check(diluted, masked.masks, batches(analysis, data))
     size, told = analysis.size(), describe(data) if data else {}
-    result = Diluted(diluted, analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told)
+    result = Diluted(graph.stamped(diluted), analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told)
     with progress("removing dead channels", 1) as advance:
         result = without_dead(result, data)
         advance(1)
     graph.check(result.model)
     return result
+
+
+def _retrained(
+    analysis: Analysis, diluted: graph.Model, masks: Mapping[str, BoolArray], data: Dataset | None, options: DiluteOptions
+) -> tuple[graph.Model, str]:
+    """The masks stay as they are, the weights that they leave are trained (Tzach et al. do so by labels; without labels, the original is
+    asked)."""
+    if data is None:
+        raise DataError("--retrain needs --data")
+    need("torch", "train", "--retrain")
+    from ..training import words
+    from ..training.engine import Schedule
+    from ..training.masked import DECAY, MOMENTUM, retrained
+
+    schedule = Schedule(options.retrain, options.retrain_lr, 64, seed=options.seed, momentum=MOMENTUM, decay=DECAY)
+    return retrained(analysis.model, diluted, masks, data, schedule, lambda said: log.info(words(said)))
 
 
 class Masked(NamedTuple):

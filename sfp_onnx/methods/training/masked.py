@@ -1,0 +1,89 @@
+"""Training end to end under masks that stay: what is left of a diluted model learns to answer as before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import graph
+from ...core.errors import ModelError
+from ...core.system import log
+from ...core.types import BoolArray, IntArray
+from ...data.dataset import Dataset
+from .bridge import Network, as_tensor
+from .engine import Checkpoint, Schedule, Stopped, Task, Tell, fit, settle
+from .functions import Tensor
+from .reconstruct import Samples, divergence, log_probabilities
+from .tuning import apart, judged, stacked
+
+MOMENTUM, DECAY = 0.9, 5e-4
+
+
+def learning(network: Network, teacher: Network | None, samples: Samples, labels: IntArray | None) -> Callable[[Any], Tensor]:
+    """The loss of some of the samples: cross-entropy with labels, else KL divergence of the answers from the teacher's.
+
+    Raises:
+        ModelError: the first output is not one row of class scores per sample.
+    """
+    output = [graph.outputs(network.model)[0].name]
+    wanted = None if labels is None else as_tensor(labels, network.device)
+
+    def loss(places: Any) -> Tensor:
+        rows = samples.rows(places)
+        own = network.run(rows, output)[0]
+        if own.ndim != 2 or len(own) != len(places):
+            raise ModelError(f"{network.model.name}: output '{output[0]}' of shape {list(own.shape)} has no row of class scores per sample")
+        if wanted is not None:
+            return -log_probabilities(own)[torch.arange(len(own)), wanted[places]].mean()
+        assert teacher is not None
+        with torch.no_grad():
+            target = teacher.run(rows, output)[0]
+        return divergence(own, target)
+
+    return loss
+
+
+def task_of(name: str, network: Network, loss: Callable[[Any], Tensor], samples: Samples, masks: Mapping[str, BoolArray]) -> Task:
+    """All weights, trained on that loss under masks, and judged by it on the held-out samples."""
+
+    def judge() -> float:
+        held = np.arange(samples.train, samples.count)
+        parts = [held[place : place + samples.batch] for place in range(0, len(held), samples.batch)]
+        parts = [part for part in parts if not samples.whole or len(part) == samples.batch]
+        with torch.no_grad():
+            return sum(float(loss(part)) * len(part) for part in parts) / max(1, sum(map(len, parts)))
+
+    held = {key: as_tensor(mask, network.device) for key, mask in masks.items() if key in network.parameters}
+    return Task(name, network.parameters, lambda places, random: loss(places), samples.train, judge, held)
+
+
+def retrained(
+    original: graph.Model, diluted: graph.Model, masks: Mapping[str, BoolArray], data: Dataset, schedule: Schedule,
+    tell: Tell = lambda said: None,
+) -> tuple[graph.Model, str]:  # fmt: skip
+    """Train what masks leave of a model (stochastic gradient descent with momentum), and keep it if held-out samples are answered better:
+    the model, and what to say.
+
+    Raises:
+        DataError: too few samples. ModelError: no classifier, or no gradient.
+    """
+    settle("cpu")
+    fitted, held = apart(data, schedule.seed)
+    samples = stacked(fitted, held, False, schedule.batch)
+    labels = None if data.labels is None else np.concatenate([fitted.labels, held.labels])
+    network = Network(diluted)
+    teacher = None if labels is not None else Network(original)
+    task = task_of("retraining", network, learning(network, teacher, samples, labels), samples, masks)
+    try:
+        fit(task, schedule, Checkpoint(None, ""), tell)
+    except Stopped:
+        log.warning("the retraining was stopped; what was best so far is judged")
+    after = network.written()
+    (name, first, tie), (_, last, other) = judged([original, diluted, after], held)
+    by = "the answers of the original" if labels is None else "labels"
+    words = f"retrained {schedule.epochs} epochs on {samples.train} samples by {by}: {name} on {held.samples} held-out samples"
+    better = (last, other) > (first, tie)
+    return after if better else diluted, f"{words} {first:.4g} -> {last:.4g}{'' if better else '; no better, so not kept'}"
