@@ -20,8 +20,7 @@ from .data.dataset import Dataset
 from .evaluation import tally
 from .evaluation.meaning import read
 from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, with_node_names
-from .graph.load import load
-from .graph.opset import raised
+from .graph.load import load, raised
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
 from .latency.timing import AS_DEFAULT, Latency
 from .rules.scales import on_integers
