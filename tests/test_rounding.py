@@ -37,7 +37,10 @@ def network(tail: list[onnx.NodeProto], outputs: dict[str, int], **constants: An
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
     ports = [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()]
     made = helper.make_graph(front + tail, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 24])], ports, tensors)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if any(item.domain for item in tail):
+        pairs = helper.make_map_type_proto(L, helper.make_tensor_type_proto(F, None))
+        made.output[0].type.CopyFrom(helper.make_sequence_type_proto(pairs))
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8)
 
 
 F, L, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -85,6 +88,9 @@ MAGNIFIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "NMS": boxes,
     "comparison": lambda: twins([node("Greater", ["h", "h1"], ["y"])], {"y": B}),
     "Round": lambda: network([node("Mul", ["h", "k"], ["g"]), node("Round", ["g"], ["y"])], {"y": F}, k=np.float32(3e5)),
+    "map": lambda: network(
+        [node("Softmax", ["h"], ["s"]), node("ZipMap", ["s"], ["y"], domain="ai.onnx.ml", classlabels_int64s=list(range(200)))], {"y": F}
+    ),
     "Cast": lambda: network([node("Mul", ["h", "k"], ["g"]), node("Cast", ["g"], ["y"], to=L)], {"y": L}, k=np.float32(3e5)),
 }  # fmt: skip
 

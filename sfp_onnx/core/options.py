@@ -357,11 +357,14 @@ class DataOptions(Checked):
         return [name for name, value in vars(self).items() if value is not None and not (name in unsaid and value == unsaid[name])]
 
 
+EXPANSIONS = ("cut_layernorm", "expand_outputs")
+
+
 @dataclass(frozen=True)
 class InspectOptions(Checked):
     """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
     of operators that onnxruntime loads with it; ``cut_layernorm``: let axes that LayerNormalization normalises over shrink (it is
-    rewritten exactly, at some cost in time)."""
+    rewritten exactly, at some cost in time); ``expand_outputs``: let the channels of outputs shrink in front of them."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
@@ -370,6 +373,9 @@ class InspectOptions(Checked):
         (), "Library of custom operators that onnxruntime loads with the model. Repeatable.", RUN, metavar="LIB"
     )
     cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
+    expand_outputs: bool = rare(
+        False, "Let channels shrink in front of outputs that several layers add to (embeddings); a projection, which the repair fits, "
+        "gives the outputs all channels again.", CHANNELS)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Comparison:
             truth = None if labels is None or not meaning.labelled else new.own(labels)
             pair = Pair(meaning, parts[0], parts[1], truth, new.first, new.count)
             for (outputs_, _), tally_ in self.tallies.items():
-                if outputs_ == meaning.outputs:
+                if outputs_ == meaning.outputs and meaning.kind in tally_.measure.kinds:  # boxes may be one output, that is numbers, too
                     tally_.update(pair)
 
     def tally(self, name: str, meaning: Meaning | None = None) -> Tally | None:
@@ -121,19 +121,31 @@ class Comparison:
         """
         judged, asked = self.reading.judged, self.reading.metric
         labelled, unlabelled, _ = MAIN[judged.kind]
-        if asked is not None and ":" not in asked:
-            return self._asked(asked), ""
-        top1 = self.tally("top-1")
-        if labelled == "top-1" and top1 is not None:
-            rows = top1.rows
-            blind, limit = chance(rows[:, 2], rows[:, 3])
-            if rows[:, 0].mean() <= limit:
-                right = f"the original is right on {rows[:, 0].mean():.2%} of {self.samples} labelled samples, no better than chance"
-                return MEASURES["agreement"], f"{right} ({blind:.2%}): top-1 tells nothing, agreement with the original is judged"
-        found = next((found for name in (labelled, unlabelled, "centred error") if (found := self.tally(name)) is not None), None)
-        if found is None:
+        own = None if asked is None or ":" in asked else self._asked(asked)
+        if own is not None and not own.labelled:
+            return own, ""
+        blind = self._blind(own.name if own else labelled)
+        found = [self.tally(name) for name in (own.name if own else labelled, unlabelled, "centred error")]
+        first = next((tally_ for tally_ in found[1 if blind else 0 :] if tally_ is not None), None)
+        if first is None:
             raise DataError(f"{judged}: the models give other numbers of values for every batch, so nothing can be compared")
-        return found.measure, ""
+        name = first.measure.name
+        return first.measure, blind and f"{blind} on {self.samples} labelled samples: it tells nothing, {TITLES.get(name, name)} is judged"
+
+    def _blind(self, name: str) -> str:
+        """What to say of the original if it is no better on the labels than answers that were drawn without looking."""
+        found, top1, overlap = (self.tally(own) for own in (name, "top-1", "mean IoU"))
+        if found is None or found.value is None or not found.measure.labelled:
+            return ""
+        value, limit = found.value[0], 0.0
+        if top1 is not None:
+            rows = top1.rows
+            value, limit = float(rows[:, 0].mean()), chance(rows[:, 2], rows[:, 3])[1]
+        elif overlap is not None and overlap.value is not None:  # half of what one class everywhere would give
+            value, limit = overlap.value[0], 1 / (2 * max(2, len(np.unique(overlap.rows[:, 0]))))
+        useless = value <= limit if found.measure.larger else value >= 1
+        shown = f"{name} of the original is {found.value[0]:.2%}"
+        return f"{shown}, no better than chance" if useless else ""
 
     def _asked(self, asked: str) -> Measure:
         known = {_letters(name): found for (outputs_, name), found in self.tallies.items() if outputs_ == self.reading.judged.outputs}

@@ -216,13 +216,17 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
     judge.check()
     analysis = candidates.analysis
 
+    known: dict[bytes, Drop] = {}
+
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(candidates, replace(options, targets=targets))
         removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
-        held = candidates.data, candidates.repair, candidates.measures
-        tried = _Trial(plan, judge.drop(rebuilt(analysis, removed, *held) if removed.any() else analysis.model))
-        log.info(judge.tried(f"macs={plan.after.macs / plan.before.macs:.0%}", tried.drop))
-        return tried
+        if removed.tobytes() not in known:
+            held = candidates.data, candidates.repair, candidates.measures
+            drop = judge.drop(rebuilt(analysis, removed, *held) if removed.any() else analysis.model)
+            log.info(judge.tried(f"macs={plan.after.macs / plan.before.macs:.1%}", drop))
+            known[removed.tobytes()] = drop
+        return _Trial(plan, known[removed.tobytes()])
 
     best, limited = (trial(options.targets), "") if options.targets else _smallest(trial, judge, progress)
     drop = best.drop
@@ -263,5 +267,5 @@ def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress
     if refused is None:
         return best or lightest, "limited by what can be removed: no smaller model was refused"
     cause = "how few samples it was judged on" if refused.drop.drop <= judge.limit else "the drop itself"
-    where = f"macs={refused.plan.after.macs / refused.plan.before.macs:.0%}"
+    where = f"macs={refused.plan.after.macs / refused.plan.before.macs:.1%}"
     return best or lightest, f"limited by {cause}: {judge.tried(where, refused.drop)}"

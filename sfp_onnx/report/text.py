@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.types import Coupling, Plan, number, sizes_text as sizes_text, traced_text as traced_text
+from ..coupling.analysis import Analysis, expansions, inspect
 from ..coupling.cost import layer_macs
 from ..latency.timing import Latency
 from ..planning import FIGURES, show
 from ..rules.foreign import sentences
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
-    from ..coupling.analysis import Analysis
     from ..evaluation import Evaluation
     from ..export import Step
     from ..scores.scoring import Scored
@@ -78,7 +78,12 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         for group in coupling.groups
     ]  # fmt: skip
     share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
+    more = [option for option, helps in expansions(analysis).items() if helps]
+    layernorm, projected = analysis.cut_layernorm or "cut_layernorm" in more, bool(analysis.projected) or "expand_outputs" in more
+    shapes = {key: array.shape for key, array in analysis.prepared.feeds.items()}
+    wider = inspect(analysis.model, shapes, None, layernorm, projected).coupling if more else coupling
     return {
+        "expansions": more, "prunable_share_expanded": wider.channels_prunable / max(1, wider.channels_total),
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
         "pinned": [asdict(pin) for pin in coupling.pinned],
@@ -104,7 +109,11 @@ def inspection_text(data: dict[str, Any]) -> str:
     for pin in data["pinned"]:
         counts[pin["reason"]] += pin["channels"]
     parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    return "\n".join([*lines, f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}"])
+    lines.append(f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}")
+    if data["expansions"] and data["prunable_share_expanded"] > data["prunable_share"]:
+        flags = " ".join(f"--{option.replace('_', '-')}" for option in data["expansions"])
+        lines.append(f"{data['prunable_share_expanded']:.0%} with {flags}")
+    return "\n".join(lines)
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
