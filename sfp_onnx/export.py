@@ -74,7 +74,7 @@ def halved(model: Model) -> tuple[Model, Model, str]:
         OptionError: no weight can be stored so.
     """
     small, rounded, left = half_weights(model)
-    if len(small.weights) == len(left) or small.proto == model.proto:
+    if small.proto == model.proto:
         raise OptionError("--fp16: the model has no float32 weights of more than 1 KiB that float16 can hold")
     words = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
     return small, rounded, f"fp16: weights are stored as float16 and computed with as float32{words}"

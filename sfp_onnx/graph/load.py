@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorPro
 
 from ..core.errors import DataError, ModelError
 from ..core.types import Array
-from . import ONNX_DOMAINS, Model, annotate, captured, complaint, filled, graphs, inline, make_stub, replace_items, sub_graphs
+from . import ONNX_DOMAINS, Model, annotate, captured, complaint, filled, graphs, inline, make_stub, replace_items, sub_graphs, too_old
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -74,7 +74,7 @@ def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
     model = Model(proto, weights, digest.hexdigest(), path, files, libraries=tuple(map(str, custom_ops)))
     problem = complaint(model)
     if problem and not any(words in problem for words in RUNTIME_DECIDES):
-        raise ModelError(f"{name}: onnx.checker rejects the model: {problem}")
+        raise ModelError(f"{name}: onnx.checker rejects the model: {problem.rstrip('.')}.{too_old(model)}")
     return replace(model, complaint=problem)
 
 

@@ -83,7 +83,8 @@ def retrained(
         log.warning("the retraining was stopped; what was best so far is judged")
     after = network.written()
     (name, first, tie), (_, last, other) = judged([original, diluted, after], held)
+    better = (last, other) > (first, tie)
+    first, last = abs(first), abs(last)
     by = "the answers of the original" if labels is None else "labels"
     words = f"retrained {schedule.epochs} epochs on {samples.train} samples by {by}: {name} on {held.samples} held-out samples"
-    better = (last, other) > (first, tie)
     return after if better else diluted, f"{words} {first:.4g} -> {last:.4g}{'' if better else '; no better, so not kept'}"

@@ -22,6 +22,7 @@ from ...data.checks import opened
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate, measure, reading_of
 from ...evaluation.meaning import Kind
+from ...evaluation.measures import MEASURES
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, fingerprint, together
 from ...report.manifest import versions, write_json
@@ -40,7 +41,7 @@ FEW_BLOCKS = 2
 @dataclass(frozen=True)
 class Finetuned:
     """The result of `finetune`: the tuned model, or the given one where that was no worse (``kept`` False). ``measure`` is the figure that
-    decided on the ``held_out`` samples, ``before`` and ``after`` its values (larger is better)."""
+    decided on the ``held_out`` samples, ``before`` and ``after`` its values."""
 
     model: graph.Model
     original: graph.Model
@@ -202,6 +203,7 @@ def tuned(
     after = student.written()
     (name, first, tie), (_, last, other) = judged([original, pruned, after], held)
     better = (last, other) > (first, tie)
+    first, last = (value if MEASURES[name].larger else -value for value in (first, last))
     words = f"{name} on {held.samples} held-out samples {first:.4g} -> {last:.4g}"
     notes.insert(0, f"fine-tuning ({options.recipe}, {samples.train} samples): {words}")
     if not better:
