@@ -440,7 +440,9 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
         known = plan.options.get("measures") or {}
         how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
-        mended = finished(analysis, repaired(analysis, pruned, removed, data, repair, progress, how), listed, data, repair)
+        better = plan.options.get("max_drop") is not None  # the model that was judged is the one that is made
+        done = repaired(analysis, pruned, removed, data, repair, progress, how, better)
+        mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
