@@ -18,13 +18,17 @@ from ..report.verdict import of_models
 from . import arguments as take
 from .common import answer, bar, conclude, say
 
+JUDGED = MeasureOptions.__dataclass_fields__["output_name"].metadata["option"].help  # no file is written here: it has the short name, too
+
 
 @take.command(
     "evaluate", take.argument("models", nargs=-1, required=True),
     take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions, MeasureOptions,
+    take.option("--output", "--output-name", "output_name", metavar="NAME", help=JUDGED, section=DATA, advanced=True),
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
     take.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).", section=RUN),
-    GateOptions, InspectOptions, take.report_option, take.json_option, take.gated, skip=("input_shapes", *EXPANSIONS))  # fmt: skip
+    GateOptions, InspectOptions, take.report_option, take.json_option, take.gated,
+    skip=("input_shapes", "output_name", *EXPANSIONS))  # fmt: skip
 def command(
     models: list[Path], custom_ops: tuple[str, ...], latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any
 ) -> Sequence[Verdict]:
