@@ -113,9 +113,10 @@ class Trainer:
         """From these weights, under these masks."""
         fitted, held = apart(self.data, self.options.seed)
         samples = stacked(fitted, held, False, self.options.train_batch)
-        assert fitted.labels is not None and held.labels is not None
+        assert fitted.classes is not None and held.classes is not None
         network = Network(start)
-        loss = learning(network, None, samples, np.concatenate([fitted.labels, held.labels]))
+        judged = reading_of(start, held, MeasureOptions(task="classify")).judged
+        loss = learning(network, judged, None, samples, np.concatenate([fitted.classes, held.classes]))
         schedule = Schedule(self.options.epochs, self.options.lr, self.options.train_batch, seed=self.options.seed)
         fit(task_of(name, network, loss, samples, masks), schedule, Checkpoint(None, ""), self.tell)
         return network.written()
@@ -153,8 +154,8 @@ def ticket(
         if path is not None:
             check_output(path, paths)
     used, test = opened(trained, data, data_options), opened(trained, test_data, data_options)
-    if used is None or used.labels is None or (test is not None and test.labels is None):
-        raise DataError("a ticket is trained by labels: give data (and test data) with labels, in full if there are more")
+    if used is None or used.classes is None or (test is not None and test.classes is None):
+        raise DataError("a ticket is trained by class numbers: give data (and test data) with labels, in full if there are more")
     names = [name for name, value in Network(trained).parameters.items() if value.ndim > 1]
     first = None if rewind is None else first_weights(trained, rewind)
     first = redrawn(trained, names, options.reinit) if first is None and options.reinit is not None else first
