@@ -28,6 +28,7 @@ FEWEST, MOST = 16, 128  # ... with so many samples each
 HELD_OUT = 1 / 4  # of the samples at most; if that is less than `FEWEST`, all serve for both
 MEMORY = 1 / 4  # for the weights of all cuts
 LEAST = 1e-6  # probability; below, a logarithm tells nothing
+STREAM = 2.0  # what the repair leaves of errors of a residual stream, relative to others, which later branches that add to it correct
 SPAN = 1e3  # factors this far from the median are noise
 
 
@@ -86,6 +87,7 @@ def reaching(
     scene = steps.give_biases(_own_weights(scene, layers), layers)
     planned = {id(layer): steps.plan_steps(scene, [[layer]], {})[0] for layer in layers}
     constants, original = walk.Walk(scene.model, walk.Store(0)), _answers(scene.model, feeds)
+    scales = [np.square(old - old.mean(0)).sum() or np.square(old).sum() for old in original]  # all samples may give the same
     errors: dict[str, list[float]] = {name: [] for name in cuts}
     for name, cut in every:
         constants.overrides.clear()
@@ -95,8 +97,8 @@ def reaching(
             coding = walk.Coding(constants, step, step[0].weight.value(constants.constant), change.scale)
             coding.write((change.weight.astype(np.float64), change.bias))
         changed = _answers(extract.with_constants(scene.model, constants.overrides), feeds)
-        pairs = zip(changed, original, strict=True)
-        shares = [np.square(new - old).sum() / scale for new, old in pairs if (scale := np.square(old - old.mean(0)).sum()) > 0]
+        pairs = zip(changed, original, scales, strict=True)
+        shares = [np.square(new - old).sum() / scale for new, old, scale in pairs if scale > 0]
         errors[name].append(float(np.mean(shares)) if shares else 0.0)
         advance(1)
     return errors
@@ -144,3 +146,15 @@ def factors(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[fl
     }
     middle = float(np.median(list(found.values()))) if found else 0.0
     return {name: float(np.clip(value / middle, 1 / SPAN, SPAN)) for name, value in found.items()} if middle > 1e-20 else {}
+
+
+def streams(prepared: Prepared, coupling: Coupling) -> set[str]:
+    """Groups that residual branches are added to."""
+    sums = {index for index, known in coupling.additive.items() if len(known.positions) > 1}
+    ends = {name for branch in coupling.branches.values() for name in branch.ends}
+    inside = np.zeros(coupling.units + 1, bool)  # the last place stands for -1
+    for name in ends:
+        if any(node.index in sums for node, _ in prepared.index.readers(name)):
+            for carried in coupling.tensors.get(name, ()):
+                inside[carried.units] = True
+    return {group.name for group in coupling.groups if inside[group.units].any()}
