@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 from arms import MODELS, NAMES, TEST_IMAGES, Known, Net, head, line, quota_of, replayed, table_of
+from files import HOME, needed
 
 import sfp_onnx
-from sfp_onnx.evaluation import log_probabilities
+from sfp_onnx.evaluation.meaning import log_probabilities
 from sfp_onnx.methods.bandits.ablation import Ablations, Block, Part, Running
 
 # ---- 1. speed --------------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def speed(shared: Path) -> None:
     subjects = [(title, Net(title, shared)) for title in MODELS]
     for title, net in subjects:
         _speed(title, net.analysis, net.groups, net.blocks(32, 32))
-    mlp = sfp_onnx.inspect(shared / "zoo" / "mlp.onnx")
+    mlp = sfp_onnx.inspect(needed(shared / "zoo" / "mlp.onnx"))
     shape = mlp.prepared.feeds[next(iter(mlp.prepared.feeds))].shape[1:]
     rows = np.random.default_rng(0).standard_normal((32, *shape)).astype(np.float32)
     _speed("MLP of the zoo", mlp, list(mlp.coupling.groups), [Block({next(iter(mlp.prepared.feeds)): rows}, 32)])
@@ -240,7 +241,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["speed", "policies", "tabular", "settings"])
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=HOME)
     parser.add_argument("--tables", type=Path, help="Folder that keeps the tables of all rewards.")
     parser.add_argument("--limit", type=float, default=float("inf"), help="Seconds for `policies`; later cells stay empty.")
     options = parser.parse_args()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from arms import NAMES, head, line, replayed, table_of
+from files import packages
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
@@ -74,6 +75,7 @@ def _quality(layers: list[Any], masks: list[np.ndarray], data: tuple[np.ndarray,
 
 
 def tabular(seeds: int = 10) -> None:
+    packages("sklearn", "scipy")
     print(f"\n### 3. Tabular MLPs (64 + 32 neurons, {seeds} seeds, 5 pulls of 8 rows per arm, the same share of both layers)\n")
     rates = (0.3, 0.5, 0.7)
     names = ["leave-one-out", *NAMES, "contribution", "magnitude", "random"]

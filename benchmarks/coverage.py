@@ -37,9 +37,12 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--cut-layernorm", action="store_true")
     options = parser.parse_args()
+    paths = sorted(options.folder.glob("*.onnx"))
+    if not paths:
+        parser.error(f"{options.folder}: there are no .onnx files in it")
     print("| model | prunable channels | MACs cut | parameters cut | relative error | seconds |")
     print("|---|---|---|---|---|---|")
-    for path in sorted(options.folder.glob("*.onnx")):
+    for path in paths:
         print(f"| {' | '.join(row(path, options.ratio, options.cut_layernorm))} |", flush=True)
 
 

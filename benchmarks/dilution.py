@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from files import HOME, needed
 from ranking import CIFAR10, CIFAR100
 
 import sfp_onnx
@@ -29,7 +30,7 @@ from sfp_onnx.methods.dilution.connections import zeroed
 from sfp_onnx.methods.dilution.ends import Measured, look, losses_of
 from sfp_onnx.methods.dilution.stages import DiluteOptions, choose_masks, refitted
 from sfp_onnx.methods.sfp.probe import ProfileOptions
-from sfp_onnx.runtime import open_session
+from sfp_onnx.runtime import open_model
 
 NETWORKS = {
     "vgg": ("vgg11_cifar100.onnx", "cifar100", CIFAR100, "^/(15|18|22|25)/Conv$"),
@@ -84,8 +85,8 @@ trial("q-m-less", lambda q, m, rmu, **_: np.sqrt(q * m) * (1 - abs(rmu) / 4))
 def data_of(analysis: sfp_onnx.Analysis, name: str, root: Path, held_out: bool, fitted: int = REFIT_SAMPLES) -> list[sfp_onnx.Dataset]:
     """Data to calibrate on, to fit on and to measure on."""
     _, images, steps, _ = NETWORKS[name]
-    calibration = sfp_onnx.data_for(analysis.model, root / "data" / f"{images}_calib.npz", preprocessing=steps)
-    test = sfp_onnx.data_for(analysis.model, root / "data" / f"{images}_test.npz", preprocessing=steps)
+    calibration = sfp_onnx.data_for(analysis.model, needed(root / "data" / f"{images}_calib.npz"), preprocessing=steps)
+    test = sfp_onnx.data_for(analysis.model, needed(root / "data" / f"{images}_test.npz"), preprocessing=steps)
     assert calibration is not None and test is not None
     order = np.random.default_rng(0).permutation(calibration.samples)
     if held_out:
@@ -138,7 +139,7 @@ def afcc_rate(analysis: sfp_onnx.Analysis, seen: Measured) -> float:
 def rows(name: str, given: argparse.Namespace) -> None:
     """Measure one network and print a row per method and rate."""
     methods: list[str] = given.methods.split(",")
-    analysis = sfp_onnx.inspect(given.shared / "models" / NETWORKS[name][0])
+    analysis = sfp_onnx.inspect(needed(given.shared / "models" / NETWORKS[name][0]))
     calibration, fitting, judge = data_of(analysis, name, given.shared, given.held_out, given.images)
     start = time.process_time()
     labelled = "afcc" in given.rates or any("profiles" in find_method(method)[0].needs for method in methods)
@@ -166,7 +167,7 @@ def rows(name: str, given: argparse.Namespace) -> None:
 
 def answers(model: graph.Model, judge: sfp_onnx.Dataset) -> Array:
     """Logits of all images, in float64."""
-    session = open_session(graph.serialized(model), model.weights, model.name)
+    session = open_model(model)
     return np.concatenate([session.run(feeds)[0][:count] for feeds, count in judge.batches()]).astype(np.float64)
 
 
@@ -182,7 +183,7 @@ def main() -> None:
     """Measure and print."""
     take = argparse.ArgumentParser(description=__doc__)
     take.add_argument("networks", nargs="*", default=list(NETWORKS))
-    take.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared")
+    take.add_argument("--shared", type=Path, default=HOME)
     take.add_argument("--rates", default="0.5,0.66,0.8")
     take.add_argument("--methods", default=",".join(METHODS))
     take.add_argument("--no-refit", dest="refit", action="store_false")

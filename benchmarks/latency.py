@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from files import HOME, needed
+
 import sfp_onnx
-from sfp_onnx import graph
 from sfp_onnx.latency.measure import device, timing_feeds
 from sfp_onnx.latency.profiling import measure_device_profile
 from sfp_onnx.runtime import Setup, interleaved, open_timed, steady_clock, version
@@ -51,7 +52,7 @@ def row(path: Path) -> str:
         models.append(sfp_onnx.apply(analysis, plan).model)
         cells.append([f"{figures[key] / figures['before']:.1%}" for key in ("predicted", "actual")])
     feeds = timing_feeds(analysis, 1)
-    sessions = [open_timed(graph.serialized(own), own.weights, own.name, SETUP) for own in models]
+    sessions = [open_timed(own, SETUP) for own in models]
     times = [min(own) for own in interleaved(sessions, [feeds] * len(sessions), REPEATS, steady_clock(SETUP))]
     found = [f"{' / '.join(own[:2])} / **{other / times[0]:.1%}**" for own, other in zip(cells, times[1:], strict=True)]
     first = f"{path.stem} | {times[0] * 1e3:.3f} ms | {seconds:.1f} s, then {cached:.2f} s | {profile.error:.1%}"
@@ -60,7 +61,7 @@ def row(path: Path) -> str:
 
 def main() -> None:
     """Measure and print."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent.parent / "shared"
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else HOME
     print("# Planned and measured latency\n")
     print("`python benchmarks/latency.py`: per target, predicted by the last plan / measured by the loop / **measured again at the end**,")
     print("as shares of the original in the same interleaved run. One thread, batch 1, minimum of at least 50 (loop) and 400 (end).")
@@ -72,7 +73,7 @@ def main() -> None:
     print(f"| model | original | profile: first, cached | error of predictions | {heads} | planning |")
     print("|---|---|---|---|---|---|---|---|")
     for name in MODELS:
-        print(row(root / f"{name}.onnx"), flush=True)
+        print(row(needed(root / f"{name}.onnx")), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from files import HOME, needed
+
 import sfp_onnx
 from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.cut import cut
@@ -22,7 +24,7 @@ from sfp_onnx.scores.scoring import SCORES
 CIFAR10 = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
 CIFAR100 = sfp_onnx.Preprocessing(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), scale=255, layout="nhwc")
 RATIO = 0.3
-SHARED = Path(__file__).parent.parent.parent / "shared"
+SHARED = HOME
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Case:
     preprocessing: sfp_onnx.Preprocessing
 
     def analysis(self, root: Path) -> sfp_onnx.Analysis:
-        return sfp_onnx.inspect(root / "models" / self.file)
+        return sfp_onnx.inspect(needed(root / "models" / self.file))
 
     def images(self, root: Path, part: str, samples: int | None = None) -> sfp_onnx.Dataset:
         """``part`` is "calib" or "test"."""
-        path, model = root / "data" / f"{self.data}_{part}.npz", self.analysis(root).model
-        found = sfp_onnx.data_for(model, path, preprocessing=self.preprocessing, samples=samples)
-        assert found is not None
-        return found
+        path, model = needed(root / "data" / f"{self.data}_{part}.npz"), self.analysis(root).model
+        images = sfp_onnx.data_for(model, path, preprocessing=self.preprocessing, samples=samples)
+        assert images is not None
+        return images
 
 
 RESNET56 = Case("ResNet-56", "resnet56_cifar10_bn.onnx", r"layer\d/layer\d\.\d/conv1", "cifar10", CIFAR10)

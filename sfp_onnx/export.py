@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,11 @@ from .data.dataset import Dataset
 from .evaluation import tally
 from .evaluation.meaning import read
 from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, with_node_names
-from .graph.load import load
-from .graph.opset import raised
+from .graph.load import load, raised
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
+from .latency.timing import AS_DEFAULT, Latency
 from .rules.scales import on_integers
-from .runtime import Batches, Session, latencies, open_model, open_ort, quantize, save_ort
+from .runtime import Batches, Session, open_model, open_ort, open_timed, quantize, save_ort
 
 Feeding = Callable[[], Iterable[Mapping[str, Array]]]
 """Gives batches of inputs, from the first one on each time."""
@@ -75,7 +74,7 @@ def halved(model: Model) -> tuple[Model, Model, str]:
         OptionError: no weight can be stored so.
     """
     small, rounded, left = half_weights(model)
-    if len(small.weights) == len(left) or small.proto == model.proto:
+    if small.proto == model.proto:
         raise OptionError("--fp16: the model has no float32 weights of more than 1 KiB that float16 can hold")
     words = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
     return small, rounded, f"fp16: weights are stored as float16 and computed with as float32{words}"
@@ -125,8 +124,8 @@ def _quantizes(model: Model, ready: Model, batches: Feeding | None, facts: Mappi
 
 
 def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mapping[str, Any]) -> Model:
-    with TemporaryDirectory(dir=system.folder()) as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with system.temporary("another form of the model") as folder:
+        source, target = folder / "float.onnx", folder / "int8.onnx"
         save(replace(ready, source=None, files=()), source)
         quantize(source, target, None if batches is None else batches(), model.name, **facts)
         try:
@@ -134,7 +133,7 @@ def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mappi
         except ModelError as error:
             raise ModelError(str(error).replace(str(target), f"{model.name}, as onnxruntime quantised it")) from error
         weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
-    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True)
+    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True, libraries=model.libraries)
     open_model(converted)  # the quantiser writes models that onnxruntime cannot run, too
     return converted
 
@@ -187,9 +186,9 @@ def ort_file(model: Model) -> OrtFile:
         ModelError: over 2 GB, or onnxruntime cannot convert it.
     """
     proto = to_proto(model)
-    with TemporaryDirectory(dir=system.folder()) as folder:
-        path = Path(folder) / "model.ort"
-        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name)
+    with system.temporary("the .ort file") as folder:
+        path = folder / "model.ort"
+        operators = save_ort(proto.SerializeToString(deterministic=True), path, model.name, model.libraries)
         return OrtFile(path.read_bytes(), operators)
 
 
@@ -204,7 +203,6 @@ def packaged(model: Model, options: OutputOptions, batches: Feeding | None) -> M
 
 CALIBRATED = 512  # samples that ranges are taken from
 SHOWN = 5  # names in a sentence
-REPEATS = 30
 TOLERANCES = {"fp16": 1e-2, "ort": 1e-2}  # largest relative error (root mean square) to what the step started from
 
 
@@ -221,6 +219,7 @@ class Step:
     relative_error: float | None
     latency_ms: float
     latency_ratio: float
+    timing: str = ""
 
 
 @dataclass(frozen=True)
@@ -235,9 +234,9 @@ class Packaged:
 
 def package(
     analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None, judge: Dataset | None = None,
-    how: MeasureOptions = MeasureOptions(),
+    how: MeasureOptions = MeasureOptions(), latency: Latency = AS_DEFAULT,
 ) -> Packaged:  # fmt: skip
-    """Make the wanted forms of a pruned model and measure them.
+    """Make the wanted forms of a pruned model and measure them, timed as ``latency`` says.
 
     Args:
         data: calibration data, for the ranges of static quantisation (without them it is dynamic).
@@ -269,11 +268,12 @@ def package(
     if ort and options.fp16 and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
     sizes = {name: file_bytes(model) for name, model in models.items()}
-    sessions = {name: open_model(model) for name, model in models.items()}
+    sessions = [open_timed(model, latency.setup) for model in models.values()]
     if ort:
-        sizes["ort"], sessions["ort"] = len(ort.data), open_ort(ort.data, "the .ort file")
+        sizes["ort"] = len(ort.data)
+        sessions.append(open_ort(ort.data, "the .ort file", latency.setup))
     used = judge or data
-    steps = _measured(analysis, sizes, list(sessions.values()), used, how)
+    steps = _measured(analysis, sizes, sessions, used, how, latency)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, ort, steps, tuple(notes))
@@ -281,11 +281,11 @@ def package(
 
 def _ranged(data: Dataset) -> Iterator[Mapping[str, Array]]:
     """What ranges of activations are taken from."""
-    return (feeds for feeds, _ in islice(data.batches(), max(1, -(-CALIBRATED // data.batch))))
+    return (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
 
 
 def _measured(
-    analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None, how: MeasureOptions
+    analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None, how: MeasureOptions, latency: Latency
 ) -> tuple[Step, ...]:
     """Every form, of the named bytes, against the pruned model (the second) and against the one that it was made of (the one before).
 
@@ -296,7 +296,7 @@ def _measured(
     labels, names = data.labels if data else None, [port.name for port in outputs(analysis.model)]
     numbers = range(len(sessions))
     pairs = [*((number, 1) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]
-    answers, first = tally(sessions, names, batches, labels, pairs, lambda batch: read(analysis.model, batch, labels, how))
+    answers, _ = tally(sessions, names, batches, labels, pairs, lambda batch: read(analysis.model, batch, labels, how))
     for name, sums in [*zip(sizes, answers[len(sizes) :], strict=True)][2:]:
         error, allowed = sums.relative_error, TOLERANCES.get(name, float("inf"))
         if error is not None and not (np.isfinite(error) and error <= allowed):
@@ -304,10 +304,9 @@ def _measured(
             raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")
         if sums.lost:
             raise VerificationError(f"step '{name}': {sums.lost} of the float model. Nothing was written. Leave this step out.")
-    times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
-    steps = []
+    steps, times = [], latency.of_sessions(sessions, analysis)
     for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):
         shares = sums.shares
-        figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
+        figures = (shares["top1"], shares["agreement"], sums.relative_error, time["latency_min_ms"], time["latency_ratio"], time["timing"])
         steps.append(Step(name, size, sums.samples, *figures))
     return tuple(steps)

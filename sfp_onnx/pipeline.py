@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 
 from . import graph, planning
+from .core import options as records
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
-from .core.options import (
-    Checked,
-    DataOptions,
-    InspectOptions,
-    MeasureOptions,
-    OutputOptions,
-    PlanOptions,
-    RepairOptions,
-    ScoreOptions,
-    expect,
-)
-from .core.system import log
+from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
+from .core.system import command_line, log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, params_of
@@ -39,18 +30,21 @@ from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop, reading_of, unknown_meaning
 from .evaluation.meaning import TASKS, Reading
 from .export import package, refuse, written_by
+from .graph.edit import without_projections
 from .graph.load import ModelSource, load
 from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
+from .latency.timing import AS_DEFAULT, Latency
 from .planning import figures, max_drop, parse_target, search, widths
-from .planning.form import form_for
 from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
 from .report.text import plan_text, points_text
-from .runtime import Setup
+from .report.verdict import card
+from .rules.foreign import sentences
+from .runtime import Setup, threaded
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -103,9 +97,9 @@ class Sources:
 
     def __post_init__(self) -> None:
         """Refuse options that are none."""
-        expect(DataOptions, data_options=self.data_options)
-        expect(InspectOptions, inspect_options=self.inspect_options)
-        expect(MeasureOptions, measure_options=self.measures)
+        records.expect(DataOptions, data_options=self.data_options)
+        records.expect(InspectOptions, inspect_options=self.inspect_options)
+        records.expect(MeasureOptions, measure_options=self.measures)
 
     def paths(self) -> list[Path]:
         """All files that are named."""
@@ -118,7 +112,7 @@ class Sources:
         Raises:
             ModelError, DataError, OptionError: they cannot be read. OutputError: an output cannot be written.
         """
-        model = source.model if isinstance(source, Analysis) else load(source)
+        model = source.model if isinstance(source, Analysis) else load(source, self.inspect_options.custom_ops)
         paths = [*model.paths, *self.paths()]
         for number, output in enumerate(outputs):
             if output is not None:
@@ -135,12 +129,11 @@ class Sources:
         only_beside = self.data is None and (test is not None or judge is not None)
         data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options, self.measures)
         traced = self.inspect_options
-        analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, traced.cut_layernorm)
+        how = traced.input_shapes, data, traced.cut_layernorm, traced.expand_outputs
+        analysis = source if isinstance(source, Analysis) else inspect(model, *how)
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures)
-        for note in () if reading is None else reading.notes:
-            log.debug(note)
         return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading)
 
 
@@ -161,7 +154,7 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
 
 def _check(options: PlanOptions) -> None:
     """Refuse options that contradict each other or cannot be read, before any work."""
-    expect(PlanOptions, options=options)
+    records.expect(PlanOptions, options=options)
     if (options.ratio is None) == (not options.targets and options.max_drop is None):
         raise OptionError("give either --ratio or --target (or --max-drop), for example --ratio 0.5 or --target macs=50%")
     if options.max_drop is not None:
@@ -178,6 +171,7 @@ def _measures(options: PlanOptions, given: MeasureOptions) -> MeasureOptions:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def plan(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
@@ -199,6 +193,7 @@ def plan(
     if measures.metric is not None and options.max_drop is None:
         raise OptionError("--metric needs --max-drop")
     inputs = sources.open(source, [output])
+    tell(inputs.reading, options.max_drop is not None)
     ready, made = _planned(inputs, options, scoring, progress)
     made = _built(ready, made)
     if output is not None:
@@ -207,7 +202,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Scoring(Checked):
+class Scoring(records.Checked):
     """How channels are scored for a plan, and the repair that will follow; None: the defaults."""
 
     name: str | None = None
@@ -240,7 +235,6 @@ def _planned(
         made = search.plan_for(ready, options, progress)
     else:
         judge, scored_with = _judge(inputs, options, scoring)
-        _tell(judge.reading)
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress, output)
         if judge.apart:
             ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judge.data)})
@@ -250,6 +244,12 @@ def _planned(
     for note in made.notes:
         (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
     return ready, made
+
+
+def tell(reading: Reading | None, measured: bool = True) -> None:
+    """Say what the outputs are taken for, if they are measured."""
+    for note in reading.notes if reading is not None and measured else ():
+        log.info(note)
 
 
 def _judge(inputs: Inputs, options: PlanOptions, scoring: Scoring) -> tuple[max_drop.Judge, Dataset | None]:
@@ -269,7 +269,7 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
     Raises:
         as `package`; TargetError: it loses more than ``max_drop``.
     """
-    made = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told)
+    made = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told, Latency.of(vars(options)))
     notes = (*result.notes, *made.notes)
     if options.max_drop is not None and made.model is not result.model:
         judge = _judge(inputs, options, scoring)[0]
@@ -279,11 +279,6 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
             advice = "Nothing was written. Package less, or loosen it."
             raise TargetError(f"--max-drop cannot be held by the packaged model: {notes[-1]}. {advice}")
     return replace(result, model=made.model, notes=notes, packaged=made)
-
-
-def _tell(reading: Reading) -> None:
-    for note in reading.notes:
-        log.info(note)
 
 
 def candidates(
@@ -298,6 +293,8 @@ def candidates(
     coupling = analysis.coupling
     if not coupling.groups:
         raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
+    for text in sentences(coupling.unruled):
+        log.info(f"Note: {text}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
@@ -306,6 +303,7 @@ def candidates(
     score_options = scoring.options or ScoreOptions()
     scores = scored(analysis, name, data, score_options, progress, options, groups)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
+    recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if analysis.traced:
         recorded["traced"] = analysis.traced
@@ -318,7 +316,7 @@ def candidates(
         recorded["measures"] = asdict(inputs.told)
         more = {"finetune": repair.finetune} if repair is not None and repair.finetune else {}
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed, **more}
-    built = (data, repair, scores.brief, inputs.told, form_for(analysis, repair, output, data is not None))
+    built = (data, repair, scores.brief, inputs.told, search.form_for(analysis, repair, output, data is not None))
     return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, *built)
 
 
@@ -369,9 +367,12 @@ def apply(
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
-    made_on = InspectOptions(planning.sample_shapes(plan), bool(plan.options.get("cut_layernorm")))
+    layernorm, outputs = (bool(plan.options.get(name)) for name in ("cut_layernorm", "expand_outputs"))
+    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=layernorm, expand_outputs=outputs)
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
-    result = _counted(_applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress), inputs, output, False)
+    mend = _as_planned(plan, repair, inputs.data)
+    tell(inputs.reading, mend is not None)
+    result = _counted(_applied(inputs, plan, verify, mend, progress), inputs, output, False)
     return _written(result, inputs, output)
 
 
@@ -420,13 +421,14 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+    pruned = without_projections(pruned, analysis.projected) if analysis.projected and removed.any() else pruned
     graph.check(pruned)
     verification = None
     if verify:
         with progress("verifying", 1) as advance:
             verification = _verify(analysis, pruned, removed, data)
             advance(1)
-    notes = _notes(analysis.coupling, removed)
+    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed))
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options)
@@ -438,7 +440,9 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
         known = plan.options.get("measures") or {}
         how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
-        mended = finished(analysis, repaired(analysis, pruned, removed, data, repair, progress, how), listed, data, repair)
+        better = plan.options.get("max_drop") is not None  # the model that was judged is the one that is made
+        done = repaired(analysis, pruned, removed, data, repair, progress, how, better)
+        mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
@@ -483,9 +487,8 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
-        size = analysis.samples
-        batch = next(({name: array[:size] for name, array in rows.items()} for rows, count in data.batches() if count >= size), None)
-        if batch is not None and {name: array.shape for name, array in batch.items()} == {k: v.shape for k, v in feeds.items()}:
+        batch = next(data.part(np.arange(min(analysis.samples, data.samples))).batches())[0]
+        if {name: array.shape for name, array in batch.items()} == {name: array.shape for name, array in feeds.items()}:
             inputs["calibration"] = batch
     trace, zero_points = analysis.prepared.trace, analysis.coupling.zero_points
     every, fixed = (cuts(analysis.coupling, trace, removed, dynamic) for dynamic in (True, False))
@@ -495,9 +498,11 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
         runs_at(analysis.model, pruned, variant, shapes=not maskable_there)
         if maskable_there:
             inputs["other sizes"] = variant
-    types = analysis.prepared.types
+    types, base = analysis.prepared.types, analysis.prepared.base or analysis.model
     try:
-        return compare(analysis.model, pruned, types, maskable(types, every, zero_points), inputs)
+        if base is not analysis.model:
+            compare(analysis.model, base, types, [], inputs)
+        return compare(base, pruned, types, maskable(types, every, zero_points), inputs)
     except VerificationError as error:
         training = training_mode(analysis.model)
         if not training:
@@ -508,6 +513,7 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
 # ---- prune -----------------------------------------------------------------------------------------------------------
 
 
+@threaded
 def prune(
     source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
     score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
@@ -533,7 +539,7 @@ def prune(
         OptionError, ModelError, DataError, OutputError: bad options, input or output.
     """
     _check(options)
-    expect(OutputOptions, output=output)
+    records.expect(OutputOptions, output=output)
     scoring = Scoring(score_name, score_options, repair)
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
@@ -542,7 +548,8 @@ def prune(
     if measures.metric is not None and options.max_drop is None and test_data is None:
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
-    inputs = sources.open(source, [output.path, output.manifest, output.report, *written_by(output)])
+    inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
+    tell(inputs.reading)
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
@@ -564,8 +571,7 @@ def _page(result: Pruned, ready: search.Candidates | None, inputs: Inputs, optio
     """The report of a run; without scores where the plan is that of a manifest."""
     analysis = inputs.analysis
     known = ready or search.Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
-    setup = Setup(options.threads, options.provider)
-    return pages.prune_page(result, known, inputs.data, inputs.test_data, setup, options.batch, progress)
+    return pages.prune_page(result, known, inputs.data, inputs.test_data, Latency.of(vars(options)), progress)
 
 
 def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: Progress) -> Pruned:
@@ -573,9 +579,7 @@ def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: P
     data = inputs.test_data
     if data is None:
         return result
-    reading = inputs.read(data)
-    _tell(reading)
-    first, last = measure([result.original, result.model], data, progress=progress, how=reading)
+    first, last = measure([result.original, result.model], data, Latency.of(result.plan.options), progress, inputs.read(data))
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)
@@ -595,6 +599,8 @@ def _written(result: Pruned, inputs: Inputs, output: OutputOptions, page: Page |
             result.packaged.ort.save(Path(output.save_ort), read)
         if page is not None:
             write_text(Path(output.report), render(page), read)
+        if output.card is not None:
+            write_text(Path(output.card), card(result, command_line.get()), read)
     return result
 
 
@@ -613,6 +619,7 @@ class Sweep(Shown):
         return f"{len(self.points) - 1} targets\n{points_text(self.points)}"
 
 
+@threaded
 def sweep(
     source: ModelSource | Analysis, sweeps: Sequence[str], options: PlanOptions = PlanOptions(), score_name: str | None = None,
     data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
@@ -639,6 +646,7 @@ def sweep(
         _make(Path(folder))
     sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile], measure_options)
     inputs = sources.open(source, [output, report])
+    tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
     if inputs.test_data is None and inputs.data is not None:
         scored_with, judge = max_drop.held_out(inputs.data, seed)
@@ -697,19 +705,23 @@ class Measured:
 
 def evaluate(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
-    data_options: DataOptions = DataOptions(), measure_options: MeasureOptions = MeasureOptions(),
+    data_options: DataOptions = DataOptions(), measure_options: MeasureOptions = MeasureOptions(), batch: int = 1, provider: str = "cpu",
 ) -> list[Evaluation]:  # fmt: skip
     """Measure models on the same data; the first is the reference.
 
+    Args:
+        latency: time the models, with so many ``threads`` (0: all cores), on ``batch`` samples, with a ``provider`` of onnxruntime.
+
     Raises:
-        ModelError, DataError: a model or the data cannot be used, labels out of range.
+        ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: unknown provider or batch size.
     """
-    found = compared(models, data, latency, threads, progress, data_options=data_options, measure_options=measure_options)
-    return list(found.evaluations)
+    timing = Latency(Setup(threads, provider), batch) if latency else None
+    return list(compared(models, data, timing, progress, data_options=data_options, measure_options=measure_options).evaluations)
 
 
+@threaded
 def compared(
-    models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
+    models: Sequence[ModelSource], data: DataSource, latency: Latency | None = AS_DEFAULT, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
     measure_options: MeasureOptions = MeasureOptions(),
 ) -> Measured:  # fmt: skip
@@ -731,18 +743,21 @@ def compared(
         log.warning(text)
     used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
-    reading = reading_of(loaded[0], used, measure_options)
-    _tell(reading)
+    reading, analysis = reading_of(loaded[0], used, measure_options), inspect(loaded[0], data=used)
+    tell(reading)
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
-    results = measure(loaded, used, latency, threads, progress, reading)
+    results = measure(loaded, used, latency, progress, reading, analysis)
     if report is not None:
-        analyses = [inspect(model, data=used) for model in loaded]
-        timed = layer_times(analyses[0], loaded[-1], Setup(threads), progress=progress) if latency and len(loaded) > 1 else None
+        analyses = [analysis, *(inspect(model, data=used) for model in loaded[1:])]
+        timed = layer_times(analysis, loaded[-1], latency.setup, latency.batch, progress) if latency and len(loaded) > 1 else None
         write_text(Path(report), render(pages.evaluate_page(analyses, results, used, timed, measure_options)), paths)
-    return Measured(tuple(results), tuple(checks.verdicts(results, used)))
+    batch = latency.batch if latency else 1
+    more = {"memory": [figures.peak(model, analysis, batch) for model in (loaded[0], loaded[-1])]} if checks.asks("memory") else {}
+    return Measured(tuple(results), tuple(checks.verdicts(results, used, more)))
 
 
+@threaded
 def device_profile(
     source: ModelSource | Analysis, options: PlanOptions = PlanOptions(), progress: Progress = silent, *,
     inspect_options: InspectOptions = InspectOptions(), fresh: bool = False, output: Path | None = None,

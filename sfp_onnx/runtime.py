@@ -11,20 +11,22 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
+from functools import cache, wraps
+from inspect import signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from . import graph
 from .core.errors import ModelError, OptionError, SfpError
-from .core.system import folder
+from .core.system import folder, is_full, no_room, numpy_threads, temporary
 from .core.types import Array
+from .graph import extract
 from .graph.save import PROTOBUF_LIMIT, full_size, save
 
 Feeds = Mapping[str, Array]
@@ -48,6 +50,13 @@ class Setup:
 
     threads: int = 0
     provider: str = PROVIDERS[0]
+
+    def words(self, batch: int) -> str:
+        """For people: ``batch 1, 2 threads``."""
+        count = _threads(self.threads)
+        threads = "all threads" if not count else "1 thread" if count == 1 else f"{count} threads"
+        name = full_provider(self.provider)
+        return f"batch {batch}, {threads}{'' if name in PROVIDERS else ', ' + name}"
 
 
 @dataclass(frozen=True)
@@ -99,27 +108,92 @@ def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: i
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy's threads take turns with onnxruntime's
     if optimize is Optimize.NONE:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return _open(model, options, PROVIDERS)
+    try:
+        return _open(model, options, PROVIDERS)
+    except ModelError:
+        if optimize is not Optimize.ALL:
+            raise
+    return open_model(model, Optimize.BASIC, threads)  # some of its rewrites fail on what it runs without them
+
+
+_THREADS: ContextVar[int] = ContextVar("sfp_onnx.threads", default=0)
+"""Threads of every session that is not told otherwise; 0: all cores."""
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Keep to so many threads inside, onnxruntime and numpy (0: as before)."""
+    before = _THREADS.set(count or _THREADS.get())
+    try:
+        with numpy_threads(count) if count else nullcontext():
+            yield
+    finally:
+        _THREADS.reset(before)
+
+
+Stage = TypeVar("Stage", bound=Callable[..., Any])
+
+
+def threaded(stage: Stage) -> Stage:
+    """A stage that keeps, as a whole, to the ``threads`` of its options or arguments."""
+    names = signature(stage)
+
+    @wraps(stage)
+    def kept(*arguments: Any, **named: Any) -> Any:
+        given = names.bind_partial(*arguments, **named).arguments
+        records = (getattr(given.get(name), "threads", 0) for name in ("options", "latency"))
+        with using_threads(given.get("threads") or next(filter(None, records), 0)):
+            return stage(*arguments, **named)
+
+    return cast(Stage, kept)
+
+
+def _threads(threads: int) -> int:
+    """All cores for 0, where the system tells how many this program may use."""
+    threads = threads or _THREADS.get()
+    return threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
 
 
 def _options(threads: int) -> Any:
     options = _ort().SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    options.intra_op_num_threads = _threads(threads)
     options.inter_op_num_threads = 1
     return options
 
 
 def _open(model: graph.Model, options: Any, providers: Sequence[str]) -> Session:
+    model = graph.seeded(model)
+    for library in model.libraries:
+        _register(options, library)
     weights = graph.handed_over(model)
     if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
-        with TemporaryDirectory(dir=folder(), ignore_cleanup_errors=True) as place:
-            path = save(replace(model, source=None, files=()), Path(place) / "model.onnx", external=True)
+        with temporary("the model's weights") as place:
+            path = save(replace(model, source=None, files=()), place / "model.onnx", external=True)
             return _loaded(str(path), model.name, options, providers)
     if weights:
         values = [_ort().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
     return _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
+
+
+def _register(options: Any, library: str) -> None:
+    try:
+        options.register_custom_ops_library(library)
+    except Exception as error:  # onnxruntime's exception classes share no base but Exception
+        expected = "Expected a shared library that exports RegisterCustomOps, built for this onnxruntime"
+        raise OptionError(f"--custom-ops {library}: onnxruntime cannot load it: {_words(error)}. {expected} ({version()}).") from error
+
+
+def tensor_types(model: graph.Model) -> dict[str, Any]:
+    """Dtype of every tensor (None for sequences, maps and optionals). onnxruntime is asked where onnx's inference does not know."""
+    types = graph.tensor_types(model)
+    unknown = [name for node in graph.nodes(model) for name in node.outputs if name and name not in types]
+    if unknown:
+        with suppress(ModelError):  # who runs the model says so
+            session = open_model(extract.segment(model, [], dict.fromkeys(unknown)), Optimize.NONE)
+            types |= {item.name: graph.dtype_called(item.type) for item in session.handle.get_outputs()}
+    return types
 
 
 def _loaded(source: str | bytes, name: str, options: Any, providers: Sequence[str] = PROVIDERS) -> Session:
@@ -129,13 +203,13 @@ def _loaded(source: str | bytes, name: str, options: Any, providers: Sequence[st
         raise ModelError(f"{name}: onnxruntime cannot load the model: {_words(error)}") from error
 
 
-def open_ort(data: bytes, name: str) -> Session:
+def open_ort(data: bytes, name: str, setup: Setup = Setup()) -> Session:
     """A session on a model in onnxruntime's own format.
 
     Raises:
         ModelError: onnxruntime cannot load it.
     """
-    return _loaded(data, name, _options(0))
+    return _loaded(data, name, _options(setup.threads))
 
 
 def full_provider(name: str) -> str:
@@ -174,19 +248,16 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
     path = Path(session.handle.end_profiling())
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise no_room("onnxruntime's recording of kernels", error) from error
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
     times: dict[str, list[float]] = {}
     ending = "_kernel_time"
     for event in recorded:
         if event.get("cat") == "Node" and event["name"].endswith(ending):
             times.setdefault(event["name"].removesuffix(ending), []).append(event["dur"] * 1e-6)
     return times
-
-
-def latencies(sessions: Sequence[Session], feeds: Feeds, repeats: int) -> list[list[float]]:
-    """Seconds of ``repeats`` runs of each session, interleaved so that all see the same state of the machine."""
-    return interleaved(sessions, [feeds] * len(sessions), repeats)
 
 
 def steady_clock(setup: Setup) -> Clock:
@@ -197,7 +268,8 @@ def steady_clock(setup: Setup) -> Clock:
 
 
 def interleaved(sessions: Sequence[Session], feeds: Sequence[Feeds], repeats: int, clock: Clock = time.perf_counter) -> list[list[float]]:
-    """As `latencies`, with inputs of its own for each session; every session is run once before.
+    """Seconds of ``repeats`` runs of each session on inputs of its own, interleaved so that all see the same state of the machine; every
+    session is run once before.
 
     Sessions take turns of `BURST` runs, not of one: a model that has just run finds its weights in the caches, as in an application.
     """
@@ -241,6 +313,8 @@ def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] 
     except SfpError:
         raise
     except Exception as error:  # the tool raises whatever it meets
+        if is_full(error):
+            raise no_room("the quantised model", error) from error
         raise ModelError(f"{name}: onnxruntime's quantiser cannot handle the model: {type(error).__name__}: {_words(error)}") from error
 
 
@@ -283,7 +357,7 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
-def save_ort(serialized: bytes, path: Path, name: str) -> str:
+def save_ort(serialized: bytes, path: Path, name: str, libraries: Sequence[str] = ()) -> str:
     """Write a model in onnxruntime's format. Returns its required operators and types, as reduced builds of onnxruntime take them.
 
     Raises:
@@ -293,6 +367,8 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
     options.graph_optimization_level = _ort().GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # layouts would tie it to this processor
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", "ORT")
+    for library in libraries:
+        _register(options, library)
     _loaded(serialized, name, options)
     listed = path.with_suffix(".config")
     try:
@@ -308,24 +384,39 @@ def save_ort(serialized: bytes, path: Path, name: str) -> str:
 
 # ---- run models over batches -----------------------------------------------------------------------------------------
 
+
+class Batch(tuple[Feeds, int]):
+    """Inputs for one run, and how many samples they hold; ``padding`` rows to a fixed batch are behind those."""
+
+    padding: int = 0
+
+    @classmethod
+    def padded(cls, feeds: Feeds, count: int, padding: int) -> Batch:
+        """A batch with rows of padding."""
+        batch = cls((feeds, count))
+        batch.padding = padding
+        return batch
+
+
 Batches = Iterable[tuple[Feeds, int]]
-"""Inputs, and how many samples they hold; rows behind those are padding to a fixed batch."""
+"""Inputs, and how many samples they hold: pairs, and those with padding as `Batch`."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One batch: its inputs, what a model gave by name of the tensor, and its ``count`` samples, of which ``first`` is the number
-    of the first."""
+    """One batch: its inputs, what a model gave by name of the tensor, its ``count`` samples, of which ``first`` is the number
+    of the first, and the rows of ``padding`` behind them."""
 
     feeds: Feeds
     values: Mapping[str, Array]
     first: int
     count: int
+    padding: int = 0
 
     @property
     def rows(self) -> int:
-        """Rows of the inputs, padding among them."""
-        return len(next(iter(self.feeds.values())))
+        """Samples and padding."""
+        return self.count + self.padding
 
     @property
     def outputs(self) -> list[Array]:
@@ -334,7 +425,8 @@ class Observed:
 
     def samples(self, name: str) -> Array:
         """A value without the rows that are padding."""
-        return self.values[name][: self.count]
+        value = self.values[name]
+        return value[: self.count] if self.padding and np.ndim(value) and len(value) == self.rows else value
 
     def own(self, labels: Array | None) -> Array | None:
         """Of labels of all samples those of this batch."""
@@ -358,9 +450,10 @@ def side_by_side(sessions: Sequence[Session], batches: Batches, outputs: Sequenc
         ModelError: onnxruntime cannot run one of them.
     """
     first = 0
-    for feeds, count in batches:
+    for batch in batches:
+        (feeds, count), padding = batch, getattr(batch, "padding", 0)
         results = (session.run(feeds, outputs) for session in sessions)
-        yield [Observed(feeds, dict(zip(outputs, values, strict=True)), first, count) for values in results]
+        yield [Observed(feeds, dict(zip(outputs, values, strict=True)), first, count, padding) for values in results]
         first += count
 
 

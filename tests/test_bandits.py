@@ -227,7 +227,8 @@ def test_an_ablation_equals_the_truly_cut_model(batch: int | str) -> None:
     analysis = sfp_onnx.inspect(classifier(batch=batch))
     x = images(4)
     padded = x if batch != 8 else np.concatenate([x, x[-1:].repeat(4, 0)])
-    engine = Ablations(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), [Block({"x": padded}, 4)])
+    blocks = [Block({"x": padded}, 4, padding=len(padded) - 4)]
+    engine = Ablations(analysis.prepared, analysis.coupling, list(analysis.coupling.groups), blocks)
     assert len(engine.units) == 20 and all(section.tiled for section in engine.sections)
     assert engine.width(0) == {"N": 256, 4: 1, 8: 2}[batch]
     for run in engine.runs(np.arange(20)):

@@ -119,7 +119,7 @@ def test_labels_of_their_own(form: str, save: Callable[..., Path]) -> None:
         ({"x": images(), "labels": labels_of(9)}, ["9 labels", "10 samples"]),
         ({"x": images(), "labels": np.asarray(3)}, ["labels"]),
         ({"x": images(), "labels": np.full(10, "a")}, ["numbers for each sample", "<U1"]),
-        ({"x": np.asarray(1.0)}, ["no samples"]),
+        ({"x": np.asarray(1.0)}, ["'x'", "['N', 3, 8, 8]", "have []"]),
         ({"x": images(0)}, ["no samples"]),
         ({"x": images()[:, :2]}, ["'x'", "['N', 3, 8, 8]", "[10, 2, 8, 8]"]),
         ({"x": images()[:, 0]}, ["'x'", "[10, 8, 8]"]),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from conftest import external, invoke, run_model, sizes
+from conftest import classifier, external, invoke, run_model, sizes
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
@@ -186,6 +189,49 @@ def test_types_that_numpy_does_not_know(kind: str, outside: bool, tmp_path: Path
     assert np.isfinite(run_model(result, {"x": normal(3, 16)})[0]).all()
 
 
+# ---- weights that are stored in fewer bits than they are read with ---------------------------------------------------
+
+
+def stored(kind: int, turned: bool, outside: int = 96) -> onnx.ModelProto:
+    """MatMul -> Relu -> MatMul, of weights that are cast, or cast and transposed."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    nodes, arrays = [], {}
+    for name, shape in (("u", (16, outside)), ("v", (outside, 16))):
+        arrays[f"{name}16"] = numpy_helper.from_array(normal(*(shape[::-1] if turned else shape)).astype(dtype), f"{name}16")
+        nodes.append(helper.make_node("Cast", [f"{name}16"], [f"{name}c" if turned else name], to=TensorProto.FLOAT))
+        if turned:
+            nodes.append(helper.make_node("Transpose", [f"{name}c"], [name], perm=[1, 0]))
+    return model([
+        *nodes, helper.make_node("MatMul", ["x", "u"], ["a"], "one"), helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "v"], ["h"], "two"),
+    ], arrays)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("turned", [False, True], ids=["cast", "cast and transposed"])
+@pytest.mark.parametrize("width", [24, 96])
+def test_sixteen_bits_stay(kind: int, turned: bool, width: int, tmp_path: Path) -> None:
+    original = stored(kind, turned, width)
+    options = sfp_onnx.PlanOptions(ratio=0.25, align="none", only="one")
+    result = sfp_onnx.prune(original, options, data={"x": normal(200, 16)}, repair=sfp_onnx.RepairOptions(force=True))
+    assert result.repaired is not None
+    assert {fit.layer: fit.kind for fit in result.repaired.fits}["two"] == "weights"
+    path = result.save(tmp_path / "out.onnx")
+    assert path.stat().st_size < original.ByteSize()
+    held = [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type == kind]
+    assert sorted(tuple(tensor.dims) for tensor in held) == sorted([(16, width * 3 // 4), (width * 3 // 4, 16)])
+
+
+def test_our_own_half_weights_stay_half(tmp_path: Path) -> None:
+    small = tmp_path / "half.onnx"
+    front = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("MatMul", ["p", "v"], ["h"])]
+    first = model(front, CONSTANTS)  # half of it is so small that it stays in the protobuf
+    sfp_onnx.prune(first, sfp_onnx.PlanOptions(ratio=0.1), output=sfp_onnx.OutputOptions(path=small, half=True))
+    again = pruned(small)
+    assert again.ByteSize() < small.stat().st_size
+    assert TensorProto.FLOAT16 in {tensor.data_type for tensor in again.graph.initializer}
+
+
 # ---- one name, one size ----------------------------------------------------------------------------------------------
 
 
@@ -219,13 +265,211 @@ def test_names_that_stand_for_different_things_are_let_go() -> None:
     assert prepare(load(made)).feeds["x"].shape == (2, 16)
 
 
+# ---- control flow that constants and declared shapes decide ----------------------------------------------------------
+
+
+def choice(condition: list[onnx.NodeProto], number: int, source: str, target: str) -> list[onnx.NodeProto]:
+    """Relu(source @ w) of an inner weight, or source @ v - 1; names inside are the same in every choice."""
+    inner = numpy_helper.from_array(normal(16, 16), "inside")
+    then = body([helper.make_node("MatMul", [source, "inside"], ["m"]), helper.make_node("Relu", ["m"], ["o"])], [], ["o"])
+    then.initializer.append(inner)
+    one = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(1)))
+    other = body([helper.make_node("MatMul", [source, "u"], ["m"]), one, helper.make_node("Sub", ["m", "k"], ["o"])], [], ["o"])
+    return [*condition, helper.make_node("If", [f"c{number}"], [target], f"if{number}", then_branch=then, else_branch=other)]
+
+
+def size_is(axis: int, size: int, number: int, source: str = "x") -> list[onnx.NodeProto]:
+    """c = whether the size of an axis is this."""
+    return [
+        helper.make_node("Shape", [source], [f"s{number}"]), helper.make_node("Gather", [f"s{number}", f"at{axis}"], [f"d{number}"]),
+        helper.make_node("Equal", [f"d{number}", f"size{size}"], [f"c{number}"]),
+    ]  # fmt: skip
+
+
+SIZES = {"at0": np.int64(0), "at1": np.int64(1), "size16": np.int64(16), "size1": np.int64(1), "u": normal(16, 16)}
+
+
+def test_branches_that_constants_and_declared_shapes_choose() -> None:
+    first, second = choice(size_is(1, 16, 1), 1, "x", "t"), choice([], 2, "t", "h")
+    original = model([*first, *second], {**SIZES, "c2": np.bool_(False)})
+    result = pruned(original)
+    assert "If" not in {item.op_type for item in result.graph.node}
+    assert sizes(result)["u"][0] == 8 and sizes(result)["if1/inside"] == (16, 8)
+    analysis = sfp_onnx.inspect(original)
+    whole = sfp_onnx.graph.save.to_proto(analysis.prepared.model)
+    x = {"x": normal(3, 16)}
+    np.testing.assert_array_equal(run_model(whole, x)[0], run_model(original, x)[0])
+
+
+def test_a_branch_in_a_branch_is_chosen_as_well() -> None:
+    inner = body(choice(size_is(1, 16, 1), 1, "x", "t"), [], ["t"])
+    other = body([helper.make_node("Neg", ["x"], ["n"])], [], ["n"])
+    outer = helper.make_node("If", ["yes"], ["h"], "outer", then_branch=inner, else_branch=other)
+    analysis = sfp_onnx.inspect(model([outer], {**SIZES, "yes": np.bool_(True)}))
+    assert "If" not in {found.op for found in analysis.prepared.nodes}
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_a_choice_by_the_batch_stays(size: int) -> None:
+    """Also by a batch of 1, which no run may have had."""
+    analysis = sfp_onnx.inspect(model(choice(size_is(0, size, 1), 1, "x", "h"), SIZES))
+    assert "If" in {found.op for found in analysis.prepared.nodes}
+
+
+def test_a_choice_by_the_data_stays() -> None:
+    assert "If" in {found.op for found in sfp_onnx.inspect(model(branches(), CONSTANTS)).prepared.nodes}
+
+
+CASES = (
+    "B1_if_reads_outer_weight", "B2_unused_weight", "I1_float16_storage", "J1_symbol_on_two_axes", "L1_skip_layernorm",
+    "O1_if_of_static_shape",
+)  # fmt: skip
+
 # ---- the models of others --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["B1_if_reads_outer_weight", "B2_unused_weight", "J1_symbol_on_two_axes"])
+@pytest.mark.parametrize("name", CASES)
 def test_models_of_others(name: str, tmp_path: Path) -> None:
     path = case(name)
     assert invoke("inspect", path).exit_code == 0
-    done = invoke("prune", path, "-o", tmp_path / "out.onnx", "--ratio", 0.3)
+    data = ["--data", path.with_suffix(".npz")] if path.with_suffix(".npz").is_file() else []
+    done = invoke("prune", path, "-o", tmp_path / "out.onnx", "--ratio", 0.1, "--align", "none", *data)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out.onnx").stat().st_size < path.stat().st_size
+
+
+# ---- operators that no rule describes --------------------------------------------------------------------------------
+
+
+def fused(activation: str = "Relu") -> onnx.ModelProto:
+    """What onnxruntime makes of MatMul and convolution when it optimises."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axes"], ["a"]),
+        helper.make_node("FusedConv", ["a", "k"], ["b"], "fused1", domain="com.microsoft", activation=activation),
+        helper.make_node("FusedConv", ["b", "k2"], ["c"], "fused2", domain="com.microsoft", activation=activation),
+        helper.make_node("Squeeze", ["c", "axes"], ["h"]),
+    ]  # fmt: skip
+    return model(nodes, {"axes": np.array([2]), "k": normal(12, 16, 1), "k2": normal(16, 12, 1)}, domains=["com.microsoft"])
+
+
+def packed() -> onnx.ModelProto:
+    """A weight of 4 bits that is packed into its operator."""
+    nodes = [helper.make_node("MatMulNBits", ["x", "q", "s"], ["h"], "packed", domain="com.microsoft", K=16, N=16, bits=4, block_size=16)]
+    held = {"q": RANDOM.integers(0, 255, (16, 1, 8)).astype(np.uint8), "s": np.full(16, 0.1, np.float32)}
+    return model(nodes, held, domains=["com.microsoft"])
+
+
+def skipped() -> onnx.ModelProto:
+    """A residual and its normalisation in one, of whose result onnx knows no type."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Relu", ["p"], ["q"]),
+        helper.make_node("MatMul", ["q", "v"], ["e"]), helper.make_node("Unsqueeze", ["e", "axes"], ["e1"]),
+        helper.make_node("Unsqueeze", ["x", "axes"], ["x1"]),
+        helper.make_node("SkipLayerNormalization", ["e1", "x1", "gamma"], ["n"], "skip", domain="com.microsoft"),
+        helper.make_node("Squeeze", ["n", "axes"], ["h"]),
+    ]  # fmt: skip
+    more = {"w": WEIGHT, "v": normal(32, 16), "gamma": np.ones(16, np.float32), "axes": np.array([1])}
+    return model(nodes, more, domains=["com.microsoft"])
+
+
+UNRULED = {
+    "FusedConv": (fused, r"2 nodes of com\.microsoft\.FusedConv hold weights.*\(fused1, fused2\).*use the file from before"),
+    "MatMulNBits": (packed, r"1 node of com\.microsoft\.MatMulNBits holds weights.*use the float model"),
+    "SkipLayerNormalization": (skipped, r"1 node of com\.microsoft\.SkipLayerNormalization holds weights"),
+    "If": (lambda: model(branches(), CONSTANTS), r"1 node of If holds weights and has no rule \(choice\)"),
+    "Loop": (looped, r"1 node of Loop holds weights and has no rule \(loop\)"),
+}
+
+
+@pytest.mark.parametrize("name", UNRULED)
+def test_nodes_with_weights_and_without_a_rule_are_named_and_counted(name: str, tmp_path: Path) -> None:
+    make, expected = UNRULED[name]
+    onnx.save(make(), tmp_path / "own.onnx")
+    said = invoke("inspect", tmp_path / "own.onnx")
+    assert said.exit_code == 0 and re.search(expected, said.stdout), said.stdout
+    listed = json.loads(invoke("inspect", tmp_path / "own.onnx", "--json").stdout)["without_rule"]
+    assert [operator.rpartition(".")[2] for operator in listed] == [name]
+
+
+def test_models_of_known_operators_have_none_without_a_rule() -> None:
+    assert sfp_onnx.inspect(model([helper.make_node("Identity", ["x"], ["h"])], {})).coupling.unruled == {}
+
+
+def test_a_file_that_onnxruntime_optimised(tmp_path: Path) -> None:
+    """With whatever layouts it chooses on this processor."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(classifier(batch=1).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    said = invoke("inspect", tmp_path / "optimised.onnx")
+    assert "use the file from before" in said.stdout + said.stderr
+
+
+def test_onnxruntime_is_asked_for_types() -> None:
+    half, anyway = sfp_onnx.PlanOptions(ratio=0.5), sfp_onnx.RepairOptions(force=True)
+    result = sfp_onnx.prune(skipped(), half, data={"x": normal(64, 16)}, repair=anyway)
+    assert result.repaired is not None and "weights" in {fit.kind for fit in result.repaired.fits}
+    types = runtime.tensor_types(load(skipped()))
+    assert types["n"] == np.float32
+
+
+# ---- files that onnxruntime does not run -----------------------------------------------------------------------------
+
+
+def foreign(op: str, domain: str) -> onnx.ModelProto:
+    return model([helper.make_node(op, ["x"], ["h"], "foreign", domain=domain)], {}, domains=[domain] if domain else [])
+
+
+@pytest.mark.parametrize(
+    ("op", "domain", "advice"),
+    [
+        ("Quant", "qonnx.custom_op.general", "QONNX files.*QCDQ"), ("Quant", "onnx.brevitas", "QONNX files"),
+        ("EfficientNMS_TRT", "", "TensorRT's plug-ins"), ("TRT_FP8QuantizeLinear", "trt", "TensorRT's plug-ins"),
+        ("EfficientNMS_TRT", "trt.plugins", "TensorRT's plug-ins"), ("TRTBatchedNMS", "mmdeploy", "TensorRT's plug-ins"),
+        ("Magic", "house.of.mine", "need their library: --custom-ops LIB"),
+    ],
+)  # fmt: skip
+def test_what_to_do_about_foreign_files(op: str, domain: str, advice: str, tmp_path: Path) -> None:
+    onnx.save(foreign(op, domain), tmp_path / "own.onnx")
+    said = invoke("inspect", tmp_path / "own.onnx")
+    assert said.exit_code == 4 and re.search(advice, said.stderr), said.stderr
+
+
+def test_what_to_do_about_old_operator_sets(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["x", "b"], ["a"], broadcast=1, axis=1), helper.make_node("Relu", ["a"], ["y"])]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("x", "b", "y")]
+    del ports[1].type.tensor_type.shape.dim[0]
+    tensors = [numpy_helper.from_array(np.ones(4, np.float32), "b")]
+    made = helper.make_graph(nodes, "g", ports[:2], ports[2:], tensors)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 6)], ir_version=3), tmp_path / "own.onnx")
+    said = invoke("inspect", tmp_path / "own.onnx")
+    assert said.exit_code == 4 and re.search("operator set 6.*convert_version", said.stderr), said.stderr
+
+
+# ---- libraries of custom operators -----------------------------------------------------------------------------------
+
+
+def test_libraries_go_with_every_session_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(runtime, "_register", lambda options, library: seen.append(library))
+    path, data = tmp_path / "own.onnx", tmp_path / "data.npz"
+    onnx.save(model([helper.make_node("Identity", ["x"], ["h"])], {}), path)
+    np.savez(data, x=normal(64, 16))
+    libraries = ["--custom-ops", "one.so", "--custom-ops", "two.so"]
+    for words in (
+        ["inspect", path], ["prune", path, "-o", tmp_path / "out.onnx", "--ratio", 0.5, "--data", data, "--force"],
+        ["plan", path, "-o", tmp_path / "plan.json", "--ratio", 0.5],
+        ["apply", path, tmp_path / "plan.json", "-o", tmp_path / "again.onnx"],
+        ["evaluate", path, tmp_path / "out.onnx", "--data", data, "--no-latency"],
+    ):  # fmt: skip
+        seen.clear()
+        done = invoke(*words, *libraries)
+        assert done.exit_code == 0, done.output
+        assert len(seen) > 1 and seen == ["one.so", "two.so"] * (len(seen) // 2)
+
+
+def test_a_library_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "none.so").write_text("no library")
+    onnx.save(model([helper.make_node("Identity", ["x"], ["h"])], {}), tmp_path / "own.onnx")
+    said = invoke("inspect", tmp_path / "own.onnx", "--custom-ops", tmp_path / "none.so")
+    assert said.exit_code == 2 and "--custom-ops" in said.stderr and "RegisterCustomOps" in said.stderr

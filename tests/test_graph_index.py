@@ -10,7 +10,7 @@ import sfp_onnx
 from sfp_onnx.core.types import Node
 from sfp_onnx.graph import CAPTURED, GraphIndex
 from sfp_onnx.repair.steps import Scene, plan_steps
-from sfp_onnx.runtime import observe, open_model, side_by_side, unpadded
+from sfp_onnx.runtime import Batch, observe, open_model, side_by_side, unpadded
 
 
 def node(index: int, reads: str, makes: str, captures: str = "") -> Node:
@@ -64,7 +64,7 @@ def test_batches_side_by_side() -> None:
     b = Builder(seed=0)
     model = sfp_onnx.load(b.model(b.conv(b.input(["N", 3, 4, 4]), 3, 2, name="only")))
     data = np.random.default_rng(0).standard_normal((5, 3, 4, 4)).astype(np.float32)
-    padded = [({"x": data[:3]}, 3), ({"x": np.concatenate([data[3:], data[:1]])}, 2)]
+    padded = [({"x": data[:3]}, 3), Batch.padded({"x": np.concatenate([data[3:], data[:1]])}, 2, 1)]
     labels = np.arange(5)
     seen = list(observe(model, padded))
     name = next(iter(seen[0].values))

@@ -289,8 +289,8 @@ def test_two_inputs() -> None:
         (lambda: [{"z": images()}], "is no batch for the inputs"),
         (lambda: [(images(4), labels_of(3))], "is no batch"),
         (lambda: [images(4), (images(4), labels_of(4))], "some batches have labels"),
-        (lambda: [np.float32(1)], "is no batch"),
-        (lambda: [images(2), images(2)[:, :2]], "have shape"),
+        (lambda: [np.float32(1)], r"expects shape .*, the data have \[\]"),
+        (lambda: [images(2), images(2)[:, :2]], r"the data have \[4, '\?', 8, 8\]"),
     ],
 )
 def test_functions_that_do_not_fit(function: Callable[[], Any], words: str) -> None:

@@ -350,7 +350,7 @@ def documented(model: onnx.ModelProto) -> dict[str, Any]:
     graph = model.graph
     return {
         "model": (model.producer_name, model.producer_version, model.domain, model.model_version, model.doc_string, model.ir_version),
-        "props": [(item.key, item.value) for item in (*model.metadata_props, *graph.metadata_props)],
+        "props": [(own.key, own.value) for own in (*model.metadata_props, *graph.metadata_props) if not own.key.startswith("sfp_onnx.")],
         "graph": (graph.name, graph.doc_string),
         "nodes": [(node.name, node.doc_string, [(item.key, item.value) for item in node.metadata_props]) for node in graph.node],
         "tensors": {item.name: item.doc_string for item in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)},

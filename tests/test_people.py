@@ -24,8 +24,9 @@ from sfp_onnx.cli import config, doctor, main
 from sfp_onnx.cli.config import chosen, names_of, read_toml
 from sfp_onnx.cli.init import TABLES
 from sfp_onnx.core.errors import OptionError
+from sfp_onnx.core.options import MeasureOptions
 from sfp_onnx.coupling.analysis import data_for
-from sfp_onnx.data.checks import _remedies
+from sfp_onnx.data.checks import Scorer, _remedies
 from sfp_onnx.graph.load import load
 from sfp_onnx.report import manifest as records
 from sfp_onnx.report.manifest import clocked
@@ -112,8 +113,10 @@ def test_wrong_range(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
     loaded = load(model)
     data = data_for(loaded, {"x": (x * 255).astype(np.float32), "labels": labels})
     assert data is not None
-    remedies = dict(_remedies(loaded, data, np.zeros((len(x), CLASSES), np.float32), labels))
-    assert any(text.startswith("with values divided by 255") and right.all() for text, right in remedies.items())
+    scorer = Scorer.of(loaded, data, MeasureOptions())
+    assert scorer is not None
+    remedies = list(_remedies(scorer, data, np.zeros((len(x), CLASSES), np.float32), labels))
+    assert any(other.words.startswith("with values divided by 255") and other.right.all() for other in remedies)
 
 
 def test_colours_in_the_wrong_order(centred: tuple[Path, np.ndarray, np.ndarray]) -> None:
@@ -268,8 +271,11 @@ def test_init_replaces_nothing(model_file: Path, tmp_path: Path) -> None:
     own = toml(tmp_path / "sfp.toml", "# mine")
     assert invoke("init", model_file, "-o", own).exit_code == 4
     assert own.read_text() == "# mine"
-    good("init", model_file, "-o", own, "--force")
+    good("init", model_file, "-o", own, "--overwrite")
     assert own.read_text() != "# mine"
+    own.write_text("# mine")
+    good("init", model_file, "-o", own, "--force")
+    assert own.read_text() != "# mine" and "--force" not in good("init", "--help").stdout
 
 
 # ---- locked ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,46 @@ def test_help_and_version() -> None:
         assert shown.exit_code == 0 and f" {name} " in f"{shown.stdout.splitlines()[0]} "
     assert invoke("help", "nothing").exit_code == 2
     assert invoke("version").stdout == invoke("--version").stdout
+
+
+# ---- what to type next -----------------------------------------------------------------------------------------------
+
+
+def following(*words: object) -> list[str]:
+    """The words of the Next: line of a command, behind the program's name."""
+    done = invoke(*words)
+    assert done.exit_code == 0, done.stderr
+    return shlex.split(done.stderr.split("Next: sfp-onnx ")[1].splitlines()[0])
+
+
+def holds(words: list[str], *parts: object) -> bool:
+    """Whether the words hold the parts behind one another."""
+    wanted = [str(part) for part in parts]
+    return any(words[start : start + len(wanted)] == wanted for start in range(len(words)))
+
+
+def test_next_lines_repeat_what_was_typed(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each can be run as it stands, with data put in where there were none."""
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "raw data.npz", x=(images(16) * 255).astype(np.uint8), labels=labels_of(16))
+    data, reading = ["--data", "raw data.npz"], ["--scale", "255", "--mean", "0.5,0.25,0.5"]
+    known = {"FOLDER_OR_NPZ": "raw data.npz", "TEST_DATA": "raw data.npz"}
+
+    def run(words: list[str]) -> list[str]:
+        return following(*(known.get(word, word) for word in words))
+
+    inspected = following("inspect", model_file, "--input-shape", "x=2,3,8,8")
+    assert holds(inspected, "--input-shape", "x=2,3,8,8") and "--align" not in inspected
+    pruned = run([*inspected, *reading])
+    assert all(holds(pruned, *reading[at : at + 2]) for at in (0, 2)) and holds(pruned, "--data", "TEST_DATA")
+    assert invoke(*(known.get(word, word) for word in pruned), "--no-latency").exit_code == 0
+    scored = following("score", model_file, *data, *reading, "--score", "magnitude,p=1")
+    assert holds(scored, *data) and holds(scored, "--score", "magnitude,p=1") and run(scored)[0] == "evaluate"
+    planned = following("plan", model_file, "-o", "plan.json", "--ratio", "0.5", *data, *reading, "--samples", "8")
+    assert holds(planned, "apply", model_file, "plan.json") and holds(planned, "--samples", "8")
+    assert holds(run(planned), "--data", "TEST_DATA") and not holds(run(planned), "--samples", "8")
+    timed = following("profile", model_file, "-o", "cpu.json", "--threads", "1", "--batch", "2")
+    assert holds(timed, "--threads", "1") and holds(timed, "--batch", "2") and holds(timed, "--device-profile", "cpu.json")
 
 
 # ---- silent runs -----------------------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_options_that_make_no_sense_are_refused_where_they_are_made(record: Any,
 def test_arguments_of_a_wrong_kind_are_refused_in_a_sentence(model_file: Path) -> None:
     half: Any = PlanOptions(ratio=0.5)
     for values in ({"options": 3}, {"score_name": 3}, {"repair": "lstsq"}, {"score_options": 3}, {"data_options": {}}, {"output": "x.onnx"},
-                   {"data": 3}, {"data": [1, 2]}, {"source": 3}):  # fmt: skip
+                   {"data": 3}, {"data": {1, 2}}, {"source": 3}):  # fmt: skip
         arguments: dict[str, Any] = {"source": model_file, "options": half, **values}
         with pytest.raises(sfp_onnx.SfpError, match="expected"):
             sfp_onnx.prune(**arguments)

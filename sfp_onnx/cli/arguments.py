@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 from xml.sax.saxutils import escape, quoteattr
 
 import click
+from click.core import ParameterSource
 
 from ..core.errors import OptionError, SfpError, TargetError
 from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, MeasureOptions, OptionFacts, RepairOptions
 from ..evaluation import Verdict
 from ..graph.save import write_text
 from ..scores.scoring import SCORE_NAMES, asked
-from .common import FILE as FILE, Command, Option
+from .common import FILE as FILE, Command, Option, say
 
 R = TypeVar("R")
 Decorator = Callable[[Any], Any]
@@ -36,6 +37,18 @@ def command(name: str, *items: type | Decorator, skip: tuple[str, ...] = ()) -> 
             for decorator in reversed(_options(item, skip) if isinstance(item, type) else [item]):
                 function = decorator(function)
         return click.command(name, cls=Command)(function)
+
+    return decorate
+
+
+def some(record: type, *names: str) -> Decorator:
+    """Only these options of a record."""
+    left = tuple(field.name for field in dataclasses.fields(record) if field.name not in names)
+
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(_options(record, left)):
+            function = decorator(function)
+        return function
 
     return decorate
 
@@ -154,16 +167,42 @@ def reading(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**read, "inspect_options": build(InspectOptions, values)} if "input_shapes" in values else read
 
 
-def retyped(data: bool = True) -> str:
-    """The options of the running command about data and their preprocessing, as they would be typed again behind others."""
+THIS_DATA = {"labels", "samples", "seed"}  # options that are about --data alone
+READING = {*vars(DataOptions()), "data"}
+TRACING = {*vars(InspectOptions())}
+MEANING = {*vars(MeasureOptions())}
+
+
+def retyped(names: Set[str]) -> str:
+    """Options of the running command that were given, or that its configuration holds, as they would be typed again behind others."""
     context = click.get_current_context()
-    names = {*vars(DataOptions()), "data"} - (set() if data else {"data", "labels", "samples", "seed"})
     words = [""]
     for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        if parameter.name in names and value not in (None, parameter.default):
-            words += [parameter.opts[-1], quoted(",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else value)]
+        name = str(parameter.name)
+        if name in names and context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP):
+            words += _typed(parameter, context.params[name])
     return " ".join(words)
+
+
+def _typed(parameter: click.Parameter, value: Any) -> list[str]:
+    """An option with its value as words of a command line."""
+    flag = parameter.opts[-1]
+    if isinstance(value, bool):
+        return [flag if value else parameter.secondary_opts[-1]] if value or parameter.secondary_opts else []
+    if isinstance(value, Mapping):
+        return [word for name, shape in value.items() for word in (flag, quoted(f"{name}={','.join(map(str, shape))}"))]
+    if parameter.multiple:
+        return [word for item in value for word in (flag, quoted(item))]
+    if isinstance(value, tuple):
+        return [flag, quoted(",".join(f"{item:g}" for item in value))]
+    return [] if value is None else [flag, quoted(f"{value:g}" if isinstance(value, float) else value)]
+
+
+def following(command: str, *words: Path | str, names: Set[str] = frozenset(), missing: str = "") -> None:
+    """Say what to type next: a command with paths and options, and what was typed of ``names`` before; ``missing`` stands for data that
+    were not given."""
+    again = retyped(names)
+    say(f"Next: sfp-onnx {command} {quoted(*words)}{f' {missing}' if missing and '--data ' not in again else ''}{again}")
 
 
 def quoted(*paths: Path | str) -> str:

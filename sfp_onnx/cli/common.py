@@ -23,14 +23,14 @@ import click
 
 from ..core.errors import SfpError
 from ..core.options import AMOUNT, CHANNELS, DATA, FORMS, LATENCY, OUTPUT, REPAIR, RUN
-from ..core.system import command_line, log
+from ..core.system import command_line, is_full, log, no_room
 from . import config
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
 LONGEST = 1200  # characters of an error
 INTERRUPTED = 130  # as shells count a program that Ctrl-C ended
 EPILOG = "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path."
-WRITES = {"output", "manifest", "report", "save", "save_ort", "junit_file"}  # parameters that name files to write
+WRITES = {"output", "manifest", "report", "card", "save", "save_ort", "junit_file"}  # parameters that name files to write
 SECTIONS = (OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN)
 
 
@@ -68,6 +68,15 @@ def answer(result: Any) -> None:
         click.echo(json.dumps(result, indent=1))
     elif verbosity() >= 0:
         click.echo(result)
+
+
+COLOURS = {True: "green", False: "red", None: "yellow"}
+
+
+def conclude(text: str, good: bool | None) -> None:
+    """The closing sentence on standard output, in colour on a terminal that has not asked for none (https://no-color.org)."""
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    answer(text if plain else click.style(text, fg=COLOURS[good], bold=True))
 
 
 class _Printer(logging.Handler):
@@ -210,6 +219,8 @@ class Command(click.Command):
         except BaseException as error:
             if isinstance(error, SfpError):
                 text, code = f"Error: {_bounded(str(error))}", error.exit_code
+            elif is_full(error):
+                text, code = f"Error: {no_room('temporary files', error)}", 4
             elif isinstance(error, MemoryError):
                 detail = f" ({error})" if str(error) else ""
                 text, code = f"Error: not enough memory{detail}. Are the sizes in the model and the data what you expect?", 4

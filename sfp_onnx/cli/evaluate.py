@@ -7,31 +7,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .. import pipeline
-from ..core.options import DATA, RUN, DataOptions, MeasureOptions
+from ..core.options import DATA, RUN, DataOptions, InspectOptions, MeasureOptions, PlanOptions
 from ..evaluation import GateOptions, Verdict
+from ..graph.load import load
+from ..latency.timing import Latency
 from ..report.text import evaluation_text
+from ..report.verdict import of_models
 from . import arguments as take
-from .common import answer, bar, say
+from .common import answer, bar, conclude, say
 
 
 @take.command(
     "evaluate", take.argument("models", nargs=-1, required=True),
     take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions, MeasureOptions,
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
-    take.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).", section=RUN),
-    GateOptions, take.report_option, take.json_option, take.gated)  # fmt: skip
-def command(models: list[Path], latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any) -> Sequence[Verdict]:
+    take.some(PlanOptions, "threads", "batch", "provider"), GateOptions, take.some(InspectOptions, "custom_ops"), take.report_option,
+    take.json_option, take.gated)  # fmt: skip
+def command(
+    models: list[Path], custom_ops: tuple[str, ...], latency: bool, report: Path | None, as_json: bool, **options: Any
+) -> Sequence[Verdict]:
     """Measure models on data; the first is the reference.
 
     Example: sfp-onnx evaluate model.onnx smaller.onnx --data test.npz
     """
-    gate = take.build(GateOptions, options)
-    measured = pipeline.compared(models, latency=latency, threads=threads, progress=bar, gate=gate, report=report, **take.reading(options))
+    gate, loaded = take.build(GateOptions, options), [load(model, custom_ops) for model in models]
+    timing = Latency.of(options) if latency else None
+    measured = pipeline.compared(loaded, latency=timing, progress=bar, gate=gate, report=report, **take.reading(options))
     results = measured.evaluations
     answer([asdict(result) for result in results] if as_json else evaluation_text(results))
+    said = of_models(results)
+    if said is not None and not as_json:
+        conclude(f"{said.text}.", said.good)
     if report is not None:
         say(f"report: {report}")
     for name, passed, text in measured.verdicts:

@@ -25,18 +25,19 @@ WRITTEN = {"model", "output", "targets", "sweeps"}  # with values of their own
 @take.command(
     "init", take.model_argument,
     take.file_option("-o", "--output", default=Path(FOUND), show_default=True, section=RUN, help="Where the configuration goes."),
-    take.option("--force", is_flag=True, help="Replace a file that is there."))  # fmt: skip
-def command(model: Path, output: Path, force: bool) -> None:
+    take.option("--overwrite", is_flag=True, help="Replace a file that is there."),
+    take.option("--force", is_flag=True, hidden=True))  # fmt: skip
+def command(model: Path, output: Path, overwrite: bool, force: bool) -> None:
     """Write a commented configuration for a model; change nothing else.
 
     Example: sfp-onnx init model.onnx
     """
     analysis = pipeline.Sources().open(model, [output]).analysis
-    if output.exists() and not force:
-        raise OutputError(f"{output}: there is such a file already. Choose another name with -o, or --force.")
+    if output.exists() and not (overwrite or force):  # the older name means something else everywhere else
+        raise OutputError(f"{output}: there is such a file already. Choose another name with -o, or --overwrite.")
     write_text(output, configuration(model, analysis), analysis.model.paths)
     answer(f"wrote {output}")
-    say(f"Next: edit {output}, then sfp-onnx prune --config {output}")
+    say(f"Next: edit {output}, then sfp-onnx prune{'' if output == Path(FOUND) else f' --config {take.quoted(output)}'}")
 
 
 def configuration(model: Path, analysis: Analysis) -> str:

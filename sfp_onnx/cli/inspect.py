@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import pipeline
-from ..core.options import InspectOptions
+from ..core.options import DataOptions, InspectOptions
 from ..report.text import inspection, inspection_text
 from . import arguments as take
-from .common import answer, say
+from .common import answer
 
 
-@take.command("inspect", take.model_argument, InspectOptions, take.json_option)
+@take.command("inspect", take.model_argument, take.data_option, DataOptions, InspectOptions, take.json_option)
 def command(model: Path, as_json: bool, **options: Any) -> None:
     """Show what can be pruned, and why the rest cannot.
 
@@ -22,5 +22,5 @@ def command(model: Path, as_json: bool, **options: Any) -> None:
     facts = inspection(analysis, str(model))
     answer(facts if as_json else inspection_text(facts))
     if not as_json and facts["groups"]:
-        name, output = take.quoted(model), take.quoted(model.stem + "-pruned.onnx")
-        say(f"Next: sfp-onnx prune {name} -o {output} --target macs=50% --align 8 --data FOLDER_OR_NPZ")
+        words = (model, "-o", f"{model.stem}-pruned.onnx", "--target", "macs=50%")
+        take.following("prune", *words, names=take.READING | take.TRACING, missing="--data FOLDER_OR_NPZ")

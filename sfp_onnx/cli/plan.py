@@ -10,7 +10,7 @@ from ..core.options import DataOptions, InspectOptions, MeasureOptions, PlanOpti
 from ..planning import to_json
 from ..report.text import figures_text, plan_text
 from . import arguments as take
-from .common import answer, bar, say
+from .common import answer, bar
 from .config import settle
 
 
@@ -30,4 +30,4 @@ def command(model: Path, output: Path, as_json: bool, **options: Any) -> None:
     answer(to_json(plan) if as_json else plan_text(plan))
     if plan.figures and not as_json:
         answer(figures_text(plan))
-    say(f"Next: sfp-onnx apply {take.quoted(model, output, '-o', f'{model.stem}-pruned.onnx')}{take.retyped()}")
+    take.following("apply", model, output, "-o", f"{model.stem}-pruned.onnx", names=take.READING)

@@ -11,16 +11,15 @@ from ..latency import to_json
 from ..latency.profiling import seconds_of_nodes
 from ..report.text import table
 from . import arguments as take
-from .common import answer, bar, say
+from .common import answer, bar
 
 SHOWN = 10
-NO_PLAN = tuple(name for name in vars(PlanOptions()) if name not in ("threads", "batch", "provider", "profile_budget"))
 
 
 @take.command(
-    "profile", take.model_argument, take.file_option("-o", "--output", help="Where the profile (JSON) goes.", required=True), PlanOptions,
-    InspectOptions, take.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.", section=RUN), take.json_option,
-    skip=NO_PLAN)  # fmt: skip
+    "profile", take.model_argument, take.file_option("-o", "--output", help="Where the profile (JSON) goes.", required=True),
+    take.some(PlanOptions, "threads", "batch", "provider", "profile_budget"), InspectOptions,
+    take.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.", section=RUN), take.json_option)  # fmt: skip
 def command(model: Path, output: Path, fresh: bool, as_json: bool, **options: Any) -> None:
     """Measure the model's nodes at many widths on this machine; plan with it anywhere.
 
@@ -43,5 +42,5 @@ def command(model: Path, output: Path, fresh: bool, as_json: bool, **options: An
     slowest = seconds_of_nodes(analysis, profile)[:SHOWN]
     rows = [(name, f"{seconds * 1e3:.3f}", f"{seconds / profile.seconds:.1%}") for name, seconds in slowest]
     answer(table(("node (first output)", "ms", "share"), rows))
-    where_to = take.quoted(model, "-o", f"{model.stem}-pruned.onnx", "--target", "latency=60%", "--device-profile", output)
-    say(f"Next: sfp-onnx prune {where_to}")
+    words = (model, "-o", f"{model.stem}-pruned.onnx", "--target", "latency=60%", "--device-profile", output)
+    take.following("prune", *words, names={"threads", "batch", "provider", *take.TRACING}, missing="--data FOLDER_OR_NPZ")

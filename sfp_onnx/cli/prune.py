@@ -11,7 +11,8 @@ from ..graph.save import file_bytes
 from ..report import number
 from ..report.manifest import Pruned
 from ..report.text import accuracy_text, evaluation_text, figures_text, sizes_text, steps_text, traced_text
-from . import arguments as take
+from ..report.verdict import of_run
+from . import arguments as take, common
 from .common import answer, bar, say
 from .config import settle
 
@@ -36,10 +37,22 @@ def command(model: Path, output: Path, verify: bool, as_json: bool, **options: A
         if result.evaluation:
             answer(accuracy_text(result.evaluation))
             say(evaluation_text(result.evaluation))
-        else:
-            say(f"Next: sfp-onnx evaluate {take.quoted(model, output)} --data TEST_DATA{take.retyped(data=False)}")
+        conclude(result)
+        if not result.evaluation:
+            to_evaluate(model, output)
     if options["report"] is not None:
         say(f"report: {options['report']}")
+
+
+def conclude(result: Pruned) -> None:
+    """Say what came of it in a sentence."""
+    said = of_run(result, (result.manifest["model"]["bytes"], result.manifest["output"]["bytes"]))
+    common.conclude(said.text[0].upper() + said.text[1:] + ".", said.good)
+
+
+def to_evaluate(model: Path, output: Path) -> None:
+    """Say how to measure what was written."""
+    take.following("evaluate", model, output, names=(take.READING | take.MEANING) - take.THIS_DATA - {"data"}, missing="--data TEST_DATA")
 
 
 def show(result: Pruned, output: Path, as_json: bool) -> None:

@@ -28,3 +28,6 @@ def command(model: Path, save: Path | None, as_json: bool, **options: Any) -> No
     answer((scores if as_json else scores_text)(inputs.analysis.coupling, scored))
     if save is not None:
         say(f"wrote {save}")
+    if not as_json:
+        words = (model, "-o", f"{model.stem}-pruned.onnx", "--target", "macs=50%")
+        take.following("prune", *words, names={"score", *take.READING, *take.TRACING}, missing="--data FOLDER_OR_NPZ")

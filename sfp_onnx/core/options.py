@@ -303,7 +303,7 @@ class RepairOptions(Checked):
     least_positions: int = 4
     ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
     memory: int = rare(
-        2 * 10**9, "What repair and `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a temporary file.", REPAIR,
+        2 * 10**9, "What the repair and the score `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a file.", REPAIR,
         parse=byte_size, metavar="2GB", example="2GB")  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -324,11 +324,16 @@ class RepairOptions(Checked):
 
 @dataclass(frozen=True)
 class DataOptions(Checked):
-    """How data are read: their ``labels`` if these lie elsewhere, the preprocessing (a ``preset``, and what is given beside it), and
-    how many ``samples`` are drawn with the ``seed``. ``steps``: a `Preprocessing` that stands for all of the preprocessing."""
+    """How data are read: their ``labels`` if these lie elsewhere, names of ``classes``, the preprocessing (a ``preset``, and what is given
+    beside it), how many ``samples`` are drawn with the ``seed``. ``steps``: a `Preprocessing` that stands for all of the preprocessing."""
 
     labels: Any = option(None, "Labels, if they are not in the data: .npy, .npz, or for images .csv of filename,label.", DATA, path=True)
-    preset: str | None = option(None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "yolo"))
+    classes: Any = rare(
+        None, "Names of the classes or of their folders, in the order of the model's outputs, one a line.  [default: ImageNet's, "
+        "for folders named n01440764 ...]", DATA, path=True)  # fmt: skip
+    preset: str | None = option(
+        None, "Usual preprocessing; options given beside it win.", DATA, choices=("imagenet", "cifar10", "inception", "tf", "yolo")
+    )
     mean: tuple[float, ...] | None = option(None, "Subtracted per channel, after --scale.", DATA, parse=numbers, metavar="M1,M2,..")
     std: tuple[float, ...] | None = option(None, "Divided by per channel, after --mean.", DATA, parse=numbers, metavar="S1,S2,..")
     scale: float | None = option(None, "Value range of the raw data: 255 for 8-bit images.", DATA, low=0, low_open=True)
@@ -341,7 +346,7 @@ class DataOptions(Checked):
     resample: str | None = rare(
         None, "Images: how --resize interpolates.  [default: bilinear]", DATA,
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"))  # fmt: skip
-    samples: int | None = rare(None, "Use only so many samples, drawn with --seed.", DATA, low=1)
+    samples: int | None = rare(None, "Use only so many samples of --data, drawn with --seed.", DATA, low=1)
     seed: int = rare(0, "Seed of everything random.", DATA, low=0)
     steps: Any = None
 
@@ -352,22 +357,32 @@ class DataOptions(Checked):
         return [name for name, value in vars(self).items() if value is not None and not (name in unsaid and value == unsaid[name])]
 
 
+EXPANSIONS = ("cut_layernorm", "expand_outputs")
+
+
 @dataclass(frozen=True)
 class InspectOptions(Checked):
-    """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``cut_layernorm``: let
-    axes that LayerNormalization normalises over shrink (it is rewritten exactly, at some cost in time)."""
+    """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
+    of operators that onnxruntime loads with it; ``cut_layernorm``: let axes that LayerNormalization normalises over shrink (it is
+    rewritten exactly, at some cost in time); ``expand_outputs``: let the channels of outputs shrink in front of them."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
         metavar="NAME=1,3,224,224")  # fmt: skip
+    custom_ops: tuple[str, ...] = rare(
+        (), "Library of custom operators that onnxruntime loads with the model. Repeatable.", RUN, metavar="LIB"
+    )
     cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
+    expand_outputs: bool = rare(
+        False, "Let channels shrink in front of outputs that several layers add to (embeddings); a projection, which the repair fits, "
+        "gives the outputs all channels again.", CHANNELS)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class OutputOptions(Checked):
-    """Where results go and in which form. ``path``: the model; ``manifest``, ``report``: files beside it. ``external``: weights in
-    ``<path>.data`` (default: only over 2 GB). ``fp16`` weights (``half``: its older name), ``quantize`` ("int8"), ``save_ort`` (the format
-    of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
+    """Where results go and in which form. ``path``: the model; ``manifest``, ``report``, ``card``: files beside it. ``external``: weights
+    in ``<path>.data`` (default: only over 2 GB). ``fp16`` weights (``half``: its older name), ``quantize`` ("int8"), ``save_ort`` (the
+    format of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
 
     path: Any = None
     manifest: Any = option(None, "Write versions, hashes, options, plan and cuts as JSON.", OUTPUT, path=True)
@@ -378,6 +393,7 @@ class OutputOptions(Checked):
     fp16: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS, alias="half")
     quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
     save_ort: Any = rare(None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True)
+    card: Any = rare(None, "Write a model card (Markdown): verdict, figures, data, how it was made, limits.", OUTPUT, path=True)
     locked: Any = rare(
         None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True
     )

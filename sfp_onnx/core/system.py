@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from errno import EDQUOT, EFBIG, ENOSPC
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import OptionError
+from .errors import OptionError, OutputError
 
 log = logging.getLogger("sfp_onnx")
 """What a run says while it works: warnings, what it chose (info), and details (debug). The command line prints them."""
@@ -39,6 +40,8 @@ command_line: ContextVar[str] = ContextVar("sfp_onnx.command_line", default="(fr
 
 # ---- temporary files and folders that go with the process, even after ``kill -9`` ------------------------------------
 
+FULL = {ENOSPC, EDQUOT, EFBIG}
+
 # The guard waits until the pipe from this process closes, which the system does when the process ends, and removes what was named there.
 GUARD = """
 import os, shutil, sys
@@ -56,12 +59,44 @@ def folder() -> Path:
     """The folder of this process, made when first asked for.
 
     Raises:
-        OSError: there is no writable temporary folder.
+        OutputError: there is no writable temporary folder.
     """
-    path = Path(tempfile.mkdtemp(prefix="sfp_onnx-"))
+    try:
+        path = Path(tempfile.mkdtemp(prefix="sfp_onnx-"))
+    except OSError as error:
+        raise no_room("temporary files", error) from error
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     goes_at_the_end(path)
     return path
+
+
+@contextmanager
+def temporary(what: str) -> Iterator[Path]:
+    """A folder for ``what``, removed in the end.
+
+    Raises:
+        OutputError: there is no room.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder(), ignore_cleanup_errors=True) as place:
+            yield Path(place)
+    except Exception as error:  # libraries that write there raise whatever they do
+        if is_full(error):
+            raise no_room(what, error) from error
+        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full."""
+    return (isinstance(error, OSError) and error.errno in FULL) or os.strerror(ENOSPC) in str(error)
+
+
+def no_room(what: str, error: BaseException) -> OutputError:
+    """What to say where temporary files cannot be written."""
+    place = tempfile.tempdir or os.environ.get("TMPDIR", "the temporary folder")
+    with suppress(OSError):
+        place = tempfile.gettempdir()
+    return OutputError(f"{place}: no room for {what} ({getattr(error, 'strerror', None) or error}). Set TMPDIR to a folder with more room.")
 
 
 def goes_at_the_end(path: Path) -> None:
@@ -118,6 +153,37 @@ def bound() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_DATA, (min([most, *known]), hard))
+
+
+# ---- threads of numpy ------------------------------------------------------------------------------------------------
+
+
+@cache
+def _blas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """How many threads the linear algebra that comes with numpy uses, and what sets it; None where it is another."""
+    import ctypes
+
+    import numpy
+
+    for path in (Path(numpy.__file__).parents[1] / "numpy.libs").glob("*openblas*"):
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(str(path))
+            return library.scipy_openblas_get_num_threads64_, library.scipy_openblas_set_num_threads64_
+    return None
+
+
+@contextmanager
+def numpy_threads(count: int) -> Iterator[None]:
+    """Let numpy multiply matrices with at most so many threads inside (where it can be told)."""
+    known = _blas()
+    before = known[0]() if known else 0
+    if known:
+        known[1](min(count, before))
+    try:
+        yield
+    finally:
+        if known:
+            known[1](before)
 
 
 # ---- code from outside that only some features need ------------------------------------------------------------------

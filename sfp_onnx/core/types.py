@@ -331,6 +331,7 @@ class Coupling(Shown):
     ``branches`` maps groups that may leave altogether to what vanishes with them.
     ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
     integers, scale, zero point).
+    ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -350,6 +351,7 @@ class Coupling(Shown):
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
     dequantised: Mapping[str, int] = field(default_factory=dict)
+    unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def summary(self) -> str:
         """How much can be removed."""

@@ -11,10 +11,13 @@ from ..core.errors import ModelError
 from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
 from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import Context
+from ..rules.foreign import unruled
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
 
 NOWHERE = (-1, -1)
+
+GRAPH_OUTPUT = "graph output"
 
 # ---- from rules to facts, in topological order -----------------------------------------------------------------------
 
@@ -48,7 +51,7 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
         node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
         ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
         for array in facts.tensors.get(port.name, ()):
-            ctx.pin(array, "graph output")
+            ctx.pin(array, GRAPH_OUTPUT)
     return facts
 
 
@@ -112,6 +115,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
         follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive, dequantised=facts.dequantised,
+        unruled=unruled(prepared.nodes, prepared.model),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         masked_inputs={name: _channels(labels, units) for name, labels in places},
         channels_total=sum(len(layer.writes) for layer in layers),

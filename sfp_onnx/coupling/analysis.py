@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
+from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, open_data
+from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
+from ..graph.edit import with_projections
 from ..graph.load import ModelSource as ModelSource, load as load
+from ..rules.channelwise import REWRITABLE
+from ..rules.foreign import sentences
+from ..rules.labels import varying
 from ..rules.registry import Trait, has
-from . import cost, resolve, state
+from ..runtime import Batch, Feeds
+from . import GRAPH_OUTPUT, cost, resolve, state
 from .trace import Shapes, observed, prepare
 
 DataSource = Source | Dataset
@@ -29,7 +35,8 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Shown):
-    """A model with its channel labels resolved: what can be pruned and what not. ``guessed``: inputs of which nothing told the shape."""
+    """A model with its channel labels resolved: what can be pruned and what not. ``guessed``: inputs of which nothing told the shape.
+    ``projected``: outputs with a projection in front of them, which only what was prepared has (see `inspect`)."""
 
     model: Model
     prepared: Prepared
@@ -38,6 +45,7 @@ class Analysis(Shown):
     samples: int
     cut_layernorm: bool = False
     guessed: frozenset[str] = frozenset()
+    projected: tuple[str, ...] = ()
 
     @property
     def traced(self) -> dict[str, dict[str, Any]]:
@@ -72,7 +80,7 @@ class Analysis(Shown):
         return layers, [parameter for parameter in self.parameters if parameter.name in read]
 
 
-def counted(model: Model, feeds: Mapping[str, Array], samples: int) -> Size:
+def counted(model: Model, feeds: Feeds, samples: int) -> Size:
     """MACs for one sample and parameters of a model as it is, whatever made it, from one run on inputs that hold so many samples. Nodes
     that no output needs do not count.
 
@@ -105,31 +113,61 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
     return open_data(source, inputs(model), **options)
 
 
-def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Dataset | None = None, cut_layernorm: bool = False) -> Analysis:
+def inspect(
+    source: ModelSource, input_shapes: Shapes | None = None, data: Dataset | None = None, cut_layernorm: bool = False,
+    expand_outputs: bool = False,
+) -> Analysis:  # fmt: skip
     """Find out what can be pruned, and why the rest cannot.
 
     Args:
         input_shapes: concrete shapes by input name, where dynamic dimensions cannot be guessed.
         data: real inputs to trace on (default: random ones).
         cut_layernorm: let axes that LayerNormalization normalises over shrink; it is rewritten exactly, at some cost in time.
+        expand_outputs: let the channels of outputs that several layers add to shrink in front of them; a projection, which the repair
+            fits, gives the outputs all channels again.
 
     Raises:
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
-    real = None
-    if data is not None and not input_shapes:
-        real = next(({name: array[:count] for name, array in feeds.items()} for feeds, count in data.batches()), None)
-        real = None if data.fixed else real
-    prepared = prepare(model, input_shapes, real)
+    real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
+    prepared = prepare(model, input_shapes, None if real is None else real[0])
+    axes = _expandable(prepared, cut_layernorm) if expand_outputs else {}
+    if axes:
+        projected = with_projections(prepared.base or model, axes, prepared.types, prepared.trace.shapes)
+        shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
+        again = prepare(projected, shapes, None if real is None else real[0])
+        prepared = replace(again, base=again.base or projected)
     coupling = couple(prepared, cut_layernorm)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
-    first = next(iter(prepared.feeds.values()), None)
-    samples = max(1, int(first.shape[0])) if first is not None and first.ndim > 1 else 1
-    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or {})}
-    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
+    samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed, tuple(axes))
+
+
+def _expandable(prepared: Prepared, cut_layernorm: bool) -> dict[str, int]:
+    """The channel axes of floating outputs that pin what several layers make: those of one layer gain nothing."""
+    facts = state(prepared, cut_layernorm)
+    pins = resolve(facts, prepared).pinned
+    axes: dict[str, int] = {}
+    for name in [pin.node for pin in pins if pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1]:
+        shape = prepared.trace.shapes[name]
+        found = {axis for array in facts.tensors.get(name, ()) for axis in varying(array)}
+        axis = found.pop() if len(found) == 1 else 0
+        if np.dtype(prepared.types.get(name) or object) == np.float32 and (axis == len(shape) - 1 > 0 or (axis == 1 and len(shape) > 2)):
+            axes[name] = axis
+    return axes
+
+
+def expansions(analysis: Analysis) -> dict[str, bool]:
+    """Which of the options that free more channels would, as far as the pins tell."""
+    pins = analysis.coupling.pinned
+    return {
+        "cut_layernorm": not analysis.cut_layernorm and any(pin.reason == REWRITABLE for pin in pins),
+        "expand_outputs": not analysis.projected and any(pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1 for pin in pins),
+    }
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
@@ -142,10 +180,12 @@ def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
 
 def reasons(coupling: Coupling) -> str:
     """Why channels are pinned, in one line."""
-    if not coupling.pinned:
+    said = [f"{text}." for text in sentences(coupling.unruled)]
+    if not coupling.pinned and not said:
         return "The model has no layer that mixes channels (Conv, ConvTranspose, Gemm, MatMul with a constant weight)."
     counts = sorted(channels_by_reason(coupling.pinned).items(), key=lambda item: -item[1])
-    return "Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."
+    pinned = ["Pinned: " + "; ".join(f"{reason} ({count})" for reason, count in counts) + "."] if counts else []
+    return " ".join([*pinned, *said])
 
 
 def describe(data: Dataset) -> dict[str, Any]:
@@ -161,18 +201,17 @@ BATCH, LEAST_BATCHES = 64, 8
 PASS_BATCH = 32
 
 
-def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[tuple[Mapping[str, Array], int]]:
+def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[Batch]:
     """Inputs for the pass that collects class profiles, in batches whose feature maps are still in the caches when they are pooled."""
     most = data.batch if data.fixed else PASS_BATCH
     return replace(data, batch=min(most, batch_size(analysis, data))).batches()
 
 
-def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Mapping[str, Array]]:
+def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Feeds]:
     """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
     if not data.fixed:
         data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
-    for feeds, count in data.batches():
-        yield feeds if data.fixed else {name: array[:count] for name, array in feeds.items()}
+    return (feeds for feeds, _ in data.batches())
 
 
 def batch_size(analysis: Analysis, data: Dataset) -> int:

@@ -17,16 +17,24 @@ import numpy as np
 
 from .. import graph
 from ..core.errors import DataError, ModelError
+from ..core.system import log
 from ..core.types import Array, BoolArray, Node, Port, Trace
+from ..data.layout import traced_samples, with_samples
 from ..graph.edit import Editor
+from ..graph.extract import segment
+from ..graph.load import decided
+from ..rules.foreign import advice
 from ..rules.registry import Trait, has
-from ..runtime import Optimize, open_model
+from ..runtime import Optimize, open_model, tensor_types
 
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
-LENGTHS = (16, 64, 128, 8, 512, 16000)
+LENGTHS = (16, 64, 128, 8, 512)
+TEXT = "a"
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
+NARROW = ("float16", "bfloat16")  # types in which weights are stored for others to compute with
+WHOLE = graph.Initializer((), np.int64)
 LARGEST_INPUT = 1 << 28  # numbers
 MOST_NAMES = 5  # of dynamic dimensions that may be sums of each other
 Shapes = Mapping[str, Sequence[int]]
@@ -39,7 +47,7 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
     """Trace a model, fold what does not depend on data or dynamic dimensions, write gathers that only reshape as what they are, and trace
     the result.
 
-    ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on.
+    ``shapes`` overrides shapes of inputs by name; ``data`` is a batch of real inputs to run on (those that have such a shape).
 
     Raises:
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
@@ -47,13 +55,13 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
     """
     if len(graph.live(model)) < len(model.proto.graph.node):
         model = Editor(model).finish()  # what no output needs is neither cut nor counted
-    types = graph.tensor_types(model)
+    types = tensor_types(model)
     try:
         return _prepared(model, types, shapes or {}, data)
     except ModelError as error:
-        if model.complaint:
-            raise ModelError(f"{error} onnx.checker says: {model.complaint}") from error
-        raise
+        said = f" onnx.checker says: {model.complaint}" if model.complaint else ""
+        known = advice(model, str(error))
+        raise ModelError(f"{error}{said}".rstrip(".") + f".{known}" if known else f"{error}{said}") from error
 
 
 def observed(model: graph.Model, feeds: Mapping[str, Array]) -> graph.Prepared:
@@ -62,7 +70,7 @@ def observed(model: graph.Model, feeds: Mapping[str, Array]) -> graph.Prepared:
     Raises:
         ModelError: onnxruntime cannot run it.
     """
-    types, nodes = graph.tensor_types(model), tuple(graph.nodes(model))
+    types, nodes = tensor_types(model), tuple(graph.nodes(model))
     first = _observer(model, types)(feeds)
     return graph.Prepared(model, nodes, _current(_compare(first, [], set(first[1])), model, nodes), feeds, None, types)
 
@@ -129,7 +137,9 @@ def _feed(ports: Iterable[Port], shapes: Shapes, seed: int, whole: int) -> dict[
         if prod(map(int, shape)) > LARGEST_INPUT:
             raise ModelError(f"input '{port.name}' of shape {list(shape)} does not fit into memory. Is the model damaged?")
         dtype = np.dtype(port.dtype if port.dtype is not None else np.float32)
-        if dtype.kind == "f":
+        if dtype.kind == "O":
+            feeds[port.name] = np.full(shape, TEXT)
+        elif dtype.kind == "f":
             feeds[port.name] = generator.standard_normal(shape).astype(dtype)
         else:
             feeds[port.name] = np.full(shape, True if dtype.kind == "b" else whole, dtype)
@@ -144,8 +154,8 @@ def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) ->
 
 def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array] | None) -> Iterable[dict[str, Array]]:
     """Sample inputs to try in turn."""
-    if data is not None:
-        yield {name: array[:2] if array.ndim else array for name, array in data.items()}
+    if data is not None and not shapes:
+        yield dict(data)
         return
     for name, shape in shapes.items():
         port = next((port for port in ports if port.name == name), None)
@@ -162,7 +172,12 @@ def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array]
         key = (whole, *map(tuple, wanted.values()))
         if key not in tried:
             tried.add(key)
-            yield _feed(ports, wanted, 0, whole)
+            yield _like(_feed(ports, wanted, 0, whole), data or {})
+
+
+def _like(feeds: Mapping[str, Array], real: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs, those replaced by real ones that have the same shape (scalars, say, that a model works with few values of)."""
+    return {name: real[name] if name in real and real[name].shape == array.shape else array for name, array in feeds.items()}
 
 
 def _grown(size: int, step: float) -> int:
@@ -179,8 +194,8 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
     named = next(known for known in _readings(ports) if _shapes(known, now) == {name: list(shape) for name, shape in now.items()})
     for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0)):
         grown = {name: [_grown(size, _meant(axis, len(shape), grow)) for axis, size in enumerate(shape)] for name, shape in now.items()}
-        yield _feed(ports, _shapes(named, grown), 0, whole)
-    yield {name: np.concatenate([array, array[:1]]) if array.ndim else array for name, array in feeds.items()}
+        yield _like(_feed(ports, _shapes(named, grown), 0, whole), feeds)
+    yield with_samples(ports, feeds, traced_samples(ports, now) + 1)
 
 
 def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared:
@@ -199,10 +214,18 @@ def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data
         others, variant, complete = _vary(observe, feeds, ports)
         trusted = set(first[1]) if complete else pure
         trace = _compare(first, others, trusted)
+        chosen = _decided(model, trace)
+        if chosen:
+            names = [f"{graph.nodes(model)[index].name} ({'then' if way else 'else'})" for index, way in chosen.items()]
+            shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
+            log.info(f"Note: declared shapes or constants choose one branch for all inputs, and the other one goes: {shown}")
+            model = decided(model, chosen)
+            return _prepared(model, tensor_types(model), shapes, data)
         final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
         nodes = tuple(graph.nodes(final))
-        return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types)
-    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; give the right one with --input-shape.")
+        return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types, model)
+    hint = "give the right one with --input-shape, or real inputs with --data" if data is None else "do the data fit the model?"
+    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; {hint}.")
 
 
 def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:
@@ -289,30 +312,86 @@ def _differs(value: Array, other: Array) -> BoolArray:
     return ~np.asarray(same | (np.isnan(value) & np.isnan(other)) if value.dtype.kind == "f" else same)
 
 
+# ---- what shapes and constants decide --------------------------------------------------------------------------------
+
+SHOWN = 3  # names in a sentence
+TRIED_SIZES = (1, 2, 3, 7, 1024)  # of dimensions that may have any
+
+
+def _decided(model: graph.Model, trace: Trace) -> dict[int, bool]:
+    """Which way nodes go that choose between two sub-graphs by constants and sizes that are the same whatever is fed, by their index."""
+    nodes, constants = graph.nodes(model), graph.Constants(model)
+    index, chosen = graph.GraphIndex(nodes), {}
+    asked = [node.outputs[0] for node in nodes if has(node, Trait.SIZES) and node.outputs[0] in trace.values]
+    for node in nodes:
+        if has(node, Trait.CHOOSES) and (node.inputs[0] in constants or node.inputs[0] in trace.values):
+            ways = {bool(constants[node.inputs[0]])} if node.inputs[0] in constants else _ways(model, index, node.inputs[0], asked, trace)
+            if len(ways) == 1:
+                chosen[node.index] = ways.pop()
+    return chosen
+
+
+def _ways(model: graph.Model, index: graph.GraphIndex, name: str, asked: Sequence[str], trace: Trace) -> set[bool]:
+    """The value of a condition, if no number that is compared for it depends on a dynamic size: all are set to others, one by one and
+    together. None if one does, or it cannot be computed."""
+    ports = [Port(size, trace.values[size].dtype, trace.values[size].shape) for size in asked]
+    made = [output for node in index.needed([name], asked) for output in node.outputs if output]
+    program = segment(model, ports, dict.fromkeys(made), index)
+    read = {port.name: trace.values[port.name] for port in graph.inputs(program) if port.name in trace.values}
+    open_places = [(size, at) for size in read for at in np.argwhere(trace.dynamic_values[size]).tolist()]
+    if len(read) < len(graph.inputs(program)):
+        return set()
+    session, runs = open_model(program, Optimize.NONE), []
+    for places, size in product([[], open_places, *([place] for place in open_places)], TRIED_SIZES):
+        feeds = {key: value.copy() for key, value in read.items()}
+        for key, at in places:
+            feeds[key][tuple(at)] = size
+        try:
+            runs.append({**feeds, **dict(zip(made, session.run(feeds, made), strict=True))})
+        except ModelError:
+            continue  # these sizes do not go together
+    if not runs:
+        return set()
+    compared = {item for node in index.needed([name], asked) if runs[0][node.outputs[0]].dtype == bool for item in node.inputs} & {*runs[0]}
+    steady = all(np.array_equal(run[item], runs[0][item]) for run in runs for item in compared)
+    return {bool(runs[0][name])} if steady else set()
+
+
 # ---- folding ---------------------------------------------------------------------------------------------------------
 
 
 def _fold(model: graph.Model, trace: Trace) -> graph.Model:
-    """Replace static data-free tensors that other nodes read by constants (unless that would grow the file)."""
+    """Replace static data-free tensors that other nodes read by constants (unless that would grow the file). What is computed from 16-bit
+    numbers and is one of them is stored as that."""
     nodes, held = graph.nodes(model), graph.initializers(model)
     free = data_free(nodes, held)
     kept = {*held, *(port.name for port in graph.outputs(model)), *(name for node in nodes for name in node.captures)}
     roots = {name: prod(shape) * int(np.dtype(dtype).itemsize) for name, (shape, dtype) in held.items()}
-    wanted: dict[str, Any] = {}
+    narrow = {name: np.dtype(dtype) for name, (_, dtype) in held.items() if np.dtype(dtype).name in NARROW}
+    wanted: dict[str, tuple[Array, Any]] = {}
     for node in nodes:
+        kinds = {narrow.get(item) for item in node.inputs if item in narrow or np.dtype(held.get(item, WHOLE).dtype).kind == "f"}
         for name in node.outputs:
             roots[name] = sum(roots.get(item, 0) for item in set(node.inputs))
+            if len(kinds) == 1 and None not in kinds:
+                narrow[name] = next(filter(None, kinds))
         if set(node.outputs) & free:
             continue
         for name in node.inputs:
             value = trace.values.get(name) if name not in kept else None
-            if value is not None and not trace.dynamic_values[name].any() and value.nbytes <= max(FOLD_BYTES, roots[name]):
-                wanted[name] = value
+            if value is None or trace.dynamic_values[name].any():
+                continue
+            stored = narrow.get(name) if value.dtype == np.float32 else None
+            stored = stored if stored is not None and np.array_equal(value.astype(stored).astype(np.float32), value) else None
+            if value.nbytes <= max(FOLD_BYTES, roots[name]) * (2 if stored else 1):
+                wanted[name] = value, stored
+    makers = graph.GraphIndex(nodes).makers
+    wanted = {name: item for name, item in wanted.items() if item[1] is None or makers[name].inputs[0] not in held}
     if not wanted:
         return model
     editor = Editor(model)
-    for name, value in wanted.items():
-        editor.replace_tensor(name, value)
+    for name, (value, stored) in wanted.items():
+        editor.replace_tensor(name, value, stored)
     return editor.finish()
 
 

@@ -54,7 +54,7 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
     for name, axes in _sizes(coupling, removed).items():  # what is merged with a dynamic dimension has none
         dynamic = prepared.trace.dynamic_axes.get(name, ())
         sizes[name] = {axis: None if axis in dynamic else size for axis, size in axes.items()}
-    return editor.finish(sizes)
+    return graph.stamped(editor.finish(sizes))
 
 
 def _is_computed(prepared: graph.Prepared, node: Node, position: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,15 +64,15 @@ class Reader(Protocol):
     """Rows of one array on disk or in memory."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
+    def shape(self) -> tuple[Any, ...]:
+        """Shape of the whole array; None where rows differ."""
 
     @property
     def dtype(self) -> Any:
         """Its numpy type."""
 
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        """The rows ``indices`` (ascending), ``size`` at a time."""
+    def rows(self, chunks: Iterable[IntArray]) -> Iterator[Array]:
+        """The rows of each chunk of indices (ascending over all of them)."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ class Memory:
     def dtype(self) -> Any:
         return self.array.dtype
 
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        for start in range(0, len(indices), size):
-            yield np.asarray(self.array[indices[start : start + size]])
+    def rows(self, chunks: Iterable[IntArray]) -> Iterator[Array]:
+        return (np.asarray(self.array[chunk]) for chunk in chunks)
 
 
 @dataclass(frozen=True)
 class Opened:
     """A source that was opened. ``labels`` are its own; ``steps`` replace those that were asked for; ``axis`` holds the channels of the
-    rows as the model takes them."""
+    rows as the model takes them. ``axes``: the sample axis of each input where that is not the first (None: it has none); ``groups``:
+    samples that may run together have the same number, consecutively (None: all may); ``class_names``: by label."""
 
     readers: Mapping[str, Reader]
     name: str
@@ -106,3 +106,6 @@ class Opened:
     notes: tuple[str, ...] = ()
     steps: Preprocessing | None = None
     axis: int = 1
+    axes: Mapping[str, int | None] = field(default_factory=dict)
+    groups: IntArray | None = None
+    class_names: tuple[str, ...] = ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,28 +11,26 @@ import numpy as np
 from ..core.errors import OptionError, SfpError
 from ..core.options import DataOptions, MeasureOptions
 from ..core.system import log
-from ..core.types import Array, BoolArray, IntArray
+from ..core.types import Array, BoolArray, FloatArray, IntArray
 from ..evaluation import outputs, reading_of
-from ..evaluation.meaning import Kind
+from ..evaluation.meaning import Kind, Meaning, log_probabilities
 from ..evaluation.measures import chance
 from ..graph import Model, inputs, outputs as model_outputs
 from ..rules.registry import training_nodes
-from ..runtime import Feeds
+from ..runtime import Batch, Batches
 from . import Preprocessing
 from .dataset import Dataset, Source, open_data
 from .images import CONFIG, hub_config, is_images, preset
+from .readings import Change, readings
 
 LOOKED_AT = 256
 FEWEST = 50
 CLEARLY = 2.5  # standard errors
-MEAN, STD = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet
-CHANGES: dict[str, Callable[[Array], Array]] = {
-    "with the colour channels reversed (--color bgr for images)": lambda x: np.ascontiguousarray(x[:, ::-1]),
-    "with values divided by 255 (--scale 255)": lambda x: x / 255,
-    "with values times 255 (--scale 1 for raw 8-bit images)": lambda x: x * 255,
-    "with ImageNet's mean and std (--preset imagenet, or --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)": lambda x: (x - MEAN) / STD,
-    "with ImageNet's mean and std after a division by 255 (--preset imagenet)": lambda x: (x / 255 - MEAN) / STD,
-}
+SURER = 4.0  # standard errors of the mean log probability of the labels
+HINT, HINTED = 0.03, 4.0  # by how much, and by how many standard errors, a model must be surer of its answers to say so without labels
+LIKE_CLASSES = 0.5  # outputs of unknown meaning are taken for class scores from this mean top probability on
+FEW = 100
+LEAST = -7.0  # log probabilities below are taken as this
 
 FIELDS = ("mean", "std", "scale", "resize", "center_crop", "color", "resample")
 
@@ -51,11 +49,17 @@ def opened(
     if source is None or isinstance(source, Dataset):
         return source
     steps, notes = _preprocessing(model, source, options) if options.steps is None else (options.steps, [])
-    data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed)
+    shape = next((port.shape or () for port in model_outputs(model)), ())
+    classes = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+    data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed, options.classes, classes)
+    if data.samples < FEW and options.samples is None:
+        notes.append(f"{data.samples} samples are few: 200 to 2000 typical ones make scores, repair and figures sure")
     for note in (*notes, *data.notes):
         log.info(f"{data.name}: {note}")
     for text in wrong_reading(model, data, measures):
         log.warning(text)
+    for text in other_reading(model, data, measures):
+        log.info(text)
     log.debug(f"{data.name}: {data.samples} samples, labels {'given' if data.labels is not None else 'none'}")
     return data
 
@@ -68,22 +72,25 @@ def _preprocessing(model: Model, source: Source, options: DataOptions) -> tuple[
     config = model.source.parent / CONFIG if model.source is not None else None
     if images and options.layout != "nchw":
         raise OptionError("--layout is for arrays; images are laid out as the model takes them. Leave it away.")
+    origin = ""
     if options.preset:
-        base = preset(options.preset, inputs(model), images)
-        notes.append(f"preset {options.preset}: {_listed(base)} (options given win)")
+        base, origin = preset(options.preset, inputs(model), images), f"preset {options.preset}"
     elif images and config is not None and config.is_file():
-        base, left = hub_config(config)
-        notes.append(f"preprocessing from {config}: {_listed(base) or 'none'} (options given win)")
+        (base, left), origin = hub_config(config), f"preprocessing from {config}"
         if left:
             notes.append(f"{config}: not followed: {', '.join(left)}")
     given = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     if given.get("color") == "bgr" and base.get("color", "rgb") == "rgb":  # figures of a preset are in the order red, green, blue
         base = {**base, **{name: base[name][::-1] for name in ("mean", "std") if name in base}}
-    if "resize" in given:
-        base.pop("letterbox", None)
     if len(given.get("center_crop", ())) == 1:
         given["center_crop"] *= 2
-    return Preprocessing(**{**base, **given}, layout=options.layout), notes
+    if base.get("letterbox") and len(given.get("resize", ())) == 1:
+        given["resize"] *= 2
+    used = {**base, **given}
+    if origin:
+        over = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        notes.insert(0, f"{origin}{f' with {over} as given' if over else ''}: {_listed(used) or 'none'}")
+    return Preprocessing(**used, layout=options.layout), notes
 
 
 def _listed(steps: dict[str, Any]) -> str:
@@ -115,34 +122,91 @@ def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = Measur
 
     Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
     is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
-    loses by two and a half standard errors (McNemar).
+    loses by two and a half standard errors (McNemar); or if it wins more than it loses, and the log probabilities of the labels are
+    greater by four.
     """
     if data.classes is None or data.samples < FEWEST:
         return []
-    part = data.part(np.unique(np.linspace(0, data.samples - 1, LOOKED_AT).astype(np.int64)))
+    part = _some(data)
     labels = part.classes
     assert labels is not None
-    try:
-        fit = replace(part, labels=np.minimum(labels, max(labels.max() - 1, 0)))  # they may start at 1
-        judged = reading_of(model, fit, measures).judged
-        place = [port.name for port in model_outputs(model)].index(judged.outputs[0])
-        scores = outputs(model, part.batches())[place]
-    except SfpError:
-        return []  # who really needs to run the model says it better
-    if judged.kind is not Kind.CLASSES or judged.axis is None or labels.min() < 0 or labels.max() > judged.classes:
+    scorer = Scorer.of(model, replace(part, labels=np.minimum(labels, max(labels.max() - 1, 0))), measures)  # they may start at 1
+    scores = None if scorer is None or scorer.judged.kind is not Kind.CLASSES else scorer.scores(part.batches())
+    if scores is None or scorer is None or labels.min() < 0 or labels.max() > scores.shape[1]:
         return []
-    scores = judged.scores(scores)
     right, (blind, limit) = _right(scores, labels), chance(labels, scores.argmax(1))
     words = f"the model is right on {right.mean():.1%} of {len(labels)} labelled samples of {data.name}"
-    if right.mean() > limit:
-        if (~right).sum() <= CLEARLY**2:
-            return []  # too few mistakes for any other reading to be clearly better
-        better = [(answers.mean(), text) for text, answers in _remedies(model, part, scores, labels, place) if _clearly(answers, right)]
-        return [f"{words}, but {max(better)[1]}."] if better else []
-    remedies = _remedies(model, part, scores, labels, place)
-    helps = [(answers.mean(), text) for text, answers in remedies if answers.mean() > max(2 * limit, limit + 0.1)]
-    advice = max(helps)[1] if helps else "check normalisation, colour order and layout, and that the labels are the model's class numbers"
-    return [f"{words}, no better than chance ({blind:.1%}): {advice}."]
+    if right.mean() <= limit:
+        remedies = [(other.right.mean(), other.words) for other in _remedies(scorer, part, scores, labels)]
+        helps = [remedy for remedy in remedies if remedy[0] > max(2 * limit, limit + 0.1)]
+        check = "check normalisation, colour order and layout, and that the labels are the model's class numbers"
+        advice = max(helps)[1] if helps else check
+        return [f"{words}, no better than chance ({blind:.1%}): {advice}."]
+    if (~right).sum() <= CLEARLY**2:
+        return []  # too few mistakes for any other reading to be clearly better
+    others = [other for other in _remedies(scorer, part, scores, labels) if _clearly(other.right, right) or _surer(other, scores, labels)]
+    return [f"{words}, but {max(others, key=lambda other: other.right.mean()).words}."] if others else []
+
+
+def other_reading(model: Model, data: Dataset, measures: MeasureOptions = MeasureOptions()) -> list[str]:
+    """A hint for data without labels: another normalisation with which a classifier of images is surer of its answers."""
+    if data.labels is not None or data.samples < FEWEST or (others := [one for one in readings(data) if one.normal]) == []:
+        return []
+    part = _some(data)
+    scorer = Scorer.of(model, part, measures)
+    scores = None if scorer is None else scorer.scores(part.batches())
+    if scorer is None or scores is None:
+        return []
+    now, found = _top(scores), []
+    least = 0.0 if scorer.judged.kind is Kind.CLASSES else LIKE_CLASSES
+    for other in others:
+        if (changed := scorer.scores(_changed(part, other.change))) is not None:
+            gain = _top(changed) - now
+            if gain.mean() > HINT and gain.mean() > HINTED * gain.std() / np.sqrt(len(gain)) and (now + gain).mean() >= least:
+                found.append((float((now + gain).mean()), other.words))
+    if not found:
+        return []
+    top, words = max(found)
+    sure = f"is surer of its answers {words}: mean top probability {top:.3f} instead of {now.mean():.3f} on {len(now)} samples"
+    return [f"a hint, without labels no more: the model {sure}. Was it trained so?"]
+
+
+def _some(data: Dataset) -> Dataset:
+    return data.part(np.unique(np.linspace(0, data.samples - 1, LOOKED_AT).astype(np.int64)))
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How class scores, one row a sample, come from a model: its outputs at ``place``, as they are ``judged``."""
+
+    model: Model
+    judged: Meaning
+    place: int
+
+    @classmethod
+    def of(cls, model: Model, data: Dataset, measures: MeasureOptions) -> Scorer | None:
+        """The scorer of a model that gives class scores, or numbers that may be such; None for others."""
+        try:
+            judged = reading_of(model, data, measures).judged
+        except SfpError:
+            return None  # who really needs to run the model says it better
+        flat = judged.kind is Kind.CLASSES and judged.axis is not None
+        flat |= judged.kind is Kind.UNKNOWN and len(judged.shape) == 2 and judged.shape[1] > 1
+        return cls(model, judged, [port.name for port in model_outputs(model)].index(judged.outputs[0])) if flat else None
+
+    def scores(self, batches: Batches) -> Array | None:
+        """Class scores; None where the model does not run, or gives no row for each sample."""
+        try:
+            scores = outputs(self.model, batches)[self.place]
+        except SfpError:
+            return None
+        if not isinstance(scores, np.ndarray) or len(scores) == 0:
+            return None
+        return self.judged.scores(scores) if self.judged.kind is Kind.CLASSES else scores
+
+
+def _top(scores: Array) -> FloatArray:
+    return np.asarray(np.exp(log_probabilities(scores).max(1)))
 
 
 def _right(scores: Array, labels: IntArray) -> BoolArray:
@@ -154,24 +218,38 @@ def _clearly(other: BoolArray, right: BoolArray) -> bool:
     return bool(won - lost > CLEARLY * np.sqrt(won + lost))
 
 
-def _remedies(model: Model, part: Dataset, scores: Array, labels: IntArray, place: int = 0) -> Iterator[tuple[str, BoolArray]]:
-    """What else could be meant, and which answers are right with it."""
+def _surer(other: Remedy, scores: Array, labels: IntArray) -> bool:
+    """Whether another reading gives the labels a greater probability, beyond doubt, and is not less often right."""
+    if other.scores is None or labels.max() >= scores.shape[1] or other.right.mean() <= _right(scores, labels).mean():
+        return False
+    rows = np.arange(len(labels))
+    gain = np.subtract(*(np.maximum(log_probabilities(every)[rows, labels], LEAST) for every in (other.scores, scores)))
+    return bool(gain.mean() > SURER * gain.std() / np.sqrt(len(gain)))
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What else could be meant, which answers are right with it, and the scores of another reading of the inputs."""
+
+    words: str
+    right: BoolArray
+    scores: Array | None = None
+
+
+def _remedies(scorer: Scorer, part: Dataset, scores: Array, labels: IntArray) -> Iterator[Remedy]:
     for shift in (1, -1):
         right = _right(scores, labels - shift)
-        yield f"labels are off by one: with {'1 less' if shift > 0 else '1 more'} it is right on {right.mean():.1%}", right
-    port = part.ports[0]
-    if len(part.ports) != 1 or part.axis != 1 or port.shape is None or len(port.shape) != 4 or port.shape[1] != 3:
-        return
-    for words, change in CHANGES.items():
-        try:
-            right = _right(outputs(model, _changed(part, port.name, change))[place].reshape(scores.shape), labels)
-        except SfpError:
-            continue
-        yield f"{words} it is right on {right.mean():.1%}", right
+        yield Remedy(f"labels are off by one: with {'1 less' if shift > 0 else '1 more'} it is right on {right.mean():.1%}", right)
+    for other in readings(part):
+        changed = scorer.scores(_changed(part, other.change))
+        if changed is not None:
+            right = _right(changed, labels)
+            yield Remedy(f"{other.words} it is right on {right.mean():.1%}", right, changed)
 
 
-def _changed(part: Dataset, name: str, change: Callable[[Array], Array]) -> Iterator[tuple[Feeds, int]]:
-    for feeds, count in part.batches():
+def _changed(part: Dataset, change: Change) -> Iterator[Batch]:
+    for batch in part.batches():
+        feeds, count = batch
         with np.errstate(all="ignore"):  # a wrong guess may overflow
-            changed = np.ascontiguousarray(change(feeds[name])).astype(feeds[name].dtype)
-        yield {name: changed}, count
+            changed = {name: np.ascontiguousarray(change(array)).astype(array.dtype) for name, array in feeds.items()}
+        yield Batch.padded(changed, count, batch.padding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,23 @@ import numpy as np
 from ..core.errors import DataError, OptionError
 from ..core.options import expect
 from ..core.types import Array, IntArray, Port, Shown
-from . import Preprocessing, Reader
-from .images import is_images, open_images
+from ..runtime import Batch
+from . import Opened, Preprocessing, Reader
+from .classes import read_classes
+from .images import Labelling, is_images, open_images
 from .readers import check_labels, is_call, load_labels, open_call, open_source
 
 BATCH = 64
-Source = str | Path | Mapping[str, Array] | Array | Callable[[], Any]
-"""A path, arrays, or a function that yields batches (also by its name, ``module:function``)."""
+Source = str | Path | Mapping[str, Any] | Array | Callable[[], Any] | Sequence[Any]
+"""A path, arrays, a list of runs, or a function that yields batches (also by its name, ``module:function``)."""
 
 
 @dataclass(frozen=True, repr=False)
 class Dataset(Shown):
     """Samples that fit a model. ``labels`` belong to the chosen samples, in their order: integers or floating numbers, one each or more
-    (a class map, boxes); ``axis`` is that of the channels as the model
-    takes them; ``notes`` tell the user how the data were read."""
+    (a class map, boxes); ``axis`` is that of the channels as the model takes them; ``notes`` tell the user how the data were read.
+    ``axes``: the sample axis of each input where that is not the first (None: it has none); ``groups``: samples that may run together have
+    the same number, consecutively (None: all may); ``class_names``: by label (empty: unknown)."""
 
     name: str
     sha256: str
@@ -38,6 +41,9 @@ class Dataset(Shown):
     fixed: bool
     axis: int = 1
     notes: tuple[str, ...] = ()
+    axes: Mapping[str, int | None] = field(default_factory=dict)
+    groups: IntArray | None = None
+    class_names: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Its name, and how many samples there are, with labels or without."""
@@ -64,30 +70,49 @@ class Dataset(Shown):
         order = np.random.default_rng(seed).permutation(self.samples)
         return self.part(np.sort(order[count:])), self.part(np.sort(order[:count]))
 
-    def batches(self) -> Iterator[tuple[dict[str, Array], int]]:
+    @property
+    def plain(self) -> bool:
+        """Whether samples are equal rows: all may run together, and every input has them on its first axis."""
+        return self.groups is None and not any(self.axes.values()) and None not in self.axes.values()
+
+    def batches(self) -> Iterator[Batch]:
         """Inputs for one run, and how many of its rows are samples (a model with a fixed batch gets the last one padded).
 
         Raises:
             DataError: NaN or infinity; the array and the sample are named.
         """
-        streams = [self.readers[port.name].rows(self.indices, self.batch) for port in self.ports]
+        chunks = self._chunks()
+        streams = [self.readers[port.name].rows(chunks) for port in self.ports]
         start = 0
         for arrays in zip(*streams, strict=True):
             count = len(arrays[0])
-            feeds = {}
-            for port, array in zip(self.ports, arrays, strict=True):
-                array = self._prepared(port, array, start)
-                if self.fixed and count < self.batch:
-                    array = np.concatenate([array, np.repeat(array[-1:], self.batch - count, axis=0)])
-                feeds[port.name] = array
-            yield feeds, count
+            padding = self.batch - count if self.fixed else 0
+            feeds = {port.name: self._fed(port, array, start, padding) for port, array in zip(self.ports, arrays, strict=True)}
+            yield Batch.padded(feeds, count, padding)
             start += count
+
+    def _chunks(self) -> list[IntArray]:
+        """Samples that run together."""
+        edges = np.zeros(0, np.int64) if self.groups is None else np.flatnonzero(np.diff(self.groups[self.indices])) + 1
+        return [part[start : start + self.batch] for part in np.split(self.indices, edges) for start in range(0, len(part), self.batch)]
+
+    def _fed(self, port: Port, rows: Array, start: int, padding: int) -> Array:
+        """One input as the model takes it."""
+        axis = self.axes.get(port.name, 0)
+        if axis is None:
+            return self._prepared(port, rows[0], start) if rows.ndim > 2 else np.asarray(rows[0].astype(port.dtype, copy=False))
+        array = self._prepared(port, rows, start)
+        if padding:
+            array = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
+        return np.ascontiguousarray(np.moveaxis(array, 0, axis))
 
     def _prepared(self, port: Port, array: Array, start: int) -> Array:
         steps = self.preprocessing
         if array.ndim >= 3 and steps.layout == "nhwc":
             array = np.moveaxis(array, -1, 1)
         dtype = np.dtype(port.dtype)
+        if dtype.kind == "O":  # texts stay numpy's own, which have bytes to store and to compare
+            return array
         if dtype.kind == "f":
             with np.errstate(over="ignore"):
                 values = array.astype(np.float32 if dtype.itemsize < 8 else np.float64)
@@ -110,9 +135,10 @@ class Dataset(Shown):
 
 def open_data(
     source: Source, ports: Sequence[Port], preprocessing: Preprocessing | None = None, labels: str | Path | Array | None = None,
-    samples: int | None = None, seed: int = 0,
+    samples: int | None = None, seed: int = 0, classes: str | Path | Array | None = None, outputs: int | None = None,
 ) -> Dataset:  # fmt: skip
-    """Open data for a model with inputs ``ports``; ``samples`` of them, drawn with ``seed`` (default: all).
+    """Open data for a model with inputs ``ports``; ``samples`` of them, drawn with ``seed`` (default: all). ``classes``: names in the order
+    of the model's outputs, one a line of a file; ``outputs``: how many there are (for folders of images by class).
 
     ``source``: .npz, .npy, ``test_data_set_*`` folders, arrays, a folder of images, or a function that yields batches: an array,
     (array, labels), or a dict by input name (and ``labels``), the same at every call.
@@ -125,31 +151,30 @@ def open_data(
     preprocessing.check()
     if samples is not None and samples < 1:
         raise DataError(f"--samples {samples}: expected at least 1")
+    named = None if classes is None else read_classes(classes)
     if is_images(source):
-        opened = open_images(Path(str(source)), ports, preprocessing, labels, samples, seed)
+        opened = open_images(Path(str(source)), ports, preprocessing, Labelling(labels, named, outputs), samples, seed)
         labels, samples, preprocessing = None, None, opened.steps or preprocessing
     else:
         opened = open_call(source, ports) if is_call(source) else open_source(source, ports)
         _check_no_images(preprocessing, opened.name)
     readers, name = opened.readers, opened.name
-    counts = {key: reader.shape[0] if reader.shape else 0 for key, reader in readers.items()}
-    if len(set(counts.values())) > 1:
-        raise DataError(f"{name}: the arrays have different numbers of samples: {counts}")
-    count = next(iter(counts.values()))
+    count = next(iter(readers.values())).shape[0]
     if not count:
         raise DataError(f"{name}: there are no samples in it.")
     for port in ports:
-        _check_port(port, readers[port.name], preprocessing, name, opened.axis)
+        _check_port(port, readers[port.name], preprocessing, opened)
     loaded = load_labels(labels) if labels is not None else opened.labels
     if loaded is not None:
         loaded = check_labels(loaded, count, name if labels is None else "labels" if isinstance(labels, np.ndarray) else str(labels))
     indices = np.arange(count)
     if samples is not None and samples < count:
         indices = np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
-    fixed = [port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], int)]
+    placed = [(port.shape, opened.axes.get(port.name, 0)) for port in ports if port.shape]
+    fixed = [size for shape, axis in placed for size in ([] if axis is None else [shape[axis]]) if isinstance(size, int)]
     return Dataset(
         name, opened.sha256, tuple(ports), readers, indices, None if loaded is None else loaded[indices], preprocessing,
-        fixed[0] if fixed else BATCH, bool(fixed), opened.axis, opened.notes,
+        fixed[0] if fixed else BATCH, bool(fixed), opened.axis, opened.notes, opened.axes, opened.groups, opened.class_names or named or (),
     )  # fmt: skip
 
 
@@ -161,27 +186,33 @@ def _check_no_images(steps: Preprocessing, name: str) -> None:
         raise OptionError(f"{name}: {', '.join(given)} are for a folder of images; arrays are fed as they are. Leave them away.")
 
 
-def _check_port(port: Port, reader: Reader, steps: Preprocessing, name: str, axis: int) -> None:
-    shape = tuple(reader.shape)
+def _check_port(port: Port, reader: Reader, steps: Preprocessing, opened: Opened) -> None:
+    name, channels, axis = opened.name, opened.axis, opened.axes.get(port.name, 0)
+    shape = tuple(reader.shape[1:])
+    if axis is not None:
+        shape = (*shape[:axis], reader.shape[0], *shape[axis:])
     first = (shape[0], shape[-1], *shape[1:-1]) if len(shape) >= 3 else shape
     moved = first if steps.layout == "nhwc" else shape
-    if port.shape is not None and not _fits(port.shape, moved):
-        hint = " The data look like channels-last: pass --layout nhwc." if moved != first and _fits(port.shape, first) else ""
+    if port.shape is not None and not _fits(port.shape, moved, axis):
+        hint = " The data look like channels-last: pass --layout nhwc." if moved != first and _fits(port.shape, first, axis) else ""
         if not hint and len(moved) == len(port.shape) == 4 and moved[1] == port.shape[1]:
             hint = " The images have another size: resize them (a folder of image files is resized by itself)."
-        expected = ["N" if axis == 0 else dim if dim is not None else "?" for axis, dim in enumerate(port.shape)]
-        raise DataError(f"{name}: input '{port.name}' expects shape {expected}, the data have {list(moved)}.{hint}")
+        expected = ["N" if number == axis else dim if dim is not None else "?" for number, dim in enumerate(port.shape)]
+        found = ["?" if size is None else size for size in moved]
+        raise DataError(f"{name}: input '{port.name}' expects shape {expected}, the data have {found}.{hint}")
     dtype, wanted = np.dtype(reader.dtype), np.dtype(port.dtype)
-    if dtype.kind not in "fiub" or (wanted.kind in "iub" and dtype.kind == "f"):
-        raise DataError(f"{name}: input '{port.name}' expects {wanted}, the data are {dtype}.")
+    if (wanted.kind == "O") != (dtype.kind == "U") or dtype.kind not in "fiubU" or (wanted.kind in "iub" and dtype.kind == "f"):
+        raise DataError(f"{name}: input '{port.name}' expects {'text' if wanted.kind == 'O' else wanted}, the data are {dtype}.")
+    if axis is None and len(shape) < 2:
+        return  # scalars and the like are fed as they are
     if wanted.kind == "f" and dtype.kind in "iub" and not steps.given:
         ways = "--scale 255 (value range), --mean and --std (or --preset imagenet), or --scale 1 to feed them as they are"
         raise DataError(f"{name}: input '{port.name}' expects {wanted}, the data are raw {dtype} values. Say how to convert them: {ways}.")
     for label, values in (("mean", steps.mean), ("std", steps.std)):
-        if values is not None and len(values) not in (1, moved[axis] if len(moved) > 1 else 1):
-            raise DataError(f"--{label} has {len(values)} values, input '{port.name}' has {moved[axis]} channels.")
+        if values is not None and len(values) not in (1, moved[channels] if len(moved) > 1 else 1):
+            raise DataError(f"--{label} has {len(values)} values, input '{port.name}' has {moved[channels]} channels.")
 
 
-def _fits(expected: Sequence[int | str | None], shape: Sequence[int]) -> bool:
-    sizes = zip(expected[1:], shape[1:], strict=False)
-    return len(expected) == len(shape) and all(not isinstance(dim, int) or dim == size for dim, size in sizes)
+def _fits(expected: Sequence[int | str | None], shape: Sequence[int], axis: int | None) -> bool:
+    sizes = enumerate(zip(expected, shape, strict=False))
+    return len(expected) == len(shape) and all(number == axis or not isinstance(dim, int) or dim == size for number, (dim, size) in sizes)

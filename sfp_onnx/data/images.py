@@ -6,8 +6,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..core.errors import DataError, OptionError
 from ..core.system import need
 from ..core.types import Array, IntArray, Port
 from . import Opened, Preprocessing
+from .classes import Numbering, numbered
 
 ENDINGS = frozenset(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 SKIPPED = 0.01  # share of damaged images up to which they are left out (one is always allowed)
@@ -73,14 +75,13 @@ class Images:
     shape: tuple[int, ...]
     dtype: Any = np.uint8
 
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        """Images ``indices``, ``size`` at a time.
+    def rows(self, chunks: Iterable[IntArray]) -> Iterator[Array]:
+        """The images of each chunk.
 
         Raises:
             DataError: an image that could be decoded before no longer can.
         """
-        for start in range(0, len(indices), size):
-            yield np.stack([self._row(self.files[index]) for index in indices[start : start + size]])
+        return (np.stack([self._row(self.files[index]) for index in chunk]) for chunk in chunks)
 
     def _row(self, file: str) -> Array:
         try:
@@ -99,16 +100,34 @@ def decode(path: Path, steps: Preprocessing, channels: int) -> Array:
     Raises:
         Damaged: Pillow cannot read it. DataError: it is smaller than the crop.
     """
+    return shaped(opened(path, channels), steps, path)
+
+
+def opened(path: Path, channels: int) -> Any:
+    """One image, as Pillow has it.
+
+    Raises:
+        Damaged: Pillow cannot read it.
+    """
     pillow = need("PIL.Image", "images", "reading images")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a truncated tag in a readable file is nobody's business here
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            with pillow.open(path) as opened:
-                image = opened.convert(MODES[channels])
+            with pillow.open(path) as image:
+                return image.convert(MODES[channels])
     except Exception as error:  # Pillow's plugins raise whatever their parsers do
         raise Damaged(f"cannot be decoded: {error}") from error
-    image = _resized(image, steps, pillow)
+
+
+def shaped(image: Any, steps: Preprocessing, path: Path) -> Array:
+    """An image, resized and cropped, as uint8 (H, W, C).
+
+    Raises:
+        DataError: it is smaller than the crop.
+    """
+    channels = len(image.getbands())
+    image = _resized(image, steps, need("PIL.Image", "images", "reading images"))
     if steps.center_crop is not None:
         height, width = steps.center_crop
         if image.height < height or image.width < width:
@@ -141,8 +160,8 @@ def _resized(image: Any, steps: Preprocessing, pillow: Any) -> Any:
 # ---- files and labels ------------------------------------------------------------------------------------------------
 
 
-def find(folder: Path) -> tuple[list[str], list[int] | None, list[str]]:
-    """Images under a folder (relative, sorted), their labels if they lie in class sub-folders, and notes.
+def find(folder: Path) -> tuple[list[str], list[str] | None]:
+    """Images under a folder (relative, sorted), and the names of their class sub-folders if they lie in such.
 
     Raises:
         DataError: no images, or some in class sub-folders and some beside these.
@@ -152,31 +171,18 @@ def find(folder: Path) -> tuple[list[str], list[int] | None, list[str]]:
     if not files:
         raise DataError(f"{folder}: no images in this folder ({' '.join(sorted(ENDINGS))}), and no test_data_set_*/input_*.pb tensors.")
     beside = [file for file in files if len(file.parts) == 1]
-    names = [file.as_posix() for file in files]
-    if len(beside) == len(files):
-        return names, None, []
-    if beside:
+    if beside and len(beside) < len(files):
         advice = "Move them into their class, or give --labels labels.csv."
         raise DataError(f"{folder}: {len(beside)} images such as {beside[0]} lie beside the class sub-folders. {advice}")
-    classes = sorted({file.parts[0] for file in files})
-    notes = [f"{len(classes)} class folders, numbered by name: {_listed(classes)}"]
-    if all(name.isdecimal() for name in classes) and [int(name) for name in classes] != list(range(len(classes))):
-        notes.append("the folders' names are numbers, but the labels are their places when sorted by name; else give --labels labels.csv")
-    return names, [classes.index(file.parts[0]) for file in files], notes
+    return [file.as_posix() for file in files], None if beside else [file.parts[0] for file in files]
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = [f"{index} {name}" for index, name in enumerate(names)]
-    return ", ".join(shown if len(shown) <= 4 else [*shown[:2], "..", shown[-1]])
-
-
-def read_csv(path: Path, folder: Path) -> tuple[list[str], list[int], list[str]]:
-    """Files of a folder and their labels from rows ``filename,label`` (a first row that names no file is a header).
-
-    Class names instead of numbers are numbered in their order by name.
+def read_csv(path: Path, folder: Path) -> tuple[list[str], list[int] | list[str]]:
+    """Files of a folder and their labels, numbers or names of classes, from rows ``filename,label`` (a first row that names no file is a
+    header).
 
     Raises:
-        DataError: unreadable, not two columns, a file that is missing or twice there.
+        DataError: unreadable, not two columns, a file that is missing, outside of the folder, or twice there.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -187,66 +193,97 @@ def read_csv(path: Path, folder: Path) -> tuple[list[str], list[int], list[str]]
         raise DataError(f"{path}: line {short[0]}: expected filename,label, found '{','.join(short[1])}'")
     if rows and not (folder / rows[0][1][0]).is_file() and Path(rows[0][1][0]).suffix.lower() not in ENDINGS:
         rows = rows[1:]
-    root, listed = folder.resolve(), set()
+    root, listed = Path(os.path.abspath(folder)), set()
     for number, row in rows:
-        if not (folder / row[0]).resolve().is_relative_to(root) or not (folder / row[0]).is_file():
+        place = Path(os.path.abspath(folder / row[0]))  # as written: pictures may be links to others elsewhere
+        if not place.is_relative_to(root) or not place.is_file():
             raise DataError(f"{path}: line {number}: there is no file '{row[0]}' in {folder}")
         if row[0] in listed:
             raise DataError(f"{path}: line {number}: '{row[0]}' is there twice")
         listed.add(row[0])
     if not rows:
         raise DataError(f"{path}: no rows filename,label in it")
-    texts = [row[1] for _, row in rows]
-    if all(text.lstrip("-").isdecimal() for text in texts):
-        return [row[0] for _, row in rows], [int(text) for text in texts], []
-    classes = sorted(set(texts))
-    note = f"{len(classes)} class names in {path.name}, numbered by name: {_listed(classes)}"
-    return [row[0] for _, row in rows], [classes.index(text) for text in texts], [note]
+    names, texts = [row[0] for _, row in rows], [row[1] for _, row in rows]
+    return names, [int(text) for text in texts] if all(text.lstrip("-").isdecimal() for text in texts) else texts
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_images(
-    folder: Path, ports: Sequence[Port], steps: Preprocessing, labels: str | Path | Array | None, samples: int | None, seed: int
-) -> Opened:
+@dataclass(frozen=True)
+class Labelling:
+    """Where labels come from: a ``file`` (None: class sub-folders); ``classes`` in the order of the model's ``outputs``, where known."""
+
+    file: str | Path | Array | None = None
+    classes: tuple[str, ...] | None = None
+    outputs: int | None = None
+
+
+def open_images(folder: Path, ports: Sequence[Port], steps: Preprocessing, labels: Labelling, samples: int | None, seed: int) -> Opened:
     """A folder of images as one array, or ``samples`` of them, drawn with ``seed``. All chosen ones are decoded once, to find damaged ones.
 
     Raises:
         DataError: no images, too many damaged ones, different sizes, labels that do not fit.
     """
     need("PIL.Image", "images", f"{folder}: reading images")
-    classes: list[int] | None
-    if isinstance(labels, np.ndarray) or (labels is not None and Path(labels).suffix.lower() != ".csv"):
+    if isinstance(labels.file, np.ndarray) or (labels.file is not None and Path(labels.file).suffix.lower() != ".csv"):
         raise OptionError("labels of a folder of images come from class sub-folders, or from --labels labels.csv (filename,label)")
-    names, classes, notes = read_csv(Path(labels), folder) if labels is not None else find(folder)
+    names, words = read_csv(Path(labels.file), folder) if labels.file is not None else find(folder)
+    numbers, known = _numbers(words, labels)
+    notes = [known.note] if known.note else []
     chosen = np.arange(len(names))
     if samples is not None and samples < len(names):
         chosen = np.sort(np.random.default_rng(seed).choice(len(names), samples, replace=False))
     port = image_port(ports)
-    if steps.resize is None and steps.center_crop is None and port.height and port.width:
-        steps = replace(steps, resize=(port.height, port.width))
+    own = steps.resize is None and steps.center_crop is None and port.height and port.width
+    if own:
+        steps = replace(steps, resize=(port.height or 0, port.width or 0))
+    kept, sizes, digest, bad = _decoded(folder, [names[index] for index in chosen], steps, port.channels)
+    side = sizes.after
+    if own and sizes.before != {side[:2]}:
         size = f"{port.height}x{port.width}"
         notes.append(f"images are resized to {size}, as the model takes them (else give --resize, --center-crop or --preset)")
-    kept, side, digest, bad = _decoded(folder, [names[index] for index in chosen], steps, port.channels)
     steps = replace(steps, layout="nchw" if port.last else "nhwc")
     notes += [f"skipped {text}" for text in bad]
     reader = Images(folder, tuple(names[chosen[index]] for index in kept), steps, (len(kept), *side))
-    chosen_labels = None if classes is None else np.asarray(classes, np.int64)[chosen[kept]]
+    chosen_labels = None if numbers is None else np.asarray(numbers, np.int64)[chosen[kept]]
     if chosen_labels is not None:  # a file of labels is part of the data
         digest = hashlib.sha256(digest.encode() + chosen_labels.tobytes()).hexdigest()
-    return Opened({ports[0].name: reader}, str(folder), digest, chosen_labels, tuple(notes), steps, -1 if port.last else 1)
+    axis = -1 if port.last else 1
+    return Opened({ports[0].name: reader}, str(folder), digest, chosen_labels, tuple(notes), steps, axis, class_names=known.classes)
 
 
-def _decoded(folder: Path, names: Sequence[str], steps: Preprocessing, channels: int) -> tuple[IntArray, tuple[int, ...], str, list[str]]:
-    """Which images can be decoded, their common shape, the SHA-256 of all files, and what is wrong with the others."""
-    digest, kept, bad = hashlib.sha256(), [], []
+def _numbers(words: Sequence[int] | Sequence[str] | None, labels: Labelling) -> tuple[list[int] | None, Numbering]:
+    """Labels as numbers, and what is known of the classes."""
+    texts = [word for word in words or () if isinstance(word, str)]
+    if words is None or not texts:
+        return None if words is None else list(map(int, words)), Numbering(None, labels.classes or ())
+    found = sorted(set(texts))
+    known = numbered(found, labels.classes, labels.outputs, "class folders" if labels.file is None else "class names")
+    if known.numbers is None:
+        return None, known
+    number_of = dict(zip(found, known.numbers, strict=True))
+    return [number_of[text] for text in texts], known
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Heights and widths of images before they are resized, and their common shape (height, width, channels) after."""
+
+    before: set[tuple[int, int]]
+    after: tuple[int, ...]
+
+
+def _decoded(folder: Path, names: Sequence[str], steps: Preprocessing, channels: int) -> tuple[IntArray, _Sizes, str, list[str]]:
+    """Which images can be decoded, their sizes, the SHA-256 of all files, and what is wrong with the others."""
+    digest, kept, bad, before = hashlib.sha256(), [], [], set()
     side: tuple[int, ...] | None = None
     allowed = max(1, int(SKIPPED * len(names)))
     for index, name in enumerate(names):
         try:
             digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
-            shape = decode(folder / name, steps, channels).shape
+            image = opened(folder / name, channels)
+            shape = shaped(image, steps, folder / name).shape
         except (Damaged, OSError) as error:
             bad.append(f"{name}: {error}")
             if len(bad) > allowed:
@@ -257,10 +294,11 @@ def _decoded(folder: Path, names: Sequence[str], steps: Preprocessing, channels:
             sizes = f"{shape[0]}x{shape[1]} pixels, others have {side[0]}x{side[1]}"
             raise DataError(f"{folder / name}: {sizes}. Give --resize HxW, or --resize and --center-crop.")
         side = shape
+        before.add((image.height, image.width))
         kept.append(index)
     if side is None:
         raise DataError(f"{folder}: no image can be decoded: {'; '.join(bad)}")
-    return np.asarray(kept, np.int64), side, digest.hexdigest(), bad
+    return np.asarray(kept, np.int64), _Sizes(before, side), digest.hexdigest(), bad
 
 
 # ---- usual preprocessing by name -------------------------------------------------------------------------------------
@@ -268,7 +306,9 @@ def _decoded(folder: Path, names: Sequence[str], steps: Preprocessing, channels:
 CONFIG = "preprocessor_config.json"
 FOLLOWED = frozenset("do_resize do_center_crop do_rescale do_normalize do_flip_channel_order do_convert_rgb".split())
 IMAGENET: dict[str, Any] = {"scale": 255.0, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALF: dict[str, Any] = {"scale": 255.0, "mean": (0.5,), "std": (0.5,)}
 CIFAR10: dict[str, Any] = {"scale": 255.0, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+PRESETS = {"imagenet": IMAGENET, "cifar10": CIFAR10, "inception": HALF, "tf": HALF, "yolo": {"scale": 255.0}}
 CROP_SHARE = 0.875  # 224 of 256
 PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
@@ -276,22 +316,24 @@ PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: 
 def preset(name: str, ports: Sequence[Port], images: bool) -> dict[str, Any]:
     """Fields of `Preprocessing` for a model; those of image files only for ``images``.
 
-    imagenet: torchvision's evaluation (shorter side to 8/7 of the crop, central crop, mean and std of ImageNet); cifar10: mean and std of
-    CIFAR-10; yolo: letterbox to the model's size, values in [0, 1].
+    imagenet: torchvision's evaluation (shorter side to 8/7 of the crop, central crop, mean and std of ImageNet); inception: the same with
+    values in [-1, 1] (mean and std 0.5); tf: values in [-1, 1], resized straight to the model's size; cifar10: mean and std of CIFAR-10;
+    yolo: letterbox to the model's size, values in [0, 1].
 
     Raises:
         DataError: the model takes no images.
     """
-    values: dict[str, Any] = {"imagenet": IMAGENET, "cifar10": CIFAR10, "yolo": {"scale": 255.0}}[name]
+    values = PRESETS[name]
     if not images:
         return dict(values)
     port = image_port(ports)
-    if name == "imagenet":
+    if name in ("imagenet", "inception"):
         crop = (port.height or 224, port.width or 224)
         return {**values, "resize": (round(min(crop) / CROP_SHARE),), "center_crop": crop}
     if name == "yolo":
         return {**values, "resize": (port.height or 640, port.width or 640), "letterbox": True}
-    return {**values, "resize": (port.height or 32, port.width or 32)}
+    side = 224 if name == "tf" else 32
+    return {**values, "resize": (port.height or side, port.width or side)}
 
 
 def hub_config(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,8 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from ..core.system import user_function
 from ..core.types import Array, IntArray, Port
 from ..graph.load import hash_files, load_tensor
 from . import Memory, Opened, Reader
+from .layout import Apart, batch_symbol, count_of, fitted, known, rows_of, sample_axes, texts
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted
 MOST_DEFLATED = 1100  # deflate packs at most 1032 bytes into one
@@ -34,8 +36,10 @@ class _Zipped:
     shape: tuple[int, ...]
     dtype: Any
 
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        yield from _picked(self._blocks(size), indices, self.shape[0], size)
+    def rows(self, chunks: Iterable[IntArray]) -> Iterator[Array]:
+        """The rows of each chunk of indices."""
+        chunks = list(chunks)
+        yield from _picked(self._blocks(max(map(len, chunks), default=1)), chunks, self.shape[0])
 
     def _blocks(self, size: int) -> Iterator[Array]:
         """All rows, ``size`` at a time."""
@@ -53,21 +57,26 @@ class _Zipped:
                 yield np.frombuffer(block, self.dtype).reshape((count, *self.shape[1:]))
 
 
-def _picked(pieces: Iterable[Array], indices: IntArray, total: int, size: int) -> Iterator[Array]:
-    """The rows ``indices`` of pieces with ``total`` rows in all, ``size`` at a time."""
-    wanted = np.zeros(total, bool)
-    wanted[indices] = True
-    held: list[Array] = []
-    start = 0
-    for piece in pieces:
-        held.append(piece[wanted[start : start + len(piece)]])
-        start += len(piece)
-        while sum(map(len, held)) >= size:
-            joined = np.concatenate(held)
-            yield joined[:size]
-            held = [joined[size:]]
-    if any(map(len, held)):
-        yield np.concatenate(held)
+def _picked(pieces: Iterable[Array], chunks: Sequence[IntArray], total: int) -> Iterator[Array]:
+    """The rows of each chunk, from pieces with ``total`` rows in all, which are used up."""
+    wanted, start, rest = np.zeros(total, bool), 0, iter(pieces)
+    for chunk in chunks:
+        wanted[chunk] = True
+    buffer = np.zeros(0)
+    for chunk in chunks:
+        parts: list[Array] = []
+        missing = len(chunk)
+        while missing:
+            while not len(buffer):
+                piece = next(rest)
+                buffer = piece[wanted[start : start + len(piece)]]
+                start += len(piece)
+            parts.append(buffer[:missing])
+            missing -= len(parts[-1])
+            buffer = buffer[len(parts[-1]) :]
+        yield np.concatenate(parts) if len(parts) > 1 else parts[0]
+    for _ in rest:
+        pass
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
@@ -95,7 +104,7 @@ def _open_npz(path: Path) -> dict[str, Reader]:
             _check_size(archive.getinfo(member), start, shape, dtype, path)
             name = member.removesuffix(".npy")
             readers[name] = _Zipped(path, member, shape, dtype)
-            if fortran and len(shape) > 1:
+            if len(shape) != 1 and (fortran or not shape):
                 with np.load(path) as arrays:
                     readers[name] = Memory(arrays[name])
     return readers
@@ -110,22 +119,16 @@ def _check_size(info: zipfile.ZipInfo, start: int, shape: tuple[int, ...], dtype
         raise DataError(f"{path}: array '{name}' is damaged: {info.compress_size} bytes cannot unpack to {info.file_size}")
 
 
-def _open_folder(path: Path, ports: Sequence[Port]) -> dict[str, Reader]:
-    """``test_data_set_*`` folders of ``input_*.pb`` tensors: their samples one after the other."""
-    folders = [path] if any(path.glob("input_*.pb")) else sorted(path.glob("test_data_set_*"), key=_number)
-    columns: dict[str, list[Array]] = {}
+def _folders(path: Path, ports: Sequence[Port]) -> Iterator[dict[str, Array]]:
+    """The tensors of each ``test_data_set_*`` folder (or of this one): whole feeds."""
     known = [port.name for port in ports]
-    for folder in folders:
+    for folder in [path] if any(path.glob("input_*.pb")) else sorted(path.glob("test_data_set_*"), key=_number):
+        feeds = {}
         for position, file in enumerate(sorted(folder.glob("input_*.pb"), key=_number)):
             name, array = load_tensor(file)
-            name = name if name in known else known[position] if position < len(known) else name
-            columns.setdefault(name, []).append(array)
-    if not columns:
-        raise DataError(f"{path}: no test_data_set_*/input_*.pb files in this folder. Expected .npz, .npy, or such a folder.")
-    try:
-        return {name: Memory(np.concatenate(arrays)) for name, arrays in columns.items()}
-    except ValueError as error:
-        raise DataError(f"{path}: the tensors of the data sets do not join along the first axis: {error}") from error
+            feeds[name if name in known else known[position] if position < len(known) else name] = array
+        if feeds:
+            yield feeds
 
 
 def _number(path: Path) -> int:
@@ -140,20 +143,21 @@ def open_source(source: Any, ports: Sequence[Port]) -> Opened:
     """
     arrays, digest = {"data": source} if isinstance(source, np.ndarray) else source, hashlib.sha256()
     if isinstance(arrays, Mapping):
+        arrays = {name: texts(np.asarray(array)) for name, array in arrays.items()}
         for name, array in sorted(arrays.items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-        return _assigned({name: Memory(np.asarray(array)) for name, array in arrays.items()}, ports, "the data", digest.hexdigest())
+        return _assigned({name: Memory(array) for name, array in arrays.items()}, ports, "the data", digest.hexdigest())
     if not isinstance(source, (str, Path)):
         raise DataError(f"data {repr(source)[:80]}: expected a path, arrays by name, an array, or a function that yields batches")
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path}: no such file. Expected a folder of images, .npz, .npy, test_data_set_* folders, or module:function.")
+    if path.is_dir():
+        hash_files(sorted(path.rglob("input_*.pb")), digest)
+        return replace(open_call(lambda: _folders(path, ports), ports, str(path)), sha256=digest.hexdigest())
     try:
-        if path.is_dir():
-            readers, files = _open_folder(path, ports), sorted(path.rglob("input_*.pb"))
-        else:
-            readers, files = {"data": Memory(np.load(path, mmap_mode="r"))} if path.suffix == ".npy" else _open_npz(path), [path]
-        hash_files(files, digest)
+        readers = {"data": Memory(np.load(path, mmap_mode="r"))} if path.suffix == ".npy" else _open_npz(path)
+        hash_files([path], digest)
     except DAMAGED as error:
         raise DataError(f"{path}: not a readable .npz or .npy file: {error}") from error
     return _assigned(readers, ports, str(path), digest.hexdigest())
@@ -163,17 +167,52 @@ def _assigned(readers: Mapping[str, Reader], ports: Sequence[Port], name: str, d
     """Which array feeds which input; the labels apart."""
     wanted = [port.name for port in ports]
     label_name = next((key for key in LABEL_NAMES if key in readers and key not in wanted), None)
-    labels = None
-    if label_name:
-        count = next(iter(readers[label_name].shape), 0)
-        labels = next(readers[label_name].rows(np.arange(count), count), None) if count else np.zeros(0, np.int64)
+    labels = _all(readers[label_name]) if label_name else None
     others = {key: reader for key, reader in readers.items() if key != label_name}
-    if all(key in others for key in wanted):
-        return Opened({key: others[key] for key in wanted}, name, digest, labels)
     if len(wanted) == 1 and len(others) == 1:
-        return Opened({wanted[0]: next(iter(others.values()))}, name, digest, labels)
-    advice = "Name the arrays like the inputs (labels: 'labels' or 'y')."
-    raise DataError(f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. {advice}")
+        others = {wanted[0]: next(iter(others.values()))}
+    if not all(key in others for key in wanted):
+        advice = "Name the arrays like the inputs (labels: 'labels' or 'y')."
+        raise DataError(f"{name}: the model's inputs are {wanted}, the data hold {sorted(readers)}. {advice}")
+    return _arranged({key: others[key] for key in wanted}, ports, Opened({}, name, digest, labels))
+
+
+def _arranged(readers: Mapping[str, Reader], ports: Sequence[Port], opened: Opened) -> Opened:
+    """Readers of one row per sample, whichever axis the samples are on; inputs without such an axis are the same for all samples, and
+    arrays without a common one are a single feed."""
+    held = {port.name: fitted(_all(readers[port.name]), port) for port in ports if _odd(port, readers[port.name])}
+    shapes = {name: held[name].shape if name in held else reader.shape for name, reader in readers.items()}
+    try:
+        axes = sample_axes(ports, [shapes])
+    except Apart as error:
+        sizes = {name: next(iter(shape), 1) for name, shape in shapes.items()}
+        if min(sizes.values()) > 1:
+            raise DataError(f"{opened.name}: the arrays have different numbers of samples: {sizes} ({error})") from error
+        axes = dict.fromkeys(shapes)
+    each = [port.name for port in ports if axes[port.name] is None and len(shapes[port.name]) == len(port.shape or ()) + 1]
+    count = count_of(axes, shapes) if known(axes) or not each else shapes[each[0]][0]
+    arranged, groups = dict(readers), np.zeros(count, np.int64)
+    for port in ports:
+        name, axis = port.name, axes[port.name]
+        if axis != 0 or name in held or shapes[name][0] != count:
+            array = held[name] if name in held else _all(readers[name])
+            arranged[name] = Memory(rows_of(array, axis, port, count))
+        if name in each and shapes[name][0] == count:
+            rows = np.asarray(_all(arranged[name])).reshape(count, -1)
+            groups[1:] += np.cumsum((rows[1:] != rows[:-1]).any(1) | (port.shape not in ((), (1,))))
+    return replace(opened, readers=arranged, axes=axes, groups=groups if groups.any() else None)
+
+
+def _odd(port: Port, reader: Reader) -> bool:
+    """Whether an array is to be looked at before it can be read row by row: texts, and what stands for a scalar."""
+    return np.dtype(reader.dtype).kind in "SO" or (port.shape in ((), (1,)) and int(np.prod(reader.shape)) == 1)
+
+
+def _all(reader: Reader) -> Array:
+    """All rows."""
+    if isinstance(reader, Memory):
+        return reader.array
+    return next(reader.rows([np.arange(reader.shape[0])])) if reader.shape[0] else np.zeros(reader.shape, reader.dtype)
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
@@ -208,107 +247,183 @@ def check_labels(labels: Array, count: int, name: str) -> Array:
     return labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64)
 
 
-# ---- batches from any python function --------------------------------------------------------------------------------
+# ---- runs: batches from any python function, lists, folders of tensors --------------------------------------------------
 
 NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+COMPARED = 4096  # bytes of a value up to which runs are compared for having the same
 
 
 def is_call(source: object) -> bool:
-    """Whether a source is ``module:function`` and no path that exists, or a function itself."""
+    """Whether a source is ``module:function`` and no path that exists, a function itself, or a list of runs (or of each input's values)."""
     named = isinstance(source, (str, Path)) and NAME.fullmatch(str(source)) and not Path(source).exists()
-    return callable(source) or bool(named)
+    return callable(source) or bool(named) or isinstance(source, (list, tuple)) or _lists(source)
 
 
-def _batches(function: Callable[[], Any], name: str, ports: Sequence[Port]) -> Iterator[tuple[dict[str, Array], Array | None]]:
-    """Arrays by input name, and labels, of every batch.
+def _lists(source: object) -> bool:
+    """Whether a mapping holds lists of arrays that are no array together."""
+    return isinstance(source, Mapping) and any(map(_listed, source.values()))
+
+
+def _listed(value: Any) -> bool:
+    held = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.dtype.hasobject and value.ndim == 1)
+    return held and len({np.shape(item) for item in value}) > 1
+
+
+def _function(source: Any) -> tuple[Callable[[], Any], str]:
+    """What yields the runs of a source, and its name."""
+    if callable(source):
+        return source, getattr(source, "__name__", "the function")
+    if isinstance(source, (str, Path)):
+        return user_function(str(source), f"--data {source}"), str(source)
+    if isinstance(source, Mapping):
+        most = max(len(value) for value in source.values() if _listed(value))
+        several = {name: len(value) for name, value in source.items() if isinstance(value, (list, tuple)) or np.ndim(value)}
+        if {*several.values()} - {1, most}:
+            raise DataError(f"the data: different numbers of samples: {several}")
+        values = {name: value if several.get(name) == most else [value] * most for name, value in source.items()}
+        return lambda: ({name: value[index] for name, value in values.items()} for index in range(most)), "the data"
+    return lambda: source, "the data"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Inputs of one run, and labels of its samples."""
+
+    arrays: dict[str, Array]
+    labels: Array | None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape for name, array in self.arrays.items()}
+
+
+def _runs(function: Callable[[], Any], name: str, ports: Sequence[Port]) -> Iterator[_Run]:
+    """Arrays by input name, and labels, of every run.
 
     Raises:
         DataError: the function fails, or yields something else.
     """
-    wanted = [port.name for port in ports]
     try:
         for number, item in enumerate(function()):
-            arrays, labels = _parts(item, wanted)
-            if arrays is None or len({len(array) for array in [*arrays.values(), *([] if labels is None else [labels])]}) != 1:
+            run = _parts(item, ports)
+            if run is None:
                 expected = "an array, (array, labels), or a dict by input name (and 'labels'), all with the same number of rows"
+                wanted = [port.name for port in ports]
                 raise DataError(f"{name}: batch {number} is no batch for the inputs {wanted}: expected {expected}")
-            yield arrays, labels
+            yield run
     except DataError:
         raise
     except Exception as error:  # whatever the user's function raises
         raise DataError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
-def _parts(item: Any, wanted: Sequence[str]) -> tuple[dict[str, Array] | None, Array | None]:
+def _parts(item: Any, ports: Sequence[Port]) -> _Run | None:
     labels: Any = None
     if isinstance(item, (tuple, list)) and len(item) == 2:
         item, labels = item
     if isinstance(item, Mapping):
-        key = next((key for key in LABEL_NAMES if key in item and key not in wanted), None)
+        key = next((key for key in LABEL_NAMES if key in item and key not in {port.name for port in ports}), None)
         labels = item[key] if key else labels
-        arrays = {name: np.asarray(item[name]) for name in wanted if name in item}
     else:
-        arrays = {wanted[0]: np.asarray(item)}
-    if len(arrays) != len(wanted) or any(array.ndim < 1 or array.dtype.hasobject for array in arrays.values()):
-        return None, None
-    return arrays, None if labels is None else np.asarray(labels)
+        item = {ports[0].name: item}
+    arrays = {port.name: texts(np.asarray(item[port.name])) for port in ports if port.name in item}
+    if len(arrays) != len(ports) or any(array.dtype.hasobject for array in arrays.values()):
+        return None
+    arrays = {port.name: fitted(arrays[port.name], port, single=True) for port in ports}
+    return _Run(arrays, None if labels is None else np.atleast_1d(labels))
 
 
 @dataclass(frozen=True)
 class Called:
-    """One input's rows, from a fresh call of the function for every pass."""
+    """One input's rows, from a fresh call of the function for every pass; ``counts`` of each run."""
 
     function: Callable[[], Any]
     name: str
     ports: tuple[Port, ...]
-    port: str
-    shape: tuple[int, ...]
+    port: Port
+    axis: int | None
+    counts: tuple[int, ...]
+    shape: tuple[Any, ...]
     dtype: Any
 
-    def rows(self, indices: IntArray, size: int) -> Iterator[Array]:
-        """The rows ``indices`` (ascending), ``size`` at a time.
+    def rows(self, chunks: Iterable[IntArray]) -> Iterator[Array]:
+        """The rows of each chunk.
 
         Raises:
-            DataError: fewer rows than in the first pass.
+            DataError: other rows than in the first pass.
         """
-        yield from _picked(self._arrays(), indices, self.shape[0], size)
+        yield from _picked(self._arrays(), list(chunks), self.shape[0])
 
     def _arrays(self) -> Iterator[Array]:
-        """The rows of every batch."""
-        start = 0
-        for arrays, _ in _batches(self.function, self.name, self.ports):
-            array = arrays[self.port]
-            if array.shape[1:] != self.shape[1:] or start + len(array) > self.shape[0]:
+        """The rows of every run."""
+        done = 0
+        for run in _runs(self.function, self.name, self.ports):
+            count = self.counts[done] if done < len(self.counts) else -1
+            array = run.arrays[self.port.name]
+            sizes = zip(self.shape[1:], _row(array.shape, self.axis), strict=False)
+            counted = self.axis is None or array.shape[self.axis] in (1, count)
+            if count < 0 or not counted or any(dim not in (None, size) for dim, size in sizes):
                 break
-            yield array
-            start += len(array)
-        if start != self.shape[0]:
+            done += 1
+            yield rows_of(array, self.axis, self.port, count)
+        if done < len(self.counts) or count < 0:
             raise DataError(f"{self.name} gave other rows than in its first pass. It must give the same data whenever it is called.")
 
 
-def open_call(source: Any, ports: Sequence[Port]) -> Opened:
-    """Run through the function once: rows are counted, hashed and checked, labels collected.
+def open_call(source: Any, ports: Sequence[Port], name: str = "") -> Opened:
+    """Run through the function once: rows are counted, hashed and checked, labels collected. With a ``name``: every run stays alone.
 
     Raises:
         OptionError: it cannot be imported. DataError: it yields no batches for the model.
     """
-    name = str(source) if not callable(source) else getattr(source, "__name__", "the function")
-    function: Callable[[], Any] = source if callable(source) else user_function(name, f"--data {name}")
-    digest, labels, count = hashlib.sha256(), [], 0
-    first: dict[str, Array] = {}
-    for arrays, given in _batches(function, name, ports):
-        first = first or {key: array[:1] for key, array in arrays.items()}
-        for key, array in sorted(arrays.items()):
-            if array.shape[1:] != first[key].shape[1:]:
-                raise DataError(f"{name}: rows of '{key}' have shape {list(array.shape[1:])} and {list(first[key].shape[1:])}")
+    function, called = _function(source)
+    digest, labels, shapes, alone = hashlib.sha256(), [], [], bool(name)
+    name, values, dtypes = name or called, list[dict[str, Any]](), dict[str, Any]()
+    for run in _runs(function, name, ports):
+        for key, array in sorted(run.arrays.items()):
             digest.update(key.encode() + np.ascontiguousarray(array).tobytes())
-        count += len(next(iter(arrays.values())))
-        labels.append(given)
-    if not first:
+            dtypes[key] = np.promote_types(dtypes.get(key, array.dtype), array.dtype)
+        values.append({key: array.tobytes() if array.nbytes <= COMPARED else len(values) for key, array in run.arrays.items()})
+        shapes.append(run.shapes)
+        labels.append(run.labels)
+    if not shapes:
         raise DataError(f"{name}: it yields no batches.")
+    axes, counts = _divided(ports, shapes, name)
     if any(given is None for given in labels) and not all(given is None for given in labels):
         raise DataError(f"{name}: some batches have labels, some have none.")
+    for number, (count, given) in enumerate(zip(counts, labels, strict=True)):
+        if given is not None and len(given) != count:
+            words = f"{len(given)} labels for {count} samples, expected the same number of rows"
+            raise DataError(f"{name}: batch {number} is no batch for the inputs: {words}")
     joined = None if labels[0] is None else np.concatenate([given for given in labels if given is not None])
-    rows = {port.name: first[port.name] for port in ports}
-    readers = {key: Called(function, name, tuple(ports), key, (count, *row.shape[1:]), row.dtype) for key, row in rows.items()}
-    return Opened(readers, name, digest.hexdigest(), joined)
+    readers, keys = {}, []
+    for port in ports:
+        axis, rows = axes[port.name], [_row(shape[port.name], axes[port.name]) for shape in shapes]
+        same = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*rows, strict=False)]
+        readers[port.name] = Called(function, name, tuple(ports), port, axis, counts, (sum(counts), *same), dtypes[port.name])
+        keys.append([(row, value[port.name] if axis is None else 0) for row, value in zip(rows, values, strict=True)])
+    changes = [alone or one != other for one, other in pairwise(zip(*keys, strict=True))]
+    groups = np.repeat(np.cumsum([0, *changes]), counts)
+    if all(axis is None for axis in axes.values()):
+        groups = np.arange(len(counts))
+    return Opened(readers, name, digest.hexdigest(), joined, axes=axes, groups=groups if groups.any() else None)
+
+
+def _row(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    return shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
+
+
+def _divided(ports: Sequence[Port], shapes: Sequence[Mapping[str, Any]], name: str) -> tuple[dict[str, int | None], tuple[int, ...]]:
+    """The sample axes of runs, and the samples of each; runs that cannot be divided are one sample each."""
+    try:
+        axes = sample_axes(ports, shapes)
+    except Apart:
+        symbol = batch_symbol(ports)
+        for number, run in enumerate(shapes):
+            placed = [(port.name, port.shape.index(symbol)) for port in ports if port.shape and symbol in port.shape]
+            sizes = {key: run[key][axis] for key, axis in placed if axis < len(run[key])}
+            if len({*sizes.values()} - {1}) > 1:
+                words = f"expected the same number of rows, found {sizes}"
+                raise DataError(f"{name}: batch {number} is no batch for the inputs: {words}") from None
+        axes = dict.fromkeys(port.name for port in ports)
+    return axes, tuple(count_of(axes, run) for run in shapes)

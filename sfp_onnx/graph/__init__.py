@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import onnx
 from onnx import checker, helper, numpy_helper, shape_inference
 
 from ..core.errors import ModelError
+from ..core.system import version_of
 from ..core.types import Array, Node, Port, Shown, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
@@ -24,6 +26,7 @@ INLINE_VECTOR_BYTES = 1 << 16  # of integers, which may be sizes
 STUB_LOCATION = "weights-held-in-memory"
 
 ONNX_DOMAINS = ("", "ai.onnx")
+FLOATING = tuple(onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +34,7 @@ class Model(Shown):
     """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
     ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
     ``edited`` says that the model is no longer what these files hold; ``complaint`` is what onnx.checker said of the original,
-    if it does not know or no longer allows an operator (onnxruntime may run it all the same)."""
+    if it does not know or no longer allows an operator (onnxruntime may run it all the same); ``libraries`` hold custom operators."""
 
     proto: onnx.ModelProto
     weights: Mapping[str, Array]
@@ -40,6 +43,7 @@ class Model(Shown):
     files: tuple[Path, ...] = ()
     edited: bool = False
     complaint: str = ""
+    libraries: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Its name, opset, number of nodes, inputs and outputs."""
@@ -66,6 +70,26 @@ class Model(Shown):
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         return proto
+
+
+VERSION, SOURCE, FIRST = "sfp_onnx.version", "sfp_onnx.source_sha256", "sfp_onnx.first_source_sha256"
+
+
+def stamped(model: Model) -> Model:
+    """A changed model whose metadata say what made it, and of which file (and of which file that was made, if it was made so itself)."""
+    proto = model.copied()
+    known = {item.key: item.value for item in proto.metadata_props}
+    if SOURCE in known and known[SOURCE] != model.sha256:
+        known.setdefault(FIRST, known[SOURCE])
+    helper.set_model_props(proto, {**known, VERSION: version_of("sfp_onnx"), SOURCE: model.sha256})
+    return replace(model, proto=proto, edited=True)
+
+
+def same_node(one: Node, other: Node) -> bool:
+    """Whether two nodes are one operator with the same attributes that reads tensors of the same names."""
+    if (one.operator, one.reads, set(one.attributes)) != (other.operator, other.reads, set(other.attributes)):
+        return False
+    return all(np.array_equal(value, other.attributes[name]) for name, value in one.attributes.items())
 
 
 CAPTURED = -1
@@ -133,7 +157,8 @@ def _met(names: Iterable[str], beside: Callable[[str], Iterable[Node]], onward: 
 @dataclass(frozen=True)
 class Prepared:
     """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
-    dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`)."""
+    dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`); ``base`` is
+    the loaded model, in which what its declared shapes decide is decided."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -141,6 +166,7 @@ class Prepared:
     feeds: Mapping[str, Array]
     variant: Mapping[str, Array] | None = None
     types: Mapping[str, Any] = field(default_factory=dict)
+    base: Model | None = None
 
     @cached_property
     def held(self) -> frozenset[str]:
@@ -184,8 +210,8 @@ def make_stub(name: str, array: Array) -> onnx.TensorProto:
 
 
 def inline(size: int, dtype: np.dtype[Any], rank: int) -> bool:
-    """Whether a tensor of so many bytes stays in the protobuf."""
-    return size <= (INLINE_VECTOR_BYTES if rank < 2 and dtype.kind in "iu" else INLINE_BYTES)
+    """Whether a tensor of so many bytes stays in the protobuf, as do strings and types that numpy itself does not know (int4)."""
+    return dtype.isbuiltin != 1 or dtype.kind in "OSU" or size <= (INLINE_VECTOR_BYTES if rank < 2 and dtype.kind in "iu" else INLINE_BYTES)
 
 
 def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
@@ -215,6 +241,15 @@ def complaint(model: Model) -> str:
             proto.graph.input.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
     replace_items(proto.graph.initializer, [tensor for tensor in proto.graph.initializer if tensor.name not in model.weights])
     return rejection(proto)
+
+
+FIRST_OPSET = 7
+
+
+def too_old(model: Model) -> str:
+    """What to do about a model whose operator set onnxruntime does not promise to run; else empty."""
+    words = "onnxruntime runs 7 and newer: export it again with opset 13, or convert it (onnx.version_converter.convert_version)"
+    return f" The model has operator set {model.opset}, {words}." if model.opset < FIRST_OPSET else ""
 
 
 def rejection(proto: onnx.ModelProto) -> str:
@@ -302,6 +337,15 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         yield from graphs(inner)
 
 
+def holds_weights(value: Any) -> bool:
+    """Whether an attribute is a graph (or several) with constants of more than one number."""
+    given = value if isinstance(value, list) else [value]
+    inner = [each for graph in given if isinstance(graph, onnx.GraphProto) for each in graphs(graph)]
+    tensors = [tensor for graph in inner for tensor in graph.initializer]
+    tensors += [attribute.t for graph in inner for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+    return any(max(tensor.dims, default=1) > 1 and tensor.data_type in FLOATING for tensor in tensors)
+
+
 def captured(node: onnx.NodeProto) -> Iterator[str]:
     """Names that the sub-graphs of a node read from outside."""
     for graph in sub_graphs(node):
@@ -331,8 +375,15 @@ def _port(item: onnx.ValueInfoProto) -> Port:
     return Port(item.name, dtype, shape if tensor.HasField("shape") else None)
 
 
+def dtype_called(name: str) -> Any:
+    """Dtype of what onnxruntime calls ``tensor(float)``; None if it is no tensor."""
+    kind = name.removeprefix("tensor(").removesuffix(")").upper()
+    known = dict(onnx.TensorProto.DataType.items())
+    return helper.tensor_dtype_to_np_dtype(known[kind]) if kind in known else None
+
+
 def tensor_types(model: Model) -> dict[str, Any]:
-    """Dtype of every tensor that onnx's type inference knows; None for sequences, maps and optionals."""
+    """Dtype of every tensor that onnx's type inference knows; None for sequences, maps, optionals (`runtime.tensor_types` knows more)."""
     try:
         inferred = shape_inference.infer_shapes(model.proto)
     except Exception:  # inference is advice; onnxruntime has the last word on whether the model is valid
@@ -353,6 +404,36 @@ def handed_over(model: Model) -> dict[str, Array]:
     read = {name for node in model.proto.graph.node for name in node.input}
     early = {name for node in model.proto.graph.node for name in captured(node)}
     return {name: array for name, array in model.weights.items() if name in read - early}
+
+
+@cache
+def _seed_type(operator: str, opset: int) -> Any:
+    """Type of the seed that an operator of ONNX can be given; None if it takes none."""
+    try:
+        seed = onnx.defs.get_schema(operator, opset).attributes.get("seed")
+    except onnx.defs.SchemaError:
+        return None
+    return None if seed is None else int if seed.type == onnx.defs.OpSchema.AttrType.INT else float
+
+
+def seeded(model: Model) -> Model:
+    """The model with a seed for every node that draws random numbers and has none, the same for nodes of the same outputs: so models,
+    and parts of them, that are compared draw the same numbers."""
+    missing = [
+        (number, index, kind)
+        for number, graph in enumerate(graphs(model.proto.graph))
+        for index, node in enumerate(graph.node)
+        if node.domain in ONNX_DOMAINS and (kind := _seed_type(node.op_type, model.opset)) is not None
+        and all(attribute.name != "seed" for attribute in node.attribute)
+    ]  # fmt: skip
+    if not missing:
+        return model
+    copy = model.copied()
+    below = list(graphs(copy.graph))
+    for number, index, kind in missing:
+        node = below[number].node[index]
+        node.attribute.append(helper.make_attribute("seed", kind(crc32(node.output[0].encode()) % 2**20)))
+    return replace(model, proto=copy)
 
 
 def filled(model: Model, leave: Container[str] = ()) -> onnx.ModelProto:

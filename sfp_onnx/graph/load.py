@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper, version_converter
 
 from ..core.errors import DataError, ModelError
 from ..core.types import Array
-from . import ONNX_DOMAINS, Model, annotate, captured, complaint, graphs, inline, make_stub, replace_items, sub_graphs
+from . import ONNX_DOMAINS, Model, annotate, captured, complaint, filled, graphs, inline, make_stub, replace_items, sub_graphs, too_old
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -24,17 +24,20 @@ ModelSource = str | Path | ModelProto | Model
 NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}  # of Constant nodes
 
 
-def load(source: ModelSource) -> Model:
+def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
     """Read a model from a file or a ModelProto (which is copied, not touched); a loaded one stays as it is.
 
     External data are memory-mapped, never read as a whole. Local functions are inlined, Constant nodes become
     initializers, sparse initializers dense ones.
 
+    Args:
+        custom_ops: shared libraries with operators of their own, which onnxruntime loads with the model.
+
     Raises:
         ModelError: not an ONNX file, truncated, invalid, or external data missing.
     """
     if isinstance(source, Model):
-        return source
+        return replace(source, libraries=(*source.libraries, *custom_ops)) if custom_ops else source
     if isinstance(source, ModelProto):
         data, path = source.SerializeToString(deterministic=True), None
         proto, digest = ModelProto.FromString(data), hashlib.sha256(data)
@@ -68,10 +71,10 @@ def load(source: ModelSource) -> Model:
         if tensor.data_location == TensorProto.EXTERNAL:
             _attach(tensor, _map_external(tensor, path, name))
     proto = ModelProto.FromString(proto.SerializeToString())  # a fresh arena: the old one still holds the detached weights
-    model = Model(proto, weights, digest.hexdigest(), path, files)
+    model = Model(proto, weights, digest.hexdigest(), path, files, libraries=tuple(map(str, custom_ops)))
     problem = complaint(model)
     if problem and not any(words in problem for words in RUNTIME_DECIDES):
-        raise ModelError(f"{name}: onnx.checker rejects the model: {problem}")
+        raise ModelError(f"{name}: onnx.checker rejects the model: {problem.rstrip('.')}.{too_old(model)}")
     return replace(model, complaint=problem)
 
 
@@ -82,6 +85,8 @@ def _parse(path: Path) -> tuple[ModelProto, Any]:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from error
     if data.startswith(b"PK\x03\x04"):
         raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
+    if data[4:8] == b"ORTM":
+        raise ModelError(f"{path}: onnxruntime's own format (.ort), which is no ONNX. Give the .onnx file that it was made from.")
     try:
         proto = ModelProto.FromString(data)
     except DecodeError as error:
@@ -127,7 +132,7 @@ def _external_path(tensor: TensorProto, path: Path | None, name: str) -> Path:
 def _detach(tensor: TensorProto, weights: dict[str, Array], path: Path | None, name: str) -> None:
     """Move a large tensor out of the protobuf, where a stub with its type and shape stays; move a small external one in."""
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    stays = not _plain(tensor) or inline(_bytes(tensor), dtype, len(tensor.dims))
+    stays = inline(_bytes(tensor), dtype, len(tensor.dims))
     if tensor.data_location == TensorProto.EXTERNAL:
         array = _map_external(tensor, path, name)
         if stays:
@@ -174,6 +179,66 @@ def _map_external(tensor: TensorProto, path: Path | None, name: str) -> Array:
         wanted = f"of shape {list(tensor.dims)} needs {_bytes(tensor)} bytes of external data, its entry says {length}"
         raise ModelError(f"{name}: tensor '{tensor.name}' {wanted}")
     return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=(length,)) if length else np.zeros(0, np.uint8)
+
+
+# ---- one branch in place of a node that chooses between two -----------------------------------------------------------
+
+
+def decided(model: Model, chosen: Mapping[int, bool]) -> Model:
+    """The model with the nodes of one branch in place of each of these nodes (by index) with a ``then_branch`` and an ``else_branch``."""
+    proto = model.copied()
+    graph = proto.graph
+    taken = {name for each in graphs(graph) for node in each.node for name in (*node.input, *node.output, node.name)}
+    placed: list[NodeProto] = []
+    for index, node in enumerate(model.proto.graph.node):
+        if index not in chosen:
+            placed.append(node)
+            continue
+        wanted = "then_branch" if chosen[index] else "else_branch"
+        branch = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+        made = [name for inner in branch.node for name in inner.output if name] + [tensor.name for tensor in branch.initializer]
+        names = {name: _fresh(f"{node.name or index}/{name}", taken) for name in made}
+        for sparse in branch.sparse_initializer:
+            tensor = numpy_helper.from_array(to_dense(sparse, model.name), _fresh(sparse.values.name, taken))
+            names[sparse.values.name] = tensor.name
+            graph.initializer.append(tensor)
+        for tensor in branch.initializer:
+            graph.initializer.append(tensor)
+            graph.initializer[-1].name = names[tensor.name]
+        placed += [_renamed(inner, names) for inner in branch.node]
+        pairs = zip(node.output, branch.output, strict=False)
+        placed += [helper.make_node("Identity", [names.get(end.name, end.name)], [name]) for name, end in pairs if name]
+    replace_items(graph.node, placed)
+    _constants_to_initializers(proto)
+    _name_apart(graph)
+    _drop_unread(graph)
+    held = {tensor.name for tensor in graph.initializer}
+    weights = {name: array for name, array in model.weights.items() if name in held}
+    for tensor in graph.initializer:
+        if tensor.name not in weights:
+            _detach(tensor, weights, None, model.name)
+    return replace(model, proto=proto, weights=weights, edited=True)
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
+    """A copy of a node that reads and makes tensors of other names, also in its sub-graphs."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    for fields in (copy.input, copy.output):
+        fields[:] = [names.get(name, name) for name in fields]
+    for graph in sub_graphs(copy):
+        for item in graph.output:
+            item.name = names.get(item.name, item.name)
+        if graph.node:
+            replace_items(graph.node, [_renamed(inner, names) for inner in graph.node])
+    return copy
 
 
 def _drop_unread(graph: GraphProto) -> None:
@@ -363,3 +428,35 @@ def load_tensor(path: Path) -> tuple[str, Array]:
         return tensor.name, numpy_helper.to_array(tensor)
     except (DecodeError, ValueError, TypeError, OSError) as error:
         raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error
+
+
+# ---- raising the opset, where the form that a model is written in needs a newer one ------------------------------------
+
+IR_VERSION = 8  # initializers need not be inputs of the graph
+
+
+def raised(model: Model, opset: int) -> Model:
+    """The model in this opset, or as it is if it has a newer one.
+
+    Raises:
+        ModelError: onnx's converter cannot do it, with its words.
+    """
+    if model.opset >= opset:
+        return model
+    proto = ModelProto()
+    proto.CopyFrom(filled(model))
+    held = {tensor.name for tensor in proto.graph.initializer}
+    replace_items(proto.graph.input, [item for item in proto.graph.input if item.name not in held])
+    proto.ir_version = max(proto.ir_version, IR_VERSION)
+    try:
+        converted = version_converter.convert_version(proto, opset)
+        result = ModelProto()
+        result.CopyFrom(proto)  # the converter loses what stands beside the graph
+        result.graph.CopyFrom(converted.graph)
+        for item in result.opset_import:
+            item.version = opset if item.domain in ONNX_DOMAINS else item.version
+        fresh = load(result)
+    except Exception as error:  # the converter raises whatever its C++ does
+        words = " ".join(str(error).split())[:200]
+        raise ModelError(f"{model.name}: onnx cannot raise opset {model.opset} to {opset}: {words}") from error
+    return replace(fresh, sha256=model.sha256, source=model.source, files=model.files, edited=True, complaint=model.complaint)

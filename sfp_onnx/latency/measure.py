@@ -19,24 +19,14 @@ from typing import Any
 import numpy as np
 
 from .. import graph
-from ..core.errors import ModelError, OptionError, OutputError
+from ..core.errors import ModelError, OutputError
 from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
 from ..graph import extract, save
 from ..planning.figures import Kind
 from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
-
-REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
-
-
-def latencies_of(models: Sequence[graph.Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
-    """Seconds of each model, as minima of interleaved runs (at least 50); processor time with one thread, else wall time."""
-    feeds, clock = timing_feeds(analysis, batch), steady_clock(setup)
-    sessions = [open_timed(model, setup) for model in models]
-    first = interleaved(sessions, [feeds] * len(sessions), 3, clock)
-    repeats = int(np.clip(TIMING_SECONDS / max(sum(map(min, first)), 1e-6), REPEATS, MOST_REPEATS))
-    return [min(times) for times in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
+from .timing import latencies_of as latencies_of, timing_feeds
 
 
 def latency_ratio(analysis: Analysis, model: graph.Model, setup: Setup, batch: int) -> float:
@@ -301,24 +291,3 @@ def _costs(work: FloatArray, timings: Sequence[Timing], class_of: IntArray, over
         fitted = nonnegative_fit(np.column_stack([np.ones(len(timings)), moving]), seconds)
         costs[members, 1:], costs[members[0], 0] = fitted[1:], fitted[0]
     return costs
-
-
-# ---- inputs to time with ---------------------------------------------------------------------------------------------
-
-
-def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:
-    """Inputs to time with: the traced ones, with another batch size where the model leaves it open.
-
-    Raises:
-        OptionError: the model's batch size is fixed to another number.
-    """
-    feeds = {}
-    for port in graph.inputs(analysis.model):
-        array = analysis.prepared.feeds[port.name]
-        if port.shape and array.ndim and len(array) == analysis.samples:
-            if not isinstance(port.shape[0], int):
-                array = np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
-            elif batch not in (1, len(array)):
-                raise OptionError(f"--batch {batch}: input '{port.name}' has the fixed batch size {len(array)}")
-        feeds[port.name] = array
-    return feeds

@@ -102,7 +102,7 @@ class Scatter:
     def settled(self) -> Array:
         """c (g, k), after what waits for it was added."""
         if self.centre is None:
-            self.centre = np.concatenate(self.waiting, 1).mean((1, 2))
+            self.centre = np.concatenate([parts.reshape(len(parts), -1, parts.shape[3]) for parts in self.waiting], 1).mean(1)
         for parts in self.waiting:
             parts = parts - self.centre[:, None, None]
             per, turned = parts.shape[2], parts.swapaxes(2, 3)

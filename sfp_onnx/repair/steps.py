@@ -74,15 +74,17 @@ class Scene:
         return self.node(layer).inputs[layer.data]
 
     def held(self, name: str) -> Held | None:
-        """A constant that can be given another value: an initializer, or integers that only this tensor is dequantised from."""
+        """A constant that can be given another value: an initializer, or one that only this tensor is dequantised or cast from."""
         if name in self.constants:
             return Held(name, self.constants[name].shape)
         axis, node = self.coupling.dequantised.get(name), self.index.maker(name)
         if axis is None or node is None or any(other and other not in self.constants for other in node.inputs):
             return None
-        values, scale, zero = [*node.inputs, ""][:3]
+        values, scale, zero = [*node.inputs, "", ""][:3]
         if len(self.index.readers(values)) > 1:
             return None
+        if not scale:
+            return Held(values, self.constants[values].shape, cast=True)
         return Held(values, self.constants[values].shape, scale, zero, axis, len(self.index.readers(scale)) == 1)
 
     def only_reader(self, name: str) -> tuple[Node, int] | None:
@@ -144,7 +146,7 @@ def _zeros(scene: Scene, layer: Layer, rank: int) -> Array:
     """A zero bias, shaped to be added to a tensor of ``rank`` (1: the vector that the operator takes)."""
     weight = scene.weight(layer)
     assert layer.linear is not None and weight is not None
-    dtype = scene.constants[weight.scale or weight.name].dtype
+    dtype = np.float32 if weight.cast else scene.constants[weight.scale or weight.name].dtype
     return np.zeros((_width(scene, layer), *[1] * (rank - 1 - layer.linear.form.out_axis if rank > 1 else 0)), dtype)
 
 
@@ -166,7 +168,7 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
     left = []
     for layer in scene.coupling.layers:
         node = scene.index.maker(layer.node.outputs[0])
-        if node is None or layer.weight is None:
+        if node is None or layer.weight is None or layer.weight.position >= len(node.inputs):  # it vanished, or does nothing any more
             continue
         if scene.weight(layer) and _adds_a_vector(scene, layer):
             users.setdefault(node.inputs[layer.weight.position], []).append(layer)

@@ -15,9 +15,10 @@ from typing import IO, Any
 import numpy as np
 
 from ..core.errors import ModelError
+from ..core.system import no_room
 from ..core.types import Array, BoolArray, FloatArray, Linear, Port
-from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes, tensor_types
-from ..runtime import Session, open_model
+from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes
+from ..runtime import Session, open_model, tensor_types
 from .linear import Sums, best_bias
 
 
@@ -125,18 +126,27 @@ class Store:
     _file: IO[bytes] | None = None
 
     def put(self, key: Hashable, array: Array) -> None:
-        """Remember an array."""
-        if self.used + array.nbytes <= self.budget:
+        """Remember an array.
+
+        Raises:
+            OutputError: no room for the file.
+        """
+        if self.used + array.nbytes <= self.budget or array.dtype.hasobject:  # texts are no bytes for a file
             self.used += array.nbytes
             self._memory[key] = array
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="sfp_onnx")  # noqa: SIM115 - lives as long as the store
         free = self._free.get(array.nbytes)
         offset = free.pop() if free else self.spilled
         self.spilled = max(self.spilled, offset + array.nbytes)
-        self._file.seek(offset)
-        self._file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="sfp_onnx", buffering=0)  # noqa: SIM115 - lives as long as the store
+            self._file.seek(offset)
+            left = memoryview(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise no_room(f"{self.spilled / 2**20:.0f} MiB of activations beyond --memory", error) from error
         self._places[key] = offset, array.shape, array.dtype
 
     def get(self, key: Hashable) -> Array:
@@ -147,7 +157,9 @@ class Store:
         array = np.empty(shape, dtype)
         assert self._file is not None
         self._file.seek(offset)
-        self._file.readinto(array.data.cast("B")) if array.size else None  # type: ignore[attr-defined]
+        left = memoryview(array.data.cast("B") if array.size else b"")
+        while left:
+            left = left[self._file.readinto(left) :]  # type: ignore[attr-defined]
         return array
 
     def drop(self, key: Hashable) -> None:
@@ -181,6 +193,12 @@ def limits(dtype: Any) -> tuple[float, float, bool]:
     return -most, most, False
 
 
+def _rounded(value: Array, dtype: Any) -> Array:
+    """The nearest numbers of a type."""
+    least, most, whole = limits(dtype)
+    return np.asarray(np.clip(np.rint(value) if whole else value, least, most).astype(dtype))
+
+
 Get = Callable[[str], Array]
 """The present value of an initializer."""
 
@@ -188,7 +206,8 @@ Get = Callable[[str], Array]
 @dataclass(frozen=True)
 class Held:
     """The initializer ``name``; or, with a ``scale``, (name - zero_point) * scale, where scale and zero point are initializers of
-    one value or of one per index of ``axis``. ``alone``: nothing else reads the scale, so that it may change."""
+    one value or of one per index of ``axis``. ``alone``: nothing else reads the scale, so that it may change. ``cast``: it is read as
+    float32, whatever it is stored as."""
 
     name: str
     shape: tuple[int, ...]
@@ -196,11 +215,12 @@ class Held:
     zero_point: str = ""
     axis: int = 0
     alone: bool = False
+    cast: bool = False
 
     def value(self, get: Get) -> Array:
         """The constant as the layer sees it."""
         if not self.scale:
-            return get(self.name)
+            return get(self.name).astype(np.float32) if self.cast else get(self.name)
         scale = get(self.scale)
         return np.asarray((get(self.name).astype(scale.dtype) - self._zero(get).astype(scale.dtype)) * self._along(scale))
 
@@ -214,15 +234,13 @@ class Held:
     def nearest(self, get: Get, value: Array, ratio: Array | None = None) -> tuple[dict[str, Array], Array]:
         """Initializers that come nearest to a value, and the value that they then stand for. ``ratio``: factor on the scale (its shape)."""
         if not self.scale:
-            stored = np.asarray(value.astype(get(self.name).dtype), order="C")
-            return {self.name: stored}, stored
+            stored = np.asarray(_rounded(value, get(self.name).dtype), order="C")
+            return {self.name: stored}, stored.astype(np.float32) if self.cast else stored
         scale, integers = get(self.scale), get(self.name)
         changed = {} if ratio is None else {self.scale: (scale * ratio).astype(scale.dtype)}
         steps = self._along(changed.get(self.scale, scale)).astype(np.float64)
         steps = np.where(steps == 0, 1.0, steps)
-        least, most, whole = limits(integers.dtype)
-        wanted = np.clip(value / steps + self._zero(get), least, most)
-        changed[self.name] = (np.rint(wanted) if whole else wanted).astype(integers.dtype)
+        changed[self.name] = _rounded(value / steps + self._zero(get), integers.dtype)
         coded: Array = (changed[self.name].astype(np.float64) - self._zero(get)) * steps
         return changed, coded
 

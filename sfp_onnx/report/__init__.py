@@ -85,7 +85,8 @@ class Card:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report. ``facts`` are (name, value) needed to repeat the run besides the ``command``."""
+    """A whole report. ``verdict`` is the headline's sentence, ``tone`` its style class: good, bad, or neither; ``facts`` are (name, value)
+    needed to repeat the run besides the ``command``."""
 
     title: str
     words: tuple[str, ...]
@@ -93,6 +94,8 @@ class Page:
     sections: tuple[Section, ...]
     command: str
     facts: tuple[tuple[str, str], ...]
+    verdict: str = ""
+    tone: str = ""
 
 
 # ---- charts from values ----------------------------------------------------------------------------------------------

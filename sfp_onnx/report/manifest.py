@@ -20,8 +20,11 @@ from ..evaluation import Evaluation
 from ..export import Packaged
 from ..graph import Model
 from ..graph.save import file_bytes, fingerprint, full_size, save, to_proto, write_text
+from ..latency.measure import device
+from ..latency.timing import Latency
 from ..planning import from_json, parse_target, to_json
 from ..repair import Repaired
+from . import verdict
 
 PACKAGES = ("sfp_onnx", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "click")
 
@@ -47,7 +50,7 @@ class Pruned(Shown):
 
     def summary(self) -> str:
         """What came of it."""
-        return f"{self.original.name}, {self.plan.summary()}"
+        return f"{self.original.name}, {self.manifest.get('verdict', '')}\n{self.plan.summary()}"
 
     def save(self, path: str | Path, external: bool | None = None) -> Path:
         """Write the model atomically; ``external`` keeps weights in ``<path>.data`` (default: only over 2 GB)."""
@@ -66,12 +69,14 @@ def versions() -> dict[str, str]:
 def manifest(result: Pruned, output: Path | None = None, external: bool | None = None) -> dict[str, Any]:
     """Everything needed to check or repeat a run, as plain data for JSON; ``output`` and ``external`` as the result is saved."""
     digest, size = fingerprint(result.model, output, external) if output else (None, full_size(result.model))
-    check = result.verification
+    check, original = result.verification, file_bytes(result.original)
     return {
         "format": "sfp_onnx manifest", "version": 1, "versions": versions(),
-        "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": file_bytes(result.original)},
+        "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": original},
         "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
+        "verdict": verdict.of_run(result, (original, size)).text,
         "options": dict(result.plan.options), "data": dict(result.data) or None,
+        "device": {**device(Latency.of(result.plan.options).setup), "batch": result.plan.options.get("batch", 1)},
         "before": asdict(result.plan.before), "after": asdict(result.plan.after),
         "verification": None if check is None else asdict(check),
         "repair": None if result.repaired is None else result.repaired.figures,
@@ -108,7 +113,7 @@ def write_json(path: str | Path, data: Mapping[str, Any], inputs: Iterable[Path]
 
 # ---- reproducing a run from its manifest -----------------------------------------------------------------------------
 
-PLACES = {"path", "manifest", "report", "save_ort", "locked"}
+PLACES = {"path", "manifest", "report", "card", "save_ort", "locked"}
 
 
 def command_of(*records: Any, **more: Any) -> dict[str, Any]:

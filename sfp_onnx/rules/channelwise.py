@@ -67,6 +67,9 @@ def group_normalization(ctx: Context) -> list[Labels]:
     return [() if channels is None else (vector(channels, 1, rank),)]
 
 
+REWRITABLE = "LayerNormalization normalises over this axis"
+
+
 @rule("LayerNormalization", does="passes the other axes; the normalised axes are pinned (freed by --cut-layernorm)")
 def layer_normalization(ctx: Context) -> list[Labels]:
     """Mean and variance over the axes from ``axis`` on.
@@ -81,7 +84,7 @@ def layer_normalization(ctx: Context) -> list[Labels]:
         ctx.fix_input(0, range(rank), "it is normalised as a whole")
         return [()] * len(ctx.node.outputs)
     if not ctx.cut_layernorm or axis != rank - 1 or scale is None or (ctx.has(2) and bias is None):
-        labels = ctx.fix_input(0, range(axis, rank), "LayerNormalization normalises over this axis")
+        labels = ctx.fix_input(0, range(axis, rank), REWRITABLE)
         return [labels] + [()] * (len(ctx.node.outputs) - 1)
 
     def edits(after: After) -> list[Edit]:
@@ -274,7 +277,7 @@ def softmax(ctx: Context) -> list[Labels]:
 # ---- operators that work element by element, with broadcasting -------------------------------------------------------
 
 UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
     "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 ).split()
@@ -283,6 +286,8 @@ NARY = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
     "Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
 ).split()
+
+FLOAT = 1  # ONNX's number of float32
 
 MICROSOFT = ["com.microsoft.Gelu", "com.microsoft.FastGelu", "com.microsoft.QuickGelu", "com.microsoft.BiasGelu"]
 
@@ -314,6 +319,14 @@ def elementwise(ctx: Context) -> list[Labels]:
     return [merged for _ in ctx.node.outputs]
 
 
+@rule("Cast", does="ties its operands element by element (broadcasting)", traits=Trait.ALONE | Trait.SPREADS)
+def cast(ctx: Context) -> list[Labels]:
+    """A constant that is stored in another type than float32 is read as that constant."""
+    if ctx.is_constant(0) and ctx.attribute("to") == FLOAT:
+        ctx.dequantised(0)
+    return elementwise(ctx)
+
+
 @in_training("Dropout")
 def _drops(node: Node, opset: int, constants: Mapping[str, Array]) -> bool:
     """Random zeros: a flag says so, or before opset 7 that it is not a test."""
@@ -336,9 +349,13 @@ def _additive(op: str, present: Sequence[int], constant: Sequence[int]) -> list[
 # ---- tensors made from a shape ---------------------------------------------------------------------------------------
 
 
-state(Trait.UNSTEADY, *"RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split())
+state(Trait.UNSTEADY | Trait.STEPS, *"RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split())
+
+state(Trait.STEPS, *"Round Floor Ceil Sign Hardmax Mod TopK Shrink ThresholdedRelu".split())
 
 state(Trait.UNSTEADY, *"If Loop Scan Optional SequenceEmpty".split())
+
+state(Trait.CHOOSES, "If")
 
 
 @rule("ConstantOfShape", does="makes labels for its fixed axes; the shape follows")

@@ -26,6 +26,8 @@ class Trait(Flag):
     ROUNDS: it turns weights into integers or back, which must not be computed once and for all (that would undo it).
     TAKES: output 0 is what is found in input 0 at the indices in input 1.
     RESHAPES: output 0 holds the elements of input 0 in their order.
+    CHOOSES: input 0 says which of two sub-graphs is run.
+    STEPS: the last bit of an input, or chance, may change its floating result by a whole step.
     """
 
     NONE = 0
@@ -36,6 +38,8 @@ class Trait(Flag):
     ROUNDS = auto()
     TAKES = auto()
     RESHAPES = auto()
+    STEPS = auto()
+    CHOOSES = auto()
 
 
 Rule = Callable[["Context"], "list[Labels]"]

@@ -76,7 +76,8 @@ def reaching(
     prepared: Prepared, coupling: Coupling, cuts: Mapping[str, Sequence[Cut]], feeds: Sequence[Mapping[str, Array]],
     advance: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """The squared error of each cut at the floating outputs, relative to their variance over samples; the mean of all outputs.
+    """The squared error of each cut at the floating outputs, relative to their variance over samples; the mean of all outputs (NaN: none
+    tells anything).
 
     Raises:
         ModelError: onnxruntime cannot run the model.
@@ -87,7 +88,6 @@ def reaching(
     scene = steps.give_biases(_own_weights(scene, layers), layers)
     planned = {id(layer): steps.plan_steps(scene, [[layer]], {})[0] for layer in layers}
     constants, original = walk.Walk(scene.model, walk.Store(0)), _answers(scene.model, feeds)
-    scales = [np.square(old - old.mean(0)).sum() or np.square(old).sum() for old in original]  # all samples may give the same
     errors: dict[str, list[float]] = {name: [] for name in cuts}
     for name, cut in every:
         constants.overrides.clear()
@@ -97,11 +97,18 @@ def reaching(
             coding = walk.Coding(constants, step, step[0].weight.value(constants.constant), change.scale)
             coding.write((change.weight.astype(np.float64), change.bias))
         changed = _answers(extract.with_constants(scene.model, constants.overrides), feeds)
-        pairs = zip(changed, original, scales, strict=True)
-        shares = [np.square(new - old).sum() / scale for new, old, scale in pairs if scale > 0]
-        errors[name].append(float(np.mean(shares)) if shares else 0.0)
+        shares = [share for new, old in zip(changed, original, strict=True) if (share := _share(new, old)) is not None]
+        errors[name].append(float(np.mean(shares)) if shares else np.nan)
         advance(1)
     return errors
+
+
+def _share(new: FloatArray, old: FloatArray) -> float | None:
+    """Error of an output relative to its variance (if it never varies, to its size); None where there is none, or where another number of
+    values came out."""
+    scale = np.square(old - old.mean(0)).sum() or np.square(old).sum() if new.shape == old.shape and len(old) else 0.0
+    share = float(np.square(new - old).sum() / scale) if scale > 0 else np.nan
+    return share if np.isfinite(share) else None
 
 
 def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:

@@ -15,6 +15,7 @@ import numpy as np
 from ... import graph
 from ...core.errors import ModelError
 from ...core.types import Array, Coupling, Group, IntArray, Node, Port
+from ...data.layout import traced_samples
 from ...graph import edit, extract
 from ...rules.registry import Trait, has
 from ...runtime import Optimize, Session, open_model
@@ -118,16 +119,17 @@ def put(editor: edit.Editor, tensor: str, dtype: np.dtype[Any], zero: Array | st
 
 @dataclass(frozen=True)
 class Block:
-    """Images that one ablation looks at. ``feeds`` may hold more rows than ``count`` (padding to a fixed batch)."""
+    """Images that one ablation looks at. ``feeds`` hold ``padding`` rows to a fixed batch behind the ``count`` samples."""
 
     feeds: Mapping[str, Array]
     count: int
     labels: IntArray | None = None
+    padding: int = 0
 
     @property
     def rows(self) -> int:
         """Rows of the feeds."""
-        return len(next(iter(self.feeds.values())))
+        return self.count + self.padding
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Ablations:
         self.units: IntArray = np.concatenate([group.units for group in groups])
         self.owner: IntArray = np.repeat(np.arange(len(groups)), [group.width for group in groups])
         self.names = [port.name for port in graph.outputs(prepared.model)]
-        self.samples = next(iter(prepared.feeds.values())).shape[0] if prepared.feeds else 1
+        self.samples = traced_samples(graph.inputs(prepared.model), {name: array.shape for name, array in prepared.feeds.items()})
         inputs = tuple(port.name for port in graph.inputs(prepared.model))
         # sequences and the like cannot be kept: such a group runs the whole model
         odd, each = {name for name, dtype in prepared.types.items() if dtype is None}, parts(prepared, coupling, groups)

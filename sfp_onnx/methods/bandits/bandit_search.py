@@ -80,6 +80,10 @@ def _relative_error(references: Sequence[Outputs]) -> Reward:
     if not kept:
         raise DataError("the model has no floating output to compare; give reward=module:function")
     blocks = [[block[index] for index in kept] for block in references]
+    sizes = {_flat(block).shape[1] for block in blocks}
+    if len(sizes) > 1:
+        raise DataError(f"bandit scores compare outputs of one size for all samples, these have {min(sizes)} to {max(sizes)} values. "
+                        "Give reward=module:function, or use a score such as obs or contribution.")  # fmt: skip
     count = sum(len(block[0]) for block in blocks)
     centre = sum(_flat(block).sum(0) for block in blocks) / count
     scale = (sum(float(((_flat(block) - centre) ** 2).sum()) for block in blocks) / count) ** 0.5
@@ -201,6 +205,9 @@ def rate(engine: Ablations) -> float:
 
 def gather(data: Dataset, order: IntArray, batch: int) -> list[Block]:
     """The samples ``order`` in blocks of ``batch``; padded to the batch of the model where that is fixed."""
+    if not data.plain:
+        parts = (data.part(np.sort(order[first : first + batch])) for first in range(0, len(order), batch))
+        return [Block(*made, part.labels, made.padding) for part in parts for made in part.batches()]
     place = np.full(data.samples, -1, np.int64)
     place[order] = np.arange(len(order))
     held, start = dict[str, Array](), 0
@@ -214,9 +221,10 @@ def gather(data: Dataset, order: IntArray, batch: int) -> list[Block]:
     for first in range(0, len(order), batch):
         images = {name: rows[first : first + batch] for name, rows in held.items()}
         labels = None if data.classes is None else data.classes[order[first : first + batch]]
-        if data.fixed and batch < data.batch:
-            images = {name: np.concatenate([rows, np.repeat(rows[-1:], data.batch - batch, axis=0)]) for name, rows in images.items()}
-        blocks.append(Block(images, batch, labels))
+        padding = data.batch - batch if data.fixed else 0
+        if padding:
+            images = {name: np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)]) for name, rows in images.items()}
+        blocks.append(Block(images, batch, labels, padding))
     return blocks
 
 
@@ -268,7 +276,7 @@ class _Search:
     def _blocks(self) -> list[Block]:
         """Random images, the same for all units, in blocks: as many as the policy can use, the data hold, and the memory allows."""
         data, options = self.data, self.options
-        batch = min(options.batch, data.samples, data.batch if data.fixed else options.batch)
+        batch = 1 if data.groups is not None else min(options.batch, data.samples, data.batch if data.fixed else options.batch)
         wanted = data.samples // batch
         if self.policy != "leave-one-out":
             spread = 1 if self.policy in ("round-robin", "hedge") else SPARE_BLOCKS

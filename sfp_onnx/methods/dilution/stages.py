@@ -22,7 +22,7 @@ from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate
 from ...graph.load import ModelSource
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
-from ...pipeline import Sources
+from ...pipeline import Sources, tell
 from ...repair.lockstep import repair
 from ...report.manifest import versions, write_json
 from ...runtime import open_model
@@ -56,10 +56,10 @@ class DiluteOptions(Checked):
     retrain: int = option(0, "Afterwards train what is left so many epochs, by labels or else by the original (extra `train`).", REPAIR,
                           low=0)  # fmt: skip
     retrain_lr: float = rare(1e-3, "Learning rate of --retrain at the start.", REPAIR, low=0, low_open=True, high=1)
-    force: bool = option(False, "Dilute layers by labels even where these carry too little signal.", CHANNELS)
+    force: bool = option(False, "Methods by labels (afcc): dilute layers even where labels carry too little signal.", CHANNELS)
     seed: int = 0
-    probe: str = rare("sgd", "How class profiles are learned.", CHANNELS, choices=tuple(PROBES))
-    pool: int = rare(4, "Side to which class profiles pool maps.", CHANNELS, low=1)
+    probe: str = rare("sgd", "Methods by labels (afcc): how class profiles are learned.", CHANNELS, choices=tuple(PROBES))
+    pool: int = rare(4, "Methods by labels (afcc): side to which class profiles pool maps.", CHANNELS, low=1)
     repair: RepairOptions = RepairOptions(fit="lstsq")
 
 
@@ -191,6 +191,7 @@ def dilute(
     check_dilution(options, data is not None)
     inputs = Sources(data, None, test_data, data_options, inspect_options, (), measure_options).open(source, [output, manifest])
     log.info(f"method: {options.method}{'' if named else ' (default)'}")
+    tell(inputs.reading, inputs.test_data is not None)
     result = _diluted(inputs.analysis, options, inputs.data, progress, measured)
     if inputs.test_data is not None:
         first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress, how=inputs.read(inputs.test_data))
@@ -221,7 +222,7 @@ def _diluted(
         notes += (words,)
     check(diluted, masked.masks, batches(analysis, data))
     size, told = analysis.size(), describe(data) if data else {}
-    result = Diluted(diluted, analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told)
+    result = Diluted(graph.stamped(diluted), analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told)
     with progress("removing dead channels", 1) as advance:
         result = without_dead(result, data)
         advance(1)

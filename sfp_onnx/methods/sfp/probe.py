@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...core.errors import OutputError
 from ...core.options import CHANNELS, Checked, option
+from ...core.system import no_room
 from ...core.types import Array, BoolArray, FloatArray, IntArray
 
 THRESHOLD = 0.3
@@ -69,7 +70,8 @@ class Store:
                 left = left[self.file.write(left) :]
         except OSError as error:
             need = f"{self._start(len(self.widths)) / 2**20:.0f} MiB of features ({error.strerror or error})"
-            raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. Set TMPDIR, or lower --samples or --pool.") from error
+            way = "Set TMPDIR, give fewer samples, or pool to fewer pixels (--score sfp,pool=2; dilute: --pool 2)"
+            raise OutputError(f"{tempfile.gettempdir()}: no room for {need}. {way}.") from error
 
     def get(self, index: int) -> Array:
         """The features of tap ``index``, (rows, width), as a memory map."""
@@ -79,7 +81,11 @@ class Store:
 @contextmanager
 def room(samples: IntArray, widths: Sequence[int]) -> Iterator[Store]:
     """A store for features of these widths of some samples."""
-    with tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0) as file:
+    try:
+        file = tempfile.TemporaryFile(prefix="sfp_onnx-", buffering=0)  # noqa: SIM115 - the errors of making it are told apart
+    except OSError as error:
+        raise no_room("features", error) from error
+    with file:
         yield Store(file, samples, tuple(widths))
 
 

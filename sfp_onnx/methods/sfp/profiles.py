@@ -317,7 +317,8 @@ def collect(
         total.labels.append(labels)
         # hashes of samples: what is held out and the order of training hang on them, not on the order in the file; equal samples are
         # never on both sides
-        total.keys += [crc32(b"".join(array[row].tobytes() for array in batch.feeds.values())) for row in range(count)]
+        own = [array for array in batch.feeds.values() if array.ndim and len(array) == batch.rows]
+        total.keys += [crc32(b"".join(array[row].tobytes() for array in own)) for row in range(count)]
         advance(count)
     for tap, sums in zip(chosen, total.sums, strict=True):
         if not np.isfinite(sums).all():
@@ -327,8 +328,8 @@ def collect(
 
 def _rows(tap: Tap, result: Array, batch: int) -> Array:
     if result.size != batch * tap.width or len(result) != batch:
-        raise DataError(f"tensor '{tap.tensor}' gives shape {list(result.shape)} after pooling for {batch} samples, expected {tap.width} "
-                        "features each as traced. Let the model be traced on the data (no --input-shape).")  # fmt: skip
+        raise DataError(f"tensor '{tap.tensor}' pools to {list(result.shape)} for {batch} samples, expected {tap.width} "
+                        "features each. Class profiles need samples of one shape, that of the trace (no --input-shape).")  # fmt: skip
     return result.reshape(batch, -1)
 
 
