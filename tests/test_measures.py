@@ -568,17 +568,20 @@ def test_the_repair_is_not_refused_on_noise(save: Callable[..., Path], monkeypat
         return replace(pruned, proto=proto), []
 
     monkeypatch.setattr(repair, "repair", spoilt)
-    found = {}
+    results = {}
     for factor[0] in (0.999, 1.001):
         result = sfp_onnx.prune(model, options, data=data)
         assert result.repaired is not None and result.repaired.before > 1e-6
-        found[result.repaired.kept] = result
-    kept = found[False]
+        results[result.repaired.kept] = result
+    kept = results[False]
     assert kept.repaired.after > kept.repaired.before and "kept as it was cut" in " ".join(kept.notes)
     assert kept.to_proto() == sfp_onnx.apply(model, kept.plan, data, repair=None).to_proto()
     factor[0] = 30.0
     with pytest.raises(VerificationError, match="took the model away"):
         sfp_onnx.prune(model, options, data=data)
+    found = sfp_onnx.prune(model, PlanOptions(max_drop="90%", confidence=0.5), data=data)  # judged anyway
+    assert found.repaired is not None and not found.repaired.kept
+    assert "farther from the original: the model is kept" in " ".join(found.notes)
 
 
 # ---- --max-drop ------------------------------------------------------------------------------------------------------

@@ -156,6 +156,12 @@ def test_another_channel_than_planned_is_no_rounding(name: str, monkeypatch: pyt
         chosen(MAGNIFIES[name]())
 
 
+def test_inputs_that_the_compared_tensors_do_not_need() -> None:
+    model = network([node("ArgMax", ["h"], ["y"], axis=1), node("Neg", ["other"], ["z"])], {"y": L, "z": F})
+    model.graph.input.append(helper.make_tensor_value_info("other", F, ["N"]))
+    assert chosen(model).verification is not None
+
+
 # ---- at a step in the middle, everything behind is compared as well --------------------------------------------------
 
 

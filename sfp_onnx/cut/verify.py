@@ -173,16 +173,14 @@ class Inside:
         places = ends.behind([*ends.outputs, *stepping])
         given = list(dict.fromkeys(name for node in steps for name in node.outputs if name))
         asked = {name: types.get(name) for name in dict.fromkeys([*places, *given]) if name not in ends.before}
-        found = dict(zip(asked, open_model(segment(reference, [], asked), Optimize.NONE).run(inputs, list(asked)), strict=True))
+        found = _run(segment(reference, [], asked), inputs, list(asked))
         expected = {name: _without(value, name, cuts) for name, value in {**ends.before, **found}.items()}
         wanted = {name: asked.get(name) for name in places if name not in ends.constants and name not in given}
         part = segment(pruned, [Port(name, expected[name].dtype, None) for name in given], wanted)
-        read = {port.name for port in input_ports(part)}
-        fed = {name: value for name, value in {**inputs, **{name: expected[name] for name in given}}.items() if name in read}
-        got: dict[str, Any] = {}
+        steady = {name: expected[name] for name in given}
+        got: dict[str, Any] = {**ends.constants, **steady}
         with suppress(ModelError):  # a step of the original does not fit: nothing is known of the pruned model then
-            got = dict(zip(wanted, open_model(part, Optimize.NONE).run(fed, list(wanted)), strict=True))
-        got = {**ends.constants, **{name: expected[name] for name in given}, **got}
+            got |= _run(part, {**inputs, **steady}, list(wanted))
         return cls({name: _difference(got.get(name), expected.get(name), tolerance) for name in places}, ends, stepping)
 
     def error(self, output: str) -> float:
@@ -261,6 +259,13 @@ class _Ends:
         if name not in self.constants or name in self.makers[0]:
             return True
         return name in self.before and relative_error(self.constants[name], self.before[name]) == 0
+
+
+def _run(model: Model, values: Feeds, names: Sequence[str]) -> dict[str, Any]:
+    """Tensors of a part of a model, which reads some of the values."""
+    read = {port.name for port in input_ports(model)}
+    feeds = {name: value for name, value in values.items() if name in read}
+    return dict(zip(names, open_model(model, Optimize.NONE).run(feeds, names), strict=True))
 
 
 def _difference(got: Any, expected: Any, tolerance: float) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..coupling.analysis import Progress, silent
 from ..data.dataset import Dataset
 from ..evaluation import TITLES, Comparison, Metric, built_in, measure as compare, outputs, unknown_meaning, user_metric
 from ..evaluation.meaning import Reading
-from ..evaluation.measures import PARTS, Drop, Measure, needed, spread
+from ..evaluation.measures import PARTS, Drop, Measure, needed, quantile, spread
 from ..graph import Model
 from ..repair import rebuilt
 from . import removal_of
@@ -42,7 +41,7 @@ def jackknifed(value: Callable[[IntArray], float], samples: int, confidence: flo
     everything = np.arange(samples)
     parts = np.array_split(np.random.default_rng(seed).permutation(samples), min(PARTS, samples))
     whole, error = value(everything), spread([np.setdiff1d(everything, part) for part in parts], value)
-    return whole, whole + max(0.0, NormalDist().inv_cdf(confidence)) * error
+    return whole, whole + max(0.0, quantile(confidence, len(parts))) * error
 
 
 # ---- how much a model loses on data that it was not made with --------------------------------------------------------
