@@ -136,9 +136,9 @@ def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = Measur
         return []
     right, (blind, limit) = _right(scores, labels), chance(labels, scores.argmax(1))
     words = f"the model is right on {right.mean():.1%} of {len(labels)} labelled samples of {data.name}"
-    if right.mean() <= limit:
-        remedies = [(other.right.mean(), other.words) for other in _remedies(scorer, part, scores, labels)]
-        helps = [remedy for remedy in remedies if remedy[0] > max(2 * limit, limit + 0.1)]
+    if right.mean() <= limit and not right.all():
+        clear = [other for other in _remedies(scorer, part, scores, labels) if _clearly(other.right, right)]
+        helps = [(other.right.mean(), other.words) for other in clear if other.right.mean() > limit + 0.1]
         check = "check normalisation, colour order and layout, and that the labels are the model's class numbers"
         advice = max(helps)[1] if helps else check
         return [f"{words}, no better than chance ({blind:.1%}): {advice}."]
