@@ -34,7 +34,7 @@ from sfp_onnx import graph
 from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.pipeline import Inputs, Scoring, candidates
 from sfp_onnx.planning.search import Candidates, plan_for
-from sfp_onnx.runtime import Setup, interleaved, open_session, steady_clock
+from sfp_onnx.runtime import Setup, interleaved, open_model, steady_clock
 
 CUTS = (30, 50, 70)
 ALIGNS = {None: "", "default": ", default widths"}
@@ -139,7 +139,7 @@ def _cell_of_latency(bench: Bench, share: int, inner: bool) -> str:
 
 def latency(bench: Bench, model: graph.Model, feeds: dict[str, np.ndarray]) -> float:
     """Latency relative to the original, one thread, interleaved minima of processor time."""
-    sessions = [open_session(graph.serialized(own), own.weights, own.name, threads=1) for own in (bench.analysis.model, model)]
+    sessions = [open_model(own, threads=1) for own in (bench.analysis.model, model)]
     times = interleaved(sessions, [feeds] * 2, 50, steady_clock(Setup(1)))
     return min(times[1]) / min(times[0])
 
@@ -180,7 +180,7 @@ def cost_of(name: str, root: Path) -> None:
     else:
         bench = Bench({"resnet56": RESNET56, "resnet20": RESNET20}[name], root, 1024)
         analysis, calibration, only = bench.analysis, bench.calibration, bench.only
-    session = open_session(graph.serialized(analysis.model), analysis.model.weights, name)
+    session = open_model(analysis.model)
     seconds = [time.process_time()]
     for feeds, _ in calibration.batches():
         session.run(feeds)

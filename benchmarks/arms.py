@@ -14,14 +14,13 @@ import numpy as np
 from files import needed
 
 import sfp_onnx
-from sfp_onnx import graph
 from sfp_onnx.cut import cut
 from sfp_onnx.methods.bandits.ablation import Ablations, Block
 from sfp_onnx.methods.bandits.bandit_search import Aim, gather, make_reward
 from sfp_onnx.methods.bandits.policies import POLICIES, Setting, order
 from sfp_onnx.planning.widths import eligible
 from sfp_onnx.repair import repaired
-from sfp_onnx.runtime import open_session
+from sfp_onnx.runtime import open_model
 
 NORMALISATION = sfp_onnx.Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale=255, layout="nhwc")
 MODELS = {"ResNet-20": ("resnet20_cifar10.onnx", r"layer.*conv1"), "ResNet-56": ("resnet56_cifar10_bn.onnx", r"layer\d/layer\d\.\d/conv1")}
@@ -76,7 +75,7 @@ class Net:
 
 
 def _top1(model: Any, data: Any) -> float:
-    session = open_session(graph.serialized(model), model.weights, "pruned")
+    session = open_model(model)
     right = start = 0
     for feeds, count in data.batches():
         right += int((session.run(feeds)[0].argmax(1) == data.labels[start : start + count]).sum())

@@ -28,7 +28,7 @@ from arms import MODELS, NAMES, TEST_IMAGES, Known, Net, head, line, quota_of, r
 from files import HOME, needed
 
 import sfp_onnx
-from sfp_onnx.evaluation import log_probabilities
+from sfp_onnx.evaluation.meaning import log_probabilities
 from sfp_onnx.methods.bandits.ablation import Ablations, Block, Part, Running
 
 # ---- 1. speed --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from sfp_onnx.methods.dilution.connections import zeroed
 from sfp_onnx.methods.dilution.ends import Measured, look, losses_of
 from sfp_onnx.methods.dilution.stages import DiluteOptions, choose_masks, refitted
 from sfp_onnx.methods.sfp.probe import ProfileOptions
-from sfp_onnx.runtime import open_session
+from sfp_onnx.runtime import open_model
 
 NETWORKS = {
     "vgg": ("vgg11_cifar100.onnx", "cifar100", CIFAR100, "^/(15|18|22|25)/Conv$"),
@@ -167,7 +167,7 @@ def rows(name: str, given: argparse.Namespace) -> None:
 
 def answers(model: graph.Model, judge: sfp_onnx.Dataset) -> Array:
     """Logits of all images, in float64."""
-    session = open_session(graph.serialized(model), model.weights, model.name)
+    session = open_model(model)
     return np.concatenate([session.run(feeds)[0][:count] for feeds, count in judge.batches()]).astype(np.float64)
 
 

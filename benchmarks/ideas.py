@@ -26,7 +26,7 @@ from sfp_onnx.planning import removal_of
 from sfp_onnx.planning.search import plan_for
 from sfp_onnx.repair import lockstep, repaired
 from sfp_onnx.repair.lockstep import Setting
-from sfp_onnx.runtime import open_session
+from sfp_onnx.runtime import open_model
 
 CUTS = (30, 50, 70)
 DRAWS = 4
@@ -134,7 +134,7 @@ def moments(case: Case, names: Sequence[str]) -> list[tuple[np.ndarray, np.ndarr
     types = graph.tensor_types(case.analysis.model)
     ports = [replace(port, shape=None) for port in graph.inputs(case.analysis.model)]
     model = graph.extract.segment(case.analysis.model, ports, {name: types[name] for name in names})
-    session = open_session(graph.serialized(model), model.weights, "moments")
+    session = open_model(model)
     sums = [(0, 0.0, 0.0)] * len(names)
     for feeds, _ in case.data.batches():
         for at, found in enumerate(session.run(feeds, list(names))):

@@ -15,7 +15,6 @@ from pathlib import Path
 from files import HOME, needed
 
 import sfp_onnx
-from sfp_onnx import graph
 from sfp_onnx.latency.measure import device, timing_feeds
 from sfp_onnx.latency.profiling import measure_device_profile
 from sfp_onnx.runtime import Setup, interleaved, open_timed, steady_clock, version
@@ -53,7 +52,7 @@ def row(path: Path) -> str:
         models.append(sfp_onnx.apply(analysis, plan).model)
         cells.append([f"{figures[key] / figures['before']:.1%}" for key in ("predicted", "actual")])
     feeds = timing_feeds(analysis, 1)
-    sessions = [open_timed(graph.serialized(own), own.weights, own.name, SETUP) for own in models]
+    sessions = [open_timed(own, SETUP) for own in models]
     times = [min(own) for own in interleaved(sessions, [feeds] * len(sessions), REPEATS, steady_clock(SETUP))]
     found = [f"{' / '.join(own[:2])} / **{other / times[0]:.1%}**" for own, other in zip(cells, times[1:], strict=True)]
     first = f"{path.stem} | {times[0] * 1e3:.3f} ms | {seconds:.1f} s, then {cached:.2f} s | {profile.error:.1%}"

@@ -27,13 +27,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranking
 
 import sfp_onnx
-from sfp_onnx import graph
 from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.coupling.analysis import pass_batches
 from sfp_onnx.methods.sfp import profiles
 from sfp_onnx.methods.sfp.probe import PROBES, Samples, room
 from sfp_onnx.methods.sfp.profiles import classes_of, collect
-from sfp_onnx.runtime import open_session, version
+from sfp_onnx.runtime import open_model, version
 from sfp_onnx.scores.scoring import SCORES
 
 REPEATS, TIMED, CALIBRATION = 5, 512, 2000
@@ -63,7 +62,7 @@ def pass_cost(analysis: sfp_onnx.Analysis, data: sfp_onnx.Dataset) -> str:
     plain, passes = [], []
     for _ in range(REPEATS):
         start = time.process_time()
-        session = open_session(graph.serialized(analysis.prepared.model), analysis.prepared.model.weights, "plain")
+        session = open_model(analysis.prepared.model)
         for feeds, _count in batches:
             session.run(feeds)
         plain.append(time.process_time() - start)

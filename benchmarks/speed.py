@@ -66,8 +66,7 @@ def prune_benchmark(folder: Path) -> None:
 def statistics_benchmark(folder: Path) -> None:
     """The pass that `contribution` needs, against a forward pass of the same model on the same batches."""
     import sfp_onnx
-    from sfp_onnx import graph
-    from sfp_onnx.runtime import open_session
+    from sfp_onnx.runtime import open_model
     from sfp_onnx.scores.statistics import calibrate, sites
 
 
@@ -80,7 +79,7 @@ def statistics_benchmark(folder: Path) -> None:
         plain, passes = [], []
         for _ in range(REPEATS):
             start = time.perf_counter()
-            session = open_session(graph.serialized(analysis.model), analysis.model.weights, "plain")
+            session = open_model(analysis.model)
             for feeds, _count in batches:
                 session.run(feeds)
             plain.append(time.perf_counter() - start)

@@ -23,7 +23,8 @@ from ranking import RESNET20, RESNET56, SHARED, VGG11, Case
 
 import sfp_onnx
 from sfp_onnx import graph
-from sfp_onnx.core.options import PlanOptions, RepairOptions
+from sfp_onnx.core.options import MeasureOptions, PlanOptions, RepairOptions
+from sfp_onnx.evaluation import reading_of
 from sfp_onnx.latency.measure import latencies_of
 from sfp_onnx.pipeline import Inputs, Scoring, candidates
 from sfp_onnx.planning.max_drop import Judge, held_out
@@ -141,7 +142,8 @@ def drop(root: Path) -> None:
         options = PlanOptions(max_drop="1%", threads=1)
         result = sfp_onnx.prune(analysis, options, "obs", data, repair=RepairOptions(force=True))
         held = held_out(data)[1]
-        judged = Judge(analysis.model, held, 0.01, options.confidence).drop(result.model)
+        reading = reading_of(analysis.model, held, MeasureOptions())
+        judged = Judge(analysis.model, held, 0.01, options.confidence, reading).drop(result.model)
         before, after = (own.top1 or 0.0 for own in sfp_onnx.evaluate([analysis.model, result.model], test, latency=False))
         first, other = latencies_of([analysis.model, result.model], analysis, SETUP, 1)
         sizes = graph.save.file_bytes(result.model) / graph.save.file_bytes(analysis.model)

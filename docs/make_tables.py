@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+from sfp_onnx.evaluation import MAIN
+from sfp_onnx.evaluation.measures import MEASURES
 from sfp_onnx.methods.bandits import PREFIX
 from sfp_onnx.methods.bandits.policies import POLICIES
 from sfp_onnx.methods.dilution import METHODS
@@ -52,7 +54,19 @@ def methods() -> str:
     return "\n".join(lines)
 
 
+def measures() -> str:
+    """One row per measure; bold where a meaning is judged by it."""
+    main = {name for names in MAIN.values() for name in names[:2]}
+    lines = ["| measure | of | labels | what it is |", "|---|---|---|---|"]
+    for own in MEASURES.values():
+        kinds = ", ".join(kind.value for kind in MAIN if kind in own.kinds)
+        name = f"**{own.name}**" if own.name in main else own.name
+        lines.append(f"| {name} | {kinds} | {'needed' if own.labelled else ''} | {own.does} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "docs/measures.md": {"measures": measures},
     "docs/operators.md": {"operators": operators},
     "docs/choosing-a-score.md": {"scores": scores},
     "docs/bandits.md": {"policies": policies},

@@ -30,12 +30,13 @@ from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop, reading_of, unknown_meaning
 from .evaluation.meaning import TASKS, Reading
 from .export import package, refuse, written_by
+from .graph.edit import without_projections
 from .graph.load import ModelSource, load
 from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
+from .latency.timing import AS_DEFAULT, Latency
 from .planning import figures, max_drop, parse_target, search, widths
-from .planning.form import form_for
 from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
@@ -128,12 +129,11 @@ class Sources:
         only_beside = self.data is None and (test is not None or judge is not None)
         data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options, self.measures)
         traced = self.inspect_options
-        analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, traced.cut_layernorm)
+        how = traced.input_shapes, data, traced.cut_layernorm, traced.expand_outputs
+        analysis = source if isinstance(source, Analysis) else inspect(model, *how)
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures)
-        for note in () if reading is None else reading.notes:
-            log.debug(note)
         return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading)
 
 
@@ -193,6 +193,7 @@ def plan(
     if measures.metric is not None and options.max_drop is None:
         raise OptionError("--metric needs --max-drop")
     inputs = sources.open(source, [output])
+    tell(inputs.reading, options.max_drop is not None)
     ready, made = _planned(inputs, options, scoring, progress)
     made = _built(ready, made)
     if output is not None:
@@ -234,7 +235,6 @@ def _planned(
         made = search.plan_for(ready, options, progress)
     else:
         judge, scored_with = _judge(inputs, options, scoring)
-        _tell(judge.reading)
         ready = candidates(replace(inputs, data=scored_with), options, scoring, progress, output)
         if judge.apart:
             ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judge.data)})
@@ -244,6 +244,12 @@ def _planned(
     for note in made.notes:
         (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
     return ready, made
+
+
+def tell(reading: Reading | None, measured: bool = True) -> None:
+    """Say what the outputs are taken for, if they are measured."""
+    for note in reading.notes if reading is not None and measured else ():
+        log.info(note)
 
 
 def _judge(inputs: Inputs, options: PlanOptions, scoring: Scoring) -> tuple[max_drop.Judge, Dataset | None]:
@@ -263,7 +269,7 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
     Raises:
         as `package`; TargetError: it loses more than ``max_drop``.
     """
-    made = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told)
+    made = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told, Latency.of(vars(options)))
     notes = (*result.notes, *made.notes)
     if options.max_drop is not None and made.model is not result.model:
         judge = _judge(inputs, options, scoring)[0]
@@ -273,11 +279,6 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
             advice = "Nothing was written. Package less, or loosen it."
             raise TargetError(f"--max-drop cannot be held by the packaged model: {notes[-1]}. {advice}")
     return replace(result, model=made.model, notes=notes, packaged=made)
-
-
-def _tell(reading: Reading) -> None:
-    for note in reading.notes:
-        log.info(note)
 
 
 def candidates(
@@ -302,6 +303,7 @@ def candidates(
     score_options = scoring.options or ScoreOptions()
     scores = scored(analysis, name, data, score_options, progress, options, groups)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
+    recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if analysis.traced:
         recorded["traced"] = analysis.traced
@@ -314,7 +316,7 @@ def candidates(
         recorded["measures"] = asdict(inputs.told)
         more = {"finetune": repair.finetune} if repair is not None and repair.finetune else {}
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed, **more}
-    built = (data, repair, scores.brief, inputs.told, form_for(analysis, repair, output, data is not None))
+    built = (data, repair, scores.brief, inputs.told, search.form_for(analysis, repair, output, data is not None))
     return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, *built)
 
 
@@ -365,9 +367,12 @@ def apply(
         DataError: the plan was made for a repair, or a repair is asked for, and there are no data.
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
-    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=bool(plan.options.get("cut_layernorm")))
+    layernorm, outputs = (bool(plan.options.get(name)) for name in ("cut_layernorm", "expand_outputs"))
+    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=layernorm, expand_outputs=outputs)
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
-    result = _counted(_applied(inputs, plan, verify, _as_planned(plan, repair, inputs.data), progress), inputs, output, False)
+    mend = _as_planned(plan, repair, inputs.data)
+    tell(inputs.reading, mend is not None)
+    result = _counted(_applied(inputs, plan, verify, mend, progress), inputs, output, False)
     return _written(result, inputs, output)
 
 
@@ -416,6 +421,7 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
     pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+    pruned = without_projections(pruned, analysis.projected) if analysis.projected and removed.any() else pruned
     graph.check(pruned)
     verification = None
     if verify:
@@ -434,7 +440,9 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
         known = plan.options.get("measures") or {}
         how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
-        mended = finished(analysis, repaired(analysis, pruned, removed, data, repair, progress, how), listed, data, repair)
+        better = plan.options.get("max_drop") is not None  # the model that was judged is the one that is made
+        done = repaired(analysis, pruned, removed, data, repair, progress, how, better)
+        mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
@@ -541,6 +549,7 @@ def prune(
         raise OptionError("--metric needs --max-drop or --test-data")
     sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
     inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
+    tell(inputs.reading)
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
@@ -562,8 +571,7 @@ def _page(result: Pruned, ready: search.Candidates | None, inputs: Inputs, optio
     """The report of a run; without scores where the plan is that of a manifest."""
     analysis = inputs.analysis
     known = ready or search.Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
-    setup = Setup(options.threads, options.provider)
-    return pages.prune_page(result, known, inputs.data, inputs.test_data, setup, options.batch, progress)
+    return pages.prune_page(result, known, inputs.data, inputs.test_data, Latency.of(vars(options)), progress)
 
 
 def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: Progress) -> Pruned:
@@ -571,9 +579,7 @@ def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: P
     data = inputs.test_data
     if data is None:
         return result
-    reading = inputs.read(data)
-    _tell(reading)
-    first, last = measure([result.original, result.model], data, progress=progress, how=reading)
+    first, last = measure([result.original, result.model], data, Latency.of(result.plan.options), progress, inputs.read(data))
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)
@@ -640,6 +646,7 @@ def sweep(
         _make(Path(folder))
     sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile], measure_options)
     inputs = sources.open(source, [output, report])
+    tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
     if inputs.test_data is None and inputs.data is not None:
         scored_with, judge = max_drop.held_out(inputs.data, seed)
@@ -698,20 +705,23 @@ class Measured:
 
 def evaluate(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
-    data_options: DataOptions = DataOptions(), measure_options: MeasureOptions = MeasureOptions(),
+    data_options: DataOptions = DataOptions(), measure_options: MeasureOptions = MeasureOptions(), batch: int = 1, provider: str = "cpu",
 ) -> list[Evaluation]:  # fmt: skip
     """Measure models on the same data; the first is the reference.
 
+    Args:
+        latency: time the models, with so many ``threads`` (0: all cores), on ``batch`` samples, with a ``provider`` of onnxruntime.
+
     Raises:
-        ModelError, DataError: a model or the data cannot be used, labels out of range.
+        ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: unknown provider or batch size.
     """
-    found = compared(models, data, latency, threads, progress, data_options=data_options, measure_options=measure_options)
-    return list(found.evaluations)
+    timing = Latency(Setup(threads, provider), batch) if latency else None
+    return list(compared(models, data, timing, progress, data_options=data_options, measure_options=measure_options).evaluations)
 
 
 @threaded
 def compared(
-    models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
+    models: Sequence[ModelSource], data: DataSource, latency: Latency | None = AS_DEFAULT, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
     measure_options: MeasureOptions = MeasureOptions(),
 ) -> Measured:  # fmt: skip
@@ -733,16 +743,18 @@ def compared(
         log.warning(text)
     used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
-    reading = reading_of(loaded[0], used, measure_options)
-    _tell(reading)
+    reading, analysis = reading_of(loaded[0], used, measure_options), inspect(loaded[0], data=used)
+    tell(reading)
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
-    results = measure(loaded, used, latency, threads, progress, reading)
+    results = measure(loaded, used, latency, progress, reading, analysis)
     if report is not None:
-        analyses = [inspect(model, data=used) for model in loaded]
-        timed = layer_times(analyses[0], loaded[-1], Setup(threads), progress=progress) if latency and len(loaded) > 1 else None
+        analyses = [analysis, *(inspect(model, data=used) for model in loaded[1:])]
+        timed = layer_times(analysis, loaded[-1], latency.setup, latency.batch, progress) if latency and len(loaded) > 1 else None
         write_text(Path(report), render(pages.evaluate_page(analyses, results, used, timed, measure_options)), paths)
-    return Measured(tuple(results), tuple(checks.verdicts(results, used)))
+    batch = latency.batch if latency else 1
+    more = {"memory": [figures.peak(model, analysis, batch) for model in (loaded[0], loaded[-1])]} if checks.asks("memory") else {}
+    return Measured(tuple(results), tuple(checks.verdicts(results, used, more)))
 
 
 @threaded

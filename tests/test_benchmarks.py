@@ -15,7 +15,9 @@ NEED = {
     "dilution.py": ["vgg", "--shared", "EMPTY"], "ideas.py": ["EMPTY"], "latency.py": ["EMPTY"], "ranking.py": ["EMPTY"],
     "sfp.py": ["EMPTY", "layers"], "targets.py": ["equal", "EMPTY"],
 }  # fmt: skip
-ALONE = {"arms.py", "bandits_tabular.py", "files.py", "make_cifar.py", "models.py", "scaling.py", "speed.py"}  # need no such files
+ALONE = {  # these need no such files
+    "arms.py", "bandits_tabular.py", "files.py", "make_cifar.py", "models.py", "others.py", "scaling.py", "speed.py",
+}  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the benchmarks are not part of this copy")
 

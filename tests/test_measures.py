@@ -322,6 +322,28 @@ def suppressed(b: Builder) -> list[str]:
     return [boxes, last(b, "Gather", b.op("Reshape", sure, b.const([-1], np.int64)), rows_of, name="confidence", axis=0)]
 
 
+def sequence(b: Builder) -> list[str]:
+    rows = vector(b)
+    return [last(b, "SequenceConstruct", rows, b.op("Relu", rows), name="parts")]
+
+
+def words(b: Builder) -> list[str]:
+    place = b.op("ArgMax", vector(b), axis=1, keepdims=0)
+    text = last(b, "LabelEncoder", place, domain="ai.onnx.ml", keys_int64s=list(range(6)), values_strings=list("abcdef"))
+    b.domains["ai.onnx.ml"] = 2
+    return [text]
+
+
+def listed(b: Builder) -> list[str]:
+    """Places of a map that are above zero: their number differs."""
+    return [last(b, "Transpose", b.op("NonZero", b.op("Relu", vector(b))), perm=[1, 0])]
+
+
+TYPES = {  # outputs of which inference does not tell
+    "parts": oh.make_value_info("parts", oh.make_sequence_type_proto(oh.make_tensor_type_proto(FLOAT, None))),
+    "text": oh.make_tensor_value_info("y", onnx.TensorProto.STRING, ["N"]),
+    "y": oh.make_tensor_value_info("y", onnx.TensorProto.INT64, ["k", 2]),
+}  # fmt: skip
 MODELS: dict[str, tuple[Callable[[Builder], list[str]], Kind, str]] = {
     "softmax": (softmax, Kind.CLASSES, "Softmax"), "log softmax, reshaped": (log_softmax_moved, Kind.CLASSES, "LogSoftmax"),
     "exp / sum": (written_out, Kind.CLASSES, "rows sum to one"), "one sigmoid": (binary, Kind.CLASSES, "Sigmoid"),
@@ -332,6 +354,7 @@ MODELS: dict[str, tuple[Callable[[Builder], list[str]], Kind, str]] = {
     "unit": (unit_norm, Kind.EMBEDDING, "LpNormalization"), "unit by hand": (unit_by_hand, Kind.EMBEDDING, "length one"),
     "embedding": (embedding_name, Kind.EMBEDDING, "its name"), "integers": (counts, Kind.INTEGERS, "int64"),
     "with a scalar": (total, Kind.CLASSES, "Softmax"), "suppressed": (suppressed, Kind.BOXES, "NonMaxSuppression"),
+    "sequence": (sequence, Kind.UNKNOWN, ""), "words": (words, Kind.OTHER, "text"), "listed": (listed, Kind.INTEGERS, "no row"),
 }  # fmt: skip
 
 
@@ -340,6 +363,10 @@ def built(name: str) -> onnx.ModelProto:
     names = MODELS[name][0](b)
     if name == "suppressed":
         b.inputs[0] = oh.make_tensor_value_info("x", FLOAT, [1, 3, 8, 8])
+    if name in ("sequence", "words", "listed"):
+        model = b.model(*names, infer=False)
+        model.graph.output[0].CopyFrom(TYPES[{"sequence": "parts", "words": "text"}.get(name, "y")])
+        return model
     return saved(b, *names)
 
 
@@ -368,7 +395,7 @@ def test_models_of_every_kind_are_pruned_and_measured(name: str, save: Callable[
     assert first["metric"] == second["metric"] != "" and second["value"] is not None
     own = MEASURES[first["metric"]]
     assert first["value"] == pytest.approx(1.0 if own.larger else 0.0)
-    assert (second["value"] < 1 if own.larger else second["value"] > 0) or kind is Kind.CLASSES
+    assert (second["value"] < 1 if own.larger else second["value"] > 0) or kind in (Kind.CLASSES, Kind.OTHER)
     assert "output" in invoke("evaluate", model, out, "--data", data, "--no-latency").stderr
 
 
@@ -422,6 +449,13 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(OptionError, match="the outputs are shares, total"):
         reading("with a scalar", output_name="nothing")
     assert reading("with a scalar", output_name="total").judged.kind is Kind.UNKNOWN
+
+
+def test_the_judged_output_is_named(save: Callable[..., Path]) -> None:
+    model, data = save(built("with a scalar")), save({"x": images(20)}, "own.npz")
+    for flag in ("--output", "--output-name"):
+        found = invoke("evaluate", model, "--data", data, "--no-latency", "--json", flag, "total")
+        assert found.exit_code == 0 and json.loads(found.stdout)[0]["metric"] == "centred error", found.stderr
 
 
 def test_sequences_of_maps(save: Callable[..., Path], tmp_path: Path) -> None:
@@ -499,7 +533,7 @@ def test_top1_at_chance_passes_nothing(two: tuple[Path, Path], save: Callable[..
     data = save({"x": x, "labels": (answers + 1) % 5})
     result = invoke("evaluate", *two, "--data", data, "--no-latency", "--max-drop", "1%")
     assert result.exit_code == 3 and "FAILED: agreement with the original" in result.stderr and "passed" not in result.stderr
-    assert "top-1 tells nothing" in result.stderr
+    assert "top-1 of the original is 0.00%, no better than chance" in result.stderr
     baseline = tmp_path / "baseline.json"
     baseline.write_text(invoke("evaluate", two[0], "--data", data, "--no-latency", "--json").stdout)
     alone = invoke("evaluate", two[1], "--data", data, "--no-latency", "--baseline", baseline)
@@ -541,17 +575,20 @@ def test_the_repair_is_not_refused_on_noise(save: Callable[..., Path], monkeypat
         return replace(pruned, proto=proto), []
 
     monkeypatch.setattr(repair, "repair", spoilt)
-    found = {}
+    results = {}
     for factor[0] in (0.999, 1.001):
         result = sfp_onnx.prune(model, options, data=data)
         assert result.repaired is not None and result.repaired.before > 1e-6
-        found[result.repaired.kept] = result
-    kept = found[False]
+        results[result.repaired.kept] = result
+    kept = results[False]
     assert kept.repaired.after > kept.repaired.before and "kept as it was cut" in " ".join(kept.notes)
     assert kept.to_proto() == sfp_onnx.apply(model, kept.plan, data, repair=None).to_proto()
     factor[0] = 30.0
     with pytest.raises(VerificationError, match="took the model away"):
         sfp_onnx.prune(model, options, data=data)
+    found = sfp_onnx.prune(model, PlanOptions(max_drop="90%", confidence=0.5), data=data)  # judged anyway
+    assert found.repaired is not None and not found.repaired.kept
+    assert "farther from the original: the model is kept" in " ".join(found.notes)
 
 
 # ---- --max-drop ------------------------------------------------------------------------------------------------------
@@ -588,6 +625,76 @@ def test_reading_a_drop(text: str, found: float) -> None:
 def test_drops_that_could_mean_anything(text: str) -> None:
     with pytest.raises(OptionError, match="%"):
         parse_drop(text)
+
+
+def anchors(b: Builder) -> list[str]:
+    """Centres, sizes and two class scores at 64 anchors, as single-stage detectors are exported."""
+    maps = b.op("Reshape", b.conv(trunk(b), 12, 6), b.const([0, 6, 64], np.int64))
+    places, sizes, scores = b.op("Split", maps, b.const([2, 2, 2], np.int64), axis=1, outputs=3)
+    sizes = b.op("Mul", b.op("Sigmoid", sizes), b.const(90.0))
+    parts = (b.op("Mul", b.op("Sigmoid", places), b.const(640.0)), sizes, b.op("Sigmoid", scores))
+    return [last(b, "Concat", *parts, name="output0", axis=1)]
+
+
+def test_detectors_of_one_output(save: Callable[..., Path], tmp_path: Path) -> None:
+    b = Builder(seed=7)
+    model, x, out = save(saved(b, *anchors(b))), varied(40), tmp_path / "out.onnx"
+    data = save({"x": x}, "own.npz")
+    common = ("prune", model, "-o", out, "--data", data)
+    assert invoke(*common, "--max-drop", "20%").exit_code == 2
+    result = invoke(*common, "--ratio", "0.25", "--task", "detect")
+    assert result.exit_code == 0 and "distance from the original (matched boxes)" in result.stderr, result.stderr
+    found = json.loads(invoke("evaluate", model, out, "--data", data, "--no-latency", "--json", "--task", "detect").stdout)
+    assert found[0]["value"] == 1.0 and 0 < found[1]["value"] < 1 and "'output0' channel" in found[1]["worst"]
+    old = outputs(sfp_onnx.load(model), [({"x": x}, 40)])
+    boxes = [own for own, _ in read_pair(old, old, 0.25)]
+    labels = np.full((40, max(len(own.scores) for own in boxes), 5), -1.0)
+    for row, own in zip(labels, boxes, strict=True):
+        row[: len(own.scores)] = np.concatenate([own.corners, own.classes[:, None]], 1)
+    labelled = save({"x": x, "labels": labels}, "labelled.npz")
+    found = json.loads(invoke("evaluate", model, out, "--data", labelled, "--no-latency", "--json", "--task", "detect").stdout)
+    assert found[0]["metric"] == "mAP" and found[0]["value"] > 0.99 > found[1]["value"] > 0
+    labels[..., 4] = 7  # classes that there are not
+    other = save({"x": x, "labels": labels}, "other.npz")
+    told = invoke("evaluate", model, out, "--data", other, "--no-latency", "--task", "detect", "--max-drop", "1%")
+    assert told.exit_code == 3 and "mAP of the original is 0.00%" in told.stderr and "FAILED: matched boxes" in told.stderr
+
+
+def test_maps_of_other_classes_judge_nothing(save: Callable[..., Path]) -> None:
+    x = varied(40)
+    model = save(built("pixels, chosen"))
+    answers = outputs(sfp_onnx.load(model), [({"x": x}, 40)])[0]
+    for labels, metric in (((answers + 1) % 4, "pixel agreement"), (answers, "mean IoU")):
+        data = save({"x": x, "labels": labels}, "own.npz")
+        found = invoke("evaluate", model, "--data", data, "--no-latency", "--json")
+        assert json.loads(found.stdout)[0]["metric"] == metric, found.stderr
+
+
+def test_large_outputs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    old, new = (random.standard_normal((9, 3, 5, 7)).astype(np.float32) for _ in range(2))
+    whole = value("centred error", pair(Kind.UNKNOWN, old, new))
+    monkeypatch.setattr("sfp_onnx.evaluation.measures.AT_ONCE", 200)
+    assert value("centred error", pair(Kind.UNKNOWN, old, new)) == pytest.approx(whole)
+    deep = random.standard_normal((9, 4, 8)), random.standard_normal((9, 4, 8))
+    assert np.isfinite(value("rank correlation", pair(Kind.EMBEDDING, *deep))[1])
+
+
+def test_labels_of_maps_and_numbers(save: Callable[..., Path], tmp_path: Path) -> None:
+    """Dense labels give mean IoU, floating ones an error to the labels; gates and --max-drop judge by them."""
+    x = varied(120)
+    for name, metric in (("pixels", "mean IoU"), ("plain", "error to labels")):
+        model, out = save(built(name), f"{name}.onnx"), tmp_path / f"{name}2.onnx"
+        answers = outputs(sfp_onnx.load(model), [({"x": x}, 120)])[0]
+        labels = answers.argmax(1) if name == "pixels" else answers.astype(np.float64) + 0.01
+        data = save({"x": x, "labels": labels}, "labelled.npz")
+        result = invoke("prune", model, "-o", out, "--data", data, "--max-drop", "40%", "--test-data", data)
+        assert result.exit_code == 0 and f"{metric} on 40 calibration samples" in result.stderr, result.stderr
+        assert f"{metric} on 120 held-out samples" in result.stdout
+        found = json.loads(invoke("evaluate", model, out, "--data", data, "--no-latency", "--json").stdout)
+        assert [own["metric"] for own in found] == [metric] * 2
+        gate = invoke("evaluate", model, out, "--data", data, "--no-latency", "--max-drop", "0")
+        assert gate.exit_code == 3 and f"FAILED: {metric}" in gate.stderr
 
 
 def test_comparisons_need_equal_shapes_of_what_is_fixed() -> None:

@@ -137,3 +137,32 @@ def test_normalisations_over_a_cut_axis_are_repaired(recorded: bool) -> None:
         del model.graph.value_info[:]
     result = pruned(model, True)
     assert result.repaired is not None and result.plan.after.macs < 0.5 * result.plan.before.macs
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_channels_in_front_of_an_embedding_may_leave(maps: bool, tmp_path: Path) -> None:
+    """A projection gives the output all its channels again; where nothing leaves in front of it, it does nothing."""
+    b = Builder(17, 7)
+    y = b.conv(b.input(["N", 3, 8, 8]), 3, 16, name="stem") if maps else b.op("MatMul", b.input(["N", 5, 12]), b.weight(12, 16))
+    for _ in range(2):
+        inner = b.op("Relu", b.conv(y, 16, 24) if maps else b.op("MatMul", y, b.weight(16, 24, fan_in=16)))
+        y = b.op("Add", y, b.conv(inner, 24, 16) if maps else b.op("MatMul", inner, b.weight(24, 16, fan_in=24)))
+    model = b.model(y)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    before = sfp_onnx.inspect(path)
+    analysis = sfp_onnx.inspect(path, expand_outputs=True)
+    assert analysis.coupling.channels_prunable > before.coupling.channels_prunable
+    expand = InspectOptions(expand_outputs=True)
+    data, small = samples(analysis, 64), tmp_path / "small.onnx"
+    result = sfp_onnx.prune(path, PlanOptions(ratio=0.5), data=data, inspect_options=expand, output=sfp_onnx.OutputOptions(path=small))
+    assert result.repaired is not None and result.repaired.after < 0.9 * result.repaired.before
+    shapes = [[dim.dim_value for dim in item.type.tensor_type.shape.dim[1:]] for item in result.to_proto().graph.output]
+    assert shapes == [[dim.dim_value for dim in item.type.tensor_type.shape.dim[1:]] for item in model.graph.output]
+    plan = sfp_onnx.plan(path, PlanOptions(ratio=0.5), data=data, inspect_options=expand)
+    again = tmp_path / "again.onnx"
+    sfp_onnx.apply(path, plan, data=data, output=sfp_onnx.OutputOptions(path=again))
+    assert again.read_bytes() == small.read_bytes()
+    inside = sfp_onnx.plan(path, PlanOptions(ratio=0.5, keep=r"stem|MatMul_0|MatMul_2|Conv_2|projection"), inspect_options=expand)
+    unused = sfp_onnx.apply(path, inside).to_proto().graph
+    assert not [tensor.name for tensor in unused.initializer if tensor.name.endswith("projection")]

@@ -37,7 +37,10 @@ def network(tail: list[onnx.NodeProto], outputs: dict[str, int], **constants: An
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
     ports = [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()]
     made = helper.make_graph(front + tail, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 24])], ports, tensors)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if any(item.domain for item in tail):
+        pairs = helper.make_map_type_proto(L, helper.make_tensor_type_proto(F, None))
+        made.output[0].type.CopyFrom(helper.make_sequence_type_proto(pairs))
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8)
 
 
 F, L, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -85,6 +88,9 @@ MAGNIFIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "NMS": boxes,
     "comparison": lambda: twins([node("Greater", ["h", "h1"], ["y"])], {"y": B}),
     "Round": lambda: network([node("Mul", ["h", "k"], ["g"]), node("Round", ["g"], ["y"])], {"y": F}, k=np.float32(3e5)),
+    "map": lambda: network(
+        [node("Softmax", ["h"], ["s"]), node("ZipMap", ["s"], ["y"], domain="ai.onnx.ml", classlabels_int64s=list(range(200)))], {"y": F}
+    ),
     "Cast": lambda: network([node("Mul", ["h", "k"], ["g"]), node("Cast", ["g"], ["y"], to=L)], {"y": L}, k=np.float32(3e5)),
 }  # fmt: skip
 
@@ -148,6 +154,23 @@ def test_another_channel_than_planned_is_no_rounding(name: str, monkeypatch: pyt
     wrong(monkeypatch, change)
     with pytest.raises(VerificationError):
         chosen(MAGNIFIES[name]())
+
+
+def test_double_precision_is_held_to_its_own_grain(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network([node("Sigmoid", ["h"], ["y"])], {"y": TensorProto.DOUBLE})
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    assert chosen(model).verification is not None
+    wrong(monkeypatch, lambda found: with_constants(found, {"w2": graph.Constants(found)["w2"] * (1 + 1e-6)}))
+    with pytest.raises(VerificationError):
+        chosen(model)
+
+
+def test_inputs_that_the_compared_tensors_do_not_need() -> None:
+    model = network([node("ArgMax", ["h"], ["y"], axis=1), node("Neg", ["other"], ["z"])], {"y": L, "z": F})
+    model.graph.input.append(helper.make_tensor_value_info("other", F, ["N"]))
+    assert chosen(model).verification is not None
 
 
 # ---- at a step in the middle, everything behind is compared as well --------------------------------------------------

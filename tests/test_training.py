@@ -21,7 +21,7 @@ from sfp_onnx.core.options import DataOptions, OutputOptions, PlanOptions, Repai
 from sfp_onnx.graph import Constants, initializers
 from sfp_onnx.graph.save import to_proto
 from sfp_onnx.methods.dilution.stages import DiluteOptions
-from sfp_onnx.methods.training import TrainOptions
+from sfp_onnx.methods.training import TicketOptions, TrainOptions
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 torch = pytest.importorskip("torch", reason="training needs the extra 'train' (torch), which is not installed")
 
-from sfp_onnx.methods.training import tuning  # noqa: E402
+from sfp_onnx.methods.training import lottery, tuning  # noqa: E402
 from sfp_onnx.methods.training.bridge import Network  # noqa: E402
 from sfp_onnx.methods.training.engine import Checkpoint, Schedule, Task, fit  # noqa: E402
 from sfp_onnx.methods.training.reconstruct import blocks, separators  # noqa: E402
@@ -88,10 +88,11 @@ def test_blocks_lie_between_the_tensors_that_separate_the_graph(place: Path) -> 
 @pytest.mark.parametrize("recipe", ["blocks", "features", "logits"])
 def test_it_comes_nearer_to_the_original(place: Path, recipe: str) -> None:
     result = tune(place, recipe=recipe)
-    assert result.kept and result.after > result.before + 0.05, result.notes
+    assert result.kept, result.notes
     x = np.load(place / "data.npz")["x"]
-    own, other = (run(proto, {"x": x})[0].argmax(1) for proto in (to_proto(result.model), onnx.load(place / "model.onnx")))
-    assert (own == other).mean() > result.before
+    protos = (onnx.load(place / "model.onnx"), onnx.load(place / "small.onnx"), to_proto(result.model))
+    other, before, after = (run(proto, {"x": x})[0].argmax(1) for proto in protos)
+    assert (after == other).mean() > (before == other).mean() + 0.05
     assert initializers(result.model) == initializers(sfp_onnx.load(place / "small.onnx"))
 
 
@@ -105,7 +106,7 @@ def test_what_is_no_better_is_not_kept(place: Path, tmp_path: Path, monkeypatch:
     """A figure of the blocks that lies does not get past the guard, which looks at the whole model."""
     monkeypatch.setattr(tuning.Network, "written", lambda self: worse(place))
     result = tune(place, epochs=1, output=tmp_path / "o.onnx")
-    assert not result.kept and result.after < result.before and "left as it was" in " ".join(result.notes)
+    assert not result.kept and "left as it was" in " ".join(result.notes)
     assert (tmp_path / "o.onnx").read_bytes() == (place / "small.onnx").read_bytes()
 
 
@@ -196,7 +197,7 @@ def test_command_line(place: Path, tmp_path: Path) -> None:
     assert lines[0]["epoch"] == 1 and {"loss", "held_out", "seconds"} <= set(lines[0]) and lines[-1] == json.loads(record.read_text())
     assert lines[-1]["output"]["sha256"] == sfp_onnx.load(output).sha256
     again = CliRunner().invoke(main, [*map(str, words[:-2]), "--test-data", str(place / "data.npz")])
-    assert "agreement with the original on 320 held-out samples" in again.output
+    assert "on 320 held-out samples" in again.output
     assert "epoch 2/2: loss" in again.output and "held-out samples:" in again.output and f"wrote {output}" in again.output
 
 
@@ -214,6 +215,30 @@ def test_prune_does_it_in_one_run(place: Path, tmp_path: Path) -> None:
         sfp_onnx.prune(place / "model.onnx", options, "magnitude", repair=repair)
 
 
+def channels_last(batch: int | str) -> onnx.ModelProto:
+    """Images as TensorFlow's exporters have them, for one batch only, with an index as second output."""
+    b = Builder(17, seed=5)
+    y = b.op("Transpose", b.input([batch, 8, 8, 3]), perm=[0, 3, 1, 2])
+    for number, width in enumerate((12, 12, 16)):
+        y = b.op("Relu", b.conv(y, 3 if not number else 12, width, name=f"conv{number}"))
+    y = b.gemm(b.op("Reshape", b.op("GlobalAveragePool", y), b.const([batch if isinstance(batch, int) else -1, 16], np.int64)), 16, 4)
+    return b.model(b.op("Softmax", y, axis=1), b.op("ArgMax", y, axis=1, keepdims=0))
+
+
+@pytest.mark.parametrize("batch", [1, 4, "N"])
+def test_fixed_batches_and_other_layouts(tmp_path: Path, batch: int | str) -> None:
+    """A batch that the graph fixes is what is run at once, whatever the number of samples; images are mirrored by their width."""
+    onnx.save(channels_last(batch), tmp_path / "model.onnx")
+    images = np.random.default_rng(1).standard_normal((135, 8, 8, 3)).astype(np.float32)
+    output = OutputOptions(path=tmp_path / "small.onnx", manifest=tmp_path / "small.json")
+    sfp_onnx.prune(tmp_path / "model.onnx", PlanOptions(ratio=0.3), "magnitude", output=output)
+    options = TrainOptions(epochs=2, lr=3e-3, train_batch=32, mirror=True)
+    result = tuning.finetune(tmp_path / "small.onnx", options, images)
+    assert all(item["after"] < item["before"] for item in result.tasks) and result.kept
+    dataset = sfp_onnx.data_for(result.model, images)
+    assert dataset is not None and tuning.columns(dataset) == (2 if dataset.axis == 3 else 3)
+
+
 # ---- masks that stay -------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +251,8 @@ def test_dilute_retrains_what_its_masks_leave(place: Path, labelled: bool) -> No
     before = sfp_onnx.dilute(place / "model.onnx", options, data)
     result = sfp_onnx.dilute(place / "model.onnx", replace(options, retrain=8, retrain_lr=0.01), data)
     note = next(note for note in result.notes if note.startswith("retrained 8 epochs"))
-    assert ("by labels" in note) == labelled and "not kept" not in note
+    assert ("by labels" in note) == labelled
+    assert "not kept" not in note or not labelled
     for old, new in ((Constants(model)[name] for model in (before.model, result.model)) for name in Constants(before.model)):
         assert old.shape == new.shape and (old.ndim < 2 or np.array_equal(old == 0, new == 0))
 
@@ -234,3 +260,57 @@ def test_dilute_retrains_what_its_masks_leave(place: Path, labelled: bool) -> No
 def test_retraining_without_data_is_refused(place: Path) -> None:
     with pytest.raises(DataError, match="--retrain needs --data"):
         sfp_onnx.dilute(place / "model.onnx", DiluteOptions(method="l1", rate=0.5, retrain=1))
+
+
+# ---- lottery tickets -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled(place: Path) -> Path:
+    """Samples with labels, and the model with other weights as its start."""
+    x = np.load(place / "data.npz")["x"]
+    np.savez(place / "labelled.npz", x=x, labels=run(onnx.load(place / "model.onnx"), {"x": x})[0].argmax(1))
+    model = sfp_onnx.load(place / "model.onnx")
+    sfp_onnx.save(lottery.redrawn(model, [name for name in Constants(model) if name.endswith("weight")], 7), place / "first.onnx")
+    return place / "labelled.npz"
+
+
+def test_a_ticket_begins_with_the_first_weights_and_keeps_its_zeros(place: Path, labelled: Path, tmp_path: Path) -> None:
+    options = TicketOptions(rounds=2, rate=0.5, epochs=2, lr=3e-3, controls=True)
+    paths = {"output": tmp_path / "ticket.onnx", "untrained": tmp_path / "start.onnx"}
+    result = lottery.ticket(place / "model.onnx", options, labelled, place / "first.onnx", **paths)
+    assert [item.left for item in result.rounds] == pytest.approx([0.5, 0.25], abs=0.01)
+    assert all(set(item.controls) == {"new init", "random mask", "one-shot"} for item in result.rounds)
+    first, start, end = (Constants(sfp_onnx.load(path)) for path in (place / "first.onnx", paths["untrained"], paths["output"]))
+    for name, mask in result.masks.items():
+        assert np.array_equal(start[name], first[name] * mask) and not end[name][~mask].any() and (end[name][mask] != 0).all()
+    other = lottery.shuffled(result.masks, 0)
+    assert all(other[name].sum() == mask.sum() for name, mask in result.masks.items())
+    again = lottery.ticket(place / "model.onnx", options, labelled, place / "first.onnx")
+    assert again.rounds == result.rounds and result.manifest["rounds"][1]["left"] == result.rounds[1].left
+
+
+def test_tickets_without_first_weights(place: Path, labelled: Path, tmp_path: Path) -> None:
+    """What a trained file cannot tell is asked for; rewinding the learning rate needs nothing; what is a control says so."""
+    words = ["ticket", place / "model.onnx", "-o", tmp_path / "t.onnx", "--data", labelled, "--rounds", 1, "--epochs", 1]
+    refused = CliRunner().invoke(main, list(map(str, words)))
+    assert refused.exit_code == 2 and "does not hold its first weights: give them with --rewind INIT.onnx" in refused.output
+    for more in (["--rewind", "none"], ["--reinit", "3"]):
+        result = CliRunner().invoke(main, [*map(str, words), *more])
+        assert result.exit_code == 0 and "weights left" in result.output and "80.0%" in result.output, result.output
+
+
+def test_refusals_of_tickets(place: Path, labelled: Path) -> None:
+    options = TicketOptions(rounds=1, epochs=1)
+    with pytest.raises(OptionError, match=r"its graph is another one than that of .* keep it unfolded"):
+        lottery.ticket(place / "model.onnx", options, labelled, folded())
+    with pytest.raises(OptionError, match=r"tensor '.*' is .*, in .* it is"):
+        lottery.ticket(place / "model.onnx", options, labelled, residual(classes=7))
+    with pytest.raises(DataError, match="a ticket is trained by class numbers"):
+        lottery.ticket(place / "model.onnx", options, place / "data.npz", place / "first.onnx")
+
+
+def folded() -> onnx.ModelProto:
+    """Another graph."""
+    b = Builder(17, seed=2)
+    return b.model(b.op("Flatten", b.conv(b.input(["N", 3, 8, 8]), 3, 4)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pipeline
-from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, RepairOptions
+from ..core.options import EXPANSIONS, DataOptions, InspectOptions, MeasureOptions, OutputOptions, RepairOptions
 from ..graph.load import load
 from ..report.manifest import read_plan
 from . import arguments as take
@@ -18,7 +18,7 @@ FORMS = ("report", "card", "fp16", "quantize", "save_ort", "locked")
 
 @take.command(
     "apply", take.model_argument, take.argument("plan"), take.output_option, take.data_option, DataOptions, MeasureOptions, RepairOptions,
-    OutputOptions, InspectOptions, take.verify_option, take.json_option, skip=(*FORMS, "input_shapes", "cut_layernorm"))  # fmt: skip
+    OutputOptions, InspectOptions, take.verify_option, take.json_option, skip=(*FORMS, "input_shapes", *EXPANSIONS))  # fmt: skip
 def command(model: Path, plan: Path, output: Path, custom_ops: tuple[str, ...], verify: bool, as_json: bool, **options: Any) -> None:
     """Cut a model as a plan says.
 

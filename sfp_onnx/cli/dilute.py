@@ -22,7 +22,7 @@ from .common import answer, bar, say
                 help="sparse: weights as sparse initializers where that is smaller."),
     take.data_option, take.file_option("--test-data", help="Held-out data: report accuracy before and after."), DataOptions, MeasureOptions,
     InspectOptions, take.file_option("--manifest", help="Write versions, hashes, options and layers as JSON."), take.json_option,
-    skip=("cut_layernorm",))  # fmt: skip
+    skip=("cut_layernorm", "expand_outputs"))  # fmt: skip
 def command(model: Path, output: Path, manifest: Path | None, store: str, as_json: bool, **options: Any) -> None:
     """Zero connections (kernels, weights) without changing a shape.
 

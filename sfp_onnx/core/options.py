@@ -15,7 +15,7 @@ from os import PathLike
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .errors import OptionError
+from .errors import FROM_PYTHON, OptionError
 from .types import Align, Array
 
 # Sections of `--help`, in this order.
@@ -357,11 +357,14 @@ class DataOptions(Checked):
         return [name for name, value in vars(self).items() if value is not None and not (name in unsaid and value == unsaid[name])]
 
 
+EXPANSIONS = ("cut_layernorm", "expand_outputs")
+
+
 @dataclass(frozen=True)
 class InspectOptions(Checked):
     """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
     of operators that onnxruntime loads with it; ``cut_layernorm``: let axes that LayerNormalization normalises over shrink (it is
-    rewritten exactly, at some cost in time)."""
+    rewritten exactly, at some cost in time); ``expand_outputs``: let the channels of outputs shrink in front of them."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
@@ -370,6 +373,9 @@ class InspectOptions(Checked):
         (), "Library of custom operators that onnxruntime loads with the model. Repeatable.", RUN, metavar="LIB"
     )
     cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
+    expand_outputs: bool = rare(
+        False, "Let channels shrink in front of outputs that several layers add to (embeddings); a projection, which the repair fits, "
+        "gives the outputs all channels again.", CHANNELS)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -403,3 +409,13 @@ class OutputOptions(Checked):
     def packaged(self) -> bool:
         """Whether further forms are asked for."""
         return self.fp16 or self.quantize is not None or self.save_ort is not None
+
+
+# ---- what options are called from Python, for messages ---------------------------------------------------------------
+
+FROM_PYTHON |= {"--data": "data=...", "--test-data": "test_data=...", "--eval-data": "eval_data=...", "--score": "score_name=..."}
+for _record in (PlanOptions, MeasureOptions, RepairOptions, DataOptions, InspectOptions, OutputOptions):
+    for _field in fields(_record):
+        if "option" in _field.metadata:
+            _flag = (_field.metadata["option"].flag or _field.name.replace("_", "-")).partition("/")[0]
+            FROM_PYTHON.setdefault(f"--{_flag}", f"{_record.__name__}({_field.name}=...)")

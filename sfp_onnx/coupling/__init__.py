@@ -17,6 +17,8 @@ from ..rules.registry import RULES, Trait, has
 
 NOWHERE = (-1, -1)
 
+GRAPH_OUTPUT = "graph output"
+
 # ---- from rules to facts, in topological order -----------------------------------------------------------------------
 
 
@@ -49,7 +51,7 @@ def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
         node = Node(len(prepared.nodes), port.name, "output", "", (port.name,), (), {})
         ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
         for array in facts.tensors.get(port.name, ()):
-            ctx.pin(array, "graph output")
+            ctx.pin(array, GRAPH_OUTPUT)
     return facts
 
 

@@ -13,11 +13,14 @@ from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Node, Pinned
 from ..data.dataset import Dataset, Source, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, outputs
+from ..graph.edit import with_projections
 from ..graph.load import ModelSource as ModelSource, load as load
+from ..rules.channelwise import REWRITABLE
 from ..rules.foreign import sentences
+from ..rules.labels import varying
 from ..rules.registry import Trait, has
 from ..runtime import Batch, Feeds
-from . import cost, resolve, state
+from . import GRAPH_OUTPUT, cost, resolve, state
 from .trace import Shapes, observed, prepare
 
 DataSource = Source | Dataset
@@ -32,7 +35,8 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Shown):
-    """A model with its channel labels resolved: what can be pruned and what not. ``guessed``: inputs of which nothing told the shape."""
+    """A model with its channel labels resolved: what can be pruned and what not. ``guessed``: inputs of which nothing told the shape.
+    ``projected``: outputs with a projection in front of them, which only what was prepared has (see `inspect`)."""
 
     model: Model
     prepared: Prepared
@@ -41,6 +45,7 @@ class Analysis(Shown):
     samples: int
     cut_layernorm: bool = False
     guessed: frozenset[str] = frozenset()
+    projected: tuple[str, ...] = ()
 
     @property
     def traced(self) -> dict[str, dict[str, Any]]:
@@ -108,13 +113,18 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
     return open_data(source, inputs(model), **options)
 
 
-def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Dataset | None = None, cut_layernorm: bool = False) -> Analysis:
+def inspect(
+    source: ModelSource, input_shapes: Shapes | None = None, data: Dataset | None = None, cut_layernorm: bool = False,
+    expand_outputs: bool = False,
+) -> Analysis:  # fmt: skip
     """Find out what can be pruned, and why the rest cannot.
 
     Args:
         input_shapes: concrete shapes by input name, where dynamic dimensions cannot be guessed.
         data: real inputs to trace on (default: random ones).
         cut_layernorm: let axes that LayerNormalization normalises over shrink; it is rewritten exactly, at some cost in time.
+        expand_outputs: let the channels of outputs that several layers add to shrink in front of them; a projection, which the repair
+            fits, gives the outputs all channels again.
 
     Raises:
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
@@ -122,13 +132,42 @@ def inspect(source: ModelSource, input_shapes: Shapes | None = None, data: Datas
     model = load(source)
     real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
     prepared = prepare(model, input_shapes, None if real is None else real[0])
+    axes = _expandable(prepared, cut_layernorm) if expand_outputs else {}
+    if axes:
+        projected = with_projections(prepared.base or model, axes, prepared.types, prepared.trace.shapes)
+        shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
+        again = prepare(projected, shapes, None if real is None else real[0])
+        prepared = replace(again, base=again.base or projected)
     coupling = couple(prepared, cut_layernorm)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
     samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
     guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
-    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed)
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed, tuple(axes))
+
+
+def _expandable(prepared: Prepared, cut_layernorm: bool) -> dict[str, int]:
+    """The channel axes of floating outputs that pin what several layers make: those of one layer gain nothing."""
+    facts = state(prepared, cut_layernorm)
+    pins = resolve(facts, prepared).pinned
+    axes: dict[str, int] = {}
+    for name in [pin.node for pin in pins if pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1]:
+        shape = prepared.trace.shapes[name]
+        found = {axis for array in facts.tensors.get(name, ()) for axis in varying(array)}
+        axis = found.pop() if len(found) == 1 else 0
+        if np.dtype(prepared.types.get(name) or object) == np.float32 and (axis == len(shape) - 1 > 0 or (axis == 1 and len(shape) > 2)):
+            axes[name] = axis
+    return axes
+
+
+def expansions(analysis: Analysis) -> dict[str, bool]:
+    """Which of the options that free more channels would, as far as the pins tell."""
+    pins = analysis.coupling.pinned
+    return {
+        "cut_layernorm": not analysis.cut_layernorm and any(pin.reason == REWRITABLE for pin in pins),
+        "expand_outputs": not analysis.projected and any(pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1 for pin in pins),
+    }
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:

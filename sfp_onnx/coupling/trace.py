@@ -60,7 +60,8 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
         return _prepared(model, types, shapes or {}, data)
     except ModelError as error:
         said = f" onnx.checker says: {model.complaint}" if model.complaint else ""
-        raise ModelError(f"{error}{said}{advice(model, str(error))}") from error
+        known = advice(model, str(error))
+        raise ModelError(f"{error}{said}".rstrip(".") + f".{known}" if known else f"{error}{said}") from error
 
 
 def observed(model: graph.Model, feeds: Mapping[str, Array]) -> graph.Prepared:
@@ -215,9 +216,9 @@ def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data
         trace = _compare(first, others, trusted)
         chosen = _decided(model, trace)
         if chosen:
-            for index, way in chosen.items():
-                words = f"always takes its {'then' if way else 'else'} branch (declared shapes or constants say so); the other one goes"
-                log.info(f"Note: {graph.nodes(model)[index].name} {words}")
+            names = [f"{graph.nodes(model)[index].name} ({'then' if way else 'else'})" for index, way in chosen.items()]
+            shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
+            log.info(f"Note: declared shapes or constants choose one branch for all inputs, and the other one goes: {shown}")
             model = decided(model, chosen)
             return _prepared(model, tensor_types(model), shapes, data)
         final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
@@ -313,6 +314,7 @@ def _differs(value: Array, other: Array) -> BoolArray:
 
 # ---- what shapes and constants decide --------------------------------------------------------------------------------
 
+SHOWN = 3  # names in a sentence
 TRIED_SIZES = (1, 2, 3, 7, 1024)  # of dimensions that may have any
 
 

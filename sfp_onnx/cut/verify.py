@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import ModelError, VerificationError
 from ..core.types import Array, Cut, Node, Port
+from ..coupling.trace import data_free
 from ..graph import Constants, GraphIndex, Model, inputs as input_ports, nodes, outputs, same_node
 from ..graph.edit import QUANTIZED, Editor, insert_mask, zero_of
 from ..graph.extract import segment, with_constants
@@ -94,7 +96,7 @@ def compare(original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequ
     reference = masked(original, types, cuts)
     sessions = [open_model(model, Optimize.NONE) for model in (pruned, reference)]
     names = [port.name for port in outputs(original)]
-    floor = _coarsest(types, cuts)
+    floor = _coarsest(original, types, cuts)
     errors: dict[str, float] = {}
     limit = 0.0
     notes: dict[str, None] = {}
@@ -105,8 +107,8 @@ def compare(original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequ
             error, tolerance = relative_error(output, other), max(floor, TOLERANCE.get(str(getattr(other, "dtype", "")), 0.0))
             far = not error <= tolerance
             if far or getattr(getattr(other, "dtype", None), "kind", "f") in "iub":  # few integers agree by chance
-                tolerance = max(tolerance, floor or TOLERANCE["float32"])
-                inside = inside or Inside.of((original, reference, pruned), types, cuts, inputs, tolerance)
+                tolerance = tolerance or TOLERANCE["float32"]
+                inside = inside or Inside.of(_Ends(original, pruned, cuts), reference, types, inputs, tolerance)
                 closer = inside.error(name)
                 noise = min(NOISES * _noise(reference, inputs, name), MOST_NOISE) if not closer <= tolerance else 0.0
                 if not (closer <= tolerance or error <= noise > 0):
@@ -117,7 +119,7 @@ def compare(original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequ
                 if noise:
                     notes[f"output '{name}' differs from the masked original, by no more than rounding alone makes of it"] = None
                 elif far:
-                    place = f"in front of {inside.where(name)}, behind which rounding shows"
+                    place = f"at {inside.where(name)}, behind which rounding shows"
                     notes[f"output '{name}' was compared with the masked original {place}"] = None
                 error, tolerance = (error, noise) if noise else (closer, tolerance)
             errors[kind] = max(errors.get(kind, 0.0), error)
@@ -150,87 +152,134 @@ GRAINS = 32  # differences of so many last bits of the largest number are roundi
 
 @dataclass(frozen=True)
 class Inside:
-    """Every tensor that the original (masked: ``expected``, without the removed channels) and the pruned model (``got``) have in common,
-    and who makes it in the one and in the other.
+    """Where the pruned model has to agree with the original (masked, without the removed channels) for its outputs to be right: ``errors``
+    by tensor, relative to how much the values spread there.
 
     What nodes make of which something was cut has to agree. What both models make by the same node from tensors that are right is right:
     a Sigmoid near 0 or a division by little may magnify rounding. What steps at a threshold (a rank, a comparison) or is
     random is read by the pruned model as the original gives it, and has to be made from what is right.
     """
 
-    expected: Mapping[str, Any]
-    got: Mapping[str, Any]
-    makers: Sequence[Mapping[str, Node]]
-    steps: tuple[Node, ...]
-    cut: frozenset[str]
-    tolerance: float
-    known: dict[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float]
+    ends: _Ends
+    stepping: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, models: tuple[Model, Model, Model], types: Mapping[str, Any], cuts: Sequence[Cut], inputs: Feeds, tolerance: float
-    ) -> Inside:
-        """Run both models, the original and its masked form behind one another in ``models``, on ``inputs``."""
-        original, reference, pruned = models
-        makers = [GraphIndex(nodes(model)).makers for model in (original, pruned)]
-        constants = Constants(pruned)
-        common = {name: types.get(name) for name in (*makers[1], *constants) if name in makers[0] and types.get(name, 0) is not None}
-        values = dict(zip(common, open_model(segment(reference, [], common), Optimize.NONE).run(inputs, list(common)), strict=True))
-        expected = {**Constants(original), **{name: _without(value, name, cuts) for name, value in values.items()}, **inputs}
-        steps = tuple(node for node in nodes(pruned) if _steps(node, expected) and node.outputs[0] in makers[0])
-        given = {name: expected[name] for node in steps for name in node.outputs if name}
-        wanted = {name: dtype for name, dtype in common.items() if name not in constants and name not in given}
-        part = segment(pruned, [Port(name, value.dtype, None) for name, value in given.items()], wanted)
-        read = {port.name for port in input_ports(part)}
-        fed = {name: value for name, value in {**inputs, **given}.items() if name in read}
-        run: dict[str, Any] = {}
+    def of(cls, ends: _Ends, reference: Model, types: Mapping[str, Any], inputs: Feeds, tolerance: float) -> Inside:
+        """Run both models on ``inputs``."""
+        pruned, cuts = ends.pruned, ends.cuts
+        steps = ends.steps(types)
+        stepping = tuple(name for node in steps for name in node.reads)
+        places = ends.behind([*ends.outputs, *stepping])
+        given = list(dict.fromkeys(name for node in steps for name in node.outputs if name))
+        asked = {name: types.get(name) for name in dict.fromkeys([*places, *given]) if name not in ends.before}
+        found = _run(segment(reference, [], asked), inputs, list(asked))
+        expected = {name: _without(value, name, cuts) for name, value in {**ends.before, **found}.items()}
+        wanted = {name: asked.get(name) for name in places if name not in ends.constants and name not in given}
+        part = segment(pruned, [Port(name, expected[name].dtype, None) for name in given], wanted)
+        steady = {name: expected[name] for name in given}
+        got: dict[str, Any] = {**ends.constants, **steady}
         with suppress(ModelError):  # a step of the original does not fit: nothing is known of the pruned model then
-            run = dict(zip(wanted, open_model(part, Optimize.NONE).run(fed, list(wanted)), strict=True))
-        return cls(expected, {**constants, **run, **given, **inputs}, makers, steps, frozenset(cut.tensor for cut in cuts), tolerance)
+            got |= _run(part, {**inputs, **steady}, list(wanted))
+        return cls({name: _difference(got.get(name), expected.get(name), tolerance) for name in places}, ends, stepping)
 
     def error(self, output: str) -> float:
-        """The largest difference of what has to agree, relative to how much the values spread there."""
-        return max([self._error(output), *(self._error(name) for node in self.steps for name in node.reads)])
+        """The largest that concerns an output: what it is made from, and every step."""
+        return max((self.errors[name] for name in self.ends.behind([output, *self.stepping])), default=0.0)
 
-    def _error(self, name: str) -> float:
-        if name not in self.known:
+    def where(self, output: str) -> str:
+        """The tensors that were compared for an output, in words."""
+        names = self.ends.behind([output])
+        return ", ".join(f"'{name}'" for name in names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
+
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Two models that were the same before a cut."""
+
+    original: Model
+    pruned: Model
+    cuts: Sequence[Cut]
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        return [port.name for port in outputs(self.original)]
+
+    @cached_property
+    def makers(self) -> tuple[Mapping[str, Node], Mapping[str, Node]]:
+        return GraphIndex(nodes(self.original)).makers, GraphIndex(nodes(self.pruned)).makers
+
+    @cached_property
+    def before(self) -> Mapping[str, Array]:
+        return Constants(self.original)
+
+    @cached_property
+    def constants(self) -> Mapping[str, Array]:
+        return Constants(self.pruned)
+
+    def steps(self, types: Mapping[str, Any]) -> list[Node]:
+        """Nodes of which the last bit of an input, or chance, may change an output by a whole step: floats become integers, say."""
+        free = data_free(nodes(self.pruned), self.constants)
+
+        def kinds(names: Iterable[str]) -> set[str]:
+            return {"?" if types.get(name) is None else "f" if "float" in np.dtype(types[name]).name else "i" for name in names if name}
+
+        return [
+            node for node in nodes(self.pruned)
+            if all(name in self.makers[0] and name not in free for name in node.outputs if name) and "?" not in kinds(node.outputs)
+            and not node.captures and not has(node, Trait.SIZES)
+            and (has(node, Trait.STEPS) or ("f" in kinds(node.inputs) and "i" in kinds(node.outputs)))
+        ]  # fmt: skip
+
+    def behind(self, names: Iterable[str]) -> list[str]:
+        """What has to agree for these tensors to be right: going up from them, the first that are not made alike."""
+        waiting, met, found = list(names), set[str](), []
+        while waiting:
+            name = waiting.pop()
+            if name in met:
+                continue
+            met.add(name)
             one, other = (makers.get(name) for makers in self.makers)
-            same = one is not None and other is not None and bool(one.reads) and self._alike(one, other)
-            self.known[name] = max(map(self._error, one.reads)) if one and same else self._difference(name)
-        return self.known[name]
+            if one is not None and other is not None and one.reads and self._alike(one, other):
+                waiting += one.reads
+            elif one is not None or other is not None or not self._equal(name):
+                found.append(name)
+        return found
 
     def _alike(self, one: Node, other: Node) -> bool:
         """Whether two nodes do the same to the same tensors, of which nothing was cut."""
-        whole = all(name not in self.makers[1] and not self._difference(name) for name in one.reads if name not in self.makers[0])
-        return same_node(one, other) and whole and not {*one.reads, *one.outputs} & self.cut
+        cut = {item.tensor for item in self.cuts}
+        return same_node(one, other) and all(map(self._equal, one.reads)) and cut.isdisjoint((*one.reads, *one.outputs))
 
-    def _difference(self, name: str) -> float:
-        got, expected = self.got.get(name), self.expected.get(name)
-        if not isinstance(got, np.ndarray) or not isinstance(expected, np.ndarray):
-            return float("inf")
-        if self.tolerance >= ROUNDING_STEP and expected.dtype.kind in "iu":
-            got, expected = got.astype(np.float32), expected.astype(np.float32)
-        error = relative_error(got, expected)
-        if not error or not np.isfinite(error) or not np.isfinite(expected).all():
-            return error
-        values = expected.astype(np.float64)
-        scale, spread = np.abs(values).max(), np.abs(values - values.mean()).max()
-        least = GRAINS * np.finfo(expected.dtype).eps / self.tolerance * scale
-        return float(error * scale / max(spread, least))
+    def _equal(self, name: str) -> bool:
+        """Whether a tensor is no constant, or the same in both models (or was computed from constants once)."""
+        if name not in self.constants or name in self.makers[0]:
+            return True
+        return name in self.before and relative_error(self.constants[name], self.before[name]) == 0
 
-    def where(self, output: str) -> str:
-        """The first node on the way to an output behind which the models differ by more than they do in front of it."""
-        names, met = [output], set()
-        last = output
-        while names:
-            name = names.pop()
-            node = self.makers[1].get(name)
-            if name in met or node is None or self._difference(name) <= self.tolerance:
-                continue
-            met.add(name)
-            last = name
-            names += node.reads
-        return f"'{self.makers[1][last].name}' ({self.makers[1][last].op})"
+
+def _run(model: Model, values: Feeds, names: Sequence[str]) -> dict[str, Any]:
+    """Tensors of a part of a model, which reads some of the values."""
+    read = {port.name for port in input_ports(model)}
+    feeds = {name: value for name, value in values.items() if name in read}
+    return dict(zip(names, open_model(model, Optimize.NONE).run(feeds, names), strict=True))
+
+
+def _difference(got: Any, expected: Any, tolerance: float) -> float:
+    """The relative error, but of the spread of the values instead of the largest, down to some last bits of that."""
+    if not isinstance(got, np.ndarray) or not isinstance(expected, np.ndarray):
+        return float("inf")
+    if tolerance >= ROUNDING_STEP and expected.dtype.kind in "iu":
+        got, expected = got.astype(np.float32), expected.astype(np.float32)
+    error = relative_error(got, expected)
+    if not error or not np.isfinite(error) or not np.isfinite(expected).all():
+        return error
+    values = expected.astype(np.float64)
+    scale, spread = np.abs(values).max(), np.abs(values - values.mean()).max()
+    return float(error * scale / max(spread, GRAINS * np.finfo(expected.dtype).eps / tolerance * scale))
 
 
 def _without(value: Any, name: str, cuts: Sequence[Cut]) -> Any:
@@ -241,18 +290,10 @@ def _without(value: Any, name: str, cuts: Sequence[Cut]) -> Any:
     return value
 
 
-def _steps(node: Node, values: Mapping[str, Any]) -> bool:
-    """Whether a last bit of an input, or chance, may change an output by a whole step: floats become integers, say."""
-    outputs, read = ([values.get(name) for name in names if name] for names in (node.outputs, node.inputs))
-    if any(value is None for value in outputs):
-        return False
-    kinds = [[getattr(getattr(value, "dtype", None), "kind", "") for value in values] for values in (outputs, read)]
-    return has(node, Trait.STEPS) or ("f" in kinds[1] and bool({*kinds[0]} & {*"iub"}) and not has(node, Trait.SIZES))
-
-
-def _coarsest(types: Mapping[str, Any], cuts: Sequence[Cut]) -> float:
-    """Tolerance of the coarsest arithmetic inside: half precision, or the rounding of quantised tensors."""
-    half = any(dtype == np.float16 for dtype in types.values() if dtype is not None)
+def _coarsest(model: Model, types: Mapping[str, Any], cuts: Sequence[Cut]) -> float:
+    """Tolerance of the coarsest arithmetic inside: half precision (not of constants alone), or the rounding of quantised tensors."""
+    made = (types.get(name) for node in nodes(model) for name in node.outputs)
+    half = any(dtype == np.float16 for dtype in made if dtype is not None)
     steps = any(cut.zero_point is not None for cut in cuts)
     return max(TOLERANCE["float16"] if half else 0.0, ROUNDING_STEP if steps else 0.0)
 

@@ -85,13 +85,20 @@ def log_probabilities(output: Array, temperature: float = 1.0) -> FloatArray:
     return np.asarray(scores - np.log(np.exp(scores).sum(-1, keepdims=True)))
 
 
+def same(arrays: Sequence[Array]) -> bool:
+    """Whether arrays have one shape."""
+    return len({array.shape for array in arrays}) == 1
+
+
 def plain(value: Any, rows: int, count: int) -> Array:
-    """What onnxruntime gave for an output as an array, without padding. Maps with equal keys become rows of numbers; of other sequences
-    the items stay as they are."""
-    items = value if isinstance(value, list) else [value] if isinstance(value, Mapping) else None
+    """What onnxruntime gave for an output as an array, without padding. Maps with equal keys become rows of numbers, tensors of one
+    shape an axis behind the first; of other sequences the items stay as they are."""
+    items: list[Any] | None = value if isinstance(value, list) else [value] if isinstance(value, Mapping) else None
     if items is not None:
         if items and all(isinstance(item, Mapping) and item.keys() == items[0].keys() for item in items):
-            value = np.array([list(item.values()) for item in items])
+            value = np.array([[item[key] for key in items[0]] for item in items])
+        elif items and all(isinstance(item, np.ndarray) and item.ndim and item.dtype.kind == "f" for item in items) and same(items):
+            value = np.stack(items, 1)
         else:
             value = np.empty(len(items), object)
             for place, item in enumerate(items):
@@ -141,7 +148,7 @@ def _meaning(seen: _Seen) -> Meaning:
     if array.dtype.kind not in "fiub":
         return replace(base, kind=Kind.OTHER, reason="text or sequences" if array.ndim else "text")
     if not seen.rows:
-        reason = "their number differs from that of the samples" if array.ndim else "one for the whole batch"
+        reason = "no row for each sample" if array.ndim else "one for the whole batch"
         return replace(base, kind=Kind.INTEGERS if array.dtype.kind != "f" else Kind.UNKNOWN, reason=reason)
     found = _integers(seen, base) if array.dtype.kind != "f" else _by_tail(seen, base) or _by_name(seen, base) or _by_values(seen, base)
     return _by_labels(seen, found)
@@ -290,10 +297,14 @@ def read(
 
 
 def _chosen(meanings: Sequence[Meaning]) -> Meaning:
-    """The one to judge by: what labels fit, else the first whose meaning is known, else the first."""
+    """The one to judge by: what labels fit, else the first whose meaning is known (scores before class numbers), else
+    the first."""
     order = [(Kind.BOXES,), (Kind.CLASSES, Kind.MAP, Kind.EMBEDDING, Kind.NUMBERS), (Kind.UNKNOWN,), (Kind.INTEGERS,), (Kind.OTHER,)]
-    ranked = sorted(meanings, key=lambda own: (not own.labelled, next(place for place, kinds in enumerate(order) if own.kind in kinds)))
-    return ranked[0]
+
+    def rank(own: Meaning) -> tuple[bool, int, bool]:
+        return not own.labelled, next(place for place, kinds in enumerate(order) if own.kind in kinds), own.axis is None
+
+    return min(meanings, key=rank)
 
 
 def _as_task(seen: _Seen, found: Meaning, task: Kind, options: MeasureOptions) -> Meaning:

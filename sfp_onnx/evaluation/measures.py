@@ -20,6 +20,7 @@ from .meaning import Kind, Meaning, log_probabilities
 
 PARTS = 20  # of the samples, left out in turn
 MOST_CHANNELS = 1 << 14
+AT_ONCE = 1 << 22  # values that are turned into float64
 MOST_COMPARED = 256  # samples whose similarities are ranked
 DEAD = 1e-8, 1e-6  # of the largest variance and of the own mean square: channels that vary less are taken to vary so much
 
@@ -239,7 +240,7 @@ def _rank_correlation(rows: FloatArray) -> tuple[float, float]:
     """Spearman's correlation between a sample's similarities to all others before and after, mean over the samples."""
     width = rows.shape[1] // 2
     if len(rows) < 3:
-        return 1.0, float("nan")
+        return float("nan"), float("nan")
     similar = [(unit := _unit(part)) @ unit.T for part in (rows[:, :width], rows[:, width:])]
     others = ~np.eye(len(rows), dtype=bool)
     ranks = [np.argsort(np.argsort(part[others].reshape(len(rows), -1), 1, kind="stable"), 1, kind="stable") for part in similar]
@@ -252,7 +253,8 @@ def _rank_correlation(rows: FloatArray) -> tuple[float, float]:
 def _similarities(pair: Pair) -> FloatArray | None:
     if not pair.alike or not pair.each:
         return None
-    flat = [part[0].reshape(len(part[0]), -1).astype(np.float64) for part in (pair.old, pair.new)]
+    width = pair.old[0].shape[-1]  # of several rows per sample their mean
+    flat = [part[0].reshape(len(part[0]), -1, width).astype(np.float64).mean(1) for part in (pair.old, pair.new)]
     return np.concatenate([pair.first + np.arange(len(flat[0]))[:, None], *flat], 1)
 
 
@@ -263,17 +265,23 @@ def _channelled(array: Array) -> FloatArray:
     """Values as (rows, positions, channels) in float64: channels are the shorter of the second and the last axis."""
     array = array.astype(np.float64)
     if array.ndim < 2:
-        return array.reshape(array.size if array.ndim else 1, 1, 1)
+        return array.reshape(-1, 1, 1)
     axis = 1 if array.ndim == 2 or array.shape[1] <= array.shape[-1] else array.ndim - 1
     channels = array.shape[axis]
     flat = np.moveaxis(array, axis, -1).reshape(len(array), -1, channels)
     return flat if channels <= MOST_CHANNELS else flat.reshape(len(array), -1, 1)
 
 
-def _moments(pair: Pair, old: FloatArray, new: FloatArray, truth: FloatArray) -> FloatArray:
+def _moments(pair: Pair, truth: Array) -> FloatArray:
     """Per sample, or for the whole batch: squared errors of both, sum of squares and sum of the truth, and count, for each channel."""
-    sums = [((old - truth) ** 2).sum(1), ((new - truth) ** 2).sum(1), (truth**2).sum(1), truth.sum(1)]
-    table = np.concatenate([*sums, np.full(sums[0].shape, truth.shape[1])], 1)
+    tables = []
+    arrays = [np.atleast_1d(array) for array in (pair.old[0], pair.new[0], truth)]
+    step = max(1, AT_ONCE // max(1, arrays[0][:1].size))
+    for start in range(0, len(arrays[0]), step):
+        old, new, right = (_channelled(array[start : start + step]) for array in arrays)
+        sums = [((old - right) ** 2).sum(1), ((new - right) ** 2).sum(1), (right**2).sum(1), right.sum(1)]
+        tables.append(np.concatenate([*sums, np.full(sums[0].shape, right.shape[1])], 1))
+    table = np.concatenate(tables)
     return np.concatenate([pair.first + np.arange(len(table))[:, None], table], 1)
 
 
@@ -298,8 +306,7 @@ def _relative(rows: FloatArray) -> tuple[float, float]:
 def _error(pair: Pair) -> FloatArray | None:
     if not pair.floating or not pair.old[0].size:
         return None
-    old, new = _channelled(pair.old[0]), _channelled(pair.new[0])
-    return _moments(pair, old, new, old)
+    return _moments(pair, pair.old[0])
 
 
 @measure("error to labels", Kind.NUMBERS, value=_relative, larger=False, labelled=True, summed=True,
@@ -307,8 +314,7 @@ def _error(pair: Pair) -> FloatArray | None:
 def _label_error(pair: Pair) -> FloatArray | None:
     if not pair.floating:
         return None
-    truth = _channelled(np.asarray(pair.labels).reshape(pair.old[0].shape))
-    return _moments(pair, _channelled(pair.old[0]), _channelled(pair.new[0]), truth)
+    return _moments(pair, np.asarray(pair.labels).reshape(pair.old[0].shape))
 
 
 # ---- boxes -----------------------------------------------------------------------------------------------------------
@@ -440,8 +446,9 @@ class Tally:
             drop, bound = matched(rows[:, 0] > 0, rows[:, 1] > 0, confidence)
         else:
             drop = sign * (before - after)
-            error = spread([self._without(part) for part in self._filled()], lambda own: _difference(self.measure, own))
-            bound = drop + max(0.0, NormalDist().inv_cdf(confidence)) * error
+            parts = self._filled()
+            error = spread([self._without(part) for part in parts], lambda own: _difference(self.measure, own))
+            bound = drop + max(0.0, quantile(confidence, len(parts))) * error
         return Drop(before, after, drop, bound, self.samples)
 
     def _filled(self) -> list[int]:
@@ -466,6 +473,13 @@ def spread(samples: Sequence[Any], value: Callable[[Any], float]) -> float:
     return sqrt((len(without) - 1) / len(without) * float(((without - without.mean()) ** 2).sum()))
 
 
+def quantile(confidence: float, parts: int) -> float:
+    """Of Student's distribution for an error that was estimated from so many parts: z + (z^3 + z) / (4 (parts - 1)), the first term of its
+    expansion (Abramowitz, Stegun: Handbook of Mathematical Functions, 26.7.5)."""
+    z = NormalDist().inv_cdf(confidence)
+    return z + (z**3 + z) / (4 * max(parts - 1, 1))
+
+
 def worsened(first: Tally, second: Tally, confidence: float = 0.95) -> float:
     """By how much a second model is at least farther from the original than a first, by one measure on the same samples, with a confidence
     (above 0: it is clearly farther)."""
@@ -474,7 +488,7 @@ def worsened(first: Tally, second: Tally, confidence: float = 0.95) -> float:
     def farther(rows: tuple[FloatArray, FloatArray]) -> float:
         return float(second.measure.loss(rows[1])[1] - first.measure.loss(rows[0])[1])
 
-    return farther((first.rows, second.rows)) - NormalDist().inv_cdf(confidence) * spread(pairs, farther)
+    return farther((first.rows, second.rows)) - quantile(confidence, len(pairs)) * spread(pairs, farther)
 
 
 def matched(before: BoolArray, after: BoolArray, confidence: float) -> tuple[float, float]:

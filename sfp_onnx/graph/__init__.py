@@ -243,6 +243,15 @@ def complaint(model: Model) -> str:
     return rejection(proto)
 
 
+FIRST_OPSET = 7
+
+
+def too_old(model: Model) -> str:
+    """What to do about a model whose operator set onnxruntime does not promise to run; else empty."""
+    words = "onnxruntime runs 7 and newer: export it again with opset 13, or convert it (onnx.version_converter.convert_version)"
+    return f" The model has operator set {model.opset}, {words}." if model.opset < FIRST_OPSET else ""
+
+
 def rejection(proto: onnx.ModelProto) -> str:
     """The first line of what onnx.checker says of a protobuf; empty if it passes."""
     try:

@@ -7,7 +7,7 @@ them over from the original.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,8 @@ class Editor:
 
     # ---- building ----------------------------------------------------------------------------------------------------
 
-    def _unique(self, name: str) -> str:
+    def unique(self, name: str) -> str:
+        """A name that nothing has yet, and that is taken with this."""
         candidate, number = name, 1
         while candidate in self._names:
             number += 1
@@ -54,7 +55,7 @@ class Editor:
 
     def constant(self, name: str, array: Array) -> Any:
         """A new constant tensor; the name gets a number if it is taken."""
-        name = self._unique(name)
+        name = self.unique(name)
         tensor = make_initializer(name, np.asarray(array), self.weights)
         return gs.Constant(name, values=gs.ir.tensor.LazyValues(tensor), data_location=_location(tensor))
 
@@ -64,11 +65,11 @@ class Editor:
 
     def variable(self, name: str) -> Any:
         """A new tensor that nothing makes, to become an input of a part of the result (`extract.segment`)."""
-        return gs.Variable(self._unique(name))
+        return gs.Variable(self.unique(name))
 
     def append(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None, name: str = "tap") -> Any:
         """Add a node at the end of the graph; returns its output tensor."""
-        output = gs.Variable(self._unique(name))
+        output = gs.Variable(self.unique(name))
         self._last.append(gs.Node(op, name=f"{output.name}/{op}", attrs=dict(attributes or {}), inputs=list(inputs), outputs=[output]))
         return output
 
@@ -85,6 +86,10 @@ class Editor:
             return self.append("ReduceMean", [tensor, self.constant(f"{name}/axes", np.asarray(axes, np.int64))], {"keepdims": 0}, name)
         return self.append("ReduceMean", [tensor], {"keepdims": 0, "axes": list(axes)}, name)
 
+    def put_last(self, node: Any) -> None:
+        """Add a node behind all others."""
+        self._last.append(node)
+
     def add_output(self, tensor: Any) -> str:
         """Make a tensor an output of the graph (once)."""
         if id(tensor) not in self._outputs:
@@ -95,7 +100,7 @@ class Editor:
     def insert_after(self, tensor: Any, op: str, operands: Sequence[Any] = (), first: int = 0, **attributes: Any) -> str:
         """Put a node between a tensor and all that read it: readers see ``op(*operands)`` with the tensor at place ``first``.
         Returns the name of what they read now."""
-        output = gs.Variable(self._unique(f"{tensor.name}/{op}"))
+        output = gs.Variable(self.unique(f"{tensor.name}/{op}"))
         self._followed.add(str(tensor.name))
         _redirect(tensor, output)
         inputs = [*operands[:first], tensor, *operands[first:]]
@@ -106,7 +111,7 @@ class Editor:
 
     def insert_before(self, node: int, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None = None) -> Any:
         """Put a new node right before a node of the original; returns its output tensor."""
-        output = gs.Variable(self._unique(f"{self.nodes[node].outputs[0].name}/{op}"))
+        output = gs.Variable(self.unique(f"{self.nodes[node].outputs[0].name}/{op}"))
         fresh = gs.Node(op, name=output.name, attrs=dict(attributes or {}), inputs=list(inputs), outputs=[output])
         self._after.setdefault(node - 1, []).append(fresh)
         return output
@@ -149,7 +154,7 @@ class Editor:
     def replace_tensor(self, name: str, array: Array, stored: Any = None) -> None:
         """Replace a computed tensor by a constant of the same name, for all its readers; ``stored``: by a cast of one of that type."""
         tensor = self.tensors[name]
-        tensor.name = self._unique(f"{name}/computed")
+        tensor.name = self.unique(f"{name}/computed")
         self._names.discard(name)
         if stored is None:
             _redirect(tensor, self.constant(name, array))
@@ -266,6 +271,33 @@ def _resized(item: ValueInfoProto, sizes: Mapping[int, int | None]) -> ValueInfo
         elif axis < len(dims):
             dims[axis].dim_value = size
     return copy
+
+
+# ---- projections in front of outputs ---------------------------------------------------------------------------------
+
+
+def with_projections(model: Model, axes: Mapping[str, int], like: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Model:
+    """The model with an identity in front of some outputs (of the types ``like``), a MatMul over the last axis or a 1 x 1 convolution over
+    axis 1: channels in front of it may leave, and what is left of it can be fitted to give the output all its channels."""
+    editor = Editor(model)
+    for name, axis in axes.items():
+        rank, identity, inner = len(shapes[name]), np.eye(shapes[name][axis], dtype=like[name]), editor.tensor(name)
+        inner.name = editor.unique(f"{name}/kept")
+        output = gs.Variable(name, inner.dtype, inner.shape)
+        over_last = axis == rank - 1
+        weight = editor.constant(f"{name}/projection", identity if over_last else identity.reshape(*identity.shape, *[1] * (rank - 2)))
+        editor.put_last(gs.Node("MatMul" if over_last else "Conv", f"{name}/projection", inputs=[inner, weight], outputs=[output]))
+        editor.graph.outputs = [output if item is inner else item for item in editor.graph.outputs]
+    return editor.finish()
+
+
+def without_projections(model: Model, names: Iterable[str]) -> Model:
+    """The model in which those of these projections that are still square do nothing."""
+    editor, constants = Editor(model), Constants(model)
+    for index, node in enumerate(editor.nodes):
+        if node.outputs[0].name in names and len(weight := constants[node.inputs[1].name]) == weight.shape[1]:
+            editor.set_operator(index, "Identity", node.inputs[:1])
+    return editor.finish()
 
 
 # ---- putting a 0/1 mask behind a tensor ------------------------------------------------------------------------------

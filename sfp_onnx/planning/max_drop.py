@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..coupling.analysis import Progress, silent
 from ..data.dataset import Dataset
 from ..evaluation import TITLES, Comparison, Metric, built_in, measure as compare, outputs, unknown_meaning, user_metric
 from ..evaluation.meaning import Reading
-from ..evaluation.measures import PARTS, Drop, Measure, needed, spread
+from ..evaluation.measures import PARTS, Drop, Measure, needed, quantile, spread
 from ..graph import Model
 from ..repair import rebuilt
 from . import removal_of
@@ -42,7 +41,7 @@ def jackknifed(value: Callable[[IntArray], float], samples: int, confidence: flo
     everything = np.arange(samples)
     parts = np.array_split(np.random.default_rng(seed).permutation(samples), min(PARTS, samples))
     whole, error = value(everything), spread([np.setdiff1d(everything, part) for part in parts], value)
-    return whole, whole + max(0.0, NormalDist().inv_cdf(confidence)) * error
+    return whole, whole + max(0.0, quantile(confidence, len(parts))) * error
 
 
 # ---- how much a model loses on data that it was not made with --------------------------------------------------------
@@ -216,13 +215,17 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
     judge.check()
     analysis = candidates.analysis
 
+    known: dict[bytes, Drop] = {}
+
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(candidates, replace(options, targets=targets))
         removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
-        held = candidates.data, candidates.repair, candidates.measures
-        tried = _Trial(plan, judge.drop(rebuilt(analysis, removed, *held) if removed.any() else analysis.model))
-        log.info(judge.tried(f"macs={plan.after.macs / plan.before.macs:.0%}", tried.drop))
-        return tried
+        if removed.tobytes() not in known:
+            held = candidates.data, candidates.repair, candidates.measures
+            drop = judge.drop(rebuilt(analysis, removed, *held) if removed.any() else analysis.model)
+            log.info(judge.tried(f"macs={plan.after.macs / plan.before.macs:.1%}", drop))
+            known[removed.tobytes()] = drop
+        return _Trial(plan, known[removed.tobytes()])
 
     best, limited = (trial(options.targets), "") if options.targets else _smallest(trial, judge, progress)
     drop = best.drop
@@ -263,5 +266,5 @@ def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress
     if refused is None:
         return best or lightest, "limited by what can be removed: no smaller model was refused"
     cause = "how few samples it was judged on" if refused.drop.drop <= judge.limit else "the drop itself"
-    where = f"macs={refused.plan.after.macs / refused.plan.before.macs:.0%}"
+    where = f"macs={refused.plan.after.macs / refused.plan.before.macs:.1%}"
     return best or lightest, f"limited by {cause}: {judge.tried(where, refused.drop)}"

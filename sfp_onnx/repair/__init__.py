@@ -59,12 +59,13 @@ class Repaired:
 
 def repaired(
     analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress = silent,
-    how: MeasureOptions = MeasureOptions(),
+    how: MeasureOptions = MeasureOptions(), better: bool = False,
 ) -> Repaired:  # fmt: skip
     """Repair a cut model.
 
     Args:
         how: what the outputs mean, and so how far models are from the original.
+        better: do not refuse: where the repair made it worse, keep what was cut (it is judged afterwards).
 
     Raises:
         OptionError: unknown kind of repair, or "bn" where the model has no BatchNormalization left to re-estimate.
@@ -86,14 +87,15 @@ def repaired(
     result = f"distance from the original ({found.measure}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
     words = f"repair ({options.kind}, {fitted.samples} samples): {words}; {result}"
     notes, kept = [words], bool(np.isfinite(after) and after <= max(before, NOTHING))
-    if not kept and (found.clearly_worse or options.force):
+    if not kept and (options.force or (found.clearly_worse and not better)):
         problem = f"the repair took the model away from the original: {words}. "
         if not options.force:
             raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
         notes.append(problem + "Kept, because of --force.")
         kept = True
     elif not kept:
-        notes.append(f"the repair brought nothing that {judge.samples} samples could tell from chance: the model is kept as it was cut")
+        nothing = f"brought nothing that {judge.samples} samples could tell from chance"
+        notes.append(f"the repair {'is farther from the original' if found.clearly_worse else nothing}: the model is kept as it was cut")
     shown = (found.measure, before, after, judge.samples, apart)
     return Repaired(model if kept else pruned, options.kind, tuple(fits), *shown, tuple(notes), kept)
 
@@ -110,14 +112,11 @@ def finished(analysis: Analysis, done: Repaired, cuts: Sequence[Cut], data: Data
 def rebuilt(
     analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions()
 ) -> Model:
-    """The cut model, repaired if there are data and options for it (better or worse: it is judged afterwards)."""
+    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards)."""
     pruned = cut.cut(analysis.prepared, analysis.coupling, removed)
     if options is None or data is None:
         return pruned
-    try:
-        return repaired(analysis, pruned, removed, data, options, how=how).model
-    except VerificationError:
-        return repaired(analysis, pruned, removed, data, replace(options, force=True), how=how).model
+    return repaired(analysis, pruned, removed, data, options, how=how, better=True).model
 
 
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:

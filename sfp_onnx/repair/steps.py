@@ -168,7 +168,7 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
     left = []
     for layer in scene.coupling.layers:
         node = scene.index.maker(layer.node.outputs[0])
-        if node is None or layer.weight is None:
+        if node is None or layer.weight is None or layer.weight.position >= len(node.inputs):  # it vanished, or does nothing any more
             continue
         if scene.weight(layer) and _adds_a_vector(scene, layer):
             users.setdefault(node.inputs[layer.weight.position], []).append(layer)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.types import Coupling, Plan, number, sizes_text as sizes_text, traced_text as traced_text
+from ..coupling.analysis import Analysis, expansions, inspect
 from ..coupling.cost import layer_macs
-from ..planning import show
+from ..latency.timing import Latency
+from ..planning import FIGURES, show
 from ..rules.foreign import sentences
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
-    from ..coupling.analysis import Analysis
     from ..evaluation import Evaluation
     from ..export import Step
     from ..scores.scoring import Scored
@@ -77,7 +78,12 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         for group in coupling.groups
     ]  # fmt: skip
     share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
+    more = [option for option, helps in expansions(analysis).items() if helps]
+    layernorm, projected = analysis.cut_layernorm or "cut_layernorm" in more, bool(analysis.projected) or "expand_outputs" in more
+    shapes = {key: array.shape for key, array in analysis.prepared.feeds.items()}
+    wider = inspect(analysis.model, shapes, None, layernorm, projected).coupling if more else coupling
     return {
+        "expansions": more, "prunable_share_expanded": wider.channels_prunable / max(1, wider.channels_total),
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
         "pinned": [asdict(pin) for pin in coupling.pinned],
@@ -103,7 +109,11 @@ def inspection_text(data: dict[str, Any]) -> str:
     for pin in data["pinned"]:
         counts[pin["reason"]] += pin["channels"]
     parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    return "\n".join([*lines, f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}"])
+    lines.append(f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}")
+    if data["expansions"] and data["prunable_share_expanded"] > data["prunable_share"]:
+        flags = " ".join(f"--{option.replace('_', '-')}" for option in data["expansions"])
+        lines.append(f"{data['prunable_share_expanded']:.0%} with {flags}")
+    return "\n".join(lines)
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
@@ -131,7 +141,8 @@ def figures_text(plan: Plan) -> str:
     for name, figures in plan.figures.items():
         before = figures["before"]
         cells = [f"{show(name, figures[key])} ({figures[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
-        rows.append([name, show(name, before), *cells])
+        how = Latency.of(plan.options).setup.words(plan.options.get("batch", 1))
+        rows.append([f"{name} ({how})" if FIGURES[name].timed else name, show(name, before), *cells])
     return table(["target", "original", "at most", "predicted", "reached"], rows) if rows else ""
 
 
@@ -179,7 +190,7 @@ def evaluation_text(results: Sequence[Evaluation]) -> str:
     for measured in results:
         rows.append([measured.model, *([text_of(metric, measured.value)] if own else []), *figures(measured)])
     worst = [f"farthest from the original in {measured.model}: {measured.worst}" for measured in results if measured.worst]
-    return "\n".join([table(("model", *own, *COLUMNS), rows), *worst])
+    return "\n".join([table(("model", *own, *COLUMNS), rows), *_timing(results), *worst])
 
 
 def text_of(metric: str, value: float | None) -> str:
@@ -187,14 +198,19 @@ def text_of(metric: str, value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}" if metric in PLAIN else f"{value:.2%}"
 
 
+def _timing(rows: Sequence[Evaluation | Step | Point]) -> list[str]:
+    """How what is in a table was timed."""
+    return [f"times: {words}" for words in dict.fromkeys(row.timing for row in rows if row.timing)]
+
+
 def steps_text(steps: Sequence[Step]) -> str:
     """What every step gave, as a table."""
-    return table(("step", *STEP), step_rows(steps))
+    return "\n".join([table(("step", *STEP), step_rows(steps)), *_timing(steps)])
 
 
 def points_text(points: Sequence[Point]) -> str:
     """All points of a sweep, as a table."""
-    return table(("target", *POINT, "front"), point_rows(points))
+    return "\n".join([table(("target", *POINT, "front"), point_rows(points)), *_timing(points)])
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -233,5 +249,5 @@ def accuracy_text(results: Sequence[Evaluation]) -> str:
         lines.append(f"{after.metric} on {after.samples} held-out samples: {' -> '.join(values)}")
     if after.latency_ratio is not None:
         times = f"{before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms"
-        lines.append(f"latency {times} per batch ({after.latency_ratio:.2f} of the original)")
+        lines.append(f"latency {times} ({after.latency_ratio:.2f} of the original; {after.timing})")
     return "\n".join(lines)

@@ -67,6 +67,9 @@ def group_normalization(ctx: Context) -> list[Labels]:
     return [() if channels is None else (vector(channels, 1, rank),)]
 
 
+REWRITABLE = "LayerNormalization normalises over this axis"
+
+
 @rule("LayerNormalization", does="passes the other axes; the normalised axes are pinned (freed by --cut-layernorm)")
 def layer_normalization(ctx: Context) -> list[Labels]:
     """Mean and variance over the axes from ``axis`` on.
@@ -81,7 +84,7 @@ def layer_normalization(ctx: Context) -> list[Labels]:
         ctx.fix_input(0, range(rank), "it is normalised as a whole")
         return [()] * len(ctx.node.outputs)
     if not ctx.cut_layernorm or axis != rank - 1 or scale is None or (ctx.has(2) and bias is None):
-        labels = ctx.fix_input(0, range(axis, rank), "LayerNormalization normalises over this axis")
+        labels = ctx.fix_input(0, range(axis, rank), REWRITABLE)
         return [labels] + [()] * (len(ctx.node.outputs) - 1)
 
     def edits(after: After) -> list[Edit]:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..core.types import Node
-from ..graph import Model, holds_weights, initializers, nodes
+from ..graph import Model, holds_weights, initializers, nodes, too_old
 from .registry import RULES, Trait, has
 
 HINTS = {
+    r"If|Loop|Scan": "the insides of sub-graphs are not pruned",
     r"com\.microsoft\.(\w*NBits|MatMulBnb4|GatherBlockQuantized|QMoE)":
         "their weights are packed: use the float model, and quantise what comes of it",
     r"com\.microsoft\..*":
@@ -20,7 +21,6 @@ HINTS = {
         "TensorRT's plug-ins run in no onnxruntime: export without them (up to what they read), prune that, and add them afterwards",
 }  # fmt: skip
 """What to do, by a pattern of operators; the first that fits."""
-FIRST_OPSET = 7
 WHOLE = ("int32", "int64", "bool", "object")
 SHOWN = 3  # names in a sentence
 
@@ -61,9 +61,6 @@ def _begun(text: str) -> str:
 def advice(model: Model, said: str) -> str:
     """What to do about a model that onnxruntime does not run, as it said; empty if nothing is known."""
     found = hints_for({node.operator for node in nodes(model) if node.domain != "com.microsoft"})
-    if model.opset < FIRST_OPSET:
-        words = "onnxruntime runs 7 and newer: convert the model with onnx.version_converter.convert_version(model, 13)"
-        found.insert(0, f"the model has operator set {model.opset}, {words}")
     if not found and "not a registered function/op" in said:
         found.append("operators that are not onnxruntime's own need their library: --custom-ops LIB")
-    return "".join(f" {_begun(hint)}." for hint in found)
+    return too_old(model) + "".join(f" {_begun(hint)}." for hint in found)

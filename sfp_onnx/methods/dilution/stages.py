@@ -22,7 +22,7 @@ from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate
 from ...graph.load import ModelSource
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
-from ...pipeline import Sources
+from ...pipeline import Sources, tell
 from ...repair.lockstep import repair
 from ...report.manifest import versions, write_json
 from ...runtime import open_model
@@ -191,6 +191,7 @@ def dilute(
     check_dilution(options, data is not None)
     inputs = Sources(data, None, test_data, data_options, inspect_options, (), measure_options).open(source, [output, manifest])
     log.info(f"method: {options.method}{'' if named else ' (default)'}")
+    tell(inputs.reading, inputs.test_data is not None)
     result = _diluted(inputs.analysis, options, inputs.data, progress, measured)
     if inputs.test_data is not None:
         first, last = evaluate([result.original, result.model], inputs.test_data, progress=progress, how=inputs.read(inputs.test_data))

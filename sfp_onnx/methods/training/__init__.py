@@ -46,6 +46,24 @@ class TrainOptions(Checked):
     memory: int = 2 * 10**9
 
 
+@dataclass(frozen=True)
+class TicketOptions(Checked):
+    """How to look for a lottery ticket: ``rounds`` of training for ``epochs`` each (Adam, ``lr`` at the start of a cosine); before each the
+    share ``rate`` of the smallest weights that are left leaves. ``reinit``: start from random weights of this seed. ``controls``: train
+    networks to compare with, too."""
+
+    rounds: int = option(8, "Rounds of pruning and training.", AMOUNT, low=1)
+    rate: float = option(0.2, "Share of the weights that are left to remove in each round.", AMOUNT, low=0, low_open=True, high=1,
+                         high_open=True)  # fmt: skip
+    epochs: int = option(30, "Passes over the data in each training.", AMOUNT, low=1)
+    lr: float = option(3e-3, "Learning rate at the start of each training.", REPAIR, low=0, low_open=True, high=1)
+    reinit: int | None = option(None, "Start from new random weights of this seed, not from --rewind: a control, no ticket.", REPAIR,
+                                low=0, metavar="SEED")  # fmt: skip
+    controls: bool = option(False, "Also train the same mask from new weights, a random mask, and a mask made at once.", REPAIR)
+    train_batch: int = rare(64, "Samples per step.", REPAIR, low=1)
+    seed: int = 0
+
+
 def words(said: Mapping[str, Any]) -> str:
     """What is said of an epoch."""
     left = said["seconds"] / said["epoch"] * (said["epochs"] - said["epoch"])

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 
 from ... import graph
-from ...core.errors import ModelError
+from ...core.errors import DataError, ModelError
+from ...core.options import MeasureOptions
 from ...core.system import log
 from ...core.types import BoolArray, IntArray
 from ...data.dataset import Dataset
+from ...evaluation import reading_of
+from ...evaluation.meaning import Kind, Meaning
 from .bridge import Network, as_tensor
 from .engine import Checkpoint, Schedule, Stopped, Task, Tell, fit, settle
 from .functions import Tensor
@@ -22,26 +25,33 @@ from .tuning import apart, judged, stacked
 MOMENTUM, DECAY = 0.9, 5e-4
 
 
-def learning(network: Network, teacher: Network | None, samples: Samples, labels: IntArray | None) -> Callable[[Any], Tensor]:
-    """The loss of some of the samples: cross-entropy with labels, else KL divergence of the answers from the teacher's.
+def learning(
+    network: Network, judged: Meaning, teacher: Network | None, samples: Samples, labels: IntArray | None
+) -> Callable[[Any], Tensor]:  # fmt: skip
+    """The loss of some of the samples on the output that is judged: cross-entropy with labels, else the KL divergence of class scores from
+    the teacher's, and the squared difference by the variance of anything else.
 
     Raises:
-        ModelError: the first output is not one row of class scores per sample.
+        ModelError: labels for what is not one row of class scores per sample. DataError: labels out of range.
     """
-    output = [graph.outputs(network.model)[0].name]
+    output = [judged.outputs[0]]
     wanted = None if labels is None else as_tensor(labels, network.device)
 
     def loss(places: Any) -> Tensor:
         rows = samples.rows(places)
         own = network.run(rows, output)[0]
-        if own.ndim != 2 or len(own) != len(places):
-            raise ModelError(f"{network.model.name}: output '{output[0]}' of shape {list(own.shape)} has no row of class scores per sample")
+        scores = own.ndim == 2 and len(own) == len(places) and judged.kind is Kind.CLASSES
         if wanted is not None:
+            if not scores:
+                shape = list(own.shape)
+                raise ModelError(f"{network.model.name}: output '{output[0]}' of shape {shape} has no row of class scores per sample")
+            if int(wanted.min()) < 0 or int(wanted.max()) >= own.shape[1]:
+                raise DataError(f"labels run from {int(wanted.min())} to {int(wanted.max())}, but there are {own.shape[1]} class scores")
             return -log_probabilities(own)[torch.arange(len(own)), wanted[places]].mean()
         assert teacher is not None
         with torch.no_grad():
             target = teacher.run(rows, output)[0]
-        return divergence(own, target)
+        return divergence(own, target) if scores else ((own - target) ** 2).mean() / target.var()
 
     return loss
 
@@ -68,22 +78,23 @@ def retrained(
     the model, and what to say.
 
     Raises:
-        DataError: too few samples. ModelError: no classifier, or no gradient.
+        DataError: too few samples, or labels out of range. ModelError: no gradient.
     """
     settle("cpu")
     fitted, held = apart(data, schedule.seed)
     samples = stacked(fitted, held, False, schedule.batch)
-    labels = None if data.labels is None else np.concatenate([fitted.labels, held.labels])
-    network = Network(diluted)
+    labels = None if fitted.classes is None or held.classes is None else np.concatenate([fitted.classes, held.classes])
+    network, judged_output = Network(diluted), reading_of(original, held, MeasureOptions()).judged
     teacher = None if labels is not None else Network(original)
-    task = task_of("retraining", network, learning(network, teacher, samples, labels), samples, masks)
+    task = task_of("retraining", network, learning(network, judged_output, teacher, samples, labels), samples, masks)
     try:
         fit(task, schedule, Checkpoint(None, ""), tell)
     except Stopped:
         log.warning("the retraining was stopped; what was best so far is judged")
     after = network.written()
     (name, first, tie), (_, last, other) = judged([original, diluted, after], held)
+    better = (last, other) > (first, tie)
+    first, last = abs(first), abs(last)
     by = "the answers of the original" if labels is None else "labels"
     words = f"retrained {schedule.epochs} epochs on {samples.train} samples by {by}: {name} on {held.samples} held-out samples"
-    better = (last, other) > (first, tie)
     return after if better else diluted, f"{words} {first:.4g} -> {last:.4g}{'' if better else '; no better, so not kept'}"

@@ -22,6 +22,7 @@ from ...data.checks import opened
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate, measure, reading_of
 from ...evaluation.meaning import Kind
+from ...evaluation.measures import MEASURES
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, fingerprint, together
 from ...report.manifest import versions, write_json
@@ -40,7 +41,7 @@ FEW_BLOCKS = 2
 @dataclass(frozen=True)
 class Finetuned:
     """The result of `finetune`: the tuned model, or the given one where that was no worse (``kept`` False). ``measure`` is the figure that
-    decided on the ``held_out`` samples, ``before`` and ``after`` its values (larger is better)."""
+    decided on the ``held_out`` samples, ``before`` and ``after`` its values."""
 
     model: graph.Model
     original: graph.Model
@@ -115,8 +116,10 @@ def apart(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """Samples to train on, and those that judge.
 
     Raises:
-        DataError: too few.
+        DataError: too few, or they are no equal rows.
     """
+    if not data.plain:
+        raise DataError(f"{data.name}: training takes samples of one size, along the first axis of every input. Give rows of equal length.")
     count = min(MOST, int(data.samples * HELD_OUT))
     if count < FEWEST:
         least = f"expected at least {int(FEWEST / HELD_OUT)} samples, found {data.samples}"
@@ -143,18 +146,23 @@ def _mirrors(teacher: graph.Model, held: Dataset) -> bool:
         return False
     name, same, count = held.ports[0].name, 0, 0
     batches = list(held.batches())
-    turned = [({name: np.ascontiguousarray(feeds[name][..., ::-1])}, number) for feeds, number in batches]
+    turned = [({name: np.ascontiguousarray(np.flip(feeds[name], columns(held)))}, number) for feeds, number in batches]
     for one, other in zip(observe(teacher, batches, reading.outputs), observe(teacher, turned, reading.outputs), strict=True):
         equal = (reading.answers(one.outputs[0]) == reading.answers(other.outputs[0]))[: one.count]
         same, count = same + int(equal.sum()), count + equal.size
     return same >= ALIKE * count
 
 
+def columns(data: Dataset) -> int:
+    """The axis along which images are mirrored: their width, whatever the layout."""
+    return 3 if data.axis == 1 else 2
+
+
 def stacked(fitted: Dataset, held: Dataset, mirror: bool, batch: int) -> Samples:
     """All inputs of both, with mirror images of the first if wanted."""
     arrays, judged = _arrays(fitted), _arrays(held)
     if mirror:
-        arrays = {name: np.concatenate([array, array[..., ::-1]]) for name, array in arrays.items()}
+        arrays = {name: np.concatenate([array, np.flip(array, columns(fitted))]) for name, array in arrays.items()}
     train = len(next(iter(arrays.values())))
     values = {name: torch.from_numpy(np.concatenate([array, judged[name]])) for name, array in arrays.items()}
     return Samples(values, train, fitted.batch if fitted.fixed else batch, fitted.fixed)
@@ -202,6 +210,7 @@ def tuned(
     after = student.written()
     (name, first, tie), (_, last, other) = judged([original, pruned, after], held)
     better = (last, other) > (first, tie)
+    first, last = (value if MEASURES[name].larger else -value for value in (first, last))
     words = f"{name} on {held.samples} held-out samples {first:.4g} -> {last:.4g}"
     notes.insert(0, f"fine-tuning ({options.recipe}, {samples.train} samples): {words}")
     if not better:
@@ -262,7 +271,7 @@ def finetune(
     result = replace(result, notes=(*result.notes, *notes))
     test = opened(original, test_data, replace(data_options, labels=None, samples=None))
     if test is not None:
-        result = replace(result, evaluation=tuple(evaluate([original, pruned, result.model], test, latency=False, progress=progress)))
+        result = replace(result, evaluation=tuple(evaluate([original, pruned, result.model], test, None, progress)))
     recorded = _manifest(result, pruned, read, options, used, output)
     with together():
         if output is not None:
