@@ -20,11 +20,11 @@ from .data.dataset import Dataset
 from .evaluation import tally
 from .evaluation.meaning import read
 from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, with_node_names
-from .graph.load import load
-from .graph.opset import raised
+from .graph.load import load, raised
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
+from .latency.timing import AS_DEFAULT, Latency
 from .rules.scales import on_integers
-from .runtime import Batches, Session, latencies, open_model, open_ort, quantize, save_ort
+from .runtime import Batches, Session, open_model, open_ort, open_timed, quantize, save_ort
 
 Feeding = Callable[[], Iterable[Mapping[str, Array]]]
 """Gives batches of inputs, from the first one on each time."""
@@ -203,7 +203,6 @@ def packaged(model: Model, options: OutputOptions, batches: Feeding | None) -> M
 
 CALIBRATED = 512  # samples that ranges are taken from
 SHOWN = 5  # names in a sentence
-REPEATS = 30
 TOLERANCES = {"fp16": 1e-2, "ort": 1e-2}  # largest relative error (root mean square) to what the step started from
 
 
@@ -220,6 +219,7 @@ class Step:
     relative_error: float | None
     latency_ms: float
     latency_ratio: float
+    timing: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,9 +234,9 @@ class Packaged:
 
 def package(
     analysis: Analysis, pruned: Model, options: OutputOptions, data: Dataset | None, judge: Dataset | None = None,
-    how: MeasureOptions = MeasureOptions(),
+    how: MeasureOptions = MeasureOptions(), latency: Latency = AS_DEFAULT,
 ) -> Packaged:  # fmt: skip
-    """Make the wanted forms of a pruned model and measure them.
+    """Make the wanted forms of a pruned model and measure them, timed as ``latency`` says.
 
     Args:
         data: calibration data, for the ranges of static quantisation (without them it is dynamic).
@@ -268,11 +268,12 @@ def package(
     if ort and options.fp16 and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
     sizes = {name: file_bytes(model) for name, model in models.items()}
-    sessions = {name: open_model(model) for name, model in models.items()}
+    sessions = [open_timed(model, latency.setup) for model in models.values()]
     if ort:
-        sizes["ort"], sessions["ort"] = len(ort.data), open_ort(ort.data, "the .ort file")
+        sizes["ort"] = len(ort.data)
+        sessions.append(open_ort(ort.data, "the .ort file", latency.setup))
     used = judge or data
-    steps = _measured(analysis, sizes, list(sessions.values()), used, how)
+    steps = _measured(analysis, sizes, sessions, used, how, latency)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, ort, steps, tuple(notes))
@@ -284,7 +285,7 @@ def _ranged(data: Dataset) -> Iterator[Mapping[str, Array]]:
 
 
 def _measured(
-    analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None, how: MeasureOptions
+    analysis: Analysis, sizes: Mapping[str, int], sessions: Sequence[Session], data: Dataset | None, how: MeasureOptions, latency: Latency
 ) -> tuple[Step, ...]:
     """Every form, of the named bytes, against the pruned model (the second) and against the one that it was made of (the one before).
 
@@ -295,7 +296,7 @@ def _measured(
     labels, names = data.labels if data else None, [port.name for port in outputs(analysis.model)]
     numbers = range(len(sessions))
     pairs = [*((number, 1) for number in numbers), *((number, max(number - 1, 0)) for number in numbers)]
-    answers, first = tally(sessions, names, batches, labels, pairs, lambda batch: read(analysis.model, batch, labels, how))
+    answers, _ = tally(sessions, names, batches, labels, pairs, lambda batch: read(analysis.model, batch, labels, how))
     for name, sums in [*zip(sizes, answers[len(sizes) :], strict=True)][2:]:
         error, allowed = sums.relative_error, TOLERANCES.get(name, float("inf"))
         if error is not None and not (np.isfinite(error) and error <= allowed):
@@ -303,10 +304,9 @@ def _measured(
             raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")
         if sums.lost:
             raise VerificationError(f"step '{name}': {sums.lost} of the float model. Nothing was written. Leave this step out.")
-    times = [min(seconds) * 1e3 for seconds in latencies(sessions, first, REPEATS)]
-    steps = []
+    steps, times = [], latency.of_sessions(sessions, analysis)
     for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):
         shares = sums.shares
-        figures = (shares["top1"], shares["agreement"], sums.relative_error, time, time / times[0])
+        figures = (shares["top1"], shares["agreement"], sums.relative_error, time["latency_min_ms"], time["latency_ratio"], time["timing"])
         steps.append(Step(name, size, sums.samples, *figures))
     return tuple(steps)

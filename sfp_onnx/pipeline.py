@@ -35,8 +35,8 @@ from .graph.load import ModelSource, load
 from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
+from .latency.timing import AS_DEFAULT, Latency
 from .planning import figures, max_drop, parse_target, search, widths
-from .planning.form import form_for
 from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
@@ -269,7 +269,7 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
     Raises:
         as `package`; TargetError: it loses more than ``max_drop``.
     """
-    made = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told)
+    made = package(inputs.analysis, result.model, output, inputs.data, inputs.test_data, inputs.told, Latency.of(vars(options)))
     notes = (*result.notes, *made.notes)
     if options.max_drop is not None and made.model is not result.model:
         judge = _judge(inputs, options, scoring)[0]
@@ -316,7 +316,7 @@ def candidates(
         recorded["measures"] = asdict(inputs.told)
         more = {"finetune": repair.finetune} if repair is not None and repair.finetune else {}
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed, **more}
-    built = (data, repair, scores.brief, inputs.told, form_for(analysis, repair, output, data is not None))
+    built = (data, repair, scores.brief, inputs.told, search.form_for(analysis, repair, output, data is not None))
     return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, *built)
 
 
@@ -571,8 +571,7 @@ def _page(result: Pruned, ready: search.Candidates | None, inputs: Inputs, optio
     """The report of a run; without scores where the plan is that of a manifest."""
     analysis = inputs.analysis
     known = ready or search.Candidates(analysis, analysis.coupling.groups, np.zeros(analysis.coupling.units), {})
-    setup = Setup(options.threads, options.provider)
-    return pages.prune_page(result, known, inputs.data, inputs.test_data, setup, options.batch, progress)
+    return pages.prune_page(result, known, inputs.data, inputs.test_data, Latency.of(vars(options)), progress)
 
 
 def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: Progress) -> Pruned:
@@ -580,7 +579,7 @@ def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: P
     data = inputs.test_data
     if data is None:
         return result
-    first, last = measure([result.original, result.model], data, progress=progress, how=inputs.read(data))
+    first, last = measure([result.original, result.model], data, Latency.of(result.plan.options), progress, inputs.read(data))
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)
@@ -706,20 +705,23 @@ class Measured:
 
 def evaluate(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
-    data_options: DataOptions = DataOptions(), measure_options: MeasureOptions = MeasureOptions(),
+    data_options: DataOptions = DataOptions(), measure_options: MeasureOptions = MeasureOptions(), batch: int = 1, provider: str = "cpu",
 ) -> list[Evaluation]:  # fmt: skip
     """Measure models on the same data; the first is the reference.
 
+    Args:
+        latency: time the models, with so many ``threads`` (0: all cores), on ``batch`` samples, with a ``provider`` of onnxruntime.
+
     Raises:
-        ModelError, DataError: a model or the data cannot be used, labels out of range.
+        ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: unknown provider or batch size.
     """
-    found = compared(models, data, latency, threads, progress, data_options=data_options, measure_options=measure_options)
-    return list(found.evaluations)
+    timing = Latency(Setup(threads, provider), batch) if latency else None
+    return list(compared(models, data, timing, progress, data_options=data_options, measure_options=measure_options).evaluations)
 
 
 @threaded
 def compared(
-    models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
+    models: Sequence[ModelSource], data: DataSource, latency: Latency | None = AS_DEFAULT, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
     measure_options: MeasureOptions = MeasureOptions(),
 ) -> Measured:  # fmt: skip
@@ -741,16 +743,18 @@ def compared(
         log.warning(text)
     used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
-    reading = reading_of(loaded[0], used, measure_options)
+    reading, analysis = reading_of(loaded[0], used, measure_options), inspect(loaded[0], data=used)
     tell(reading)
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
-    results = measure(loaded, used, latency, threads, progress, reading)
+    results = measure(loaded, used, latency, progress, reading, analysis)
     if report is not None:
-        analyses = [inspect(model, data=used) for model in loaded]
-        timed = layer_times(analyses[0], loaded[-1], Setup(threads), progress=progress) if latency and len(loaded) > 1 else None
+        analyses = [analysis, *(inspect(model, data=used) for model in loaded[1:])]
+        timed = layer_times(analysis, loaded[-1], latency.setup, latency.batch, progress) if latency and len(loaded) > 1 else None
         write_text(Path(report), render(pages.evaluate_page(analyses, results, used, timed, measure_options)), paths)
-    return Measured(tuple(results), tuple(checks.verdicts(results, used)))
+    batch = latency.batch if latency else 1
+    more = {"memory": [figures.peak(model, analysis, batch) for model in (loaded[0], loaded[-1])]} if checks.asks("memory") else {}
+    return Measured(tuple(results), tuple(checks.verdicts(results, used, more)))
 
 
 @threaded

@@ -51,6 +51,13 @@ class Setup:
     threads: int = 0
     provider: str = PROVIDERS[0]
 
+    def words(self, batch: int) -> str:
+        """For people: ``batch 1, 2 threads``."""
+        count = _threads(self.threads)
+        threads = "all threads" if not count else "1 thread" if count == 1 else f"{count} threads"
+        name = full_provider(self.provider)
+        return f"batch {batch}, {threads}{'' if name in PROVIDERS else ', ' + name}"
+
 
 @dataclass(frozen=True)
 class Session:
@@ -134,17 +141,23 @@ def threaded(stage: Stage) -> Stage:
     @wraps(stage)
     def kept(*arguments: Any, **named: Any) -> Any:
         given = names.bind_partial(*arguments, **named).arguments
-        with using_threads(given.get("threads") or getattr(given.get("options"), "threads", 0) or 0):
+        records = (getattr(given.get(name), "threads", 0) for name in ("options", "latency"))
+        with using_threads(given.get("threads") or next(filter(None, records), 0)):
             return stage(*arguments, **named)
 
     return cast(Stage, kept)
 
 
+def _threads(threads: int) -> int:
+    """All cores for 0, where the system tells how many this program may use."""
+    threads = threads or _THREADS.get()
+    return threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+
+
 def _options(threads: int) -> Any:
     options = _ort().SessionOptions()
     options.log_severity_level = 4
-    threads = threads or _THREADS.get()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    options.intra_op_num_threads = _threads(threads)
     options.inter_op_num_threads = 1
     return options
 
@@ -190,13 +203,13 @@ def _loaded(source: str | bytes, name: str, options: Any, providers: Sequence[st
         raise ModelError(f"{name}: onnxruntime cannot load the model: {_words(error)}") from error
 
 
-def open_ort(data: bytes, name: str) -> Session:
+def open_ort(data: bytes, name: str, setup: Setup = Setup()) -> Session:
     """A session on a model in onnxruntime's own format.
 
     Raises:
         ModelError: onnxruntime cannot load it.
     """
-    return _loaded(data, name, _options(0))
+    return _loaded(data, name, _options(setup.threads))
 
 
 def full_provider(name: str) -> str:
@@ -247,11 +260,6 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
     return times
 
 
-def latencies(sessions: Sequence[Session], feeds: Feeds, repeats: int) -> list[list[float]]:
-    """Seconds of ``repeats`` runs of each session, interleaved so that all see the same state of the machine."""
-    return interleaved(sessions, [feeds] * len(sessions), repeats)
-
-
 def steady_clock(setup: Setup) -> Clock:
     """What to time with. One thread: the processor time of the calling thread, in which the model then runs, so that other programs on
     the machine do not count (where the system counts it finely enough); else wall time."""
@@ -260,7 +268,8 @@ def steady_clock(setup: Setup) -> Clock:
 
 
 def interleaved(sessions: Sequence[Session], feeds: Sequence[Feeds], repeats: int, clock: Clock = time.perf_counter) -> list[list[float]]:
-    """As `latencies`, with inputs of its own for each session; every session is run once before.
+    """Seconds of ``repeats`` runs of each session on inputs of its own, interleaved so that all see the same state of the machine; every
+    session is run once before.
 
     Sessions take turns of `BURST` runs, not of one: a model that has just run finds its weights in the caches, as in an application.
     """

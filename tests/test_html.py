@@ -114,6 +114,9 @@ def test_pictures_show_the_original_pixels_where_answers_differ(model_file: Path
     known = {b"".join(b"\0" + line.tobytes() for line in image) for image in raw}
     assert decoded <= known
     assert page_of(*command, report=tmp_path / "r.html") == text  # the same input, the same bytes
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    told = page_of(*command, "--classes", tmp_path / "classes.txt", report=tmp_path / "r.html")
+    assert re.search(r"label (ant \(0\)|bee \(1\)|cat \(2\)|dog \(3\)|elk \(4\))<br>before: [a-z]{3} \(\d\), \d+%", told)
 
 
 def test_sweep_shows_the_front(model_file: Path, data: Path, tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_layers_add_up_to_a_run(model_file: Path, data: Path) -> None:
     analysis = inspect(model_file)
     result = prune(analysis, sfp_onnx.PlanOptions(ratio=0.5))
     found = layer_times(analysis, result.model, Setup(1))
-    assert found is not None and found.names == ("conv1", "conv2", "head", "all else") and found.batch == 1
+    assert found is not None and found.names == ("conv1", "conv2", "head", "all else") and found.timing.startswith("batch 1, ")
     for column in (found.before, found.after):
         assert (column >= 0).all() and (column[:2] > 0).all() and 1e-4 < column.sum() < 100
     assert layer_times(analysis, graph.extract.conv_chain(8, layers=2, side=4)) is None  # another model: other tensors

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from conftest import classifier
+from conftest import classifier, images, invoke
 
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.system import folder
-from sfp_onnx.latency import FORMAT, Block, from_json, measure, nonnegative_fit, profiling, to_json
+from sfp_onnx.latency import FORMAT, Block, DeviceProfile, from_json, measure, nonnegative_fit, profiling, timing, to_json
 from sfp_onnx.latency.measure import (
     CACHE_VARIABLE,
     PROBES,
@@ -24,11 +25,12 @@ from sfp_onnx.latency.measure import (
     _probe,
     cache_folder,
     classes,
+    cpu_name,
     fit,
     judge,
     timing_feeds,
 )
-from sfp_onnx.latency.profiling import CHECKED, FEWEST, _candidates, clock_of, measure_device_profile
+from sfp_onnx.latency.profiling import CHECKED, FEWEST, _candidates, clock_of, measure_device_profile, names_of
 from sfp_onnx.planning.figures import Kind, node_terms
 from sfp_onnx.runtime import Setup, interleaved, kernel_times, open_timed
 
@@ -258,3 +260,90 @@ def test_less_than_a_block_is_read_channel_by_channel_but_made_whole() -> None:
     assert macs(8) == (0.25, 0.125) and macs(6) == (0.25, pytest.approx(6 / 64))
     assert macs(36) == (0.75, 0.75)
     assert macs(38) == (0.75, 0.75 * 1.5)  # reads no multiple of 4
+
+
+# ---- one latency for all that is shown of a run ----------------------------------------------------------------------
+
+SLOW, FAST = 0.004, 0.001
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Times are made up: the first model takes 4 ms, every other 1 ms; what was asked for is noted (rows of the inputs, threads)."""
+    seen: list[tuple[int, int]] = []
+
+    def runs(sessions: Any, feeds: Any, repeats: int, clock: Any = None) -> list[list[float]]:
+        for session, own in zip(sessions, feeds, strict=True):
+            seen.append((len(next(iter(own.values()))), session.handle.get_session_options().intra_op_num_threads))
+        return [[SLOW if number == 0 else FAST] * 3 for number in range(len(sessions))]
+
+    monkeypatch.setattr(timing, "interleaved", runs)
+    return seen
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A model, a smaller one, and data with more samples than one batch."""
+    model, small, data = tmp_path / "model.onnx", tmp_path / "small.onnx", tmp_path / "data.npz"
+    onnx.save(classifier(widths=(16, 24)), model)
+    onnx.save(classifier(widths=(8, 12)), small)
+    np.savez(data, x=images(100))
+    return model, small, data
+
+
+@pytest.mark.parametrize(("options", "words", "rows"), [((), "batch 1", 1), (("--batch", "8", "--threads", "1"), "batch 8, 1 thread", 8)])
+def test_evaluate_says_how_it_times(options: Any, words: str, rows: int, pair: Any, clock: Any) -> None:
+    model, small, data = pair
+    result = invoke("evaluate", model, small, "--data", data, *options)
+    assert result.exit_code == 0 and f"times: {words}" in result.stdout, result.stderr
+    assert {asked[0] for asked in clock} == {rows} and (not options or {asked[1] for asked in clock} == {1})
+    found = json.loads(invoke("evaluate", model, small, "--data", data, "--json", *options).stdout)
+    assert [row["timing"].startswith(words) for row in found] == [True, True]
+    assert (found[1]["latency_min_ms"], found[1]["latency_ratio"]) == (pytest.approx(1.0), pytest.approx(0.25))
+    assert invoke("evaluate", model, small, "--data", data, "--provider", "none").exit_code == 2
+
+
+def test_evaluate_gates_on_latency_and_memory(pair: Any, clock: Any) -> None:
+    model, small, data = pair
+    run = ("evaluate", model, small, "--data", data, "--threads", "1")
+    held, missed = ("latency=2x", "latency=25%", "memory=60%", "memory=2x", "flops=2x"), ("latency=5x", "latency=0.9ms", "memory=40%")
+    for target in (*held, *missed):
+        result = invoke(*run, "--target", target)
+        assert result.exit_code == (0 if target in held else 3), (target, result.stderr)
+    assert "FAILED: target latency: 1.000 ms (at most 0.800 ms; batch 1, 1 thread)" in invoke(*run, "--target", "latency=5x").stderr
+    refused = invoke(*run, "--target", "latency=2x", "--no-latency")
+    assert refused.exit_code == 2 and "evaluate has macs, params, size here" in refused.stderr
+
+
+def test_every_line_of_prune_says_the_same(pair: Any, clock: Any, tmp_path: Path) -> None:
+    model, _, data = pair
+    record, run = tmp_path / "record.json", ("prune", model, "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--repair", "none")
+    result = invoke(*run, "--data", data, "--test-data", data, "--threads", "1", "--quantize", "int8", "--manifest", record)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("batch 1, 1 thread") == 2 and result.stderr.count("times: batch 1, 1 thread") == 1
+    assert "latency 4.000 ms -> 1.000 ms (0.25 of the original; batch 1, 1 thread)" in result.stdout
+    assert set(clock) == {(1, 1)}
+    found = json.loads(record.read_text())
+    assert found["device"]["cpu"] == cpu_name() and (found["device"]["threads"], found["device"]["batch"]) == (1, 1)
+    assert {step["timing"] for step in found["packaging"]} == {row["timing"] for row in found["evaluation"]} == {"batch 1, 1 thread"}
+
+
+def test_a_fixed_batch_is_named_as_it_is(tmp_path: Path, clock: Any) -> None:
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    onnx.save(classifier(batch=4), model)
+    np.savez(data, x=images(8))
+    assert "times: batch 4, " in invoke("evaluate", model, "--data", data).stdout
+    assert invoke("evaluate", model, "--data", data, "--batch", "3").exit_code == 2
+
+
+def test_a_latency_target_names_its_conditions(pair: Any, clock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "block", lambda setup: Block(1, 1.0, {}))
+    model = pair[0]
+    analysis = sfp_onnx.inspect(model)
+    costs = dict.fromkeys(names_of(analysis), (0.0, 0.0, 1e-9, 0.0))
+    seconds = 1e-5 + 1e-9 * analysis.size().macs
+    board = DeviceProfile({"cpu": "a board"}, analysis.model.sha256, 1, seconds, Block(1, 1.0, {}), 1e-5, costs, 1.0, 0.0, 0)
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps(to_json(board)))
+    result = invoke("plan", model, "-o", tmp_path / "plan.json", "--target", "latency=2x", "--device-profile", path, "--threads", "1")
+    assert result.exit_code == 0 and "latency (batch 1, 1 thread)" in result.stdout, result.stderr

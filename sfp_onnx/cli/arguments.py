@@ -41,6 +41,18 @@ def command(name: str, *items: type | Decorator, skip: tuple[str, ...] = ()) -> 
     return decorate
 
 
+def some(record: type, *names: str) -> Decorator:
+    """Only these options of a record."""
+    left = tuple(field.name for field in dataclasses.fields(record) if field.name not in names)
+
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(_options(record, left)):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
 def build(record: type[R], values: Mapping[str, Any], **more: Any) -> R:
     """A record from a command's values."""
     names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]

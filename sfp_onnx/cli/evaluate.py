@@ -7,33 +7,37 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .. import pipeline
-from ..core.options import DATA, EXPANSIONS, RUN, DataOptions, InspectOptions, MeasureOptions
+from ..core.options import DATA, RUN, DataOptions, InspectOptions, MeasureOptions, PlanOptions
 from ..evaluation import GateOptions, Verdict
 from ..graph.load import load
+from ..latency.timing import Latency
 from ..report.text import evaluation_text
 from ..report.verdict import of_models
 from . import arguments as take
 from .common import answer, bar, conclude, say
 
+JUDGED = MeasureOptions.__dataclass_fields__["output_name"].metadata["option"].help  # no file is written here: it has the short name, too
+
 
 @take.command(
     "evaluate", take.argument("models", nargs=-1, required=True),
-    take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions, MeasureOptions,
+    take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions,
+    take.some(MeasureOptions, "task", "metric"),
+    take.option("--output", "--output-name", "output_name", metavar="NAME", help=JUDGED, section=DATA, advanced=True),
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
-    take.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime (0: all cores).", section=RUN),
-    GateOptions, InspectOptions, take.report_option, take.json_option, take.gated, skip=("input_shapes", *EXPANSIONS))  # fmt: skip
+    take.some(PlanOptions, "threads", "batch", "provider"), GateOptions, take.some(InspectOptions, "custom_ops"), take.report_option,
+    take.json_option, take.gated)  # fmt: skip
 def command(
-    models: list[Path], custom_ops: tuple[str, ...], latency: bool, threads: int, report: Path | None, as_json: bool, **options: Any
+    models: list[Path], custom_ops: tuple[str, ...], latency: bool, report: Path | None, as_json: bool, **options: Any
 ) -> Sequence[Verdict]:
     """Measure models on data; the first is the reference.
 
     Example: sfp-onnx evaluate model.onnx smaller.onnx --data test.npz
     """
     gate, loaded = take.build(GateOptions, options), [load(model, custom_ops) for model in models]
-    measured = pipeline.compared(loaded, latency=latency, threads=threads, progress=bar, gate=gate, report=report, **take.reading(options))
+    timing = Latency.of(options) if latency else None
+    measured = pipeline.compared(loaded, latency=timing, progress=bar, gate=gate, report=report, **take.reading(options))
     results = measured.evaluations
     answer([asdict(result) for result in results] if as_json else evaluation_text(results))
     said = of_models(results)

@@ -14,13 +14,12 @@ from . import arguments as take
 from .common import answer, bar
 
 SHOWN = 10
-NO_PLAN = tuple(name for name in vars(PlanOptions()) if name not in ("threads", "batch", "provider", "profile_budget"))
 
 
 @take.command(
-    "profile", take.model_argument, take.file_option("-o", "--output", help="Where the profile (JSON) goes.", required=True), PlanOptions,
-    InspectOptions, take.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.", section=RUN), take.json_option,
-    skip=NO_PLAN)  # fmt: skip
+    "profile", take.model_argument, take.file_option("-o", "--output", help="Where the profile (JSON) goes.", required=True),
+    take.some(PlanOptions, "threads", "batch", "provider", "profile_budget"), InspectOptions,
+    take.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.", section=RUN), take.json_option)  # fmt: skip
 def command(model: Path, output: Path, fresh: bool, as_json: bool, **options: Any) -> None:
     """Measure the model's nodes at many widths on this machine; plan with it anywhere.
 

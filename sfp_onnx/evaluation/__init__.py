@@ -16,16 +16,16 @@ from ..core.errors import DataError, OptionError
 from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
 from ..core.types import Array, Shown, Size, number
-from ..coupling.analysis import Progress, counted, inspect, silent
+from ..coupling.analysis import Analysis, Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
 from ..graph.save import file_bytes
-from ..planning import bounds, parse_target, show
-from ..runtime import Batches, Feeds, Observed, Session, latencies, observe, open_model, side_by_side
+from ..latency.timing import AS_DEFAULT, Latency
+from ..planning import FIGURES, TIMED_NOISE, bounds, parse_target, show
+from ..runtime import Batches, Feeds, Observed, Session, observe, open_model, side_by_side
 from .meaning import Kind, Meaning, Reading, plain, read
 from .measures import MEASURES, Measure, Pair, Tally, chance, channel_errors, worsened
 
-LATENCY_REPEATS = 50
 LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is another model, and what may be (see `Comparison.lost`)
 FARTHER = 0.05  # of a distance: what is farther by less is no worse
 
@@ -34,7 +34,7 @@ FARTHER = 0.05  # of a distance: what is farther by less is no worse
 class Evaluation(Shown):
     """What was measured of one model on data; None where it does not apply. ``metric`` is the measure of the task, ``value`` what it gives;
     ``measures`` are all, by output and name; ``worst`` names the output and channel that is farthest from the original's (relative error,
-    centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs."""
+    centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs; ``timing`` says how they were timed."""
 
     model: str
     samples: int
@@ -50,11 +50,12 @@ class Evaluation(Shown):
     value: float | None = None
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     worst: str = ""
+    timing: str = ""
 
     def summary(self) -> str:
         """The measure of the task, size, and time."""
         worth = [] if self.value is None else [f"{self.metric} {self.value:.4g} on {self.samples} samples"]
-        time = [] if self.latency_min_ms is None else [f"{self.latency_min_ms:.3f} ms per batch"]
+        time = [] if self.latency_min_ms is None else [f"{self.latency_min_ms:.3f} ms ({self.timing})"]
         return ", ".join([self.model, *worth, f"{number(self.size.macs)} MACs, {number(self.size.params)} parameters", *time])
 
 
@@ -197,7 +198,8 @@ class Comparison:
                 place = int(np.nan_to_num(errors, nan=np.inf).argmax())
                 channel = f" channel {place} of {len(errors)}" if len(errors) > 1 else ""
                 found.append((float(errors[place]), f"'{outputs_[0]}'{channel}: {errors[place]:.1%}"))
-        return max(found, default=(0.0, ""))[1]
+        error, text = max(found, default=(0.0, ""))
+        return text if error else ""
 
     @property
     def figures(self) -> dict[str, dict[str, float]]:
@@ -388,28 +390,27 @@ def parse_drop(text: str) -> float:
 
 
 def evaluate(
-    models: Iterable[ModelSource], data: Dataset, latency: bool = True, threads: int = 0, progress: Progress = silent,
-    how: Reading | MeasureOptions = MeasureOptions(),
+    models: Iterable[ModelSource], data: Dataset, latency: Latency | None = AS_DEFAULT, progress: Progress = silent,
+    how: Reading | MeasureOptions = MeasureOptions(), analysis: Analysis | None = None,
 ) -> list[Evaluation]:  # fmt: skip
     """Measure models on the same data; the first is the reference.
 
     Args:
-        how: what the outputs mean, or what is known of it.
+        latency: how the models are timed (None: they are not).
+        how: what the outputs mean, or what is known of it. analysis: the first, analysed with these data.
 
     Raises:
         ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: see `read`.
     """
     loaded = [load(model) for model in models]
-    analysis = inspect(loaded[0], data=data)
+    analysis = analysis or inspect(loaded[0], data=data)
     own = None if built_in(how.metric) else user_metric(str(how.metric))
     reading = how if isinstance(how, Reading) else reading_of(loaded[0], data, how)
     with progress("evaluating", data.samples) as advance:
-        compared, feeds = measure(loaded, data.batches(), data.labels, reading, threads, advance)
+        compared = measure(loaded, data.batches(), data.labels, reading, latency.setup.threads if latency else 0, advance)[0]
     metric, why = compared[0].metric
     for text in filter(None, (why, *(text for found in compared for text in found.missed))):
         log.warning(text)
-    sessions = [open_model(model, threads=threads) for model in loaded] if latency else []
-    times = latencies(sessions, feeds, LATENCY_REPEATS)
     results = []
     for model, found in zip(loaded, compared, strict=True):
         size = replace(counted(model, analysis.prepared.feeds, analysis.samples), bytes=file_bytes(model))
@@ -420,12 +421,9 @@ def evaluate(
         name = metric.name if own is None else str(how.metric)
         results.append(Evaluation(
             model.name, found.samples, **shares, relative_error=found.relative_error, size=size, metric=name, value=judged.get(name),
-            measures=figures, worst=found.worst if found is not compared[0] else ""))  # fmt: skip
-    for place, seconds in enumerate(times):
-        least, median = min(seconds) * 1e3, float(np.median(seconds)) * 1e3
-        ratio = min(seconds) / min(times[0])
-        results[place] = replace(results[place], latency_min_ms=least, latency_median_ms=median, latency_ratio=ratio)
-    return results
+            measures=figures, worst=found.worst if found is not compared[0] else "", timing=""))  # fmt: skip
+    times = latency.of_models(loaded, analysis) if latency else [{}] * len(results)
+    return [replace(result, **time) for result, time in zip(results, times, strict=True)]
 
 
 # ---- is a model still as good as it was? -----------------------------------------------------------------------------
@@ -454,7 +452,7 @@ class GateOptions:
         None, "How much the measure of the task (top-1; without labels agreement) may fall: of the last model below --baseline (default "
         "0), else below the first model.", AMOUNT, metavar="1%")  # fmt: skip
     targets: tuple[str, ...] = option(
-        (), "The last model must hold it: macs, params, size. Repeatable.", AMOUNT, flag="target", metavar="macs=50%"
+        (), "The last model must hold it: macs, params, size, memory, latency. Repeatable.", AMOUNT, flag="target", metavar="macs=50%"
     )
 
 
@@ -474,9 +472,13 @@ class Gate:
         if models < 2 and (self.targets or (self.limit is not None and self.path is None)):
             raise OptionError("--max-drop and --target compare the last model with the first: give two models, or --baseline")
 
-    def verdicts(self, results: Sequence[Evaluation], data: Dataset) -> list[Verdict]:
+    def asks(self, what: str) -> bool:
+        """Whether a target is on this figure."""
+        return any(parse_target(text).what == what for text in self.targets)
+
+    def verdicts(self, results: Sequence[Evaluation], data: Dataset, more: Mapping[str, Sequence[float]] | None = None) -> list[Verdict]:
         """Every check, whether it holds, and what was expected and found: accuracy may fall by the limit; below a baseline, MACs,
-        parameters and bytes may not rise.
+        parameters and bytes may not rise. ``more``: by name, figures of the first and the last model that the results do not hold.
 
         Raises:
             OptionError: nothing can be compared, or a target that `evaluate` does not measure.
@@ -492,7 +494,7 @@ class Gate:
                     verdicts.append(Verdict(name, now <= before, f"{now:,.0f} (baseline {before:,.0f})"))
         elif self.limit is not None:
             verdicts.append(_drop(results[-1], asdict(results[0]), self.limit, alone=False))
-        return verdicts + reached(results, self.targets)
+        return verdicts + reached(results, self.targets, more or {})
 
 
 def read_baseline(path: str | Path) -> tuple[dict[str, Any], str | None]:
@@ -538,19 +540,24 @@ def _drop(measured: Evaluation, base: Mapping[str, Any], limit: float, alone: bo
     return Verdict(TITLES.get(name, name), fallen <= limit + 1e-12, text)
 
 
-def reached(results: Sequence[Evaluation], targets: Sequence[str]) -> list[Verdict]:
+def reached(results: Sequence[Evaluation], targets: Sequence[str], more: Mapping[str, Sequence[float]]) -> list[Verdict]:
     """Targets of the last model, with the first as the original.
 
     Raises:
         OptionError: a target that `evaluate` does not measure.
     """
-    sizes = (results[0].size, results[-1].size)
-    before, now = ({"macs": float(size.macs), "params": float(size.params), "size": float(size.bytes or 0)} for size in sizes)
-    parsed = [parse_target(text) for text in targets]
+    figures: list[dict[str, float]] = []
+    for at, result in ((0, results[0]), (-1, results[-1])):
+        size, latency = result.size, {} if result.latency_min_ms is None else {"latency": result.latency_min_ms / 1e3}
+        counts = {"macs": float(size.macs), "params": float(size.params), "size": float(size.bytes or 0)}
+        figures.append({**counts, **latency, **{name: values[at] for name, values in more.items()}})
+    (before, now), parsed = figures, [parse_target(text) for text in targets]
     for target in parsed:
         if target.what not in now:
-            raise OptionError(f"--target {target.what}: evaluate checks macs, params and size")
-    return [
-        Verdict(f"target {what}", now[what] <= bound, f"{show(what, now[what])} (at most {show(what, bound)})")
-        for what, bound in bounds(parsed, before).items()
-    ]
+            raise OptionError(f"--target {target.what}: evaluate has {', '.join(now)} here")
+    verdicts = []
+    for what, bound in bounds(parsed, before).items():
+        timed = FIGURES[what].timed
+        text = f"{show(what, now[what])} (at most {show(what, bound)}{f'; {results[-1].timing}' if timed else ''})"
+        verdicts.append(Verdict(f"target {what}", now[what] <= bound * (1 + (TIMED_NOISE if timed else 0.0)), text))
+    return verdicts

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, inliner, numpy_helper, version_converter
 
 from ..core.errors import DataError, ModelError
 from ..core.types import Array
-from . import ONNX_DOMAINS, Model, annotate, captured, complaint, graphs, inline, make_stub, replace_items, sub_graphs, too_old
+from . import ONNX_DOMAINS, Model, annotate, captured, complaint, filled, graphs, inline, make_stub, replace_items, sub_graphs, too_old
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -428,3 +428,35 @@ def load_tensor(path: Path) -> tuple[str, Array]:
         return tensor.name, numpy_helper.to_array(tensor)
     except (DecodeError, ValueError, TypeError, OSError) as error:
         raise DataError(f"{path}: not a serialized ONNX tensor: {error}") from error
+
+
+# ---- raising the opset, where the form that a model is written in needs a newer one ------------------------------------
+
+IR_VERSION = 8  # initializers need not be inputs of the graph
+
+
+def raised(model: Model, opset: int) -> Model:
+    """The model in this opset, or as it is if it has a newer one.
+
+    Raises:
+        ModelError: onnx's converter cannot do it, with its words.
+    """
+    if model.opset >= opset:
+        return model
+    proto = ModelProto()
+    proto.CopyFrom(filled(model))
+    held = {tensor.name for tensor in proto.graph.initializer}
+    replace_items(proto.graph.input, [item for item in proto.graph.input if item.name not in held])
+    proto.ir_version = max(proto.ir_version, IR_VERSION)
+    try:
+        converted = version_converter.convert_version(proto, opset)
+        result = ModelProto()
+        result.CopyFrom(proto)  # the converter loses what stands beside the graph
+        result.graph.CopyFrom(converted.graph)
+        for item in result.opset_import:
+            item.version = opset if item.domain in ONNX_DOMAINS else item.version
+        fresh = load(result)
+    except Exception as error:  # the converter raises whatever its C++ does
+        words = " ".join(str(error).split())[:200]
+        raise ModelError(f"{model.name}: onnx cannot raise opset {model.opset} to {opset}: {words}") from error
+    return replace(fresh, sha256=model.sha256, source=model.source, files=model.files, edited=True, complaint=model.complaint)

@@ -19,25 +19,14 @@ from typing import Any
 import numpy as np
 
 from .. import graph
-from ..core.errors import ModelError, OptionError, OutputError
+from ..core.errors import ModelError, OutputError
 from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
-from ..data.layout import traced_samples, with_samples
 from ..graph import extract, save
 from ..planning.figures import Kind
 from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
 from . import Block, DeviceProfile, nonnegative_fit
-
-REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
-
-
-def latencies_of(models: Sequence[graph.Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
-    """Seconds of each model, as minima of interleaved runs (at least 50); processor time with one thread, else wall time."""
-    feeds, clock = timing_feeds(analysis, batch), steady_clock(setup)
-    sessions = [open_timed(model, setup) for model in models]
-    first = interleaved(sessions, [feeds] * len(sessions), 3, clock)
-    repeats = int(np.clip(TIMING_SECONDS / max(sum(map(min, first)), 1e-6), REPEATS, MOST_REPEATS))
-    return [min(times) for times in interleaved(sessions, [feeds] * len(sessions), repeats, clock)]
+from .timing import latencies_of as latencies_of, timing_feeds
 
 
 def latency_ratio(analysis: Analysis, model: graph.Model, setup: Setup, batch: int) -> float:
@@ -302,20 +291,3 @@ def _costs(work: FloatArray, timings: Sequence[Timing], class_of: IntArray, over
         fitted = nonnegative_fit(np.column_stack([np.ones(len(timings)), moving]), seconds)
         costs[members, 1:], costs[members[0], 0] = fitted[1:], fitted[0]
     return costs
-
-
-# ---- inputs to time with ---------------------------------------------------------------------------------------------
-
-
-def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:
-    """Inputs to time with: the traced ones, with another batch size where the model leaves it open.
-
-    Raises:
-        OptionError: the model's batch size is fixed to another number.
-    """
-    ports, traced = graph.inputs(analysis.model), analysis.prepared.feeds
-    feeds = with_samples(ports, traced, batch)
-    count = traced_samples(ports, {name: array.shape for name, array in feeds.items()})
-    if batch not in (1, count):
-        raise OptionError(f"--batch {batch}: the model has the fixed batch size {count}")
-    return feeds

@@ -16,12 +16,12 @@ from ..core.errors import ProfileError, SfpError
 from ..core.types import Align, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
-from ..data.layout import traced_samples
 from ..planning import SECONDS, Gauge, figure
 from ..planning.figures import Kind, Scene, Terms, node_terms
 from ..planning.widths import choices, of_widths, steps_of
 from ..runtime import Setup
 from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
+from .timing import Latency
 
 FITTED, CHECKED = 12, 3
 HEAVY = 3e8  # multiply-accumulates
@@ -213,13 +213,13 @@ class LayerTimes:
     """Milliseconds of every mixing layer in network order, and of all other kernels together (last), before and after.
 
     From onnxruntime's own records of its kernels, less the cost of recording, so that each column adds up to a whole run. What
-    onnxruntime fuses into a layer counts with it. ``batch`` is the number of samples in a run.
+    onnxruntime fuses into a layer counts with it. ``timing`` says how they were timed.
     """
 
     names: tuple[str, ...]
     before: FloatArray
     after: FloatArray
-    batch: int
+    timing: str
 
 
 def layer_times(
@@ -233,7 +233,8 @@ def layer_times(
         return None
     try:
         with progress("timing layers", 1) as advance:
-            bench = measure.Bench(analysis, setup or Setup(), batch)
+            setup = setup or Setup()
+            bench = measure.Bench(analysis, setup, batch)
             timings = bench.time([analysis.prepared.model, model], LAYER_SECONDS)
             advance(1)
     except SfpError:
@@ -241,8 +242,7 @@ def layer_times(
     indices = [layer.index for layer in layers]
     mixing = np.isin(np.arange(len(nodes)), indices)
     before, after = (_column(timing, measure.classes(nodes, [timing], mixing), indices) for timing in timings)
-    samples = traced_samples(graph.inputs(analysis.model), {name: array.shape for name, array in bench.feeds.items()})
-    return LayerTimes((*(layer.name for layer in layers), "all else"), before, after, samples)
+    return LayerTimes((*(layer.name for layer in layers), "all else"), before, after, Latency(setup, batch).words(analysis))
 
 
 def _column(timing: measure.Timing, classes: Sequence[int], layers: Sequence[int]) -> FloatArray:

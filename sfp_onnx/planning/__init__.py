@@ -17,6 +17,7 @@ from ..graph import Model
 if TYPE_CHECKING:
     from ..coupling.analysis import Analysis
 
+TIMED_NOISE = 0.005  # of what is timed, relative to a bound: it counts as held up to it
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import TargetError
-from ..core.options import MeasureOptions, PlanOptions, RepairOptions
-from ..core.types import Align, BoolArray, Coupling, FloatArray, Group, Plan
+from ..core.options import MeasureOptions, OutputOptions, PlanOptions, RepairOptions
+from ..core.types import Align, AxisUnits, BoolArray, Coupling, FloatArray, Group, Plan
 from ..coupling.analysis import Analysis, Progress, silent
+from ..coupling.cost import Parameter
 from ..data.dataset import Dataset
+from ..export import packaged
+from ..graph import INLINE_BYTES, Model
+from ..graph.save import saved_bytes
 from ..latency import measure
 from ..repair import distances, rebuilt
+from ..repair.lockstep import prepared_for
+from ..repair.steps import bias_place
 from ..runtime import Setup
-from . import FIGURES, bounds, make_plan, mistaken, parse_target, show, widths
+from . import FIGURES, TIMED_NOISE as NOISE, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
 
 ROUNDS = 5  # plans that are built, for each alignment
 MARGIN = 0.985  # of each bound to aim at, after a plan that broke one
-NOISE = 0.005  # of what is timed, relative to the bound; a bound counts as held up to it
 CLOSE = 0.015  # what is timed and this far below its bound is raised again, if rounds are left ...
 LIMITED = 0.99  # ... and no other figure uses this much of its bound
 SURPRISE = 0.05  # prediction and measurement this far apart: measure again, then time the layers again
@@ -95,6 +101,50 @@ class Trial:
         slack = [(limit - self.actual[name]) / ruler.before[name] for name, limit in self.limits.items() if name in moves]
         limited = any(self.actual[name] > LIMITED * limit for name, limit in self.limits.items() if not FIGURES[name].timed)
         return limited or min(slack, default=0.0) <= CLOSE
+
+
+# ---- in which form a result is written: targets bound that, not what was just cut ---------------------------------------
+
+FITS = ("lstsq", "bias")  # repairs that give layers biases
+
+
+def form_for(analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool) -> Form:
+    """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample."""
+    batches = (lambda: [analysis.prepared.feeds]) if with_data else None
+    fitted = repair is not None and repair.kind in FITS
+    packs = output.fp16 or output.quantize is not None
+    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external))
+    if not fitted and not packs:
+        return form
+    weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
+
+    def finished(model: Model, removed: BoolArray) -> Model:
+        if fitted and removed.any():
+            model = prepared_for(analysis.prepared, analysis.coupling, removed, model)[0].model
+        return packaged(model, output, batches)
+
+    def each(parameter: Parameter) -> float:
+        if output.quantize and parameter.name in weighed and parameter.itemsize == 4:
+            return 1.0
+        large = parameter.itemsize == 4 and np.prod(parameter.shape) * 4 > INLINE_BYTES
+        return 2.0 if output.fp16 and not output.quantize and large else parameter.itemsize
+
+    return replace(form, finished=finished, each=each, biases=cache(lambda: _biases(analysis)) if fitted else tuple)
+
+
+def _biases(analysis: Analysis) -> tuple[Parameter, ...]:
+    """The biases that a repair would add, at the most."""
+    everything = np.ones(analysis.coupling.units, bool)
+    scene, layers = prepared_for(analysis.prepared, analysis.coupling, everything, analysis.prepared.model)[:2]
+    fresh = scene.constants.keys() - {parameter.name for parameter in analysis.parameters}
+    biases = []
+    for layer in (layer for sharing in layers for layer in sharing):
+        place = bias_place(scene, layer)
+        if place is not None and place.name in fresh:
+            width = int(np.prod(scene.constants[place.name].shape))
+            units = layer.writes if len(layer.writes) == width else np.full(width, -1, np.int64)
+            biases.append(Parameter(place.name, (width,), 4, ((AxisUnits(0, units),),)))
+    return tuple(biases)
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from ..evaluation import Evaluation
 from ..export import Packaged
 from ..graph import Model
 from ..graph.save import file_bytes, fingerprint, full_size, save, to_proto, write_text
+from ..latency.measure import device
+from ..latency.timing import Latency
 from ..planning import from_json, parse_target, to_json
 from ..repair import Repaired
 from . import verdict
@@ -74,6 +76,7 @@ def manifest(result: Pruned, output: Path | None = None, external: bool | None =
         "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
         "verdict": verdict.of_run(result, (original, size)).text,
         "options": dict(result.plan.options), "data": dict(result.data) or None,
+        "device": {**device(Latency.of(result.plan.options).setup), "batch": result.plan.options.get("batch", 1)},
         "before": asdict(result.plan.before), "after": asdict(result.plan.after),
         "verification": None if check is None else asdict(check),
         "repair": None if result.repaired is None else result.repaired.figures,

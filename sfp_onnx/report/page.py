@@ -20,9 +20,11 @@ from ..evaluation.meaning import Kind, log_probabilities, read
 from ..export import Packaged
 from ..graph import Model, outputs
 from ..graph.save import file_bytes, fingerprint
+from ..latency.measure import cpu_name
 from ..latency.profiling import LayerTimes, layer_times
+from ..latency.timing import Latency
 from ..planning import removal_of
-from ..runtime import Setup, open_model, side_by_side
+from ..runtime import open_model, side_by_side
 from . import number, text
 from .manifest import Pruned, versions
 from .verdict import Conclusion, of_models, of_run
@@ -57,17 +59,18 @@ def widths_of(analysis: Analysis, removed: BoolArray | None = None) -> list[Widt
 
 
 def prune_page(
-    result: Pruned, scored: Candidates, data: Dataset | None, test_data: Dataset | None, setup: Setup, batch: int, progress: Progress
+    result: Pruned, scored: Candidates, data: Dataset | None, test_data: Dataset | None, latency: Latency, progress: Progress
 ) -> report.Page:
-    """The page of one pruned model; measured on test data if there are any, else on the calibration data. ``setup`` and ``batch`` say how
-    layers are timed."""
+    """The page of one pruned model; measured on test data if there are any, else on the calibration data. ``latency`` says how all
+    is timed."""
     analysis = scored.analysis
     measured: Sequence[Evaluation] = result.evaluation
     if not measured and data is not None:
-        measured = evaluate([result.original, result.model], data, progress=progress, how=scored.measures)
+        measured = evaluate([result.original, result.model], data, latency, progress, scored.measures)
     removed = removal_of(result.plan, analysis.coupling, analysis.model.sha256)
     sections = [
-        *_layers(widths_of(analysis), widths_of(analysis, removed)), *_times(layer_times(analysis, result.model, setup, batch, progress)),
+        *_layers(widths_of(analysis), widths_of(analysis, removed)),
+        *_times(layer_times(analysis, result.model, latency.setup, latency.batch, progress)),
         _scores(scored, removed), *_of_plugins(scored, data, progress), *_repair(result), *_packaging(result.packaged),
         *_differences(result.original, result.model, test_data or data, scored.measures), _pinned(analysis.coupling.pinned),
     ]  # fmt: skip
@@ -138,7 +141,7 @@ def _page(
     title: str, words: Sequence[str], cards: Sequence[report.Card], sections: Sequence[report.Section], analysis: Analysis,
     data: Mapping[str, object], said: Conclusion | None = None,
 ) -> report.Page:  # fmt: skip
-    facts = {"model": str(analysis.model.source), "its SHA-256": analysis.model.sha256}
+    facts = {"model": str(analysis.model.source), "its SHA-256": analysis.model.sha256, "processor": cpu_name()}
     if data:
         facts |= {"data": str(data.get("name")), "their SHA-256": str(data.get("sha256"))}
     told = tuple({**facts, **versions()}.items())
@@ -188,7 +191,7 @@ def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation
         if old and new is not None:
             cards.append(report.Card(name, number(old) + unit, number(new) + unit, f"{new / old:.1%} of the original"))
     if len(measured) == 2 and last.latency_min_ms is not None:
-        share = f"{last.latency_ratio:.2f} of the original; per batch, least of interleaved runs on this machine"
+        share = f"{last.latency_ratio:.2f} of the original; {last.timing}, least of interleaved runs"
         cards.append(report.Card("Latency", f"{first.latency_min_ms:.3g} ms", f"{last.latency_min_ms:.3g} ms", share))
     return cards
 
@@ -229,7 +232,7 @@ def _times(times: LayerTimes | None) -> list[report.Section]:
         return []
     before, after = times.before.tolist(), times.after.tolist()
     words = (
-        f"One run with a batch of {times.batch} on this machine: {times.before.sum():.3g} ms before, {times.after.sum():.3g} ms after. "
+        f"One run ({times.timing}): {times.before.sum():.3g} ms before, {times.after.sum():.3g} ms after. "
         "From onnxruntime's records of its kernels, the cost of recording taken off; what is fused into a layer counts with it."
     )
     won = _largest("was won", times.names, times.before - times.after)
@@ -345,9 +348,9 @@ def _differences(before: Model, after: Model, data: Dataset | None, how: Measure
         answers = [judged.scores(observed.samples(judged.outputs[0])) for observed in batch]
         classes, shares = [output.argmax(1) for output in answers], [np.exp(log_probabilities(output)) for output in answers]
         for row in np.flatnonzero(classes[0] != classes[1])[: MOST_PICTURES - len(pictures)]:
-            lines = [] if data.classes is None else [f"label {data.classes[start + row]}"]
+            lines = [] if data.classes is None else [f"label {report.named(int(data.classes[start + row]), data.class_names)}"]
             both = zip(report.WORDS, classes, shares, strict=True)
-            lines += [f"{word}: {chosen[row]} ({share[row].max():.0%})" for word, chosen, share in both]
+            lines += [f"{word}: {report.named(int(own[row]), data.class_names)}, {part[row].max():.0%}" for word, own, part in both]
             pictures.append(report.Picture(report.png(_pixels(images[row], data)), tuple(lines)))
             count = start + int(row) + 1
         if len(pictures) == MOST_PICTURES:

@@ -17,10 +17,9 @@ from ..evaluation import evaluate, loss_of
 from ..evaluation.meaning import Reading
 from ..graph import Model
 from ..graph.save import file_bytes
-from ..latency.measure import latencies_of
+from ..latency.timing import Latency
 from ..planning import Target, parse_target
 from ..planning.search import Candidates
-from ..runtime import Setup
 from .manifest import Pruned, manifest, write_json
 
 MOST = 100
@@ -51,6 +50,7 @@ class Point(Shown):
     file: str | None = None
     manifest: str | None = None
     failure: str = ""
+    timing: str = ""
 
     def summary(self) -> str:
         """The target, and what came out or why nothing did."""
@@ -103,13 +103,14 @@ def measured_points(
     how: Reading | MeasureOptions = MeasureOptions(),
 ) -> list[Point]:  # fmt: skip
     """The points with figures, the original first; ``how``: what the outputs mean."""
-    seconds = latencies_of(models, analysis, Setup(options.threads, options.provider), options.batch)
-    measured = [] if judge is None else evaluate(models, judge, latency=False, threads=options.threads, how=how)
+    times = Latency.of(vars(options)).of_models(models, analysis)
+    measured = [] if judge is None else evaluate(models, judge, None, how=how)
     rows = [Point("original", size=analysis.size()), *points]
     for place, index in enumerate(index for index, point in enumerate(rows) if not point.failure):
         accuracy = {name: getattr(measured[place], name) for name in ACCURACY} if measured else {}
-        size, time = replace(rows[index].size or analysis.size(), bytes=file_bytes(models[place])), seconds[place]
-        rows[index] = replace(rows[index], size=size, latency_ms=time * 1e3, latency_ratio=time / seconds[0], **accuracy)
+        size, time = replace(rows[index].size or analysis.size(), bytes=file_bytes(models[place])), times[place]
+        shown = {"latency_ms": time["latency_min_ms"], "latency_ratio": time["latency_ratio"], "timing": time["timing"]}
+        rows[index] = replace(rows[index], size=size, **shown, **accuracy)
     return front(rows)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from ..core.types import Coupling, Plan, number, sizes_text as sizes_text, traced_text as traced_text
 from ..coupling.analysis import Analysis, expansions, inspect
 from ..coupling.cost import layer_macs
-from ..planning import show
+from ..latency.timing import Latency
+from ..planning import FIGURES, show
 from ..rules.foreign import sentences
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
@@ -140,7 +141,8 @@ def figures_text(plan: Plan) -> str:
     for name, figures in plan.figures.items():
         before = figures["before"]
         cells = [f"{show(name, figures[key])} ({figures[key] / before:.1%})" for key in ("bound", "predicted", "actual")]
-        rows.append([name, show(name, before), *cells])
+        how = Latency.of(plan.options).setup.words(plan.options.get("batch", 1))
+        rows.append([f"{name} ({how})" if FIGURES[name].timed else name, show(name, before), *cells])
     return table(["target", "original", "at most", "predicted", "reached"], rows) if rows else ""
 
 
@@ -188,7 +190,7 @@ def evaluation_text(results: Sequence[Evaluation]) -> str:
     for measured in results:
         rows.append([measured.model, *([text_of(metric, measured.value)] if own else []), *figures(measured)])
     worst = [f"farthest from the original in {measured.model}: {measured.worst}" for measured in results if measured.worst]
-    return "\n".join([table(("model", *own, *COLUMNS), rows), *worst])
+    return "\n".join([table(("model", *own, *COLUMNS), rows), *_timing(results), *worst])
 
 
 def text_of(metric: str, value: float | None) -> str:
@@ -196,14 +198,19 @@ def text_of(metric: str, value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}" if metric in PLAIN else f"{value:.2%}"
 
 
+def _timing(rows: Sequence[Evaluation | Step | Point]) -> list[str]:
+    """How what is in a table was timed."""
+    return [f"times: {words}" for words in dict.fromkeys(row.timing for row in rows if row.timing)]
+
+
 def steps_text(steps: Sequence[Step]) -> str:
     """What every step gave, as a table."""
-    return table(("step", *STEP), step_rows(steps))
+    return "\n".join([table(("step", *STEP), step_rows(steps)), *_timing(steps)])
 
 
 def points_text(points: Sequence[Point]) -> str:
     """All points of a sweep, as a table."""
-    return table(("target", *POINT, "front"), point_rows(points))
+    return "\n".join([table(("target", *POINT, "front"), point_rows(points)), *_timing(points)])
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -242,5 +249,5 @@ def accuracy_text(results: Sequence[Evaluation]) -> str:
         lines.append(f"{after.metric} on {after.samples} held-out samples: {' -> '.join(values)}")
     if after.latency_ratio is not None:
         times = f"{before.latency_min_ms:.3f} ms -> {after.latency_min_ms:.3f} ms"
-        lines.append(f"latency {times} per batch ({after.latency_ratio:.2f} of the original)")
+        lines.append(f"latency {times} ({after.latency_ratio:.2f} of the original; {after.timing})")
     return "\n".join(lines)

@@ -150,6 +150,7 @@ def card(result: Pruned, command: str) -> str:
             rows += [(last.metric, text_of(last.metric, first.value), text_of(last.metric, last.value))]
         for title, field, form in CARD:
             if getattr(last, field) is not None and last.metric != field:
+                title = f"{title} ({last.timing})" if last.timing and field == "latency_min_ms" else title
                 rows += [(title, *(format(getattr(one, field), form) for one in result.evaluation))]
     lines = [f"# {name.rsplit('/', 1)[-1]}", "", f"{model['path']}, with channels removed by sfp_onnx: {known['verdict']}.", ""]
     lines += ["| | original | this model |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -171,7 +172,7 @@ def card(result: Pruned, command: str) -> str:
     return "\n".join([*lines, *(f"- {note}" for note in result.notes)]) + "\n"
 
 
-CARD = (("agreement with the original", "agreement", ".2%"), ("latency, ms per batch", "latency_min_ms", ".3f"))
+CARD = (("agreement with the original", "agreement", ".2%"), ("latency, ms", "latency_min_ms", ".3f"))
 
 
 def _data(words: str, data: Mapping[str, Any]) -> str:

@@ -271,7 +271,7 @@ def finetune(
     result = replace(result, notes=(*result.notes, *notes))
     test = opened(original, test_data, replace(data_options, labels=None, samples=None))
     if test is not None:
-        result = replace(result, evaluation=tuple(evaluate([original, pruned, result.model], test, latency=False, progress=progress)))
+        result = replace(result, evaluation=tuple(evaluate([original, pruned, result.model], test, None, progress)))
     recorded = _manifest(result, pruned, read, options, used, output)
     with together():
         if output is not None:
