@@ -24,6 +24,7 @@ from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.trace import observed
 from ..cut import cut
 from ..graph import Model, Prepared, initializers, inputs, outputs
+from ..graph.edit import without_projections
 from ..graph.save import file_bytes
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, figure, parse_target
@@ -397,7 +398,9 @@ class Ruler:
 
     def built(self, removed: BoolArray) -> Model:
         """The model without what is removed, in the form in which it is written."""
-        model = cut(self.analysis.prepared, self.analysis.coupling, removed) if removed.any() else self.analysis.model
+        analysis = self.analysis
+        model = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+        model = without_projections(model, analysis.projected) if analysis.projected and removed.any() else model
         return self.form.finished(model, removed) if self.form.finished else model
 
     def again(self, removed: BoolArray) -> Ruler:
