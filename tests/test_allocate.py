@@ -249,6 +249,21 @@ def test_a_layer_that_cannot_be_refitted_hides_a_group(monkeypatch: pytest.Monke
     assert set(factors_of(model, rows().repeat(3, 1).reshape(-1, 3, 12), monkeypatch)) == {"seen"}
 
 
+@pytest.mark.parametrize("joined", ["Add", "Mul", "Concat"])
+def test_streams_are_what_branches_are_added_to(joined: str) -> None:
+    b = Builder(seed=3)
+    stream = b.op("MatMul", b.input(["N", 12]), b.weight(12, 8), name="stream")
+    for number in range(2):
+        hidden = b.op("Relu", b.op("MatMul", stream, b.weight(8, HIDDEN), name=f"inside{number}"))
+        branch = b.op("MatMul", hidden, b.weight(HIDDEN, 8), name=f"branch{number}")
+        stream = b.op(joined, stream, branch, **({"axis": 1} if joined == "Concat" else {}))
+        stream = b.op("MatMul", stream, b.weight(16, 8), name=f"back{number}") if joined == "Concat" else stream
+    analysis = sfp_onnx.inspect(b.model(b.op("MatMul", stream, b.weight(8, 5))))
+    found = sensitivity.streams(analysis.prepared, analysis.coupling)
+    makers = [group.producers for group in analysis.coupling.groups if group.name in found]
+    assert makers == ([("stream", "branch0", "branch1")] if joined == "Add" else [])
+
+
 @pytest.mark.parametrize(("samples", "shares", "held"), [(8, 1, 8), (63, 3, 63), (64, 3, 16), (256, 3, 64), (4096, 3, 128)])
 def test_samples_to_look_with(samples: int, shares: int, held: int) -> None:
     """A quarter at most; where that is too little to tell anything, all, for both."""

@@ -114,6 +114,9 @@ def test_pictures_show_the_original_pixels_where_answers_differ(model_file: Path
     known = {b"".join(b"\0" + line.tobytes() for line in image) for image in raw}
     assert decoded <= known
     assert page_of(*command, report=tmp_path / "r.html") == text  # the same input, the same bytes
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    told = page_of(*command, "--classes", tmp_path / "classes.txt", report=tmp_path / "r.html")
+    assert re.search(r"label (ant \(0\)|bee \(1\)|cat \(2\)|dog \(3\)|elk \(4\))<br>before: [a-z]{3} \(\d\), \d+%", told)
 
 
 def test_sweep_shows_the_front(model_file: Path, data: Path, tmp_path: Path) -> None:

@@ -156,6 +156,17 @@ def test_another_channel_than_planned_is_no_rounding(name: str, monkeypatch: pyt
         chosen(MAGNIFIES[name]())
 
 
+def test_double_precision_is_held_to_its_own_grain(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network([node("Sigmoid", ["h"], ["y"])], {"y": TensorProto.DOUBLE})
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    assert chosen(model).verification is not None
+    wrong(monkeypatch, lambda found: with_constants(found, {"w2": graph.Constants(found)["w2"] * (1 + 1e-6)}))
+    with pytest.raises(VerificationError):
+        chosen(model)
+
+
 def test_inputs_that_the_compared_tensors_do_not_need() -> None:
     model = network([node("ArgMax", ["h"], ["y"], axis=1), node("Neg", ["other"], ["z"])], {"y": L, "z": F})
     model.graph.input.append(helper.make_tensor_value_info("other", F, ["N"]))

@@ -107,7 +107,7 @@ def compare(original: Model, pruned: Model, types: Mapping[str, Any], cuts: Sequ
             error, tolerance = relative_error(output, other), max(floor, TOLERANCE.get(str(getattr(other, "dtype", "")), 0.0))
             far = not error <= tolerance
             if far or getattr(getattr(other, "dtype", None), "kind", "f") in "iub":  # few integers agree by chance
-                tolerance = max(tolerance, floor or TOLERANCE["float32"])
+                tolerance = tolerance or TOLERANCE["float32"]
                 inside = inside or Inside.of(_Ends(original, pruned, cuts), reference, types, inputs, tolerance)
                 closer = inside.error(name)
                 noise = min(NOISES * _noise(reference, inputs, name), MOST_NOISE) if not closer <= tolerance else 0.0

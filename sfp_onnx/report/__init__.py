@@ -263,7 +263,12 @@ def scatter(title: str, points: Sequence[Dot], axes: tuple[str, str]) -> Chart:
     return Chart(title, ACROSS, height, tuple(marks), (("best", "on the Pareto front"), ("other", "not")))
 
 
-def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Chart:
+def named(label: int, names: Sequence[str]) -> str:
+    """A class by its name, where names are known."""
+    return f"{names[label]} ({label})" if 0 <= label < len(names) else str(label)
+
+
+def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]], names: Sequence[str] = ()) -> Chart:
     """A matrix (L, L) as colours (red above zero, blue below), its labels reordered so that every cluster is a framed block."""
     order = list(dict.fromkeys([*chain.from_iterable(clusters), *range(len(matrix))]))
     values = np.asarray(matrix, np.float64)[np.ix_(order, order)]
@@ -278,7 +283,8 @@ def heat_map(title: str, matrix: Array, clusters: Sequence[Sequence[int]]) -> Ch
         size = len(set(cluster) - framed)
         if size == len(cluster):
             box = (34 + cell * start, 6 + cell * start, cell * size, cell * size)
-            marks.append(Mark("rect", box, "frame", f"cluster of labels {sorted(cluster)}"))
+            told = ", ".join(named(label, names) for label in sorted(cluster))
+            marks.append(Mark("rect", box, "frame", f"cluster of labels {told}"))
         start, framed = start + size, framed | set(cluster)
     if len(order) <= 20:
         for index, label in enumerate(order):

@@ -348,9 +348,9 @@ def _differences(before: Model, after: Model, data: Dataset | None, how: Measure
         answers = [judged.scores(observed.samples(judged.outputs[0])) for observed in batch]
         classes, shares = [output.argmax(1) for output in answers], [np.exp(log_probabilities(output)) for output in answers]
         for row in np.flatnonzero(classes[0] != classes[1])[: MOST_PICTURES - len(pictures)]:
-            lines = [] if data.classes is None else [f"label {data.classes[start + row]}"]
+            lines = [] if data.classes is None else [f"label {report.named(int(data.classes[start + row]), data.class_names)}"]
             both = zip(report.WORDS, classes, shares, strict=True)
-            lines += [f"{word}: {chosen[row]} ({share[row].max():.0%})" for word, chosen, share in both]
+            lines += [f"{word}: {report.named(int(own[row]), data.class_names)}, {part[row].max():.0%}" for word, own, part in both]
             pictures.append(report.Picture(report.png(_pixels(images[row], data)), tuple(lines)))
             count = start + int(row) + 1
         if len(pictures) == MOST_PICTURES:

@@ -10,6 +10,7 @@ from ..graph import Model, holds_weights, initializers, nodes, too_old
 from .registry import RULES, Trait, has
 
 HINTS = {
+    r"If|Loop|Scan": "the insides of sub-graphs are not pruned",
     r"com\.microsoft\.(\w*NBits|MatMulBnb4|GatherBlockQuantized|QMoE)":
         "their weights are packed: use the float model, and quantise what comes of it",
     r"com\.microsoft\..*":

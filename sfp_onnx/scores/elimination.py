@@ -205,7 +205,10 @@ def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Eliminati
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
-    return weighed(analysis.coupling, found, sensitivity.factors(found.cuts, reached), looks)
+    factors = sensitivity.factors(found.cuts, reached)
+    for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
+        factors[name] *= sensitivity.STREAM
+    return weighed(analysis.coupling, found, factors, looks)
 
 
 def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float], looks: sensitivity.Looks) -> Elimination:

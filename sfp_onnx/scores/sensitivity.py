@@ -28,6 +28,7 @@ FEWEST, MOST = 16, 128  # ... with so many samples each
 HELD_OUT = 1 / 4  # of the samples at most; if that is less than `FEWEST`, all serve for both
 MEMORY = 1 / 4  # for the weights of all cuts
 LEAST = 1e-6  # probability; below, a logarithm tells nothing
+STREAM = 2.0  # what the repair leaves of errors of a residual stream, relative to others, which later branches that add to it correct
 SPAN = 1e3  # factors this far from the median are noise
 
 
@@ -75,7 +76,8 @@ def reaching(
     prepared: Prepared, coupling: Coupling, cuts: Mapping[str, Sequence[Cut]], feeds: Sequence[Mapping[str, Array]],
     advance: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """The squared error of each cut at the floating outputs, relative to their variance over samples; the mean of all outputs.
+    """The squared error of each cut at the floating outputs, relative to their variance over samples; the mean of all outputs (NaN: none
+    tells anything).
 
     Raises:
         ModelError: onnxruntime cannot run the model.
@@ -96,14 +98,15 @@ def reaching(
             coding.write((change.weight.astype(np.float64), change.bias))
         changed = _answers(extract.with_constants(scene.model, constants.overrides), feeds)
         shares = [share for new, old in zip(changed, original, strict=True) if (share := _share(new, old)) is not None]
-        errors[name].append(float(np.mean(shares)) if shares else 0.0)
+        errors[name].append(float(np.mean(shares)) if shares else np.nan)
         advance(1)
     return errors
 
 
 def _share(new: FloatArray, old: FloatArray) -> float | None:
-    """Error of an output relative to its variance; None where there is none, or where another number of values came out."""
-    scale = np.square(old - old.mean(0)).sum() if new.shape == old.shape and len(old) else 0.0
+    """Error of an output relative to its variance (if it never varies, to its size); None where there is none, or where another number of
+    values came out."""
+    scale = np.square(old - old.mean(0)).sum() or np.square(old).sum() if new.shape == old.shape and len(old) else 0.0
     share = float(np.square(new - old).sum() / scale) if scale > 0 else np.nan
     return share if np.isfinite(share) else None
 
@@ -150,3 +153,15 @@ def factors(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[fl
     }
     middle = float(np.median(list(found.values()))) if found else 0.0
     return {name: float(np.clip(value / middle, 1 / SPAN, SPAN)) for name, value in found.items()} if middle > 1e-20 else {}
+
+
+def streams(prepared: Prepared, coupling: Coupling) -> set[str]:
+    """Groups that residual branches are added to."""
+    sums = {index for index, known in coupling.additive.items() if len(known.positions) > 1}
+    ends = {name for branch in coupling.branches.values() for name in branch.ends}
+    inside = np.zeros(coupling.units + 1, bool)  # the last place stands for -1
+    for name in ends:
+        if any(node.index in sums for node, _ in prepared.index.readers(name)):
+            for carried in coupling.tensors.get(name, ()):
+                inside[carried.units] = True
+    return {group.name for group in coupling.groups if inside[group.units].any()}

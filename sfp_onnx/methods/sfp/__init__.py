@@ -234,11 +234,11 @@ def few_examples(analysis: Analysis, data: Dataset | None, progress: Progress | 
 
 def _section(scored: Candidates, data: Dataset | None, progress: Progress) -> list[Section]:
     """What single filters recognise, for the report."""
-    charts = []
+    charts, names = [], () if data is None else data.class_names
     for example in scored.details if isinstance(scored.details, Examples) else few_examples(scored.analysis, data, progress):
         told = f"{len(example.clusters)} clusters" if len(example.clusters) != 1 else "one cluster"
         title = f"{short_names([example.layer])[0]}, filter {example.filter}: {told}; probe accuracy of the layer {example.accuracy:.1%}"
-        charts.append(heat_map(title, example.matrix, example.clusters))
+        charts.append(heat_map(title, example.matrix, example.clusters, names))
     words = ("Single filter performance (Tzach et al., Phys. Rev. E 111, 065307): how strongly one filter speaks for each output (columns) "
              "on samples of each label (rows). Red: for it, blue: against it. Framed: clusters of labels that the filter recognises "
              "together.")  # fmt: skip
