@@ -304,7 +304,8 @@ class Scene:
 def macs(scene: Scene) -> Gauge:
     """Multiply-accumulates for one sample, exact."""
     analysis = scene.analysis
-    return Gauge(lambda removed: analysis.size(removed).macs, macs_terms(analysis.coupling, analysis.samples).total)
+    total = macs_terms(analysis.coupling, analysis.samples).total
+    return Gauge(lambda removed: analysis.size(removed).macs, total, before=analysis.size().macs)
 
 
 @figure("params", COUNTS, "params=120k", shaped=False)
