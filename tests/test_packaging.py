@@ -327,3 +327,14 @@ def test_all_weights_that_are_read_are_quantised(make: Any, static: bool, data: 
     assert result.exit_code == 0 and "stay floating" not in result.stderr, result.stderr
     matrices = [tensor for tensor in onnx.load(output).graph.initializer if len(tensor.dims) > 1]
     assert len(matrices) == 3 and {tensor.data_type for tensor in matrices} <= {TensorProto.INT8, TensorProto.UINT8}
+
+
+@pytest.mark.parametrize("make", [stored_in_16_bits, with_a_dead_head, pictures])
+def test_the_budget_of_bytes_is_used(make: Any, data: Path, tmp_path: Path) -> None:
+    model, output = tmp_path / "own.onnx", tmp_path / "small.onnx"
+    onnx.save(make(17) if make is pictures else make(), model)
+    assert prune(model, output, "--quantize", "int8").exit_code == 0
+    bound = int(0.8 * output.stat().st_size)
+    result = invoke("prune", model, "-o", output, "--target", f"size={bound}", "--quantize", "int8", "--align", "none")
+    assert result.exit_code == 0, result.stderr
+    assert 0.9 * bound < output.stat().st_size <= bound
