@@ -451,6 +451,13 @@ def test_what_cannot_be_is_refused() -> None:
     assert reading("with a scalar", output_name="total").judged.kind is Kind.UNKNOWN
 
 
+def test_the_judged_output_is_named(save: Callable[..., Path]) -> None:
+    model, data = save(built("with a scalar")), save({"x": images(20)}, "own.npz")
+    for flag in ("--output", "--output-name"):
+        found = invoke("evaluate", model, "--data", data, "--no-latency", "--json", flag, "total")
+        assert found.exit_code == 0 and json.loads(found.stdout)[0]["metric"] == "centred error", found.stderr
+
+
 def test_sequences_of_maps(save: Callable[..., Path], tmp_path: Path) -> None:
     """What converters of scikit-learn write: a label, and a map of shares for each sample."""
     b = Builder(seed=3)

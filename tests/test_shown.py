@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_results_have_summaries(results: list[Any]) -> None:
 
 def test_one_text_is_a_list_of_one() -> None:
     assert sfp_onnx.PlanOptions(targets="macs=50%") == sfp_onnx.PlanOptions(targets=("macs=50%",))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
+def test_errors_name_options_as_python_does(model_file: Path) -> None:
+    with pytest.raises(sfp_onnx.DataError, match="--layout nhwc") as caught:
+        sfp_onnx.prune(model_file, sfp_onnx.PlanOptions(ratio=0.5), data={"x": images(8).transpose(0, 2, 3, 1)})
+    assert caught.value.__notes__ == ["From Python: --layout is DataOptions(layout=...)"]
+    with pytest.raises(sfp_onnx.OptionError) as refused:
+        sfp_onnx.prune(model_file, sfp_onnx.PlanOptions())
+    assert "--target is PlanOptions(targets=...)" in refused.value.__notes__[0]
+    assert "From Python" not in invoke("prune", model_file, "-o", "out.onnx").stderr
 
 
 def test_public_names_are_listed() -> None:

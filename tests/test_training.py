@@ -144,6 +144,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(place: Path, tmp_path:
         tune(place, recipe=recipe, resume=state, lr=1e-4)
 
 
+def test_a_budget_takes_the_place_of_epochs(place: Path) -> None:
+    said: list[dict[str, Any]] = []
+    tune(place, epochs=1000, budget=0.2, tell=said.append)
+    assert all(item["epochs"] < 1000 for item in said) and {item["task"] for item in said} == {f"block {n}/4" for n in (1, 2, 3, 4)}
+
+
 def test_a_file_that_holds_no_run_is_refused(place: Path, tmp_path: Path) -> None:
     (tmp_path / "state").write_text("nothing")
     with pytest.raises(OptionError, match="cannot read it"):

@@ -17,10 +17,14 @@ from ..report.verdict import of_models
 from . import arguments as take
 from .common import answer, bar, conclude, say
 
+JUDGED = MeasureOptions.__dataclass_fields__["output_name"].metadata["option"].help  # no file is written here: it has the short name, too
+
 
 @take.command(
     "evaluate", take.argument("models", nargs=-1, required=True),
-    take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions, MeasureOptions,
+    take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions,
+    take.some(MeasureOptions, "task", "metric"),
+    take.option("--output", "--output-name", "output_name", metavar="NAME", help=JUDGED, section=DATA, advanced=True),
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
     take.some(PlanOptions, "threads", "batch", "provider"), GateOptions, take.some(InspectOptions, "custom_ops"), take.report_option,
     take.json_option, take.gated)  # fmt: skip

@@ -5,11 +5,25 @@ A message says what is wrong, where (file, node, tensor, axis), what was expecte
 
 from __future__ import annotations
 
+import re
+
+FROM_PYTHON: dict[str, str] = {}
+"""What options of the command line are called from Python; `options` fills it."""
+
 
 class SfpError(Exception):
-    """Root of all errors of this package."""
+    """Root of all errors of this package. Options in a message are named as on the command line; what they are called from Python stands
+    in a note below the traceback (Python 3.11)."""
 
     exit_code = 1
+
+    def __init__(self, *told: object) -> None:
+        """Keep the message, and note the options in it."""
+        super().__init__(*told)
+        flags = dict.fromkeys(re.findall(r"--[a-z][a-z0-9-]*", str(self)))
+        known = [f"{flag} is {FROM_PYTHON[flag]}" for flag in flags if flag in FROM_PYTHON]
+        if known and hasattr(self, "add_note"):
+            self.add_note(f"From Python: {', '.join(known)}")
 
 
 class ModelError(SfpError):

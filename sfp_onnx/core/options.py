@@ -15,7 +15,7 @@ from os import PathLike
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .errors import OptionError
+from .errors import FROM_PYTHON, OptionError
 from .types import Align, Array
 
 # Sections of `--help`, in this order.
@@ -409,3 +409,13 @@ class OutputOptions(Checked):
     def packaged(self) -> bool:
         """Whether further forms are asked for."""
         return self.fp16 or self.quantize is not None or self.save_ort is not None
+
+
+# ---- what options are called from Python, for messages ---------------------------------------------------------------
+
+FROM_PYTHON |= {"--data": "data=...", "--test-data": "test_data=...", "--eval-data": "eval_data=...", "--score": "score_name=..."}
+for _record in (PlanOptions, MeasureOptions, RepairOptions, DataOptions, InspectOptions, OutputOptions):
+    for _field in fields(_record):
+        if "option" in _field.metadata:
+            _flag = (_field.metadata["option"].flag or _field.name.replace("_", "-")).partition("/")[0]
+            FROM_PYTHON.setdefault(f"--{_flag}", f"{_record.__name__}({_field.name}=...)")

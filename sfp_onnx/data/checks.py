@@ -26,7 +26,10 @@ from .readings import Change, readings
 LOOKED_AT = 256
 FEWEST = 50
 CLEARLY = 2.5  # standard errors
-SURER = 4.0  # standard errors of the mean log probability of the labels
+SURER = 2.5  # standard errors of the mean log probability of the labels
+TEMPERATURES = tuple(2.0 ** (power / 4) for power in range(-8, 9))
+SCREENED = 4  # another reading is first tried on one sample in so many
+LARGE = 3 * 64 * 64  # values of a sample from which on half as many are looked at
 HINT, HINTED = 0.03, 4.0  # by how much, and by how many standard errors, a model must be surer of its answers to say so without labels
 LIKE_CLASSES = 0.5  # outputs of unknown meaning are taken for class scores from this mean top probability on
 FEW = 100
@@ -123,7 +126,8 @@ def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = Measur
     Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
     is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
     loses by two and a half standard errors (McNemar); or if it wins more than it loses, and the log probabilities of the labels are
-    greater by four.
+    greater by as many. Measured with five usual normalisations on four networks (of 32 x 32 and 224 x 224 pixels): never said of the right
+    one, and of wrong ones that cost 2 to 5 points in about half of the cases.
     """
     if data.classes is None or data.samples < FEWEST:
         return []
@@ -136,23 +140,28 @@ def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = Measur
         return []
     right, (blind, limit) = _right(scores, labels), chance(labels, scores.argmax(1))
     words = f"the model is right on {right.mean():.1%} of {len(labels)} labelled samples of {data.name}"
-    if right.mean() <= limit:
-        remedies = [(other.right.mean(), other.words) for other in _remedies(scorer, part, scores, labels)]
-        helps = [remedy for remedy in remedies if remedy[0] > max(2 * limit, limit + 0.1)]
+    if right.mean() <= limit and not right.all():
+        clear = [other for other in _remedies(scorer, part, scores, labels) if _clearly(other.right, right)]
+        helps = [(other.right.mean(), other.words) for other in clear if other.right.mean() > limit + 0.1]
         check = "check normalisation, colour order and layout, and that the labels are the model's class numbers"
         advice = max(helps)[1] if helps else check
         return [f"{words}, no better than chance ({blind:.1%}): {advice}."]
     if (~right).sum() <= CLEARLY**2:
         return []  # too few mistakes for any other reading to be clearly better
     others = [other for other in _remedies(scorer, part, scores, labels) if _clearly(other.right, right) or _surer(other, scores, labels)]
-    return [f"{words}, but {max(others, key=lambda other: other.right.mean()).words}."] if others else []
+
+    def worth(other: Remedy) -> tuple[float, float]:
+        known = other.scores is not None and labels.max() < other.scores.shape[1]
+        return float(other.right.mean()), float(_label_scores(other.scores, labels).mean()) if known and other.scores is not None else LEAST
+
+    return [f"{words}, but {max(others, key=worth).words}."] if others else []
 
 
 def other_reading(model: Model, data: Dataset, measures: MeasureOptions = MeasureOptions()) -> list[str]:
     """A hint for data without labels: another normalisation with which a classifier of images is surer of its answers."""
     if data.labels is not None or data.samples < FEWEST or (others := [one for one in readings(data) if one.normal]) == []:
         return []
-    part = _some(data)
+    part = _some(data, 2)
     scorer = Scorer.of(model, part, measures)
     scores = None if scorer is None else scorer.scores(part.batches())
     if scorer is None or scores is None:
@@ -171,8 +180,11 @@ def other_reading(model: Model, data: Dataset, measures: MeasureOptions = Measur
     return [f"a hint, without labels no more: the model {sure}. Was it trained so?"]
 
 
-def _some(data: Dataset) -> Dataset:
-    return data.part(np.unique(np.linspace(0, data.samples - 1, LOOKED_AT).astype(np.int64)))
+def _some(data: Dataset, share: int = 1) -> Dataset:
+    """Samples to look at, from all places; fewer of large images."""
+    size = max(int(np.prod([size or 1 for size in reader.shape[1:]])) for reader in data.readers.values())
+    count = LOOKED_AT // share // (1 if size < LARGE else 2)
+    return data.part(np.unique(np.linspace(0, data.samples - 1, count).astype(np.int64)))
 
 
 @dataclass(frozen=True)
@@ -222,9 +234,15 @@ def _surer(other: Remedy, scores: Array, labels: IntArray) -> bool:
     """Whether another reading gives the labels a greater probability, beyond doubt, and is not less often right."""
     if other.scores is None or labels.max() >= scores.shape[1] or other.right.mean() <= _right(scores, labels).mean():
         return False
-    rows = np.arange(len(labels))
-    gain = np.subtract(*(np.maximum(log_probabilities(every)[rows, labels], LEAST) for every in (other.scores, scores)))
+    gain = np.subtract(*(_label_scores(every, labels) for every in (other.scores, scores)))
     return bool(gain.mean() > SURER * gain.std() / np.sqrt(len(gain)))
+
+
+def _label_scores(scores: Array, labels: IntArray) -> FloatArray:
+    """Log probabilities of the labels, at the temperature with which they are greatest: another contrast alone gains nothing."""
+    rows = np.arange(len(labels))
+    every = [np.maximum(log_probabilities(scores, temperature)[rows, labels], LEAST) for temperature in TEMPERATURES]
+    return max(every, key=lambda found: float(found.mean()))
 
 
 @dataclass(frozen=True)
@@ -240,7 +258,12 @@ def _remedies(scorer: Scorer, part: Dataset, scores: Array, labels: IntArray) ->
     for shift in (1, -1):
         right = _right(scores, labels - shift)
         yield Remedy(f"labels are off by one: with {'1 less' if shift > 0 else '1 more'} it is right on {right.mean():.1%}", right)
+    screen = np.arange(0, part.samples, SCREENED)
+    now = _right(scores, labels)[screen].sum()
     for other in readings(part):
+        tried = scorer.scores(_changed(part.part(screen), other.change))
+        if tried is None or _right(tried, labels[screen]).sum() <= now:
+            continue
         changed = scorer.scores(_changed(part, other.change))
         if changed is not None:
             right = _right(changed, labels)

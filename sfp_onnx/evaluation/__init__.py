@@ -198,7 +198,8 @@ class Comparison:
                 place = int(np.nan_to_num(errors, nan=np.inf).argmax())
                 channel = f" channel {place} of {len(errors)}" if len(errors) > 1 else ""
                 found.append((float(errors[place]), f"'{outputs_[0]}'{channel}: {errors[place]:.1%}"))
-        return max(found, default=(0.0, ""))[1]
+        error, text = max(found, default=(0.0, ""))
+        return text if error else ""
 
     @property
     def figures(self) -> dict[str, dict[str, float]]:

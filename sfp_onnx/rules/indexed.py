@@ -173,7 +173,7 @@ def _without(labels: Labels, count: int) -> Labels:
 def _grid(index: Array) -> list[IntArray] | None:
     """The indices per axis if the tuples are all combinations of them (index[i, j] = places[0][i], places[1][j]), else None."""
     depth = index.shape[-1]
-    if index.ndim - 1 != depth:
+    if index.ndim - 1 != depth or not index.size:
         return None
     places = []
     for axis in range(depth):
