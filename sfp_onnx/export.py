@@ -20,6 +20,7 @@ from .data.dataset import Dataset
 from .evaluation import tally
 from .evaluation.meaning import read
 from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, with_node_names
+from .graph.edit import with_full_weights, without_dead
 from .graph.load import load, raised
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
 from .latency.timing import AS_DEFAULT, Latency
@@ -194,8 +195,9 @@ def ort_file(model: Model) -> OrtFile:
 
 def packaged(model: Model, options: OutputOptions, batches: Feeding | None) -> Model:
     """The last ONNX form that is asked for."""
+    model = without_dead(model) if options.fp16 or options.quantize else model
     if options.quantize:
-        return quantized(half_weights(model)[1] if options.fp16 else model, batches)
+        return quantized(half_weights(model)[1] if options.fp16 else with_full_weights(model), batches)
     return half_weights(model)[0] if options.fp16 else model
 
 
@@ -248,12 +250,14 @@ def package(
         VerificationError: a form is not finite or too far from what it was made of.
     """
     models = {"original": analysis.model, "pruned": pruned}
-    plain, last, notes = pruned, pruned, []
+    live = without_dead(pruned)
+    plain, last, notes = live, pruned, []
     if options.fp16:
-        last, plain, words = halved(pruned)
+        last, plain, words = halved(live)
         models["fp16"] = last
         notes.append(words)
     if options.quantize:
+        plain = with_full_weights(plain)
         last = models[options.quantize] = quantized(plain, None if data is None else partial(_ranged, data))
         left = kept_float(analysis, plain, last)
         if last.opset > plain.opset:

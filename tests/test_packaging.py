@@ -294,3 +294,47 @@ def test_the_packaged_model_holds_the_drop_that_was_asked_for(tmp_path: Path, mo
     monkeypatch.setattr(max_drop.Judge, "drop", worse)
     result = invoke(*asked, "--quantize", "int8")
     assert result.exit_code == 3 and "cannot be held by the packaged model" in result.stderr and not output.exists()
+
+
+def stored_in_16_bits() -> onnx.ModelProto:
+    """Weights as float16 behind a Cast, computed with as float32."""
+    proto = pictures(17)
+    casts = []
+    for tensor in [item for item in proto.graph.initializer if len(item.dims) > 1]:
+        casts.append(helper.make_node("Cast", [f"{tensor.name}/16"], [tensor.name], f"{tensor.name}/cast", to=TensorProto.FLOAT))
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}/16"))
+    for node in reversed(casts):
+        proto.graph.node.insert(0, node)
+    return proto
+
+
+def with_a_dead_head() -> onnx.ModelProto:
+    proto = pictures(17)
+    weight = numpy_helper.from_array(np.ones((64, 24, 3, 3), np.float32), "dead")
+    proto.graph.initializer.append(weight)
+    made = next(node.output[0] for node in reversed(proto.graph.node) if node.op_type == "Clip")
+    proto.graph.node.insert(len(proto.graph.node) - 2, helper.make_node("Conv", [made, "dead"], ["nowhere"], "head", pads=[1] * 4))
+    return proto
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("make", [stored_in_16_bits, with_a_dead_head])
+def test_all_weights_that_are_read_are_quantised(make: Any, static: bool, data: Path, tmp_path: Path) -> None:
+    model, output = tmp_path / "own.onnx", tmp_path / "small.onnx"
+    onnx.save(make(), model)
+    run = ("prune", model, "-o", output, "--ratio", "0", "--repair", "none", "--quantize", "int8")
+    result = invoke(*run, *(("--data", data) if static else ()))
+    assert result.exit_code == 0 and "stay floating" not in result.stderr, result.stderr
+    matrices = [tensor for tensor in onnx.load(output).graph.initializer if len(tensor.dims) > 1]
+    assert len(matrices) == 3 and {tensor.data_type for tensor in matrices} <= {TensorProto.INT8, TensorProto.UINT8}
+
+
+@pytest.mark.parametrize("make", [stored_in_16_bits, with_a_dead_head, pictures])
+def test_the_budget_of_bytes_is_used(make: Any, data: Path, tmp_path: Path) -> None:
+    model, output = tmp_path / "own.onnx", tmp_path / "small.onnx"
+    onnx.save(make(17) if make is pictures else make(), model)
+    assert prune(model, output, "--quantize", "int8").exit_code == 0
+    bound = int(0.8 * output.stat().st_size)
+    result = invoke("prune", model, "-o", output, "--target", f"size={bound}", "--quantize", "int8", "--align", "none")
+    assert result.exit_code == 0, result.stderr
+    assert 0.9 * bound < output.stat().st_size <= bound

@@ -62,6 +62,8 @@ class Analysis(Shown):
 
     def size(self, removed: BoolArray | None = None) -> Size:
         """MACs for one sample and parameters after a removal (default: of the original)."""
+        if removed is None and self.projected:  # the original has no projections
+            return counted(self.model, self.prepared.feeds, self.samples)
         if removed is None:
             none = np.zeros(self.coupling.units, bool)
             return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(self.model))

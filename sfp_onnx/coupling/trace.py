@@ -20,7 +20,7 @@ from ..core.errors import DataError, ModelError
 from ..core.system import log
 from ..core.types import Array, BoolArray, Node, Port, Trace
 from ..data.layout import traced_samples, with_samples
-from ..graph.edit import Editor
+from ..graph.edit import Editor, without_dead
 from ..graph.extract import segment
 from ..graph.load import decided
 from ..rules.foreign import advice
@@ -53,8 +53,7 @@ def prepare(model: graph.Model, shapes: Shapes | None = None, data: Mapping[str,
         ModelError: onnxruntime cannot run the model on any sample shape that was tried.
         DataError: an override names no input or has the wrong rank.
     """
-    if len(graph.live(model)) < len(model.proto.graph.node):
-        model = Editor(model).finish()  # what no output needs is neither cut nor counted
+    model = without_dead(model)  # what no output needs is neither cut nor counted
     types = tensor_types(model)
     try:
         return _prepared(model, types, shapes or {}, data)

@@ -149,7 +149,12 @@ def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = Measur
     if (~right).sum() <= CLEARLY**2:
         return []  # too few mistakes for any other reading to be clearly better
     others = [other for other in _remedies(scorer, part, scores, labels) if _clearly(other.right, right) or _surer(other, scores, labels)]
-    return [f"{words}, but {max(others, key=lambda other: other.right.mean()).words}."] if others else []
+
+    def worth(other: Remedy) -> tuple[float, float]:
+        known = other.scores is not None and labels.max() < other.scores.shape[1]
+        return float(other.right.mean()), float(_label_scores(other.scores, labels).mean()) if known and other.scores is not None else LEAST
+
+    return [f"{words}, but {max(others, key=worth).words}."] if others else []
 
 
 def other_reading(model: Model, data: Dataset, measures: MeasureOptions = MeasureOptions()) -> list[str]:

@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from ..core.errors import ModelError
 from ..core.types import Array
-from . import ONNX_DOMAINS, Constants, Model, annotate, graphs, make_initializer, replace_items
+from . import ONNX_DOMAINS, Constants, Model, annotate, graphs, live, make_initializer, nodes, replace_items
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 EXPORTED_TYPES = ("tensor_type", "sequence_type", "sparse_tensor_type")
@@ -181,6 +181,21 @@ class Editor:
         held = {tensor.name for tensor in proto.graph.initializer}
         weights = {name: array for name, array in self.weights.items() if name in held}
         return replace(self.model, proto=proto, weights=weights, edited=True)
+
+
+def without_dead(model: Model) -> Model:
+    """The model without the nodes that no output needs, and what only they read; itself if there are none."""
+    return Editor(model).finish() if len(live(model)) < len(model.proto.graph.node) else model
+
+
+def with_full_weights(model: Model) -> Model:
+    """The model with weights that are stored in 16 bits behind a Cast as what they are cast to."""
+    editor, held = None, Constants(model)
+    for node in nodes(model):
+        if node.op == "Cast" and node.inputs[0] in held and held[node.inputs[0]].dtype.itemsize == 2:
+            editor = editor or Editor(model)
+            editor.replace_tensor(node.outputs[0], held[node.inputs[0]].astype(helper.tensor_dtype_to_np_dtype(node.attributes["to"])))
+    return model if editor is None else editor.finish()
 
 
 def _redirect(tensor: Any, target: Any) -> None:

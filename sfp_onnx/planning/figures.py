@@ -24,6 +24,7 @@ from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.trace import observed
 from ..cut import cut
 from ..graph import Model, Prepared, initializers, inputs, outputs
+from ..graph.edit import without_projections
 from ..graph.save import file_bytes
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, figure, parse_target
@@ -303,7 +304,8 @@ class Scene:
 def macs(scene: Scene) -> Gauge:
     """Multiply-accumulates for one sample, exact."""
     analysis = scene.analysis
-    return Gauge(lambda removed: analysis.size(removed).macs, macs_terms(analysis.coupling, analysis.samples).total)
+    total = macs_terms(analysis.coupling, analysis.samples).total
+    return Gauge(lambda removed: analysis.size(removed).macs, total, before=analysis.size().macs)
 
 
 @figure("params", COUNTS, "params=120k", shaped=False)
@@ -397,7 +399,9 @@ class Ruler:
 
     def built(self, removed: BoolArray) -> Model:
         """The model without what is removed, in the form in which it is written."""
-        model = cut(self.analysis.prepared, self.analysis.coupling, removed) if removed.any() else self.analysis.model
+        analysis = self.analysis
+        model = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+        model = without_projections(model, analysis.projected) if analysis.projected and removed.any() else model
         return self.form.finished(model, removed) if self.form.finished else model
 
     def again(self, removed: BoolArray) -> Ruler:

@@ -117,6 +117,7 @@ def form_for(analysis: Analysis, repair: RepairOptions | None, output: OutputOpt
     if not fitted and not packs:
         return form
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
+    weighed |= {name for cast in map(analysis.prepared.index.maker, weighed) if cast is not None for name in cast.inputs}  # stored so
 
     def finished(model: Model, removed: BoolArray) -> Model:
         if fitted and removed.any():
@@ -124,7 +125,7 @@ def form_for(analysis: Analysis, repair: RepairOptions | None, output: OutputOpt
         return packaged(model, output, batches)
 
     def each(parameter: Parameter) -> float:
-        if output.quantize and parameter.name in weighed and parameter.itemsize == 4:
+        if output.quantize and parameter.name in weighed and parameter.itemsize in (2, 4):
             return 1.0
         large = parameter.itemsize == 4 and np.prod(parameter.shape) * 4 > INLINE_BYTES
         return 2.0 if output.fp16 and not output.quantize and large else parameter.itemsize
