@@ -17,7 +17,7 @@ from sfp_onnx.coupling.analysis import Analysis
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GRAPHS = sorted(SHARED.glob("graphs/*.onnx")) or [SHARED / "none"]
 ZOO = sorted(SHARED.glob("zoo/*.onnx")) or [SHARED / "none"]
-FULL = {"deformconv", "eca", "fused_conv", "grouped_both"}  # nothing of these can shrink; the reason is given
+FULL = {"deformconv", "eca", "fused_conv"}  # nothing of these can shrink; the reason is given
 
 
 def samples(analysis: Analysis, count: int = 8) -> dict[str, np.ndarray] | None:
