@@ -16,6 +16,9 @@ VGG = "The VGG-11 for CIFAR-100 was trained by the authors: name the other netwo
 OTHER = "Any ONNX model of that name will do: the networks there are public architectures with random weights"
 
 
+PACKAGES = {"sklearn": "scikit-learn", "torch": "torch==2.13.0"}
+
+
 def needed(path: Path) -> Path:
     """A file that is needed, or the end of the program with a sentence."""
     if not path.exists():
@@ -28,4 +31,4 @@ def packages(*modules: str) -> None:
     """Modules that are needed, or the end of the program with a sentence."""
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        sys.exit(f"Python does not find {', '.join(missing)}: pip install -r benchmarks/requirements.txt")
+        sys.exit(f"Python does not find {', '.join(missing)}: pip install {' '.join(PACKAGES.get(name, name) for name in missing)}")

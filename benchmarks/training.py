@@ -6,6 +6,7 @@ memory. The training sees the 2048 calibration images without their labels; the 
 images are looked at once, at the end. The case ``lottery``: tickets and controls on the digits sample, from random first weights.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -14,6 +15,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from files import HOME, needed, packages
+
+packages("torch")  # before it is imported
 import torch
 
 import sfp_onnx
@@ -46,8 +50,8 @@ def pruned(name: str, percent: int, seed: int, shared: Path, work: Path) -> Path
     path = work / f"{name}_{percent}_{seed}.onnx"
     if not path.exists():
         output = OutputOptions(path=path, manifest=path.with_suffix(".json"))
-        options, source = PlanOptions(targets=(f"macs={percent}%",)), images(shared / "data" / f"{data}_calib.npz")
-        model = shared / "models" / file
+        options, source = PlanOptions(targets=(f"macs={percent}%",)), images(needed(shared / "data" / f"{data}_calib.npz"))
+        model = needed(shared / "models" / file)
         sfp_onnx.prune(model, options, data=source["images"], score_options=ScoreOptions(seed=seed), data_options=reading, output=output)
     return path
 
@@ -57,13 +61,13 @@ def row(case: str, seed: int, shared: Path, work: Path) -> str:
     name, percent, epochs = case.split(":")
     file, data, reading = NETWORKS[name]
     path = pruned(name, int(percent), seed, shared, work)
-    source = images(shared / "data" / f"{data}_calib.npz")["images"]
+    source = images(needed(shared / "data" / f"{data}_calib.npz"))["images"]
     began = time.process_time()
     result: Finetuned = finetune(path, TrainOptions(epochs=int(epochs), seed=seed), source, shared / "models" / file, data_options=reading)
     seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     models = [shared / "models" / file, path, result.model]
-    before, after = sfp_onnx.evaluate(models, shared / "data" / f"{data}_test.npz", latency=False, data_options=reading)[1:]
+    before, after = sfp_onnx.evaluate(models, needed(shared / "data" / f"{data}_test.npz"), latency=False, data_options=reading)[1:]
     shown = [f"{100 * one.top1:.2f} / {one.kl:.3f} / {100 * one.agreement:.2f}" for one in (before, after)]
     guard = f"{result.before:.3f} -> {result.after:.3f}{'' if result.kept else ' (not kept)'}"
     return f"| {name} | {percent} % | {seed} | {shown[0]} | {shown[1]} | {guard} | {epochs} | {seconds:.0f} | {peak:.1f} |"
@@ -96,7 +100,7 @@ def main() -> None:
     """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=DEFAULT)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--shared", type=Path, default=HOME)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--work", type=Path, default=Path("."))
     arguments = parser.parse_args()

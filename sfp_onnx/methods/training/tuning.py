@@ -267,7 +267,7 @@ def finetune(
         log.warning(text)
     used = opened(original, data, data_options)
     assert used is not None
-    result = tuned(pruned, original, kept, used, replace(options, seed=data_options.seed), tell)
+    result = tuned(pruned, original, kept, used, options, tell)
     result = replace(result, notes=(*result.notes, *notes))
     test = opened(original, test_data, replace(data_options, labels=None, samples=None))
     if test is not None:
