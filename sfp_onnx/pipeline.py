@@ -37,7 +37,7 @@ from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
 from .latency.timing import AS_DEFAULT, Latency
 from .planning import figures, max_drop, parse_target, search, widths
-from .repair import finished, repaired
+from .repair import NEEDS, finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
@@ -145,6 +145,9 @@ def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions
     """
     if repair is not None and repair.finetune and (data is None or repair.fit == "none"):
         raise OptionError("--finetune follows a repair: it needs --data, and no --repair none (`sfp-onnx finetune` does it alone)")
+    for name, check in NEEDS.items():
+        if getattr(repair, name, 0):
+            check()
     if repair is None or repair.fit == "none" or (repair.fit == "default" and data is None):
         return None
     if data is None:

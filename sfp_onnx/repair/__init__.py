@@ -29,6 +29,8 @@ Finisher = Callable[[Model, Model, Sequence[Cut], Dataset, RepairOptions], tuple
 """From the original, the repaired model, what was cut, data and options to a better model, figures for the manifest, and notes."""
 FINISHERS: dict[str, Finisher] = {}
 """What may follow a repair, by the field of the options that asks for it; plug-ins register it."""
+NEEDS: dict[str, Callable[[], object]] = {}
+"""By the same field: what raises before any work if it cannot be done here."""
 
 
 @dataclass(frozen=True)

@@ -235,9 +235,7 @@ def _retrained(
 ) -> tuple[graph.Model, str]:
     """The masks stay as they are, the weights that they leave are trained (Tzach et al. do so by labels; without labels, the original is
     asked)."""
-    if data is None:
-        raise DataError("--retrain needs --data")
-    need("torch", "train", "--retrain")
+    assert data is not None
     from ..training import words
     from ..training.engine import Schedule
     from ..training.masked import DECAY, MOMENTUM, retrained
@@ -301,6 +299,10 @@ def check_dilution(options: DiluteOptions, with_data: bool) -> Method:
     method, _ = find_method(options.method or default_method(True))
     if options.rate is None and not method.fixed:
         raise OptionError(f"method {options.method} needs --rate, the share of the connections to remove, such as --rate 0.5")
+    if options.retrain and not with_data:
+        raise DataError("--retrain needs --data")
+    if options.retrain:
+        need("torch", "train", "--retrain")
     if method.needs and not with_data:
         free = ", ".join(item.pattern or name for name, item in METHODS.items() if not item.needs)
         raise DataError(f"method {options.method} needs calibration data: give --data, or use a method that needs none: {free}")

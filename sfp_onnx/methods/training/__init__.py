@@ -15,7 +15,7 @@ from ...core.system import log, need
 from ...core.types import Cut
 from ...data.dataset import Dataset
 from ...graph import Model
-from ...repair import FINISHERS
+from ...repair import FINISHERS, NEEDS
 
 RECIPES = ("blocks", "features", "logits")
 
@@ -75,7 +75,6 @@ def finish(
     original: Model, pruned: Model, cuts: Sequence[Cut], data: Dataset, options: RepairOptions
 ) -> tuple[Model, Mapping[str, object], tuple[str, ...]]:
     """Fine-tune what `prune` made; see `tuning.tuned`."""
-    need("torch", "train", "--finetune")
     from .tuning import kept_channels, tuned
 
     chosen = TrainOptions(epochs=options.finetune, seed=options.seed, memory=options.memory)
@@ -84,3 +83,4 @@ def finish(
 
 
 FINISHERS["finetune"] = finish
+NEEDS["finetune"] = lambda: need("torch", "train", "--finetune")
