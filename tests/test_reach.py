@@ -18,7 +18,7 @@ from sfp_onnx.graph import inputs
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GRAPHS = sorted(SHARED.glob("graphs/*.onnx")) or [SHARED / "none"]
 ZOO = sorted(SHARED.glob("zoo/*.onnx")) or [SHARED / "none"]
-FULL = {"deformconv", "eca", "fused_conv"}  # nothing of these can shrink; the reason is given
+FULL = {"eca"}  # nothing of these can shrink; the reason is given
 
 
 def samples(analysis: Analysis, count: int = 8) -> dict[str, np.ndarray] | None:
