@@ -160,9 +160,7 @@ def _left(manifest: dict) -> str:  # type: ignore[type-arg]
 
 def _judged(facts: dict) -> str:  # type: ignore[type-arg]
     last = (facts["models"] if isinstance(facts, dict) else facts)[-1]
-    figures = {**last, **last.get("measures", {})}
-    shown = [f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float) and "latency" not in name]
-    return ", ".join(shown[:6])
+    return f"{last['metric']} {last['value']:.3g}" if last.get("metric") else ""
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from . import graph, planning
 from .core import options as records
 from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
 from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
-from .core.system import command_line, log
+from .core.system import NEEDS, command_line, log
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, params_of
@@ -37,7 +37,7 @@ from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
 from .latency.timing import AS_DEFAULT, Latency
 from .planning import figures, max_drop, parse_target, search, widths
-from .repair import NEEDS, finished, repaired
+from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data

@@ -310,6 +310,15 @@ def test_a_branch_in_a_branch_is_chosen_as_well() -> None:
     assert "If" not in {found.op for found in analysis.prepared.nodes}
 
 
+def test_work_inside_a_chosen_branch_counts_in_every_command() -> None:
+    """A gate compares what `evaluate` counts of the original with what `prune` wrote."""
+    original = model(choice(size_is(1, 16, 1), 1, "x", "h"), SIZES)
+    data = {"x": normal(24, 16)}
+    result = sfp_onnx.prune(original, sfp_onnx.PlanOptions(ratio=0.5), data=data)
+    before, same, after = sfp_onnx.evaluate([original, original, result.to_proto()], data, latency=False)
+    assert before.size.macs == same.size.macs == result.plan.before.macs > after.size.macs == result.plan.after.macs
+
+
 @pytest.mark.parametrize("size", [1, 16])
 def test_a_choice_by_the_batch_stays(size: int) -> None:
     """Also by a batch of 1, which no run may have had."""

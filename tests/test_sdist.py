@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ALWAYS = ("MANIFEST.in", "pyproject.toml", "README.md", "LICENSE",
-          "sfp_onnx/*.py", "sfp_onnx/*.pyi", "sfp_onnx/py.typed", "sfp_onnx/report/*.j2")
+          "sfp_onnx/*.py", "sfp_onnx/*.pyi", "sfp_onnx/py.typed", "sfp_onnx/report/*.j2", "sfp_onnx/data/*.txt")
 
 
 def tracked() -> list[str]:

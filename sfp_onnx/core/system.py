@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -184,6 +184,15 @@ def numpy_threads(count: int) -> Iterator[None]:
     finally:
         if known:
             known[1](before)
+
+
+# ---- what plug-ins do after a repair ---------------------------------------------------------------------------------
+
+FINISHERS: dict[str, Callable[..., tuple[Any, Mapping[str, object], tuple[str, ...]]]] = {}
+"""By the field of `RepairOptions` that asks for it: from the original, the repaired model, what was cut, data and options to a better
+model, figures for the manifest, and notes."""
+NEEDS: dict[str, Callable[[], object]] = {}
+"""By the same field: what raises before any work if it cannot be done here."""
 
 
 # ---- code from outside that only some features need ------------------------------------------------------------------

@@ -418,7 +418,9 @@ def evaluate(
         log.warning(text)
     results = []
     for model, found in zip(loaded, compared, strict=True):
-        size = replace(counted(model, analysis.prepared.feeds, analysis.samples), bytes=file_bytes(model))
+        base = analysis.prepared.base if model is loaded[0] or analysis.prepared.base is None else inspect(model, data=data).prepared.base
+        size = counted(base or model, analysis.prepared.feeds, analysis.samples)  # branches that declared shapes choose count
+        size = replace(size, bytes=file_bytes(model))
         shares, figures = found.shares, found.figures
         judged = figures.setdefault(", ".join(found.reading.judged.outputs), {})
         if own is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +11,7 @@ import numpy as np
 from .. import cut, evaluation
 from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
+from ..core.system import FINISHERS
 from ..core.types import BoolArray, Cut, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..data.dataset import Dataset
@@ -24,13 +25,6 @@ CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
 SHOWN = 5  # names in a sentence
 NOTHING = 1e-6  # distances below this are rounding
 
-
-Finisher = Callable[[Model, Model, Sequence[Cut], Dataset, RepairOptions], tuple[Model, Mapping[str, object], tuple[str, ...]]]
-"""From the original, the repaired model, what was cut, data and options to a better model, figures for the manifest, and notes."""
-FINISHERS: dict[str, Finisher] = {}
-"""What may follow a repair, by the field of the options that asks for it; plug-ins register it."""
-NEEDS: dict[str, Callable[[], object]] = {}
-"""By the same field: what raises before any work if it cannot be done here."""
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core.options import AMOUNT, REPAIR, RUN, Checked, RepairOptions, option, rare, seconds
-from ...core.system import log, need
+from ...core.system import FINISHERS, NEEDS, log, need
 from ...core.types import Cut
-from ...data.dataset import Dataset
-from ...graph import Model
-from ...repair import FINISHERS, NEEDS
+
+if TYPE_CHECKING:
+    from ...data.dataset import Dataset
+    from ...graph import Model
 
 RECIPES = ("blocks", "features", "logits")
 

@@ -79,9 +79,43 @@ def gemm(call: Call, a: Tensor, b: Tensor, c: Tensor = None) -> Tensor:
     return product if c is None else product + call.get("beta", 1.0) * c
 
 
-@computes("MatMul", weights=(0, 1))
+@computes("MatMul", "com.microsoft.FusedMatMul", weights=(0, 1))
 def matmul(call: Call, a: Tensor, b: Tensor) -> Tensor:
-    return torch.matmul(a, b)
+    moved = (x.movedim(0, -2) if call.get(f"transBatch{name}") else x for x, name in ((a, "A"), (b, "B")))
+    left, right = (x.mT if call.get(f"trans{name}") else x for x, name in zip(moved, "AB", strict=True))
+    return torch.matmul(left, right) * call.get("alpha", 1.0)
+
+
+ACTIVATIONS = {
+    "": lambda call, x: x, "Relu": lambda call, x: torch.relu(x), "Tanh": lambda call, x: torch.tanh(x),
+    "Sigmoid": lambda call, x: torch.sigmoid(x), "LeakyRelu": lambda call, x: F.leaky_relu(x, _parameters(call)[0]),
+    "Clip": lambda call, x: torch.clamp(x, *_parameters(call)[:2]),
+    "HardSigmoid": lambda call, x: torch.clamp(_parameters(call)[0] * x + _parameters(call)[1], 0, 1),
+}  # fmt: skip
+"""What onnxruntime fuses into the layer in front."""
+
+
+def _parameters(call: Call) -> list[float]:
+    """Of an activation, as a convolution or a product keeps them."""
+    return list(call.get("activation_params") or [call.get(f"activation_{name}", 0.0) for name in ("alpha", "beta")])
+
+
+def _activated(call: Call, x: Tensor) -> Tensor:
+    name = call.get("activation", "")
+    if name not in ACTIVATIONS:
+        raise Unsupported(f"activation {name}")
+    return ACTIVATIONS[name](call, x)
+
+
+@computes("com.microsoft.FusedConv", weights=(1, 2))
+def fused_conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor = None, added: Tensor = None) -> Tensor:
+    made = conv(call, x, weight, bias)
+    return _activated(call, made if added is None else made + added)
+
+
+@computes("com.microsoft.FusedGemm", weights=(1, 2))
+def fused_gemm(call: Call, a: Tensor, b: Tensor, c: Tensor = None) -> Tensor:
+    return _activated(call, gemm(call, a, b, c))
 
 
 # ---- pooling ---------------------------------------------------------------------------------------------------------
