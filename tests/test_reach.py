@@ -160,6 +160,40 @@ def test_sums_that_onnxruntime_normalises_are_cut(table: bool) -> None:
     assert pruned(model, True).repaired is not None
 
 
+def reasons(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """Reason and node for every layer that cannot shrink."""
+    return {name: (pin.reason, pin.node) for pin in sfp_onnx.inspect(model).coupling.pinned for name in pin.layers}
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("kind", ["LayerNormalization", "Softmax", "LRN"])
+def test_the_first_cause_is_named_across_a_depthwise_convolution(kind: str, multiplier: int) -> None:
+    """What an operator needs whole stays with that reason, in front of depthwise convolutions and beside them."""
+    b = Builder(17, 9)
+    x = b.conv(b.input(["N", 3, 8, 8]), 3, 16, name="stem")
+    y = b.conv(b.conv(x, 16, 16, group=16, name="depthwise"), 16, 16 * multiplier, group=16, name="again")
+    y = b.conv(y, 16 * multiplier, 16, group=16, name="back")
+    if kind == "LRN":
+        y = b.op("LRN", y, size=3, name="whole")
+    else:
+        vectors = [b.uniform(16), b.weight(16)] if kind == "LayerNormalization" else []
+        y = b.op("Transpose", b.op(kind, b.op("Transpose", y, perm=[0, 2, 3, 1]), *vectors, axis=-1, name="whole"), perm=[0, 3, 1, 2])
+    y = b.op("Add", x, b.conv(b.op("Relu", b.conv(y, 16, 24, name="wide")), 24, 16, name="beside"))
+    found = reasons(b.model(b.conv(y, 16, 4, name="last")))
+    assert "wide" not in found
+    assert {found[name][1] for name in ("back", "beside", "stem")[: 3 if multiplier == 1 else 1]} == {"whole"}
+
+
+def test_what_ties_all_channels_is_named() -> None:
+    b = Builder(21, 10)
+    y = b.conv(b.input(["N", 8, 8, 8]), 8, 8, group=8, name="depthwise")
+    y = b.conv(b.op("Relu", y), 8, 16, name="wide")
+    y = b.op("GroupNormalization", y, b.uniform(16), b.weight(16), num_groups=1, name="norm")
+    found = reasons(b.model(b.conv(y, 16, 4, name="last")))
+    assert found["wide"] == ("all channels of this axis can only leave together", "norm")
+    assert found["depthwise"] == ("its grouped convolution has no channels on its other side that can leave", "depthwise")
+
+
 @pytest.mark.parametrize("maps", [False, True])
 def test_channels_in_front_of_an_embedding_may_leave(maps: bool, tmp_path: Path) -> None:
     """A projection gives the output all its channels again; where nothing leaves in front of it, it does nothing."""
