@@ -1546,6 +1546,172 @@ def qlinear_pool(b: Builder, y: str, op: str) -> str:
     return back(b, made, 0.02, 110)
 
 
+# ---- sampling, and what onnxruntime fuses ----------------------------------------------------------------------------
+
+MICROSOFT = "com.microsoft"
+
+
+@case("Col2Im", since=18)
+def blocks_to_image(b: Builder, y: str, op: str) -> str:
+    columns = b.op("Reshape", b.conv(y, CHANNELS, 24, 1, name="columns"), b.const([0, 0, -1], np.int64))
+    return b.op(op, columns, b.const([16, 16], np.int64), b.const([2, 2], np.int64), strides=[2, 2])
+
+
+@case("Col2Im", since=18, pinned="channels")
+def blocks_of_positions(b: Builder, y: str, op: str) -> str:
+    """Channels are the places of the blocks."""
+    tall = b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 3, 1]), b.const([0, SIDE * SIDE, CHANNELS], np.int64))
+    return b.op(op, tall, b.const([4, 8], np.int64), b.const([2, 2], np.int64), strides=[2, 2])
+
+
+@case("GridSample", since=16)
+def sampled(b: Builder, y: str, op: str) -> str:
+    grid = b.op("Transpose", b.op("Tanh", b.conv("x", 3, 2, name="places")), perm=[0, 2, 3, 1])
+    return b.op(op, b.op("Relu", y), grid)
+
+
+@case("GridSample", since=16, pinned="says where")
+def sampled_at(b: Builder, y: str, op: str) -> str:
+    grid = b.op("Reshape", b.op("Tanh", y), b.const([0, 16, 16, 2], np.int64))
+    return b.op(op, branch(b), grid)
+
+
+def boxes(b: Builder, scale: float = 1.0) -> list[str]:
+    corners = [[0, 0, 6, 6], [1, 2, 7, 7], [0.5, 1.5, 4, 6]]
+    return [b.const(np.asarray(corners, np.float32) * scale), b.const([0, 1, 0], np.int64)]
+
+
+@case("RoiAlign", since=10, until=21)  # onnxruntime has no kernel for the newest form
+def roi_align(b: Builder, y: str, op: str) -> str:
+    return b.op(op, y, *boxes(b), output_height=4, output_width=3, sampling_ratio=2)
+
+
+@case("ReverseSequence", since=10)
+def reversed_sequence(b: Builder, y: str, op: str) -> str:
+    turned = b.op("Transpose", tokens(b, y), perm=[1, 0, 2])
+    lengths = b.op("Expand", b.const([9], np.int64), b.slice(b.op("Shape", "x"), [0], [1], [0]))
+    return b.op("Transpose", b.op(op, turned, lengths, time_axis=0, batch_axis=1), perm=[1, 2, 0])
+
+
+@case("ReverseSequence", since=10, pinned="sequence or batch axis")
+def reversed_channels(b: Builder, y: str, op: str) -> str:
+    lengths = b.op("Expand", b.const([5], np.int64), b.slice(b.op("Shape", "x"), [0], [1], [0]))
+    return b.op(op, y, lengths, time_axis=1, batch_axis=0)
+
+
+@case("DeformConv", since=19)
+def deformed(b: Builder, y: str, op: str) -> str:
+    operands = [b.weight(6, CHANNELS, 3, 3), b.conv("x", 3, 18, name="offsets"), b.weight(6)]
+    return b.op(op, y, *operands, b.op("Sigmoid", b.conv("x", 3, 9, name="mask")), kernel_shape=[3, 3], pads=[1] * 4)
+
+
+@case("DeformConv", since=19)
+def deformed_in_groups(b: Builder, y: str, op: str) -> str:
+    operands = [b.weight(6, CHANNELS // 2, 3, 3), b.conv("x", 3, 36, name="offsets")]
+    return b.op(op, y, *operands, kernel_shape=[3, 3], pads=[1] * 4, group=2, offset_group=2)
+
+
+@case("DeformConv", since=19, pinned="says where the taps")
+def deformed_by(b: Builder, y: str, op: str) -> str:
+    return b.op(op, "x", b.weight(6, 3, 2, 2), y, kernel_shape=[2, 2], pads=[0, 0, 1, 1])
+
+
+@case("com.microsoft.FusedConv")
+def fused_conv(b: Builder, y: str, op: str) -> str:
+    made = b.op("FusedConv", y, b.weight(6, CHANNELS, 3, 3), b.weight(6), domain=MICROSOFT, activation="Relu", pads=[1] * 4)
+    return b.op("FusedConv", made, b.weight(6, 1, 3, 3), domain=MICROSOFT, activation="Sigmoid", pads=[1] * 4, group=6)
+
+
+@case("com.microsoft.FusedConv")
+def fused_sum(b: Builder, y: str, op: str) -> str:
+    operands = [b.weight(CHANNELS, CHANNELS, 3, 3), b.weight(CHANNELS), y]
+    return b.op("FusedConv", branch(b), *operands, domain=MICROSOFT, activation="Relu", pads=[1] * 4)
+
+
+@case("com.microsoft.FusedGemm")
+def fused_gemm(b: Builder, y: str, op: str) -> str:
+    operands = [b.weight(6, CHANNELS), b.weight(6)]
+    return b.op("FusedGemm", pooled(b, y), *operands, domain=MICROSOFT, activation="LeakyRelu", activation_alpha=0.1, transB=1)
+
+
+@case("com.microsoft.FusedMatMul")
+def fused_matmul(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op("FusedMatMul", tokens(b, y), b.weight(6, CHANNELS), domain=MICROSOFT, alpha=0.5, transB=1))
+
+
+@case("com.microsoft.FusedMatMul")
+def fused_matmul_of_two(b: Builder, y: str, op: str) -> str:
+    """N x C x 64 by N x 64 x C, both transposed."""
+    return b.op("FusedMatMul", tokens(b, y), b.op("Relu", tokens(b, branch(b))), domain=MICROSOFT, transA=1, alpha=0.1)
+
+
+@case("com.microsoft.FusedMatMul")
+def fused_matmul_over_batches(b: Builder, y: str, op: str) -> str:
+    """Rows in front of the batch: N x 8 x 8 x C, of which the second and third axis count batches."""
+    moved = b.op("Transpose", y, perm=[0, 2, 3, 1])
+    made = b.op("FusedMatMul", moved, b.weight(SIDE, SIDE, CHANNELS, 6), domain=MICROSOFT, transBatchA=1)
+    return b.op("Transpose", made, perm=[2, 3, 0, 1])
+
+
+def normalised(b: Builder, y: str, *vectors: str, outputs: int | list[str] = 1, kind: str = "SkipLayerNormalization") -> list[str] | str:
+    """Of the sum of two, with vectors per channel."""
+    operands = [tokens(b, y), tokens(b, branch(b)), *vectors]
+    return b.op(kind, *operands, domain=MICROSOFT, epsilon=1e-3, outputs=outputs)
+
+
+@case("com.microsoft.SkipLayerNormalization", pinned="LayerNormalization normalises")
+def skip_normalised(b: Builder, y: str, op: str) -> str:
+    return swap(b, normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), b.weight(CHANNELS)))
+
+
+@case("com.microsoft.SkipLayerNormalization", pinned="SkipLayerNormalization normalises")
+def skip_normalised_and_summed(b: Builder, y: str, op: str) -> str:
+    made = normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), outputs=["normal", "", "", "summed"])
+    return swap(b, b.op("Add", made[0], made[3]))
+
+
+@case("com.microsoft.SkipSimplifiedLayerNormalization")
+def skip_rms(b: Builder, y: str, op: str) -> str:
+    return swap(b, normalised(b, y, b.uniform(CHANNELS), kind="SkipSimplifiedLayerNormalization"))
+
+
+@case("com.microsoft.SkipSimplifiedLayerNormalization")
+def skip_rms_and_sum(b: Builder, y: str, op: str) -> str:
+    outputs = ["normal", "", "", "summed"]
+    made = normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), outputs=outputs, kind="SkipSimplifiedLayerNormalization")
+    return swap(b, b.op("Add", made[0], made[3]))
+
+
+def turns(b: Builder, size: int) -> list[str]:
+    """Cosines and sines for 64 positions and pairs of a head of this size."""
+    angles = np.arange(64)[:, None] / 10.0 ** np.arange(size // 2)
+    return [b.const(np.cos(angles)), b.const(np.sin(angles))]
+
+
+def places(b: Builder) -> str:
+    """N x 64: the number of each position."""
+    rows = b.op("Concat", b.slice(b.op("Shape", "x"), [0], [1], [0]), b.const([64], np.int64), axis=0)
+    return b.op("Expand", b.const(np.arange(64)[None], np.int64), rows)
+
+
+@case("RotaryEmbedding", since=23)
+def rotated(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op(op, tokens(b, y), *turns(b, 2), places(b), num_heads=4))
+
+
+@case("RotaryEmbedding", since=23)
+def rotated_heads(b: Builder, y: str, op: str) -> str:
+    """N x C x 16 x 4: channels are heads; half of each is turned."""
+    heads = b.op("Reshape", y, b.const([0, 0, 16, 4], np.int64))
+    ids = b.slice(places(b), [0], [16], [1])
+    return b.op(op, heads, *turns(b, 2), ids, rotary_embedding_dim=2, interleaved=1)
+
+
+@case("com.microsoft.RotaryEmbedding")
+def rotated_by_onnxruntime(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op("RotaryEmbedding", tokens(b, y), places(b), *turns(b, 4), domain=MICROSOFT))
+
+
 def schema_model(schema: onnx.defs.OpSchema, opset: int) -> onnx.ModelProto:
     """An attempt at a model around any operator: every input is the same activation, attributes are guessed by type."""
     b = Builder(opset, seed=1)

@@ -20,7 +20,7 @@ from sfp_onnx import MeasureOptions, PlanOptions, repair
 from sfp_onnx.core.errors import DataError, OptionError, VerificationError
 from sfp_onnx.evaluation import Comparison, outputs, parse_drop, reading_of
 from sfp_onnx.evaluation.boxes import Boxes, average_precision, matched, overlaps, read_pair
-from sfp_onnx.evaluation.meaning import Kind, Meaning, plain
+from sfp_onnx.evaluation.meaning import Kind, Meaning, Reading, plain
 from sfp_onnx.evaluation.measures import MEASURES, PARTS, Pair, Tally, channel_errors, worsened
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
@@ -327,6 +327,14 @@ def sequence(b: Builder) -> list[str]:
     return [last(b, "SequenceConstruct", rows, b.op("Relu", rows), name="parts")]
 
 
+def unlike(b: Builder) -> list[str]:
+    return [last(b, "SplitToSequence", vector(b), b.const([2, 4], np.int64), name="parts", axis=1)]
+
+
+def endless(b: Builder) -> list[str]:
+    return [last(b, "Log", b.op("Relu", vector(b)))]
+
+
 def words(b: Builder) -> list[str]:
     place = b.op("ArgMax", vector(b), axis=1, keepdims=0)
     text = last(b, "LabelEncoder", place, domain="ai.onnx.ml", keys_int64s=list(range(6)), values_strings=list("abcdef"))
@@ -354,7 +362,8 @@ MODELS: dict[str, tuple[Callable[[Builder], list[str]], Kind, str]] = {
     "unit": (unit_norm, Kind.EMBEDDING, "LpNormalization"), "unit by hand": (unit_by_hand, Kind.EMBEDDING, "length one"),
     "embedding": (embedding_name, Kind.EMBEDDING, "its name"), "integers": (counts, Kind.INTEGERS, "int64"),
     "with a scalar": (total, Kind.CLASSES, "Softmax"), "suppressed": (suppressed, Kind.BOXES, "NonMaxSuppression"),
-    "sequence": (sequence, Kind.UNKNOWN, ""), "words": (words, Kind.OTHER, "text"), "listed": (listed, Kind.INTEGERS, "no row"),
+    "sequence": (sequence, Kind.UNKNOWN, ""), "unlike": (unlike, Kind.OTHER, "sequences"), "endless": (endless, Kind.UNKNOWN, ""),
+    "words": (words, Kind.OTHER, "text"), "listed": (listed, Kind.INTEGERS, "no row"),
 }  # fmt: skip
 
 
@@ -363,9 +372,9 @@ def built(name: str) -> onnx.ModelProto:
     names = MODELS[name][0](b)
     if name == "suppressed":
         b.inputs[0] = oh.make_tensor_value_info("x", FLOAT, [1, 3, 8, 8])
-    if name in ("sequence", "words", "listed"):
+    if name in ("sequence", "unlike", "words", "listed"):
         model = b.model(*names, infer=False)
-        model.graph.output[0].CopyFrom(TYPES[{"sequence": "parts", "words": "text"}.get(name, "y")])
+        model.graph.output[0].CopyFrom(TYPES[{"sequence": "parts", "unlike": "parts", "words": "text"}.get(name, "y")])
         return model
     return saved(b, *names)
 
@@ -422,6 +431,40 @@ def test_labels_that_fit(name: str) -> None:
 def test_floating_labels_make_a_regression() -> None:
     found = reading("plain", np.random.default_rng(0).standard_normal((20, 6)))
     assert found.judged.kind is Kind.NUMBERS and found.judged.labelled
+
+
+def test_whole_numbers_are_labels_of_a_regression() -> None:
+    """Ages of people, and which of several classes hold at once."""
+    for name, labels in (("plain", np.arange(120).reshape(20, 6) % 2), ("one sigmoid", np.arange(20) % 2)):
+        found = reading(name, labels, task="regress")
+        assert found.judged.kind is Kind.NUMBERS and found.judged.labelled, name
+    with pytest.raises(DataError, match="several hold at once, --task regress"):
+        reading("softmax", np.arange(120).reshape(20, 6) % 2)
+
+
+def test_boxes_and_scores_without_telling_names() -> None:
+    b = Builder(seed=7)
+    rows = b.op("Transpose", b.op("Reshape", b.conv(trunk(b), 12, 6), b.const([0, 6, 64], np.int64)), perm=[0, 2, 1])
+    places, sure = b.op("Split", rows, b.const([4, 2], np.int64), axis=2, outputs=["out1", "out2"])
+    model = sfp_onnx.load(saved(b, places, sure))
+    data = sfp_onnx.data_for(model, {"x": images(20)})
+    assert data is not None
+    assert reading_of(model, data, MeasureOptions()).judged.kind is Kind.UNKNOWN
+    judged = reading_of(model, data, MeasureOptions(task="detect")).judged
+    assert judged.kind is Kind.BOXES and judged.outputs == ("out1", "out2")
+
+
+def test_one_answer_to_all_tells_little(save: Callable[..., Path]) -> None:
+    """Agreement is then perfect for a model that knows nothing; and the distance of one probability is finer than agreement."""
+    b = Builder(seed=7)
+    model = saved(b, last(b, "Sigmoid", b.op("Sub", vector(b, 1), b.const(30.0))))
+    told = invoke("evaluate", save(model), save(model), "--data", save({"x": images(40)}), "--no-latency", "--max-drop", "1%").stderr
+    assert "one answer to all 40 samples" in told
+    many = pair(Kind.CLASSES, np.full((9, 1), 0.1), np.full((9, 1), 0.2), axis=None, threshold=0.5)
+    compared = Comparison(Reading((many.meaning,), many.meaning), False)
+    for found in compared.tallies.values():
+        found.update(many)
+    assert compared.distance is not None and compared.distance.measure.name == "centred error"
 
 
 WRONG = [(np.arange(20) % 6 + 1, "started at 1"), (np.eye(20, 6), "argmax"), (np.arange(20.0) / 2, "astype")]

@@ -80,7 +80,7 @@ def test_every_generation_of_every_operator_has_a_case() -> None:
             covered = {opset for own in CASES[schema.name] for opset in own.opsets()}
             if not any(opset >= schema.since_version for opset in covered):
                 missing.append((schema.name, schema.since_version))
-    assert set(missing) <= {("GlobalLpPool", 22)}  # onnxruntime has no kernel for it
+    assert set(missing) <= {("GlobalLpPool", 22), ("RoiAlign", 22)}  # onnxruntime has no kernel for them
 
 
 @pytest.mark.parametrize("operator", sorted(RULES))

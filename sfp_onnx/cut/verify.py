@@ -298,6 +298,11 @@ def _coarsest(model: Model, types: Mapping[str, Any], cuts: Sequence[Cut]) -> fl
     return max(TOLERANCE["float16"] if half else 0.0, ROUNDING_STEP if steps else 0.0)
 
 
+def _shape(value: Any) -> Any:
+    """Shape of an output, of a sequence that of every item."""
+    return [np.shape(item) for item in value] if isinstance(value, list) else np.shape(value)
+
+
 def runs_at(original: Model, pruned: Model, inputs: Feeds, shapes: bool) -> None:
     """Run both models on inputs of other dynamic sizes, with constant folding, which believes the shapes recorded in the file.
 
@@ -308,10 +313,10 @@ def runs_at(original: Model, pruned: Model, inputs: Feeds, shapes: bool) -> None
     """
     sessions = [open_model(model, Optimize.BASIC) for model in (original, pruned)]
     names = [port.name for port in outputs(original)]
-    expected = [np.shape(value) for value in sessions[0].run(inputs, names)]
+    expected = [_shape(value) for value in sessions[0].run(inputs, names)]
     sizes = {name: list(array.shape) for name, array in inputs.items()}
     try:
-        shapes_after = [np.shape(value) for value in sessions[1].run(inputs, names)]
+        shapes_after = [_shape(value) for value in sessions[1].run(inputs, names)]
     except ModelError as error:
         raise VerificationError(f"{original.name}: the pruned model fails on inputs of shape {sizes}: {error}") from error
     if shapes and shapes_after != expected:

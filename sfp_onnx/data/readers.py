@@ -159,7 +159,8 @@ def open_source(source: Any, ports: Sequence[Port]) -> Opened:
         readers = {"data": Memory(np.load(path, mmap_mode="r"))} if path.suffix == ".npy" else _open_npz(path)
         hash_files([path], digest)
     except DAMAGED as error:
-        raise DataError(f"{path}: not a readable .npz or .npy file: {error}") from error
+        advice = ". Save plain arrays, or yield them from --data module:function." if "Python objects" in str(error) else ""
+        raise DataError(f"{path}: not a readable .npz or .npy file: {error}".rstrip(".") + advice) from error
     return _assigned(readers, ports, str(path), digest.hexdigest())
 
 

@@ -130,7 +130,12 @@ class Comparison:
         if first is None:
             raise DataError(f"{judged}: the models give other numbers of values for every batch, so nothing can be compared")
         name = first.measure.name
-        return first.measure, blind and f"{blind} on {self.samples} labelled samples: it tells nothing, {TITLES.get(name, name)} is judged"
+        title = TITLES.get(name, name)
+        why = [blind and f"{blind} on {self.samples} labelled samples: it tells nothing, {title} is judged"]
+        if name == "agreement" and self.samples > 1 and len(np.unique(first.rows[:, 2])) == 1:
+            one = f"the original gives one answer to all {self.samples} samples, as a model would that knows nothing: {title} tells little"
+            why.append(f"{one}. Give data of several classes, labels, or --metric 'centred error'")
+        return first.measure, "; ".join(filter(None, why))
 
     def _blind(self, name: str) -> str:
         """What to say of the original if it is no better on the labels than answers that were drawn without looking."""
@@ -159,7 +164,7 @@ class Comparison:
     def distance(self) -> Tally | None:
         """What a repair is judged by: nothing coarser than need be; None if nothing could be compared."""
         judged = self.reading.judged
-        names = (MAIN[judged.kind][2], MAIN[judged.kind][1], "centred error")
+        names = (MAIN[judged.kind][2], "centred error", MAIN[judged.kind][1])  # one probability has no KL, and agreement is coarse
         return next((found for name in names if (found := self.tally(name)) is not None), None)
 
     @property

@@ -198,7 +198,7 @@ def _by_labels(seen: _Seen, found: Meaning) -> Meaning:
     if labels is None:
         return found
     shape = labels.shape[1:]
-    if labels.dtype.kind in "iu":
+    if labels.dtype.kind in "iu" and found.kind is not Kind.NUMBERS:
         low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
         if found.kind is Kind.UNKNOWN and not shape and len(seen.inner) == 1 and low >= 0 and high < seen.inner[0]:
             found = _classes(seen, found, "labels that fit")
@@ -337,7 +337,8 @@ def _check_labels(judged: Meaning, labels: Array | None, place: str) -> None:
         hint += " If the output holds no class scores, give --task." if row else ""
         raise DataError(f"{place}: labels run from {low} to {high}, but the model has classes 0 to {classes - 1}.{hint}")
     if not row:
-        hint = "Save them as integers: labels.astype(int)" if labels.ndim == 1 else "If they are one-hot, give their argmax(1)"
+        hint = "If they are one-hot, give their argmax(1); if several hold at once, --task regress takes the error to them"
+        hint = "Save them as integers: labels.astype(int)" if labels.ndim == 1 else hint
         found = f"found {labels.dtype} of shape {list(labels.shape)}"
         raise DataError(f"{place}: labels of {judged.kind.value} must be one integer per sample, {found}. {hint}.")
 
@@ -356,7 +357,8 @@ def _boxes(seen: Sequence[_Seen], options: MeasureOptions, task: Kind | None) ->
     for item in corners:
         lead = item.array.shape[:-1]
         beside = [own for own in seen if own is not item and own.array.shape[: len(lead)] == lead and own.array.ndim - len(lead) < 2]
-        scores = next((own for own in beside if own.array.dtype.kind == "f" and own.named(SCORE_LIKE)), None)
+        floating = [own for own in beside if own.array.dtype.kind == "f"]
+        scores = next((own for own in floating if own.named(SCORE_LIKE)), floating[0] if len(floating) == 1 and task else None)
         if scores is None or not (item.named(BOX_NAMES) or suppressed or task):
             continue
         flat = (own for own in beside if own is not scores and own.array.shape == lead and own.named(LABEL_LIKE))

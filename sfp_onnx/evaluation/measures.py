@@ -151,7 +151,7 @@ def _top5(pair: Pair) -> FloatArray | None:
 @measure("agreement", Kind.CLASSES, value=_means, share=True, does="share of samples with the same best class as from the original")
 def _agreement(pair: Pair) -> FloatArray | None:
     old, new = pair.answers()
-    return pair.rows(np.ones(len(old)), (old == new).all(1))
+    return pair.rows(np.ones(len(old)), (old == new).all(1), old[:, 0])
 
 
 @measure("KL divergence", Kind.CLASSES, value=_means, larger=False, does="of the class shares from those of the original, in nats")
@@ -279,8 +279,11 @@ def _moments(pair: Pair, truth: Array) -> FloatArray:
     step = max(1, AT_ONCE // max(1, arrays[0][:1].size))
     for start in range(0, len(arrays[0]), step):
         old, new, right = (_channelled(array[start : start + step]) for array in arrays)
+        known = np.isfinite(right)  # of an infinite truth there is no distance
+        if not known.all():
+            old, new, right = (np.where(known, part, 0.0) for part in (old, new, right))
         sums = [((old - right) ** 2).sum(1), ((new - right) ** 2).sum(1), (right**2).sum(1), right.sum(1)]
-        tables.append(np.concatenate([*sums, np.full(sums[0].shape, right.shape[1])], 1))
+        tables.append(np.concatenate([*sums, known.sum(1)], 1))
     table = np.concatenate(tables)
     return np.concatenate([pair.first + np.arange(len(table))[:, None], table], 1)
 

@@ -84,6 +84,15 @@ def pace(ratio: float) -> str:
     return f"{ratio:.1f}x slower" if ratio >= MUCH else f"{ratio - 1:.0%} slower"
 
 
+def _ratio(first: Evaluation, last: Evaluation) -> float | None:
+    """Of the times: that of the least and that of the medians, whichever says less; 1 where they contradict each other."""
+    least = last.latency_ratio
+    if least is None or not first.latency_median_ms or not last.latency_median_ms:
+        return least
+    low, high = sorted((least, last.latency_median_ms / first.latency_median_ms))
+    return min(max(1.0, low), high)
+
+
 def part_of(share: float, what: str) -> str:
     """A share of something."""
     if abs(share - 1) < 0.005:
@@ -115,7 +124,7 @@ def of_models(results: Sequence[Evaluation]) -> Conclusion | None:
     if len(results) < 2:
         return None
     first, last = results[0], results[-1]
-    said = concluded(vars(first.size), vars(last.size), last.latency_ratio, judged(first, last))
+    said = concluded(vars(first.size), vars(last.size), _ratio(first, last), judged(first, last))
     return Conclusion(f"{last.model} against {first.model}: {said.text}", said.good)
 
 
@@ -129,7 +138,7 @@ def of_run(result: Pruned, sizes: tuple[int, int]) -> Conclusion:
     if result.evaluation:
         worth = judged(*result.evaluation)
         if not elsewhere:
-            ratio = result.evaluation[1].latency_ratio or ratio
+            ratio = _ratio(*result.evaluation) or ratio
     (before, after), plan = sizes, result.plan
     return concluded({"macs": plan.before.macs, "bytes": before}, {"macs": plan.after.macs, "bytes": after}, ratio, worth, source)
 

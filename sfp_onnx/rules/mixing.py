@@ -78,9 +78,9 @@ def _dynamic(ctx: Context, weight: int, macs: float) -> list[Labels]:
     return [()]
 
 
-def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Labels]:
+def convolution(ctx: Context, weight: int, vectors: Sequence[int], linear: Linear | None = None) -> list[Labels]:
     """A convolution with its weight (O x I/g x kernel) at input ``weight``; ``vectors`` are inputs that may hold one value per
-    output channel (bias, scales, zero points)."""
+    output channel (bias, scales, zero points); ``linear`` if its weight can be re-fitted."""
     macs = float(prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:]))
     if not ctx.is_weight(weight):
         return _dynamic(ctx, weight, macs)
@@ -102,7 +102,7 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int]) -> list[Label
         if ctx.has(position) and ctx.shape(position) == ctx.shape(weight)[:1]:
             ctx.match(position, 0, written)
     extents = [written, reads.labels if reads.weight_axis == 1 else None]
-    ctx.layer(macs, extents, reads, Writes(weight, 0, written), _window(ctx, False) if vectors == [2] else None, "group")
+    ctx.layer(macs, extents, reads, Writes(weight, 0, written), linear, "group")
     return [() if written is None else (vector(written, 1, rank),)]
 
 
@@ -124,7 +124,29 @@ def _window(ctx: Context, transposed: bool) -> Linear | None:
 @rule("Conv", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
 def conv(ctx: Context) -> list[Labels]:
     """Input 1 is the weight, 2 the bias."""
-    return convolution(ctx, 1, [2])
+    return convolution(ctx, 1, [2], _window(ctx, False))
+
+
+@rule("com.microsoft.FusedConv", does="as Conv, with a sum and an activation behind it")
+def fused_conv(ctx: Context) -> list[Labels]:
+    """y = activation(conv + z), z (input 3) of the size of the output."""
+    fused = ctx.attribute("activation") or ctx.has(3)
+    output = convolution(ctx, 1, [2], None if fused else _window(ctx, False))[0]
+    if ctx.has(3):
+        output = ctx.merge([Operand(output, ctx.out_shape()), Operand(ctx.labels(3), ctx.shape(3))])
+        ctx.adopt(3, output)
+    return [output]
+
+
+@rule("DeformConv", does="as Conv; offsets and their mask stay")
+def deform_conv(ctx: Context) -> list[Labels]:
+    """x, w, offsets, bias, mask. Offsets of several groups of channels: one channel of each leaves."""
+    for position in (2, 4):
+        ctx.pin_input(position, "it says where the taps of DeformConv read")
+    channels = ctx.axis(0, 1)
+    if channels is not None:
+        ctx.tie(*_columns(channels.reshape(ctx.attribute("offset_group", 1), -1)))
+    return convolution(ctx, 1, [3])
 
 
 @rule("ConvTranspose", does="reads input channels, makes output channels (grouped too)")
@@ -271,13 +293,13 @@ def _axis_of(term: Term, index: int) -> int:
     return term.indices.index(index) if index in term.indices else 0
 
 
-@rule("Gemm", does="reads input features, makes output features")
+@rule("Gemm", "com.microsoft.FusedGemm", does="reads input features, makes output features")
 def gemm(ctx: Context) -> list[Labels]:
-    """Y = alpha A' B' + beta C, with indices m, k, n."""
+    """Y = alpha A' B' + beta C, with indices m, k, n; fused: an activation of that, which keeps the weight from being re-fitted."""
     first = (1, 0) if ctx.attribute("transA", 0) else (0, 1)
     second = (2, 1) if ctx.attribute("transB", 0) else (1, 2)
     scales = Scales(ctx.attribute("alpha", 1.0), ctx.attribute("beta", 1.0), 2)
-    output = product(ctx, [Term(0, first), Term(1, second)], (0, 2), 3, scales)
+    output = product(ctx, [Term(0, first), Term(1, second)], (0, 2), 3, None if ctx.attribute("activation") else scales)
     if ctx.has(2) and not ctx.is_constant(2):
         added = tuple(align(array, 2) for array in ctx.labels(2))
         output = ctx.merge([Operand(output, ctx.out_shape()), Operand(added, (1,) * (2 - ctx.rank(2)) + ctx.shape(2))])
@@ -286,20 +308,27 @@ def gemm(ctx: Context) -> list[Labels]:
 
 
 def matrix_product(ctx: Context, left: int, right: int, scales: Scales | None = None) -> Labels:
-    """Numpy's matmul of two inputs: indices are the batch axes, then m, k, n; a vector has no m or n."""
+    """Numpy's matmul of two inputs: indices are the batch axes, then m, k, n; a vector has no m or n. Onnxruntime's own form may swap
+    the last two axes of an operand (transA), or have the first of them in front of the batch (transBatchA)."""
     rank_a, rank_b = ctx.rank(left), ctx.rank(right)
     batch = max(rank_a, rank_b, 2) - 2
     m, k, n = batch, batch + 1, batch + 2
-    first = (*range(batch - max(0, rank_a - 2), batch), m, k) if rank_a > 1 else (k,)
-    second = (*range(batch - max(0, rank_b - 2), batch), k, n) if rank_b > 1 else (k,)
+
+    def indices(rank: int, name: str, rows: int, columns: int) -> tuple[int, ...]:
+        own = tuple(range(batch - max(0, rank - 2), batch))
+        one, two = (columns, rows) if ctx.attribute(f"trans{name}", 0) else (rows, columns)
+        return (one, *own, two) if ctx.attribute(f"transBatch{name}", 0) else (*own, one, two)
+
+    first = indices(rank_a, "A", m, k) if rank_a > 1 else (k,)
+    second = indices(rank_b, "B", k, n) if rank_b > 1 else (k,)
     kept = (*range(batch), *((m,) if rank_a > 1 else ()), *((n,) if rank_b > 1 else ()))
     return product(ctx, [Term(left, first), Term(right, second)], kept, batch + 3, scales)
 
 
-@rule("MatMul", does="reads the contracted axis, makes the others; heads of an attention leave whole")
+@rule("MatMul", "com.microsoft.FusedMatMul", does="reads the contracted axis, makes the others; heads of an attention leave whole")
 def matmul(ctx: Context) -> list[Labels]:
-    """Inputs 0 and 1."""
-    return [matrix_product(ctx, 0, 1, Scales())]
+    """Inputs 0 and 1; fused: transposed and scaled."""
+    return [matrix_product(ctx, 0, 1, Scales(ctx.attribute("alpha", 1.0)))]
 
 
 @rule("Einsum", does="as MatMul, for any equation without repeated indices or ellipsis")

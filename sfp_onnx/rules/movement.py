@@ -293,3 +293,32 @@ def resize(ctx: Context) -> list[Labels]:
 
         ctx.follow(edits)
     return [ctx.settle(0, changed, "it is resized along this axis")]
+
+
+@rule("Col2Im", does="moves labels; the positions of one block leave together", traits=Trait.ALONE)
+def column_to_image(ctx: Context) -> list[Labels]:
+    """N x (C b) x L -> N x C x image, with b positions of a block."""
+    channels, block = ctx.axis(0, 1), ctx.value(2)
+    ctx.fix_input(0, (0, 2), "it is interleaved with channels")
+    if channels is None or block is None:
+        ctx.pin_input(0, "its block depends on the input data")
+        return [()]
+    grid = channels.reshape(-1, int(block.prod()))
+    ctx.tie(grid, grid[:, :1])
+    return [keep_varying([vector(grid[:, 0], 1, len(ctx.out_shape()))])]
+
+
+@rule("GridSample", "RoiAlign", does="passes channels; what says where it is read stays")
+def sampling(ctx: Context) -> list[Labels]:
+    """N x C x image, read between its pixels: at a grid of places, or in boxes (each with the number of its image)."""
+    for position in range(1, len(ctx.node.inputs)):
+        ctx.pin_input(position, f"it says where {ctx.node.op} reads")
+    axes = [axis for axis in range(ctx.rank(0)) if axis != 1]
+    return [ctx.settle(0, axes, f"{ctx.node.op} reads between the pixels of this axis")]
+
+
+@rule("ReverseSequence", does="passes the other axes")
+def reverse_sequence(ctx: Context) -> list[Labels]:
+    """The first steps of every sequence in reverse order; lengths at input 1."""
+    ctx.pin_input(1, "it is the length of a sequence")
+    return [ctx.fix_input(0, (0, 1), "it is the sequence or batch axis of ReverseSequence")]

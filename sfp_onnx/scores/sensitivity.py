@@ -106,8 +106,9 @@ def reaching(
 def _share(new: FloatArray, old: FloatArray) -> float | None:
     """Error of an output relative to its variance (if it never varies, to its size); None where there is none, or where another number of
     values came out."""
-    scale = np.square(old - old.mean(0)).sum() or np.square(old).sum() if new.shape == old.shape and len(old) else 0.0
-    share = float(np.square(new - old).sum() / scale) if scale > 0 else np.nan
+    with np.errstate(invalid="ignore"):  # infinite values have no variance
+        scale = np.square(old - old.mean(0)).sum() or np.square(old).sum() if new.shape == old.shape and len(old) else 0.0
+        share = float(np.square(new - old).sum() / scale) if scale > 0 else np.nan
     return share if np.isfinite(share) else None
 
 

@@ -267,3 +267,29 @@ def resize(call: Call, x: Tensor, second: Any = None, third: Any = None, sizes: 
         if size != x.shape[axis] or scale != 1:
             x = _resized(call, x, axis, size, scale)
     return x
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
+
+
+@computes("Col2Im", host=(1, 2))
+def column_to_image(call: Call, x: Tensor, image: Any, block: Any) -> Tensor:
+    pads, kernel = call.get("pads", [0] * 4), ints(block) or []
+    if len(kernel) != 2 or pads[:2] != pads[2:]:
+        raise Unsupported("other than two axes, or uneven padding")
+    return F.fold(x, ints(image), kernel, list(call.get("dilations", [1, 1])), list(pads[:2]), list(call.get("strides", [1, 1])))
+
+
+@computes("GridSample")
+def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(call.get("mode", ""), call.get("mode", "bilinear"))
+    return F.grid_sample(x, grid, mode, call.get("padding_mode", "zeros"), bool(call.get("align_corners")))
+
+
+@computes("ReverseSequence")
+def reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
+    time, batch = call.get("time_axis", 0), call.get("batch_axis", 1)
+    step = torch.arange(x.shape[time], device=x.device)[:, None]
+    index = torch.where(step < lengths, lengths - 1 - step, step)
+    index = index if time < batch else index.T
+    return x.gather(time, index.reshape(*x.shape[:2], *[1] * (x.ndim - 2)).expand(x.shape))
