@@ -7,18 +7,22 @@ goes to the logger ``sfp_onnx`` (the command line prints it); what came of it is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
 
 from . import graph, planning
 from .core import options as records
-from .core.errors import DataError, OptionError, OutputError, TargetError, VerificationError
+from .core.errors import DataError, ModelError, OptionError, OutputError, TargetError, VerificationError
 from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
-from .core.system import NEEDS, command_line, log
+from .core.system import NEEDS, command_line, log, quiet
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
+from .core.workers import each, reason
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, params_of
 from .coupling.trace import random_feeds
@@ -44,7 +48,7 @@ from .report.points import Point, measured_points, parse_sweep, saved_point, swe
 from .report.text import plan_text, points_text
 from .report.verdict import card
 from .rules.foreign import sentences
-from .runtime import Setup, threaded
+from .runtime import Setup, cores, threaded, using_threads
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -628,7 +632,7 @@ def sweep(
     data: DataSource | None = None, score_options: ScoreOptions | None = None, progress: Progress = silent,
     repair: RepairOptions | None = AS_PLANNED, *, test_data: DataSource | None = None, data_options: DataOptions = DataOptions(),
     inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, folder: Path | None = None,
-    report: Path | None = None, measure_options: MeasureOptions = MeasureOptions(),
+    report: Path | None = None, measure_options: MeasureOptions = MeasureOptions(), executor: Executor | int | None = None,
 ) -> Sweep:  # fmt: skip
     """Plan, cut, verify and repair for every target of ``sweeps`` ("macs=90%:20%:10%": first, last, step) from one calibration, and
     measure all together. Targets of the options hold for all of them.
@@ -636,9 +640,12 @@ def sweep(
     Args:
         test_data: data to judge on; default: a third of ``data``, which is then neither scored nor repaired with.
         output, folder, report: where the JSON, the models with their manifests, and the page go (default: nowhere).
+        executor: what works on the points: any executor of `concurrent.futures`, or a number of processes of this machine, which share
+            its cores (see `core.workers.processes`); default: this thread. With the same threads the models are the same to the byte.
+            Targets that are timed are worked on in this thread all the same. Give model and data as paths that the workers can read.
 
     Raises:
-        OptionError: bad targets. TargetError: none of them can be reached.
+        OptionError: bad targets, or model or data that cannot be sent. TargetError: none of the targets can be reached.
     """
     if options.ratio is not None or options.max_drop is not None:
         raise OptionError("a sweep takes --targets (and --target for bounds that hold for all of them), not --ratio or --max-drop")
@@ -651,26 +658,22 @@ def sweep(
     inputs = sources.open(source, [output, report])
     tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
-    if inputs.test_data is None and inputs.data is not None:
-        scored_with, judge = max_drop.held_out(inputs.data, seed)
-        inputs = replace(inputs, data=scored_with, test_data=judge)
-        log.info(f"accuracy on {judge.samples} samples held out from --data")
+    held = inputs.test_data is None and inputs.data is not None
+    if held:
+        inputs = _held_out(inputs, seed)
+        log.info(f"accuracy on {inputs.test_data.samples if inputs.test_data else 0} samples held out from --data")
     aim = replace(options, targets=options.targets or ("macs=100%",))
     ready = candidates(inputs, aim, Scoring(score_name, score_options, repair), progress)
     for note in ready.notes:
         log.info(f"Note: {note}")
+    work = Work(source, sources, seed if held else None, _sendable(ready), options)
     points, models = [], [inputs.analysis.model]
-    ruler = figures.ruler_for(inputs.analysis, replace(options, targets=(*options.targets, *wanted)), progress, ready.form)
-    with progress("sweeping", len(wanted)) as advance:
-        for target in wanted:
-            try:
-                result = _point(inputs, ready, replace(options, targets=(*options.targets, target)), ruler)
-            except TargetError as error:
-                points.append(Point(target, failure=str(error)))
-            else:
-                points.append(saved_point(result, target, inputs.analysis, folder))
-                models.append(result.model)
-            advance(1)
+    for target, result in zip(wanted, _worked(work, inputs, ready, wanted, executor, progress), strict=True):
+        if isinstance(result, BaseException):
+            points.append(Point(target, failure=reason(result)))
+        else:
+            points.append(saved_point(result, target, inputs.analysis, folder))
+            models.append(result.model)
     if len(models) == 1:
         raise TargetError(f"none of the {len(wanted)} targets can be reached. The first: {points[0].failure}")
     reading = None if inputs.test_data is None else inputs.read(inputs.test_data)
@@ -684,11 +687,99 @@ def sweep(
     return swept
 
 
-def _point(inputs: Inputs, ready: search.Candidates, options: PlanOptions, ruler: figures.Ruler) -> Pruned:
-    """One target of a sweep: planned, cut, verified and repaired."""
-    names = tuple(dict.fromkeys(["macs", *(parse_target(text).what for text in options.targets)]))
-    made = search.plan_for(ready, options, ruler=replace(ruler, names=names))
-    return _counted(_applied(inputs, made, True, ready.repair, silent), inputs, OutputOptions())
+def _held_out(inputs: Inputs, seed: int) -> Inputs:
+    """A third of the data is for judging."""
+    data, judge = max_drop.held_out(inputs.data, seed)
+    return replace(inputs, data=data, test_data=judge)
+
+
+def _sendable(ready: search.Candidates) -> search.Candidates:
+    """Without what a worker opens itself, and the functions."""
+    return replace(ready, analysis=cast(Analysis, None), data=None, form=figures.AS_CUT, details=None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs for any point of a sweep: what to open, the ``seed`` by which data were held out (None: they were not), scores
+    without what is open, the options, how many threads, and the hash of the model that was scored."""
+
+    source: ModelSource | Analysis
+    sources: Sources
+    seed: int | None
+    scored: search.Candidates
+    options: PlanOptions
+    wanted: tuple[str, ...] = ()
+    threads: int = 0
+    name: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What the points of a sweep are made from."""
+
+    inputs: Inputs
+    ready: search.Candidates
+    ruler: figures.Ruler
+
+
+_BENCHES: dict[str, _Bench] = {}
+"""By the name of the work: threads of one process share that of the sweep, another process makes its own once."""
+
+
+def _worked(
+    work: Work, inputs: Inputs, ready: search.Candidates, wanted: Sequence[str], executor: Executor | int | None, progress: Progress
+) -> list[Pruned | BaseException]:  # fmt: skip
+    """What came of every target. What is timed is worked on here, one after the other, where nothing else runs."""
+    given = work.options.targets
+    timed = [target for target in wanted if any(parse_target(text).figure.timed for text in (*given, target))]
+    rest = tuple(target for target in wanted if target not in timed)
+    ruler = figures.ruler_for(inputs.analysis, replace(work.options, targets=(*given, *wanted)), progress, ready.form)
+    threads = work.options.threads or (max(cores() // executor, 1) if isinstance(executor, int) else 0)
+    work = replace(work, wanted=rest, threads=threads, name=uuid4().hex, sha256=inputs.analysis.model.sha256)
+    if timed and executor is not None:
+        log.info("Note: targets that are timed are worked on one after the other, so that nothing disturbs the clock")
+    _BENCHES[work.name] = _Bench(inputs, ready, ruler)
+    found: dict[str, Pruned | BaseException] = {}
+    try:
+        with progress("sweeping", len(wanted)) as advance:
+            for targets, how in ((rest, executor), (timed, None)):
+                found |= zip(targets, each(partial(_point, work), targets, how, advance), strict=True)
+    finally:
+        del _BENCHES[work.name]
+    whole = {key: made if isinstance(made, BaseException) else replace(made, original=inputs.analysis.model) for key, made in found.items()}
+    return [whole[target] for target in wanted]
+
+
+def _point(work: Work, target: str) -> Pruned:
+    """One target of a sweep: planned, cut, verified and repaired; the original is left to who asked for it."""
+    with using_threads(work.threads):
+        bench = _BENCHES.get(work.name) or _bench(work)
+        options = replace(work.options, targets=(*work.options.targets, target))
+        names = tuple(dict.fromkeys(["macs", *(parse_target(text).what for text in options.targets)]))
+        made = search.plan_for(bench.ready, options, ruler=replace(bench.ruler, names=names))
+        result = _counted(_applied(bench.inputs, made, True, bench.ready.repair, silent), bench.inputs, OutputOptions())
+        return replace(result, original=result.model)
+
+
+def _bench(work: Work) -> _Bench:
+    """Opened again in another process, with the scores of the first.
+
+    Raises:
+        ModelError: the model is another by now, or there.
+    """
+    with quiet():  # all of it was said where the sweep began
+        inputs = work.sources.open(work.source)
+        inputs = inputs if work.seed is None else _held_out(inputs, work.seed)
+        analysis = inputs.analysis
+        if analysis.model.sha256 != work.sha256:
+            raise ModelError(f"{analysis.model.name}: a worker reads another model than the sweep began with; do not change it meanwhile")
+        form = search.form_for(analysis, work.scored.repair, OutputOptions(), inputs.data is not None)
+        ready = replace(work.scored, analysis=analysis, data=inputs.data, form=form)
+        ruler = figures.ruler_for(analysis, replace(work.options, targets=(*work.options.targets, *work.wanted)), form=form)
+    _BENCHES.clear()
+    _BENCHES[work.name] = _Bench(inputs, ready, ruler)
+    return _BENCHES[work.name]
 
 
 def _make(folder: Path) -> None:

@@ -148,10 +148,14 @@ def threaded(stage: Stage) -> Stage:
     return cast(Stage, kept)
 
 
+def cores() -> int:
+    """How many this program may use; 0 where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+
+
 def _threads(threads: int) -> int:
     """All cores for 0, where the system tells how many this program may use."""
-    threads = threads or _THREADS.get()
-    return threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    return threads or _THREADS.get() or cores()
 
 
 def _options(threads: int) -> Any:

@@ -143,6 +143,23 @@ def test_normalisations_over_a_cut_axis_are_repaired(recorded: bool) -> None:
     assert result.repaired is not None and result.plan.after.macs < 0.5 * result.plan.before.macs
 
 
+@pytest.mark.parametrize("table", [False, True])
+def test_sums_that_onnxruntime_normalises_are_cut(table: bool) -> None:
+    """Padded on both sides; what is added inside counts in the place of a removed channel too."""
+    b = Builder(17, 8)
+    y = b.op("MatMul", b.input(["N", 5, 12]), b.weight(12, 16), name="embed")
+    skip = b.weight(5, 16) if table else b.op("MatMul", b.op("Relu", b.op("MatMul", y, b.weight(16, 24))), b.weight(24, 16))
+    vectors = [b.uniform(16), b.weight(16, fan_in=16), b.weight(16, fan_in=16)]
+    y = b.op("SkipLayerNormalization", y, skip, *vectors, domain="com.microsoft", epsilon=1e-4)
+    model = b.model(b.op("MatMul", y, b.weight(16, 3)))
+    assert "embed" in {name for pin in sfp_onnx.inspect(model).coupling.pinned for name in pin.layers}
+    analysis = sfp_onnx.inspect(model, cut_layernorm=True)
+    assert "embed" in {name for group in analysis.coupling.groups for name in group.producers}
+    for seed in range(3):
+        assert_exact(model, sfp_onnx.apply(analysis, random_plan(analysis, seed)))
+    assert pruned(model, True).repaired is not None
+
+
 @pytest.mark.parametrize("maps", [False, True])
 def test_channels_in_front_of_an_embedding_may_leave(maps: bool, tmp_path: Path) -> None:
     """A projection gives the output all its channels again; where nothing leaves in front of it, it does nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import logging
@@ -24,6 +23,7 @@ import click
 from ..core.errors import SfpError
 from ..core.options import AMOUNT, CHANNELS, DATA, FORMS, LATENCY, OUTPUT, REPAIR, RUN
 from ..core.system import command_line, is_full, log, no_room
+from ..core.workers import die_with
 from . import config
 
 FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said by who reads it
@@ -294,7 +294,6 @@ class Program(click.Group):
 
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 PATIENCE = 0.5  # seconds in which a child that got Ctrl-C itself may end
-PR_SET_PDEATHSIG = 1
 EXIT_CODE = 4
 
 
@@ -306,7 +305,7 @@ def guarded_run(run: Callable[[], None]) -> None:
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        _die_with(parent)
+        die_with(parent)
         run()
         return
     for name in ("SIGTERM", "SIGHUP", "SIGINT"):
@@ -322,14 +321,6 @@ def guarded_run(run: Callable[[], None]) -> None:
         sys.exit(EXIT_CODE)
     signal.signal(number, signal.SIG_DFL) if number is not signal.SIGKILL else None
     os.kill(parent, number)
-
-
-def _die_with(parent: int) -> None:
-    """End when the parent does, however that ends (Linux)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(EXIT_CODE)
 
 
 def _pass_on(child: int, number: int) -> None:
