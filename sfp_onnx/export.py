@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,8 @@ def package(
     used = judge or data
     steps = _measured(analysis, sizes, sessions, used, how, latency)
     where = f"{used.samples} {'held-out' if judge else 'calibration'} samples" if used else "random inputs (no data given)"
+    notes += [f"{own.name}: {own.bytes} bytes, more than the {before.bytes} of {before.name}: leave this step out for a small file"
+              for before, own in pairwise(steps[1:]) if own.bytes > before.bytes and own.name != "ort"]  # fmt: skip
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, ort, steps, tuple(notes))
 

@@ -1653,6 +1653,65 @@ def fused_matmul_over_batches(b: Builder, y: str, op: str) -> str:
     return b.op("Transpose", made, perm=[2, 3, 0, 1])
 
 
+def normalised(b: Builder, y: str, *vectors: str, outputs: int | list[str] = 1, kind: str = "SkipLayerNormalization") -> list[str] | str:
+    """Of the sum of two, with vectors per channel."""
+    operands = [tokens(b, y), tokens(b, branch(b)), *vectors]
+    return b.op(kind, *operands, domain=MICROSOFT, epsilon=1e-3, outputs=outputs)
+
+
+@case("com.microsoft.SkipLayerNormalization", pinned="LayerNormalization normalises")
+def skip_normalised(b: Builder, y: str, op: str) -> str:
+    return swap(b, normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), b.weight(CHANNELS)))
+
+
+@case("com.microsoft.SkipLayerNormalization", pinned="SkipLayerNormalization normalises")
+def skip_normalised_and_summed(b: Builder, y: str, op: str) -> str:
+    made = normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), outputs=["normal", "", "", "summed"])
+    return swap(b, b.op("Add", made[0], made[3]))
+
+
+@case("com.microsoft.SkipSimplifiedLayerNormalization")
+def skip_rms(b: Builder, y: str, op: str) -> str:
+    return swap(b, normalised(b, y, b.uniform(CHANNELS), kind="SkipSimplifiedLayerNormalization"))
+
+
+@case("com.microsoft.SkipSimplifiedLayerNormalization")
+def skip_rms_and_sum(b: Builder, y: str, op: str) -> str:
+    outputs = ["normal", "", "", "summed"]
+    made = normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), outputs=outputs, kind="SkipSimplifiedLayerNormalization")
+    return swap(b, b.op("Add", made[0], made[3]))
+
+
+def turns(b: Builder, size: int) -> list[str]:
+    """Cosines and sines for 64 positions and pairs of a head of this size."""
+    angles = np.arange(64)[:, None] / 10.0 ** np.arange(size // 2)
+    return [b.const(np.cos(angles)), b.const(np.sin(angles))]
+
+
+def places(b: Builder) -> str:
+    """N x 64: the number of each position."""
+    rows = b.op("Concat", b.slice(b.op("Shape", "x"), [0], [1], [0]), b.const([64], np.int64), axis=0)
+    return b.op("Expand", b.const(np.arange(64)[None], np.int64), rows)
+
+
+@case("RotaryEmbedding", since=23)
+def rotated(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op(op, tokens(b, y), *turns(b, 2), places(b), num_heads=4))
+
+
+@case("RotaryEmbedding", since=23)
+def rotated_heads(b: Builder, y: str, op: str) -> str:
+    """N x C x 16 x 4: channels are heads; half of each is turned."""
+    heads = b.op("Reshape", y, b.const([0, 0, 16, 4], np.int64))
+    ids = b.slice(places(b), [0], [16], [1])
+    return b.op(op, heads, *turns(b, 2), ids, rotary_embedding_dim=2, interleaved=1)
+
+
+@case("com.microsoft.RotaryEmbedding")
+def rotated_by_onnxruntime(b: Builder, y: str, op: str) -> str:
+    return swap(b, b.op("RotaryEmbedding", tokens(b, y), places(b), *turns(b, 4), domain=MICROSOFT))
+
+
 def schema_model(schema: onnx.defs.OpSchema, opset: int) -> onnx.ModelProto:
     """An attempt at a model around any operator: every input is the same activation, attributes are guessed by type."""
     b = Builder(opset, seed=1)

@@ -236,6 +236,13 @@ def test_what_fits_no_way_is_told(build: Callable[[], onnx.ModelProto], source: 
         sfp_onnx.data_for(sfp_onnx.load(build()), source)
 
 
+def test_bytes_in_files_are_texts(tmp_path: Path) -> None:
+    model, arrays = sfp_onnx.load(of_texts()), {"x": floats(48, 6), "text": TEXTS[:, None].astype("S")}
+    np.savez(tmp_path / "data.npz", **arrays)
+    data = sfp_onnx.data_for(model, tmp_path / "data.npz")
+    assert data is not None and next(iter(data.batches()))[0]["text"].dtype.kind in "UO"
+
+
 # ---- which axis ------------------------------------------------------------------------------------------------------
 
 

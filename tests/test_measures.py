@@ -362,7 +362,7 @@ MODELS: dict[str, tuple[Callable[[Builder], list[str]], Kind, str]] = {
     "unit": (unit_norm, Kind.EMBEDDING, "LpNormalization"), "unit by hand": (unit_by_hand, Kind.EMBEDDING, "length one"),
     "embedding": (embedding_name, Kind.EMBEDDING, "its name"), "integers": (counts, Kind.INTEGERS, "int64"),
     "with a scalar": (total, Kind.CLASSES, "Softmax"), "suppressed": (suppressed, Kind.BOXES, "NonMaxSuppression"),
-    "sequence": (sequence, Kind.UNKNOWN, ""), "unlike": (unlike, Kind.OTHER, "sequences"), "endless": (endless, Kind.UNKNOWN, ""),
+    "sequence": (sequence, Kind.UNKNOWN, ""), "unlike": (unlike, Kind.UNKNOWN, ""), "endless": (endless, Kind.UNKNOWN, ""),
     "words": (words, Kind.OTHER, "text"), "listed": (listed, Kind.INTEGERS, "no row"),
 }  # fmt: skip
 

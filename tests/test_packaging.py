@@ -89,6 +89,15 @@ def test_int8_is_near_and_its_steps_are_listed(static: bool, model: Path, data: 
     ]  # fmt: skip
 
 
+def test_a_form_that_is_larger_is_told_and_its_time_is_known(tmp_path: Path) -> None:
+    """Of so few weights the scales and nodes of integers take more room than they save."""
+    small = tmp_path / "few.onnx"
+    onnx.save(classifier(widths=(2, 2)), small)
+    result = prune(small, tmp_path / "out.onnx", "--quantize", "int8")
+    assert result.exit_code == 0 and "leave this step out for a small file" in result.stderr, result.stderr
+    assert "accuracy not measured" in result.stdout and "time and" not in result.stdout
+
+
 def test_ort_file_runs_and_all_else_is_the_same_each_time(model: Path, data: Path, tmp_path: Path) -> None:
     output, target = tmp_path / "small.onnx", tmp_path / "small.ort"
     handlers = list(logging.getLogger().handlers)

@@ -143,6 +143,57 @@ def test_normalisations_over_a_cut_axis_are_repaired(recorded: bool) -> None:
     assert result.repaired is not None and result.plan.after.macs < 0.5 * result.plan.before.macs
 
 
+@pytest.mark.parametrize("table", [False, True])
+def test_sums_that_onnxruntime_normalises_are_cut(table: bool) -> None:
+    """Padded on both sides; what is added inside counts in the place of a removed channel too."""
+    b = Builder(17, 8)
+    y = b.op("MatMul", b.input(["N", 5, 12]), b.weight(12, 16), name="embed")
+    skip = b.weight(5, 16) if table else b.op("MatMul", b.op("Relu", b.op("MatMul", y, b.weight(16, 24))), b.weight(24, 16))
+    vectors = [b.uniform(16), b.weight(16, fan_in=16), b.weight(16, fan_in=16)]
+    y = b.op("SkipLayerNormalization", y, skip, *vectors, domain="com.microsoft", epsilon=1e-4)
+    model = b.model(b.op("MatMul", y, b.weight(16, 3)))
+    assert "embed" in {name for pin in sfp_onnx.inspect(model).coupling.pinned for name in pin.layers}
+    analysis = sfp_onnx.inspect(model, cut_layernorm=True)
+    assert "embed" in {name for group in analysis.coupling.groups for name in group.producers}
+    for seed in range(3):
+        assert_exact(model, sfp_onnx.apply(analysis, random_plan(analysis, seed)))
+    assert pruned(model, True).repaired is not None
+
+
+def reasons(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """Reason and node for every layer that cannot shrink."""
+    return {name: (pin.reason, pin.node) for pin in sfp_onnx.inspect(model).coupling.pinned for name in pin.layers}
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("kind", ["LayerNormalization", "Softmax", "LRN"])
+def test_the_first_cause_is_named_across_a_depthwise_convolution(kind: str, multiplier: int) -> None:
+    """What an operator needs whole stays with that reason, in front of depthwise convolutions and beside them."""
+    b = Builder(17, 9)
+    x = b.conv(b.input(["N", 3, 8, 8]), 3, 16, name="stem")
+    y = b.conv(b.conv(x, 16, 16, group=16, name="depthwise"), 16, 16 * multiplier, group=16, name="again")
+    y = b.conv(y, 16 * multiplier, 16, group=16, name="back")
+    if kind == "LRN":
+        y = b.op("LRN", y, size=3, name="whole")
+    else:
+        vectors = [b.uniform(16), b.weight(16)] if kind == "LayerNormalization" else []
+        y = b.op("Transpose", b.op(kind, b.op("Transpose", y, perm=[0, 2, 3, 1]), *vectors, axis=-1, name="whole"), perm=[0, 3, 1, 2])
+    y = b.op("Add", x, b.conv(b.op("Relu", b.conv(y, 16, 24, name="wide")), 24, 16, name="beside"))
+    found = reasons(b.model(b.conv(y, 16, 4, name="last")))
+    assert "wide" not in found
+    assert {found[name][1] for name in ("back", "beside", "stem")[: 3 if multiplier == 1 else 1]} == {"whole"}
+
+
+def test_what_ties_all_channels_is_named() -> None:
+    b = Builder(21, 10)
+    y = b.conv(b.input(["N", 8, 8, 8]), 8, 8, group=8, name="depthwise")
+    y = b.conv(b.op("Relu", y), 8, 16, name="wide")
+    y = b.op("GroupNormalization", y, b.uniform(16), b.weight(16), num_groups=1, name="norm")
+    found = reasons(b.model(b.conv(y, 16, 4, name="last")))
+    assert found["wide"] == ("all channels of this axis can only leave together", "norm")
+    assert found["depthwise"] == ("its grouped convolution has no channels on its other side that can leave", "depthwise")
+
+
 @pytest.mark.parametrize("maps", [False, True])
 def test_channels_in_front_of_an_embedding_may_leave(maps: bool, tmp_path: Path) -> None:
     """A projection gives the output all its channels again; where nothing leaves in front of it, it does nothing."""

@@ -10,7 +10,7 @@ import numpy as np
 from ..core.errors import ModelError
 from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
 from ..graph import Constants, Prepared, initializers, outputs
-from ..rules.context import Context
+from ..rules.context import TOGETHER, Context
 from ..rules.foreign import unruled
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
@@ -93,7 +93,6 @@ def _checked(labels: Labels, shape: tuple[int, ...] | None, node: Node) -> Label
 
 # ---- from facts to numbered units and groups -------------------------------------------------------------------------
 
-TOGETHER = "all channels of this axis can only leave together"
 TIED = "it can only leave together with channels that cannot be removed"
 
 
@@ -176,9 +175,11 @@ def _resolve_in_order(facts: Facts, parent: IntArray, choices: Sequence[Choice])
         edges = [_edges(option) for option in choice.options]
         roots = np.unique(parent[np.concatenate([side for pair in edges for side in pair])])
         results = []
-        for left, right in edges:
+        for option, (left, right) in zip(choice.options, edges, strict=True):
             merged = components(len(roots), *(np.searchsorted(roots, parent[side]) for side in (left, right)))
-            results.append((len(np.setdiff1d(merged, merged[held[roots]])), merged))
+            sides = (merged[np.searchsorted(roots, parent[side.reshape(-1)])] for pair in option for side in pair if side.size > 1)
+            filled = [side[0] for side in sides if (side == side[0]).all()]  # a class that fills an axis cannot leave
+            results.append((len(np.setdiff1d(merged, [*merged[held[roots]], *filled])), merged))
         best = max(range(len(results)), key=lambda index: results[index][0])
         to_fixed = (edges[best][0] == FIXED) != (edges[best][1] == FIXED)
         if to_fixed.any():
@@ -301,15 +302,16 @@ def _touching(group_of: IntArray, count: int, names: Sequence[str], carried: Seq
 def _reasons(facts: Facts, parent: IntArray, unit_of: IntArray) -> tuple[Pinned, ...]:
     """Why written channels cannot leave, with counts; the first stated reason of a class is given."""
     reason_of = np.full(facts.labels, -1, np.int64)
-    for index in range(len(facts.pins) - 1, -1, -1):
-        reason_of[parent[facts.pins[index].labels]] = index
+    stated = [*facts.pins, *facts.joins]
+    for index in range(len(stated) - 1, -1, -1):
+        reason_of[parent[stated[index].labels]] = index
     layers: dict[tuple[str, str], list[str]] = {}  # of each channel, by reason and node
     for layer in facts.layers:
         if layer.writes.labels is None:
             continue
         roots = parent[layer.writes.labels]
         for root in roots[unit_of[roots] < 0]:
-            pin = facts.pins[reason_of[root]] if reason_of[root] >= 0 else None
+            pin = stated[reason_of[root]] if reason_of[root] >= 0 else None
             key = (pin.reason, pin.node) if pin else (TOGETHER, layer.node.name)
             layers.setdefault(key, []).append(layer.node.name)
     return tuple(Pinned(reason, node, len(names), tuple(dict.fromkeys(names))) for (reason, node), names in layers.items())

@@ -104,9 +104,9 @@ def _open_npz(path: Path) -> dict[str, Reader]:
             _check_size(archive.getinfo(member), start, shape, dtype, path)
             name = member.removesuffix(".npy")
             readers[name] = _Zipped(path, member, shape, dtype)
-            if len(shape) != 1 and (fortran or not shape):
+            if dtype.kind == "S" or (len(shape) != 1 and (fortran or not shape)):
                 with np.load(path) as arrays:
-                    readers[name] = Memory(arrays[name])
+                    readers[name] = Memory(texts(arrays[name]))
     return readers
 
 
@@ -156,7 +156,7 @@ def open_source(source: Any, ports: Sequence[Port]) -> Opened:
         hash_files(sorted(path.rglob("input_*.pb")), digest)
         return replace(open_call(lambda: _folders(path, ports), ports, str(path)), sha256=digest.hexdigest())
     try:
-        readers = {"data": Memory(np.load(path, mmap_mode="r"))} if path.suffix == ".npy" else _open_npz(path)
+        readers = {"data": Memory(texts(np.load(path, mmap_mode="r")))} if path.suffix == ".npy" else _open_npz(path)
         hash_files([path], digest)
     except DAMAGED as error:
         advice = ". Save plain arrays, or yield them from --data module:function." if "Python objects" in str(error) else ""

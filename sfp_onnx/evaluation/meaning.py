@@ -92,13 +92,15 @@ def same(arrays: Sequence[Array]) -> bool:
 
 def plain(value: Any, rows: int, count: int) -> Array:
     """What onnxruntime gave for an output as an array, without padding. Maps with equal keys become rows of numbers, tensors of one
-    shape an axis behind the first; of other sequences the items stay as they are."""
+    shape an axis behind the first, others with a row for each sample one row of all their numbers; else the items stay as they are."""
     items: list[Any] | None = value if isinstance(value, list) else [value] if isinstance(value, Mapping) else None
     if items is not None:
         if items and all(isinstance(item, Mapping) and item.keys() == items[0].keys() for item in items):
             value = np.array([[item[key] for key in items[0]] for item in items])
         elif items and all(isinstance(item, np.ndarray) and item.ndim and item.dtype.kind == "f" for item in items) and same(items):
             value = np.stack(items, 1)
+        elif items and all(isinstance(item, np.ndarray) and item.shape[:1] == (rows,) and item.dtype.kind == "f" for item in items):
+            value = np.concatenate([item.reshape(rows, -1) for item in items], 1)
         else:
             value = np.empty(len(items), object)
             for place, item in enumerate(items):

@@ -135,6 +135,8 @@ def of_run(result: Pruned, sizes: tuple[int, int]) -> Conclusion:
     ratio = latency["actual"] / latency["before"] if latency else None
     elsewhere = ratio is not None and result.plan.options.get("device_profile") is not None
     worth, source = None, " (predicted from the profile)" if elsewhere else ""
+    if result.packaged is not None and not elsewhere:
+        ratio = [step.latency_ratio for step in result.packaged.steps if step.name != "ort"][-1]
     if result.evaluation:
         worth = judged(*result.evaluation)
         if not elsewhere:

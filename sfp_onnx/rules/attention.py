@@ -131,6 +131,27 @@ def packed_attention(ctx: Context) -> list[Labels]:
     return [(vector(np.repeat(query, hidden[2] // heads), 2, 3),)]
 
 
+@rule("RotaryEmbedding", "com.microsoft.RotaryEmbedding", does="heads leave whole")
+def rotary_embedding(ctx: Context) -> list[Labels]:
+    """B x heads x S x D, or B x S x (heads D); the other inputs are tables of cosines and sines, and positions."""
+    for position in range(1, len(ctx.node.inputs)):
+        ctx.pin_input(position, "it says how far RotaryEmbedding turns")
+    flat, heads = ctx.rank(0) == 3, ctx.attribute("num_heads", 0)
+    tables = 2 if ctx.node.domain else 1
+    size = 1 if not flat else ctx.shape(0)[2] // heads if heads else 2 * ctx.shape(tables)[-1]
+    along = 2 if flat else 1
+    labels = ctx.fix_input(0, [axis for axis in range(ctx.rank(0)) if axis != along], "RotaryEmbedding turns along this axis")
+    channels = ctx.along(labels, along)
+    if flat and channels is not None:
+        ctx.tie(channels.reshape(-1, size), channels.reshape(-1, size)[:, :1])
+
+    def edits(after: After) -> list[Edit]:
+        return [SetAttribute("num_heads", after.input_shape(0)[along] // size)] if heads else []
+
+    ctx.follow(edits)
+    return [labels]
+
+
 # ---- recurrent operators ---------------------------------------------------------------------------------------------
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

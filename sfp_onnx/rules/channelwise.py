@@ -68,58 +68,102 @@ def group_normalization(ctx: Context) -> list[Labels]:
 
 
 REWRITABLE = "LayerNormalization normalises over this axis"
+SKIP_EPSILON = 1e-12  # what onnxruntime's own operators take if nothing is given
 
 
 @rule("LayerNormalization", does="passes the other axes; the normalised axes are pinned (freed by --cut-layernorm)")
 def layer_normalization(ctx: Context) -> list[Labels]:
-    """Mean and variance over the axes from ``axis`` on.
-
-    Over a cut axis they stay exact if the removed channels still count as zeros: with ``cut_layernorm`` the input is padded
-    with them to its old width, normalised, and sliced.
-    """
+    """Mean and variance over the axes from ``axis`` on."""
     rank = ctx.rank(0)
     axis = ctx.attribute("axis", -1) % rank
-    scale, bias = ctx.value(1), ctx.value(2)
     if ctx.is_weight(0):  # a table that is normalised as a whole; who reads it gathers what it needs
         ctx.fix_input(0, range(rank), "it is normalised as a whole")
         return [()] * len(ctx.node.outputs)
-    if not ctx.cut_layernorm or axis != rank - 1 or scale is None or (ctx.has(2) and bias is None):
-        labels = ctx.fix_input(0, range(axis, rank), REWRITABLE)
-        return [labels] + [()] * (len(ctx.node.outputs) - 1)
+    labels = _normalised(ctx, ctx.labels(0), axis, (0,), (1, 2))
+    return [labels] + [()] * (len(ctx.node.outputs) - 1)
+
+
+def _normalised(ctx: Context, labels: Labels, axis: int, data: Sequence[int], vectors: Sequence[int]) -> Labels:
+    """Normalise over the axes from ``axis`` on: the sum of the inputs ``data``, with ``vectors`` per channel, the scale first.
+
+    Over a cut axis mean and variance stay exact if the removed channels still count as zeros: with ``cut_layernorm`` the inputs are
+    padded with them to their old width, normalised, and sliced.
+    """
+    rank, values = ctx.rank(0), {at: ctx.value(at) for at in vectors if ctx.has(at)}
+    if not ctx.cut_layernorm or axis != rank - 1 or any(value is None for value in values.values()):
+        return ctx.fix_axes(labels, range(axis, rank), REWRITABLE)
 
     def edits(after: After) -> list[Edit]:
         keep = after.input_keep(0, axis)
         if keep.all():
             return []
         width, order = int(keep.sum()), np.argsort(~keep, kind="stable")
-        pads = np.zeros(2 * rank, np.int64)
-        pads[-1] = len(keep) - width
-        vectors: list[Edit] = [SetInput(at, value[order]) for at, value in ((1, scale), (2, bias)) if value is not None]
-        bounds = tuple(np.asarray([value], np.int64) for value in (0, width, axis))
-        return [*vectors, InsertBefore(0, "Pad", (pads,)), InsertAfter("Slice", bounds)]
+        made: list[Edit] = [SetInput(at, value[order]) for at, value in values.items() if value is not None]
+        for at in data:
+            pads = np.zeros(2 * ctx.rank(at), np.int64)
+            pads[-1] = len(keep) - width
+            made.append(InsertBefore(at, "Pad", (pads,)))
+        return [*made, InsertAfter("Slice", tuple(np.asarray([value], np.int64) for value in (0, width, axis)))]
 
     ctx.follow(edits)
-    return [ctx.labels(0)] + [()] * (len(ctx.node.outputs) - 1)
+    return labels
+
+
+def _skipped(ctx: Context) -> Labels:
+    """Labels of the sum of inputs 0 and 1; a removed channel of a constant adds nothing."""
+    rank = ctx.rank(0)
+    shapes = {at: (1,) * (rank - ctx.rank(at)) + ctx.shape(at) for at in (0, 1) if not ctx.is_constant(at)}
+    merged = ctx.merge([Operand(tuple(align(array, rank) for array in ctx.labels(at)), shape) for at, shape in shapes.items()])
+    if 1 not in shapes:
+        ctx.adopt(1, merged)
+        ctx.mask_input(1)
+    return merged
+
+
+@rule("com.microsoft.SkipLayerNormalization", does="as LayerNormalization, of a sum")
+def skip_layer_normalization(ctx: Context) -> list[Labels]:
+    """x, skip, scale, and if given bias and what is added in front. The sum itself, output 3, would be that of the padded inputs."""
+    last, merged = ctx.rank(0) - 1, _skipped(ctx)
+    if len(ctx.node.outputs) > 1:
+        labels = ctx.fix_axes(merged, [last], "SkipLayerNormalization normalises over this axis")
+        return [labels, (), (), labels][: len(ctx.node.outputs)]
+    return [_normalised(ctx, merged, last, (0, 1), (2, 3, 4))]
 
 
 @rule("RMSNormalization", "SimplifiedLayerNormalization", does="passes channels; the mean square keeps its original divisor")
 def rms_normalization(ctx: Context) -> list[Labels]:
-    """y = scale x / sqrt(mean(x^2) + eps). With k of C channels left and s = k / C,
-    mean_C(x^2) + eps = s (mean_k(x^2) + eps / s), so scale and eps are divided by sqrt(s) and s."""
-    rank = ctx.rank(0)
-    axis = ctx.attribute("axis", -1) % rank
-    scale = ctx.value(1)
-    if axis != rank - 1 or scale is None or len(ctx.node.outputs) > 1:
-        return [ctx.fix_input(0, range(axis, rank), f"{ctx.node.op} normalises over this axis")] + [()] * (len(ctx.node.outputs) - 1)
+    """Over the axes from ``axis`` on."""
+    axis = ctx.attribute("axis", -1) % ctx.rank(0)
+    labels = _root_mean_square(ctx, ctx.labels(0), axis, 1, len(ctx.node.outputs) == 1)
+    return [labels] + [()] * (len(ctx.node.outputs) - 1)
+
+
+@rule("com.microsoft.SkipSimplifiedLayerNormalization", does="as RMSNormalization, of a sum")
+def skip_rms_normalization(ctx: Context) -> list[Labels]:
+    """x, skip, scale, and if given what is added in front; output 3 is the sum."""
+    axis, merged = ctx.rank(0) - 1, _skipped(ctx)
+    if ctx.has(3):
+        ctx.match(3, 0, ctx.along(merged, axis))
+        ctx.mask_input(3)
+    labels = _root_mean_square(ctx, merged, axis, 2, not any(ctx.node.outputs[1:3]))
+    return [labels, (), (), labels][: len(ctx.node.outputs)]
+
+
+def _root_mean_square(ctx: Context, labels: Labels, axis: int, position: int, alone: bool) -> Labels:
+    """y = scale x / sqrt(mean(x^2) + eps), with the scale at an input; ``alone``: nobody reads the statistics. With k of C channels left
+    and s = k / C, mean_C(x^2) + eps = s (mean_k(x^2) + eps / s), so scale and eps are divided by sqrt(s) and s."""
+    rank, scale = ctx.rank(0), ctx.value(position)
+    if axis != rank - 1 or scale is None or not alone:
+        return ctx.fix_axes(labels, range(axis, rank), f"{ctx.node.op} normalises over this axis")
+    epsilon = float(ctx.attribute("epsilon", SKIP_EPSILON if position == 2 else 1e-5))
 
     def edits(after: After) -> list[Edit]:
         keep = after.input_keep(0, axis)
         share = float(keep.mean())
-        epsilon = float(ctx.attribute("epsilon", 1e-5))
-        return [SetInput(1, (scale[keep] / np.sqrt(share)).astype(scale.dtype)), SetAttribute("epsilon", epsilon / share)]
+        return [SetInput(position, (scale[keep] / np.sqrt(share)).astype(scale.dtype)), SetAttribute("epsilon", epsilon / share)]
 
     ctx.follow(edits)
-    return [ctx.labels(0)]
+    return labels
 
 
 @rule("MeanVarianceNormalization", does="passes the other axes; the normalised axes are pinned")

@@ -32,6 +32,7 @@ from .labels import (
     vector,
 )  # fmt: skip
 
+TOGETHER = "all channels of this axis can only leave together"
 STIFF = "it meets a tensor that cannot shrink along this axis"
 
 
@@ -204,6 +205,8 @@ class Context:
     def tie(self, left: IntArray, right: IntArray) -> None:
         """These labels leave together, element by element (broadcast)."""
         left, right = np.broadcast_arrays(left, right)
+        if left.size > 1 and (right == right.flat[0]).all():
+            self.facts.joins.append(PinFact(np.unique(left), self.node.name, TOGETHER))
         differ = left != right
         if not differ.any():
             return

@@ -205,11 +205,13 @@ class Operand(NamedTuple):
 
 @dataclass
 class Facts:
-    """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key."""
+    """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key; ``joins`` says where
+    labels became one, in case that they fill an axis in the end."""
 
     labels: int = 1
     ties: list[TiePair] = field(default_factory=list)
     pins: list[PinFact] = field(default_factory=list)
+    joins: list[PinFact] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     layers: list[LayerFact] = field(default_factory=list)
     affines: list[AffineFact] = field(default_factory=list)

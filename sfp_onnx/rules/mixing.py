@@ -48,6 +48,9 @@ def _grouped(ctx: Context, weight: int, data: IntArray | None, written: IntArray
     labels = inner.labels
     options = []
     left, right = sides
+    for one, other in (sides, sides[::-1]):
+        if one is not None and other is None and one.shape[1] == 1:  # depthwise, say: no channel of a group stays
+            ctx.pin(one, "its grouped convolution has no channels on its other side that can leave")
     loose = [] if labels is None or ctx.is_constant(weight) else [(labels, np.zeros_like(labels))]
     if left is not None and right is not None:
         options.append([_rows(left), _rows(right), (left[:, 0], right[:, 0]), *loose])

@@ -226,6 +226,18 @@ def rms_norm(call: Call, x: Tensor, scale: Tensor) -> Tensor:
     return x * ((x * x).mean(axes, True) + call.get("epsilon", 1e-5)).rsqrt() * scale
 
 
+@computes("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization", weights=(2, 3, 4))
+def skip_norm(call: Call, x: Tensor, skip: Tensor, scale: Tensor, *vectors: Tensor) -> Any:
+    if call.wants(1) or call.wants(2):
+        raise Unsupported("its statistics")
+    simple, epsilon = "Simplified" in call.node.op, call.get("epsilon", 1e-12)
+    bias, added = ([None] if simple else []) + [*vectors, None, None][: 1 if simple else 2]
+    total = x + skip if added is None else x + skip + added
+    made = total * ((total * total).mean(-1, True) + epsilon).rsqrt() if simple else F.layer_norm(total, x.shape[-1:], eps=epsilon)
+    made = made * scale if bias is None else made * scale + bias
+    return [made, None, None, total] if call.wants(3) else made
+
+
 @computes("MeanVarianceNormalization")
 def mean_variance(call: Call, x: Tensor) -> Tensor:
     axes = list(call.get("axes", [0, 2, 3]))
@@ -294,6 +306,23 @@ def packed_attention(call: Call, x: Tensor, weight: Tensor, bias: Tensor = None,
     made, count = x @ weight, call.get("num_heads")
     parts = (made if bias is None else made + bias).split(list(call.get("qkv_hidden_sizes") or [weight.shape[1] // 3] * 3), -1)
     return _joined(F.scaled_dot_product_attention(*(_heads(item, count) for item in parts), scale=call.get("scale") or None))
+
+
+@computes("RotaryEmbedding", "com.microsoft.RotaryEmbedding")
+def rotary_embedding(call: Call, x: Tensor, *tables: Tensor) -> Tensor:
+    call.refuse("is_packed_batching")
+    cos, sin, places = (*tables[1:], tables[0]) if call.node.domain else (*tables, None)[:3]
+    heads = x if x.ndim == 4 else _heads(x, call.get("num_heads") or x.shape[-1] // (2 * cos.shape[-1]))
+    if places is not None:
+        cos, sin = cos[places], sin[places]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    size = 2 * cos.shape[-1]
+    turned = heads[..., :size]
+    one, two = (turned[..., ::2], turned[..., 1::2]) if call.get("interleaved") else turned.chunk(2, -1)
+    pair = cos * one - sin * two, sin * one + cos * two
+    made = torch.stack(pair, -1).flatten(-2) if call.get("interleaved") else torch.cat(pair, -1)
+    made = torch.cat([made, heads[..., size:]], -1)
+    return made if x.ndim == 4 else _joined(made)
 
 
 # ---- recurrence ------------------------------------------------------------------------------------------------------
