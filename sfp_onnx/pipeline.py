@@ -44,7 +44,7 @@ from .planning import figures, max_drop, parse_target, search, widths
 from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
-from .report.points import Point, measured_points, parse_sweep, saved_point, sweep_data
+from .report.points import Point, measured_points, parse_sweep, part_of, refuse_none, saved_point, sweep_data
 from .report.text import plan_text, points_text
 from .report.verdict import card
 from .rules.foreign import sentences
@@ -633,6 +633,7 @@ def sweep(
     repair: RepairOptions | None = AS_PLANNED, *, test_data: DataSource | None = None, data_options: DataOptions = DataOptions(),
     inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, folder: Path | None = None,
     report: Path | None = None, measure_options: MeasureOptions = MeasureOptions(), executor: Executor | int | None = None,
+    part: str | None = None,
 ) -> Sweep:  # fmt: skip
     """Plan, cut, verify and repair for every target of ``sweeps`` ("macs=90%:20%:10%": first, last, step) from one calibration, and
     measure all together. Targets of the options hold for all of them.
@@ -643,6 +644,7 @@ def sweep(
         executor: what works on the points: any executor of `concurrent.futures`, or a number of processes of this machine, which share
             its cores (see `core.workers.processes`); default: this thread. With the same threads the models are the same to the byte.
             Targets that are timed are worked on in this thread all the same. Give model and data as paths that the workers can read.
+        part: only the targets of a part, such as "3/16"; `report.points.joined` makes a whole sweep of the JSON of all parts.
 
     Raises:
         OptionError: bad targets, or model or data that cannot be sent. TargetError: none of the targets can be reached.
@@ -650,6 +652,8 @@ def sweep(
     if options.ratio is not None or options.max_drop is not None:
         raise OptionError("a sweep takes --targets (and --target for bounds that hold for all of them), not --ratio or --max-drop")
     wanted = [target for text in ([sweeps] if isinstance(sweeps, str) else sweeps) for target in parse_sweep(text)]
+    asked = {"part": part, "targets": wanted, "plan": asdict(options)}
+    wanted = wanted if part is None else part_of(wanted, part)
     if report is not None:
         require()
     if folder is not None:
@@ -674,11 +678,11 @@ def sweep(
         else:
             points.append(saved_point(result, target, inputs.analysis, folder))
             models.append(result.model)
-    if len(models) == 1:
-        raise TargetError(f"none of the {len(wanted)} targets can be reached. The first: {points[0].failure}")
+    if part is None:
+        refuse_none(points)
     reading = None if inputs.test_data is None else inputs.read(inputs.test_data)
     measured = measured_points(inputs.analysis, points, models, inputs.test_data, options, reading or MeasureOptions())
-    swept = Sweep(tuple(measured), sweep_data(measured, inputs.analysis, ready))
+    swept = Sweep(tuple(measured), sweep_data(measured, inputs.analysis, ready, None if part is None else asked))
     if output is not None:
         write_json(output, swept.data, inputs.paths)
     if report is not None:

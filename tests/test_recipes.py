@@ -27,7 +27,8 @@ def blocks(kind: str = r"\w*") -> list[str]:
 def commands() -> list[list[str]]:
     """Arguments of every call of the program, also those of CI jobs, the Makefile and the Dockerfile."""
     calls = [re.match(r"^\s*(?:- run: |- |RUN )?sfp-onnx (.*)$", line) for block in blocks() for line in block.splitlines()]
-    return [shlex.split(call[1].replace("$@", "smaller.onnx"), comments=True) for call in calls if call]
+    whole = [call[1] for call in calls if call and not re.search(r"part.*json", call[1])]  # the others: test_sweeps_in_parts
+    return [shlex.split(text.replace("$@", "smaller.onnx"), comments=True) for text in whole]
 
 
 @pytest.fixture
@@ -76,3 +77,19 @@ def test_the_makefile(folder: Path) -> None:
     assert (folder / "smaller.onnx").exists() and "passed: top-1" in done.stdout + done.stderr
     again = subprocess.run(["make", "smaller.onnx"], cwd=folder, env=environment, capture_output=True, text=True)
     assert "up to date" in again.stdout
+
+
+def test_sweeps_in_parts(folder: Path) -> None:
+    """The matrix, the array and the indexed job as loops: the words of each with the numbers that its system gives."""
+    found = [re.search(r"sfp-onnx (sweep .* --part .*)$", block, re.MULTILINE) for block in blocks() if "--part" in block]
+    texts = [call[1] for call in found if call]
+    numbers = ("${{ matrix.part }}", "$SLURM_ARRAY_TASK_ID", "$part")
+    filled = [[shlex.split(text.replace(name, part)) for part in "1234"] for text, name in zip(texts, numbers, strict=True)]
+    assert filled[0] == filled[1] == filled[2]
+    for words in filled[0]:
+        result = invoke(*words)
+        assert result.exit_code == 0, (words, result.stderr)
+    join = next(line.split("sfp-onnx ")[1] for block in blocks() for line in block.splitlines() if "sweep --join" in line)
+    result = invoke(*shlex.split(join.replace("part*.json", " ".join(file.name for file in folder.glob("part*.json")))))
+    assert result.exit_code == 0 and result.stdout.count("macs=") == 8, result.stderr
+    assert (folder / "sweep.json").stat().st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -197,3 +198,85 @@ def test_workers_end_with_their_parent(number: str, tmp_path: Path) -> None:
     while any(map(alive, found)) and time.monotonic() < until:
         time.sleep(0.05)
     assert len(found) == 2 and not any(map(alive, found))
+
+
+# ---- parts, and several models ---------------------------------------------------------------------------------------
+
+
+TIMED = {"latency_ms", "latency_ratio", "front", "timing"}
+
+
+def untimed(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "points": [{key: value for key, value in row.items() if key not in TIMED} for row in data["points"]]}
+
+
+@pytest.fixture
+def parts(model_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words of a sweep of three targets, one of which cannot be reached, whose four parts are there as part1.json ..."""
+    monkeypatch.chdir(tmp_path)
+    targets = ["--targets", "macs=80%:40%:40%", "--targets", "size=0.1%:0.1%:1%"]
+    words = ["sweep", str(model_file), "--data", str(data), *targets, "--threads", "1"]
+    for number in range(1, 5):
+        result = invoke(*words, "--part", f"{number}/4", "-o", f"part{number}.json")
+        assert result.exit_code == 0, result.stderr
+    return words
+
+
+def test_parts_join_to_the_whole(parts: list[str]) -> None:
+    assert invoke(*parts, "-o", "whole.json").exit_code == 0
+    result = invoke("sweep", "--join", *(f"part{number}.json" for number in (3, 1, 4, 2)), "-o", "joined.json")
+    assert result.exit_code == 0 and "size=0.1%: the target cannot be met" in result.stderr, result.stderr
+    whole, joined = (json.loads(Path(name).read_text()) for name in ("whole.json", "joined.json"))
+    assert untimed(whole) == untimed(joined) and whole.keys() == joined.keys()
+    assert [row["target"] for row in joined["points"]] == ["original", "macs=80%", "macs=40%", "size=0.1%"]
+    assert any(row["front"] for row in joined["points"]) and "macs=40%" in result.stdout
+    assert json.loads(invoke("sweep", "--join", *sorted(map(str, Path().glob("part*"))), "--json").stdout) == joined
+
+
+def test_parts_that_do_not_fit_are_refused(parts: list[str], tmp_path: Path) -> None:
+    names = [f"part{number}.json" for number in range(1, 5)]
+
+    def refused(*words: str, code: int = 4) -> str:
+        result = invoke("sweep", *words, "-o", "joined.json")
+        assert result.exit_code == code and not Path("joined.json").exists(), result.stderr
+        return result.stderr
+
+    assert "missing: 4; there twice: 2" in refused("--join", *names[:3], "part2.json", code=2)
+    other = [*parts[:-1], "1", "--align", "8", "--part", "2/4", "-o", "other.json"]
+    assert invoke(*other).exit_code == 0
+    assert "they differ in options of the plan" in refused("--join", names[0], "other.json", *names[2:])
+    Path("odd.json").write_text('{"part": {"part": "1"}}')
+    for odd in ("odd.json", "nowhere.json", parts[1]):
+        assert odd in refused("--join", odd, *names)
+    assert "none of the 1 targets" in _unreached(parts)
+    for wrong in ("0/4", "5/4", "x"):
+        assert "such as 3/16" in refused(*parts[1:], "--part", wrong, code=2)
+
+
+def _unreached(parts: list[str]) -> str:
+    words = [*parts[:4], "--targets", "size=0.1%:0.1%:1%", "--part", "1/1", "-o", "none.json"]
+    assert invoke(*words).exit_code == 0
+    result = invoke("sweep", "--join", "none.json")
+    assert result.exit_code == 3
+    return result.stderr
+
+
+def test_several_models(model_file: Path, tmp_path: Path) -> None:
+    second, broken, out = tmp_path / "second.onnx", tmp_path / "broken.onnx", tmp_path / "all.json"
+    second.write_bytes(model_file.read_bytes())
+    broken.write_bytes(b"no model")
+    words = ["--targets", "macs=80%:60%:20%", "--save-dir", tmp_path / "made", "-o", out]
+    result = invoke("sweep", model_file, broken, second, *words)
+    assert result.exit_code == 4 and "broken.onnx: not an ONNX file" in result.stderr
+    sweeps = json.loads(out.read_text())["sweeps"]
+    assert [len(one["points"]) for one in sweeps] == [3, 0, 3] and "not an ONNX file" in sweeps[1]["failure"]
+    assert sweeps[2]["points"][1]["size"] == sweeps[0]["points"][1]["size"] and str(second) in result.stdout
+    assert len(hashes(tmp_path / "made")) == 4
+    for more in (["--report", tmp_path / "r.html"], ["--part", "1/2"]):
+        assert "is for one model" in invoke("sweep", model_file, second, *words, *more).stderr
+    assert "the same name" in invoke("sweep", model_file, tmp_path / "x" / model_file.name, *words).stderr
+
+
+def test_targets_are_asked_for(model_file: Path) -> None:
+    result = invoke("sweep", model_file)
+    assert result.exit_code == 2 and "needs --targets" in result.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import OptionError
+from ..core.errors import DataError, OptionError, TargetError
 from ..core.options import MeasureOptions, PlanOptions, quantity
 from ..core.types import Shown, Size, number
 from ..coupling.analysis import Analysis
@@ -129,10 +130,87 @@ def front(points: Sequence[Point]) -> list[Point]:
     return [replace(point, front=not point.failure and point.target in best) for point in points]
 
 
-def sweep_data(points: Sequence[Point], analysis: Analysis, scored: Candidates) -> dict[str, Any]:
-    """A sweep as plain data for JSON."""
-    model = {"path": str(analysis.model.source), "sha256": analysis.model.sha256}
+def part_of(wanted: Sequence[str], part: str) -> list[str]:
+    """The targets of a part ("3/16": every 16th from the third on); there may be none.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise OptionError(f"--part {part}: expected number/parts from 1 on, such as 3/16")
+    return list(wanted[int(match[1]) - 1 :: int(match[2])])
+
+
+def joined(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """The data of a whole sweep from those of all its parts (`sweep_data` with ``part``), in any order.
+
+    Raises:
+        DataError: what is no part, or parts of different sweeps. OptionError: a part is missing, or there twice.
+        TargetError: no target was reached.
+    """
+    parts = [_read(Path(path)) for path in paths]
+    first, count = parts[0], int(parts[0]["part"]["part"].split("/")[1])
+    for path, data in zip(paths, parts, strict=True):
+        differ = [name for name, value in _shared(data).items() if value != _shared(first)[name]]
+        if differ:
+            what = f"{path} and {paths[0]} are parts of different sweeps: they differ in {', '.join(differ)}"
+            raise DataError(f"{what}. Make all parts with the same command.")
+    numbers = [int(data["part"]["part"].split("/")[0]) for data in parts]
+    missing, twice = sorted({*range(1, count + 1)} - {*numbers}), sorted({number for number in numbers if numbers.count(number) > 1})
+    if missing or twice:
+        texts = [f"{what}: {', '.join(map(str, these))}" for what, these in (("missing", missing), ("there twice", twice)) if these]
+        raise OptionError(f"--join: parts of {count} {'; '.join(texts)}. Give each part once.")
+    first = parts[numbers.index(1)]
+    known = {point.target: point for data in (*parts, first) for point in points_of(data)}  # the original is that of the first
+    points = [known[target] for target in ("original", *first["part"]["targets"])]
+    refuse_none(points[1:])
+    whole = {key: value for key, value in first.items() if key != "part"}
+    return {**whole, "points": [asdict(point) for point in front(points)]}
+
+
+def _shared(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What all parts of a sweep have in common."""
+    own = data["part"]
     return {
+        "number of parts": own["part"].split("/")[1], "model": data["model"]["sha256"], "targets": own["targets"],
+        "options of the plan": own["plan"], "data, scores or repair": data["options"],
+    }  # fmt: skip
+
+
+def refuse_none(points: Sequence[Point]) -> None:
+    """Raises:
+    TargetError: no target was reached.
+    """
+    if all(point.failure for point in points):
+        raise TargetError(f"none of the {len(points)} targets can be reached. The first: {points[0].failure}")
+
+
+def points_of(data: Mapping[str, Any]) -> list[Point]:
+    """Points from the data of a sweep."""
+    return [Point(**{**row, "size": row["size"] and Size(**row["size"])}) for row in data["points"]]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = dict(json.loads(path.read_text(encoding="utf-8")))
+        number, count = map(int, data["part"]["part"].split("/"))
+        assert data["format"] == "sfp_onnx sweep" and 1 <= number <= count and points_of(data) and data["options"] is not None
+        assert {"targets", "plan"} <= data["part"].keys() and data["model"]["sha256"]
+    except OSError as error:
+        raise DataError(f"{path}: cannot read it: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise DataError(f"{path}: no part of a sweep. Expected the JSON that `sfp-onnx sweep --part 1/4 -o FILE` writes.") from error
+    return data
+
+
+def sweep_data(
+    points: Sequence[Point], analysis: Analysis, scored: Candidates, part: Mapping[str, Any] | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """A sweep as plain data for JSON; ``part``: which part of which targets, and the options that all parts must share."""
+    model = {"path": str(analysis.model.source), "sha256": analysis.model.sha256}
+    data = {
         "format": "sfp_onnx sweep", "version": 1, "model": model, "options": dict(scored.recorded),
         "points": [asdict(point) for point in points],
     }  # fmt: skip
+    return data if part is None else {**data, "part": json.loads(json.dumps(part, default=str))}
