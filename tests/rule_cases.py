@@ -1712,6 +1712,28 @@ def rotated_by_onnxruntime(b: Builder, y: str, op: str) -> str:
     return swap(b, b.op("RotaryEmbedding", tokens(b, y), places(b), *turns(b, 4), domain=MICROSOFT))
 
 
+def four_bits(b: Builder, x: str, columns: int, rows: int, flat: bool) -> str:
+    """A product with a weight of 4 bits in blocks of 16: scales and zero points per row."""
+    blocks = columns // 16
+    scales = b.uniform(*[rows * blocks] if flat else [rows, blocks], low=0.01, high=0.02)
+    bytes_ = -(-blocks // 2)
+    zeros = b.const(b.random.integers(0, 255, [rows * bytes_] if flat else [rows, bytes_]), np.uint8)
+    weight = b.const(b.random.integers(0, 255, (rows, blocks, 8)), np.uint8)
+    sizes = {"K": columns, "N": rows, "bits": 4, "block_size": 16}
+    return b.op("MatMulNBits", x, weight, scales, zeros, domain=MICROSOFT, **sizes)
+
+
+@case("com.microsoft.MatMulNBits", pinned="packs this axis in blocks")
+def packed_rows(b: Builder, y: str, op: str) -> str:
+    return four_bits(b, b.op("Flatten", y), CHANNELS * SIDE * SIDE, 6, flat=True)
+
+
+@case("com.microsoft.MatMulNBits")
+def packed_beside(b: Builder, y: str, op: str) -> str:
+    """Rows meet the channels of a layer that is not packed."""
+    return b.op("Add", pooled(b, y), four_bits(b, b.op("Flatten", branch(b, 4)), 4 * SIDE * SIDE, CHANNELS, flat=False))
+
+
 def schema_model(schema: onnx.defs.OpSchema, opset: int) -> onnx.ModelProto:
     """An attempt at a model around any operator: every input is the same activation, attributes are guessed by type."""
     b = Builder(opset, seed=1)

@@ -28,7 +28,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 INTEGERS = {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear"}
 INTEGERS |= {name for name in RULES if name.startswith("com.microsoft.Q") and name != "com.microsoft.QuickGelu"}
 SIZES = {"ConstantOfShape", "Range"}
-TORCHLESS = {"DeformConv", "RoiAlign"}  # torch itself has no function for them: no gradient goes through
+TORCHLESS = {"DeformConv", "RoiAlign", "com.microsoft.MatMulNBits"}  # torch itself has no function for them: no gradient goes through
 REFUSED = {"pool_indices"}  # forms of operators that have a function for others
 
 

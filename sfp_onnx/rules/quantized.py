@@ -7,9 +7,13 @@ can be built.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
+import numpy as np
+
+from ..core.types import After, Edit, SetAttribute
 from .context import Context
-from .labels import Labels, Operand, align
+from .labels import Labels, Operand, Reads, Writes, align, vector
 from .mixing import Term, convolution, matrix_product, product
 from .registry import Trait, rule
 
@@ -124,3 +128,25 @@ def qlinear_pool(ctx: Context) -> list[Labels]:
     last = ctx.attribute("channels_last", 0)
     spatial = range(1, ctx.rank(0) - 1) if last else range(2, ctx.rank(0))
     return [ctx.settle(0, list(spatial), "it is pooled along this axis")]
+
+
+@rule("com.microsoft.MatMulNBits", does="makes output features; input features are packed in blocks, and stay")
+def matmul_packed(ctx: Context) -> list[Labels]:
+    """x, weight N x blocks x bytes, scales, zero points, order, bias: of these all but the order hold the same number of entries for
+    every output feature."""
+    count, last = ctx.attribute("N"), ctx.rank(0) - 1
+    stay = "MatMulNBits packs this axis in blocks: prune the float model, and quantise what comes of it"
+    passed = ctx.settle(0, [last], stay)
+    if not ctx.is_constant(1):
+        return [passed]
+    written = ctx.axis(1, 0)
+    for position in (2, 3, 5):
+        if ctx.has(position) and written is not None:
+            ctx.match(position, 0, np.repeat(written, ctx.shape(position)[0] // count))
+
+    def edits(after: After) -> list[Edit]:
+        return [SetAttribute("N", after.input_shape(1)[0])]
+
+    ctx.follow(edits)
+    ctx.layer(float(prod(ctx.shape(0)) * count), [written], Reads(0, last, 1, None), Writes(1, 0, written))
+    return [passed if written is None else (*passed, vector(written, last, last + 1))]
