@@ -178,7 +178,8 @@ class Inside:
         wanted = {name: asked.get(name) for name in places if name not in ends.constants and name not in given}
         part = segment(pruned, [Port(name, expected[name].dtype, None) for name in given], wanted)
         steady = {name: expected[name] for name in given}
-        got: dict[str, Any] = {**ends.constants, **steady}
+        known = {name: _as_large(value, expected.get(name)) for name, value in ends.constants.items()}  # those of vanished branches, too
+        got: dict[str, Any] = {**known, **steady}
         with suppress(ModelError):  # a step of the original does not fit: nothing is known of the pruned model then
             got |= _run(part, {**inputs, **steady}, list(wanted))
         return cls({name: _difference(got.get(name), expected.get(name), tolerance) for name in places}, ends, stepping)
@@ -259,6 +260,13 @@ class _Ends:
         if name not in self.constants or name in self.makers[0]:
             return True
         return name in self.before and relative_error(self.constants[name], self.before[name]) == 0
+
+
+def _as_large(value: Array, like: Any) -> Array:
+    """A constant that stands for a tensor, as large as that."""
+    sizes = zip(value.shape, np.shape(like), strict=False)
+    fits = value.ndim == np.ndim(like) and all(own in (1, size) for own, size in sizes)
+    return np.broadcast_to(value, np.shape(like)) if fits else value
 
 
 def _run(model: Model, values: Feeds, names: Sequence[str]) -> dict[str, Any]:
