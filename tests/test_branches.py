@@ -55,6 +55,18 @@ def without(analysis: sfp_onnx.Analysis, name: str, others: float = 0.0) -> sfp_
     return replace(plan, groups=groups)
 
 
+def test_a_branch_vanishes_in_front_of_an_argmax() -> None:
+    """Class numbers are right if what they are made from is: the constant of the branch, which is smaller, among it."""
+    model = residual()
+    head = model.graph.node[-1]
+    head.output[0] = "scores"
+    model.graph.node.append(helper.make_node("ArgMax", ["scores"], ["y"], axis=1, keepdims=0))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", onnx.TensorProto.INT64, ["N"]))
+    analysis = sfp_onnx.inspect(model)
+    result = sfp_onnx.apply(analysis, without(analysis, "conv1"))
+    assert result.verification is not None and "conv2" not in {node.name for node in result.to_proto().graph.node}
+
+
 @pytest.mark.parametrize("others", [0.0, 0.5])
 @pytest.mark.parametrize("tail", ["Add", "Mul", "Sub"])
 def test_a_branch_vanishes_exactly(tail: str, others: float, tmp_path: Path) -> None:
