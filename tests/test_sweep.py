@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import images, invoke
+from conftest import ctrl_c, images, invoke
 
 import sfp_onnx
 from sfp_onnx import pipeline
@@ -177,7 +177,8 @@ def test_workers_end_with_their_parent(number: str, tmp_path: Path) -> None:
     script = tmp_path / "waits.py"
     script.write_text(SCRIPT)
     path = os.pathsep.join([str(Path(sfp_onnx.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+    with ctrl_c():
+        parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
 
     def workers() -> set[int]:
