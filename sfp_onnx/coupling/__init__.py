@@ -153,7 +153,7 @@ def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
     What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early, and grouped
     convolutions behind each other gain only if all of them lose whole groups, or all of them channels of every group.
     """
-    stated = [*facts.choices]
+    stated = facts.choices
     choices = sorted([*stated, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
     alike = ([replace(own, options=own.options[part]) for own in stated] for part in (slice(1), slice(-1, None)) if len(stated) > 1)
     orders = [choices, choices[::-1], *([*first, *choices] for first in alike)]

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..core.system import quiet
 from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, open_data
 from ..data.layout import traced_samples
-from ..graph import Model, Prepared, initializers, inputs, outputs
+from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
 from ..graph.edit import with_projections
 from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.channelwise import REWRITABLE
@@ -84,12 +85,16 @@ class Analysis(Shown):
 
 def counted(model: Model, feeds: Feeds, samples: int) -> Size:
     """MACs for one sample and parameters of a model as it is, whatever made it, from one run on inputs that hold so many samples. Nodes
-    that no output needs do not count.
+    that no output needs do not count; branches that declared shapes choose do.
 
     Raises:
         ModelError: onnxruntime cannot run it.
     """
-    prepared = observed(model, feeds)
+    whole = model
+    if any(has(node, Trait.CHOOSES) for node in nodes(model)):
+        with quiet():  # what is chosen was said when the model was inspected
+            whole = prepare(model, None, feeds).base or model
+    prepared = observed(whole, feeds)
     live = {node.index for node in prepared.index.needed([port.name for port in outputs(model)])}
     layers = (layer for layer in state(prepared, False).layers if layer.node.index in live)
     return Size(sum(layer.macs for layer in layers) / samples, cost.params_of(model))
@@ -163,13 +168,12 @@ def _expandable(prepared: Prepared, cut_layernorm: bool) -> dict[str, int]:
     return axes
 
 
-def expansions(analysis: Analysis) -> dict[str, bool]:
-    """Which of the options that free more channels would, as far as the pins tell."""
+def expansions(analysis: Analysis) -> list[str]:
+    """The options that would free more channels, as far as the pins tell."""
     pins = analysis.coupling.pinned
-    return {
-        "cut_layernorm": not analysis.cut_layernorm and any(pin.reason == REWRITABLE for pin in pins),
-        "expand_outputs": not analysis.projected and any(pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1 for pin in pins),
-    }
+    layernorm = not analysis.cut_layernorm and any(pin.reason == REWRITABLE for pin in pins)
+    embedding = not analysis.projected and any(pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1 for pin in pins)
+    return ["cut_layernorm"] * layernorm + ["expand_outputs"] * embedding
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:

@@ -17,7 +17,6 @@ from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
 from ..core.types import Array, Shown, Size, number
 from ..coupling.analysis import Analysis, Progress, counted, inspect, silent
-from ..coupling.cost import params_of
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
 from ..graph.save import file_bytes
@@ -419,9 +418,7 @@ def evaluate(
         log.warning(text)
     results = []
     for model, found in zip(loaded, compared, strict=True):
-        base = analysis.prepared.base if model is loaded[0] or analysis.prepared.base is None else inspect(model, data=data).prepared.base
-        size = counted(base or model, analysis.prepared.feeds, analysis.samples)  # branches that declared shapes choose count
-        size = replace(size, params=params_of(model), bytes=file_bytes(model))
+        size = replace(counted(model, analysis.prepared.feeds, analysis.samples), bytes=file_bytes(model))
         shares, figures = found.shares, found.figures
         judged = figures.setdefault(", ".join(found.reading.judged.outputs), {})
         if own is not None:

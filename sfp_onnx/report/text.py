@@ -78,7 +78,7 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         for group in coupling.groups
     ]  # fmt: skip
     share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
-    more = [option for option, helps in expansions(analysis).items() if helps]
+    more = expansions(analysis)
     layernorm, projected = analysis.cut_layernorm or "cut_layernorm" in more, bool(analysis.projected) or "expand_outputs" in more
     shapes = {key: array.shape for key, array in analysis.prepared.feeds.items()}
     wider = inspect(analysis.model, shapes, None, layernorm, projected).coupling if more else coupling
