@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -358,7 +358,7 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
             best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
     elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.removed.any():
         best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
-    recorded = {**asdict(best.options), "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
+    recorded = {**best.options.told, "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
     plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded})
     figures = {
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
