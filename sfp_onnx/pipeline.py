@@ -28,7 +28,7 @@ from .core.workers import each, reason
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
 from .coupling.cost import cuts, keep_mask, params_of
 from .coupling.trace import random_feeds
-from .cut import cut
+from .cut import cut, factor
 from .cut.verify import Verification, compare, maskable, runs_at
 from .data import Preprocessing
 from .data.checks import opened, training_mode
@@ -320,8 +320,8 @@ def _built(ready: search.Candidates, plan: Plan) -> Plan:
     """A plan with the size of the file that it will give, with the biases that a repair adds."""
     analysis, form = ready.analysis, ready.form
     removed = planning.removal_of(plan, analysis.coupling, plan.model_sha256)
-    built = figures.ruler_for(analysis, PlanOptions(), form=form).built(removed)
-    after = replace(analysis.size(removed), params=params_of(built), bytes=form.bytes(built))
+    built = figures.ruler_for(analysis, PlanOptions(), form=form).built(removed, plan.factors)
+    after = replace(analysis.size(removed, plan.factors), params=params_of(built), bytes=form.bytes(built))
     return replace(plan, before=_size(analysis), after=after)
 
 
@@ -588,28 +588,33 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
     if data is not None and _judged_on_a_part(plan):
         data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
-    pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
-    pruned = without_projections(pruned, analysis.projected) if analysis.projected and removed.any() else pruned
+    wholes, changed = planning.layers_of(plan.factors, analysis, removed), bool(removed.any() or plan.factors)
+    low = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
+    low = without_projections(low, analysis.projected) if analysis.projected and changed else low
+    low = factor.lowered(low, wholes, plan.factors)
+    pruned = factor.split(low, wholes, plan.factors)
     graph.check(pruned)
     verification = None
     if verify:
         with progress("verifying", 1) as advance:
-            verification = _verify(analysis, pruned, removed, data)
+            same = factor.original(analysis.prepared.model, wholes, removed, low) if wholes else None
+            verification = _verify(analysis, pruned, removed, data, same)
             advance(1)
-    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed))
+    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed, len(wholes)))
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
-    final = planning.make_plan(analysis, removed, plan.options)
+    final = planning.make_plan(analysis, removed, plan.options, plan.factors)
     final = replace(final, notes=plan.notes, figures=plan.figures)
     listed = maskable(analysis.prepared.types, cuts(analysis.coupling, analysis.prepared.trace, removed), analysis.coupling.zero_points)
     mended = None
-    if repair is not None and removed.any():
+    if repair is not None and changed:
         if data is None:
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
         known = plan.options.get("measures") or {}
         how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
         better = plan.options.get("max_drop") is not None  # the model that was judged is the one that is made
-        done = repaired(analysis, pruned, removed, data, repair, progress, how, better)
+        done = repaired(analysis, low, removed, data, repair, progress, how, better, factor.by_weight(wholes, plan.factors))
+        done = replace(done, model=factor.split(done.model, wholes, plan.factors))
         mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
@@ -637,9 +642,9 @@ def _counted(result: Pruned, inputs: Inputs, output: OutputOptions, strict: bool
     return replace(result, plan=replace(plan, before=_size(analysis), after=size, figures=held))
 
 
-def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
+def _notes(coupling: Coupling, removed: BoolArray, factors: int) -> tuple[str, ...]:
     """What the user should know about a removal."""
-    if not removed.any():
+    if not removed.any() and not factors:
         return ("the plan removes nothing; the model is written unchanged",)
     masks = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
     odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in masks if not kept.all())
@@ -651,7 +656,10 @@ def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
     )
 
 
-def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: Dataset | None) -> Verification:
+def _verify(
+    analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: Dataset | None, low: graph.Model | None = None
+) -> Verification:
+    """That a cut model answers as the original does, masked; ``low``: the original with weights of lower rank, as prepared."""
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
@@ -670,7 +678,9 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
     try:
         if base is not analysis.model:
             compare(analysis.model, base, types, [], inputs)
-        return compare(base, pruned, types, maskable(types, every, zero_points), inputs)
+        if low is not None:  # weights may be folded from others in the original
+            compare(base, analysis.prepared.model, types, [], inputs)
+        return compare(low or base, pruned, types, maskable(types, every, zero_points), inputs)
     except VerificationError as error:
         training = training_mode(analysis.model)
         if not training:
