@@ -16,13 +16,13 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.system import no_room
-from ..core.types import Array, BoolArray, FloatArray, Linear, Port
+from ..core.types import Array, BoolArray, Factor, FloatArray, Linear, Port
 from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes
 from ..runtime import Session, open_model, tensor_types
 from .linear import Sums, best_bias
 
 REPEATS = 3  # segments in a row that are run again rather than remembered ...
-GROWS = 2  # ... where what they make is so many times what they are made from, and goes to a file
+GROWS, LARGE = 2, 2**28  # ... where what they make is so many times what they are made from, and more bytes than this (whatever the memory)
 
 
 class Walk:
@@ -61,8 +61,8 @@ class Walk:
     def advance(self, names: Collection[str]) -> Segment:
         """Run on until ``names`` are known. Run the segment on every batch, then `finish` it.
 
-        What it makes and later nodes read is remembered; but where that is much more than it was made from, and no room is left in memory,
-        the next segment makes it again.
+        What it makes and later nodes read is remembered; but where that is large, and much more than it was made from, the next segment makes
+        it again, which takes less time than to write and read it.
         """
         fresh = [node for node in self.index.needed(names, self._live) if node.index not in self._done]
         made_now = {name for node in fresh for name in node.outputs if name}
@@ -93,7 +93,7 @@ class Walk:
         assert self._before is not None
         ended = [name for name in self._before[1] if self._is_done(name)]
         new, old = (sum(array.nbytes for array in arrays) for arrays in (lasting.values(), (self.store.get((name, 0)) for name in ended)))
-        again = new > GROWS * old and self.store.used + self.batches * new > self.store.budget and self._repeated < REPEATS
+        again = new > GROWS * old and self.batches * new > LARGE and self._repeated < REPEATS
         self._repeated = self._repeated + 1 if again else 0
         if not again:
             self._before = None
@@ -297,7 +297,7 @@ class Step(Aim):
     """One layer of the changed model.
 
     ``bias`` is the constant that is its bias, which is added inside the layer if ``inside``, else by the node behind it. ``mask`` (the
-    weight's shape) tells which weights may be other than zero; None: all.
+    weight's shape) tells which weights may be other than zero; None: all. ``factor``: the weight has a lower rank, and keeps it.
     """
 
     linear: Linear
@@ -306,6 +306,7 @@ class Step(Aim):
     bias: Held | None
     inside: bool
     mask: BoolArray | None = None
+    factor: Factor | None = None
 
 
 @dataclass(frozen=True)
@@ -350,6 +351,12 @@ class Coding:
 
     def _matrix(self, weight: Array, change: FloatArray) -> Array:
         return self.steps[0].linear.form.matrix(weight, len(change)).astype(np.float64)
+
+    @property
+    def target(self) -> FloatArray:
+        """The weight (1, inputs, outputs) of a layer of one block, in units of the target."""
+        matrix = self.steps[0].linear.form.matrix(self.weight, 1).astype(np.float64)
+        return np.asarray(matrix * per_block(self.scale, matrix))
 
     def _coded(self, change: FloatArray) -> tuple[dict[str, Array], Array, Array | None]:
         """Initializers that come nearest to the changed weight, the value that they stand for, and the factor on their scale."""
