@@ -61,8 +61,8 @@ class Walk:
     def advance(self, names: Collection[str]) -> Segment:
         """Run on until ``names`` are known. Run the segment on every batch, then `finish` it.
 
-        What it makes and later nodes read is remembered; but where that is large, and much more than it was made from, the next segment makes
-        it again, which takes less time than to write and read it.
+        What it makes and later nodes read is remembered; but where that is large, and much more than it was made from, the next segment
+        makes it again, which takes less time than to write and read it.
         """
         fresh = [node for node in self.index.needed(names, self._live) if node.index not in self._done]
         made_now = {name for node in fresh for name in node.outputs if name}
