@@ -8,7 +8,7 @@ import pytest
 from house import House
 
 BUDGETS = {  # a later change stays within them, or argues for new ones in its commit
-    "lines of code": 18_775,
+    "lines of code": 18_800,
     "Python files": 120,
     "names at the top level": 18,
     "longest chain of imports": 16,
