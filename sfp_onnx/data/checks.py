@@ -19,7 +19,7 @@ from ..graph import Model, inputs, outputs as model_outputs
 from ..rules.registry import training_nodes
 from ..runtime import Batch, Batches
 from . import Preprocessing
-from .dataset import Dataset, Source, open_data
+from .dataset import Dataset, Source, one_by_one, open_data
 from .images import CONFIG, hub_config, is_images, preset
 from .readings import Change, readings
 
@@ -55,6 +55,7 @@ def opened(
     shape = next((port.shape or () for port in model_outputs(model)), ())
     classes = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
     data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed, options.classes, classes)
+    data = one_by_one(model, data)
     if data.samples < FEW and options.samples is None:
         notes.append(f"{data.samples} samples are few: 200 to 2000 typical ones make scores, repair and figures sure")
     for note in (*notes, *data.notes):
