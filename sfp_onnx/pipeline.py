@@ -308,7 +308,7 @@ def candidates(
     name = default_score(data, repair) if scoring.name is None else scoring.name
     log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
     score_options = scoring.options or ScoreOptions()
-    scores = scored(analysis, name, data, score_options, progress, options, groups)
+    scores = scored(analysis, name, data, score_options, progress, options, groups, inputs.told)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
     recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
@@ -348,7 +348,7 @@ def score(
 
 def scored_on(inputs: Inputs, name: str | None, options: ScoreOptions | None, progress: Progress, output: Path | None) -> Scored:
     """As `score`, of what is open, with all that a score tells."""
-    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress)
+    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress, measures=inputs.told)
     if output is not None:
         save_scores(output, inputs.analysis, result, inputs.paths)
     return result
