@@ -203,6 +203,9 @@ class ScoreOptions(Checked):
     memory: int = 2 * 10**9
 
 
+PLANNED = ("library", "save_library")  # where what planning measures is kept, which changes no plan
+
+
 @dataclass(frozen=True)
 class PlanOptions(Checked):
     """How to choose what leaves.
@@ -218,6 +221,7 @@ class PlanOptions(Checked):
     elsewhere. ``max_drop`` ("1%") is how much the measure of the task (``metric`` is that of `MeasureOptions`) may fall on data to judge
     on, or else calibration data that are held out from scoring; alone, it asks for the smallest model that holds it. The drop must hold
     with a ``confidence`` (one-sided; 0.5: as measured). ``profile_budget``: seconds of wall time in which the model's layers are timed.
+    ``library`` is a file that ``save_library`` of an earlier run wrote: what was measured then is not measured again.
     """
 
     ratio: float | None = option(None, "Remove this fraction of every prunable group.", AMOUNT, low=0, high=1, high_open=True)
@@ -254,11 +258,20 @@ class PlanOptions(Checked):
         low_open=True,
         metavar="SECONDS",
     )
+    library: Any = rare(
+        None, "Plan from what an earlier run measured and kept with --save-library: any target in about a second, without data.",
+        CHANNELS, path=True)  # fmt: skip
+    save_library: Any = rare(None, "Keep what planning measures (scores, errors, latency tables) for --library.", OUTPUT, path=True)
 
     def __post_init__(self) -> None:
         """Read the alignment, and check the rest."""
         object.__setattr__(self, "align", Align.parse(self.align))
         super().__post_init__()
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a plan tells of its options."""
+        return {name: value for name, value in vars(self).items() if name not in PLANNED}
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,14 @@ class Form(Protocol):
     def scale(self) -> float:
         """Factor of the product of data and weight."""
 
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Taps along each spatial axis; empty for a product."""
+
+    @property
+    def front(self) -> str:
+        """Operator of a layer in front that mixes the channels of the data alone; empty: there is none, and the layer cannot be split."""
+
     def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
         """Number of blocks, from the three shapes."""
 
@@ -445,10 +453,24 @@ class GroupPlan:
     macs_after: float
 
 
+SIDES = OUTPUTS, INPUTS = ("outputs", "inputs")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A ``layer`` (the name of its node) that becomes two, with ``rank`` channels between them: its weight becomes a product of two. A
+    convolution reads its window into so few channels and makes the ``outputs`` of them one by one, or makes so few channels of its
+    ``inputs`` one by one and reads the window of these (``narrow``)."""
+
+    layer: str
+    rank: int
+    narrow: str = OUTPUTS
+
+
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
-    """Which units leave, decided before anything is cut. ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
-    and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
+    """Which units leave, decided before anything is cut, and which layers become two (``factors``). ``figures`` gives, for each target's
+    figure, ``before``, ``bound``, ``predicted`` and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
@@ -457,11 +479,13 @@ class Plan(Shown):
     after: Size
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    factors: tuple[Factor, ...] = ()
 
     def summary(self) -> str:
-        """Sizes before and after, and how many groups shrink."""
+        """Sizes before and after, how many groups shrink, and how many layers become two."""
         shrink = sum(bool(item.remove) for item in self.groups)
-        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels"
+        split = f", {len(self.factors)} layers become two" if self.factors else ""
+        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{split}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..core.system import quiet
-from ..core.types import BoolArray, Branch, Coupling, Group, Layer, Node, Pinned, Shown, Size, number
+from ..core.types import BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, one_by_one, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
@@ -61,15 +62,23 @@ class Analysis(Shown):
         counts = f"{number(size.macs)} MACs per sample, {number(size.params)} parameters"
         return f"{self.model.name}, {counts}; {self.coupling.summary()}\n{reasons(self.coupling)}"
 
-    def size(self, removed: BoolArray | None = None) -> Size:
-        """MACs for one sample and parameters after a removal (default: of the original)."""
+    @cached_property
+    def wholes(self) -> dict[str, cost.Whole]:
+        """The layers that may become two, by name."""
+        found = cost.wholes(self.prepared, self.coupling)
+        return {name: whole for name, whole in found.items() if whole.layer.node.outputs[0] not in self.projected}
+
+    def size(self, removed: BoolArray | None = None, factors: Sequence[Factor] = ()) -> Size:
+        """MACs for one sample and parameters after a removal (default: of the original), and with factors."""
         if removed is None and self.projected:  # the original has no projections
             return counted(self.model, self.prepared.feeds, self.samples)
         if removed is None:
             none = np.zeros(self.coupling.units, bool)
             return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(self.model))
         layers, parameters = self.left(removed)
-        return Size(cost.macs(layers, removed, self.samples), cost.params(parameters, removed))
+        saved = [self.wholes[factor.layer].saved(removed, factor) for factor in factors]
+        macs = cost.macs(layers, removed, self.samples) - sum(macs for macs, _ in saved) / self.samples
+        return Size(macs, cost.params(parameters, removed) - sum(weights for _, weights in saved))
 
     def left(self, removed: BoolArray) -> tuple[Sequence[Layer], Sequence[cost.Parameter]]:
         """Layers and parameters without those that only branches which vanish needed."""

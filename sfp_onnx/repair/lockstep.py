@@ -7,20 +7,21 @@ target is the sum behind a residual connection, the layer so corrects the error 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, IntArray, Layer
+from ..core.types import Array, BoolArray, Coupling, Factor, IntArray, Layer
 from ..coupling.cost import keep_mask
 from ..graph import Model, Prepared, extract
 from ..runtime import Session
 from .linear import Gathered, Joint, Sums, together
-from .ridge import CG_STEPS, best_ridge, best_steps, mean_shift, solve
+from .ridge import CG_STEPS, Limit, best_ridge, best_steps, lowered, mean_shift, solve, unlimited
 from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
 from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block
 
@@ -57,6 +58,7 @@ class Setting:
 def repair(
     prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]],
     options: RepairOptions, masks: Mapping[str, BoolArray], advance: Callable[[int], None] = lambda steps: None,
+    factors: Mapping[str, Factor] = MappingProxyType({}),
 ) -> tuple[Model, list[LayerFit]]:  # fmt: skip
     """Re-fit the weights and biases of the changed model, in topological order.
 
@@ -66,6 +68,7 @@ def repair(
         batches: inputs; they are read once and remembered (in memory up to ``options.memory``, then in a temporary file).
         masks: by initializer of ``changed``: which weights may be other than zero.
         advance: called with 1 whenever a layer, or those that share a weight, are done.
+        factors: by initializer of ``changed``: which weights are of lower rank, and keep it.
 
     Returns:
         The repaired model (same shapes and names; biases where there were none), and what was done to each layer.
@@ -73,9 +76,9 @@ def repair(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, masks)
+    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, {*masks, *factors})
     fits = [LayerFit(name, "kept", 0.0, 0, 0.0, 0.0) for name in kept]
-    planned = plan_steps(scene, tasks, masks, ends(scene, removed))
+    planned = plan_steps(scene, tasks, masks, ends(scene, removed), factors)
     if not planned:
         return changed, fits
     budget = budget_of(options.memory, [step for task in planned if isinstance(task, tuple) for step in task])
@@ -92,12 +95,12 @@ def repair(
 
 
 def prepared_for(
-    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, masks: Mapping[str, BoolArray] = MappingProxyType({})
+    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, weights: Collection[str] = ()
 ) -> tuple[Scene, list[list[Layer]], list[str]]:
     """The changed model with a bias for every layer that will be re-fitted, these layers (those that share a weight together), and the
-    names of those that cannot be."""
+    names of those that cannot be. ``weights``: initializers that were changed beside the cut."""
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
-    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, masks), masks)
+    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, weights), weights)
     return give_biases(scene, [layer for layers in tasks for layer in layers]), tasks, kept
 
 
@@ -292,14 +295,14 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     shifted = mean_shift(fit)
     before = best = held.error(shifted[0], np.zeros_like(shifted[1]))
     kind, ridge, coding = "unchanged", 0.0, Coding(setting.after, steps, weight, scale)
-    count = CG_STEPS
+    count, limit = CG_STEPS, _limit(coding)
     mask = steps[0].mask
     mask = None if mask is None or mask.all() else steps[0].linear.form.matrix(mask, blocks)
     if held.count and any(step.bias is not None for step in steps) and (error := held.error(*shifted)) < best:
         best, kind = error, "bias"
     if held.count and inputs:
         if mask is None:
-            ridge, error = best_ridge(fit, held, setting.options.ridges)
+            ridge, error = best_ridge(fit, held, setting.options.ridges, limit)
         else:
             ridge = MASKED_RIDGE
             count, error = best_steps(fit, held, ridge, mask)
@@ -309,9 +312,18 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
             best, kind = error, "weights"
     if kind != "unchanged":
         both = together(fit, held)
-        change = solve(both, ridge, mask, count) if kind == "weights" else mean_shift(both)
+        change = limit(both, ridge, solve(both, ridge, mask, count)) if kind == "weights" else mean_shift(both)
         coding.write(coding.rounded(both, change[0]) if steps[0].weight.scale and kind == "weights" else change)
     return [LayerFit(step.layer, kind, ridge, int(rows), before * share, best * share) for step in steps]
+
+
+def _limit(coding: Coding) -> Limit:
+    """What binds the weight of the steps."""
+    step = coding.steps[0]
+    if step.factor is None:
+        return unlimited
+    weight, factor, taps = coding.target, step.factor, prod(step.linear.form.kernel)
+    return lambda sums, ridge, change: lowered(sums, ridge, weight, change, factor, taps)
 
 
 def _sums(uses: Sequence[Use], part: int) -> Sums:

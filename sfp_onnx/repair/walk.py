@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.system import no_room
-from ..core.types import Array, BoolArray, FloatArray, Linear, Port
+from ..core.types import Array, BoolArray, Factor, FloatArray, Linear, Port
 from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes
 from ..runtime import Session, open_model, tensor_types
 from .linear import Sums, best_bias
@@ -273,7 +273,7 @@ class Step(Aim):
     """One layer of the changed model.
 
     ``bias`` is the constant that is its bias, which is added inside the layer if ``inside``, else by the node behind it. ``mask`` (the
-    weight's shape) tells which weights may be other than zero; None: all.
+    weight's shape) tells which weights may be other than zero; None: all. ``factor``: the weight has a lower rank, and keeps it.
     """
 
     linear: Linear
@@ -282,6 +282,7 @@ class Step(Aim):
     bias: Held | None
     inside: bool
     mask: BoolArray | None = None
+    factor: Factor | None = None
 
 
 @dataclass(frozen=True)
@@ -326,6 +327,12 @@ class Coding:
 
     def _matrix(self, weight: Array, change: FloatArray) -> Array:
         return self.steps[0].linear.form.matrix(weight, len(change)).astype(np.float64)
+
+    @property
+    def target(self) -> FloatArray:
+        """The weight (1, inputs, outputs) of a layer of one block, in units of the target."""
+        matrix = self.steps[0].linear.form.matrix(self.weight, 1).astype(np.float64)
+        return np.asarray(matrix * per_block(self.scale, matrix))
 
     def _coded(self, change: FloatArray) -> tuple[dict[str, Array], Array, Array | None]:
         """Initializers that come nearest to the changed weight, the value that they stand for, and the factor on their scale."""

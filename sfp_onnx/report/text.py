@@ -127,6 +127,9 @@ def plan_text(plan: Plan) -> str:
         rows.append([item.group, _short(item.producers), *widths, number(item.macs_before), number(item.macs_after)])
     kept = sum(not item.remove for item in plan.groups)
     lines = [table(["group", "made by", "width", "kept", "MACs", "after"], rows), ""]
+    if plan.factors:
+        factors = [[factor.layer, str(factor.rank), factor.narrow] for factor in plan.factors]
+        lines += [table(["layer that becomes two", "channels between", "narrows its"], factors), ""]
     if kept:
         lines.append(f"{kept} of {len(plan.groups)} groups keep all channels.")
     lines.append(sizes_text(plan.before, plan.after))

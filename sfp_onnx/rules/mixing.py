@@ -265,7 +265,9 @@ def _dense(ctx: Context, terms: Sequence[Term], output: Sequence[int], scales: S
     others = [index for index in data.indices if index not in summed]
     if len(summed) != 1 or len(new) != 1 or others != [index for index in output if index not in new]:
         return None
-    form = Dense(data.indices.index(summed[0]), list(output).index(new[0]), weight.indices.index(summed[0]), scales.product)
+    contracted = data.indices.index(summed[0])
+    front = "MatMul" if contracted == len(data.indices) - 1 else ""
+    form = Dense(contracted, list(output).index(new[0]), weight.indices.index(summed[0]), scales.product, front)
     return Linear(form, scales.position, scales.bias)
 
 
