@@ -454,7 +454,7 @@ def candidates(
     else:
         name = default_score(data, repair) if scoring.name is None else scoring.name
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
-        scores = scored(analysis, name, data, scoring.options, progress, options, groups)
+        scores = scored(analysis, name, data, scoring.options, progress, options, groups, inputs.told)
         known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes)
         details = scores.brief
     if data is None and (options.library is not None or scoring.parts):
@@ -547,7 +547,7 @@ def score(
 
 def scored_on(inputs: Inputs, name: str | None, options: ScoreOptions | None, progress: Progress, output: Path | None) -> Scored:
     """As `score`, of what is open, with all that a score tells."""
-    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress)
+    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress, measures=inputs.told)
     if output is not None:
         save_scores(output, inputs.analysis, result, inputs.paths)
     return result
