@@ -517,7 +517,7 @@ def _keep(known: library.Library, inputs: Inputs, options: PlanOptions, progress
     """Write what was measured for further plans."""
     profile, sha256 = known.profile, inputs.analysis.model.sha256
     if any(parse_target(text).figure.timed for text in (*options.targets, *further)):
-        setup = Setup(options.threads, options.provider)
+        setup = Setup.of(options)
         if options.device_profile is not None:
             profile = profile_to_json(read_device_profile(options.device_profile, sha256))
         else:
@@ -1083,7 +1083,7 @@ def device_profile(
         OptionError: unknown provider or batch size. ModelError: onnxruntime cannot run the model so.
     """
     inputs = Sources(inspect_options=inspect_options).open(source, [output])
-    setup = Setup(options.threads, options.provider)
+    setup = Setup.of(options)
     profile = measure_device_profile(inputs.analysis, setup, options.batch, progress, fresh, options.profile_budget)
     if output is not None:
         write_json(output, profile_to_json(profile), inputs.paths)

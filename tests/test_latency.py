@@ -25,7 +25,6 @@ from sfp_onnx.latency.measure import (
     _probe,
     cache_folder,
     classes,
-    cpu_name,
     fit,
     judge,
     timing_feeds,
@@ -33,6 +32,7 @@ from sfp_onnx.latency.measure import (
 from sfp_onnx.latency.profiling import CHECKED, FEWEST, _candidates, clock_of, measure_device_profile, names_of
 from sfp_onnx.planning.figures import Kind, node_terms
 from sfp_onnx.runtime import Setup, interleaved, kernel_times, open_timed
+from sfp_onnx.runtime.on_board import cpu_name
 
 SETUP = Setup(threads=1)
 

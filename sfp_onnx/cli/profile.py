@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pipeline
-from ..core.options import RUN, InspectOptions, PlanOptions
+from ..core.options import LATENCY, RUN, InspectOptions, PlanOptions
 from ..latency import to_json
 from ..latency.profiling import seconds_of_nodes
 from ..report.text import table
@@ -18,20 +18,28 @@ SHOWN = 10
 
 @take.command(
     "profile", take.model_argument, take.file_option("-o", "--output", help="Where the profile (JSON) goes.", required=True),
-    take.some(PlanOptions, "threads", "batch", "provider", "profile_budget"), InspectOptions,
+    take.some(PlanOptions, "threads", "batch", "provider", "profile_budget", "adb", "board_python", "perf_test"), InspectOptions,
+    take.option("--host", multiple=True, metavar="USER@BOARD", section=LATENCY,
+                help="Time on this board, over ssh. Repeatable: a profile of each, OUTPUT-USER@BOARD."),
     take.option("--fresh", is_flag=True, help="Measure again, whatever the cache holds.", section=RUN), take.json_option)  # fmt: skip
-def command(model: Path, output: Path, fresh: bool, as_json: bool, **options: Any) -> None:
-    """Measure the model's nodes at many widths on this machine; plan with it anywhere.
+def command(model: Path, output: Path, host: tuple[str, ...], fresh: bool, as_json: bool, **options: Any) -> None:
+    """Measure the model's nodes at many widths on this machine, or on a board (--host, --adb); plan with it anywhere.
 
     Example: sfp-onnx profile model.onnx -o cpu.json --threads 1
     """
-    machine, inspecting = take.build(PlanOptions, options), take.build(InspectOptions, options)
+    for name in host or (None,):
+        place = output if name is None or len(host) == 1 else output.with_name(f"{output.stem}-{name}{output.suffix}")
+        _measure(model, place, take.build(PlanOptions, options, host=name), take.build(InspectOptions, options), fresh, as_json)
+
+
+def _measure(model: Path, output: Path, machine: PlanOptions, inspecting: InspectOptions, fresh: bool, as_json: bool) -> None:
+    """Measure on one machine, and say what was found."""
     analysis, profile = pipeline.device_profile(model, machine, bar, inspect_options=inspecting, fresh=fresh, output=output)
     if as_json:
         answer(to_json(profile))
         return
     where, block = profile.device, profile.block
-    answer(f"{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}")
+    answer(f"{where['host'] + ': ' if 'host' in where else ''}{where['cpu']}, onnxruntime {where['onnxruntime']}, {where['provider']}")
     answer(f"threads {where['threads'] or 'all'}, batch {machine.batch}")
     curve = ", ".join(f"{width}: {ratio:.2f}" for width, ratio in block.curve.items())
     answer(f"convolutions run in blocks of {block.width} channels (time by width: {curve})")

@@ -50,6 +50,12 @@ class ProfileError(SfpError):
     exit_code = 4
 
 
+class BoardError(SfpError):
+    """A board cannot be reached, or cannot time models."""
+
+    exit_code = 4
+
+
 class OutputError(SfpError):
     """The result cannot be written where the user asked for it."""
 

@@ -215,6 +215,7 @@ class ScoreOptions(Checked):
     memory: int = 2 * 10**9
 
 
+BOARD = ("host", "adb", "board_python", "perf_test")  # where is timed
 PLANNED = ("library", "save_library")  # where what planning measures is kept, which changes no plan
 
 
@@ -233,6 +234,7 @@ class PlanOptions(Checked):
     elsewhere. ``max_drop`` ("1%") is how much the measure of the task (``metric`` is that of `MeasureOptions`) may fall on data to judge
     on, or else calibration data that are held out from scoring; alone, it asks for the smallest model that holds it. The drop must hold
     with a ``confidence`` (one-sided; 0.5: as measured). ``profile_budget``: seconds of wall time in which the model's layers are timed.
+    ``host`` or ``adb``: the board on which is timed, with its ``board_python``, or ``perf_test``, a program that is sent.
     ``library`` is a file that ``save_library`` of an earlier run wrote: what was measured then is not measured again.
     """
 
@@ -275,6 +277,13 @@ class PlanOptions(Checked):
         CHANNELS, path=True)  # fmt: skip
     save_library: Any = rare(None, "Keep what planning measures (scores, errors, latency tables) for --library.", OUTPUT, path=True)
 
+    host: str | None = rare(
+        None, "Time on this board, over ssh (which needs Python and onnxruntime there).", LATENCY, metavar="USER@BOARD", example="board")
+    adb: str | None = rare(None, "Time on this Android device, over adb.", LATENCY, metavar="SERIAL", example="board")  # fmt: skip
+    board_python: str = rare("python3", "Python of the board.", LATENCY, metavar="PATH")
+    perf_test: Any = rare(
+        None, "onnxruntime_perf_test for the board, sent there in place of Python.", LATENCY, metavar="PATH", path=True)  # fmt: skip
+
     def __post_init__(self) -> None:
         """Read the alignment, and check the rest."""
         object.__setattr__(self, "align", Align.parse(self.align))
@@ -283,7 +292,8 @@ class PlanOptions(Checked):
     @property
     def told(self) -> dict[str, Any]:
         """What a plan tells of its options."""
-        return {name: value for name, value in vars(self).items() if name not in PLANNED}
+        unsaid = {*PLANNED, *(BOARD if self.host is None and self.adb is None else ())}
+        return {name: value for name, value in vars(self).items() if name not in unsaid}
 
 
 @dataclass(frozen=True)

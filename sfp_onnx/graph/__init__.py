@@ -214,6 +214,11 @@ def inline(size: int, dtype: np.dtype[Any], rank: int) -> bool:
     return dtype.isbuiltin != 1 or dtype.kind in "OSU" or size <= (INLINE_VECTOR_BYTES if rank < 2 and dtype.kind in "iu" else INLINE_BYTES)
 
 
+def serialized(name: str, array: Array) -> bytes:
+    """A TensorProto of its own, as in files of test data."""
+    return bytes(numpy_helper.from_array(np.asarray(array, order="C"), name).SerializeToString())
+
+
 def make_initializer(name: str, array: Array, weights: dict[str, Array]) -> onnx.TensorProto:
     """A TensorProto for ``array``: inline if small, else a stub with the array in ``weights``."""
     if inline(array.nbytes, array.dtype, array.ndim):

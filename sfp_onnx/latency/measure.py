@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +22,8 @@ from ..core.types import Array, BoolArray, FloatArray, IntArray, Node
 from ..coupling.analysis import Analysis
 from ..graph import extract, save
 from ..planning.figures import Kind
-from ..runtime import Setup, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
+from ..runtime import Job, Setup, device_of, full_provider, interleaved, kernel_times, open_timed, steady_clock, version
+from ..runtime.on_board import cpu_name
 from . import Block, DeviceProfile, nonnegative_fit
 from .timing import latencies_of as latencies_of, timing_feeds
 
@@ -50,25 +49,9 @@ FLAT = 0.93  # a width costs as much as a wider one from this ratio of times on
 
 def device(setup: Setup) -> dict[str, Any]:
     """What a measurement depends on, besides the model."""
+    if setup.board is not None:
+        return device_of(setup.board, setup.threads, setup.provider)
     return {"cpu": cpu_name(), "onnxruntime": version(), "threads": setup.threads, "provider": full_provider(setup.provider)}
-
-
-def cpu_name() -> str:
-    """Name of the CPU, with what tells apart machines that give it the same name."""
-    name = platform.processor() or platform.machine()
-    try:
-        if sys.platform.startswith("linux"):
-            lines = reversed(Path("/proc/cpuinfo").read_text().splitlines())  # of several values the first counts
-            fields = {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
-            flags = (fields.get("flags") or fields.get("Features", "")).split()
-            known = [fields[key] for key in ("model name", "CPU implementer", "CPU part", "cpu family", "model") if key in fields]
-            name = " ".join([*known, *(flag for flag in ("avx512f", "avx2", "asimd", "sve") if flag in flags)]) or name
-        elif sys.platform == "darwin":
-            asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-            name = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or name
-    except (OSError, ValueError):
-        pass
-    return f"{name} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
 # ---- cache -----------------------------------------------------------------------------------------------------------
@@ -121,9 +104,12 @@ def block(setup: Setup) -> Block:
 def _probe(setup: Setup) -> dict[int, float]:
     """Seconds of a chain of convolutions per width."""
     chains = [(width, extract.conv_chain(width)) for width in PROBES]
-    sessions = [open_timed(model, setup) for _, model in chains]
     feeds = [{"x": np.ones((1, width, 14, 14), np.float32)} for width, _ in chains]
-    times = interleaved(sessions, feeds, 40, steady_clock(setup))
+    times: Sequence[Sequence[float]]
+    if setup.board is not None:
+        times = setup.board.time([model for _, model in chains], feeds, setup.threads, setup.provider, Job(1.0, 40, 40)).seconds
+    else:
+        times = interleaved([open_timed(model, setup) for _, model in chains], feeds, 40, steady_clock(setup))
     return {width: min(seconds) for (width, _), seconds in zip(chains, times, strict=True)}
 
 
@@ -171,6 +157,11 @@ class Bench:
         """Time the kernels of a few variants, and the variants as a whole, interleaved, in about ``seconds`` by the clock that times (and
         ``wall`` of wall time, if so many runs as are needed at the least fit in)."""
         named = [extract.named_by_output(model) for model in variants]
+        if self.setup.board is not None:
+            job = Job(seconds, FEWEST_RUNS, MOST_RUNS, 2, None if np.isinf(wall) else wall, LEAST_RUNS, True)
+            timed = self.setup.board.time(named, [self.feeds] * len(named), self.setup.threads, self.setup.provider, job)
+            rows = zip(variants, timed.kernels, map(min, timed.seconds), strict=True)
+            return [self._timing(*row, timed.runs) for row in rows]
         plain, recorded = ([open_timed(model, self.setup, events) for model in named] for events in (False, True))
         sessions, clock = [*plain, *recorded], steady_clock(self.setup)
         feeds, start = [self.feeds] * len(sessions), time.perf_counter()
@@ -181,7 +172,7 @@ class Bench:
         times = interleaved(sessions, feeds, repeats, clock)
         runs = 3 + 1 + repeats  # interleaved() warms up once per call
         kernels = [kernel_times(session) for session in recorded]
-        return [self._timing(*timed, runs) for timed in zip(variants, kernels, map(min, times), strict=False)]
+        return [self._timing(*row, runs) for row in zip(variants, kernels, map(min, times), strict=False)]
 
     def _timing(self, model: graph.Model, kernels_of: Mapping[str, Sequence[float]], whole: float, runs: int) -> Timing:
         """Times of kernels, by name in the order in which they ran, given to the nodes of the original."""

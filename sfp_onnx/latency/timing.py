@@ -13,13 +13,16 @@ from ..core.errors import ModelError, OptionError
 from ..core.types import Array
 from ..coupling.analysis import Analysis
 from ..data.layout import may_be_single, sample_axes, traced_samples, with_samples
-from ..runtime import Session, Setup, interleaved, open_model, open_timed, steady_clock
+from ..runtime import Job, Session, Setup, interleaved, open_model, open_timed, steady_clock
 
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 
 
 def latencies_of(models: Sequence[graph.Model], analysis: Analysis, setup: Setup, batch: int) -> list[float]:
     """Seconds of each model, as minima of interleaved runs (at least 50); processor time with one thread, else wall time."""
+    if setup.board is not None:
+        feeds, job = timing_feeds(analysis, batch), Job(TIMING_SECONDS, REPEATS, MOST_REPEATS, 3)
+        return [min(own) for own in setup.board.time(models, [feeds] * len(models), setup.threads, setup.provider, job).seconds]
     return [min(seconds) for seconds in runs_of([open_timed(model, setup) for model in models], analysis, setup, batch)]
 
 

@@ -304,7 +304,7 @@ class Scene:
     @property
     def setup(self) -> Setup:
         """How onnxruntime runs it."""
-        return Setup(self.options.threads, self.options.provider)
+        return Setup.of(self.options)
 
 
 @figure("macs", COUNTS, "macs=50%")

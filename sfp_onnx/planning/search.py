@@ -295,7 +295,7 @@ def settled(options: PlanOptions, ruler: Ruler) -> Align:
     if align.written == "default" and not _timed(options):
         return Align.parse(BLOCKS if options.allocation == "solve" else LIGHT)
     known = next((gauge.block for gauge in ruler.gauges.values() if gauge.block), None)
-    block = known or measure.block(Setup(options.threads, options.provider)).width
+    block = known or measure.block(Setup.of(options)).width
     if block <= measure.FINE:
         return Align.parse(block if block > 1 else None)
     return Align.parse(f"{block}:{measure.FINE}")

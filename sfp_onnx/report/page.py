@@ -20,11 +20,11 @@ from ..evaluation.meaning import Kind, log_probabilities, read
 from ..export import Packaged
 from ..graph import Model, outputs
 from ..graph.save import file_bytes, fingerprint
-from ..latency.measure import cpu_name
 from ..latency.profiling import LayerTimes, layer_times
 from ..latency.timing import Latency
 from ..planning import removal_of
 from ..runtime import open_model, side_by_side
+from ..runtime.on_board import cpu_name
 from . import number, text
 from .manifest import Pruned
 from .verdict import Conclusion, of_models, of_run

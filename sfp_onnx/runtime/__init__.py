@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,16 +23,17 @@ from unittest.mock import patch
 
 import numpy as np
 
-from . import graph
-from .core.errors import ModelError, OptionError, SfpError
-from .core.system import folder, is_full, no_room, numpy_threads, temporary
-from .core.types import Array
-from .graph import extract
-from .graph.save import PROTOBUF_LIMIT, full_size, save
+from .. import graph
+from ..core.errors import ModelError, OptionError, SfpError
+from ..core.system import folder, is_full, no_room, numpy_threads, temporary
+from ..core.types import Array
+from ..graph import extract
+from ..graph.save import PROTOBUF_LIMIT, full_size, save
+from . import on_board
+from .boards import Board as Board, Job as Job, device_of as device_of
 
 Feeds = Mapping[str, Array]
 PROVIDERS = ("CPUExecutionProvider",)
-BURST = 5
 Clock = Callable[[], float]
 
 
@@ -47,10 +48,17 @@ def _ort() -> Any:
 
 @dataclass(frozen=True)
 class Setup:
-    """How models are run to be timed. ``threads`` 0: all cores; ``provider`` as onnxruntime calls it, with or without its ending."""
+    """How models are run to be timed. ``threads`` 0: all cores; ``provider`` as onnxruntime calls it, with or without its ending;
+    ``board``: where (None: here)."""
 
     threads: int = 0
     provider: str = PROVIDERS[0]
+    board: Board | None = None
+
+    @staticmethod
+    def of(options: Any) -> Setup:
+        """As the options of a plan say."""
+        return Setup(options.threads, options.provider, Board.of(vars(options)))
 
     def words(self, batch: int) -> str:
         """For people: ``batch 1, 2 threads``."""
@@ -252,42 +260,21 @@ def kernel_times(session: Session) -> dict[str, list[float]]:
     """
     path = Path(session.handle.end_profiling())
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        return on_board.kernels_in(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise no_room("onnxruntime's recording of kernels", error) from error
     finally:
         path.unlink(missing_ok=True)
-    times: dict[str, list[float]] = {}
-    ending = "_kernel_time"
-    for event in recorded:
-        if event.get("cat") == "Node" and event["name"].endswith(ending):
-            times.setdefault(event["name"].removesuffix(ending), []).append(event["dur"] * 1e-6)
-    return times
 
 
 def steady_clock(setup: Setup) -> Clock:
-    """What to time with. One thread: the processor time of the calling thread, in which the model then runs, so that other programs on
-    the machine do not count (where the system counts it finely enough); else wall time."""
-    fine = time.get_clock_info("thread_time").resolution <= 1e-6
-    return time.thread_time if setup.threads == 1 and fine and full_provider(setup.provider) == PROVIDERS[0] else time.perf_counter
+    """What to time with: see `on_board.clock_of`."""
+    return on_board.clock_of(setup.threads, full_provider(setup.provider) == PROVIDERS[0])
 
 
 def interleaved(sessions: Sequence[Session], feeds: Sequence[Feeds], repeats: int, clock: Clock = time.perf_counter) -> list[list[float]]:
-    """Seconds of ``repeats`` runs of each session on inputs of its own, interleaved so that all see the same state of the machine; every
-    session is run once before.
-
-    Sessions take turns of `BURST` runs, not of one: a model that has just run finds its weights in the caches, as in an application.
-    """
-    times: list[list[float]] = [[] for _ in sessions]
-    for session, own_feeds in zip(sessions, feeds, strict=True):
-        session.run(own_feeds)
-    for done in range(0, repeats, BURST):
-        for seconds, session, own_feeds in zip(times, sessions, feeds, strict=True):
-            for _ in range(min(BURST, repeats - done)):
-                start = clock()
-                session.run(own_feeds)
-                seconds.append(clock() - start)
-    return times
+    """Seconds of ``repeats`` runs of each session on inputs of its own: see `on_board.interleaved`."""
+    return on_board.interleaved([partial(session.run, own) for session, own in zip(sessions, feeds, strict=True)], repeats, clock)
 
 
 def version() -> str:
