@@ -329,7 +329,7 @@ def candidates(
         name = default_score(data, repair) if scoring.name is None else scoring.name
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
         scores = scored(analysis, name, data, scoring.options, progress, options, groups)
-        known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes)
+        known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes, spectra=scores.spectra)
         details = scores.brief
     if options.save_library is not None:
         _keep(known, inputs, options, progress, further)
@@ -339,7 +339,8 @@ def candidates(
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
     form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None)
     return search.Candidates(
-        analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form
+        analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
+        known.spectra if repair is not None and repair.kind == "lstsq" else {},
     )
 
 

@@ -86,7 +86,7 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         "expansions": more, "prunable_share_expanded": wider.channels_prunable / max(1, wider.channels_total),
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
-        "pinned": [asdict(pin) for pin in coupling.pinned],
+        "can_become_two": list(analysis.wholes), "pinned": [asdict(pin) for pin in coupling.pinned],
         "without_rule": {operator: list(names) for operator, names in coupling.unruled.items()},
     }  # fmt: skip
 
@@ -119,6 +119,9 @@ def inspection_text(data: dict[str, Any]) -> str:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
+FACTOR_COLUMNS = ("layer that becomes two", "channels between", "narrows its")
+
+
 def plan_text(plan: Plan) -> str:
     """The plan as a table, with totals."""
     rows = []
@@ -129,7 +132,7 @@ def plan_text(plan: Plan) -> str:
     lines = [table(["group", "made by", "width", "kept", "MACs", "after"], rows), ""]
     if plan.factors:
         factors = [[factor.layer, str(factor.rank), factor.narrow] for factor in plan.factors]
-        lines += [table(["layer that becomes two", "channels between", "narrows its"], factors), ""]
+        lines += [table(FACTOR_COLUMNS, factors), ""]
     if kept:
         lines.append(f"{kept} of {len(plan.groups)} groups keep all channels.")
     lines.append(sizes_text(plan.before, plan.after))
