@@ -14,7 +14,7 @@ from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
 from ..core.system import FINISHERS
 from ..core.types import BoolArray, Cut, Factor, FloatArray
-from ..coupling.analysis import Analysis, Progress, feeds_of, silent
+from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, silent
 from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
@@ -72,6 +72,7 @@ def repaired(
         ModelError: the model cannot be run in segments.
     """
     fitted, judge, apart = _split(data, options.seed)
+    judge = replace(judge, batch=batch_size(analysis, judge))
     if options.kind == "bn":
         model, fits, words = _moments(analysis, pruned, removed, fitted, options)
     else:

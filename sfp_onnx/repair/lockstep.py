@@ -109,8 +109,8 @@ def prepared_for(
 
 @dataclass(frozen=True)
 class Chain:
-    """How the target depends on the output: a session that computes it from a given output (None: it is the output), the tensors
-    that it also reads, and its scale per channel."""
+    """How the target depends on the output: a session that computes it from a given output (None: it is the output) and the tensors
+    that it also reads (``inputs``: both), and its scale per channel."""
 
     session: Session | None = None
     inputs: Sequence[str] = ()
@@ -128,13 +128,15 @@ class Use:
     inputs: int = 0
     sums: tuple[Gathered, ...] = ()
 
-    def add(self, setting: Setting, weight: Array, data: Array, wanted: Array, seed: tuple[int, ...], scaled: bool) -> None:
-        """One more batch: the layer's input ``data``, and what the original has for its target (``wanted``). ``scaled``: errors in
-        units of the target, not of the output."""
-        step, walk, batch, form = self.step, setting.after, seed[1], self.step.linear.form
+    def add(
+        self, setting: Setting, weight: Array, values: Mapping[str, Array], wanted: Array, seed: tuple[int, ...], scaled: bool
+    ) -> None:  # fmt: skip
+        """One more batch: ``values`` of what the layer and the nodes behind it read, and what the original has for its target
+        (``wanted``). ``scaled``: errors in units of the target, not of the output."""
+        step, walk, batch, form, data = self.step, setting.after, seed[1], self.step.linear.form, values[self.step.data]
         wanted = _kept(setting, step, wanted)
         if batch == 0 and step.target != step.output:
-            self.chain = measure_chain(walk, step, wanted)
+            self.chain = measure_chain(walk, step, wanted, values)
         blocks = form.blocks(data.shape, weight.shape, wanted.shape)
         matrix = form.matrix(weight, blocks).astype(np.float32)
         chosen = positions(setting, step, seed, wanted.shape, matrix.shape[1])
@@ -145,7 +147,7 @@ class Use:
             vector = step.bias.value(walk.constant).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
             present += vector.reshape(blocks, 1, -1)
         if self.chain.session is not None:
-            rest = form.answers(target_at(walk, step, self.chain, np.zeros_like(wanted), batch), chosen, blocks)
+            rest = form.answers(target_at(step, self.chain, np.zeros_like(wanted), values), chosen, blocks)
             present = rest.astype(np.float32) + present * per_block(self.chain.scale, present).astype(np.float32)
         errors = answers - present
         if not scaled:
@@ -182,8 +184,8 @@ def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFi
     for batch in range(walk.batches):
         originals, values = reference(batch), segment(batch)
         for place, use in enumerate(uses):
-            data, wanted = values[use.step.data], originals[use.step.reference]
-            use.add(setting, weight, data, wanted, (number, batch, *([place] if place else [])), len(uses) == 1)
+            wanted = originals[use.step.reference]
+            use.add(setting, weight, values, wanted, (number, batch, *([place] if place else [])), len(uses) == 1)
     setting.before.finish()
     walk.finish()
     return _accept(setting, uses, weight)
@@ -197,9 +199,9 @@ def refit_end(setting: Setting, end: End) -> LayerFit:
     chain, sums, energy = Chain(), [Gathered(1, 0, value.size) for _ in range(2)], 0.0
     for batch in range(walk.batches):
         wanted = _kept(setting, end, reference(batch)[end.reference])
-        segment(batch)
-        chain = chain if batch else measure_chain(walk, end, value)
-        errors = wanted.astype(np.float32) - target_at(walk, end, chain, value, batch)
+        values = segment(batch)
+        chain = chain if batch else measure_chain(walk, end, value, values)
+        errors = wanted.astype(np.float32) - target_at(end, chain, value, values)
         rows, answers = (_vectors(tensor, end.axis, value.size) for tensor in (errors, wanted))
         energy += _gather(walk, batch, sums, rows[:, :, :0], rows, answers)
     setting.before.finish()
@@ -252,24 +254,25 @@ def _kept(setting: Setting, step: Aim, array: Array) -> Array:
     return array
 
 
-def measure_chain(walk: Walk, step: Step | End, like: Array) -> Chain:
-    """The scale is what the target gains when the output (of the shape of ``like``) goes from zeros to ones.
+def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str, Array]) -> Chain:
+    """The scale is what the target gains when the output (of the shape of ``like``) goes from zeros to ones; ``values`` of the other
+    operands.
 
     Raises:
         ModelError: onnxruntime cannot run that part alone.
     """
-    session, inputs = walk.side([step.output], step.target)
+    session, inputs = walk.side([step.output, *operands(walk, step)], step.target)
     chain = Chain(session, inputs)
-    gained = target_at(walk, step, chain, np.ones_like(like), 0) - target_at(walk, step, chain, np.zeros_like(like), 0)
+    gained = target_at(step, chain, np.ones_like(like), values) - target_at(step, chain, np.zeros_like(like), values)
     axis = step.axis if isinstance(step, End) else step.linear.form.out_axis
     per_channel = np.moveaxis(gained, axis, -1).reshape(-1, gained.shape[axis])
     return Chain(session, inputs, per_channel.mean(0, dtype=np.float64))
 
 
-def target_at(walk: Walk, step: Aim, chain: Chain, output: Array, batch: int) -> Array:
+def target_at(step: Aim, chain: Chain, output: Array, values: Mapping[str, Array]) -> Array:
     assert chain.session is not None
-    feeds = {step.output: output, **walk.recall(chain.inputs, batch)}
-    return np.asarray(chain.session.run(feeds, [step.target])[0])
+    given = {**values, step.output: output}
+    return np.asarray(chain.session.run({name: given[name] for name in chain.inputs}, [step.target])[0])
 
 
 def positions(setting: Setting, step: Step, seed: tuple[int, ...], output: Sequence[int], inputs: int) -> IntArray:
