@@ -238,7 +238,7 @@ def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | Non
         factors = ranks.factors(solution.kept, removed)
         if factors and solution.error < WORTH * least:
             words = f"{len(factors)} layers become two: estimated error {least:.4g} -> {solution.error:.4g}"
-            best = Trial(aim.options, removed, (widths.compared(solution), words), factors=factors)
+            best = Trial(aim.options, removed, (words,), factors=factors)
     return best
 
 

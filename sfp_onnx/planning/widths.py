@@ -279,8 +279,9 @@ def compared(solution: Allocation) -> str:
 
 
 def solve(problem: Problem) -> Allocation | None:
-    """The better of both methods; None if not even the narrowest widths hold the bounds."""
-    results = {"greedy": greedy(problem), "Lagrangian": lagrangian(problem)}
+    """The better of both methods (with choices beside the widths the sweep alone, since the way down may lead through dearer ones); None if
+    not even the narrowest widths hold the bounds."""
+    results = {"Lagrangian": lagrangian(problem)} if problem.ties else {"greedy": greedy(problem), "Lagrangian": lagrangian(problem)}
     states = {name: widen(problem, state) for name, state in results.items() if state is not None}
     if not states:
         return None
@@ -301,7 +302,7 @@ class _Moves:
 
 
 def _moves(problem: Problem, state: IntArray, narrower: bool) -> _Moves:
-    """All ways to narrow, or to widen, one group."""
+    """All ways to narrow, or to widen, one group, or to choose otherwise."""
     pairs = []
     for group, at in enumerate(state.tolist()):
         count = len(problem.widths[group])
@@ -329,8 +330,7 @@ def greedy(problem: Problem) -> IntArray | None:
             return None
         saved = np.maximum(load - np.maximum(problem.load(moves.kept), 1), 0)[:, over].sum(-1)
         if not (saved > 1e-12).any():  # a peak that no single group lowers: narrow what costs least error
-            left = moves.kept[np.arange(len(moves.group)), moves.group] / np.maximum(problem.kept(state)[moves.group], 1)
-            saved = np.where(np.isin(moves.group, list(problem.ties)), 0.0, 1 - left)
+            saved = 1 - moves.kept[np.arange(len(moves.group)), moves.group] / problem.kept(state)[moves.group]
         price = np.where(saved > 1e-12, (moves.added + 1e-12) / np.maximum(saved, 1e-12), np.inf)
         state = moves.states[np.argmin(price)]
 
