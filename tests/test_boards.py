@@ -18,7 +18,7 @@ import pytest
 from conftest import invoke
 
 from sfp_onnx.core.errors import BoardError, OptionError
-from sfp_onnx.latency import measure, profiling, timing
+from sfp_onnx.latency import Block, measure, profiling, timing
 from sfp_onnx.runtime import boards
 from sfp_onnx.runtime.boards import Board
 
@@ -214,6 +214,8 @@ def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_android_device(program: bool, adb: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "FITTED", 3)
     monkeypatch.setattr(profiling, "CHECKED", 0)
+    monkeypatch.setattr(measure, "block", lambda setup: Block(8, 1.0, {"64": 1.0}))
+    monkeypatch.setattr(boards, "GRACE", 600)
     way = ["--perf-test", script(tmp_path / "perf_test", PERF_TEST)] if program else ["--board-python", sys.executable]
     result = invoke("profile", model_file, "--adb", "fake", *way, "--threads", "1", "-o", tmp_path / "board.json")
     assert result.exit_code == 0, result.stderr
