@@ -220,7 +220,8 @@ def test_an_android_device(program: bool, adb: Path, model_file: Path, tmp_path:
     result = invoke("profile", model_file, "--adb", "fake", *way, "--threads", "1", "-o", tmp_path / "board.json")
     assert result.exit_code == 0, result.stderr
     profile = json.loads((tmp_path / "board.json").read_text())
-    assert profile["device"]["host"] == "adb fake" and profile["seconds"] > 0 and any(sum(row) > 0 for row in profile["nodes"].values())
+    assert profile["device"]["host"] == "adb fake" and profile["seconds"] > 0
+    assert profile["constant"] + sum(map(sum, profile["nodes"].values())) > 0  # kernels this short may cost the same at all widths
     assert not list(adb.iterdir())
 
 
