@@ -41,7 +41,8 @@ from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile
 from .latency.timing import AS_DEFAULT, Latency
 from .planning import figures, max_drop, parse_target, search, widths
-from .repair import finished, repaired
+from .planning.precision import codes_of, of_plan, storables
+from .repair import finished, repaired, rounded
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, part_of, refuse_none, saved_point, sweep_data
@@ -49,6 +50,7 @@ from .report.text import plan_text, points_text
 from .report.verdict import card
 from .rules.foreign import sentences
 from .runtime import Setup, cores, threaded, using_threads
+from .scores.rounding import with_errors
 from .scores.scoring import Scored, default_score, meaning, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -221,7 +223,8 @@ def _built(ready: search.Candidates, plan: Plan) -> Plan:
     """A plan with the size of the file that it will give, with the biases that a repair adds."""
     analysis, form = ready.analysis, ready.form
     removed = planning.removal_of(plan, analysis.coupling, plan.model_sha256)
-    built = figures.ruler_for(analysis, PlanOptions(), form=form).built(removed)
+    ruler = figures.ruler_for(analysis, PlanOptions(), form=form)
+    built = ruler.at(codes_of(form.storable, plan.precisions)).built(removed)
     after = replace(analysis.size(removed), params=params_of(built), bytes=form.bytes(built))
     return replace(plan, before=_size(analysis), after=after)
 
@@ -309,6 +312,9 @@ def candidates(
     log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
     score_options = scoring.options or ScoreOptions()
     scores = scored(analysis, name, data, score_options, progress, options, groups)
+    storable = () if options.precision == "float32" else storables(analysis.prepared, coupling)
+    if options.precision != "float32":
+        storable = with_errors(analysis, storable, data, score_options.seed, progress)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
     recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
@@ -323,8 +329,8 @@ def candidates(
         recorded["measures"] = asdict(inputs.told)
         more = {"finetune": repair.finetune} if repair is not None and repair.finetune else {}
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed, **more}
-    built = (data, repair, scores.brief, inputs.told, search.form_for(analysis, repair, output, data is not None))
-    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, *built)
+    built = (data, repair, scores.brief, inputs.told, search.form_for(analysis, repair, output, data is not None, storable))
+    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, *built, scores.reach)
 
 
 def score(
@@ -439,19 +445,23 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options)
-    final = replace(final, notes=plan.notes, figures=plan.figures)
+    final = replace(final, notes=plan.notes, figures=plan.figures, precisions=plan.precisions)
+    stores = of_plan(plan.precisions, analysis.coupling)
+    known = plan.options.get("measures") or {}
+    how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
     listed = maskable(analysis.prepared.types, cuts(analysis.coupling, analysis.prepared.trace, removed), analysis.coupling.zero_points)
     mended = None
     if repair is not None and removed.any():
         if data is None:
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
-        known = plan.options.get("measures") or {}
-        how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
         better = plan.options.get("max_drop") is not None  # the model that was judged is the one that is made
         done = repaired(analysis, pruned, removed, data, repair, progress, how, better)
         mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
+    if any(item.stored != "float32" for item in plan.precisions):
+        model, words = rounded(analysis, model, removed, stores, data, repair, progress, how)
+        notes = (*words, *notes)
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
 
 
@@ -699,7 +709,8 @@ def _held_out(inputs: Inputs, seed: int) -> Inputs:
 
 def _sendable(ready: search.Candidates) -> search.Candidates:
     """Without what a worker opens itself, and the functions."""
-    return replace(ready, analysis=cast(Analysis, None), data=None, form=figures.AS_CUT, details=None)
+    form = replace(figures.AS_CUT, storable=ready.form.storable)
+    return replace(ready, analysis=cast(Analysis, None), data=None, form=form, details=None)
 
 
 @dataclass(frozen=True)
@@ -778,7 +789,7 @@ def _bench(work: Work) -> _Bench:
         analysis = inputs.analysis
         if analysis.model.sha256 != work.sha256:
             raise ModelError(f"{analysis.model.name}: a worker reads another model than the sweep began with; do not change it meanwhile")
-        form = search.form_for(analysis, work.scored.repair, OutputOptions(), inputs.data is not None)
+        form = search.form_for(analysis, work.scored.repair, OutputOptions(), inputs.data is not None, work.scored.form.storable)
         ready = replace(work.scored, analysis=analysis, data=inputs.data, form=form)
         ruler = figures.ruler_for(analysis, replace(work.options, targets=(*work.options.targets, *work.wanted)), form=form)
     _BENCHES.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -329,8 +330,6 @@ class Coupling(Shown):
     ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``branches`` maps groups that may leave altogether to what vanishes with them.
-    ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
-    integers, scale, zero point).
     ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
@@ -350,7 +349,6 @@ class Coupling(Shown):
     channels_total: int
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
-    dequantised: Mapping[str, int] = field(default_factory=dict)
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def summary(self) -> str:
@@ -445,9 +443,21 @@ class GroupPlan:
     macs_after: float
 
 
+@dataclass(frozen=True)
+class Precision:
+    """As what the weight of a layer is stored (see `graph.stored`), what of the outputs' variance its rounding alone was estimated to cost,
+    and why that was chosen."""
+
+    layer: str
+    stored: str
+    error: float
+    reason: str = ""
+
+
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
-    """Which units leave, decided before anything is cut. ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
+    """Which units leave, decided before anything is cut, and as what the weights that stay are stored (``precisions``; empty: as they
+    were). ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
     and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
@@ -457,11 +467,14 @@ class Plan(Shown):
     after: Size
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    precisions: tuple[Precision, ...] = ()
 
     def summary(self) -> str:
-        """Sizes before and after, and how many groups shrink."""
+        """Sizes before and after, how many groups shrink, and as what weights are stored."""
         shrink = sum(bool(item.remove) for item in self.groups)
-        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels"
+        kinds = Counter(item.stored for item in self.precisions)
+        stored = "".join(f"\nstored as {', '.join(f'{kind}: {count} layers' for kind, count in kinds.items())}" if kinds else "")
+        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{stored}"
 
 
 @dataclass(frozen=True, repr=False)

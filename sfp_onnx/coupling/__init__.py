@@ -113,7 +113,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         tensors={name: channels for name, channels in tensors.items() if channels},
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
-        follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive, dequantised=facts.dequantised,
+        follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive,
         unruled=unruled(prepared.nodes, prepared.model),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         masked_inputs={name: _channels(labels, units) for name, labels in places},

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import OptionError, PlanError
-from ..core.types import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, Size
+from ..core.types import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, Precision, Size
 from ..coupling.cost import emptied, layer_macs, removal
 from ..graph import Model
+from ..graph.stored import STORED
 
 if TYPE_CHECKING:
     from ..coupling.analysis import Analysis
@@ -27,7 +28,8 @@ class Gauge:
     """One figure of one model.
 
     ``predicted`` is the figure after a removal that is not built; ``cost`` that (...) of candidates (..., groups) of kept units, for the
-    solver; ``measured`` that of a built model (None: nothing is known better than the prediction). ``before`` is that of the original
+    solver (where it depends on how weights are stored, with their codes behind the groups, and ``at`` is this gauge for models of such
+    codes); ``measured`` that of a built model (None: nothing is known better than the prediction). ``before`` is that of the original
     (None: as predicted for no removal).
 
     For what is timed: ``again`` is this gauge after a new measurement around the widths after a removal, ``block`` the channels in which
@@ -42,6 +44,7 @@ class Gauge:
     block: int | None = None
     how: str = ""
     notes: tuple[str, ...] = ()
+    at: Callable[[IntArray], Gauge] | None = None
 
 
 @dataclass(frozen=True)
@@ -175,8 +178,9 @@ def from_json(data: object) -> Plan:
     sizes = (_field(data, key, dict) for key in ("before", "after"))
     before, after = (Size(float(_field(size, "macs", (int, float))), _field(size, "params", int)) for size in sizes)
     notes = tuple(str(note) for note in data.get("notes") or ())
+    stored = tuple(_precision(item) for item in _of_kind(data.get("precisions") or [], "field 'precisions'", list))
     figures = _of_kind(data.get("figures") or {}, "field 'figures'", dict)
-    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after, notes, figures)
+    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after, notes, figures, stored)
 
 
 KINDS: Mapping[Any, str] = {str: "a text", int: "an integer", list: "a list", dict: "an object", (int, float): "a number"}
@@ -201,6 +205,13 @@ def _group(data: object) -> GroupPlan:
     producers = tuple(_of_kind(item, f"a producer of group '{name}'", str) for item in _field(data, "producers", list))
     before, after = (float(_field(data, key, (int, float))) for key in ("macs_before", "macs_after"))
     return GroupPlan(name, producers, _field(data, "width", int), remove, before, after)
+
+
+def _precision(data: object) -> Precision:
+    stored, error = _field(data, "stored", str), float(_field(data, "error", (int, float)))
+    if stored not in STORED:
+        raise PlanError(f"the plan stores a layer as '{stored}'; expected one of {', '.join(STORED)}.")
+    return Precision(_field(data, "layer", str), stored, error, str(_field(data, "reason", str)))
 
 
 def sample_shapes(plan: Plan) -> dict[str, list[int]] | None:

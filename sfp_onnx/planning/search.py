@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import TargetError
+from ..core.errors import OptionError, TargetError
 from ..core.options import MeasureOptions, OutputOptions, PlanOptions, RepairOptions
-from ..core.types import Align, AxisUnits, BoolArray, Coupling, FloatArray, Group, Plan
+from ..core.types import Align, AxisUnits, BoolArray, Coupling, FloatArray, Group, IntArray, Plan
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import Parameter
 from ..data.dataset import Dataset
 from ..export import packaged
 from ..graph import INLINE_BYTES, Model
 from ..graph.save import saved_bytes
+from ..graph.stored import STORED
 from ..latency import measure
 from ..repair import distances, rebuilt
 from ..repair.lockstep import prepared_for
@@ -25,6 +26,7 @@ from ..repair.steps import bias_place
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
+from .precision import Storable, chosen
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
 
@@ -48,7 +50,8 @@ class Candidates:
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``, and judged by what ``measures`` say of the outputs.
-    ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written.
+    ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written; ``reach`` the share of the
+    outputs' variance that an error of 1 means (0: unknown).
     """
 
     analysis: Analysis
@@ -62,15 +65,18 @@ class Candidates:
     details: Any = None
     measures: MeasureOptions = MeasureOptions()
     form: Form = AS_CUT
+    reach: float = 0.0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A removal and the options, with everything settled, that it was chosen for; ``notes`` on how it was found; the bounds (``limits``)
-    that it shall hold, and its figures by name: predicted when it was chosen, and actual (counted, built or measured)."""
+    """A removal and codes of the storable weights, and the options, with everything settled, that they were chosen for; ``notes`` on how
+    it was found; the bounds (``limits``) that it shall hold, and its figures by name: predicted when it was chosen, and actual (counted,
+    built or measured)."""
 
     options: PlanOptions
     removed: BoolArray
+    codes: IntArray
     notes: tuple[str, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
@@ -92,6 +98,10 @@ class Trial:
         gaps = [(self.actual[name] - self.predicted[name]) / ruler.before[name] for name in ruler.timed]
         return max(gaps, key=abs, default=0.0)
 
+    def same(self, other: Trial) -> bool:
+        """Whether both lead to the same model."""
+        return np.array_equal(self.removed, other.removed) and np.array_equal(self.codes, other.codes)
+
     def settled(self, ruler: Ruler) -> bool:
         """Whether no other round may help: every bound is held, and nothing that is timed, or lighter than it was predicted, is the only
         limit and far below it."""
@@ -108,20 +118,23 @@ class Trial:
 FITS = ("lstsq", "bias")  # repairs that give layers biases
 
 
-def form_for(analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool) -> Form:
-    """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample."""
+def form_for(
+    analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool, storable: tuple[Storable, ...] = ()
+) -> Form:  # fmt: skip
+    """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample.
+    Where weights are ``storable``, all layers are re-fitted."""
     batches = (lambda: [analysis.prepared.feeds]) if with_data else None
     fitted = repair is not None and repair.kind in FITS
     packs = output.fp16 or output.quantize is not None
-    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external))
-    if not fitted and not packs:
+    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable)
+    if not fitted and not packs and not storable:
         return form
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
     weighed |= {name for cast in map(analysis.prepared.index.maker, weighed) if cast is not None for name in cast.inputs}  # stored so
 
     def finished(model: Model, removed: BoolArray) -> Model:
-        if fitted and removed.any():
-            model = prepared_for(analysis.prepared, analysis.coupling, removed, model)[0].model
+        if fitted and (removed.any() or storable):
+            model = prepared_for(analysis.prepared, analysis.coupling, removed, model, every=bool(storable))[0].model
         return packaged(model, output, batches)
 
     def each(parameter: Parameter) -> float:
@@ -166,19 +179,31 @@ def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatA
 def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial | None:
     """The removal that holds these bounds on predicted figures, solved or by one number for all groups; None if there is none."""
     coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
+    codes = offered_codes(candidates.form.storable, options)
     if options.allocation != "solve":
-        removed = widths.choose(coupling, groups, scores, options, ruler.predicted, limits)
-        return None if removed is None else Trial(options, removed, (f"allocation: {options.allocation}",))
+        fixed = np.asarray([offer[0] for offer in codes], np.int64)
+        removed = widths.choose(coupling, groups, scores, options, ruler.at(fixed).predicted, limits)
+        return None if removed is None else Trial(options, removed, fixed, (f"allocation: {options.allocation}",))
     errors = {group.name: row for group, row in zip(groups, errors_of_scores(groups, scores), strict=True)} | dict(candidates.errors)
     offers = offered(coupling, groups, options)
     losses = [
         np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
         for group, offer in zip(coupling.groups, offers, strict=True)
     ]
-    solution = widths.solve(widths.Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
+    unit = 1 / candidates.reach if candidates.reach else 1.0
+    rounding = [[unit * item.errors[code] for code in offer] for item, offer in zip(candidates.form.storable, codes, strict=True)]
+    costs = [ruler.cost(name) for name in limits]
+    solution = widths.solve(widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values())))
     if solution is None:
         return None
-    return Trial(options, widths.of_widths(coupling, scores, solution.kept.tolist()), (widths.compared(solution),))
+    kept, chosen = np.split(solution.kept, [len(offers)])
+    return Trial(options, widths.of_widths(coupling, scores, kept.tolist()), chosen, (widths.compared(solution),))
+
+
+def offered_codes(storable: Sequence[Storable], options: PlanOptions) -> list[list[int]]:
+    """Bytes of an element that each storable weight may have, most first."""
+    sizes = list(STORED.values()) if options.precision == "auto" else [STORED[options.precision]]
+    return [[size for size in sizes if np.isfinite(item.errors[size])] or [max(STORED.values())] for item in storable]
 
 
 def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
@@ -198,7 +223,8 @@ def narrowest(candidates: Candidates, options: PlanOptions) -> Trial:
     solved = options.allocation == "solve"
     narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
     removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
-    return Trial(options, removed, ("allocation: the narrowest widths",))
+    codes = np.asarray([offer[-1] for offer in offered_codes(candidates.form.storable, options)], np.int64)
+    return Trial(options, removed, codes, ("allocation: the narrowest widths",))
 
 
 # ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
@@ -226,15 +252,15 @@ class History:
         last, aim = self.trials[-1], MARGIN if self.held is None else 1.0
         return {name: aim * limit / (last.actual[name] / last.predicted[name]) for name, limit in limits.items()}
 
-    def known(self, removed: BoolArray) -> bool:
-        """Whether a removal leads nowhere new. One that broke a bound may be tried twice after layers were timed again."""
-        tried = any(np.array_equal(removed, trial.removed) for trial in self.trials[self.retimed or 0 :])
+    def known(self, choice: Trial) -> bool:
+        """Whether a choice leads nowhere new. One that broke a bound may be tried twice after layers were timed again."""
+        tried = any(choice.same(trial) for trial in self.trials[self.retimed or 0 :])
         return tried and (self.held is not None or self.retimed is None)
 
     def measured(self, trial: Trial) -> Trial:
         """Build and measure. A surprise is measured again, and the median believed; if it still surprises, layers are timed again around
         these widths (once)."""
-        removed, ruler = trial.removed, self.ruler
+        removed, ruler = trial.removed, self.ruler.at(trial.codes)
         trial = replace(trial, predicted=ruler.predicted(removed), actual=ruler.actual(removed))
         if abs(trial.surprise(ruler)) <= SURPRISE:
             return trial
@@ -246,7 +272,7 @@ class History:
         self.ruler, self.retimed = ruler.again(removed), len(self.trials)
         surprise = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
         self.notes = (f"{surprise}: layers timed again around the plan's widths",)
-        return replace(trial, predicted=self.ruler.predicted(removed))
+        return replace(trial, predicted=self.ruler.at(trial.codes).predicted(removed))
 
 
 def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial:
@@ -258,14 +284,14 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
     history, most = History(ruler), narrowest(candidates, options)
     for _ in range(ROUNDS):
         choice = choice_for(candidates, options, history.ruler, history.aims(limits)) or (None if history.trials else most)
-        if choice is None or history.known(choice.removed):
+        if choice is None or history.known(choice):
             break
         trial = history.measured(replace(choice, limits=limits))
         history.trials.append(trial)
         if trial.settled(history.ruler) or (choice is most and history.held is None):
             break
     if history.held is None:
-        best = ruler.actual(most.removed)
+        best = ruler.at(most.codes).actual(most.removed)
         parts = [
             f"{name} of at most {show(name, limit)} asked, best reachable is {show(name, best[name])} "
             f"({best[name] / ruler.before[name]:.1%} of the original)"
@@ -307,7 +333,7 @@ def nearer(candidates: Candidates, best: Trial, asked: PlanOptions, ruler: Ruler
         other = attempt(candidates, asked, ruler, progress)
     except TargetError:
         return best
-    if not other.removed.any() or np.array_equal(best.removed, other.removed):
+    if not other.removed.any() or best.same(other):
         return best
     trials = {f"--align {trial.options.align}": trial for trial in (best, other)}
     removals = {name: trial.removed for name, trial in trials.items()}
@@ -363,15 +389,19 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
         for name, limit in best.limits.items()
     }
-    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures)
+    stored = chosen(candidates.form.storable, best.codes, asked.precision != "auto")
+    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures, precisions=stored)
 
 
 def allocation_of(candidates: Candidates, options: PlanOptions) -> str:
     """How widths are chosen: as asked, or by the solver where that is better; a ratio is the same share of every group."""
     targets = [parse_target(text) for text in options.targets]
     allocation = options.allocation
+    if options.precision == "auto" and (options.ratio is not None or allocation not in ("default", "solve")):
+        raise OptionError("--precision auto: the solver chooses it, for a --target or --max-drop, with no --allocation but solve")
     if allocation == "default":
         solved = any(target.figure.solved for target in targets) or options.max_drop is not None or bool(candidates.errors)
+        solved = solved or options.precision == "auto"
         allocation = "solve" if solved else "uniform"
     return "uniform" if allocation == "solve" and (options.ratio is not None or not targets) else allocation
 
@@ -386,7 +416,8 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
         coupling = candidates.analysis.coupling
         removed = widths.choose(coupling, candidates.groups, candidates.scores, options, ruler.predicted)
         assert removed is not None
-        return Trial(options, removed)
+        codes = np.asarray([offer[0] for offer in offered_codes(candidates.form.storable, options)], np.int64)
+        return Trial(options, removed, codes)
     limits = bounds([parse_target(text) for text in options.targets], ruler.before)
     with progress("planning", 1) as advance:
         trial = reach(candidates, options, ruler, limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from ..core.types import BoolArray, Cut, FloatArray
 from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
+from ..graph.stored import Store as Stored, stored
 from . import confidence
-from .lockstep import LayerFit, repair
+from .lockstep import LayerFit, prepared_for, repair
 from .steps import tainted
 from .walk import Store, Walk
 
@@ -106,13 +108,45 @@ def finished(analysis: Analysis, done: Repaired, cuts: Sequence[Cut], data: Data
 
 
 def rebuilt(
-    analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions()
-) -> Model:
-    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards)."""
-    pruned = cut.cut(analysis.prepared, analysis.coupling, removed)
-    if options is None or data is None:
-        return pruned
-    return repaired(analysis, pruned, removed, data, options, how=how, better=True).model
+    analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions(),
+    stores: Mapping[str, Stored] = MappingProxyType({}),
+) -> Model:  # fmt: skip
+    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards), and rounded."""
+    model = cut.cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
+    if options is not None and data is not None and removed.any():
+        model = repaired(analysis, model, removed, data, options, how=how, better=True).model
+    return rounded(analysis, model, removed, stores, data, options, how=how)[0] if stores else model
+
+
+def rounded(
+    analysis: Analysis, model: Model, removed: BoolArray, stores: Mapping[str, Stored], data: Dataset | None, options: RepairOptions | None,
+    progress: Progress = silent, how: MeasureOptions = MeasureOptions(),
+) -> tuple[Model, tuple[str, ...]]:  # fmt: skip
+    """A cut and repaired model with weights that are stored as ``stores`` say, and a word on it. With a least-squares repair, layers are
+    re-fitted once more in their order, each on what the rounded layers in front of it give: weights are rounded again, with the scales that
+    they have or those that they just fit into, whichever is nearer on rows that the fit did not see, and biases take what is left. What
+    comes of that is kept where it is nearer to the original on samples that it did not see.
+
+    Raises:
+        ModelError: the model cannot be run in segments. VerificationError: the result does not run.
+    """
+    fitted = data is not None and options is not None and options.kind == "lstsq"
+    if fitted:
+        model = prepared_for(analysis.prepared, analysis.coupling, removed, model, every=True)[0].model
+    plain = stored(model, stores)
+    if data is None or options is None or not fitted:
+        return plain, ()
+    fit_on, judge, _ = _split(data, options.seed)
+    with progress("re-fitting after rounding", len(analysis.coupling.layers)) as advance:
+        feeds = feeds_of(analysis, fit_on)
+        better, fits = repair(analysis.prepared, analysis.coupling, removed, plain, feeds, options, {}, advance, every=True)
+    check(better)
+    before, after = (found := distances(analysis, (plain, better), judge, how)).values
+    kept = bool(np.isfinite(after) and after <= before)
+    changed = sum(fit.kind in ("weights", "bias") for fit in fits)
+    result = f"distance from the original ({found.measure}) on {judge.samples} samples: {before:.4g} -> {after:.4g}"
+    words = f"re-fit after rounding: {changed} of {len(fits)} layers; {result}" + ("" if kept else "; left as rounded")
+    return better if kept else plain, (words,)
 
 
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:

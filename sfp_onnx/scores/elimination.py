@@ -154,7 +154,8 @@ class Elimination:
     """Per unit what its removal adds to the error (larger = keep), and per group the error by the number of units kept (0 .. width).
     Errors are relative to the variance of what the reading layers' outputs go into. ``blind``: groups that no such layer reads. ``cuts``:
     what looks at groups showed on the way, where all that reads them could be re-fitted; ``scarce``: of layers, how much of what they
-    read the samples leave unknown (`ridge.Scatter`)."""
+    read the samples leave unknown (`ridge.Scatter`); ``reach``: what of the unit of the errors reaches the outputs, as a share of their
+    variance (0: unknown)."""
 
     scores: FloatArray
     errors: Mapping[str, FloatArray]
@@ -162,6 +163,7 @@ class Elimination:
     cuts: Mapping[str, Sequence[Cut]] = field(default_factory=dict)
     scarce: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    reach: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,11 @@ def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Eliminati
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
-    factors = sensitivity.factors(found.cuts, reached)
+    ratios = sensitivity.ratios(found.cuts, reached)
+    factors = sensitivity.factors(ratios)
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
-    return weighed(analysis.coupling, found, factors, looks)
+    return replace(weighed(analysis.coupling, found, factors, looks), reach=sensitivity.middle_of(ratios))
 
 
 def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float], looks: sensitivity.Looks) -> Elimination:

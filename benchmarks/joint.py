@@ -1,0 +1,114 @@
+"""One target over width and precision: ``python benchmarks/joint.py [FOLDER [NETWORKS [TARGETS [ARMS]]]]``, each a list with commas.
+
+Top-1 on test images, bytes of the file and latency relative to the original (interleaved, one thread) of models that hold the same target:
+
+  cut     widths alone, float32
+  int8    onnxruntime's static quantisation of the original alone (it holds no target)
+  both    cut, then quantised (``--quantize int8``; the target is that of the quantised file)
+  joint   ``--precision auto``: widths and precisions from one solver, re-fitted after rounding
+
+FOLDER holds models/, data/ and imagenet/ (default: ../shared beside the repository). Calibration is unlabelled images of the training
+split; test images are looked at once, to report. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from files import needed
+from ranking import RESNET20, RESNET56, SHARED, VGG11, Case
+
+import sfp_onnx
+from sfp_onnx import graph
+from sfp_onnx.core.options import OutputOptions, PlanOptions, RepairOptions
+from sfp_onnx.latency.measure import latencies_of
+from sfp_onnx.pipeline import prune
+from sfp_onnx.runtime import Setup
+
+LITE = sfp_onnx.Preprocessing(mean=(127.0,) * 3, std=(128.0,) * 3, scale=1.0, center_crop=(224, 224))
+IMAGES = {"ResNet-56": 1024, "ResNet-20": 1024, "VGG-11": 1024, "EfficientNet-Lite0": 500}
+TARGETS = ("size=50%", "size=35%", "size=25%", "size=15%", "latency=80%", "latency=60%", "latency=40%")
+ARMS = ("cut", "int8", "both", "joint")
+FORMS = {"int8": OutputOptions(quantize="int8"), "both": OutputOptions(quantize="int8")}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A network with images to calibrate on and to report on."""
+
+    title: str
+    root: Path
+
+    @cached_property
+    def analysis(self) -> sfp_onnx.Analysis:
+        cases = {case.title: case for case in (RESNET56, RESNET20, VGG11)}
+        if self.title in cases:
+            return cases[self.title].analysis(self.root)
+        return sfp_onnx.inspect(needed(self.root / "models" / "efficientnet_lite0_imagenet.onnx"))
+
+    def images(self, part: str) -> sfp_onnx.Dataset:
+        """``part`` is "calib" (without labels) or "test"."""
+        cases: dict[str, Case] = {case.title: case for case in (RESNET56, RESNET20, VGG11)}
+        count = IMAGES[self.title] if part == "calib" else None
+        if self.title in cases:
+            data = cases[self.title].images(self.root, part, count)
+        else:
+            folder = needed(self.root / "imagenet" / ("calib" if count else "val"))
+            found = sfp_onnx.data_for(self.analysis.model, folder, preprocessing=LITE, samples=count)
+            assert found is not None
+            data = found
+        return replace(data, labels=None) if count else data
+
+    def made(self, arm: str, target: str) -> graph.Model:
+        """The model of an arm.
+
+        Raises:
+            TargetError: the arm cannot hold the target.
+        """
+        wanted = "macs=100%" if arm == "int8" else target
+        options = PlanOptions(targets=(wanted,), threads=1, **({"precision": "auto"} if arm == "joint" else {}))
+        done = prune(
+            self.analysis, options, "obs", self.images("calib"), verify=False, repair=RepairOptions(force=True),
+            output=FORMS.get(arm, OutputOptions()))  # fmt: skip
+        for note in done.notes if arm == "joint" else ():
+            print(f"#   {note}", file=sys.stderr)
+        return done.model
+
+
+def table(bench: Bench, targets: list[str], arms: list[str]) -> None:
+    """All arms at all targets; timed together."""
+    analysis, test = bench.analysis, bench.images("test")
+    models, rows = [analysis.model], [("", "original")]
+    for target in targets:
+        for arm in arms:
+            start = time.process_time()
+            try:
+                models.append(bench.made(arm, target))
+                rows.append((target, arm))
+            except sfp_onnx.SfpError as error:
+                print(f"| {bench.title} | {target} | {arm} | {error} ||||", flush=True)
+            print(f"#   {target} {arm}: {time.process_time() - start:.0f} s of processor time", file=sys.stderr, flush=True)
+    times = latencies_of(models, analysis, Setup(threads=1), 1)
+    found = sfp_onnx.evaluate(models, test, latency=False)
+    for (target, arm), model, seconds, own in zip(rows, models, times, found, strict=True):
+        size = graph.save.file_bytes(model)
+        share, ratio = size / graph.save.file_bytes(analysis.model), seconds / times[0]
+        print(f"| {bench.title} | {target} | {arm} | {100 * (own.top1 or 0):.2f} | {size} | {share:.1%} | {ratio:.1%} |", flush=True)
+
+
+def main(root: Path, networks: list[str], targets: list[str], arms: list[str]) -> None:
+    """One table."""
+    print("| network | target | arm | top-1 | bytes | of the original's | latency |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for title in networks:
+        table(Bench(title, root), targets, arms)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    lists = [text.split(",") for text in given[1:4]] + [list(IMAGES), list(TARGETS), list(ARMS)][len(given[1:4]) :]
+    main(Path(given[0]) if given else SHARED, *lists)
