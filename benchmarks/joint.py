@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from files import needed
@@ -25,15 +25,17 @@ from ranking import RESNET20, RESNET56, SHARED, VGG11, Case
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.options import OutputOptions, PlanOptions, RepairOptions
+from sfp_onnx.export import packaged, ranged
 from sfp_onnx.latency.measure import latencies_of
-from sfp_onnx.pipeline import prune
+from sfp_onnx.pipeline import Inputs, Scoring, candidates
+from sfp_onnx.planning.search import Candidates, form_for, plan_for
 from sfp_onnx.runtime import Setup
 
 LITE = sfp_onnx.Preprocessing(mean=(127.0,) * 3, std=(128.0,) * 3, scale=1.0, center_crop=(224, 224))
-IMAGES = {"ResNet-56": 1024, "ResNet-20": 1024, "VGG-11": 1024, "EfficientNet-Lite0": 500}
+IMAGES = {"ResNet-56": 512, "ResNet-20": 512, "VGG-11": 512, "EfficientNet-Lite0": 192}
 TARGETS = ("size=50%", "size=35%", "size=25%", "size=15%", "latency=80%", "latency=60%", "latency=40%")
 ARMS = ("cut", "int8", "both", "joint")
-FORMS = {"int8": OutputOptions(quantize="int8"), "both": OutputOptions(quantize="int8")}
+REPAIR = RepairOptions(force=True)
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,34 @@ class Bench:
             data = found
         return replace(data, labels=None) if count else data
 
+    @cached_property
+    def scored(self) -> Candidates:
+        """Scores and errors, once for all arms."""
+        options = PlanOptions(targets=("size=50%",), precision="auto", threads=1)
+        return candidates(Inputs(self.analysis, self.calib), options, Scoring("obs", repair=REPAIR))
+
+    @cached_property
+    def calib(self) -> sfp_onnx.Dataset:
+        return self.images("calib")
+
     def made(self, arm: str, target: str) -> graph.Model:
         """The model of an arm.
 
         Raises:
             TargetError: the arm cannot hold the target.
         """
-        wanted = "macs=100%" if arm == "int8" else target
-        options = PlanOptions(targets=(wanted,), threads=1, **({"precision": "auto"} if arm == "joint" else {}))
-        done = prune(
-            self.analysis, options, "obs", self.images("calib"), verify=False, repair=RepairOptions(force=True),
-            output=FORMS.get(arm, OutputOptions()))  # fmt: skip
-        for note in done.notes if arm == "joint" else ():
+        output = OutputOptions(quantize="int8") if arm in ("int8", "both") else OutputOptions()
+        feeds = partial(ranged, self.calib)
+        if arm == "int8":
+            return packaged(self.analysis.model, output, feeds)
+        joint = arm == "joint"
+        form = form_for(self.analysis, REPAIR, output, True, self.scored.form.storable if joint else ())
+        options = PlanOptions(targets=(target,), threads=1, precision="auto" if joint else "float32")
+        plan = plan_for(replace(self.scored, form=form), options)
+        done = sfp_onnx.apply(self.analysis, plan, self.calib, verify=False, repair=REPAIR)
+        for note in (*done.notes, done.plan.summary()) if joint else ():
             print(f"#   {note}", file=sys.stderr)
-        return done.model
+        return packaged(done.model, output, feeds)
 
 
 def table(bench: Bench, targets: list[str], arms: list[str]) -> None:

@@ -568,6 +568,9 @@ def prune(
     inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
     tell(inputs.reading)
     refuse(inputs.analysis, output)
+    if options.precision != "float32" and (output.fp16 or output.quantize):
+        both = f"--{'fp16' if output.fp16 else 'quantize'}"
+        raise OptionError(f"--precision {options.precision} and {both} both say as what weights are stored: give one of them")
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is None:
