@@ -314,7 +314,9 @@ def candidates(
     scores = scored(analysis, name, data, score_options, progress, options, groups)
     storable = () if options.precision == "float32" else storables(analysis.prepared, coupling)
     if options.precision != "float32":
-        storable = with_errors(analysis, storable, data, score_options.seed, progress)
+        timed = any(parse_target(text).figure.timed for text in options.targets)
+        integers = options.precision == "int8" or (timed and data is not None)
+        storable = with_errors(analysis, storable, data, score_options.seed, progress, integers)
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
     recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}

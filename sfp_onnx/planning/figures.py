@@ -26,10 +26,9 @@ from ..cut import cut
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
 from ..graph.save import file_bytes
-from ..graph.stored import stored
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, figure, parse_target
-from .precision import Storable, as_float, overhead, shares, stores
+from .precision import Storable, as_float, overhead, shares
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 3  # most unit-carrying axes that one product may have
@@ -276,14 +275,15 @@ def peak(model: Model, analysis: Analysis, batch: int) -> float:
 class Form:
     """In which form a cut model is written: ``finished`` makes the written model of it and of its removal, but for the values of its
     weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
-    ``biases`` gives parameters that come on top. Weights that are ``storable`` may be stored in fewer bits, each with so many bytes of an
-    element as a *code* says."""
+    ``biases`` gives parameters that come on top. Weights that are ``storable`` may be stored in fewer bits, each as its *code* says
+    (`graph.stored.STORED`), and ``coded`` stores them so."""
 
     finished: Callable[[Model, BoolArray], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
     each: Callable[[cost.Parameter], float] = attrgetter("itemsize")
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
     storable: tuple[Storable, ...] = ()
+    coded: Callable[[Model, IntArray], Model] = lambda model, codes: model
 
 
 AS_CUT = Form()
@@ -424,7 +424,7 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and removed.any() else model
         model = self.form.finished(model, removed) if self.form.finished else model
-        return model if self.codes is None else stored(model, stores(self.form.storable, self.codes))
+        return model if self.codes is None else self.form.coded(model, self.codes)
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

@@ -13,13 +13,14 @@ from ..graph import Prepared, initializers
 from ..graph.stored import STORED, Store
 
 LEAST_BYTES = 1024  # smaller weights stay as they are: what a Cast and a scale take would be more
-NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0}  # of the nodes and names that unpack a weight, by bytes of an element, about
+NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0, 0: 900.0}  # of the nodes and names that unpack a weight, by code, about
+LEAST = 1  # the code of the fewest bits that float32 is computed with
 
 
 @dataclass(frozen=True)
 class Storable:
     """A weight that may be stored in fewer bits, and the layers that read it. ``errors``: what the rounding of it alone does, as a share of
-    the variance of the outputs, by bytes of an element."""
+    the variance of the outputs, by code (see `graph.stored.STORED`); infinite where it cannot be stored so."""
 
     weight: str
     layers: tuple[Layer, ...]
@@ -54,8 +55,8 @@ def as_float(weights: Sequence[Storable]) -> IntArray:
 
 
 def stores(weights: Sequence[Storable], codes: IntArray) -> dict[str, Store]:
-    """What `graph.stored.stored` is told: every layer's output with how its weight is stored, by bytes of an element."""
-    kinds = {size: kind for kind, size in STORED.items()}
+    """What `graph.stored.stored` is told: every layer's output with how its weight is stored, by code."""
+    kinds = {code: kind for kind, code in STORED.items()}
     return {
         layer.node.outputs[0]: Store(layer.weight.position, kinds[int(code)], layer.weight.out_axis)
         for item, code in zip(weights, codes, strict=True) for layer in item.layers if layer.weight
@@ -80,7 +81,8 @@ def of_plan(precisions: Sequence[Precision], coupling: Coupling) -> dict[str, St
 
 def chosen(weights: Sequence[Storable], codes: IntArray, forced: bool) -> tuple[Precision, ...]:
     """The choice for a plan, with reasons."""
-    kinds, least = {size: kind for kind, size in STORED.items()}, min(STORED.values())
+    kinds = {code: kind for kind, code in STORED.items()}
+    least = 0 if 0 in codes else LEAST
     costs = [item.errors[least] for item in weights]
     middle = float(np.median(costs)) if costs else 0.0
     found = []
@@ -100,14 +102,15 @@ def codes_of(weights: Sequence[Storable], precisions: Sequence[Precision]) -> In
 
 def shares(weights: Sequence[Storable], names: Sequence[str], codes: IntArray) -> FloatArray:
     """Bytes of an element over those of float32 (..., parameters) of candidates (..., weights), for parameters by name."""
+    each = np.maximum(np.asarray(codes, float), LEAST)
     place = {item.weight: at for at, item in enumerate(weights)}
     known = np.asarray([place.get(name, -1) for name in names], np.int64)
-    codes = np.concatenate([np.asarray(codes, float), np.full((*np.shape(codes)[:-1], 1), 4.0)], -1)  # the last stands for -1
-    return np.asarray(codes[..., known] / 4)
+    each = np.concatenate([each, np.full((*each.shape[:-1], 1), 4.0)], -1)  # the last stands for -1
+    return np.asarray(each[..., known] / 4)
 
 
 def overhead(weights: Sequence[Storable], codes: IntArray) -> FloatArray:
     """Bytes (...) of scales and nodes of candidates (..., weights), about."""
     scales = 4.0 * np.asarray([item.channels for item in weights])
     nodes = np.select([np.asarray(codes) == size for size in NODES_BYTES], list(NODES_BYTES.values()))
-    return np.asarray((nodes + np.where(np.asarray(codes) == 1, scales, 0)).sum(-1), float)
+    return np.asarray((nodes + np.where(np.asarray(codes) <= LEAST, scales, 0)).sum(-1), float)

@@ -207,11 +207,10 @@ def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Eliminati
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
-    ratios = sensitivity.ratios(found.cuts, reached)
-    factors = sensitivity.factors(ratios)
+    factors = sensitivity.factors(found.cuts, reached)
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
-    return replace(weighed(analysis.coupling, found, factors, looks), reach=sensitivity.middle_of(ratios))
+    return replace(weighed(analysis.coupling, found, factors, looks), reach=sensitivity.middle_of(sensitivity.ratios(found.cuts, reached)))
 
 
 def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float], looks: sensitivity.Looks) -> Elimination:

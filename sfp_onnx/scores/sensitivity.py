@@ -146,7 +146,7 @@ def _rows(arrays: Sequence[Array]) -> FloatArray:
 
 
 def middle_of(found: Mapping[str, float]) -> float:
-    """The median of all groups; 0 where nothing reaches an output."""
+    """The median of what `ratios` gives; 0 where nothing reaches an output."""
     middle = float(np.median(list(found.values()))) if found else 0.0
     return middle if middle > 1e-20 else 0.0
 
@@ -161,8 +161,9 @@ def ratios(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[flo
     }
 
 
-def factors(found: Mapping[str, float]) -> dict[str, float]:
-    """Those of each group relative to their median; none where nothing reaches an output."""
+def factors(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """`ratios` relative to their median; none where nothing reaches an output."""
+    found = ratios(cuts, reached)
     middle = middle_of(found)
     return {name: float(np.clip(value / middle, 1 / SPAN, SPAN)) for name, value in found.items()} if middle else {}
 
