@@ -152,10 +152,11 @@ class InsertBefore:
 
 @dataclass(frozen=True)
 class InsertAfter:
-    """Put ``op(output 0, *constants)`` behind the node; floating constants take the type of the output."""
+    """Put ``op(output 0, *constants)`` right behind the node; floating constants take the type of the output."""
 
     op: str
     constants: tuple[Array, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
@@ -163,10 +164,12 @@ Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
 
 @dataclass(frozen=True)
 class Follow:
-    """A node whose shape constants or attributes are recomputed from the new sizes."""
+    """A node whose shape constants or attributes are recomputed from the new sizes. ``raw``: from those of its inputs as they come, before
+    removed channels are put back."""
 
     node: int
     edits: Callable[[After], Sequence[Edit]]
+    raw: bool = False
 
 
 class Form(Protocol):
@@ -184,6 +187,14 @@ class Form(Protocol):
     @property
     def scale(self) -> float:
         """Factor of the product of data and weight."""
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Taps along each spatial axis; empty for a product."""
+
+    @property
+    def front(self) -> str:
+        """Operator of a layer in front that mixes the channels of the data alone; empty: there is none, and the layer cannot be split."""
 
     def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
         """Number of blocks, from the three shapes."""
@@ -331,6 +342,7 @@ class Coupling(Shown):
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``branches`` maps groups that may leave altogether to what vanishes with them.
     ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights.
+    ``expanded`` are inputs that get removed channels again: index of the node, position, axis.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -350,6 +362,7 @@ class Coupling(Shown):
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    expanded: frozenset[tuple[int, int, int]] = frozenset()
 
     def summary(self) -> str:
         """How much can be removed."""
@@ -443,6 +456,20 @@ class GroupPlan:
     macs_after: float
 
 
+SIDES = OUTPUTS, INPUTS = ("outputs", "inputs")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A ``layer`` (the name of its node) that becomes two, with ``rank`` channels between them: its weight becomes a product of two. A
+    convolution reads its window into so few channels and makes the ``outputs`` of them one by one, or makes so few channels of its
+    ``inputs`` one by one and reads the window of these (``narrow``)."""
+
+    layer: str
+    rank: int
+    narrow: str = OUTPUTS
+
+
 @dataclass(frozen=True)
 class Precision:
     """As what the weight of a layer is stored (see `graph.stored`), what of the outputs' variance its rounding alone was estimated to cost,
@@ -456,9 +483,9 @@ class Precision:
 
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
-    """Which units leave, decided before anything is cut, and as what the weights that stay are stored (``precisions``; empty: as they
-    were). ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
-    and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
+    """Which units leave, decided before anything is cut, which layers become two (``factors``), and as what the weights that stay are
+    stored (``precisions``; empty: as they were). ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted`` and ``actual``
+    (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
@@ -467,14 +494,16 @@ class Plan(Shown):
     after: Size
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    factors: tuple[Factor, ...] = ()
     precisions: tuple[Precision, ...] = ()
 
     def summary(self) -> str:
-        """Sizes before and after, how many groups shrink, and as what weights are stored."""
+        """Sizes before and after, how many groups shrink, how many layers become two, and as what weights are stored."""
         shrink = sum(bool(item.remove) for item in self.groups)
-        kinds = Counter(item.stored for item in self.precisions)
-        stored = "".join(f"\nstored as {', '.join(f'{kind}: {count} layers' for kind, count in kinds.items())}" if kinds else "")
-        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{stored}"
+        split = f", {len(self.factors)} layers become two" if self.factors else ""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(item.stored for item in self.precisions).items())
+        stored = f"; weights stored as {kinds}" if kinds else ""
+        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{split}{stored}"
 
 
 @dataclass(frozen=True, repr=False)

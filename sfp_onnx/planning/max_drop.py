@@ -229,7 +229,7 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
         key = removed.tobytes(), plan.precisions
         if key not in known:
             held = candidates.data, candidates.repair, candidates.measures
-            drop = judge.drop(rebuilt(analysis, removed, *held, of_plan(plan.precisions, analysis.coupling)))
+            drop = judge.drop(rebuilt(analysis, removed, *held, stores=of_plan(plan.precisions, analysis.coupling)))
             log.info(judge.tried(f"{figure}={share:.1%}", drop))
             known[key] = drop
         return _Trial(plan, known[key], share)

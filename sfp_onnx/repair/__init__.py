@@ -13,8 +13,9 @@ from .. import cut, evaluation
 from ..core.errors import DataError, ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
 from ..core.system import FINISHERS
-from ..core.types import BoolArray, Cut, FloatArray
-from ..coupling.analysis import Analysis, Progress, feeds_of, silent
+from ..core.types import BoolArray, Cut, Factor, FloatArray
+from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, silent
+from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
@@ -60,11 +61,12 @@ class Repaired:
 
 def repaired(
     analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress = silent,
-    how: MeasureOptions = MeasureOptions(), better: bool = False,
+    how: MeasureOptions = MeasureOptions(), better: bool = False, factors: Mapping[str, Factor] = MappingProxyType({}),
 ) -> Repaired:  # fmt: skip
     """Repair a cut model.
 
     Args:
+        factors: by the name of a weight: what keeps its lower rank (`cut.factor.lowered`).
         how: what the outputs mean, and so how far models are from the original.
         better: do not refuse: where the repair made it worse, keep what was cut (it is judged afterwards).
 
@@ -74,10 +76,11 @@ def repaired(
         ModelError: the model cannot be run in segments.
     """
     fitted, judge, apart = _split(data, options.seed)
+    judge = replace(judge, batch=batch_size(analysis, judge))
     if options.kind == "bn":
         model, fits, words = _moments(analysis, pruned, removed, fitted, options)
     else:
-        model, fits, words = _weights(analysis, pruned, removed, fitted, options, progress)
+        model, fits, words = _weights(analysis, pruned, removed, fitted, options, progress, factors)
     if options.kind == "lstsq" and apart:
         model, scaled = confidence.calibrated(analysis, model, judge, how)
         words += f"; {scaled}" if scaled else ""
@@ -112,13 +115,16 @@ def finished(analysis: Analysis, done: Repaired, cuts: Sequence[Cut], data: Data
 
 def rebuilt(
     analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions(),
-    stores: Mapping[str, Stored] = MappingProxyType({}),
+    factors: Sequence[Factor] = (), stores: Mapping[str, Stored] = MappingProxyType({}),
 ) -> Model:  # fmt: skip
-    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards), and rounded."""
-    model = cut.cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
-    if options is not None and data is not None and removed.any():
-        model = repaired(analysis, model, removed, data, options, how=how, better=True).model
-    return rounded(analysis, model, removed, stores, data, options, how=how)[0] if stores else model
+    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards), and rounded.
+    Layers that are to become two have their lower rank, and are one still."""
+    changed = bool(removed.any() or factors)
+    model = lowered(cut.cut(analysis.prepared, analysis.coupling, removed), analysis.wholes, factors) if changed else analysis.model
+    if options is not None and data is not None and changed:
+        bound = by_weight(analysis.wholes, factors)
+        model = repaired(analysis, model, removed, data, options, how=how, better=True, factors=bound).model
+    return rounded(analysis, model, removed, stores, data, None if factors else options, how=how)[0] if stores else model
 
 
 def rounded(
@@ -164,8 +170,8 @@ def _part(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _drifts(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions) -> list[float]:
-    """How far the outputs of models are from the original's, as numbers (KL divergence tells nothing of samples of which a network is sure);
-    where they are no numbers, by what they mean."""
+    """How far the outputs of models are from the original's, as numbers (KL divergence tells nothing of samples of which a network is
+    sure); where they are no numbers, by what they mean."""
     reading = evaluation.reading_of(analysis.model, data, how)
     compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
     errors = [own.relative_error for own in compared]
@@ -200,10 +206,13 @@ Fitted = tuple[Model, list[LayerFit], str]
 """A re-fitted model, what was done to its layers, and that in words."""
 
 
-def _weights(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress) -> Fitted:
+def _weights(
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress,
+    factors: Mapping[str, Factor],
+) -> Fitted:  # fmt: skip
     with progress("repairing", len(analysis.coupling.layers)) as advance:
         feeds = feeds_of(analysis, data)
-        model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, advance)
+        model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, advance, factors)
     counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
     words = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
     kept = [fit.layer for fit in fits if fit.kind == "kept"]

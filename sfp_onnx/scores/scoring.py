@@ -6,7 +6,6 @@ of a model than views register their own ``prepare`` (`prepared`).
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 import numpy as np
 
 from ..core.errors import DataError, OptionError
-from ..core.options import OptionFacts, PlanOptions, RepairOptions, ScoreOptions, expect
+from ..core.options import MeasureOptions, OptionFacts, PlanOptions, RepairOptions, ScoreOptions, expect
 from ..core.types import Array, FloatArray, Group, GroupView, Shown
 
 if TYPE_CHECKING:  # to register a score must cost nothing
@@ -30,8 +29,8 @@ class Setting:
     """What a score is asked for.
 
     ``options`` are the score's own parameters (None: it has none). ``plan`` and ``groups`` are for searches: what the plan asks for, and
-    the groups that may shrink (None: no plan). ``names`` are all scores that are asked for together, and ``shared`` is what they
-    measured, so that it is measured once.
+    the groups that may shrink (None: no plan). ``measures``: what is known of the outputs. ``names`` are all scores that are asked
+    for together, and ``shared`` is what they measured, so that it is measured once.
     """
 
     progress: Progress
@@ -41,6 +40,7 @@ class Setting:
     plan: PlanOptions | None = None
     groups: Sequence[Group] | None = None
     names: tuple[str, ...] = ()
+    measures: MeasureOptions = MeasureOptions()
     shared: dict[str, Any] = field(default_factory=dict)
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
@@ -301,13 +301,13 @@ def meaning(text: str) -> str:
 
 def scored(
     analysis: Analysis, text: str, data: Dataset | None = None, options: ScoreOptions | None = None, progress: Progress | None = None,
-    plan: PlanOptions | None = None, groups: Sequence[Group] | None = None,
+    plan: PlanOptions | None = None, groups: Sequence[Group] | None = None, measures: MeasureOptions = MeasureOptions(),
 ) -> Scored:  # fmt: skip
     """Importance per unit of a model; scores joined by ``+`` mean the average of their ranks within each group.
 
     Args:
         text: ``NAME[+NAME..][,option=value..]``.
-        plan, groups: what a plan asks for and the groups that may shrink, for scores that search.
+        plan, groups: what a plan asks for and the groups that may shrink, for scores that search. measures: what is known of the outputs.
 
     Raises:
         OptionError: unknown score, unknown option, bad value.
@@ -321,7 +321,7 @@ def scored(
             free = ", ".join(sorted(other.name for other in SCORES.values() if not other.needs_data))
             raise DataError(f"score '{single.name}' needs calibration data: give --data, or use a score that needs none: {free}")
     names = tuple(single.name for single in request.scores)
-    setting = Setting(progress or silent, options.seed, options.memory, None, plan, groups, names)
+    setting = Setting(progress or silent, options.seed, options.memory, None, plan, groups, names, measures)
     pairs = zip(request.scores, request.options, strict=True)
     results = [single.prepare(analysis, data, replace(setting, options=chosen)) for single, chosen in pairs]
     if len(results) == 1:
@@ -359,7 +359,7 @@ def save_scores(path: Path, analysis: Analysis, result: Scored, inputs: Iterable
     Raises:
         OutputError: the path cannot be written.
     """
-    from ..graph.save import atomic, check_output, writing
+    from ..graph.arrays import Named, write_arrays
 
     groups = analysis.coupling.groups
     arrays: list[tuple[str, Array]] = [
@@ -367,8 +367,4 @@ def save_scores(path: Path, analysis: Analysis, result: Scored, inputs: Iterable
         ("offsets", np.cumsum([0, *(group.width for group in groups)])),
         ("scores", result.values[np.concatenate([group.units for group in groups])] if groups else np.zeros(0)),
     ]
-    check_output(path, inputs)
-    with writing(path), atomic(path) as (stream,), zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in (item for part in (arrays, result.arrays()) for item in part):
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:  # of a fixed time, unlike `ZipFile.write`
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+    write_arrays(path, (Named(*item) for part in (arrays, result.arrays()) for item in part), inputs)
