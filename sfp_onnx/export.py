@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,10 +81,10 @@ def halved(model: Model) -> tuple[Model, Model, str]:
     return small, rounded, f"fp16: weights are stored as float16 and computed with as float32{words}"
 
 
-def quantized(model: Model, batches: Feeding | None, asked: Mapping[str, Any] = MappingProxyType({})) -> Model:
+def quantized(model: Model, batches: Feeding | None) -> Model:
     """The model on 8-bit integers: static (QuantizeLinear/DequantizeLinear, ranges from the batches that ``batches()`` gives) or, without
-    data, dynamic. ``asked``: what else the quantiser is told (see `runtime.quantize`). The opset is raised where scales per channel need it
-    (else there is one per tensor); nodes on which the quantiser fails stay floating.
+    data, dynamic. The opset is raised where scales per channel need it (else there is one per tensor); nodes on which the quantiser fails
+    stay floating.
 
     Raises:
         OptionError: it is quantised already, or its type cannot be. ModelError: onnxruntime cannot quantise it.
@@ -93,25 +92,22 @@ def quantized(model: Model, batches: Feeding | None, asked: Mapping[str, Any] = 
     half = any(held.dtype == np.float16 and len(held.shape) > 1 for held in initializers(model).values())
     if half and batches is None:
         raise OptionError("--quantize int8: float16 weights are quantised with --data only. Give data, or the float32 export.")
-    facts: dict[str, Any] = dict(asked)
+    facts: dict[str, Any] = {}
     try:
         ready = raised(model, HALF_OPSET if half else CHANNELS_OPSET)
     except ModelError as error:
         if half or model.opset < (FIRST_OPSET if batches else DYNAMIC_OPSET):
             raise ModelError(f"{error}. --quantize int8 needs it: export the model with opset {CHANNELS_OPSET} or later.") from error
-        ready, facts = model, {**facts, "per_channel": False}
+        ready, facts = model, {"per_channel": False}
     named = with_node_names(ready)
     try:
         return _quantized(model, ready, batches, facts)
     except ModelError:
-        out = facts.get("nodes_to_exclude", [])
         weighed = [node.name for node in nodes(named) if any(len(held.shape) > 1 for held in _weights_of(node, named))]
-        weighed = [name for name in weighed if name not in out]
-        alone = {**facts, "nodes_to_exclude": []}
-        left = [name for name in weighed if not _quantizes(model, named, batches, {**alone, "nodes_to_quantize": [name]})]
+        left = [name for name in weighed if not _quantizes(model, named, batches, {**facts, "nodes_to_quantize": [name]})]
         if not left or len(left) == len(weighed):
             raise
-        return _quantized(model, named, batches, {**facts, "nodes_to_exclude": [*out, *left]})
+        return _quantized(model, named, batches, {**facts, "nodes_to_exclude": left})
 
 
 def _weights_of(node: Node, model: Model) -> list[Initializer]:

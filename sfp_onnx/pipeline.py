@@ -382,10 +382,8 @@ def candidates(
 
 def _storable(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress) -> tuple[Storable, ...]:
     """The weights that may be stored in fewer bits, with what their rounding does."""
-    analysis, data = inputs.analysis, inputs.data
-    timed = any(parse_target(text).figure.timed for text in options.targets)
-    integers, seed = options.precision == "int8" or (timed and data is not None), (scoring.options or ScoreOptions()).seed
-    return with_errors(analysis, storables(analysis.prepared, analysis.coupling), data, seed, progress, integers)
+    analysis, seed = inputs.analysis, (scoring.options or ScoreOptions()).seed
+    return with_errors(analysis, storables(analysis.prepared, analysis.coupling), inputs.data, seed, progress)
 
 
 def _recorded(inputs: Inputs, scoring: Scoring, repair: RepairOptions | None) -> dict[str, Any]:

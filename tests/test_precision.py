@@ -183,33 +183,3 @@ def test_a_plan_with_precisions_is_read_back_and_a_damaged_one_refused(model: Pa
     data["precisions"][0]["stored"] = "int3"
     with pytest.raises(sfp_onnx.PlanError, match="int3"):
         from_json(data)
-
-
-# ---- integers in some layers -----------------------------------------------------------------------------------------
-
-
-def test_some_layers_compute_with_integers_and_nothing_is_quantised_twice(model: Path, data: Path, tmp_path: Path) -> None:
-    made = sfp_onnx.plan(model, sfp_onnx.PlanOptions(ratio=0.25, precision="int8-weights"), data=data)
-    mixed = replace(made, precisions=tuple(replace(item, stored="int8" if item.layer == "conv2" else "float32") for item in made.precisions))
-    outputs = [tmp_path / name for name in ("first.onnx", "second.onnx")]
-    for path in outputs:
-        sfp_onnx.apply(model, mixed, data, output=sfp_onnx.OutputOptions(path=path))
-    assert outputs[0].read_bytes() == outputs[1].read_bytes()
-    proto = onnx.load(outputs[0])
-    makers = {name: node for node in proto.graph.node for name in node.output}
-    convs = {node.name: node for node in proto.graph.node if node.op_type == "Conv"}
-    assert makers[convs["conv2"].input[1]].op_type == "DequantizeLinear" and convs["conv1"].input[1] not in makers
-    for node in proto.graph.node:
-        if node.op_type == "QuantizeLinear":
-            assert node.input[0] not in makers or makers[node.input[0]].op_type != "DequantizeLinear"
-    feeds, answers = {"x": images(4)}, []
-    for level in LEVELS:
-        options = ort.SessionOptions()
-        options.graph_optimization_level, options.intra_op_num_threads = level, 1
-        answers.append(ort.InferenceSession(proto.SerializeToString(), options).run(None, feeds)[0])
-    assert all(relative(answer, answers[0]) < 0.05 for answer in answers)
-
-
-def test_integers_need_data(model: Path, tmp_path: Path) -> None:
-    done = invoke("prune", model, "-o", tmp_path / "out.onnx", "--ratio", "0.25", "--precision", "int8")
-    assert done.exit_code == 4 and "--data" in done.stderr and not (tmp_path / "out.onnx").exists()

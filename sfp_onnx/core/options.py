@@ -249,9 +249,9 @@ class PlanOptions(Checked):
         "third of --data that is not scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%")  # fmt: skip
     metric: str | None = None
     precision: str = rare(
-        "float32", "As what weights are stored: float32, float16, 8-bit integers with a scale per channel (arithmetic stays float32), or "
-        "int8 with integer arithmetic; auto: of each layer what holds the targets at the least estimated error, with the widths.", AMOUNT,
-        choices=("float32", "float16", "int8-weights", "int8", "auto"))  # fmt: skip
+        "float32", "As what weights are stored: float32, float16, or 8-bit integers with a scale per channel; arithmetic stays float32. "
+        "auto: of each layer what holds the targets at the least estimated error, with the widths.", AMOUNT,
+        choices=("float32", "float16", "int8-weights", "auto"))  # fmt: skip
     confidence: float = rare(
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
         parse=confidence, metavar="95%", example="95%", low=0.5, high=1, high_open=True)  # fmt: skip

@@ -484,8 +484,8 @@ class Precision:
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
     """Which units leave, decided before anything is cut, which layers become two (``factors``), and as what the weights that stay are
-    stored (``precisions``; empty: as they were). ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted`` and ``actual``
-    (macs, params: counts; size, memory: bytes; latency: seconds)."""
+    stored (``precisions``; empty: as they were). ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted`` and
+    ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]

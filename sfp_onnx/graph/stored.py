@@ -17,9 +17,8 @@ from . import Constants, GraphIndex, Model, nodes
 from .edit import Editor
 
 MOST = 127  # int8 is used symmetrically
-STORED = {"float32": 4, "float16": 2, "int8-weights": 1, "int8": 0}
-"""Codes by the name of what a weight is stored as: bytes of an element; 0 if it is computed with as integers, too, which is for others to
-write (onnxruntime's quantiser, see `repair.integers`)."""
+STORED = {"float32": 4, "float16": 2, "int8-weights": 1}
+"""Codes by the name of what a weight is stored as: bytes of an element."""
 
 
 class Store(NamedTuple):
@@ -39,7 +38,7 @@ def coded(weight: Array, axis: int) -> tuple[Array, Array]:
 
 def rounded(weight: Array, kind: str, axis: int) -> FloatArray:
     """What is left of a weight that is stored so."""
-    if kind.startswith("int8"):
+    if kind == "int8-weights":
         whole, scale = coded(weight, axis)
         return np.asarray(whole.astype(np.float32) * scale, np.float64)
     return np.asarray(weight.astype(np.float16 if kind == "float16" else np.float32), np.float64)
@@ -59,7 +58,7 @@ def stored(model: Model, weights: Mapping[str, Store]) -> Model:
     for output, (position, kind, axis) in weights.items():
         node = index.maker(output)
         name = node.inputs[position] if node is not None and position < len(node.inputs) else ""
-        if kind in ("float32", "int8") or name in done or name not in held or held[name].dtype != np.float32 or not holds(held[name], kind):
+        if kind == "float32" or name in done or name not in held or held[name].dtype != np.float32 or not holds(held[name], kind):
             continue
         done.add(name)
         parts = [held[name].astype(np.float16)] if kind == "float16" else coded(held[name], axis)

@@ -114,10 +114,9 @@ class Clock:
     constant: float
     block: Block
 
-    def __call__(self, lengths: FloatArray, factors: FloatArray | None = None) -> FloatArray:
-        """Seconds (...) at lengths (..., axes); ``factors`` (..., terms) on what each term costs."""
-        values = self.terms.values(lengths, self.block.width, self.block.slow)
-        return np.asarray(self.constant + (values if factors is None else values * factors) @ self.costs)
+    def __call__(self, lengths: FloatArray) -> FloatArray:
+        """Seconds (...) at lengths (..., axes)."""
+        return np.asarray(self.constant + self.terms.values(lengths, self.block.width, self.block.slow) @ self.costs)
 
 
 def nonnegative_fit(matrix: FloatArray, values: FloatArray) -> FloatArray:

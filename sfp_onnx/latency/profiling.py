@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,22 +77,6 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
     analysis, batch, seconds = scene.analysis, scene.options.batch, device_profile.seconds
     seconds_of, short = clock_of(analysis, device_profile), device_profile.cut_short
 
-    ratios = _integer_ratios(scene) if here else {}
-    storable, groups = scene.form.storable, len(analysis.coupling.groups)
-
-    def quicker(codes: IntArray) -> FloatArray:
-        """What the time of every term is multiplied with (..., terms) where weights have these codes (..., weights)."""
-        owners = np.ones((*np.shape(codes)[:-1], len(analysis.prepared.nodes)))
-        for at, item in enumerate(storable):
-            for layer in item.layers:
-                owners[..., layer.node.index] = np.where(np.asarray(codes)[..., at] == 0, ratios.get(layer.node.name, 1.0), 1.0)
-        return np.asarray(owners[..., seconds_of.terms.owner])
-
-    def at(codes: IntArray) -> Gauge:
-        return replace(
-            gauge, predicted=lambda removed: float(seconds_of(seconds_of.terms.lengths_after(removed), quicker(codes))),
-            cost=lambda kept: seconds_of(seconds_of.terms.lengths(kept[..., :groups]), quicker(kept[..., groups:])))  # fmt: skip
-
     def again(removed: BoolArray) -> Gauge:
         return _gauge(scene, scaled(device_profile_around(analysis, scene.setup, batch, kept_of(analysis, removed)), seconds), here)
 
@@ -100,39 +84,14 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
         """The ratio of interleaved minima times the original's latency."""
         return seconds * measure.latency_ratio(analysis, model, scene.setup, batch)
 
-    notes = (_compared(ratios),) if ratios else ()
     note = f"fewer widths than usual were timed, since the budget of {short:g} s for the profile was spent"
-    gauge = Gauge(
+    return Gauge(
         lambda removed: float(seconds_of(seconds_of.terms.lengths_after(removed))),
         lambda kept: seconds_of(seconds_of.terms.lengths(kept)),
         measured if here else None, seconds, again, device_profile.block.width,
         "latency measured on this machine" if here else "latency predicted from the device profile",
-        (*notes, note) if short else notes,
+        (note,) if short else (),
     )  # fmt: skip
-    return replace(gauge, at=at) if ratios else gauge
-
-
-def _integer_ratios(scene: Scene) -> dict[str, float]:
-    """Time of each layer with integer arithmetic over that with float32, all layers on integers (see `layer_times`); empty where that is no
-    choice."""
-    storable = [item for item in scene.form.storable if np.isfinite(item.errors[0])]
-    if not storable:
-        return {}
-    model = scene.form.coded(scene.analysis.prepared.model, np.asarray([0 if item in storable else 4 for item in scene.form.storable]))
-    times = layer_times(scene.analysis, model, scene.setup, scene.options.batch, scene.progress)
-    if times is None:
-        return {}
-    pairs = zip(times.names, times.before.tolist(), times.after.tolist(), strict=True)
-    known = {name: after / before for name, before, after in pairs if before > 0 and after > 0}
-    whole = times.after.sum() / times.before.sum()
-    return {**known, "": float(whole)}
-
-
-def _compared(ratios: Mapping[str, float]) -> str:
-    """How fast integers are here."""
-    slower = sum(ratio >= 1 for name, ratio in ratios.items() if name)
-    speed = f"with integers the whole model takes {ratios['']:.2f} times what it takes with float32"
-    return f"on this machine, {speed}; {slower} of {len(ratios) - 1} layers are slower with them"
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------

@@ -27,9 +27,10 @@ from ..cut.factor import split
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
 from ..graph.save import file_bytes
+from ..graph.stored import stored
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, figure, parse_target
-from .precision import Storable, as_float, overhead, shares
+from .precision import Storable, as_float, overhead, shares, stores
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 3  # most unit-carrying axes that one product may have
@@ -283,14 +284,13 @@ class Form:
     """In which form a cut model is written: ``finished`` makes the written model of it, its removal and its factors, but for the values of
     its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
     ``biases`` gives parameters that come on top. Weights that are ``storable`` may be stored in fewer bits, each as its *code* says
-    (`graph.stored.STORED`), and ``coded`` stores them so."""
+    (`graph.stored.STORED`)."""
 
     finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
     each: Callable[[cost.Parameter], float] = attrgetter("itemsize")
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
     storable: tuple[Storable, ...] = ()
-    coded: Callable[[Model, IntArray], Model] = lambda model, codes: model
 
 
 AS_CUT = Form()
@@ -431,7 +431,7 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
         model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
-        return model if self.codes is None else self.form.coded(model, self.codes)
+        return model if self.codes is None else stored(model, stores(self.form.storable, self.codes))
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

@@ -13,7 +13,7 @@ from ..graph import Prepared, initializers
 from ..graph.stored import STORED, Store
 
 LEAST_BYTES = 1024  # smaller weights stay as they are: what a Cast and a scale take would be more
-NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0, 0: 900.0}  # of the nodes and names that unpack a weight, by code, about
+NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0}  # of the nodes and names that unpack a weight, by code, about
 LEAST = 1  # the code of the fewest bits that float32 is computed with
 
 
@@ -82,14 +82,13 @@ def of_plan(precisions: Sequence[Precision], coupling: Coupling) -> dict[str, St
 def chosen(weights: Sequence[Storable], codes: IntArray, forced: bool) -> tuple[Precision, ...]:
     """The choice for a plan, with reasons."""
     kinds = {code: kind for kind, code in STORED.items()}
-    least = 0 if 0 in codes else LEAST
-    costs = [item.errors[least] for item in weights]
+    costs = [item.errors[LEAST] for item in weights]
     middle = float(np.median(costs)) if costs else 0.0
     found = []
     for item, code, cost in zip(weights, codes.tolist(), costs, strict=True):
         times = f", {cost / middle:.3g} times the median of all layers" if middle > 0 else ""
-        why = f"rounded to {kinds[least]} it alone takes {cost:.2g} of the outputs' variance{times}"
-        reason = "as asked" if forced else "" if code == least else f"{why}; the targets hold without"
+        why = f"rounded to {kinds[LEAST]} it alone takes {cost:.2g} of the outputs' variance{times}"
+        reason = "as asked" if forced else "" if code == LEAST else f"{why}; the targets hold without"
         found += [Precision(layer.node.name, kinds[code], item.errors[code], reason) for layer in item.layers]
     return tuple(found)
 
@@ -102,10 +101,9 @@ def codes_of(weights: Sequence[Storable], precisions: Sequence[Precision]) -> In
 
 def shares(weights: Sequence[Storable], names: Sequence[str], codes: IntArray) -> FloatArray:
     """Bytes of an element over those of float32 (..., parameters) of candidates (..., weights), for parameters by name."""
-    each = np.maximum(np.asarray(codes, float), LEAST)
     place = {item.weight: at for at, item in enumerate(weights)}
     known = np.asarray([place.get(name, -1) for name in names], np.int64)
-    each = np.concatenate([each, np.full((*each.shape[:-1], 1), 4.0)], -1)  # the last stands for -1
+    each = np.concatenate([np.asarray(codes, float), np.full((*np.shape(codes)[:-1], 1), 4.0)], -1)  # the last stands for -1
     return np.asarray(each[..., known] / 4)
 
 
@@ -113,4 +111,4 @@ def overhead(weights: Sequence[Storable], codes: IntArray) -> FloatArray:
     """Bytes (...) of scales and nodes of candidates (..., weights), about."""
     scales = 4.0 * np.asarray([item.channels for item in weights])
     nodes = np.select([np.asarray(codes) == size for size in NODES_BYTES], list(NODES_BYTES.values()))
-    return np.asarray((nodes + np.where(np.asarray(codes) <= LEAST, scales, 0)).sum(-1), float)
+    return np.asarray((nodes + np.where(np.asarray(codes) == LEAST, scales, 0)).sum(-1), float)

@@ -19,16 +19,15 @@ from ..data.dataset import Dataset
 from ..export import packaged
 from ..graph import INLINE_BYTES, Model
 from ..graph.save import saved_bytes
-from ..graph.stored import STORED, stored
+from ..graph.stored import STORED
 from ..latency import measure
 from ..repair import distances, rebuilt
-from ..repair.integers import on_integers
 from ..repair.lockstep import prepared_for
 from ..repair.steps import bias_place
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
-from .precision import Storable, chosen, stores
+from .precision import Storable, chosen
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
 
@@ -146,14 +145,7 @@ def form_for(
         large = parameter.itemsize == 4 and np.prod(parameter.shape) * 4 > INLINE_BYTES
         return 2.0 if output.fp16 and not output.quantize and large else parameter.itemsize
 
-    def coded(model: Model, codes: IntArray) -> Model:
-        told = stores(storable, codes)
-        whole = {name for name, store in told.items() if store.kind == "int8"}
-        if whole:
-            model = on_integers(analysis, model, whole, lambda: [analysis.prepared.feeds])
-        return stored(model, told)
-
-    return replace(form, finished=finished, each=each, biases=cache(lambda: _biases(analysis)) if fitted else tuple, coded=coded)
+    return replace(form, finished=finished, each=each, biases=cache(lambda: _biases(analysis)) if fitted else tuple)
 
 
 def _biases(analysis: Analysis) -> tuple[Parameter, ...]:

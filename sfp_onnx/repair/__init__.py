@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from .. import cut, evaluation
-from ..core.errors import DataError, ModelError, OptionError, VerificationError
+from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
 from ..core.system import FINISHERS
 from ..core.types import BoolArray, Cut, Factor, FloatArray
@@ -20,7 +20,6 @@ from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
 from . import confidence
-from .integers import on_integers, ranges_of
 from .lockstep import LayerFit, prepared_for, repair
 from .steps import tainted
 from .walk import Store, Walk
@@ -28,7 +27,6 @@ from .walk import Store, Walk
 CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
 SHOWN = 5  # names in a sentence
 JUDGED = 1 / 8  # of the samples, to judge roundings on
-RANGED = 256  # samples that ranges of activations are taken from
 NOTHING = 1e-6  # distances below this are rounding
 
 
@@ -142,14 +140,9 @@ def rounded(
     fitted = data is not None and options is not None and options.kind == "lstsq"
     if fitted:
         model = prepared_for(analysis.prepared, analysis.coupling, removed, model, every=True)[0].model
-    whole, notes = {name for name, store in stores.items() if store.kind == "int8"}, tuple[str, ...]()
-    if whole:
-        if data is None:
-            raise DataError("the precision int8 needs --data, for the ranges of activations")
-        model, notes = _on_integers(analysis, model, whole, data, options or RepairOptions(), how)
     plain = stored(model, stores)
     if data is None or options is None or not fitted:
-        return plain, notes
+        return plain, ()
     fit_on, judge = _part(data, options.seed)
     with progress("re-fitting after rounding", len(analysis.coupling.layers)) as advance:
         feeds = feeds_of(analysis, fit_on)
@@ -160,7 +153,7 @@ def rounded(
     changed = sum(fit.kind in ("weights", "bias") for fit in fits)
     result = f"relative error of the outputs on {judge.samples} samples: {before:.4g} -> {after:.4g}"
     words = f"re-fit after rounding: {changed} of {len(fits)} layers; {result}" + ("" if kept else "; left as rounded")
-    return better if kept else plain, (*notes, words)
+    return better if kept else plain, (words,)
 
 
 def _part(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -176,22 +169,6 @@ def _drifts(analysis: Analysis, models: Sequence[Model], data: Dataset, how: Mea
     compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
     errors = [own.relative_error for own in compared]
     return [float(error) for error in errors if error is not None] if None not in errors else [*evaluation.distances(compared).values]
-
-
-def _on_integers(
-    analysis: Analysis, model: Model, whole: Collection[str], data: Dataset, options: RepairOptions, how: MeasureOptions
-) -> tuple[Model, tuple[str, ...]]:
-    """The model in which some layers compute with integers, with those ranges of activations, of several ways to choose them, that bring it
-    nearest to the original on samples that ranges were not taken from."""
-    fit_on, judge = _part(data, options.seed)
-    seen = fit_on.part(np.arange(min(RANGED, fit_on.samples)))
-    ranges, sample = ranges_of(analysis, model, seen, options.seed), [analysis.prepared.feeds]
-    made = {way: on_integers(analysis, model, whole, lambda: sample, known) for way, known in ranges.items()}
-    left = dict(zip(made, _drifts(analysis, list(made.values()), judge, how), strict=True))
-    best = min(left, key=lambda way: left[way])
-    shown = ", ".join(f"{value:.4g} with {way}" for way, value in left.items())
-    words = f"ranges of activations from {seen.samples} samples: relative error of the outputs on {judge.samples} others"
-    return made[best], (f"{words}: {shown}; taken: {best}",)
 
 
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:

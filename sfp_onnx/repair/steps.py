@@ -13,7 +13,7 @@ from ..core.types import Additive, Array, BoolArray, Coupling, Factor, Layer, No
 from ..coupling.cost import keep_mask, vanishing
 from ..graph import Constants, GraphIndex, Initializer, Model, edit, initializers, nodes, outputs
 from ..rules.registry import Trait, has
-from ..rules.scales import coded, unrounded
+from ..rules.scales import coded
 from .walk import End, Held, Step, Task
 
 
@@ -67,22 +67,9 @@ class Scene:
         """Names of its outputs."""
         return frozenset(port.name for port in outputs(self.model))
 
-    @cached_property
-    def named(self) -> Mapping[str, Node]:
-        """Its nodes by name."""
-        return {node.name: node for node in self.index.nodes}
-
-    def made(self, layer: Layer) -> Node | None:
-        """A layer as it is in the changed model, where what it makes may be quantised, perhaps behind an activation that the quantiser took
-        into the rounding (then the layer makes what that made); None if it vanished."""
-        node, other = unrounded(self.index.maker(layer.node.outputs[0]), self.index), self.named.get(layer.node.name)
-        return other if node is None and other is not None and other.operator == layer.node.operator else node
-
     def node(self, layer: Layer) -> Node:
-        """A layer, which did not vanish, as it is in the changed model."""
-        node = self.made(layer)
-        assert node is not None
-        return node
+        """A layer as it is in the changed model."""
+        return self.index.makers[layer.node.outputs[0]]
 
     def data(self, layer: Layer) -> str:
         """What a layer reads in the changed model: a rewritten normalisation leaves its own output to a slice of it."""
@@ -108,7 +95,7 @@ class Scene:
 
     def weight(self, layer: Layer) -> Held | None:
         """The weight of a layer that is linear in it, where it can be given another value."""
-        node = self.made(layer)
+        node = self.index.maker(layer.node.outputs[0])
         return self.held(node.inputs[layer.weight.position]) if node and layer.linear and layer.weight else None
 
 
@@ -180,7 +167,7 @@ def candidates(scene: Scene, affected: Collection[str], changed: Collection[str]
     users: dict[str, list[Layer]] = {}
     left = []
     for layer in scene.coupling.layers:
-        node = scene.made(layer)
+        node = scene.index.maker(layer.node.outputs[0])
         if node is None or layer.weight is None or layer.weight.position >= len(node.inputs):  # it vanished, or does nothing any more
             continue
         if scene.weight(layer) and _adds_a_vector(scene, layer):
@@ -209,7 +196,7 @@ def _alike(scene: Scene, layers: Sequence[Layer]) -> bool:
 
 def _ordered(scene: Scene, tasks: Sequence[list[Layer]]) -> list[list[Layer]]:
     """Tasks after those that they read from. Layers that share a weight and feed each other, however indirectly, are left out."""
-    owner = {scene.node(layer).outputs[0]: number for number, layers in enumerate(tasks) for layer in layers}
+    owner = {layer.node.outputs[0]: number for number, layers in enumerate(tasks) for layer in layers}
     needs = [set().union(*(_sources(scene, layer, owner) for layer in layers)) for layers in tasks]
     waiting = [number for number in range(len(tasks)) if len(tasks[number]) == 1 or number not in needs[number]]
     done = set(range(len(tasks))) - set(waiting)
@@ -244,7 +231,7 @@ def plan_steps(
 ) -> list[Task]:  # fmt: skip
     """What is to be fitted in topological order, each with its target. ``ended``: constants that stand for branches; each is fitted as soon
     as what it meets is final. ``masks`` and ``factors`` tell, by initializer, what weights are bound to."""
-    pending = {scene.node(layer).outputs[0] for layers in tasks for layer in layers}
+    pending = {layer.node.outputs[0] for layers in tasks for layer in layers}
     waiting = list(ended)
     planned: list[Task] = []
 
@@ -273,8 +260,6 @@ def _step(
     if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(place.name)) > 1:
         bias = None
     target, reference = _target(scene, node.outputs[0], layer.linear.form.out_axis, pending)
-    if target == node.outputs[0]:
-        reference = layer.node.outputs[0]  # a quantiser gives other names
     inside, name = place is None or place.inside, node.inputs[layer.weight.position]
     bound = masks.get(name), factors.get(name)
     return Step(node.name, node.outputs[0], target, reference, layer.linear, scene.data(layer), weight, bias, inside, *bound)

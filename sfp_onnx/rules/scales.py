@@ -45,12 +45,6 @@ def quantised_operands(nodes: Iterable[Node], whole: Collection[str] = ()) -> tu
     return values - {""}, scales - {""}
 
 
-def unrounded(node: Node | None, index: GraphIndex) -> Node | None:
-    """What made a tensor before it was quantised and dequantised again; the node itself if it was not."""
-    whole = index.maker(node.inputs[0]) if node is not None and node.operator == "DequantizeLinear" else None
-    return index.maker(whole.inputs[0]) if whole is not None and whole.operator == "QuantizeLinear" else node
-
-
 class Coded(NamedTuple):
     """A tensor that is (values - zero point) * scale, all of them constants; the scale has one value, or one per index of ``axis``.
     Without a scale it is a cast of the values."""
