@@ -1,14 +1,14 @@
-"""One target over width and precision: ``python benchmarks/joint.py [FOLDER [NETWORKS [TARGETS [ARMS]]]]``, each a list with commas.
+"""One target over width and precision: ``python benchmarks/joint.py [FOLDER [NETWORKS [TARGETS [ARMS [IMAGES]]]]]``, lists with commas.
 
 Top-1 on test images, bytes of the file and latency relative to the original (interleaved, one thread) of models that hold the same target:
 
   cut     widths alone, float32
   int8    onnxruntime's static quantisation of the original alone (it holds no target)
   both    cut, then quantised (``--quantize int8``; the target is that of the quantised file)
-  joint   ``--precision auto``: widths and precisions from one solver, re-fitted after rounding
+  joint   ``--precision auto``: widths and as what weights are stored from one solver, re-fitted after rounding
 
-FOLDER holds models/, data/ and imagenet/ (default: ../shared beside the repository). Calibration is unlabelled images of the training
-split; test images are looked at once, to report. Prints Markdown.
+IMAGES is how many calibration images are used (default: `IMAGES`). FOLDER holds models/, data/ and imagenet/ (default: ../shared beside the
+repository). Calibration is unlabelled images of the training split; test images are looked at once, to report. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Bench:
 
     title: str
     root: Path
+    count: int = 0
 
     @cached_property
     def analysis(self) -> sfp_onnx.Analysis:
@@ -55,7 +56,7 @@ class Bench:
     def images(self, part: str) -> sfp_onnx.Dataset:
         """``part`` is "calib" (without labels) or "test"."""
         cases: dict[str, Case] = {case.title: case for case in (RESNET56, RESNET20, VGG11)}
-        count = IMAGES[self.title] if part == "calib" else None
+        count = (self.count or IMAGES[self.title]) if part == "calib" else None
         if self.title in cases:
             data = cases[self.title].images(self.root, part, count)
         else:
@@ -96,35 +97,38 @@ class Bench:
 
 
 def table(bench: Bench, targets: list[str], arms: list[str]) -> None:
-    """All arms at all targets; timed together."""
+    """All arms at all targets; each is timed in one interleaved run with the original."""
     analysis, test = bench.analysis, bench.images("test")
-    models, rows = [analysis.model], [("", "original")]
+    whole = graph.save.file_bytes(analysis.model)
+    print(f"| {bench.title} | | original | {top1(analysis.model, test):.2f} | {whole} | | |", flush=True)
     for target in targets:
         for arm in arms:
             start = time.process_time()
             try:
-                models.append(bench.made(arm, target))
-                rows.append((target, arm))
+                model = bench.made(arm, target)
             except sfp_onnx.SfpError as error:
                 print(f"| {bench.title} | {target} | {arm} | {error} ||||", flush=True)
+                continue
+            before, after = latencies_of([analysis.model, model], analysis, Setup(threads=1), 1)
+            size, ratio = graph.save.file_bytes(model), after / before
+            figures = f"{top1(model, test):.2f} | {size} | {size / whole:.1%} | {ratio:.0%}"
+            print(f"| {bench.title} | {target} | {arm} | {figures} |", flush=True)
             print(f"#   {target} {arm}: {time.process_time() - start:.0f} s of processor time", file=sys.stderr, flush=True)
-    times = latencies_of(models, analysis, Setup(threads=1), 1)
-    found = sfp_onnx.evaluate(models, test, latency=False)
-    for (target, arm), model, seconds, own in zip(rows, models, times, found, strict=True):
-        size = graph.save.file_bytes(model)
-        share, ratio = size / graph.save.file_bytes(analysis.model), seconds / times[0]
-        print(f"| {bench.title} | {target} | {arm} | {100 * (own.top1 or 0):.2f} | {size} | {share:.1%} | {ratio:.1%} |", flush=True)
 
 
-def main(root: Path, networks: list[str], targets: list[str], arms: list[str]) -> None:
+def top1(model: graph.Model, test: sfp_onnx.Dataset) -> float:
+    return 100 * (sfp_onnx.evaluate([model], test, latency=False)[0].top1 or 0)
+
+
+def main(root: Path, networks: list[str], targets: list[str], arms: list[str], count: int) -> None:
     """One table."""
     print("| network | target | arm | top-1 | bytes | of the original's | latency |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for title in networks:
-        table(Bench(title, root), targets, arms)
+        table(Bench(title, root, count), targets, arms)
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
     lists = [text.split(",") for text in given[1:4]] + [list(IMAGES), list(TARGETS), list(ARMS)][len(given[1:4]) :]
-    main(Path(given[0]) if given else SHARED, *lists)
+    main(Path(given[0]) if given else SHARED, *lists, int(given[4]) if len(given) > 4 else 0)

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ..core.types import Array, FloatArray
-from . import Constants, GraphIndex, Model, nodes
+from . import Constants, GraphIndex, Model, initializers, nodes
 from .edit import Editor
 
 MOST = 127  # int8 is used symmetrically
@@ -50,15 +50,23 @@ def holds(weight: Array, kind: str) -> bool:
     return np.isfinite(most) and (kind != "float16" or most <= float(np.finfo(np.float16).max))
 
 
+def replaceable(model: Model) -> dict[str, tuple[int, ...]]:
+    """Float32 initializers that are no inputs or outputs of the model, and their shapes."""
+    fixed = {item.name for item in [*model.proto.graph.input, *model.proto.graph.output]}
+    return {name: held.shape for name, held in initializers(model).items() if held.dtype == np.float32 and name not in fixed}
+
+
 def stored(model: Model, weights: Mapping[str, Store]) -> Model:
     """The model with weights stored in fewer bits; they are named by the first output of the node that reads them, each weight once. What
-    is no float32 initializer there stays as it is."""
+    is not `replaceable` stays as it is."""
+    if all(store.kind == "float32" for store in weights.values()):
+        return model
     editor, index, held = Editor(model), GraphIndex(nodes(model)), Constants(model)
-    done = set[str]()
+    done, free = set[str](), replaceable(model)
     for output, (position, kind, axis) in weights.items():
         node = index.maker(output)
         name = node.inputs[position] if node is not None and position < len(node.inputs) else ""
-        if kind == "float32" or name in done or name not in held or held[name].dtype != np.float32 or not holds(held[name], kind):
+        if kind == "float32" or name in done or name not in free or not holds(held[name], kind):
             continue
         done.add(name)
         parts = [held[name].astype(np.float16)] if kind == "float16" else coded(held[name], axis)

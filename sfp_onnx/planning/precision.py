@@ -9,8 +9,8 @@ import numpy as np
 
 from ..core.errors import PlanError
 from ..core.types import Coupling, FloatArray, IntArray, Layer, Precision
-from ..graph import Prepared, initializers
-from ..graph.stored import STORED, Store
+from ..graph import Prepared
+from ..graph.stored import STORED, Store, replaceable
 
 LEAST_BYTES = 1024  # smaller weights stay as they are: what a Cast and a scale take would be more
 NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0}  # of the nodes and names that unpack a weight, by code, about
@@ -35,15 +35,15 @@ class Storable:
 
 def storables(prepared: Prepared, coupling: Coupling) -> tuple[Storable, ...]:
     """All float32 weights that mixing layers alone read, each in the same way; errors are unknown yet (0)."""
-    held, readers = initializers(prepared.model), dict[str, list[Layer]]()
+    held, readers = replaceable(prepared.model), dict[str, list[Layer]]()
     for layer in coupling.layers:
         if layer.weight is not None and layer.node.inputs[layer.weight.position] in held:
             readers.setdefault(layer.node.inputs[layer.weight.position], []).append(layer)
     found = []
     for name, layers in readers.items():
-        shape, dtype = held[name]
+        shape = held[name]
         alike = len({layer.weight for layer in layers}) == 1 and len(layers) == len(prepared.index.readers(name))
-        if alike and dtype == np.float32 and 4 * np.prod(shape) >= LEAST_BYTES:
+        if alike and 4 * np.prod(shape) >= LEAST_BYTES:
             axis = layers[0].weight.out_axis if layers[0].weight else 0
             found.append(Storable(name, tuple(layers), shape[axis], dict.fromkeys(STORED.values(), 0.0)))
     return tuple(found)
