@@ -182,6 +182,18 @@ def pixels(text: str) -> tuple[int, ...]:
     return tuple(int(item) for item in re.split("[x,]", text.strip()))
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """``3/16``: the number of a part, and how many there are.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise OptionError(f"--part {text}: expected number/parts from 1 on, such as 3/16")
+    return int(match[1]), int(match[2])
+
+
 def confidence(text: str) -> float:
     """``95%``, or the share itself: from 0.5 to below 1."""
     match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(%?)\s*", text)
@@ -189,6 +201,17 @@ def confidence(text: str) -> float:
     if not 0.5 <= value < 1:
         raise OptionError(f"'{text}': expected from 50% to below 100%")
     return value
+
+
+CUT, FACTOR = MOVES = ("cut", "factor")
+
+
+def moves(text: str) -> tuple[str, ...]:
+    """``cut`` or ``cut,factor``."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not set(found) <= set(MOVES) or CUT not in found:
+        raise OptionError(f"'{text}': expected {CUT}, or {','.join(MOVES)}")
+    return tuple(move for move in MOVES if move in found)
 
 
 # ---- the records -----------------------------------------------------------------------------------------------------
@@ -221,7 +244,8 @@ class PlanOptions(Checked):
     elsewhere. ``max_drop`` ("1%") is how much the measure of the task (``metric`` is that of `MeasureOptions`) may fall on data to judge
     on, or else calibration data that are held out from scoring; alone, it asks for the smallest model that holds it. The drop must hold
     with a ``confidence`` (one-sided; 0.5: as measured). ``precision`` is as what weights are stored ("float32": as they are; "auto": the
-    solver chooses for each layer, beside its width). ``profile_budget``: seconds of wall time in which the model's layers are timed.
+    solver chooses for each layer, beside its width). ``moves``: what may happen to a layer, "cut" and "factor". ``profile_budget``:
+    seconds of wall time in which the model's layers are timed.
     ``library`` is a file that ``save_library`` of an earlier run wrote: what was measured then is not measured again.
     """
 
@@ -255,6 +279,9 @@ class PlanOptions(Checked):
     confidence: float = rare(
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
         parse=confidence, metavar="95%", example="95%", low=0.5, high=1, high_open=True)  # fmt: skip
+    moves: tuple[str, ...] = rare(
+        MOVES, "How the model may shrink: channels leave (cut), and layers become two of lower rank (factor), where that is estimated to "
+        "be better at the same cost.", AMOUNT, parse=moves, metavar="cut,factor", example="cut,factor")  # fmt: skip
     profile_budget: float = rare(
         60.0,
         "Wall time for timing layers; where it does not suffice, fewer widths are timed.",

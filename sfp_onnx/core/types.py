@@ -471,6 +471,16 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """What tells the error of a layer that becomes two: the covariance (outputs, outputs) of what it ``made``, in units of errors; that
+    (channels, channels) of what it ``read`` through its taps, their sum; and the ``scale`` (outputs) of its weight in units of errors."""
+
+    made: Array
+    read: Array
+    scale: Array
+
+
+@dataclass(frozen=True)
 class Precision:
     """As what the weight of a layer is stored (see `graph.stored`), what of the outputs' variance its rounding alone was estimated to cost,
     and why that was chosen."""

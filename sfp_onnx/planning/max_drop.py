@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import DataError, OptionError, TargetError
 from ..core.options import PlanOptions
 from ..core.system import log
-from ..core.types import IntArray, Plan, Precision
+from ..core.types import Factor, IntArray, Plan, Precision
 from ..coupling.analysis import Progress, silent
 from ..data.dataset import Dataset
 from ..evaluation import TITLES, Comparison, Metric, built_in, measure as compare, outputs, unknown_meaning, user_metric
@@ -217,7 +217,7 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
     judge.check()
     analysis = candidates.analysis
 
-    known: dict[tuple[bytes, tuple[Precision, ...]], Drop] = {}
+    known: dict[tuple[bytes, tuple[Factor, ...], tuple[Precision, ...]], Drop] = {}
     figure = "size" if options.precision == "auto" else "macs"
 
     def trial(targets: tuple[str, ...]) -> _Trial:
@@ -226,10 +226,10 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
         share = plan.after.macs / plan.before.macs
         if figure in plan.figures and figure != "macs":
             share = plan.figures[figure]["actual"] / plan.figures[figure]["before"]
-        key = removed.tobytes(), plan.precisions
+        key = removed.tobytes(), plan.factors, plan.precisions
         if key not in known:
-            held = candidates.data, candidates.repair, candidates.measures
-            drop = judge.drop(rebuilt(analysis, removed, *held, stores=of_plan(plan.precisions, analysis.coupling)))
+            held = candidates.data, candidates.repair, candidates.measures, plan.factors
+            drop = judge.drop(rebuilt(analysis, removed, *held, of_plan(plan.precisions, analysis.coupling)))
             log.info(judge.tried(f"{figure}={share:.1%}", drop))
             known[key] = drop
         return _Trial(plan, known[key], share)

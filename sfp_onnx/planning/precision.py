@@ -12,6 +12,7 @@ from ..core.types import Coupling, FloatArray, IntArray, Layer, Precision
 from ..graph import Prepared
 from ..graph.stored import STORED, Store, replaceable
 
+Codes = Sequence[int] | IntArray
 LEAST_BYTES = 1024  # smaller weights stay as they are: what a Cast and a scale take would be more
 NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0}  # of the nodes and names that unpack a weight, by code, about
 LEAST = 1  # the code of the fewest bits that float32 is computed with
@@ -49,16 +50,16 @@ def storables(prepared: Prepared, coupling: Coupling) -> tuple[Storable, ...]:
     return tuple(found)
 
 
-def as_float(weights: Sequence[Storable]) -> IntArray:
+def as_float(weights: Sequence[Storable]) -> tuple[int, ...]:
     """The codes of weights that stay as they are."""
-    return np.full(len(weights), 4, np.int64)
+    return (4,) * len(weights)
 
 
-def stores(weights: Sequence[Storable], codes: IntArray) -> dict[str, Store]:
+def stores(weights: Sequence[Storable], codes: Sequence[int]) -> dict[str, Store]:
     """What `graph.stored.stored` is told: every layer's output with how its weight is stored, by code."""
     kinds = {code: kind for kind, code in STORED.items()}
     return {
-        layer.node.outputs[0]: Store(layer.weight.position, kinds[int(code)], layer.weight.out_axis)
+        layer.node.outputs[0]: Store(layer.weight.position, kinds[code], layer.weight.out_axis)
         for item, code in zip(weights, codes, strict=True) for layer in item.layers if layer.weight
     }  # fmt: skip
 
@@ -79,13 +80,13 @@ def of_plan(precisions: Sequence[Precision], coupling: Coupling) -> dict[str, St
     return found
 
 
-def chosen(weights: Sequence[Storable], codes: IntArray, forced: bool) -> tuple[Precision, ...]:
+def chosen(weights: Sequence[Storable], codes: Sequence[int], forced: bool) -> tuple[Precision, ...]:
     """The choice for a plan, with reasons."""
     kinds = {code: kind for kind, code in STORED.items()}
     costs = [item.errors[LEAST] for item in weights]
     middle = float(np.median(costs)) if costs else 0.0
     found = []
-    for item, code, cost in zip(weights, codes.tolist(), costs, strict=True):
+    for item, code, cost in zip(weights, codes, costs, strict=True):
         times = f", {cost / middle:.3g} times the median of all layers" if middle > 0 else ""
         why = f"rounded to {kinds[LEAST]} it alone takes {cost:.2g} of the outputs' variance{times}"
         reason = "as asked" if forced else "" if code == LEAST else f"{why}; the targets hold without"
@@ -93,13 +94,13 @@ def chosen(weights: Sequence[Storable], codes: IntArray, forced: bool) -> tuple[
     return tuple(found)
 
 
-def codes_of(weights: Sequence[Storable], precisions: Sequence[Precision]) -> IntArray:
+def codes_of(weights: Sequence[Storable], precisions: Sequence[Precision]) -> tuple[int, ...]:
     """The codes of a choice."""
     known = {item.layer: STORED[item.stored] for item in precisions}
-    return np.asarray([known.get(item.first.node.name, 4) for item in weights], np.int64)
+    return tuple(known.get(item.first.node.name, 4) for item in weights)
 
 
-def shares(weights: Sequence[Storable], names: Sequence[str], codes: IntArray) -> FloatArray:
+def shares(weights: Sequence[Storable], names: Sequence[str], codes: Codes) -> FloatArray:
     """Bytes of an element over those of float32 (..., parameters) of candidates (..., weights), for parameters by name."""
     place = {item.weight: at for at, item in enumerate(weights)}
     known = np.asarray([place.get(name, -1) for name in names], np.int64)
@@ -107,7 +108,7 @@ def shares(weights: Sequence[Storable], names: Sequence[str], codes: IntArray) -
     return np.asarray(each[..., known] / 4)
 
 
-def overhead(weights: Sequence[Storable], codes: IntArray) -> FloatArray:
+def overhead(weights: Sequence[Storable], codes: Codes) -> FloatArray:
     """Bytes (...) of scales and nodes of candidates (..., weights), about."""
     scales = 4.0 * np.asarray([item.channels for item in weights])
     nodes = np.select([np.asarray(codes) == size for size in NODES_BYTES], list(NODES_BYTES.values()))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import OptionError, TargetError
-from ..core.options import MeasureOptions, OutputOptions, PlanOptions, RepairOptions
-from ..core.types import Align, AxisUnits, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan
+from ..core.options import FACTOR, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
+from ..core.types import Align, AxisUnits, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan, Spectrum
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import Parameter
 from ..cut.factor import by_weight, split
@@ -25,9 +25,10 @@ from ..repair import distances, rebuilt
 from ..repair.lockstep import prepared_for
 from ..repair.steps import bias_place
 from ..runtime import Setup
-from . import FIGURES, TIMED_NOISE as NOISE, bounds, make_plan, mistaken, parse_target, show, widths
+from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
 from .precision import Storable, chosen
+from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
 
@@ -51,8 +52,8 @@ class Candidates:
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``, and judged by what ``measures`` say of the outputs.
-    ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written; ``reach`` the share of the
-    outputs' variance that an error of 1 means (0: unknown).
+    ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written. ``spectra`` tell the error of
+    layers that become two; ``reach`` is the share of the outputs' variance that an error of 1 means (0: unknown).
     """
 
     analysis: Analysis
@@ -66,22 +67,33 @@ class Candidates:
     details: Any = None
     measures: MeasureOptions = MeasureOptions()
     form: Form = AS_CUT
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
     reach: float = 0.0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A removal and codes of the storable weights, and the options, with everything settled, that they were chosen for; ``notes`` on how
-    it was found; the bounds (``limits``) that it shall hold, and its figures by name: predicted when it was chosen, and actual (counted,
-    built or measured)."""
+    """A removal, ``factors`` and ``codes`` of the storable weights, and the options, with everything settled, that they were chosen for;
+    ``notes`` on how they were found; the bounds (``limits``) that they shall hold, and their figures by name: predicted when they were
+    chosen, and actual (counted, built or measured)."""
 
     options: PlanOptions
     removed: BoolArray
-    codes: IntArray
     notes: tuple[str, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
     actual: Mapping[str, float] = field(default_factory=dict)
+    factors: tuple[Factor, ...] = ()
+    codes: tuple[int, ...] = ()
+
+    def same(self, other: Trial) -> bool:
+        """Whether both are one model."""
+        return np.array_equal(self.removed, other.removed) and (self.factors, self.codes) == (other.factors, other.codes)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is another model than the original."""
+        return bool(self.removed.any() or self.factors)
 
     @property
     def used(self) -> float:
@@ -98,10 +110,6 @@ class Trial:
         """The largest distance of a measured from its predicted figure, as a share of that of the original."""
         gaps = [(self.actual[name] - self.predicted[name]) / ruler.before[name] for name in ruler.timed]
         return max(gaps, key=abs, default=0.0)
-
-    def same(self, other: Trial) -> bool:
-        """Whether both lead to the same model."""
-        return np.array_equal(self.removed, other.removed) and np.array_equal(self.codes, other.codes)
 
     def settled(self, ruler: Ruler) -> bool:
         """Whether no other round may help: every bound is held, and nothing that is timed, or lighter than it was predicted, is the only
@@ -178,34 +186,90 @@ def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatA
     return errors
 
 
-def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial | None:
-    """The removal that holds these bounds on predicted figures, solved or by one number for all groups; None if there is none."""
+def choice_for(
+    candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float], ranks: Ranks | None = None
+) -> Trial | None:
+    """What holds these bounds on predicted figures, solved (with ``ranks``, layers may become two) or by one number for all groups; None if
+    there is nothing."""
     coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
-    codes = offered_codes(candidates.form.storable, options)
     if options.allocation != "solve":
-        fixed = np.asarray([offer[0] for offer in codes], np.int64)
+        fixed = tuple(offer[0] for offer in offered_codes(candidates.form.storable, options))
         removed = widths.choose(coupling, groups, scores, options, ruler.at(fixed).predicted, limits)
-        return None if removed is None else Trial(options, removed, fixed, (f"allocation: {options.allocation}",))
+        return None if removed is None else Trial(options, removed, (f"allocation: {options.allocation}",), codes=fixed)
     errors = {group.name: row for group, row in zip(groups, errors_of_scores(groups, scores), strict=True)} | dict(candidates.errors)
     offers = offered(coupling, groups, options)
     losses = [
         np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
         for group, offer in zip(coupling.groups, offers, strict=True)
     ]
-    unit = 1 / candidates.reach if candidates.reach else 1.0
-    rounding = [[unit * item.errors[code] for code in offer] for item, offer in zip(candidates.form.storable, codes, strict=True)]
+    codes, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
     costs = [ruler.cost(name) for name in limits]
-    solution = widths.solve(widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values())))
-    if solution is None:
-        return None
-    kept, chosen = np.split(solution.kept, [len(offers)])
-    return Trial(options, widths.of_widths(coupling, scores, kept.tolist()), chosen, (widths.compared(solution),))
+    problem = widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values()))
+    solution = widths.solve(problem)
+    trial = None
+    if solution is not None:
+        kept, chosen = solution.kept[: len(offers)].tolist(), tuple(solution.kept[len(offers) :].tolist())
+        trial = Trial(options, widths.of_widths(coupling, scores, kept), (widths.compared(solution),), codes=chosen)
+    least = np.inf if solution is None else solution.error
+    return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
 
 
 def offered_codes(storable: Sequence[Storable], options: PlanOptions) -> list[list[int]]:
     """The codes that each storable weight may have, most bits first."""
     every = list(STORED.values()) if options.precision == "auto" else [STORED[options.precision]]
     return [[code for code in every if np.isfinite(item.errors[code])] or [max(STORED.values())] for item in storable]
+
+
+def _rounding(candidates: Candidates, options: PlanOptions) -> list[list[float]]:
+    """The error of each of these codes, in the unit of the errors of groups."""
+    unit, storable = 1 / candidates.reach if candidates.reach else 1.0, candidates.form.storable
+    return [[unit * item.errors[code] for code in offer] for item, offer in zip(storable, offered_codes(storable, options), strict=True)]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A problem of widths, the options and the ruler that it is from, and the figures that are bounded."""
+
+    options: PlanOptions
+    ruler: Ruler
+    names: tuple[str, ...]
+    problem: widths.Problem
+
+
+def ranks_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, names: Iterable[str]) -> Ranks | None:
+    """The choices of layers that may become two; None where none may (or weights may be stored in fewer bits), or where it is unknown what
+    that saves."""
+    if FACTOR not in options.moves or not candidates.spectra or options.allocation != "solve" or candidates.form.storable:
+        return None
+    if any(ruler.gauges[name].saved is None for name in names):
+        return None
+    wholes, spectra = candidates.analysis.wholes, candidates.spectra
+    allowed = widths.allowed(options, {name: whole.weight for name, whole in wholes.items()})
+    ranks = Ranks.of(candidates.analysis, candidates.scores, {name: spectra[name] for name in allowed & spectra.keys()}, options.align)
+    return ranks if ranks.axes else None
+
+
+def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | None, least: float) -> Trial | None:
+    """The ``trial`` whose error is ``least``, or what layers that become two allow at the same cost where that is clearly better."""
+    coupling, scores, ruler = candidates.analysis.coupling, candidates.scores, aim.ruler
+    lengths = ruler.lengths([axis.whole for axis in ranks.axes])
+    savings = [partial(_saving, ruler.gauges[name], ranks, lengths) for name in aim.names]
+    best, removed = trial, (trial or narrowest(candidates, aim.options)).removed
+    for _ in range(RANK_ROUNDS):
+        solution = widths.solve(ranks.joined(aim.problem, savings, removed))
+        if solution is None:
+            break
+        removed = widths.of_widths(coupling, scores, solution.kept[: len(coupling.groups)].tolist())
+        factors = ranks.factors(solution.kept, removed)
+        if factors and solution.error < WORTH * least:
+            words = f"{len(factors)} layers become two: estimated error {least:.4g} -> {solution.error:.4g}"
+            best = Trial(aim.options, removed, (words,), factors=factors)
+    return best
+
+
+def _saving(gauge: Gauge, ranks: Ranks, lengths: Callable[[IntArray], Halves], kept: IntArray) -> FloatArray:
+    assert gauge.saved is not None
+    return gauge.saved(ranks.halves(lengths, kept))
 
 
 def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
@@ -225,8 +289,8 @@ def narrowest(candidates: Candidates, options: PlanOptions) -> Trial:
     solved = options.allocation == "solve"
     narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
     removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
-    codes = np.asarray([offer[-1] for offer in offered_codes(candidates.form.storable, options)], np.int64)
-    return Trial(options, removed, codes, ("allocation: the narrowest widths",))
+    codes = tuple(offer[-1] for offer in offered_codes(candidates.form.storable, options))
+    return Trial(options, removed, ("allocation: the narrowest widths",), codes=codes)
 
 
 # ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
@@ -262,19 +326,19 @@ class History:
     def measured(self, trial: Trial) -> Trial:
         """Build and measure. A surprise is measured again, and the median believed; if it still surprises, layers are timed again around
         these widths (once)."""
-        removed, ruler = trial.removed, self.ruler.at(trial.codes)
-        trial = replace(trial, predicted=ruler.predicted(removed), actual=ruler.actual(removed))
+        change, ruler = (trial.removed, trial.factors), self.ruler.at(trial.codes)
+        trial = replace(trial, predicted=ruler.predicted(*change), actual=ruler.actual(*change))
         if abs(trial.surprise(ruler)) <= SURPRISE:
             return trial
-        actuals = [trial.actual, *(ruler.actual(removed) for _ in range(REPEATS))]
+        actuals = [trial.actual, *(ruler.actual(*change) for _ in range(REPEATS))]
         trial = replace(trial, actual={**trial.actual, **{name: float(np.median([row[name] for row in actuals])) for name in ruler.timed}})
         gap = trial.surprise(ruler)
         if abs(gap) <= SURPRISE or self.retimed is not None:
             return trial
-        self.ruler, self.retimed = ruler.again(removed), len(self.trials)
+        self.ruler, self.retimed = ruler.again(trial.removed), len(self.trials)
         surprise = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
         self.notes = (f"{surprise}: layers timed again around the plan's widths",)
-        return replace(trial, predicted=self.ruler.at(trial.codes).predicted(removed))
+        return replace(trial, predicted=self.ruler.at(trial.codes).predicted(*change))
 
 
 def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial:
@@ -283,9 +347,9 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
     Raises:
         TargetError: the bounds cannot be held; with the best reachable figures.
     """
-    history, most = History(ruler), narrowest(candidates, options)
+    history, most, ranks = History(ruler), narrowest(candidates, options), ranks_for(candidates, options, ruler, limits)
     for _ in range(ROUNDS):
-        choice = choice_for(candidates, options, history.ruler, history.aims(limits)) or (None if history.trials else most)
+        choice = choice_for(candidates, options, history.ruler, history.aims(limits), ranks) or (None if history.trials else most)
         if choice is None or history.known(choice):
             break
         trial = history.measured(replace(choice, limits=limits))
@@ -335,28 +399,27 @@ def nearer(candidates: Candidates, best: Trial, asked: PlanOptions, ruler: Ruler
         other = attempt(candidates, asked, ruler, progress)
     except TargetError:
         return best
-    if not other.removed.any() or best.same(other):
+    if not other.changes or best.same(other):
         return best
     trials = {f"--align {trial.options.align}": trial for trial in (best, other)}
-    removals = {name: trial.removed for name, trial in trials.items()}
-    name, note = nearest(candidates, removals, progress)
+    name, note = nearest(candidates, trials, progress)
     return replace(trials[name], notes=(*trials[name].notes, note))
 
 
-def nearest(candidates: Candidates, removals: Mapping[str, BoolArray], progress: Progress = silent) -> tuple[str, str]:
-    """The name of the removal whose repaired model is nearest to the original on a quarter of the data, which the repairs do not see, and
+def nearest(candidates: Candidates, trials: Mapping[str, Trial], progress: Progress = silent) -> tuple[str, str]:
+    """The name of the trial whose repaired model is nearest to the original on a quarter of the data, which the repairs do not see, and
     a word on each."""
     analysis, data, repair = candidates.analysis, candidates.data, candidates.repair
     assert data is not None and repair is not None
     count = int(data.samples * HELD_OUT)
     repaired_on, judge = data.split(count, [repair.seed, data.samples])
     models = []
-    with progress("comparing widths", len(removals)) as advance:
-        for removed in removals.values():
-            models.append(rebuilt(analysis, removed, repaired_on, repair, candidates.measures))
+    with progress("comparing widths", len(trials)) as advance:
+        for trial in trials.values():
+            models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors))
             advance(1)
     found = distances(analysis, models, judge, candidates.measures)
-    left = dict(zip(removals, found.values, strict=True))
+    left = dict(zip(trials, found.values, strict=True))
     best = min(left, key=lambda name: left[name])
     shown = ", ".join(f"{value:.4g} with {name}" for name, value in left.items())
     words = f"distance from the original after the repair ({found.measure}), on {count} samples held out for this"
@@ -383,10 +446,10 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     if align.written == "default" and str(first) == BLOCKS:
         if best.used < FULL:
             best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
-    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.removed.any():
+    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.changes:
         best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
     recorded = {**best.options.told, "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
-    plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded})
+    plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded}, best.factors)
     figures = {
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
         for name, limit in best.limits.items()
@@ -418,8 +481,7 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
         coupling = candidates.analysis.coupling
         removed = widths.choose(coupling, candidates.groups, candidates.scores, options, ruler.predicted)
         assert removed is not None
-        codes = np.asarray([offer[0] for offer in offered_codes(candidates.form.storable, options)], np.int64)
-        return Trial(options, removed, codes)
+        return Trial(options, removed, codes=tuple(offer[0] for offer in offered_codes(candidates.form.storable, options)))
     limits = bounds([parse_target(text) for text in options.targets], ruler.before)
     with progress("planning", 1) as advance:
         trial = reach(candidates, options, ruler, limits)

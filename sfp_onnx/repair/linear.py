@@ -56,6 +56,19 @@ class Normal:
         """Of rows (g, k) and errors (g, o)."""
         return self.rows / max(self.count, 1.0), self.errors / max(self.count, 1.0)
 
+    def of_channels(self, taps: int) -> FloatArray:
+        """Covariance (c, c) of the channels of the first block, where its rows hold so many taps of each; summed over taps."""
+        size, count = self.shape[1] // taps, max(self.count, 1.0)
+        parts = [slice(size * tap, size * (tap + 1)) for tap in range(taps)]
+        means = self.rows[0] / count
+        return np.asarray(sum(self.gram[0, part, part] / count - np.outer(means[part], means[part]) for part in parts))
+
+    def of_products(self, weight: FloatArray) -> FloatArray:
+        """Covariance (o, o) of the products of the first block's rows with a weight (k, o)."""
+        count = max(self.count, 1.0)
+        mean = self.rows[0] @ weight / count
+        return np.asarray(weight.T @ (self.gram[0] @ weight) / count - np.outer(mean, mean))
+
     def absorb(self, other: Normal) -> Normal:
         """Add the sums of other rows, in place."""
         for name in ("gram", "cross", "rows", "errors", "squares"):
@@ -130,6 +143,16 @@ class Samples:
         rows, errors = self.means
         return self.rows - rows[:, None, :], self.errors - errors[:, None, :]
 
+    def of_channels(self, taps: int) -> FloatArray:
+        """As `Normal.of_channels`."""
+        rows = self.centred()[0][0].reshape(int(self.count), taps, -1)
+        return np.asarray(sum(rows[:, tap].T @ rows[:, tap] for tap in range(taps)) / max(self.count, 1.0))
+
+    def of_products(self, weight: FloatArray) -> FloatArray:
+        """As `Normal.of_products`."""
+        made = self.centred()[0][0] @ weight
+        return np.asarray(made.T @ made / max(self.count, 1.0))
+
     def rounding(self) -> FloatArray:
         """As `Normal.rounding`."""
         return _rounding(np.square(self.rows).sum((1, 2), dtype=np.float64) / max(self.shape[1], 1))
@@ -189,28 +212,33 @@ class Gathered:
     sums; if so many never come, they stay what they are."""
 
     def __init__(self, blocks: int, inputs: int, outputs: int) -> None:
-        self._shape = (blocks, inputs, outputs)
-        self._normal: Normal | None = None
+        self.shape = (blocks, inputs, outputs)
+        self.normal: Normal | None = None
         self._waiting: list[tuple[Array, Array]] = []
+
+    @property
+    def waiting(self) -> list[Array]:
+        """Rows that are not multiplied yet."""
+        return [rows for rows, _ in self._waiting]
 
     def add(self, rows: Array, errors: Array) -> None:
         """Rows (g, n, k) with errors (g, n, o), float32."""
         self._waiting.append((rows, errors))
-        if sum(waiting.shape[1] for waiting, _ in self._waiting) >= self._shape[1]:
-            self._normal = self._normal or Normal.empty(*self._shape)
+        if sum(waiting.shape[1] for waiting, _ in self._waiting) >= self.shape[1]:
+            self.normal = self.normal or Normal.empty(*self.shape)
             self.sums()
 
     def sums(self) -> Normal | Samples:
         """All of them."""
-        blocks, inputs, outputs = self._shape
+        blocks, inputs, outputs = self.shape
         nothing = np.zeros((blocks, 0, inputs), np.float32), np.zeros((blocks, 0, outputs), np.float32)
         pieces = zip(*(self._waiting or [nothing]), strict=True)
         rows, errors = (piece[0] if len(piece) == 1 else np.concatenate(piece, 1) for piece in pieces)
-        if self._normal is None:
+        if self.normal is None:
             return Samples(rows, errors)
-        self._normal.update(rows, errors)
+        self.normal.update(rows, errors)
         self._waiting = []
-        return self._normal
+        return self.normal
 
 
 def best_bias(sums: Sums, change: Array) -> FloatArray:

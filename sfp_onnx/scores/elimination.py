@@ -14,18 +14,20 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
 
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
+from ..core.types import Array, Coupling, FloatArray, IntArray, Layer, Spectrum
 from ..coupling.analysis import Analysis, feeds_of
-from ..data.dataset import Dataset
 from ..graph import Prepared
 from ..repair import linear, lockstep, ridge, steps, walk
 from . import sensitivity
 from .scoring import Setting
 from .sensitivity import Change, Cut
+from .shares import WHOLE, Seen, Share
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 NOTICED = 1e-3  # of error; where less was added, a look would show noise
@@ -154,8 +156,8 @@ class Elimination:
     """Per unit what its removal adds to the error (larger = keep), and per group the error by the number of units kept (0 .. width).
     Errors are relative to the variance of what the reading layers' outputs go into. ``blind``: groups that no such layer reads. ``cuts``:
     what looks at groups showed on the way, where all that reads them could be re-fitted; ``scarce``: of layers, how much of what they
-    read the samples leave unknown (`ridge.Scatter`); ``reach``: what of the unit of the errors reaches the outputs, as a share of their
-    variance (0: unknown)."""
+    read the samples leave unknown (`ridge.Scatter`); ``spectra``: of layers, what tells the error if they become two; ``reach``: what of
+    the unit of the errors reaches the outputs, as a share of their variance (0: unknown)."""
 
     scores: FloatArray
     errors: Mapping[str, FloatArray]
@@ -163,6 +165,7 @@ class Elimination:
     cuts: Mapping[str, Sequence[Cut]] = field(default_factory=dict)
     scarce: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
     reach: float = 0.0
 
 
@@ -177,6 +180,7 @@ class Place:
     means: FloatArray
     scale: Array
     scarce: float
+    spectrum: Spectrum | None = None
 
 
 @dataclass(frozen=True)
@@ -192,25 +196,41 @@ class Inputs:
     variance: float
 
 
+MOST_MADE = 4096  # outputs of a layer that may become two
 SCARCE = 0.1  # of what a layer reads left unknown by the samples: worth a word
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
 
-def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Elimination:
-    """`elimination` of a whole model, as a score is asked for it: on most of the samples; errors of groups weighed by what reaches the
-    outputs on the others."""
-    looks = sensitivity.looks(analysis, data, setting.seed, setting.memory)
+SEEN = "seen"  # of the inputs of all layers, in what scores share: `parts.Joined`
+
+
+def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
+    """`elimination` of a whole model, as a score is asked for it: on most of the samples of a `Dataset` (None: on what was seen of it in
+    parts); errors of groups weighed by what reaches the outputs on the others."""
+    known = setting.shared.get(SEEN)
+    looks = known.looks if known else sensitivity.looks(analysis, data, setting.seed, setting.memory)
     with setting.progress("eliminating", len(analysis.coupling.layers)) as advance:
         options = RepairOptions(seed=setting.seed, rows_per_input=ROWS, memory=setting.memory)
-        feeds = feeds_of(analysis, looks.fitted)
-        found = elimination(analysis.prepared, analysis.coupling, feeds, options, advance, looks.shares)
+        feeds = known.layers() if known else feeds_of(analysis, looks.fitted)
+        found = elimination(analysis.prepared, analysis.coupling, feeds, options, advance, looks.shares, known is not None)
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
-        held = list(feeds_of(analysis, looks.held))
+        held = known.held() if known else list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
     factors = sensitivity.factors(found.cuts, reached)
+    found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, factors))
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
     return replace(weighed(analysis.coupling, found, factors, looks), reach=sensitivity.middle_of(sensitivity.ratios(found.cuts, reached)))
+
+
+def _weighed_spectra(coupling: Coupling, spectra: Mapping[str, Spectrum], factors: Mapping[str, float]) -> dict[str, Spectrum]:
+    """Errors of what layers make, times the mean factor of the groups that they read: it tells what of such errors reaches the outputs."""
+    found = {}
+    for name, spectrum in spectra.items():
+        known = [factors[group.name] for group in coupling.groups if name in group.consumers and group.name in factors]
+        root = np.float32(np.exp(np.mean(np.log(known)) / 2) if known else 1.0)
+        found[name] = replace(spectrum, made=spectrum.made * root**2, scale=spectrum.scale * root)
+    return found
 
 
 def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float], looks: sensitivity.Looks) -> Elimination:
@@ -237,22 +257,27 @@ def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float]
 
 
 def elimination(
-    prepared: Prepared, coupling: Coupling, batches: Iterable[Mapping[str, Array]], options: RepairOptions,
-    advance: Callable[[int], None] = lambda steps: None, shares: Sequence[float] = (),
+    prepared: Prepared, coupling: Coupling, batches: Iterable[Any], options: RepairOptions,
+    advance: Callable[[int], None] = lambda steps: None, shares: Sequence[float] = (), seen: bool = False,
 ) -> Elimination:  # fmt: skip
     """Backward elimination of every group on the inputs of the layers that read it, in the original network. A look at every group is
-    taken at each of these shares of units left.
+    taken at each of these shares of units left. ``batches`` are inputs of the model; or, if it has ``seen`` them, a `Seen` of each layer.
 
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    look = Look(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE, shrinks=True)
+    look = look_of(prepared, coupling, options)
     with closing(look.store):
         ledger = _Ledger(coupling, look.store, look.layers, shares)
-        for layer, _, inputs in look.observed(batches, advance):
+        for layer, _, inputs in look.known(iter(batches)) if seen else look.observed(batches, advance):
             ledger.add(layer, inputs)
     blind = tuple(group.name for group in coupling.groups if group.name not in ledger.errors)
-    return Elimination(ledger.scores, ledger.errors, blind, ledger.cuts, ledger.scarce)
+    return Elimination(ledger.scores, ledger.errors, blind, ledger.cuts, ledger.scarce, spectra=ledger.spectra)
+
+
+def look_of(prepared: Prepared, coupling: Coupling, options: RepairOptions) -> Look:
+    """A pass that sees all that an elimination needs."""
+    return Look(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE, shrinks=True)
 
 
 Blocks = Iterator[tuple[Inputs, FloatArray]]
@@ -282,22 +307,32 @@ class Look:
         Raises:
             ModelError: the model cannot be run in segments.
         """
+        return self.known(self.seen(batches, advance))
+
+    def known(self, seen: Iterator[Seen | None]) -> Iterator[tuple[Layer, walk.Step, Blocks]]:
+        """As `observed`, from what was seen of the layers."""
+        for step, layer in zip(self._steps, self.layers, strict=True):
+            yield layer, step, _blocks(self._setting.after, step, layer, seen, self._ridge[0])
+
+    def seen(
+        self, batches: Iterable[Mapping[str, Array]], advance: Callable[[int], None], share: Share = WHOLE
+    ) -> Iterator[Seen | None]:
+        """What every layer reads in these batches, which are a ``share`` of all; None where its matrices would be too large."""
         for feeds in batches:
             self._setting.after.feed(feeds)
-        for number, (step, layer) in enumerate(zip(self._steps, self.layers, strict=True)):
-            yield layer, step, _observe(self._setting, step, layer, number, *self._ridge)
+        setting = replace(self._setting, batches=share.batches)
+        for number, step in enumerate(self._steps):
+            yield _see(setting, step, number, share, self._ridge[1])
             advance(1)
 
 
-def _observe(setting: lockstep.Setting, step: walk.Step, layer: Layer, number: int, strength: float, shrinks: bool) -> Blocks:
-    """What is to be known of a layer's inputs (nothing, where its matrices would be too large), and variance of its target."""
+def _see(setting: lockstep.Setting, step: walk.Step, number: int, share: Share, shrinks: bool) -> Seen | None:
     after, form = setting.after, step.linear.form
     weight = step.weight.value(after.constant)
     segment = after.advance([step.data, step.output, *lockstep.operands(after, step)])
-    gathered: linear.Gathered | None = None
-    chain, total, squares, scatter = lockstep.Chain(), np.zeros(1), np.zeros(1), ridge.Scatter() if shrinks else None
+    chain, seen = lockstep.Chain(), None
     for batch in range(after.batches):
-        values = segment(batch)
+        values, at = segment(batch), share.place(batch)
         data, target = values[step.data], values[step.output]
         blocks = form.blocks(data.shape, weight.shape, target.shape)
         matrix = form.matrix(weight, blocks)
@@ -306,28 +341,50 @@ def _observe(setting: lockstep.Setting, step: walk.Step, layer: Layer, number: i
         if step.target != step.output:
             chain = chain if batch else lockstep.measure_chain(after, step, target, values)
             target = lockstep.target_at(step, chain, target, values)
-        chosen = lockstep.positions(setting, step, (number, batch), target.shape, matrix.shape[1])
+        chosen = lockstep.positions(setting, step, (number, at), target.shape, matrix.shape[1])
         rows = form.rows(data, target.shape, chosen, blocks)
-        answers = form.answers(target, chosen, blocks).astype(np.float64)
-        total = total + answers.sum(1)
-        squares = squares + np.square(answers).sum(1)
-        gathered = gathered or linear.Gathered(blocks, rows.shape[2], 0)
-        if scatter is not None:
-            scatter.add(rows, len(chosen))
-        gathered.add(rows, np.zeros((blocks, rows.shape[1], 0), np.float32))
+        seen = seen or Seen.nothing(rows, chain.scale, shrinks)
+        if batch < share.lead:
+            seen.centre(rows, len(chosen), batch == share.lead - 1)
+        else:
+            seen.add(rows, len(chosen), form.answers(target, chosen, blocks).astype(np.float64), at)
     after.finish()
-    if gathered is None or not (sums := gathered.sums()).count:
+    return seen
+
+
+def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[Seen | None], strength: float) -> Blocks:
+    """What is to be known of a layer's inputs, and variance of its target, from what was seen next."""
+    seen = next(every)
+    if seen is None or not (sums := seen.gathered.sums()).count:
         return
-    variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
-    scaled = matrix.astype(np.float64) * walk.per_block(chain.scale, matrix)
+    form, weight, scatter = step.linear.form, step.weight.value(after.constant), seen.scatter
+    blocks = sums.shape[0]
+    matrix = form.matrix(weight, blocks)
+    variance = float(np.maximum(seen.squares / sums.count - (seen.total / sums.count) ** 2, 0).sum())
+    scaled = matrix.astype(np.float64) * walk.per_block(seen.scale, matrix)
     channels = form.inputs_of(weight.shape, blocks)
     source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
-    means = sums.means[0]
+    means, taps = sums.means[0], prod(form.kernel)
+    known = seen.scatter is not None and blocks == 1 and matrix.shape[2] <= MOST_MADE  # before the sums are used up
+    read = (sums.of_channels(taps), sums.of_products(scaled[0])) if known else None
     for block, inverse in enumerate(ridge.ridge_inverse(sums, strength, scatter)):
         units = source[block * (len(source) // blocks) + channels]
         key, held, scarce = (step.layer, "inverse", block), scaled[block].astype(np.float32), scatter.shares[block] if scatter else 0.0
-        place = Place(layer, block, blocks, means[block], chain.scale, scarce)
+        spectrum = None if read is None else _spectrum(*read, scaled[0], scarce, variance, seen.scale)
+        place = Place(layer, block, blocks, means[block], seen.scale, scarce, spectrum)
         yield Inputs(key, place, held, channels, units, max(variance, ridge.TINY)), inverse
+
+
+def _spectrum(
+    read: FloatArray, made: FloatArray, weight: FloatArray, scarce: float, variance: float, scale: Array
+) -> Spectrum:
+    """Both covariances, shrunk as far as the samples are too few to know them: C by (1 - s) C + s m I, and what is made of that."""
+    unit, taps = max(variance, ridge.TINY), len(weight) // len(read)
+    mean = float(np.trace(read)) / len(weight)
+    outputs = ((1 - scarce) * made + scarce * mean * (weight.T @ weight)) / unit
+    inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read))
+    factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit)
+    return Spectrum(*(np.asarray(array, np.float32) for array in (outputs, inputs, factor)))
 
 
 class _Ledger:
@@ -339,6 +396,7 @@ class _Ledger:
         self.errors: dict[str, FloatArray] = {}
         self.cuts: dict[str, list[Cut]] = {}
         self.scarce: dict[str, float] = {}
+        self.spectra: dict[str, Spectrum] = {}
         self._coupling, self._store, self._shares = coupling, store, shares
         self._group = np.full(coupling.units + 1, -1, np.int64)  # the last place stands for -1
         for number, group in enumerate(coupling.groups):
@@ -359,6 +417,8 @@ class _Ledger:
         for inputs, matrix in blocks:
             groups = self._groups(inputs.units)
             self._uses[inputs.key] = len(groups)
+            if inputs.place.spectrum is not None:
+                self.spectra[layer.node.name] = inputs.place.spectrum
             self.scarce[layer.node.name] = max(inputs.place.scarce, self.scarce.get(layer.node.name, 0.0))
             self._store.put(inputs.key, matrix)
             for number in groups:
