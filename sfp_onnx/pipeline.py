@@ -24,7 +24,7 @@ from .core.system import NEEDS, command_line, log, quiet
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .core.workers import each, reason
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
-from .coupling.cost import cuts, keep_mask, params_of
+from .coupling.cost import cuts, kept_masks, params_of
 from .coupling.trace import random_feeds
 from .cut import cut
 from .cut.verify import Verification, compare, maskable, runs_at
@@ -308,7 +308,7 @@ def candidates(
     name = default_score(data, repair) if scoring.name is None else scoring.name
     log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
     score_options = scoring.options or ScoreOptions()
-    scores = scored(analysis, name, data, score_options, progress, options, groups)
+    scores = scored(analysis, name, data, score_options, progress, options, [group for group in groups if not group.dimensions])
     recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
     recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
@@ -480,7 +480,7 @@ def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
     """What the user should know about a removal."""
     if not removed.any():
         return ("the plan removes nothing; the model is written unchanged",)
-    masks = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
+    masks = [kept_masks(layer.made, removed)[0] for layer in coupling.layers if layer.free]
     odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in masks if not kept.all())
     if not odd:
         return ()

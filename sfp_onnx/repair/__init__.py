@@ -17,6 +17,7 @@ from ..coupling.analysis import Analysis, Progress, feeds_of, silent
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from . import confidence
+from .heads import turned
 from .lockstep import LayerFit, repair
 from .steps import tainted
 from .walk import Store, Walk
@@ -129,8 +130,10 @@ Fitted = tuple[Model, list[LayerFit], str]
 
 def _weights(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress) -> Fitted:
     with progress("repairing", len(analysis.coupling.layers)) as advance:
-        feeds = feeds_of(analysis, data)
-        model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, advance)
+        analysed, mixes = (analysis.prepared, analysis.coupling, removed), dict[str, FloatArray]()
+        if options.kind == "lstsq":
+            pruned, mixes = turned(*analysed, pruned, feeds_of(analysis, data))
+        model, fits = repair(*analysed, pruned, feeds_of(analysis, data), options, {}, advance, mixes)
     counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
     words = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
     kept = [fit.layer for fit in fits if fit.kind == "kept"]

@@ -24,6 +24,7 @@ from ..data.dataset import Dataset
 from ..graph import Prepared
 from ..repair import linear, lockstep, ridge, steps, walk
 from . import sensitivity
+from .dimensions import Worth, worth
 from .scoring import Setting
 from .sensitivity import Change, Cut
 
@@ -202,6 +203,7 @@ def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Eliminati
         options = RepairOptions(seed=setting.seed, rows_per_input=ROWS, memory=setting.memory)
         feeds = feeds_of(analysis, looks.fitted)
         found = elimination(analysis.prepared, analysis.coupling, feeds, options, advance, looks.shares)
+        found = _with_dimensions(analysis, found, worth(analysis, looks.fitted, looks.shares))
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
@@ -209,6 +211,15 @@ def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Eliminati
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
     return weighed(analysis.coupling, found, factors, looks)
+
+
+def _with_dimensions(analysis: Analysis, found: Elimination, known: Worth) -> Elimination:
+    """The same with the groups of dimensions, which no layer reads."""
+    scores = found.scores.copy()
+    for group in analysis.coupling.groups:
+        scores[group.units] = known.added.get(group.name, scores[group.units])
+    blind = tuple(name for name in found.blind if name not in known.errors)
+    return replace(found, scores=scores, errors={**found.errors, **known.errors}, blind=blind, cuts={**found.cuts, **known.cuts})
 
 
 def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float], looks: sensitivity.Looks) -> Elimination:
