@@ -23,10 +23,10 @@ from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOpt
 from .core.system import NEEDS, command_line, log, quiet
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .core.workers import each, reason
-from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
+from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent, wider
 from .coupling.cost import cuts, kept_masks, params_of
 from .coupling.trace import random_feeds
-from .cut import cut
+from .cut import cut, factor
 from .cut.verify import Verification, compare, maskable, runs_at
 from .data import Preprocessing
 from .data.checks import opened, training_mode
@@ -38,9 +38,9 @@ from .graph.edit import without_projections
 from .graph.load import ModelSource, load
 from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
 from .latency import DeviceProfile, to_json as profile_to_json
-from .latency.profiling import layer_times, measure_device_profile
+from .latency.profiling import layer_times, measure_device_profile, read_device_profile
 from .latency.timing import AS_DEFAULT, Latency
-from .planning import figures, max_drop, parse_target, search, widths
+from .planning import figures, library, max_drop, parse_target, search, widths
 from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
@@ -49,7 +49,7 @@ from .report.text import plan_text, points_text
 from .report.verdict import card
 from .rules.foreign import sentences
 from .runtime import Setup, cores, threaded, using_threads
-from .scores.scoring import Scored, default_score, meaning, save_scores, scored
+from .scores.scoring import Scored, default_score, meaning, parse, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
 AS_PLANNED = RepairOptions()
@@ -62,7 +62,7 @@ AS_PLANNED = RepairOptions()
 class Inputs:
     """A model and its data, opened. ``data`` are scored with and repaired with, ``eval_data`` (if any) are what ``max_drop`` is judged
     on, ``test_data`` what the result is measured on; ``paths`` are all files that are read. ``measures`` is what is known of the outputs,
-    ``reading`` what they mean (None without data)."""
+    ``reading`` what they mean (None without data); ``auto``: what may be expanded is, if a plan needs that."""
 
     analysis: Analysis
     data: Dataset | None
@@ -71,6 +71,20 @@ class Inputs:
     paths: tuple[Path, ...] = ()
     measures: MeasureOptions = MeasureOptions()
     reading: Reading | None = None
+    auto: bool = False
+
+    def with_groups(self) -> Inputs:
+        """The same, expanded if it may be and nothing can be pruned as it stands."""
+        return self if self.analysis.coupling.groups else self.wider() or self
+
+    def wider(self) -> Inputs | None:
+        """The same with all that may be expanded (outputs if there are data to fit what gives them all channels); None where that is not
+        asked for, or frees nothing."""
+        whole = wider(self.analysis, self.data, self.data is not None) if self.auto else None
+        if whole is None:
+            return None
+        log.info("Note: channels leave that an operator or an output needs; it gets them again (--expand none: not so)")
+        return replace(self, analysis=whole, auto=False)
 
     def read(self, data: Dataset) -> Reading:
         """What the outputs mean, told once more by the labels of other data, if these have any."""
@@ -133,12 +147,25 @@ class Sources:
         only_beside = self.data is None and (test is not None or judge is not None)
         data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options, self.measures)
         traced = self.inspect_options
-        how = traced.input_shapes, data, traced.cut_layernorm, traced.expand_outputs
-        analysis = source if isinstance(source, Analysis) else inspect(model, *how)
+        analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, **traced.expansion)
+        auto = analysis is not source and traced.expand == "auto" and not analysis.expanded and not analysis.projected
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures)
-        return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading)
+        return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading, auto)
+
+
+def _sources(
+    options: PlanOptions, data: DataSource | None, eval_data: DataSource | None, test_data: DataSource | None, data_options: DataOptions,
+    inspect_options: InspectOptions, measures: MeasureOptions, *others: Any,
+) -> Sources:  # fmt: skip
+    """What a plan is made from; without data as those of its library were."""
+    if options.library is not None and data is None:
+        inspect_options = library.traced_as(options.library, inspect_options)
+    if options.library is not None:
+        inspect_options = replace(inspect_options, expand="all" if inspect_options.expand == "all" else "none")
+    named = [options.device_profile, options.library, *others]
+    return Sources(data, eval_data, test_data, data_options, inspect_options, named, measures)
 
 
 def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions | None:
@@ -196,12 +223,12 @@ def plan(
     """
     _check(options)
     scoring, measures = Scoring(score_name, score_options, repair), _measures(options, measure_options)
-    sources = Sources(data, eval_data, None, data_options, inspect_options, [options.device_profile], measures)
+    sources = _sources(options, data, eval_data, None, data_options, inspect_options, measures)
     if measures.metric is not None and options.max_drop is None:
         raise OptionError("--metric needs --max-drop")
-    inputs = sources.open(source, [output])
+    inputs = sources.open(source, [output, options.save_library])
     tell(inputs.reading, options.max_drop is not None)
-    ready, made = _planned(inputs, options, scoring, progress)
+    ready, made = _planned(inputs, options, scoring, progress)[1:]
     made = _built(ready, made)
     if output is not None:
         write_json(output, planning.to_json(made), inputs.paths)
@@ -221,8 +248,8 @@ def _built(ready: search.Candidates, plan: Plan) -> Plan:
     """A plan with the size of the file that it will give, with the biases that a repair adds."""
     analysis, form = ready.analysis, ready.form
     removed = planning.removal_of(plan, analysis.coupling, plan.model_sha256)
-    built = figures.ruler_for(analysis, PlanOptions(), form=form).built(removed)
-    after = replace(analysis.size(removed), params=params_of(built), bytes=form.bytes(built))
+    built = figures.ruler_for(analysis, PlanOptions(), form=form).built(removed, plan.factors)
+    after = replace(analysis.size(removed, plan.factors), params=params_of(built), bytes=form.bytes(built))
     return replace(plan, before=_size(analysis), after=after)
 
 
@@ -233,8 +260,24 @@ def _size(analysis: Analysis) -> Size:
 
 def _planned(
     inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions = OutputOptions()
+) -> tuple[Inputs, search.Candidates, Plan]:
+    """The plan for what is written as ``output`` says, with the scores that it was made from; on a model that is expanded if the target
+    cannot be met as it stands, and that is not ruled out."""
+    try:
+        return inputs, *_planned_on(inputs, options, scoring, progress, output)
+    except TargetError as failure:
+        whole = inputs.wider()
+        if whole is None:
+            raise
+        log.info(f"Note: as it stands, {failure}")
+        return whole, *_planned_on(whole, options, scoring, progress, output)
+
+
+def _planned_on(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions
 ) -> tuple[search.Candidates, Plan]:
-    """The plan for what is written as ``output`` says, with the scores that it was made from."""
+    """The plan for a model as it was inspected."""
+    options = _with_tables(options)
     if options.max_drop is None:
         if inputs.eval_data is not None:
             raise OptionError("--max-drop-data needs --max-drop")
@@ -289,9 +332,11 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
 
 
 def candidates(
-    inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent, output: OutputOptions = OutputOptions()
-) -> search.Candidates:
-    """Everything that plans need of a model and its data, once for any number of plans; ``output`` says how the result is written.
+    inputs: Inputs, options: PlanOptions, scoring: Scoring = Scoring(), progress: Progress = silent,
+    output: OutputOptions = OutputOptions(), further: Sequence[str] = (),
+) -> search.Candidates:  # fmt: skip
+    """Everything that plans need of a model and its data, once for any number of plans (``further`` targets than those of the options);
+    ``output`` says how the result is written.
 
     Raises:
         TargetError: nothing can be pruned. OptionError, DataError: bad options or data.
@@ -305,26 +350,75 @@ def candidates(
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
-    name = default_score(data, repair) if scoring.name is None else scoring.name
-    log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
-    score_options = scoring.options or ScoreOptions()
-    scores = scored(analysis, name, data, score_options, progress, options, [group for group in groups if not group.dimensions])
-    recorded: dict[str, Any] = {"score": scores.name, "seed": score_options.seed, "cut_layernorm": analysis.cut_layernorm}
+    recorded, details, told = _recorded(inputs, scoring, repair), None, inputs.told
+    if options.library is not None:
+        known = library.checked(options.library, analysis.model, coupling.groups, _asked(recorded, scoring, repair, data))
+        log.info(f"scores and errors are those of {options.library}: {known.recorded['score']}{meaning(known.recorded['score'])}")
+        if data is None:
+            repair, told = known.repair, known.measures
+    else:
+        name = default_score(data, repair) if scoring.name is None else scoring.name
+        log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
+        scores = scored(analysis, name, data, scoring.options, progress, options, [group for group in groups if not group.dimensions])
+        known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes)
+        details = scores.brief
+    if options.save_library is not None:
+        _keep(known, inputs, options, progress, further)
+    weighed = [text for text in options.targets if parse_target(text).figure.shaped]
+    notes = known.notes
+    if weighed and any(shape["guessed"] for shape in analysis.traced.values()):
+        notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
+    form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None)
+    return search.Candidates(
+        analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form
+    )
+
+
+def _recorded(inputs: Inputs, scoring: Scoring, repair: RepairOptions | None) -> dict[str, Any]:
+    """What every plan tells of what it was made from."""
+    analysis, data = inputs.analysis, inputs.data
+    recorded: dict[str, Any] = {"seed": (scoring.options or ScoreOptions()).seed, "cut_layernorm": analysis.expanded}
     recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if analysis.traced:
         recorded["traced"] = analysis.traced
-    weighed = [text for text in options.targets if parse_target(text).figure.shaped]
-    notes = scores.notes
-    if weighed and any(known["guessed"] for known in analysis.traced.values()):
-        notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
     if data is not None:
         recorded["data"] = describe(data)
         recorded["measures"] = asdict(inputs.told)
         more = {"finetune": repair.finetune} if repair is not None and repair.finetune else {}
         recorded["repair"] = None if repair is None else {"fit": repair.fit, "seed": repair.seed, **more}
-    built = (data, repair, scores.brief, inputs.told, search.form_for(analysis, repair, output, data is not None))
-    return search.Candidates(analysis, groups, scores.values, recorded, scores.errors, notes, *built)
+    return recorded
+
+
+def _asked(recorded: Mapping[str, Any], scoring: Scoring, repair: RepairOptions | None, data: Dataset | None) -> dict[str, Any]:
+    """What a library must have been made for: what is asked for, as far as that is said."""
+    named = scoring.name or (None if data is None else default_score(data, repair))
+    asked = {**recorded, **({} if named is None else {"score": parse(named).text})}
+    if data is None and (scoring.repair is None or scoring.repair.fit != "default"):
+        fit = "none" if scoring.repair is None else scoring.repair.fit
+        asked["repair"] = None if fit == "none" else {"fit": fit}
+    return asked
+
+
+def _with_tables(options: PlanOptions, targets: Sequence[str] = ()) -> PlanOptions:
+    """Latency as the library knows it, where time is a target and nothing else says it."""
+    timed = any(parse_target(text).figure.timed for text in (*options.targets, *targets))
+    if not timed or options.library is None or options.device_profile is not None or library.read_library(options.library).profile is None:
+        return options
+    return replace(options, device_profile=str(options.library))
+
+
+def _keep(known: library.Library, inputs: Inputs, options: PlanOptions, progress: Progress, further: Sequence[str]) -> None:
+    """Write what was measured for further plans."""
+    profile, sha256 = known.profile, inputs.analysis.model.sha256
+    if any(parse_target(text).figure.timed for text in (*options.targets, *further)):
+        setup = Setup(options.threads, options.provider)
+        if options.device_profile is not None:
+            profile = profile_to_json(read_device_profile(options.device_profile, sha256))
+        else:
+            budget = options.profile_budget
+            profile = profile_to_json(measure_device_profile(inputs.analysis, setup, options.batch, progress, budget=budget))
+    library.save_library(options.save_library, replace(known, profile=profile, model_sha256=sha256), inputs.paths)
 
 
 def score(
@@ -375,7 +469,7 @@ def apply(
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
     layernorm, outputs = (bool(plan.options.get(name)) for name in ("cut_layernorm", "expand_outputs"))
-    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=layernorm, expand_outputs=outputs)
+    made_on = InspectOptions(planning.sample_shapes(plan), expand="none", cut_layernorm=layernorm, expand_outputs=outputs)
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
     mend = _as_planned(plan, repair, inputs.data)
     tell(inputs.reading, mend is not None)
@@ -427,28 +521,33 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
     if data is not None and _judged_on_a_part(plan):
         data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
     removed = planning.removal_of(plan, analysis.coupling, analysis.model.sha256)
-    pruned = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
-    pruned = without_projections(pruned, analysis.projected) if analysis.projected and removed.any() else pruned
+    wholes, changed = planning.layers_of(plan.factors, analysis, removed), bool(removed.any() or plan.factors)
+    low = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
+    low = without_projections(low, analysis.projected) if analysis.projected and changed else low
+    low = factor.lowered(low, wholes, plan.factors)
+    pruned = factor.split(low, wholes, plan.factors)
     graph.check(pruned)
     verification = None
     if verify:
         with progress("verifying", 1) as advance:
-            verification = _verify(analysis, pruned, removed, data)
+            same = factor.original(analysis.prepared.model, wholes, removed, low) if wholes else None
+            verification = _verify(analysis, pruned, removed, data, same)
             advance(1)
-    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed))
+    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed, len(wholes)))
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
-    final = planning.make_plan(analysis, removed, plan.options)
+    final = planning.make_plan(analysis, removed, plan.options, plan.factors)
     final = replace(final, notes=plan.notes, figures=plan.figures)
     listed = maskable(analysis.prepared.types, cuts(analysis.coupling, analysis.prepared.trace, removed), analysis.coupling.zero_points)
     mended = None
-    if repair is not None and removed.any():
+    if repair is not None and changed:
         if data is None:
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
         known = plan.options.get("measures") or {}
         how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
         better = plan.options.get("max_drop") is not None  # the model that was judged is the one that is made
-        done = repaired(analysis, pruned, removed, data, repair, progress, how, better)
+        done = repaired(analysis, low, removed, data, repair, progress, how, better, factor.by_weight(wholes, plan.factors))
+        done = replace(done, model=factor.split(done.model, wholes, plan.factors))
         mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
@@ -476,9 +575,9 @@ def _counted(result: Pruned, inputs: Inputs, output: OutputOptions, strict: bool
     return replace(result, plan=replace(plan, before=_size(analysis), after=size, figures=held))
 
 
-def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
+def _notes(coupling: Coupling, removed: BoolArray, factors: int) -> tuple[str, ...]:
     """What the user should know about a removal."""
-    if not removed.any():
+    if not removed.any() and not factors:
         return ("the plan removes nothing; the model is written unchanged",)
     masks = [kept_masks(layer.made, removed)[0] for layer in coupling.layers if layer.free]
     odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in masks if not kept.all())
@@ -490,7 +589,10 @@ def _notes(coupling: Coupling, removed: BoolArray) -> tuple[str, ...]:
     )
 
 
-def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: Dataset | None) -> Verification:
+def _verify(
+    analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: Dataset | None, low: graph.Model | None = None
+) -> Verification:
+    """That a cut model answers as the original does, masked; ``low``: the original with weights of lower rank, as prepared."""
     ports, feeds = graph.inputs(analysis.model), analysis.prepared.feeds
     inputs: dict[str, Mapping[str, Array]] = {"random": random_feeds(ports, feeds, seed=1)}
     if data is not None:
@@ -509,7 +611,9 @@ def _verify(analysis: Analysis, pruned: graph.Model, removed: BoolArray, data: D
     try:
         if base is not analysis.model:
             compare(analysis.model, base, types, [], inputs)
-        return compare(base, pruned, types, maskable(types, every, zero_points), inputs)
+        if low is not None:  # weights may be folded from others in the original
+            compare(base, analysis.prepared.model, types, [], inputs)
+        return compare(low or base, pruned, types, maskable(types, every, zero_points), inputs)
     except VerificationError as error:
         training = training_mode(analysis.model)
         if not training:
@@ -554,16 +658,18 @@ def prune(
     measures = _measures(options, measure_options)
     if measures.metric is not None and options.max_drop is None and test_data is None:
         raise OptionError("--metric needs --max-drop or --test-data")
-    sources = Sources(data, eval_data, test_data, data_options, inspect_options, [output.locked, options.device_profile], measures)
-    inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, *written_by(output)])
+    sources = _sources(options, data, eval_data, test_data, data_options, inspect_options, measures, output.locked)
+    inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, options.save_library, *written_by(output)])
     tell(inputs.reading)
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
+    if made is not None and (made.options.get("cut_layernorm") or made.options.get("expand_outputs")):
+        inputs = inputs.wider() or inputs
     if made is None:
-        ready, made = _planned(inputs, options, scoring, progress, output)
+        inputs, ready, made = _planned(inputs, options, scoring, progress, output)
     log.debug(plan_text(made))
-    result = _applied(inputs, made, verify, settled(repair, inputs.data), progress)
+    result = _applied(inputs, made, verify, _as_planned(made, repair, inputs.data), progress)
     if lock is not None:
         lock.check(result, output)
     if output.packaged:
@@ -652,22 +758,23 @@ def sweep(
     if options.ratio is not None or options.max_drop is not None:
         raise OptionError("a sweep takes --targets (and --target for bounds that hold for all of them), not --ratio or --max-drop")
     wanted = [target for text in ([sweeps] if isinstance(sweeps, str) else sweeps) for target in parse_sweep(text)]
-    asked = {"part": part, "targets": wanted, "plan": asdict(options)}
+    asked = {"part": part, "targets": wanted, "plan": options.told}
     wanted = wanted if part is None else part_of(wanted, part)
     if report is not None:
         require()
     if folder is not None:
         _make(Path(folder))
-    sources = Sources(data, None, test_data, data_options, inspect_options, [options.device_profile], measure_options)
-    inputs = sources.open(source, [output, report])
+    sources = _sources(options, data, None, test_data, data_options, inspect_options, measure_options)
+    inputs = sources.open(source, [output, report, options.save_library]).with_groups()
     tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
     held = inputs.test_data is None and inputs.data is not None
     if held:
         inputs = _held_out(inputs, seed)
         log.info(f"accuracy on {inputs.test_data.samples if inputs.test_data else 0} samples held out from --data")
+    options = _with_tables(options, wanted)
     aim = replace(options, targets=options.targets or ("macs=100%",))
-    ready = candidates(inputs, aim, Scoring(score_name, score_options, repair), progress)
+    ready = candidates(inputs, aim, Scoring(score_name, score_options, repair), progress, further=wanted)
     for note in ready.notes:
         log.info(f"Note: {note}")
     work = Work(source, sources, seed if held else None, _sendable(ready), options)

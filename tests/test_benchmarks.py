@@ -12,11 +12,12 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NEED = {
     "accuracy.py": ["cuts", "EMPTY", "ROWS"], "bandits.py": ["speed", "--shared", "EMPTY"], "coverage.py": ["EMPTY"],
-    "dilution.py": ["vgg", "--shared", "EMPTY"], "ideas.py": ["EMPTY"], "latency.py": ["EMPTY"], "ranking.py": ["EMPTY"],
-    "sfp.py": ["EMPTY", "layers"], "targets.py": ["equal", "EMPTY"], "training.py": ["--shared", "EMPTY"],
+    "dilution.py": ["vgg", "--shared", "EMPTY"], "ideas.py": ["EMPTY"], "latency.py": ["EMPTY"],
+    "minilm.py": ["EMPTY", "EMPTY"], "ranking.py": ["EMPTY"], "sfp.py": ["EMPTY", "layers"], "targets.py": ["equal", "EMPTY"],
+    "training.py": ["--shared", "EMPTY"],
 }  # fmt: skip
 ALONE = {  # these need no such files
-    "arms.py", "bandits_tabular.py", "files.py", "make_cifar.py", "models.py", "others.py", "scaling.py", "speed.py",
+    "arms.py", "bandits_tabular.py", "farm.py", "files.py", "make_cifar.py", "models.py", "others.py", "scaling.py", "speed.py",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the benchmarks are not part of this copy")

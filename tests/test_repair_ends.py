@@ -20,9 +20,9 @@ import sfp_onnx
 from sfp_onnx import graph, repair
 from sfp_onnx.core.errors import VerificationError
 from sfp_onnx.core.options import RepairOptions, byte_size
-from sfp_onnx.repair import lockstep
+from sfp_onnx.repair import lockstep, walk as walks
 from sfp_onnx.repair.lockstep import LayerFit
-from sfp_onnx.repair.walk import Store
+from sfp_onnx.repair.walk import Store, Walk
 from sfp_onnx.report.manifest import Pruned
 from sfp_onnx.scores.elimination import MOST_BLOCKS, Reader, eliminate, elimination
 
@@ -147,6 +147,33 @@ def test_a_small_memory_spills_and_changes_nothing(scratch: Path, monkeypatch: p
     assert found[0] == found[1] == found[2]
     assert spilled[:2] == [0, 0] and min(spilled[2:]) > 0
     assert not list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("large", [10**6, 10_000])
+def test_what_is_large_and_made_from_little_is_made_again(large: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide tensor between narrow ones is neither held nor written; what comes of it is the same."""
+    monkeypatch.setattr(walks, "LARGE", large)
+    b = Builder(seed=1)
+    narrow = b.op("Relu", b.conv(b.input(["N", 2, 6, 6]), 2, 4, 1, name="narrow"))
+    wide = b.op("Relu", b.conv(narrow, 4, 32, 1, name="wide"))
+    inner = b.op("Relu", b.conv(wide, 32, 32, 1, name="inner"))
+    model, batches = b.model(b.conv(inner, 32, 3, 1, name="last")), np.split(images(6, 2, 6, 6), 3)
+    loaded = sfp_onnx.load(model)
+    wanted = [narrow, wide, inner, loaded.proto.graph.output[0].name]
+    store, held = Store(0), list[int]()
+    walk, plain = Walk(loaded, store), with_all_tensors(model)
+    found = [dict(zip([item.name for item in plain.graph.output], run(plain, {"x": batch}), strict=True)) for batch in batches]
+    for batch in batches:
+        walk.feed({"x": batch})
+    for name in wanted:
+        segment = walk.advance([name])
+        for number, every in enumerate(found):
+            np.testing.assert_allclose(segment(number)[name], every[name], rtol=1e-5, atol=1e-6)
+        walk.finish()
+        held.append(sum(int(np.prod(place[1])) for place in store._places.values()))
+    assert held == [6 * 36 * channels for channels in ((4, 32, 32, 0) if large == 10**6 else (4, 4, 4, 0))]
+    assert store.spilled == 6 * 36 * 4 * (2 + 4 + (64 if large == 10**6 else 0))
+    store.close()
 
 
 @pytest.mark.parametrize("when", ["solve", "best_ridge", "give_biases"])

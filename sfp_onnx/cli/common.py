@@ -30,7 +30,7 @@ FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file i
 LONGEST = 1200  # characters of an error
 INTERRUPTED = 130  # as shells count a program that Ctrl-C ended
 EPILOG = "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 a target or check could not be met, 4 bad model, data or path."
-WRITES = {"output", "manifest", "report", "card", "save", "save_ort", "junit_file"}  # parameters that name files to write
+WRITES = {"output", "manifest", "report", "card", "save", "save_ort", "junit_file", "save_library"}  # parameters that name files to write
 SECTIONS = (OUTPUT, DATA, AMOUNT, CHANNELS, REPAIR, LATENCY, FORMS, RUN)
 
 

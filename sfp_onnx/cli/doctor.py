@@ -14,12 +14,11 @@ from pathlib import Path
 from ..core import system
 from ..core.errors import TargetError
 from ..core.options import PlanOptions
-from ..core.system import quiet
+from ..core.system import quiet, versions
 from ..graph.extract import conv_chain
 from ..graph.load import load
 from ..latency.measure import cache_folder
 from ..pipeline import prune
-from ..report.manifest import versions
 from ..runtime import open_model, providers
 from . import arguments as take
 from .common import answer, say

@@ -210,6 +210,14 @@ def version_of(package: str) -> str:
         return "not installed as a package"
 
 
+INSTALLED = ("sfp_onnx", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "click")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and what it runs on."""
+    return {package: version_of(package) for package in INSTALLED}
+
+
 def need(module: str, extra: str, feature: str) -> Any:
     """A module of an optional package.
 

@@ -152,10 +152,11 @@ class InsertBefore:
 
 @dataclass(frozen=True)
 class InsertAfter:
-    """Put ``op(output 0, *constants)`` behind the node; floating constants take the type of the output."""
+    """Put ``op(output 0, *constants)`` right behind the node; floating constants take the type of the output."""
 
     op: str
     constants: tuple[Array, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
@@ -163,10 +164,12 @@ Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
 
 @dataclass(frozen=True)
 class Follow:
-    """A node whose shape constants or attributes are recomputed from the new sizes."""
+    """A node whose shape constants or attributes are recomputed from the new sizes. ``raw``: from those of its inputs as they come, before
+    removed channels are put back."""
 
     node: int
     edits: Callable[[After], Sequence[Edit]]
+    raw: bool = False
 
 
 class Form(Protocol):
@@ -184,6 +187,14 @@ class Form(Protocol):
     @property
     def scale(self) -> float:
         """Factor of the product of data and weight."""
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Taps along each spatial axis; empty for a product."""
+
+    @property
+    def front(self) -> str:
+        """Operator of a layer in front that mixes the channels of the data alone; empty: there is none, and the layer cannot be split."""
 
     def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
         """Number of blocks, from the three shapes."""
@@ -347,6 +358,7 @@ class Coupling(Shown):
     ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
     integers, scale, zero point).
     ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights.
+    ``expanded`` are inputs that get removed channels again: index of the node, position, axis.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -367,6 +379,7 @@ class Coupling(Shown):
     branches: Mapping[str, Branch] = field(default_factory=dict)
     dequantised: Mapping[str, int] = field(default_factory=dict)
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    expanded: frozenset[tuple[int, int, int]] = frozenset()
 
     def summary(self) -> str:
         """How much can be removed."""
@@ -460,10 +473,24 @@ class GroupPlan:
     macs_after: float
 
 
+SIDES = OUTPUTS, INPUTS = ("outputs", "inputs")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A ``layer`` (the name of its node) that becomes two, with ``rank`` channels between them: its weight becomes a product of two. A
+    convolution reads its window into so few channels and makes the ``outputs`` of them one by one, or makes so few channels of its
+    ``inputs`` one by one and reads the window of these (``narrow``)."""
+
+    layer: str
+    rank: int
+    narrow: str = OUTPUTS
+
+
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
-    """Which units leave, decided before anything is cut. ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted``
-    and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
+    """Which units leave, decided before anything is cut, and which layers become two (``factors``). ``figures`` gives, for each target's
+    figure, ``before``, ``bound``, ``predicted`` and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
@@ -472,11 +499,13 @@ class Plan(Shown):
     after: Size
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    factors: tuple[Factor, ...] = ()
 
     def summary(self) -> str:
-        """Sizes before and after, and how many groups shrink."""
+        """Sizes before and after, how many groups shrink, and how many layers become two."""
         shrink = sum(bool(item.remove) for item in self.groups)
-        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels"
+        split = f", {len(self.factors)} layers become two" if self.factors else ""
+        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{split}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,8 +8,8 @@ from math import prod
 
 import numpy as np
 
-from ..core.types import BoolArray, Branch, Channels, Coupling, Cut, IntArray, Layer, Trace
-from ..graph import GraphIndex, Initializer, Model, initializers, nodes
+from ..core.types import INPUTS, OUTPUTS, SIDES, BoolArray, Branch, Channels, Coupling, Cut, Factor, Form, IntArray, Layer, Node, Trace
+from ..graph import GraphIndex, Initializer, Model, Prepared, initializers, nodes, outputs
 from ..rules.scales import quantised_operands
 
 
@@ -106,6 +106,79 @@ def parameters(weights: Mapping[str, Initializer], index: GraphIndex, coupling: 
     """Parameters of a model from its weights and who reads them."""
     uses = {name: [coupling.constants.get((node.index, at), ()) for node, at in index.operands(name)] for name in weights}
     return [Parameter(name, shape, np.dtype(dtype).itemsize, tuple(uses[name]) or ((),)) for name, (shape, dtype) in weights.items()]
+
+
+# ---- layers that become two ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A layer that may become two: its ``form``, and name, ``shape`` and unit-carrying axes of its weight, which is input ``at``; its
+    input and output channels are on axis ``reads`` and ``makes`` of it. It reads ``stretch`` times as many positions as it makes."""
+
+    layer: Layer
+    form: Form
+    weight: str
+    shape: tuple[int, ...]
+    carried: Channels
+    at: int
+    reads: int
+    makes: int
+    stretch: float = 1.0
+
+    @property
+    def taps(self) -> int:
+        """Elements of the window."""
+        return prod(self.form.kernel)
+
+    def share(self, removed: BoolArray, factor: Factor) -> tuple[float, float]:
+        """Multiply-accumulates and weights of both halves, relative to those of the whole."""
+        rows, columns = self.sizes(removed, factor.narrow)
+        stretch = self.stretch if factor.narrow == INPUTS else 1.0
+        return factor.rank * (1 / rows + stretch / columns), factor.rank * (1 / rows + 1 / columns)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Which side may be narrowed; without a window both are the same."""
+        return SIDES if self.taps > 1 else (OUTPUTS,)
+
+    def masks(self, removed: BoolArray) -> list[BoolArray]:
+        """Which indices of each axis of the weight stay."""
+        masks = [np.ones(size, bool) for size in self.shape]
+        for axis, mask in kept_masks(self.carried, removed).items():
+            masks[axis] = mask
+        return masks
+
+    def sizes(self, removed: BoolArray, narrow: str = OUTPUTS) -> tuple[int, int]:
+        """Rows and columns of the matrix after a removal."""
+        masks = self.masks(removed)
+        channels, made = (int(masks[axis].sum()) for axis in (self.reads, self.makes))
+        return (channels, self.taps * made) if narrow == INPUTS else (self.taps * channels, made)
+
+    def node(self, index: GraphIndex) -> Node:
+        """The layer in a changed model."""
+        return index.makers[self.layer.node.outputs[0]]
+
+    def saved(self, removed: BoolArray, factor: Factor) -> tuple[float, int]:
+        """Multiply-accumulates and weights that the halves have less than the whole."""
+        macs, weights = self.share(removed, factor)
+        return layer_macs(self.layer, removed) * (1 - macs), round(prod(self.sizes(removed)) * (1 - weights))
+
+
+def wholes(prepared: Prepared, coupling: Coupling) -> dict[str, Whole]:
+    """The layers that may become two, by name: linear in a floating weight of one block that nothing else reads."""
+    held, final = initializers(prepared.model), {port.name for port in outputs(prepared.model)}
+    found = {}
+    for layer in coupling.layers:
+        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1:
+            continue
+        at, name = layer.weight.position, layer.node.inputs[layer.weight.position]
+        if name in held and held[name].dtype.kind == "f" and len(prepared.index.readers(name)) == 1 and name not in final:
+            carried, axes = coupling.constants.get((layer.node.index, at), ()), (layer.weight.in_axis, layer.weight.out_axis)
+            data, made = (prod(prepared.trace.shapes[tensor][2:]) for tensor in (layer.data_name, layer.node.outputs[0]))
+            stretch = data / made if layer.linear.form.kernel else 1.0
+            found[layer.node.name] = Whole(layer, layer.linear.form, name, held[name].shape, carried, at, *axes, stretch)
+    return found
 
 
 # ---- what a model costs, counted on the model itself -----------------------------------------------------------------

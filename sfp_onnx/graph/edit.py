@@ -151,6 +151,12 @@ class Editor:
         else:
             self.nodes[node].attrs[name] = value
 
+    def take_attributes(self, node: int) -> dict[str, Any]:
+        """The attributes of a node, which it has no more."""
+        taken = dict(self.nodes[node].attrs)
+        self.nodes[node].attrs.clear()
+        return taken
+
     def replace_tensor(self, name: str, array: Array, stored: Any = None) -> None:
         """Replace a computed tensor by a constant of the same name, for all its readers; ``stored``: by a cast of one of that type."""
         tensor = self.tensors[name]

@@ -18,6 +18,7 @@ from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
 from ..planning import SECONDS, Gauge, figure
 from ..planning.figures import Kind, Scene, Terms, node_terms
+from ..planning.library import read_library
 from ..planning.widths import choices, of_widths, steps_of
 from ..runtime import Setup
 from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
@@ -188,6 +189,8 @@ def read_device_profile(path: str | Path, sha256: str | None = None) -> DevicePr
         ProfileError: no such file, not JSON, damaged, or made for another model.
     """
     try:
+        if Path(path).suffix == ".npz":  # what a plan library holds
+            return from_json(read_library(path).profile, sha256)
         return from_json(json.loads(Path(path).read_text()), sha256)
     except (OSError, ValueError, RecursionError) as error:
         raise ProfileError(f"{path}: cannot read the device profile: {error}") from error

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import OptionError, PlanError
-from ..core.types import BoolArray, Coupling, FloatArray, Group, GroupPlan, IntArray, Plan, Size
-from ..coupling.cost import emptied, layer_macs, removal
+from ..core.types import OUTPUTS, BoolArray, Coupling, Factor, FloatArray, Group, GroupPlan, IntArray, Plan, Size
+from ..coupling.cost import Whole, emptied, layer_macs, removal
 from ..graph import Model
 
 if TYPE_CHECKING:
     from ..coupling.analysis import Analysis
 
 TIMED_NOISE = 0.005  # of what is timed, relative to a bound: it counts as held up to it
+VERSIONS = (1, 2)  # of plans
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
@@ -145,20 +146,25 @@ def show(what: str, value: float) -> str:
 # ---- plans as records ------------------------------------------------------------------------------------------------
 
 
-def make_plan(analysis: Analysis, removed: BoolArray, options: Mapping[str, object]) -> Plan:
-    """The plan for a removal; every group is listed, also those that keep all units."""
-    layers = {layer.node.name: layer for layer in analysis.coupling.layers}
-    plans, both = [], (np.zeros(len(removed), bool), removed)
+def make_plan(analysis: Analysis, removed: BoolArray, options: Mapping[str, object], factors: Sequence[Factor] = ()) -> Plan:
+    """The plan for a removal and factors; every group is listed, also those that keep all units."""
+    layers, samples = {layer.node.name: layer for layer in analysis.coupling.layers}, analysis.samples
+    saved = {factor.layer: analysis.wholes[factor.layer].saved(removed, factor)[0] for factor in factors}
+    plans, none = [], np.zeros(len(removed), bool)
     for group in analysis.coupling.groups:
-        before, after = (sum(layer_macs(layers[name], flags) for name in group.producers) / analysis.samples for flags in both)
+        before = sum(layer_macs(layers[name], none) for name in group.producers) / samples
+        after = sum(layer_macs(layers[name], removed) - saved.get(name, 0.0) for name in group.producers) / samples
         gone = tuple(int(index) for index in np.flatnonzero(removed[group.units]))
         plans.append(GroupPlan(group.name, group.producers, group.width, gone, before, after))
-    return Plan(analysis.model.sha256, tuple(plans), options, analysis.size(), analysis.size(removed))
+    sizes = analysis.size(), analysis.size(removed, factors)
+    return Plan(analysis.model.sha256, tuple(plans), options, *sizes, factors=tuple(factors))
 
 
 def to_json(plan: Plan) -> dict[str, object]:
-    """A plan as plain data, for ``json.dump``."""
-    return {"format": "sfp_onnx plan", "version": 1, **asdict(plan)}
+    """A plan as plain data, for ``json.dump``. One with factors has another version, since programs that do not know these would make
+    another model of it."""
+    data = {"format": "sfp_onnx plan", "version": 2 if plan.factors else 1, **asdict(plan)}
+    return data if plan.factors else {name: value for name, value in data.items() if name != "factors"}
 
 
 def from_json(data: object) -> Plan:
@@ -169,14 +175,16 @@ def from_json(data: object) -> Plan:
     """
     if not isinstance(data, dict) or data.get("format") != "sfp_onnx plan":
         raise PlanError("this JSON file is not an sfp_onnx plan (no \"format\": \"sfp_onnx plan\"). Make one with `sfp-onnx plan`.")
-    if data.get("version") != 1:
-        raise PlanError(f"the plan has version {data.get('version')}; this program reads version 1. Make it again with `sfp-onnx plan`.")
+    if data.get("version") not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise PlanError(f"the plan has version {data.get('version')}; this program reads {known}. Make it again with `sfp-onnx plan`.")
     groups = tuple(_group(item) for item in _field(data, "groups", list))
     sizes = (_field(data, key, dict) for key in ("before", "after"))
     before, after = (Size(float(_field(size, "macs", (int, float))), _field(size, "params", int)) for size in sizes)
     notes = tuple(str(note) for note in data.get("notes") or ())
     figures = _of_kind(data.get("figures") or {}, "field 'figures'", dict)
-    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after, notes, figures)
+    factors = tuple(_factor(item) for item in _of_kind(data.get("factors") or [], "field 'factors'", list))
+    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after, notes, figures, factors)
 
 
 KINDS: Mapping[Any, str] = {str: "a text", int: "an integer", list: "a list", dict: "an object", (int, float): "a number"}
@@ -201,6 +209,11 @@ def _group(data: object) -> GroupPlan:
     producers = tuple(_of_kind(item, f"a producer of group '{name}'", str) for item in _field(data, "producers", list))
     before, after = (float(_field(data, key, (int, float))) for key in ("macs_before", "macs_after"))
     return GroupPlan(name, producers, _field(data, "width", int), remove, before, after)
+
+
+def _factor(data: object) -> Factor:
+    narrow = _of_kind(data.get("narrow", OUTPUTS), "field 'narrow'", str) if isinstance(data, dict) else ""
+    return Factor(_field(data, "layer", str), _field(data, "rank", int), narrow)
 
 
 def sample_shapes(plan: Plan) -> dict[str, list[int]] | None:
@@ -242,6 +255,29 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
     if empty:
         raise PlanError(f"the plan removes all {len(empty[0][1])} channels of tensor '{empty[0][0]}'; at least one must stay.")
     return removed
+
+
+def layers_of(factors: Sequence[Factor], analysis: Analysis, removed: BoolArray) -> dict[str, Whole]:
+    """The layers that the factors of a plan name, checked against the model after its removal.
+
+    Raises:
+        PlanError: a layer is not there, cannot become two or is listed twice, or a rank is out of range.
+    """
+    left = {layer.node.name for layer in analysis.left(removed)[0]} if factors else set()
+    known, found = [name for name in analysis.wholes if name in left] if factors else [], dict[str, Whole]()
+    for factor in factors:
+        where = f"the plan's factor of layer '{factor.layer}'"
+        if factor.layer not in known or factor.layer in found:
+            why = "it is listed twice" if factor.layer in found else f"expected one of {', '.join(known) or 'none'}"
+            raise PlanError(f"{where} fits no layer that can become two: {why}.")
+        whole = found[factor.layer] = analysis.wholes[factor.layer]
+        if factor.narrow not in whole.sides:
+            raise PlanError(f"{where} narrows '{factor.narrow}'; expected {' or '.join(whole.sides)}.")
+        most = min(whole.sizes(removed, factor.narrow)) - 1
+        if not 1 <= factor.rank <= most:
+            ranks = f"expected 1 to {most}, fewer channels than it reads and makes" if most > 0 else "the layer is too narrow to become two"
+            raise PlanError(f"{where} has rank {factor.rank}: {ranks}.")
+    return found
 
 
 def _check(item: GroupPlan, group: Group, vanishes: bool) -> None:

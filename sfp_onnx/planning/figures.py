@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.options import BYTES, PlanOptions
-from ..core.types import BoolArray, Coupling, FloatArray, IntArray, Layer, Node, Trace
+from ..core.types import BoolArray, Coupling, Factor, FloatArray, IntArray, Layer, Node, Trace
 from ..coupling import cost, from_constants
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.trace import observed
 from ..cut import cut
+from ..cut.factor import split
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
 from ..graph.save import file_bytes
@@ -161,14 +162,20 @@ def _extents(layer: Layer, trace: Trace) -> list[Axis]:
 
 
 def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms:
-    """What every node reads, writes and multiplies on the traced shapes; the owner is the node's index."""
+    """What every node reads, writes and multiplies on the traced shapes; the owner is the node's index. One that gets removed channels
+    again reads all of them, and has them copied there and back."""
     products: list[Product] = []
+    expanded = {(node, position) for node, position, _ in coupling.expanded}
     for node in nodes:
         for kind, names in ((Kind.READ, node.inputs), (Kind.WRITTEN, node.outputs)):
             for position, name in enumerate(names):
                 constant = kind is Kind.READ and (node.index, position) in coupling.constants
                 if name in trace.shapes and not constant and np.prod(trace.shapes[name]) > 0:
-                    products.append(Product(float(np.prod(trace.shapes[name])), _axes(name, coupling, trace), node.index, kind))
+                    size, axes = float(np.prod(trace.shapes[name])), _axes(name, coupling, trace)
+                    if kind is Kind.READ and (node.index, position) in expanded:  # two copies; in full when half of it is gone
+                        products += [Product(2 * size, [], node.index, kind), Product(-2 * size, axes, node.index, kind)]
+                        axes = []
+                    products.append(Product(size, axes, node.index, kind))
     for layer in coupling.layers:
         extents, owner = _extents(layer, trace), layer.node.index
         products += [Product(layer.macs, extents, owner, Kind.MACS), Product(1.0, extents, owner, Kind.RUNS)]
@@ -272,11 +279,11 @@ def peak(model: Model, analysis: Analysis, batch: int) -> float:
 
 @dataclass(frozen=True)
 class Form:
-    """In which form a cut model is written: ``finished`` makes the written model of it and of its removal, but for the values of its
-    weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
+    """In which form a cut model is written: ``finished`` makes the written model of it, its removal and its factors, but for the values of
+    its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
     ``biases`` gives parameters that come on top."""
 
-    finished: Callable[[Model, BoolArray], Model] | None = None
+    finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
     each: Callable[[cost.Parameter], float] = attrgetter("itemsize")
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
@@ -328,7 +335,7 @@ def size(scene: Scene) -> Gauge:
     held = weight_terms(analysis.coupling, analysis.parameters, form.each)
     before, full = float(file_bytes(analysis.model)), held.values(held.full).sum()
     if form.finished:
-        whole = float(form.bytes(form.finished(analysis.prepared.model, np.zeros(analysis.coupling.units, bool))))
+        whole = float(form.bytes(form.finished(analysis.prepared.model, np.zeros(analysis.coupling.units, bool), ())))
     else:
         kept, every = initializers(analysis.prepared.model), initializers(analysis.model)
         whole = before - sum(prod(dead.shape) * dead.dtype.itemsize for name, dead in every.items() if name not in kept)
@@ -397,12 +404,12 @@ class Ruler:
         model = self.built(removed)
         return figures | {name: measure(model) for name, measure in measures.items()}
 
-    def built(self, removed: BoolArray) -> Model:
-        """The model without what is removed, in the form in which it is written."""
-        analysis = self.analysis
-        model = cut(analysis.prepared, analysis.coupling, removed) if removed.any() else analysis.model
-        model = without_projections(model, analysis.projected) if analysis.projected and removed.any() else model
-        return self.form.finished(model, removed) if self.form.finished else model
+    def built(self, removed: BoolArray, factors: Sequence[Factor] = ()) -> Model:
+        """The model without what is removed, with its factors, in the form in which it is written."""
+        analysis, changed = self.analysis, bool(removed.any() or factors)
+        model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
+        model = without_projections(model, analysis.projected) if analysis.projected and changed else model
+        return self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from ..core.errors import TargetError
 from ..core.options import MeasureOptions, OutputOptions, PlanOptions, RepairOptions
-from ..core.types import Align, BoolArray, Coupling, FloatArray, Group, Plan
+from ..core.types import Align, BoolArray, Coupling, Factor, FloatArray, Group, Plan
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import Parameter
+from ..cut.factor import by_weight, split
 from ..data.dataset import Dataset
 from ..export import packaged
 from ..graph import INLINE_BYTES, Model
@@ -119,10 +120,10 @@ def form_for(analysis: Analysis, repair: RepairOptions | None, output: OutputOpt
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
     weighed |= {name for cast in map(analysis.prepared.index.maker, weighed) if cast is not None for name in cast.inputs}  # stored so
 
-    def finished(model: Model, removed: BoolArray) -> Model:
-        if fitted and removed.any():
-            model = prepared_for(analysis.prepared, analysis.coupling, removed, model)[0].model
-        return packaged(model, output, batches)
+    def finished(model: Model, removed: BoolArray, factors: Sequence[Factor]) -> Model:
+        if fitted and (removed.any() or factors):
+            model = prepared_for(analysis.prepared, analysis.coupling, removed, model, by_weight(analysis.wholes, factors))[0].model
+        return packaged(split(model, analysis.wholes, factors), output, batches)
 
     def each(parameter: Parameter) -> float:
         if output.quantize and parameter.name in weighed and parameter.itemsize in (2, 4):
@@ -358,7 +359,7 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
             best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
     elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.removed.any():
         best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
-    recorded = {**asdict(best.options), "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
+    recorded = {**best.options.told, "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
     plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded})
     figures = {
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}

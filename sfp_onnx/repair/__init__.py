@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from .. import cut, evaluation
 from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
 from ..core.system import FINISHERS
-from ..core.types import BoolArray, Cut, FloatArray
-from ..coupling.analysis import Analysis, Progress, feeds_of, silent
+from ..core.types import BoolArray, Cut, Factor, FloatArray
+from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, silent
+from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from . import confidence
@@ -56,11 +58,12 @@ class Repaired:
 
 def repaired(
     analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress = silent,
-    how: MeasureOptions = MeasureOptions(), better: bool = False,
+    how: MeasureOptions = MeasureOptions(), better: bool = False, factors: Mapping[str, Factor] = MappingProxyType({}),
 ) -> Repaired:  # fmt: skip
     """Repair a cut model.
 
     Args:
+        factors: by the name of a weight: what keeps its lower rank (`cut.factor.lowered`).
         how: what the outputs mean, and so how far models are from the original.
         better: do not refuse: where the repair made it worse, keep what was cut (it is judged afterwards).
 
@@ -70,10 +73,11 @@ def repaired(
         ModelError: the model cannot be run in segments.
     """
     fitted, judge, apart = _split(data, options.seed)
+    judge = replace(judge, batch=batch_size(analysis, judge))
     if options.kind == "bn":
         model, fits, words = _moments(analysis, pruned, removed, fitted, options)
     else:
-        model, fits, words = _weights(analysis, pruned, removed, fitted, options, progress)
+        model, fits, words = _weights(analysis, pruned, removed, fitted, options, progress, factors)
     if options.kind == "lstsq" and apart:
         model, scaled = confidence.calibrated(analysis, model, judge, how)
         words += f"; {scaled}" if scaled else ""
@@ -107,13 +111,16 @@ def finished(analysis: Analysis, done: Repaired, cuts: Sequence[Cut], data: Data
 
 
 def rebuilt(
-    analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions()
-) -> Model:
-    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards)."""
-    pruned = cut.cut(analysis.prepared, analysis.coupling, removed)
+    analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions(),
+    factors: Sequence[Factor] = (),
+) -> Model:  # fmt: skip
+    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards). Layers that are
+    to become two have their lower rank, and are one still."""
+    pruned = lowered(cut.cut(analysis.prepared, analysis.coupling, removed), analysis.wholes, factors)
     if options is None or data is None:
         return pruned
-    return repaired(analysis, pruned, removed, data, options, how=how, better=True).model
+    bound = by_weight(analysis.wholes, factors)
+    return repaired(analysis, pruned, removed, data, options, how=how, better=True, factors=bound).model
 
 
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
@@ -128,12 +135,15 @@ Fitted = tuple[Model, list[LayerFit], str]
 """A re-fitted model, what was done to its layers, and that in words."""
 
 
-def _weights(analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress) -> Fitted:
+def _weights(
+    analysis: Analysis, pruned: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress,
+    factors: Mapping[str, Factor],
+) -> Fitted:  # fmt: skip
     with progress("repairing", len(analysis.coupling.layers)) as advance:
         analysed, mixes = (analysis.prepared, analysis.coupling, removed), dict[str, FloatArray]()
         if options.kind == "lstsq":
-            pruned, mixes = turned(*analysed, pruned, feeds_of(analysis, data))
-        model, fits = repair(*analysed, pruned, feeds_of(analysis, data), options, {}, advance, mixes)
+            pruned, mixes = turned(*analysed, pruned, feeds_of(analysis, data), factors)
+        model, fits = repair(*analysed, pruned, feeds_of(analysis, data), options, {}, advance, factors, mixes)
     counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
     words = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
     kept = [fit.layer for fit in fits if fit.kind == "kept"]

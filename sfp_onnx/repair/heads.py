@@ -11,7 +11,7 @@ and keys that do not know of each other (Eckart & Young, Psychometrika 1, 1936).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,11 +172,13 @@ def _mixed(
 
 
 def turned(
-    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Feeds]
+    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Feeds], bound: Collection[str]
 ) -> tuple[Model, dict[str, FloatArray]]:  # fmt: skip
     """The changed model with the queries and keys that lost dimensions in the coordinates that lose least; and, by layer, what mixes the
-    channels that it makes from those of the original (channels of the original, channels)."""
+    channels that it makes from those of the original (channels of the original, channels). Weights that are ``bound`` to a lower rank
+    stay as they are."""
     found = [pair for pair in pairs(prepared, coupling) if pair.free and removed[pair.group.units].any()]
+    found = [pair for pair in found if not any(side.step.weight.name in bound for side in pair.sides)]
     if not found:
         return changed, {}
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)

@@ -7,20 +7,21 @@ target is the sum behind a residual connection, the layer so corrects the error 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
+from ..core.types import Array, BoolArray, Coupling, Factor, FloatArray, IntArray, Layer
 from ..coupling.cost import kept_masks
 from ..graph import Model, Prepared, extract
 from ..runtime import Session
 from .linear import Gathered, Joint, Sums, together
-from .ridge import CG_STEPS, best_ridge, best_steps, mean_shift, solve
+from .ridge import CG_STEPS, Limit, best_ridge, best_steps, lowered, mean_shift, solve, unlimited
 from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
 from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block
 
@@ -58,6 +59,7 @@ class Setting:
 def repair(
     prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]],
     options: RepairOptions, masks: Mapping[str, BoolArray], advance: Callable[[int], None] = lambda steps: None,
+    factors: Mapping[str, Factor] = MappingProxyType({}),
     mixes: Mapping[str, FloatArray] = MappingProxyType({}),
 ) -> tuple[Model, list[LayerFit]]:  # fmt: skip
     """Re-fit the weights and biases of the changed model, in topological order.
@@ -68,6 +70,7 @@ def repair(
         batches: inputs; they are read once and remembered (in memory up to ``options.memory``, then in a temporary file).
         masks: by initializer of ``changed``: which weights may be other than zero.
         advance: called with 1 whenever a layer, or those that share a weight, are done.
+        factors: by initializer of ``changed``: which weights are of lower rank, and keep it.
         mixes: of layers whose channels are mixed from those of the original: by what (channels of the original, channels).
 
     Returns:
@@ -76,9 +79,9 @@ def repair(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, masks)
+    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, {*masks, *factors})
     fits = [LayerFit(name, "kept", 0.0, 0, 0.0, 0.0) for name in kept]
-    planned = plan_steps(scene, tasks, masks, ends(scene, removed))
+    planned = plan_steps(scene, tasks, masks, ends(scene, removed), factors)
     if not planned:
         return changed, fits
     budget = budget_of(options.memory, [step for task in planned if isinstance(task, tuple) for step in task])
@@ -95,12 +98,12 @@ def repair(
 
 
 def prepared_for(
-    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, masks: Mapping[str, BoolArray] = MappingProxyType({})
+    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, weights: Collection[str] = ()
 ) -> tuple[Scene, list[list[Layer]], list[str]]:
     """The changed model with a bias for every layer that will be re-fitted, these layers (those that share a weight together), and the
-    names of those that cannot be."""
+    names of those that cannot be. ``weights``: initializers that were changed beside the cut."""
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
-    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, masks), masks)
+    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, weights), weights)
     return give_biases(scene, [layer for layers in tasks for layer in layers]), tasks, kept
 
 
@@ -109,8 +112,8 @@ def prepared_for(
 
 @dataclass(frozen=True)
 class Chain:
-    """How the target depends on the output: a session that computes it from a given output (None: it is the output), the tensors
-    that it also reads, and its scale per channel."""
+    """How the target depends on the output: a session that computes it from a given output (None: it is the output) and the tensors
+    that it also reads (``inputs``: both), and its scale per channel."""
 
     session: Session | None = None
     inputs: Sequence[str] = ()
@@ -128,13 +131,15 @@ class Use:
     inputs: int = 0
     sums: tuple[Gathered, ...] = ()
 
-    def add(self, setting: Setting, weight: Array, data: Array, wanted: Array, seed: tuple[int, ...], scaled: bool) -> None:
-        """One more batch: the layer's input ``data``, and what the original has for its target (``wanted``). ``scaled``: errors in
-        units of the target, not of the output."""
-        step, walk, batch, form = self.step, setting.after, seed[1], self.step.linear.form
+    def add(
+        self, setting: Setting, weight: Array, values: Mapping[str, Array], wanted: Array, seed: tuple[int, ...], scaled: bool
+    ) -> None:  # fmt: skip
+        """One more batch: ``values`` of what the layer and the nodes behind it read, and what the original has for its target
+        (``wanted``). ``scaled``: errors in units of the target, not of the output."""
+        step, walk, batch, form, data = self.step, setting.after, seed[1], self.step.linear.form, values[self.step.data]
         wanted = _kept(setting, step, wanted)
         if batch == 0 and step.target != step.output:
-            self.chain = measure_chain(walk, step, wanted)
+            self.chain = measure_chain(walk, step, wanted, values)
         blocks = form.blocks(data.shape, weight.shape, wanted.shape)
         matrix = form.matrix(weight, blocks).astype(np.float32)
         chosen = positions(setting, step, seed, wanted.shape, matrix.shape[1])
@@ -145,7 +150,7 @@ class Use:
             vector = step.bias.value(walk.constant).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
             present += vector.reshape(blocks, 1, -1)
         if self.chain.session is not None:
-            rest = form.answers(target_at(walk, step, self.chain, np.zeros_like(wanted), batch), chosen, blocks)
+            rest = form.answers(target_at(step, self.chain, np.zeros_like(wanted), values), chosen, blocks)
             present = rest.astype(np.float32) + present * per_block(self.chain.scale, present).astype(np.float32)
         errors = answers - present
         if not scaled:
@@ -182,8 +187,8 @@ def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFi
     for batch in range(walk.batches):
         originals, values = reference(batch), segment(batch)
         for place, use in enumerate(uses):
-            data, wanted = values[use.step.data], originals[use.step.reference]
-            use.add(setting, weight, data, wanted, (number, batch, *([place] if place else [])), len(uses) == 1)
+            wanted = originals[use.step.reference]
+            use.add(setting, weight, values, wanted, (number, batch, *([place] if place else [])), len(uses) == 1)
     setting.before.finish()
     walk.finish()
     return _accept(setting, uses, weight)
@@ -197,9 +202,9 @@ def refit_end(setting: Setting, end: End) -> LayerFit:
     chain, sums, energy = Chain(), [Gathered(1, 0, value.size) for _ in range(2)], 0.0
     for batch in range(walk.batches):
         wanted = _kept(setting, end, reference(batch)[end.reference])
-        segment(batch)
-        chain = chain if batch else measure_chain(walk, end, value)
-        errors = wanted.astype(np.float32) - target_at(walk, end, chain, value, batch)
+        values = segment(batch)
+        chain = chain if batch else measure_chain(walk, end, value, values)
+        errors = wanted.astype(np.float32) - target_at(end, chain, value, values)
         rows, answers = (_vectors(tensor, end.axis, value.size) for tensor in (errors, wanted))
         energy += _gather(walk, batch, sums, rows[:, :, :0], rows, answers)
     setting.before.finish()
@@ -255,24 +260,25 @@ def _kept(setting: Setting, step: Aim, array: Array) -> Array:
     return array
 
 
-def measure_chain(walk: Walk, step: Step | End, like: Array) -> Chain:
-    """The scale is what the target gains when the output (of the shape of ``like``) goes from zeros to ones.
+def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str, Array]) -> Chain:
+    """The scale is what the target gains when the output (of the shape of ``like``) goes from zeros to ones; ``values`` of the other
+    operands.
 
     Raises:
         ModelError: onnxruntime cannot run that part alone.
     """
-    session, inputs = walk.side([step.output], step.target)
+    session, inputs = walk.side([step.output, *operands(walk, step)], step.target)
     chain = Chain(session, inputs)
-    gained = target_at(walk, step, chain, np.ones_like(like), 0) - target_at(walk, step, chain, np.zeros_like(like), 0)
+    gained = target_at(step, chain, np.ones_like(like), values) - target_at(step, chain, np.zeros_like(like), values)
     axis = step.axis if isinstance(step, End) else step.linear.form.out_axis
     per_channel = np.moveaxis(gained, axis, -1).reshape(-1, gained.shape[axis])
     return Chain(session, inputs, per_channel.mean(0, dtype=np.float64))
 
 
-def target_at(walk: Walk, step: Aim, chain: Chain, output: Array, batch: int) -> Array:
+def target_at(step: Aim, chain: Chain, output: Array, values: Mapping[str, Array]) -> Array:
     assert chain.session is not None
-    feeds = {step.output: output, **walk.recall(chain.inputs, batch)}
-    return np.asarray(chain.session.run(feeds, [step.target])[0])
+    given = {**values, step.output: output}
+    return np.asarray(chain.session.run({name: given[name] for name in chain.inputs}, [step.target])[0])
 
 
 def positions(setting: Setting, step: Step, seed: tuple[int, ...], output: Sequence[int], inputs: int) -> IntArray:
@@ -298,14 +304,14 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     shifted = mean_shift(fit)
     before = best = held.error(shifted[0], np.zeros_like(shifted[1]))
     kind, ridge, coding = "unchanged", 0.0, Coding(setting.after, steps, weight, scale)
-    count = CG_STEPS
+    count, limit = CG_STEPS, _limit(coding)
     mask = steps[0].mask
     mask = None if mask is None or mask.all() else steps[0].linear.form.matrix(mask, blocks)
     if held.count and any(step.bias is not None for step in steps) and (error := held.error(*shifted)) < best:
         best, kind = error, "bias"
     if held.count and inputs:
         if mask is None:
-            ridge, error = best_ridge(fit, held, setting.options.ridges)
+            ridge, error = best_ridge(fit, held, setting.options.ridges, limit)
         else:
             ridge = MASKED_RIDGE
             count, error = best_steps(fit, held, ridge, mask)
@@ -315,9 +321,18 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
             best, kind = error, "weights"
     if kind != "unchanged":
         both = together(fit, held)
-        change = solve(both, ridge, mask, count) if kind == "weights" else mean_shift(both)
+        change = limit(both, ridge, solve(both, ridge, mask, count)) if kind == "weights" else mean_shift(both)
         coding.write(coding.rounded(both, change[0]) if steps[0].weight.scale and kind == "weights" else change)
     return [LayerFit(step.layer, kind, ridge, int(rows), before * share, best * share) for step in steps]
+
+
+def _limit(coding: Coding) -> Limit:
+    """What binds the weight of the steps."""
+    step = coding.steps[0]
+    if step.factor is None:
+        return unlimited
+    weight, factor, taps = coding.target, step.factor, prod(step.linear.form.kernel)
+    return lambda sums, ridge, change: lowered(sums, ridge, weight, change, factor, taps)
 
 
 def _sums(uses: Sequence[Use], part: int) -> Sums:

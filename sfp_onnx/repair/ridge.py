@@ -12,13 +12,13 @@ comes from the dual problem: with the centred rows Q and errors F, D = Q' (Q Q' 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, FloatArray
-from .linear import Normal, Samples, Sums, best_bias, positive_inverse, positive_solve
+from ..core.types import OUTPUTS, Array, BoolArray, Factor, FloatArray
+from .linear import Joint, Normal, Samples, Sums, best_bias, positive_inverse, positive_solve
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
@@ -147,11 +147,76 @@ def ridge_inverse(sums: Normal | Samples, ridge: float, scatter: Scatter | None 
         yield inverse
 
 
-def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float]) -> tuple[float, float]:
+Change = tuple[FloatArray, FloatArray]
+Limit = Callable[[Sums, float, Change], Change]
+"""What becomes of a change (D, d) that these sums ask for, with this ridge, where the weight is bound to something."""
+
+
+def unlimited(sums: Sums, ridge: float, change: Change) -> Change:
+    """Nothing binds it."""
+    return change
+
+
+def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float], limit: Limit = unlimited) -> tuple[float, float]:
     """The ridge whose solution on ``fit`` leaves the least error on ``held``, and that error."""
-    errors = [held.error(*solution) for solution in solutions(fit, ridges)]
+    solved = zip(ridges, solutions(fit, ridges), strict=True)
+    errors = [held.error(*limit(fit, ridge, change)) for ridge, change in solved]
     best = int(np.argmin(errors))
     return ridges[best], errors[best]
+
+
+# ---- weights of lower rank -------------------------------------------------------------------------------------------
+
+
+def lowered(sums: Sums, ridge: float, weight: FloatArray, change: Change, factor: Factor, taps: int) -> Change:
+    """The change of a weight W (1, k, o) to one of lower rank that makes nearly of the rows what W + D makes (reduced-rank regression,
+    Izenman, J. Multivariate Analysis 5, 1975): with M = C + r I, W + D = X and the first eigenvectors V of X' M X, X V V'.
+
+    To narrow inputs, X is seen as (channels, taps x outputs), and the taps as independent: with K the sum of the blocks of M of each tap,
+    and the first eigenvectors U of K^1/2 X X' K^1/2, every tap reads A = K^-1/2 U; then what is made of these channels is fitted again.
+    """
+    assert not isinstance(sums, Joint)
+    aim, inner = (weight + change[0])[0], _Inner.of(sums, ridge)
+    if factor.narrow == OUTPUTS:
+        _, vectors = np.linalg.eigh(inner(aim, aim))
+        low = aim @ vectors[:, -factor.rank :] @ vectors[:, -factor.rank :].T
+    else:
+        matrix = aim.reshape(taps, -1, aim.shape[1])
+        values, turned = np.linalg.eigh(inner.channels(taps))
+        root = np.sqrt(np.maximum(values, TINY))
+        seen = root[:, None] * (turned.T @ matrix)
+        vectors = np.linalg.eigh((seen @ seen.transpose(0, 2, 1)).sum(0))[1][:, -factor.rank :]
+        every = np.kron(np.eye(taps), turned @ (vectors / root[:, None]))
+        low = every @ positive_solve(inner(every, every), inner(every, aim), TINY)
+    found = np.asarray(low[None] - weight)
+    return found, best_bias(sums, found)
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """A' M B for M = C + r I, from C, or from the rows Q of C = Q' Q."""
+
+    matrix: FloatArray
+    strength: float
+    is_rows: bool
+
+    @classmethod
+    def of(cls, sums: Normal | Samples, ridge: float) -> _Inner:
+        matrix = sums.centred()[0]
+        is_rows = isinstance(sums, Samples)
+        diagonal = np.square(matrix).sum(1) if is_rows else _diagonal(matrix)
+        return cls(matrix[0], float(_strength(sums, ridge, diagonal)[0]), is_rows)
+
+    def __call__(self, left: FloatArray, right: FloatArray) -> FloatArray:
+        product = (self.matrix @ left).T @ (self.matrix @ right) if self.is_rows else left.T @ (self.matrix @ right)
+        return np.asarray(product + self.strength * (left.T @ right))
+
+    def channels(self, taps: int) -> FloatArray:
+        """The sum of the blocks of M of each tap."""
+        size = self.matrix.shape[1] // taps
+        parts = [slice(size * tap, size * (tap + 1)) for tap in range(taps)]
+        blocks = [self.matrix[:, part].T @ self.matrix[:, part] if self.is_rows else self.matrix[part, part] for part in parts]
+        return np.asarray(sum(blocks[1:], blocks[0]) + taps * self.strength * np.eye(size))
 
 
 def best_steps(fit: Sums, held: Sums, ridge: float, mask: BoolArray) -> tuple[int, float]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
-from ..core.types import Additive, Array, BoolArray, Coupling, Layer, Node
+from ..core.types import Additive, Array, BoolArray, Coupling, Factor, Layer, Node
 from ..coupling.cost import keep_mask, vanishing
 from ..graph import Constants, GraphIndex, Initializer, Model, edit, initializers, nodes, outputs
 from ..rules.registry import Trait, has
@@ -157,8 +158,8 @@ def _width(scene: Scene, layer: Layer) -> int:
     return weight.shape[layer.weight.out_axis] * (layer.groups(scene.node(layer)) if layer.weight.out_axis else 1)
 
 
-def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, BoolArray]) -> tuple[list[list[Layer]], list[str]]:
-    """Layers that can be re-fitted and have a reason to: they read something that may have changed, or their weight is masked.
+def candidates(scene: Scene, affected: Collection[str], changed: Collection[str]) -> tuple[list[list[Layer]], list[str]]:
+    """Layers that can be re-fitted and have a reason to: they read something that may have changed, or their weight was.
 
     Returns:
         The layers in topological order, those that share a weight together; and the names of layers that have a reason but cannot be:
@@ -176,7 +177,7 @@ def candidates(scene: Scene, affected: Collection[str], masks: Mapping[str, Bool
             left.append(layer.node.name)
     tasks = []
     for weight, layers in users.items():
-        if weight not in masks and not any(layer.node.outputs[0] in affected for layer in layers):
+        if weight not in changed and not any(layer.node.outputs[0] in affected for layer in layers):
             continue
         if len(layers) == len(scene.index.readers(weight)) and _alike(scene, layers):
             tasks.append(layers)
@@ -225,9 +226,12 @@ def ends(scene: Scene, removed: BoolArray) -> list[str]:
     return [name for name in names if name in scene.constants and scene.only_reader(name) is not None]
 
 
-def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[str, BoolArray], ended: Sequence[str] = ()) -> list[Task]:
+def plan_steps(
+    scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[str, BoolArray], ended: Sequence[str] = (),
+    factors: Mapping[str, Factor] = MappingProxyType({}),
+) -> list[Task]:  # fmt: skip
     """What is to be fitted in topological order, each with its target. ``ended``: constants that stand for branches; each is fitted as soon
-    as what it meets is final."""
+    as what it meets is final. ``masks`` and ``factors`` tell, by initializer, what weights are bound to."""
     pending = {layer.node.outputs[0] for layers in tasks for layer in layers}
     waiting = list(ended)
     planned: list[Task] = []
@@ -241,22 +245,25 @@ def plan_steps(scene: Scene, tasks: Sequence[Sequence[Layer]], masks: Mapping[st
 
     for layers in tasks:
         meet()
-        steps = tuple(_step(scene, layer, pending, masks) for layer in layers)
+        steps = tuple(_step(scene, layer, pending, masks, factors) for layer in layers)
         planned.append(steps)
         pending -= {step.output for step in steps}
     meet()
     return planned
 
 
-def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray]) -> Step:
+def _step(
+    scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray], factors: Mapping[str, Factor]
+) -> Step:
     node, weight, place = scene.node(layer), scene.weight(layer), bias_place(scene, layer)
     assert layer.weight is not None and layer.linear is not None and weight is not None
     bias = scene.held(place.name) if place else None
     if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(place.name)) > 1:
         bias = None
     target, reference = _target(scene, node.outputs[0], layer.linear.form.out_axis, pending)
-    inside, mask = place is None or place.inside, masks.get(node.inputs[layer.weight.position])
-    return Step(node.name, node.outputs[0], target, reference, layer.linear, scene.data(layer), weight, bias, inside, mask)
+    inside, name = place is None or place.inside, node.inputs[layer.weight.position]
+    bound = masks.get(name), factors.get(name)
+    return Step(node.name, node.outputs[0], target, reference, layer.linear, scene.data(layer), weight, bias, inside, *bound)
 
 
 def _end(scene: Scene, name: str, pending: Collection[str]) -> list[End]:

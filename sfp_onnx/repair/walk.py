@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import IO, Any
@@ -16,10 +16,13 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.system import no_room
-from ..core.types import Array, BoolArray, FloatArray, Linear, Port
+from ..core.types import Array, BoolArray, Factor, FloatArray, Linear, Port
 from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes
 from ..runtime import Session, open_model, tensor_types
 from .linear import Sums, best_bias
+
+REPEATS = 3  # segments in a row that are run again rather than remembered ...
+GROWS, LARGE = 2, 2**28  # ... where what they make is so many times what they are made from, and more bytes than this (whatever the memory)
 
 
 class Walk:
@@ -28,11 +31,13 @@ class Walk:
 
     def __init__(self, model: Model, store: Store) -> None:
         self.model, self.store, self.batches = model, store, 0
+        self._repeated = 0  # segments in a row that the next one runs again
         self.index = GraphIndex(nodes(model))
         self.overrides: dict[str, Array] = {}
         self._types, self._values = tensor_types(model), Constants(model)
         self._constants, self._done = set(self._values), set[int]()
         self._live = {port.name for port in inputs(model)}
+        self._before: tuple[set[int], set[str]] | None = None  # what was done and live, as long as a segment may have to be run again
 
     def feed(self, feeds: Mapping[str, Array]) -> None:
         """Remember the model's inputs of one more batch."""
@@ -40,10 +45,6 @@ class Walk:
             if name in self._live:
                 self.store.put((name, self.batches), array)
         self.batches += 1
-
-    def recall(self, names: Iterable[str], batch: int) -> dict[str, Array]:
-        """Live tensors of one batch."""
-        return {name: self.store.get((name, batch)) for name in names}
 
     def constant(self, name: str) -> Array:
         """The present value of an initializer."""
@@ -58,27 +59,50 @@ class Walk:
         return all(node.index in self._done for node, _ in self.index.readers(name))
 
     def advance(self, names: Collection[str]) -> Segment:
-        """Run on until ``names`` are known. Run the segment on every batch, then `finish` it."""
+        """Run on until ``names`` are known. Run the segment on every batch, then `finish` it.
+
+        What it makes and later nodes read is remembered; but where that is large, and much more than it was made from, the next segment
+        makes it again, which takes less time than to write and read it.
+        """
         fresh = [node for node in self.index.needed(names, self._live) if node.index not in self._done]
         made_now = {name for node in fresh for name in node.outputs if name}
         inputs = sorted({name for node in fresh for name in node.reads} - self._constants - made_now)
         known = sorted(name for name in names if name not in made_now)
-        self._done |= {node.index for node in fresh}
-        outputs = sorted(name for name in made_now if name in names or not self._is_done(name))
-        self._live |= set(outputs)
+        self._before = self._done, self._live
+        self._done = self._done | {node.index for node in fresh}
+        lasting = {name for name in made_now if not self._is_done(name)}
+        outputs = sorted(lasting | (made_now & set(names)))
+        self._live = self._live | lasting
         session = self._session(inputs, outputs)
 
         def run(batch: int) -> dict[str, Array]:
-            values = self.recall(known, batch)
-            for name, array in zip(outputs, session.run(self.recall(inputs, batch), outputs) if session else (), strict=True):
-                values[name] = np.asarray(array)
-                self.store.put((name, batch), values[name])
-            return values
+            fed = {name: self.store.get((name, batch)) for name in {*known, *inputs}}
+            found = session.run({name: fed[name] for name in inputs}, outputs) if session else ()
+            made = {name: np.asarray(array) for name, array in zip(outputs, found, strict=True)}
+            if batch == 0:
+                self._decide({name: made[name] for name in lasting})
+            if self._before is None:
+                for name in sorted(lasting):
+                    self.store.put((name, batch), made[name])
+            return {**{name: fed[name] for name in known}, **made}
 
         return run
 
+    def _decide(self, lasting: Mapping[str, Array]) -> None:
+        """Whether what later nodes read is remembered (then there is no way back to ``_before``), by its size in the first batch."""
+        assert self._before is not None
+        ended = [name for name in self._before[1] if self._is_done(name)]
+        new, old = (sum(array.nbytes for array in arrays) for arrays in (lasting.values(), (self.store.get((name, 0)) for name in ended)))
+        again = new > GROWS * old and self.batches * new > LARGE and self._repeated < REPEATS
+        self._repeated = self._repeated + 1 if again else 0
+        if not again:
+            self._before = None
+
     def finish(self) -> None:
         """Forget what no later node reads; call it when a segment has run on every batch."""
+        if self._before is not None and self.batches:
+            self._done, self._live = self._before
+        self._before = None
         for name in sorted(self._live):
             if self._is_done(name):
                 self._live.discard(name)
@@ -86,11 +110,11 @@ class Walk:
                     self.store.drop((name, batch))
 
     def side(self, given: Collection[str], target: str) -> tuple[Session | None, list[str]]:
-        """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and the live tensors that it reads."""
+        """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and those that it reads."""
         nodes = self.index.needed([target], {*given, *self._live})
         reads = {name for node in nodes for name in node.reads if name in given or name not in self._constants}
         inputs = sorted(reads - {name for node in nodes for name in node.outputs})
-        return self._session(inputs, [target]), [name for name in inputs if name not in given]
+        return self._session(inputs, [target]), inputs
 
     def _session(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session | None:
         if not outputs:
@@ -273,7 +297,7 @@ class Step(Aim):
     """One layer of the changed model.
 
     ``bias`` is the constant that is its bias, which is added inside the layer if ``inside``, else by the node behind it. ``mask`` (the
-    weight's shape) tells which weights may be other than zero; None: all.
+    weight's shape) tells which weights may be other than zero; None: all. ``factor``: the weight has a lower rank, and keeps it.
     """
 
     linear: Linear
@@ -282,6 +306,7 @@ class Step(Aim):
     bias: Held | None
     inside: bool
     mask: BoolArray | None = None
+    factor: Factor | None = None
 
 
 @dataclass(frozen=True)
@@ -326,6 +351,12 @@ class Coding:
 
     def _matrix(self, weight: Array, change: FloatArray) -> Array:
         return self.steps[0].linear.form.matrix(weight, len(change)).astype(np.float64)
+
+    @property
+    def target(self) -> FloatArray:
+        """The weight (1, inputs, outputs) of a layer of one block, in units of the target."""
+        matrix = self.steps[0].linear.form.matrix(self.weight, 1).astype(np.float64)
+        return np.asarray(matrix * per_block(self.scale, matrix))
 
     def _coded(self, change: FloatArray) -> tuple[dict[str, Array], Array, Array | None]:
         """Initializers that come nearest to the changed weight, the value that they stand for, and the factor on their scale."""

@@ -11,8 +11,8 @@ from typing import Any
 import onnx
 
 from ..core.errors import OptionError, PlanError, TargetError
-from ..core.options import OutputOptions
-from ..core.system import log, version_of
+from ..core.options import PLANNED, OutputOptions
+from ..core.system import log, versions
 from ..core.types import Cut, Plan, Shown
 from ..cut.verify import Verification
 from ..data.dataset import Dataset
@@ -25,8 +25,6 @@ from ..latency.timing import Latency
 from ..planning import from_json, parse_target, to_json
 from ..repair import Repaired
 from . import verdict
-
-PACKAGES = ("sfp_onnx", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "click")
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,11 +57,6 @@ class Pruned(Shown):
     def to_proto(self) -> onnx.ModelProto:
         """The model as a self-contained ModelProto."""
         return to_proto(self.model)
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and what it runs on."""
-    return {package: version_of(package) for package in PACKAGES}
 
 
 def manifest(result: Pruned, output: Path | None = None, external: bool | None = None) -> dict[str, Any]:
@@ -113,7 +106,7 @@ def write_json(path: str | Path, data: Mapping[str, Any], inputs: Iterable[Path]
 
 # ---- reproducing a run from its manifest -----------------------------------------------------------------------------
 
-PLACES = {"path", "manifest", "report", "card", "save_ort", "locked"}
+PLACES = {"path", "manifest", "report", "card", "save_ort", "locked", *PLANNED}
 
 
 def command_of(*records: Any, **more: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import report
 from ..core.options import MeasureOptions
-from ..core.system import command_line
+from ..core.system import command_line, versions
 from ..core.types import Array, BoolArray, FloatArray, Pinned, Size
 from ..coupling.analysis import Analysis, Progress, channels_by_reason, silent
 from ..coupling.cost import keep_mask, layer_macs
@@ -26,7 +26,7 @@ from ..latency.timing import Latency
 from ..planning import removal_of
 from ..runtime import open_model, side_by_side
 from . import number, text
-from .manifest import Pruned, versions
+from .manifest import Pruned
 from .verdict import Conclusion, of_models, of_run
 
 if TYPE_CHECKING:  # what is only shown

@@ -35,6 +35,11 @@ class Window:
     out_axis: int = 1
     scale: float = 1.0
 
+    @property
+    def front(self) -> str:
+        """A convolution of size 1."""
+        return "" if self.transposed else "Conv"
+
     def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
         """Number of groups of the convolution."""
         return (output if self.transposed else data)[1] // weight[1]
@@ -118,13 +123,15 @@ class Window:
 @dataclass(frozen=True)
 class Dense:
     """A product with a 2-d weight: y = scale * (x contracted along ``data_axis``) W, the result along ``out_axis``.
-    ``in_axis`` is the weight's axis that is contracted."""
+    ``in_axis`` is the weight's axis that is contracted. ``front``: a product of the data's last axis, where that is contracted."""
 
     data_axis: int
     out_axis: int
     in_axis: int
     scale: float = 1.0
+    front: str = ""
     padded: bool = False
+    kernel: tuple[int, ...] = ()
 
     def blocks(self, data: Sequence[int], weight: Sequence[int], output: Sequence[int]) -> int:
         """Always one block."""

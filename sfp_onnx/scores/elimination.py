@@ -313,8 +313,8 @@ def _observe(setting: lockstep.Setting, step: walk.Step, layer: Layer, number: i
         if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf):
             continue  # the segment must still run on every batch
         if step.target != step.output:
-            chain = chain if batch else lockstep.measure_chain(after, step, target)
-            target = lockstep.target_at(after, step, chain, target, batch)
+            chain = chain if batch else lockstep.measure_chain(after, step, target, values)
+            target = lockstep.target_at(step, chain, target, values)
         chosen = lockstep.positions(setting, step, (number, batch), target.shape, matrix.shape[1])
         rows = form.rows(data, target.shape, chosen, blocks)
         answers = form.answers(target, chosen, blocks).astype(np.float64)

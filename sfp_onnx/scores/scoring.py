@@ -6,7 +6,6 @@ of a model than views register their own ``prepare`` (`prepared`).
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -358,7 +357,7 @@ def save_scores(path: Path, analysis: Analysis, result: Scored, inputs: Iterable
     Raises:
         OutputError: the path cannot be written.
     """
-    from ..graph.save import atomic, check_output, writing
+    from ..graph.arrays import Named, write_arrays
 
     groups = analysis.coupling.groups
     arrays: list[tuple[str, Array]] = [
@@ -366,8 +365,4 @@ def save_scores(path: Path, analysis: Analysis, result: Scored, inputs: Iterable
         ("offsets", np.cumsum([0, *(group.width for group in groups)])),
         ("scores", result.values[np.concatenate([group.units for group in groups])] if groups else np.zeros(0)),
     ]
-    check_output(path, inputs)
-    with writing(path), atomic(path) as (stream,), zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in (item for part in (arrays, result.arrays()) for item in part):
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:  # of a fixed time, unlike `ZipFile.write`
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+    write_arrays(path, (Named(*item) for part in (arrays, result.arrays()) for item in part), inputs)

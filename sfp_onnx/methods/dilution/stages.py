@@ -13,7 +13,7 @@ import onnx
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError, TargetError, VerificationError
 from ...core.options import AMOUNT, CHANNELS, REPAIR, Checked, DataOptions, InspectOptions, MeasureOptions, RepairOptions, option, rare
-from ...core.system import log, need
+from ...core.system import log, need, versions
 from ...core.types import Array, BoolArray, Shown, Size
 from ...coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, inspect, silent
 from ...coupling.trace import random_feeds
@@ -24,7 +24,7 @@ from ...graph.load import ModelSource
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
 from ...pipeline import Sources, tell
 from ...repair.lockstep import repair
-from ...report.manifest import versions, write_json
+from ...report.manifest import write_json
 from ...runtime import open_model
 from ...scores.statistics import scales
 from ..sfp.probe import PROBES, ProfileOptions

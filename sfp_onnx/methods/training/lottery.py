@@ -17,6 +17,7 @@ import numpy as np
 from ... import graph
 from ...core.errors import DataError, OptionError, VerificationError
 from ...core.options import DataOptions, MeasureOptions
+from ...core.system import versions
 from ...core.types import Array, BoolArray
 from ...coupling.analysis import DataSource, describe
 from ...data.checks import opened
@@ -25,7 +26,7 @@ from ...evaluation import measure, reading_of
 from ...graph.extract import with_constants
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, together
-from ...report.manifest import versions, write_json
+from ...report.manifest import write_json
 from ..dilution import keep_by_rank, named_generator
 from . import TicketOptions
 from .bridge import Network, write

@@ -15,7 +15,7 @@ import torch
 from ... import graph
 from ...core.errors import DataError, ModelError, OptionError
 from ...core.options import DataOptions, MeasureOptions
-from ...core.system import log
+from ...core.system import log, versions
 from ...core.types import Array, Cut
 from ...coupling.analysis import DataSource, Progress, describe, silent
 from ...data.checks import opened
@@ -25,7 +25,7 @@ from ...evaluation.meaning import Kind
 from ...evaluation.measures import MEASURES
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, fingerprint, together
-from ...report.manifest import versions, write_json
+from ...report.manifest import write_json
 from ...runtime import observe
 from . import TrainOptions
 from .bridge import Network, write

@@ -1,0 +1,112 @@
+"""What planning measured of a model, kept in a file: any further target is solved from it, without data and without measuring again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import DataError, PlanError
+from ..core.options import InspectOptions, MeasureOptions, RepairOptions
+from ..core.system import versions
+from ..core.types import FloatArray, Group
+from ..graph import Model
+from ..graph.arrays import Arrays, Named, write_arrays
+
+FORMAT, VERSION, MADE_BY = "sfp_onnx plan library", 1, "`sfp-onnx plan --save-library`"
+
+
+@dataclass(frozen=True)
+class Library:
+    """What was measured of a model: the score of every unit, the error of a group by the number of units that it keeps (``errors``), both
+    with what sensitivity they were weighed by, and notes on how; what is ``recorded`` of score, data, repair and shapes goes into every
+    plan. ``profile``: latency tables of a device (None: no time was asked for)."""
+
+    recorded: Mapping[str, Any]
+    scores: FloatArray
+    errors: Mapping[str, FloatArray]
+    notes: tuple[str, ...] = ()
+    profile: Mapping[str, Any] | None = None
+    model_sha256: str = ""
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    @property
+    def repair(self) -> RepairOptions | None:
+        """The repair that the scores are for."""
+        known = self.recorded.get("repair")
+        return None if known is None else RepairOptions(fit=known["fit"], seed=known["seed"], finetune=known.get("finetune", 0))
+
+    @property
+    def measures(self) -> MeasureOptions:
+        """What the outputs meant."""
+        return MeasureOptions(**self.recorded.get("measures", {}))
+
+
+def save_library(path: str | Path, library: Library, inputs: Iterable[Path] = ()) -> None:
+    """Write a library, atomically; equal ones give equal bytes.
+
+    Raises:
+        OutputError: the path cannot be written.
+    """
+    facts = {name: getattr(library, name) for name in ("model_sha256", "versions", "recorded", "notes", "profile")}
+    arrays = [Named("scores", library.scores), *(Named(f"errors/{at}", row) for at, row in enumerate(library.errors.values()))]
+    facts |= {"format": FORMAT, "version": VERSION, "groups": list(library.errors)}
+    write_arrays(Path(path), arrays, inputs, json.loads(json.dumps(facts)))
+
+
+def read_library(path: str | Path) -> Library:
+    """Read a library.
+
+    Raises:
+        DataError: no such file, or another one.
+    """
+    with closing(Arrays(path, FORMAT, VERSION, MADE_BY)) as held:
+        names, sha256 = held.fact("groups", list), held.fact("model_sha256", str)
+        scores, errors = held["scores"], {str(name): held[f"errors/{at}"] for at, name in enumerate(names)}
+        recorded, notes = held.fact("recorded", dict), tuple(map(str, held.fact("notes", list)))
+        return Library(recorded, scores, errors, notes, held.fact("profile", (dict, type(None))), sha256, held.fact("versions", dict))
+
+
+def checked(path: str | Path, model: Model, groups: Sequence[Group], asked: Mapping[str, Any]) -> Library:
+    """The library of a model, as ``asked`` for: recorded facts, of which those count that both sides know.
+
+    Raises:
+        DataError: no such file, or another one. PlanError: it was made of another model, with other data, options or versions; which.
+    """
+    library = read_library(path)
+    if library.model_sha256 != model.sha256:
+        both = f"SHA-256 {library.model_sha256[:12]}..., that of {model.name} is {model.sha256[:12]}..."
+        raise PlanError(f"{path}: the library was made of another model: {both}. Make it of this model with --save-library.")
+    now = versions()
+    pairs = {f"version of {name}": (library.versions.get(name), now[name]) for name in now}
+    pairs |= {what: (_flat(library.recorded).get(what), value) for what, value in _flat(asked).items()}
+    differ = [f"{what}: {then} then, {value} now" for what, (then, value) in pairs.items() if then != value]
+    if differ:
+        advice = "Ask for the same, or make it again with --save-library."
+        raise PlanError(f"{path}: the library was made otherwise: {'; '.join(differ)}. {advice}")
+    finite = np.isfinite(library.scores).all() and library.scores.shape == (sum(group.width for group in groups),)
+    widths = {group.name: group.width + 1 for group in groups}
+    if not finite or any(row.shape != (widths.get(name),) for name, row in library.errors.items()):
+        raise DataError(f"{path}: the library is damaged: its scores are not those of this model. Make it again with --save-library.")
+    return library
+
+
+def _flat(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What is compared, by names for people; where files lie is not."""
+    plain = json.loads(json.dumps(recorded))
+    parts = ("data", "repair", "measures", "sample_shapes")
+    nested = {f"{part} {name}": value for part in parts if part in plain for name, value in (plain[part] or {"fit": "none"}).items()}
+    return {key: value for key, value in {**plain, **nested}.items() if key not in (*parts, "data name")}
+
+
+def traced_as(path: str | Path, options: InspectOptions) -> InspectOptions:
+    """How a model is traced without the data: with the shapes that the library's scores were measured on."""
+    recorded = read_library(path).recorded
+    layernorm, projected = (bool(getattr(options, name) or recorded.get(name)) for name in ("cut_layernorm", "expand_outputs"))
+    shapes = options.input_shapes or recorded.get("sample_shapes")
+    return replace(options, input_shapes=shapes, cut_layernorm=layernorm, expand_outputs=projected)

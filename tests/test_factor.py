@@ -1,0 +1,225 @@
+"""Layers that become two: the graph against the original with the product in its place, plans that say so, and the repair of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper as nh
+import pytest
+from building import Builder, error, feeds_for, run
+
+import sfp_onnx
+from sfp_onnx import planning
+from sfp_onnx.core.errors import PlanError
+from sfp_onnx.core.options import RepairOptions
+from sfp_onnx.core.types import SIDES, Factor, Plan
+from sfp_onnx.coupling.analysis import Analysis
+from sfp_onnx.cut import factor as factors
+from sfp_onnx.repair import ridge
+from sfp_onnx.repair.linear import Normal, Samples
+from sfp_onnx.report.text import plan_text
+
+RANK = 3
+
+
+def chain(opset: int = 17, rank: int = 2, **attributes: Any) -> onnx.ModelProto:
+    b = Builder(opset)
+    y = b.op("Relu", b.conv(b.input(["N", 3, *[9] * rank]), 3, 10, rank=rank, name="stem"))
+    y = b.op("Relu", b.conv(y, 10, 12, rank=rank, name="middle", **attributes))
+    return b.model(b.conv(y, 12, 5, kernel=1, rank=rank, name="last"))
+
+
+def dense(opset: int = 17, transposed: bool = True) -> onnx.ModelProto:
+    b = Builder(opset)
+    y = b.op("Relu", b.gemm(b.input(["N", 6]), 6, 16, name="stem"))
+    y = b.op("Relu", b.op("Gemm", y, b.weight(*((12, 16) if transposed else (16, 12)), fan_in=16), b.weight(12), transB=int(transposed),
+                          alpha=0.5, beta=2.0, name="middle"))  # fmt: skip
+    return b.model(b.gemm(y, 12, 4, name="last"))
+
+
+def product(opset: int = 17) -> onnx.ModelProto:
+    b = Builder(opset)
+    y = b.op("Relu", b.op("MatMul", b.input(["N", 4, 6]), b.weight(6, 16, fan_in=6), name="stem"))
+    y = b.op("Relu", b.op("Add", b.op("MatMul", y, b.weight(16, 12, fan_in=16), name="middle"), b.weight(12)))
+    return b.model(b.op("MatMul", y, b.weight(12, 4, fan_in=12), name="last"))
+
+
+MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
+    "conv": (chain, SIDES), "stride": (lambda: chain(strides=[2, 2]), SIDES),
+    "dilation": (lambda: chain(dilations=[2, 2], pads=[2] * 4), SIDES),
+    "same": (lambda: chain(pads=None, auto_pad="SAME_UPPER", strides=[2, 2]), SIDES), "one axis": (lambda: chain(rank=1), SIDES),
+    "no bias": (lambda: chain(bias=False), SIDES), "old": (lambda: chain(9), SIDES), "gemm": (dense, SIDES[:1]),
+    "old gemm": (lambda: dense(9, False), SIDES[:1]), "matmul": (product, SIDES[:1]),
+}  # fmt: skip
+CASES = [(name, side) for name, (_, sides) in MODELS.items() for side in sides]
+
+
+def planned(analysis: Analysis, removed: int, *found: Factor) -> Plan:
+    """The first channels of every group leave."""
+    flags = np.zeros(analysis.coupling.units, bool)
+    for group in analysis.coupling.groups:
+        flags[group.units[:removed]] = True
+    return planning.make_plan(analysis, flags, {}, found)
+
+
+def with_product(model: onnx.ModelProto, analysis: Analysis, plan: Plan, factor: Factor) -> onnx.ModelProto:
+    """The naive reference of a plan that removes nothing: the truncated product in place of the weight."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    whole = analysis.wholes[factor.layer]
+    tensor = next(tensor for tensor in changed.graph.initializer if tensor.name == whole.weight)
+    weight = nh.to_array(tensor).astype(np.float64)
+    moved = np.moveaxis(weight, (whole.makes, whole.reads), (0, 1))  # outputs, channels, window
+    matrix = moved.reshape(len(moved), -1) if factor.narrow == SIDES[0] else np.moveaxis(moved, 1, 0).reshape(moved.shape[1], -1)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    low = (left[:, : factor.rank] * values[: factor.rank]) @ right[: factor.rank]
+    low = low.reshape(moved.shape) if factor.narrow == SIDES[0] else np.moveaxis(low.reshape(np.moveaxis(moved, 1, 0).shape), 0, 1)
+    tensor.CopyFrom(nh.from_array(np.moveaxis(low, (0, 1), (whole.makes, whole.reads)).astype(np.float32), whole.weight))
+    return changed
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
+def test_two_layers_equal_the_product(name: str, side: str) -> None:
+    model = MODELS[name][0]()
+    analysis, factor = sfp_onnx.inspect(model), Factor("middle", RANK, side)
+    result = sfp_onnx.apply(model, planned(analysis, 0, factor))
+    feeds, made = feeds_for(model, batch=3), result.to_proto()
+    reference = with_product(model, analysis, result.plan, factor)
+    for found, expected in zip(run(made, feeds), run(reference, feeds), strict=True):
+        assert error(found, expected) < 1e-5
+    assert error(run(made, feeds)[0], run(model, feeds)[0]) > 1e-3  # it is no copy
+    assert len(made.graph.node) == len(model.graph.node) + 1
+    shapes = {tensor.name: list(tensor.dims) for tensor in made.graph.initializer}
+    assert any(RANK in shape for name, shape in shapes.items() if name.endswith("/first"))
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
+def test_after_a_cut_too(name: str, side: str) -> None:
+    model = MODELS[name][0]()
+    analysis = sfp_onnx.inspect(model)
+    result = sfp_onnx.apply(model, planned(analysis, 2, Factor("middle", RANK, side)))
+    assert result.verification is not None and max(result.verification.errors.values()) < 1e-5
+    counted = sfp_onnx.inspect(result.model).size()
+    assert counted.macs == pytest.approx(planned(analysis, 2, Factor("middle", RANK, side)).after.macs)
+    assert counted.params == planned(analysis, 2, Factor("middle", RANK, side)).after.params
+
+
+def test_what_a_wrong_half_makes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = factors.halves
+    calls: list[int] = []
+
+    def wrong(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(rank)
+        left, other = right(matrix, rank)
+        return left, other * (1.01 if len(calls) > 1 else 1.0)  # the first call makes the reference
+
+    monkeypatch.setattr(factors, "halves", wrong)
+    model = chain()
+    with pytest.raises(sfp_onnx.VerificationError, match="differs from the masked original"):
+        sfp_onnx.apply(model, planned(sfp_onnx.inspect(model), 2, Factor("middle", RANK)))
+
+
+# ---- plans -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_with_factors_is_read_again() -> None:
+    analysis = sfp_onnx.inspect(chain())
+    plan = planned(analysis, 2, Factor("middle", RANK, "inputs"))
+    data = json.loads(json.dumps(planning.to_json(plan)))
+    assert data["version"] == 2 and planning.from_json(data) == plan
+    assert "1 layers become two" in plan.summary() and "layer that becomes two" in plan_text(plan)
+
+
+def test_a_plan_without_is_what_it_was() -> None:
+    data = planning.to_json(planned(sfp_onnx.inspect(chain()), 2))
+    assert data["version"] == 1 and "factors" not in data
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ((Factor("nowhere", 1),), "fits no layer"),
+        ((Factor("middle", 1), Factor("middle", 2)), "listed twice"),
+        ((Factor("middle", 12),), "expected 1 to 11"),
+        ((Factor("middle", 0),), "expected 1 to 11"),
+        ((Factor("middle", 10, "inputs"),), "expected 1 to 9"),
+        ((Factor("middle", 1, "sideways"),), "outputs or inputs"),
+        ((Factor("last", 1, "inputs"),), "expected outputs"),
+    ],
+)
+def test_factors_that_fit_nothing_are_refused(found: tuple[Factor, ...], message: str) -> None:
+    model = chain()
+    plan = replace(planned(sfp_onnx.inspect(model), 0), factors=found)
+    with pytest.raises(PlanError, match=message):
+        sfp_onnx.apply(model, plan)
+
+
+def test_grouped_shared_and_computed_weights_stay_one() -> None:
+    b = Builder()
+    y = b.conv(b.conv(b.input(["N", 4, 6, 6]), 4, 8, name="stem"), 8, 8, group=8, name="depthwise")
+    shared = b.weight(8, 8, 1, 1)
+    y = b.op("Conv", b.op("Conv", y, shared, name="one"), shared, name="two")
+    y = b.op("Conv", y, b.op("Add", b.weight(8, 8, 1, 1), b.op("ReduceMean", y, axes=[0, 1, 2, 3], keepdims=1)), name="computed")
+    assert set(sfp_onnx.inspect(b.model(y)).wholes) == {"stem"}
+
+
+# ---- the repair ------------------------------------------------------------------------------------------------------
+
+
+def sums(count: int, inputs: int, outputs: int, seed: int = 0) -> tuple[Normal | Samples, np.ndarray]:
+    """Rows of which some are alike, and what a weight makes of them, as errors of a weight of zeros."""
+    random = np.random.default_rng(seed)
+    rows = (random.standard_normal((1, count, inputs)) * np.geomspace(3, 0.1, inputs)).astype(np.float32)
+    weight = random.standard_normal((1, inputs, outputs))
+    samples = Samples(rows, (rows @ weight).astype(np.float32))
+    return (samples.summed() if count >= inputs else samples), weight
+
+
+@pytest.mark.parametrize("count", [400, 20])
+@pytest.mark.parametrize("side", SIDES)
+def test_the_lower_weight_is_nearest_in_what_it_makes(count: int, side: str) -> None:
+    taps, rank = 4, 3
+    found, weight = sums(count, 24, 10)
+    none = np.zeros(found.shape)
+    change = next(ridge.solutions(found, [1e-6]))
+    low = ridge.lowered(found, 1e-6, none, change, Factor("", rank, side), taps)
+    matrix = factors.arranged(low[0][0], taps, side)
+    assert np.linalg.matrix_rank(matrix, 1e-6 * np.abs(matrix).max()) == rank
+    plain = factors.restored(np.matmul(*factors.halves(factors.arranged(weight[0], taps, side), rank)), taps, side)
+    assert found.error(*low) < 0.9 * found.error(plain[None], ridge.best_bias(found, plain[None]))
+    if side == SIDES[0]:  # the least that any weight of this rank leaves: the rest of the singular values of what is made
+        rows = found.rows[0] if isinstance(found, Samples) else None
+        if rows is not None:
+            made = np.linalg.svd((rows - rows.mean(0)) @ weight[0], compute_uv=False)
+            assert found.error(*low) == pytest.approx(np.square(made[rank:]).sum(), rel=2e-2)
+
+
+@pytest.mark.parametrize(("name", "side"), [("conv", "outputs"), ("stride", "inputs"), ("gemm", "outputs"), ("matmul", "outputs")])
+def test_the_repair_keeps_the_rank_and_brings_the_model_nearer(name: str, side: str) -> None:
+    model = MODELS[name][0]()
+    data = feeds_for(model, batch=200)["x"]
+    plan = planned(sfp_onnx.inspect(model), 2, Factor("middle", RANK, side))
+    plain, fitted = (sfp_onnx.apply(model, plan, data, repair=repair) for repair in (None, RepairOptions(fit="lstsq")))
+    test = feeds_for(model, batch=50, seed=9)
+    expected = run(model, test)[0]
+    before, after = (np.square(run(result.to_proto(), test)[0] - expected).sum() for result in (plain, fitted))
+    assert after < 0.7 * before
+    assert fitted.repaired is not None and fitted.repaired.kept
+    assert [list(tensor.dims) for tensor in fitted.to_proto().graph.initializer if tensor.name.endswith("/first")] == [
+        list(tensor.dims) for tensor in plain.to_proto().graph.initializer if tensor.name.endswith("/first")
+    ]
+    again = sfp_onnx.apply(model, plan, data, repair=RepairOptions(fit="lstsq"))
+    assert again.to_proto().SerializeToString() == fitted.to_proto().SerializeToString()
+
+
+def test_a_plan_of_factors_alone_is_repaired() -> None:
+    model = chain()
+    data = feeds_for(model, batch=100)["x"]
+    result = sfp_onnx.apply(model, planned(sfp_onnx.inspect(model), 0, Factor("middle", 6)), data)
+    assert result.repaired is not None and result.repaired.after < result.repaired.before
+
