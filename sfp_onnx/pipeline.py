@@ -359,7 +359,8 @@ def candidates(
     else:
         name = default_score(data, repair) if scoring.name is None else scoring.name
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
-        scores = scored(analysis, name, data, scoring.options, progress, options, [group for group in groups if not group.dimensions])
+        plain = [group for group in groups if not group.dimensions]  # searches cannot judge dimensions
+        scores = scored(analysis, name, data, scoring.options, progress, options, plain, inputs.told)
         known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes)
         details = scores.brief
     if options.save_library is not None:
@@ -442,7 +443,7 @@ def score(
 
 def scored_on(inputs: Inputs, name: str | None, options: ScoreOptions | None, progress: Progress, output: Path | None) -> Scored:
     """As `score`, of what is open, with all that a score tells."""
-    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress)
+    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress, measures=inputs.told)
     if output is not None:
         save_scores(output, inputs.analysis, result, inputs.paths)
     return result

@@ -282,7 +282,7 @@ class MeasureOptions(Checked):
 
     task: str | None = rare(
         None, "What the judged output is for.  [default: from the graph, names, values and labels]", DATA,
-        choices=("classify", "segment", "detect", "embed", "regress"))  # fmt: skip
+        choices=("classify", "multilabel", "segment", "detect", "embed", "regress"))  # fmt: skip
     output_name: str | None = rare(None, "The output that is judged.  [default: the first whose meaning is known]", DATA, metavar="NAME")
     metric: str | None = rare(
         None, "What is judged by: top-1, mean IoU, mAP, cosine, centred error ..., or function(outputs, labels) -> float, larger is "

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.system import quiet
 from ..core.types import BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
-from ..data.dataset import Dataset, Source, open_data
+from ..data.dataset import Dataset, Source, one_by_one, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
 from ..graph.edit import with_projections
@@ -126,7 +126,7 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
     """Open data for a model; see `sfp_onnx.open_data` for the options."""
     if source is None or isinstance(source, Dataset):
         return source
-    return open_data(source, inputs(model), **options)
+    return one_by_one(model, open_data(source, inputs(model), **options))
 
 
 def inspect(
