@@ -182,6 +182,18 @@ def pixels(text: str) -> tuple[int, ...]:
     return tuple(int(item) for item in re.split("[x,]", text.strip()))
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """``3/16``: the number of a part, and how many there are.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise OptionError(f"--part {text}: expected number/parts from 1 on, such as 3/16")
+    return int(match[1]), int(match[2])
+
+
 def confidence(text: str) -> float:
     """``95%``, or the share itself: from 0.5 to below 1."""
     match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(%?)\s*", text)

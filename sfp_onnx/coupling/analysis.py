@@ -236,9 +236,14 @@ def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[Batch]:
 
 def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Feeds]:
     """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
-    if not data.fixed:
-        data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
-    return (feeds for feeds, _ in data.batches())
+    return (feeds for feeds, _ in batched(analysis, data).batches())
+
+
+def batched(analysis: Analysis, data: Dataset) -> Dataset:
+    """The data in the batches of `feeds_of`."""
+    if data.fixed:
+        return data
+    return replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
 
 
 def batch_size(analysis: Analysis, data: Dataset) -> int:

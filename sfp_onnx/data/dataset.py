@@ -93,6 +93,21 @@ class Dataset(Shown):
             yield Batch.padded(feeds, count, padding)
             start += count
 
+    @property
+    def runs(self) -> int:
+        """How many batches there are."""
+        return len(self._chunks())
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of every batch, with padding."""
+        return [self.batch if self.fixed else len(chunk) for chunk in self._chunks()]
+
+    def stretch(self, first: int, last: int) -> Dataset:
+        """The samples of some batches, which are the same batches again."""
+        ends = np.cumsum([0, *map(len, self._chunks())])
+        return self.part(np.arange(ends[first], ends[last]))
+
     def _chunks(self) -> list[IntArray]:
         """Samples that run together."""
         edges = np.zeros(0, np.int64) if self.groups is None else np.flatnonzero(np.diff(self.groups[self.indices])) + 1

@@ -7,14 +7,13 @@ keys that do not know of each other: sum over i, j of E q_i q_j E k_i k_j.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..core.types import FloatArray
-from ..coupling.analysis import Analysis, feeds_of
-from ..data.dataset import Dataset
+from ..coupling.analysis import Analysis
 from ..graph import Constants
 from ..repair import heads
 from .sensitivity import Change, Cut
@@ -30,14 +29,23 @@ class Worth:
     cuts: dict[str, Sequence[Cut]] = field(default_factory=dict)
 
 
-def worth(analysis: Analysis, data: Dataset, shares: Sequence[float]) -> Worth:
-    """Errors of all groups of dimensions from one pass over the data, with a cut at each of the shares of dimensions left."""
+Gather = Callable[[Sequence[heads.Pair]], Mapping[str, FloatArray]]
+"""Second moments of queries and keys, by group (see `repair.heads.moments`)."""
+
+
+def judged(analysis: Analysis) -> list[heads.Pair]:
+    """The queries and keys whose dimensions can be judged: those in any coordinates."""
+    return [pair for pair in heads.pairs(analysis.prepared, analysis.coupling) if pair.free]
+
+
+def worth(analysis: Analysis, shares: Sequence[float], gather: Gather) -> Worth:
+    """Errors of all groups of dimensions, with a cut at each of the shares of dimensions left."""
     prepared, result = analysis.prepared, Worth()
-    found = [pair for pair in heads.pairs(prepared, analysis.coupling) if pair.free]
-    moments = heads.moments(prepared.model, found, feeds_of(analysis, data)) if found else {}
+    found = judged(analysis)
+    moments = gather(found) if found else {}
     values = Constants(prepared.model)
     for pair in found:
-        name, moment = pair.group.name, moments[pair.group.name]
+        name, moment = pair.group.name, moments[pair.group.name].astype(np.float32).astype(np.float64)  # however it was added up
         turns, singular = heads.coordinates(moment)
         lost = np.square(singular).sum(0)
         added = np.maximum(lost / max(lost.sum(), np.finfo(np.float64).tiny), 0.0)

@@ -129,8 +129,8 @@ class OfGroups:
         together = (SCORES[name].prepare for name in setting.names)
         needs = self.needs.union(*(prepare.needs for prepare in together if isinstance(prepare, OfGroups)))
         moments = {}
-        if needs and data is not None:
-            moments = setting.once("moments", lambda: moments_of(analysis, data, needs, setting.progress))
+        if needs and (data is not None or setting.shared):
+            moments = setting.once("moments", lambda: moments_of(analysis, data, needs, setting.progress) if data else {})
         values = np.zeros(analysis.coupling.units)
         every = views(analysis.prepared, analysis.coupling, moments)
         for group, view in zip(analysis.coupling.groups, every, strict=True):
@@ -301,12 +301,14 @@ def meaning(text: str) -> str:
 def scored(
     analysis: Analysis, text: str, data: Dataset | None = None, options: ScoreOptions | None = None, progress: Progress | None = None,
     plan: PlanOptions | None = None, groups: Sequence[Group] | None = None, measures: MeasureOptions = MeasureOptions(),
+    shared: Mapping[str, Any] | None = None,
 ) -> Scored:  # fmt: skip
     """Importance per unit of a model; scores joined by ``+`` mean the average of their ranks within each group.
 
     Args:
         text: ``NAME[+NAME..][,option=value..]``.
         plan, groups: what a plan asks for and the groups that may shrink, for scores that search. measures: what is known of the outputs.
+        shared: what was measured of the data before (`parts.shared_by`), in place of data.
 
     Raises:
         OptionError: unknown score, unknown option, bad value.
@@ -316,11 +318,11 @@ def scored(
 
     request, options = parse(text), options or ScoreOptions()
     for single in request.scores:
-        if single.needs_data and data is None:
+        if single.needs_data and data is None and not shared:
             free = ", ".join(sorted(other.name for other in SCORES.values() if not other.needs_data))
             raise DataError(f"score '{single.name}' needs calibration data: give --data, or use a score that needs none: {free}")
     names = tuple(single.name for single in request.scores)
-    setting = Setting(progress or silent, options.seed, options.memory, None, plan, groups, names, measures)
+    setting = Setting(progress or silent, options.seed, options.memory, None, plan, groups, names, measures, dict(shared or {}))
     pairs = zip(request.scores, request.options, strict=True)
     results = [single.prepare(analysis, data, replace(setting, options=chosen)) for single, chosen in pairs]
     if len(results) == 1:
