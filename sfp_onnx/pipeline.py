@@ -456,7 +456,7 @@ def candidates(
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
         plain = [group for group in groups if not group.dimensions]  # searches cannot judge dimensions
         scores = scored(analysis, name, data, scoring.options, progress, options, plain, inputs.told)
-        known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes)
+        known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes, spectra=scores.spectra)
         details = scores.brief
     if data is None and (options.library is not None or scoring.parts):
         repair, told = known.repair, known.measures
@@ -468,7 +468,8 @@ def candidates(
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
     form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None)
     return search.Candidates(
-        analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form
+        analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
+        known.spectra if repair is not None and repair.kind == "lstsq" else {},
     )
 
 

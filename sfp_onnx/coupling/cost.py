@@ -170,8 +170,8 @@ def wholes(prepared: Prepared, coupling: Coupling) -> dict[str, Whole]:
     held, final = initializers(prepared.model), {port.name for port in outputs(prepared.model)}
     found = {}
     for layer in coupling.layers:
-        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1:
-            continue
+        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1 or len(layer.columns):
+            continue  # queries and keys lose dimensions instead
         at, name = layer.weight.position, layer.node.inputs[layer.weight.position]
         if name in held and held[name].dtype.kind == "f" and len(prepared.index.readers(name)) == 1 and name not in final:
             carried, axes = coupling.constants.get((layer.node.index, at), ()), (layer.weight.in_axis, layer.weight.out_axis)
