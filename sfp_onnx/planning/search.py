@@ -285,12 +285,21 @@ class History:
         holding = [trial for trial in reversed(self.trials) if trial.excess <= NOISE]
         return max(holding, key=lambda trial: trial.actual["macs"], default=None)
 
-    def aims(self, limits: Mapping[str, float]) -> dict[str, float]:
-        """Bounds for predictions: corrected by what the last ones were wrong by, and a little lower while no trial held."""
+    def aims(self, limits: Mapping[str, float], misses: int = 0) -> dict[str, float]:
+        """Bounds for what widths are chosen by: corrected by what that was wrong by last, and lower with every round that led to no plan
+        that holds them."""
         if not self.trials:
             return dict(limits)
-        last, aim = self.trials[-1], MARGIN if self.held is None else 1.0
-        return {name: aim * limit / (last.actual[name] / last.predicted[name]) for name, limit in limits.items()}
+        last, aim = self.trials[-1], MARGIN**misses if self.held is None else 1.0
+        known = {**last.predicted, **self._solved(last, [name for name in limits if name not in self.ruler.timed])}
+        return {name: aim * limit / (last.actual[name] / known[name]) for name, limit in limits.items()}
+
+    def _solved(self, trial: Trial, names: Sequence[str]) -> dict[str, float]:
+        """Figures by which the solver chose widths: those of a group of which every unit holds the same share of an axis."""
+        if trial.options.allocation != "solve" or trial.factors:
+            return {}
+        kept = np.asarray([np.count_nonzero(~trial.removed[group.units]) for group in self.ruler.analysis.coupling.groups])
+        return {name: cost for name in names if (cost := float(self.ruler.cost(name)(kept))) > 0}
 
     def known(self, choice: Trial) -> bool:
         """Whether a choice leads nowhere new. One that broke a bound may be tried twice after layers were timed again."""
@@ -321,11 +330,15 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
     Raises:
         TargetError: the bounds cannot be held; with the best reachable figures.
     """
-    history, most, ranks = History(ruler), narrowest(candidates, options), ranks_for(candidates, options, ruler, limits)
+    history, most, misses = History(ruler), narrowest(candidates, options), 0
+    ranks = ranks_for(candidates, options, ruler, limits)
     for _ in range(ROUNDS):
-        choice = choice_for(candidates, options, history.ruler, history.aims(limits), ranks) or (None if history.trials else most)
-        if choice is None or history.known(choice):
+        aims = history.aims(limits, misses)
+        choice, misses = choice_for(candidates, options, history.ruler, aims, ranks) or (None if history.held else most), misses + 1
+        if choice is None or (history.known(choice) and (history.held or choice is most)):
             break
+        if history.known(choice):
+            continue  # the same widths again: aim lower
         trial = history.measured(replace(choice, limits=limits))
         history.trials.append(trial)
         if trial.settled(history.ruler) or (choice is most and history.held is None):
