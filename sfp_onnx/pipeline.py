@@ -824,7 +824,7 @@ def _in_rounds(
     progress: Progress,
 ) -> Pruned:  # fmt: skip
     """Rank the present network, cut, repair towards the original (and fine-tune), and again. Every round is a cut of the original, proven
-    as any; its weights are those of the round before.
+    as any; its weights are those of the round before. Layers stay one.
 
     Args:
         ready: what the first round plans with. make: cuts the original by a plan, and repairs it from other weights, if there are any.
@@ -839,7 +839,7 @@ def _in_rounds(
     ruler = figures.ruler_for(analysis, options, progress, ready.form)
     removed, weights, number = np.zeros(analysis.coupling.units, bool), None, 1
     while True:
-        aim = replace(options, targets=rounds.targets_of(options.targets, ruler.before, number / count))
+        aim = replace(options, targets=rounds.targets_of(options.targets, ruler.before, number / count), moves=(records.CUT,))
         made = search.plan_for(ready, aim, progress)
         more = planning.removal_of(made, present.coupling, made.model_sha256)
         if number > 1:

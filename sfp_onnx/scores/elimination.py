@@ -199,7 +199,7 @@ class Inputs:
     variance: float
 
 
-MOST_MADE = 4096  # outputs of a layer that may become two
+MOST_MADE = 2048  # outputs of a layer that may become two: a matrix of so many is held of each
 SCARCE = 0.1  # of what a layer reads left unknown by the samples: worth a word
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
@@ -401,7 +401,7 @@ def _spectrum(
     unit, taps = max(variance, ridge.TINY), len(weight) // len(read)
     mean = float(np.trace(read)) / len(weight)
     outputs = ((1 - scarce) * made + scarce * mean * (weight.T @ weight)) / unit
-    inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read))
+    inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read)) if taps > 1 else read[:0, :0]  # without a window nobody asks
     factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit)
     return Spectrum(*(np.asarray(array, np.float32) for array in (outputs, inputs, factor)))
 
