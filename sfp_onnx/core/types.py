@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -104,7 +105,8 @@ class AxisUnits:
 
 
 Channels = tuple[AxisUnits, ...]
-"""All axes of one tensor that carry units."""
+"""All axes of one tensor that carry units; an axis that carries units of two kinds (heads, and dimensions of all heads) stands there
+twice, and an index of it stays if both its units do."""
 
 
 class After(Protocol):
@@ -253,8 +255,9 @@ class Layer:
     ``extents`` are unit arrays of all axes that the multiply-accumulate count is proportional to; ``macs`` is the count
     for one sample of the traced shape. ``linear`` is None where the weight cannot be re-fitted. ``reads``/``writes``
     give the unit of each index of the weight's input and output
-    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``. ``grouped`` is the attribute that holds the number of
-    groups of a convolution; empty for layers without groups.
+    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``; ``columns`` is a second unit of each index of the
+    output axis (empty: there is none): its dimension in all heads, where ``writes`` has its head. ``grouped`` is the attribute that holds
+    the number of groups of a convolution; empty for layers without groups.
     """
 
     node: Node
@@ -268,6 +271,17 @@ class Layer:
     source: IntArray
     linear: Linear | None = None
     grouped: str = ""
+    columns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def made(self) -> Channels:
+        """The units of the channels that it makes, of both kinds."""
+        return tuple(AxisUnits(0, units) for units in (self.writes, self.columns) if len(units))
+
+    @property
+    def free(self) -> int:
+        """How many of the channels that it makes can leave."""
+        return int(np.any([carried.units >= 0 for carried in self.made], axis=0).sum())
 
     @property
     def data_name(self) -> str:
@@ -294,12 +308,14 @@ class Affine:
 
 @dataclass(frozen=True, repr=False)
 class Group(Shown):
-    """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``."""
+    """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``. ``dimensions``: a unit
+    is a dimension of queries and keys in all heads, which a score must know how to judge."""
 
     name: str
     units: IntArray
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    dimensions: bool = False
 
     def summary(self) -> str:
         """Its name and width, and how many layers make and read it."""
@@ -340,8 +356,6 @@ class Coupling(Shown):
     ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``branches`` maps groups that may leave altogether to what vanishes with them.
-    ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
-    integers, scale, zero point).
     ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights.
     ``expanded`` are inputs that get removed channels again: index of the node, position, axis.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
@@ -362,7 +376,6 @@ class Coupling(Shown):
     channels_total: int
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
-    dequantised: Mapping[str, int] = field(default_factory=dict)
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     expanded: frozenset[tuple[int, int, int]] = frozenset()
 
@@ -482,10 +495,22 @@ class Spectrum:
     scale: Array
 
 
+@dataclass(frozen=True)
+class Precision:
+    """As what the weight of a layer is stored (see `graph.stored`), what of the outputs' variance its rounding alone was estimated to cost,
+    and why that was chosen."""
+
+    layer: str
+    stored: str
+    error: float
+    reason: str = ""
+
+
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
-    """Which units leave, decided before anything is cut, and which layers become two (``factors``). ``figures`` gives, for each target's
-    figure, ``before``, ``bound``, ``predicted`` and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
+    """Which units leave, decided before anything is cut, which layers become two (``factors``), and as what the weights that stay are
+    stored (``precisions``; empty: as they were). ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted`` and
+    ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
@@ -495,12 +520,15 @@ class Plan(Shown):
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     factors: tuple[Factor, ...] = ()
+    precisions: tuple[Precision, ...] = ()
 
     def summary(self) -> str:
-        """Sizes before and after, how many groups shrink, and how many layers become two."""
+        """Sizes before and after, how many groups shrink, how many layers become two, and as what weights are stored."""
         shrink = sum(bool(item.remove) for item in self.groups)
         split = f", {len(self.factors)} layers become two" if self.factors else ""
-        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{split}"
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(item.stored for item in self.precisions).items())
+        stored = f"; weights stored as {kinds}" if kinds else ""
+        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{split}{stored}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,8 +16,8 @@ from types import MappingProxyType
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, BoolArray, Coupling, Factor, IntArray, Layer
-from ..coupling.cost import keep_mask
+from ..core.types import Array, BoolArray, Coupling, Factor, FloatArray, IntArray, Layer
+from ..coupling.cost import kept_masks
 from ..graph import Model, Prepared, extract
 from ..runtime import Session
 from .linear import Gathered, Joint, Sums, together
@@ -54,12 +54,13 @@ class Setting:
     before: Walk
     after: Walk
     batches: int = 0
+    mixes: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 def repair(
     prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]],
     options: RepairOptions, masks: Mapping[str, BoolArray], advance: Callable[[int], None] = lambda steps: None,
-    factors: Mapping[str, Factor] = MappingProxyType({}),
+    factors: Mapping[str, Factor] = MappingProxyType({}), mixes: Mapping[str, FloatArray] = MappingProxyType({}), every: bool = False,
 ) -> tuple[Model, list[LayerFit]]:  # fmt: skip
     """Re-fit the weights and biases of the changed model, in topological order.
 
@@ -68,8 +69,10 @@ def repair(
         removed: units that ``changed`` lacks (none, if only weights were zeroed).
         batches: inputs; they are read once and remembered (in memory up to ``options.memory``, then in a temporary file).
         masks: by initializer of ``changed``: which weights may be other than zero.
+        every: re-fit all layers, also those that read nothing that changed, since their weights did.
         advance: called with 1 whenever a layer, or those that share a weight, are done.
         factors: by initializer of ``changed``: which weights are of lower rank, and keep it.
+        mixes: of layers whose channels are mixed from those of the original: by what (channels of the original, channels).
 
     Returns:
         The repaired model (same shapes and names; biases where there were none), and what was done to each layer.
@@ -77,7 +80,7 @@ def repair(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, {*masks, *factors})
+    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, {*masks, *factors}, every)
     fits = [LayerFit(name, "kept", 0.0, 0, 0.0, 0.0) for name in kept]
     planned = plan_steps(scene, tasks, masks, ends(scene, removed), factors)
     if not planned:
@@ -88,7 +91,7 @@ def repair(
         for feeds in batches:
             before.feed(feeds)
             after.feed(feeds)
-        setting = Setting(options, coupling, removed, before, after)
+        setting = Setting(options, coupling, removed, before, after, mixes=mixes)
         for number, task in enumerate(planned):
             fits += [refit_end(setting, task)] if isinstance(task, End) else _refit(setting, task, number)
             advance(1)
@@ -96,12 +99,13 @@ def repair(
 
 
 def prepared_for(
-    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, weights: Collection[str] = ()
+    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, weights: Collection[str] = (), every: bool = False
 ) -> tuple[Scene, list[list[Layer]], list[str]]:
     """The changed model with a bias for every layer that will be re-fitted, these layers (those that share a weight together), and the
     names of those that cannot be. ``weights``: initializers that were changed beside the cut."""
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
-    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, weights), weights)
+    affected = {layer.node.outputs[0] for layer in coupling.layers} if every else tainted(prepared.nodes, coupling, removed, weights)
+    tasks, kept = candidates(scene, affected, weights)
     return give_biases(scene, [layer for layers in tasks for layer in layers]), tasks, kept
 
 
@@ -247,11 +251,14 @@ def operands(walk: Walk, step: Aim) -> list[str]:
 
 
 def _kept(setting: Setting, step: Aim, array: Array) -> Array:
-    """A tensor of the original without the channels that were removed."""
-    for carried in setting.coupling.tensors.get(step.reference, ()):
-        mask = keep_mask(carried.units, setting.removed)
-        if not mask.all() and array.shape[carried.axis] == len(mask):
-            array = np.compress(mask, array, carried.axis)
+    """A tensor of the original without the channels that were removed, in the coordinates that its layer makes."""
+    if step.layer in setting.mixes and isinstance(step, Step):
+        axis = step.linear.form.out_axis
+        mixed = np.moveaxis(array, axis, -1) @ setting.mixes[step.layer].astype(array.dtype)
+        return np.ascontiguousarray(np.moveaxis(mixed, -1, axis))
+    for axis, mask in kept_masks(setting.coupling.tensors.get(step.reference, ()), setting.removed).items():
+        if not mask.all() and array.shape[axis] == len(mask):
+            array = np.compress(mask, array, axis)
     return array
 
 

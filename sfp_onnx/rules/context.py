@@ -18,6 +18,7 @@ from .expansion import FIRST_PAD, Expansion, Site, Tiling
 from .labels import (
     FIXED,
     Choice,
+    Contracted,
     Facts,
     Labels,
     LayerFact,
@@ -237,6 +238,16 @@ class Context:
         self.tie(array, first)
         return first
 
+    def contract(self, array: IntArray, axis: int) -> IntArray:
+        """State that ``axis`` of activations is summed over: labels that vary along one other axis leave along that, whole, and are those
+        of the output (`Contracted`)."""
+        if array.shape[axis] == 1 or len(varying(array)) != 2:
+            return self.fix(array, axis, "it is summed over")
+        first = array.take([0], axis)
+        rows = self.mint(first.size)
+        self.facts.contracted.append(Contracted(self.node, np.moveaxis(array, axis, -1).reshape(first.size, -1), rows))
+        return rows.reshape(first.shape)
+
     def take(self, array: IntArray, indices: Sequence[int] | IntArray | range, axis: int) -> IntArray:
         """Labels of some indices of an axis. An index that is read all alone must stay: its tensor cannot become empty."""
         if array.shape[axis] == 1:
@@ -355,10 +366,6 @@ class Context:
     def zero_point(self, tensor: str) -> None:
         """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers), or as 0 (an empty name)."""
         self.facts.zero_points[self.node.outputs[0]] = tensor
-
-    def dequantised(self, axis: int) -> None:
-        """State that output 0 is (input 0 - input 2) * input 1, constants of which the last two vary along ``axis`` at most."""
-        self.facts.dequantised[self.node.outputs[0]] = axis
 
     def mask_input(self, position: int) -> None:
         """State that the node itself reads a removed channel again through this constant (the recurrence of an LSTM), so that
