@@ -11,7 +11,10 @@ from building import Builder, assert_exact, plan_of, run
 
 import sfp_onnx
 from sfp_onnx import PlanOptions
+from sfp_onnx.coupling.cost import removal
+from sfp_onnx.cut import cut
 from sfp_onnx.graph import extract, inputs
+from sfp_onnx.planning.rounds import composed
 from sfp_onnx.repair import heads
 from sfp_onnx.runtime import open_model
 
@@ -131,3 +134,14 @@ def test_only_a_score_that_knows_dimensions_cuts_them(tmp_path: Path) -> None:
     for options, score in ((PlanOptions(ratio=0.5), "obs"), (PlanOptions(targets=("macs=80%",)), "magnitude")):
         plan = sfp_onnx.plan(model, options, score, tmp_path / "data.npz")
         assert not next(group for group in plan.groups if group.group == "scores").remove
+
+
+def test_rounds_know_heads_from_dimensions() -> None:
+    """What a second round removes of the cut network is, of the original, of the same kind."""
+    original = sfp_onnx.inspect(transformer())
+    first = removal(original.coupling, {"q": [1], "scores": [0]})
+    present = sfp_onnx.inspect(cut(original.prepared, original.coupling, first))
+    for kind, chosen in (("q", {"q": [1]}), ("scores", {"scores": [1, 2]})):
+        total = composed(original, first, present, removal(present.coupling, chosen))
+        expected = removal(original.coupling, {"q": [1, 2], "scores": [0]} if kind == "q" else {"q": [1], "scores": [0, 2, 3]})
+        assert np.array_equal(total, expected)
