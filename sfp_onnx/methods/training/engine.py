@@ -48,7 +48,8 @@ class Schedule:
 class Task:
     """What is trained: ``parameters`` by name, to lower ``loss`` of samples 0 .. ``samples`` - 1 (a mean over those that it is given);
     ``judge`` is the held-out figure, smaller is better. ``masks``: where parameters may be other than zero. ``begin`` is called with the
-    number of the epoch and of all before each of them (it may change masks), ``after`` after every step. ``latest``: the last epoch counts, not the best."""
+    number of the epoch and of all before each of them (it may change masks), ``after`` after every step. ``latest``: the last epoch
+    counts, not the best."""
 
     name: str
     parameters: Mapping[str, Tensor]
