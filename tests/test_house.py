@@ -13,7 +13,7 @@ BUDGETS = {  # a later change stays within them, or argues for new ones in its c
     "names at the top level": 18,
     "longest chain of imports": 16,
     "imports of plug-ins by the core": 0,
-    "lines of imports and __all__": 1_680,
+    "lines of imports and __all__": 1_660,
     "lines of a function, 95th percentile": 30,
     "lines of a function, most": 55,
     "parameters that are mixed tuples": 0,
