@@ -7,8 +7,8 @@
             pictures (ROWS: so many), `--memory` as by default (Linux)
 
 ROWS (default TABLE.txt) keeps what was measured, so that an interrupted run goes on; PART is a part of a row's name. FOLDER holds models/,
-data/ and imagenet/ (calib/: pictures; val/: pictures and labels.csv), by default ../shared beside the repository. Calibration pictures have
-no labels; test pictures choose nothing. Prints Markdown.
+data/ and imagenet/ (calib/: pictures; val/: pictures and labels.csv), by default ../shared beside the repository. Calibration pictures
+have no labels; test pictures choose nothing. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def _cell_of_seed(case: Case, root: Path, seed: int, share: int) -> str:
 def _spent() -> np.ndarray:
     """Processor time (s), peak memory and bytes written by now (GB)."""
     written = next(line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("wchar"))
-    return np.array([time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, int(written.split()[1]) / 1e9])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return np.array([time.process_time(), peak / 1e6, int(written.split()[1]) / 1e9])
 
 
 @contextmanager
@@ -107,8 +108,8 @@ def _row(name: str, plain: float) -> Iterator[None]:
     start = _spent()
     yield
     now = _spent()
-    seconds = now[0] - start[0]
-    print(f"| {name} | {seconds:.0f} s | {seconds / plain if plain else 1:.1f} | {now[1]:.2f} GB | {now[2] - start[2]:.2f} GB |", flush=True)
+    seconds, written = now[0] - start[0], now[2] - start[2]
+    print(f"| {name} | {seconds:.0f} s | {seconds / plain if plain else 1:.1f} | {now[1]:.2f} GB | {written:.2f} GB |", flush=True)
 
 
 def cost(root: Path, samples: int) -> None:
