@@ -22,7 +22,7 @@ from ..runtime import Session, open_model, tensor_types
 from .linear import Sums, best_bias
 
 REPEATS = 3  # segments in a row that are run again rather than remembered ...
-GROWS, LARGE = 2, 2**28  # ... where what they make is so many times what they are made from, and more bytes than this (whatever the memory)
+GROWS, LARGE = 2, 2**29  # ... where what they make is so many times what they are made from, and more bytes than this (whatever the memory)
 
 
 class Walk:
