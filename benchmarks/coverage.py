@@ -14,11 +14,11 @@ from pathlib import Path
 import sfp_onnx
 
 
-def row(path: Path, ratio: float, cut_layernorm: bool) -> list[str]:
+def row(path: Path, ratio: float, expand: str) -> list[str]:
     """One line of the table."""
     start = time.perf_counter()
     try:
-        analysis = sfp_onnx.inspect(path, cut_layernorm=cut_layernorm)
+        analysis = sfp_onnx.inspect(path, expand=expand)
         share = analysis.coupling.channels_prunable / max(1, analysis.coupling.channels_total)
         result = sfp_onnx.prune(analysis, sfp_onnx.PlanOptions(ratio=ratio))
         before, after = result.plan.before, result.plan.after
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ratio", type=float, default=0.5)
-    parser.add_argument("--cut-layernorm", action="store_true")
+    parser.add_argument("--expand", choices=("none", "all"), default="none")
     options = parser.parse_args()
     paths = sorted(options.folder.glob("*.onnx"))
     if not paths:
@@ -43,7 +43,7 @@ def main() -> None:
     print("| model | prunable channels | MACs cut | parameters cut | relative error | seconds |")
     print("|---|---|---|---|---|---|")
     for path in paths:
-        print(f"| {' | '.join(row(path, options.ratio, options.cut_layernorm))} |", flush=True)
+        print(f"| {' | '.join(row(path, options.ratio, options.expand))} |", flush=True)
 
 
 if __name__ == "__main__":

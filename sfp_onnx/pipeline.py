@@ -23,7 +23,7 @@ from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOpt
 from .core.system import NEEDS, command_line, log, quiet
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .core.workers import each, reason
-from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent
+from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent, wider
 from .coupling.cost import cuts, keep_mask, params_of
 from .coupling.trace import random_feeds
 from .cut import cut, factor
@@ -62,7 +62,7 @@ AS_PLANNED = RepairOptions()
 class Inputs:
     """A model and its data, opened. ``data`` are scored with and repaired with, ``eval_data`` (if any) are what ``max_drop`` is judged
     on, ``test_data`` what the result is measured on; ``paths`` are all files that are read. ``measures`` is what is known of the outputs,
-    ``reading`` what they mean (None without data)."""
+    ``reading`` what they mean (None without data); ``auto``: what may be expanded is, if a plan needs that."""
 
     analysis: Analysis
     data: Dataset | None
@@ -71,6 +71,20 @@ class Inputs:
     paths: tuple[Path, ...] = ()
     measures: MeasureOptions = MeasureOptions()
     reading: Reading | None = None
+    auto: bool = False
+
+    def with_groups(self) -> Inputs:
+        """The same, expanded if it may be and nothing can be pruned as it stands."""
+        return self if self.analysis.coupling.groups else self.wider() or self
+
+    def wider(self) -> Inputs | None:
+        """The same with all that may be expanded (outputs if there are data to fit what gives them all channels); None where that is not
+        asked for, or frees nothing."""
+        whole = wider(self.analysis, self.data, self.data is not None) if self.auto else None
+        if whole is None:
+            return None
+        log.info("Note: channels leave that an operator or an output needs; it gets them again (--expand none: not so)")
+        return replace(self, analysis=whole, auto=False)
 
     def read(self, data: Dataset) -> Reading:
         """What the outputs mean, told once more by the labels of other data, if these have any."""
@@ -133,12 +147,12 @@ class Sources:
         only_beside = self.data is None and (test is not None or judge is not None)
         data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options, self.measures)
         traced = self.inspect_options
-        how = traced.input_shapes, data, traced.cut_layernorm, traced.expand_outputs
-        analysis = source if isinstance(source, Analysis) else inspect(model, *how)
+        analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, **traced.expansion)
+        auto = analysis is not source and traced.expand == "auto" and not analysis.expanded and not analysis.projected
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures)
-        return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading)
+        return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading, auto)
 
 
 def _sources(
@@ -148,6 +162,8 @@ def _sources(
     """What a plan is made from; without data as those of its library were."""
     if options.library is not None and data is None:
         inspect_options = library.traced_as(options.library, inspect_options)
+    if options.library is not None:
+        inspect_options = replace(inspect_options, expand="all" if inspect_options.expand == "all" else "none")
     named = [options.device_profile, options.library, *others]
     return Sources(data, eval_data, test_data, data_options, inspect_options, named, measures)
 
@@ -212,7 +228,7 @@ def plan(
         raise OptionError("--metric needs --max-drop")
     inputs = sources.open(source, [output, options.save_library])
     tell(inputs.reading, options.max_drop is not None)
-    ready, made = _planned(inputs, options, scoring, progress)
+    ready, made = _planned(inputs, options, scoring, progress)[1:]
     made = _built(ready, made)
     if output is not None:
         write_json(output, planning.to_json(made), inputs.paths)
@@ -244,8 +260,23 @@ def _size(analysis: Analysis) -> Size:
 
 def _planned(
     inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions = OutputOptions()
+) -> tuple[Inputs, search.Candidates, Plan]:
+    """The plan for what is written as ``output`` says, with the scores that it was made from; on a model that is expanded if the target
+    cannot be met as it stands, and that is not ruled out."""
+    try:
+        return inputs, *_planned_on(inputs, options, scoring, progress, output)
+    except TargetError as failure:
+        whole = inputs.wider()
+        if whole is None:
+            raise
+        log.info(f"Note: as it stands, {failure}")
+        return whole, *_planned_on(whole, options, scoring, progress, output)
+
+
+def _planned_on(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions
 ) -> tuple[search.Candidates, Plan]:
-    """The plan for what is written as ``output`` says, with the scores that it was made from."""
+    """The plan for a model as it was inspected."""
     options = _with_tables(options)
     if options.max_drop is None:
         if inputs.eval_data is not None:
@@ -346,7 +377,7 @@ def candidates(
 def _recorded(inputs: Inputs, scoring: Scoring, repair: RepairOptions | None) -> dict[str, Any]:
     """What every plan tells of what it was made from."""
     analysis, data = inputs.analysis, inputs.data
-    recorded: dict[str, Any] = {"seed": (scoring.options or ScoreOptions()).seed, "cut_layernorm": analysis.cut_layernorm}
+    recorded: dict[str, Any] = {"seed": (scoring.options or ScoreOptions()).seed, "cut_layernorm": analysis.expanded}
     recorded |= {"expand_outputs": True} if analysis.projected else {}
     recorded["sample_shapes"] = {key: list(array.shape) for key, array in analysis.prepared.feeds.items()}
     if analysis.traced:
@@ -438,7 +469,7 @@ def apply(
     """
     data_options = data_options if data is None else _as_read(plan, data_options)
     layernorm, outputs = (bool(plan.options.get(name)) for name in ("cut_layernorm", "expand_outputs"))
-    made_on = InspectOptions(planning.sample_shapes(plan), cut_layernorm=layernorm, expand_outputs=outputs)
+    made_on = InspectOptions(planning.sample_shapes(plan), expand="none", cut_layernorm=layernorm, expand_outputs=outputs)
     inputs = Sources(data, None, None, data_options, made_on, paths, measure_options).open(source, [output.path, output.manifest])
     mend = _as_planned(plan, repair, inputs.data)
     tell(inputs.reading, mend is not None)
@@ -633,8 +664,10 @@ def prune(
     refuse(inputs.analysis, output)
     used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
+    if made is not None and (made.options.get("cut_layernorm") or made.options.get("expand_outputs")):
+        inputs = inputs.wider() or inputs
     if made is None:
-        ready, made = _planned(inputs, options, scoring, progress, output)
+        inputs, ready, made = _planned(inputs, options, scoring, progress, output)
     log.debug(plan_text(made))
     result = _applied(inputs, made, verify, _as_planned(made, repair, inputs.data), progress)
     if lock is not None:
@@ -732,7 +765,7 @@ def sweep(
     if folder is not None:
         _make(Path(folder))
     sources = _sources(options, data, None, test_data, data_options, inspect_options, measure_options)
-    inputs = sources.open(source, [output, report, options.save_library])
+    inputs = sources.open(source, [output, report, options.save_library]).with_groups()
     tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
     held = inputs.test_data is None and inputs.data is not None

@@ -18,7 +18,7 @@ from sfp_onnx.graph import inputs
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GRAPHS = sorted(SHARED.glob("graphs/*.onnx")) or [SHARED / "none"]
 ZOO = sorted(SHARED.glob("zoo/*.onnx")) or [SHARED / "none"]
-FULL = {"eca"}  # nothing of these can shrink; the reason is given
+FULL = {"eca"}  # nothing of these can shrink as they stand; the reason is given
 
 
 def samples(analysis: Analysis, count: int = 8) -> dict[str, np.ndarray] | None:
@@ -35,33 +35,32 @@ def samples(analysis: Analysis, count: int = 8) -> dict[str, np.ndarray] | None:
     return data
 
 
-def pruned(path: Path | onnx.ModelProto, cut_layernorm: bool) -> Any:
-    analysis = sfp_onnx.inspect(path, cut_layernorm=cut_layernorm)
-    options = InspectOptions(cut_layernorm=cut_layernorm)
-    return sfp_onnx.prune(analysis, PlanOptions(ratio=0.5), data=samples(analysis), inspect_options=options)
+def pruned(path: Path | onnx.ModelProto, expand: str) -> Any:
+    analysis = sfp_onnx.inspect(path, expand=expand)
+    return sfp_onnx.prune(analysis, PlanOptions(ratio=0.5), data=samples(analysis))
 
 
-@pytest.mark.parametrize("cut_layernorm", [False, True])
+@pytest.mark.parametrize("expand", ["none", "all"])
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
-def test_small_graphs_are_cut_and_repaired(path: Path, cut_layernorm: bool, shared: Path) -> None:
-    if path.stem in FULL:
+def test_small_graphs_are_cut_and_repaired(path: Path, expand: str, shared: Path) -> None:
+    if path.stem in FULL and expand == "none":
         with pytest.raises(sfp_onnx.TargetError, match="nothing can be pruned"):
-            pruned(path, cut_layernorm)
+            pruned(path, expand)
         return
-    result = pruned(path, cut_layernorm)
+    result = pruned(path, expand)
     assert result.verification is not None and (result.repaired is not None or not result.data)
     assert result.plan.after.macs < result.plan.before.macs
 
 
 @pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
 def test_zoo_with_data_and_every_flag(path: Path, shared: Path) -> None:
-    assert pruned(path, True).repaired is not None  # there is no file whose inputs have no common batch
+    assert pruned(path, "all").repaired is not None  # there is no file whose inputs have no common batch
 
 
 # ---- kinds, by hand --------------------------------------------------------------------------------------------------
 
 
-def cut(model: onnx.ModelProto, *names: str, **options: bool) -> Analysis:
+def cut(model: onnx.ModelProto, *names: str, **options: Any) -> Analysis:
     """Random plans are exact, and these layers can shrink."""
     analysis = sfp_onnx.inspect(model, **options)
     for seed in range(3):
@@ -139,7 +138,7 @@ def test_normalisations_over_a_cut_axis_are_repaired(recorded: bool) -> None:
     model = b.model(y)
     if not recorded:
         del model.graph.value_info[:]
-    result = pruned(model, True)
+    result = pruned(model, "all")
     assert result.repaired is not None and result.plan.after.macs < 0.5 * result.plan.before.macs
 
 
@@ -153,11 +152,11 @@ def test_sums_that_onnxruntime_normalises_are_cut(table: bool) -> None:
     y = b.op("SkipLayerNormalization", y, skip, *vectors, domain="com.microsoft", epsilon=1e-4)
     model = b.model(b.op("MatMul", y, b.weight(16, 3)))
     assert "embed" in {name for pin in sfp_onnx.inspect(model).coupling.pinned for name in pin.layers}
-    analysis = sfp_onnx.inspect(model, cut_layernorm=True)
+    analysis = sfp_onnx.inspect(model, expand="all")
     assert "embed" in {name for group in analysis.coupling.groups for name in group.producers}
     for seed in range(3):
         assert_exact(model, sfp_onnx.apply(analysis, random_plan(analysis, seed)))
-    assert pruned(model, True).repaired is not None
+    assert pruned(model, "all").repaired is not None
 
 
 def reasons(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
@@ -221,3 +220,102 @@ def test_channels_in_front_of_an_embedding_may_leave(maps: bool, tmp_path: Path)
     inside = sfp_onnx.plan(path, PlanOptions(ratio=0.5, keep=r"stem|MatMul_0|MatMul_2|Conv_2|projection"), inspect_options=expand)
     unused = sfp_onnx.apply(path, inside).to_proto().graph
     assert not [tensor.name for tensor in unused.initializer if tensor.name.endswith("projection")]
+
+
+# ---- operators that need all channels --------------------------------------------------------------------------------
+
+
+def several_axes(b: Builder, x: str) -> str:
+    """Over channels, height and width at once."""
+    return b.op("LayerNormalization", x, b.weight(16, 8, 8), b.weight(16, 8, 8), axis=1)
+
+
+def one_group(b: Builder, x: str) -> str:
+    """GroupNorm with one group as it is exported: normalised as one long row, and scaled per channel."""
+    row = b.op("Reshape", x, b.const([0, 1, -1], np.int64))
+    row = b.op("InstanceNormalization", row, b.const([1.0]), b.const([0.0]))
+    y = b.op("Reshape", row, b.op("Shape", x))
+    return b.op("Add", b.op("Mul", y, b.weight(16, 1, 1)), b.weight(16, 1, 1))
+
+
+def channels_last(b: Builder, x: str) -> str:
+    """The same, of maps whose channels are the last axis."""
+    y = b.op("Transpose", x, perm=[0, 2, 3, 1])
+    row = b.op("InstanceNormalization", b.op("Reshape", y, b.const([0, 1, -1], np.int64)), b.const([1.0]), b.const([0.0]))
+    return b.op("Transpose", b.op("Reshape", row, b.op("Shape", y)), perm=[0, 3, 1, 2])
+
+
+def efficient_attention(b: Builder, x: str) -> str:
+    """A gate from a convolution along channels."""
+    row = b.op("Unsqueeze", b.op("Flatten", b.op("GlobalAveragePool", x), axis=1), b.const([1], np.int64))
+    row = b.op("Sigmoid", b.op("Conv", row, b.weight(1, 1, 3), pads=[1, 1], name="along"))
+    gate = b.op("Unsqueeze", b.op("Squeeze", row, b.const([1], np.int64)), b.const([2, 3], np.int64))
+    return b.op("Mul", x, gate)
+
+
+def narrower(b: Builder, x: str) -> str:
+    """A convolution along channels that makes fewer of them."""
+    row = b.op("Unsqueeze", b.op("Flatten", b.op("GlobalAveragePool", x), axis=1), b.const([1], np.int64))
+    row = b.op("Conv", row, b.weight(1, 1, 4), strides=[4], name="along")
+    return b.op("Mul", x, b.op("Unsqueeze", b.op("ReduceMean", row, axes=[2], keepdims=1), b.const([3], np.int64)))
+
+
+def neighbours(b: Builder, x: str) -> str:
+    return b.op("LRN", x, size=3, alpha=0.5)
+
+
+def one_of_all(b: Builder, x: str) -> str:
+    return b.op("GroupNormalization", x, b.weight(1), b.weight(1), num_groups=1)
+
+
+def probabilities(b: Builder, x: str) -> str:
+    return b.op("Softmax", x, axis=1)
+
+
+def without_rule(b: Builder, x: str) -> str:
+    """What it makes cannot be cut again."""
+    y = b.op("Det", x)
+    return b.op("Mul", x, b.op("Unsqueeze", b.op("ReduceMean", y, axes=[1], keepdims=1), b.const([2, 3], np.int64)))
+
+
+WHOLE = [several_axes, one_group, channels_last, efficient_attention, narrower, neighbours, one_of_all, probabilities, without_rule]
+
+
+@pytest.mark.parametrize("open_size", [False, True])
+@pytest.mark.parametrize("form", WHOLE)
+def test_what_needs_all_channels_gets_them_again(form: Any, open_size: bool) -> None:
+    opset = 18 if form is one_of_all else 17
+    if open_size and form is several_axes:
+        pytest.skip("its scale has the size of the maps")
+    b = Builder(opset, 11)
+    sides = ["H", "W"] if open_size and form is not without_rule else [8, 8]
+    x = b.op("Relu", b.conv(b.input(["N", 3, *sides]), 3, 16, name="stem"))
+    y = b.conv(b.op("Relu", b.conv(form(b, x), 16, 24, name="wide")), 24, 16, name="beside")
+    model = b.model(b.conv(b.op("Add", x, y), 16, 4, name="last"))
+    assert "stem" in reasons(model)
+    analysis = sfp_onnx.inspect(model, expand="all")
+    assert {"stem", "beside", "wide"} <= {name for group in analysis.coupling.groups for name in group.producers}
+    for seed in range(3):
+        assert_exact(model, sfp_onnx.apply(analysis, random_plan(analysis, seed)))
+    assert pruned(model, "all").repaired is not None
+
+
+def test_expansion_is_a_matter_of_the_plan(tmp_path: Path) -> None:
+    """By default only if the target cannot be met without it; and the same from a plan, and from a manifest."""
+    b = Builder(17, 12)
+    x = b.conv(b.input(["N", 3, 8, 8]), 3, 16, name="stem")
+    for _ in range(2):
+        inner = b.op("Relu", b.conv(neighbours(b, x), 16, 24))
+        x = b.op("Add", x, b.conv(inner, 24, 16))
+    path, small, again, third = (tmp_path / name for name in ("m.onnx", "small.onnx", "again.onnx", "third.onnx"))
+    onnx.save(b.model(b.conv(x, 16, 4, name="last")), path)
+    loose = sfp_onnx.prune(path, PlanOptions(targets=("macs=70%",)))
+    assert not loose.plan.options["cut_layernorm"]
+    tight, output = PlanOptions(targets=("macs=5%",)), sfp_onnx.OutputOptions(path=small, manifest=tmp_path / "m.json")
+    with pytest.raises(sfp_onnx.TargetError, match="cannot be met"):
+        sfp_onnx.prune(path, tight, inspect_options=InspectOptions(expand="none"))
+    result = sfp_onnx.prune(path, tight, output=output)
+    assert result.plan.options["cut_layernorm"] and result.plan.after.macs <= 0.05 * result.plan.before.macs
+    sfp_onnx.apply(path, result.plan, output=sfp_onnx.OutputOptions(path=again))
+    sfp_onnx.prune(path, tight, output=sfp_onnx.OutputOptions(path=third, locked=tmp_path / "m.json"))
+    assert small.read_bytes() == again.read_bytes() == third.read_bytes()

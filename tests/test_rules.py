@@ -43,6 +43,15 @@ def test_rule_is_exact(own: Case, opset: int) -> None:
         raise
 
 
+@pytest.mark.parametrize("own", [own for cases in CASES.values() for own in cases], ids=lambda own: f"{own.operator}-{own.build.__name__}")
+def test_rule_is_exact_where_channels_are_put_back(own: Case) -> None:
+    """The newest generation of every operator, with all that may be expanded."""
+    model = model_of(own, max(own.opsets()))
+    analysis = sfp_onnx.inspect(model, cut_layernorm=True)
+    for seed in range(2 if analysis.coupling.expanded and analysis.coupling.groups else 0):
+        assert_exact(model, sfp_onnx.apply(analysis, random_plan(analysis, seed)), select=own.select)
+
+
 def check_rule(own: Case, opset: int) -> None:
     model = model_of(own, opset)
     analysis = sfp_onnx.inspect(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..core.options import OUTPUT, DataOptions, InspectOptions, MeasureOptions
+from ..core.options import EXPANSIONS, OUTPUT, DataOptions, InspectOptions, MeasureOptions
 from ..methods.dilution.connections import removed_share
 from ..methods.dilution.stages import Diluted, DiluteOptions, dilute
 from ..report import number
@@ -22,7 +22,7 @@ from .common import answer, bar, say
                 help="sparse: weights as sparse initializers where that is smaller."),
     take.data_option, take.file_option("--test-data", help="Held-out data: report accuracy before and after."), DataOptions, MeasureOptions,
     InspectOptions, take.file_option("--manifest", help="Write versions, hashes, options and layers as JSON."), take.json_option,
-    skip=("cut_layernorm", "expand_outputs"))  # fmt: skip
+    skip=EXPANSIONS)  # fmt: skip
 def command(model: Path, output: Path, manifest: Path | None, store: str, as_json: bool, **options: Any) -> None:
     """Zero connections (kernels, weights) without changing a shape.
 

@@ -370,14 +370,14 @@ class DataOptions(Checked):
         return [name for name, value in vars(self).items() if value is not None and not (name in unsaid and value == unsaid[name])]
 
 
-EXPANSIONS = ("cut_layernorm", "expand_outputs")
+EXPANSIONS = ("expand", "cut_layernorm", "expand_outputs")
 
 
 @dataclass(frozen=True)
 class InspectOptions(Checked):
     """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
-    of operators that onnxruntime loads with it; ``cut_layernorm``: let axes that LayerNormalization normalises over shrink (it is
-    rewritten exactly, at some cost in time); ``expand_outputs``: let the channels of outputs shrink in front of them."""
+    of operators that onnxruntime loads with it; ``expand``: whether channels may leave that an operator or an output needs, which gets
+    them again ("auto": where a plan needs that). ``cut_layernorm`` and ``expand_outputs`` are older names of its two halves."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
@@ -385,10 +385,17 @@ class InspectOptions(Checked):
     custom_ops: tuple[str, ...] = rare(
         (), "Library of custom operators that onnxruntime loads with the model. Repeatable.", RUN, metavar="LIB"
     )
-    cut_layernorm: bool = rare(False, "Let axes under LayerNormalization shrink; it is rewritten exactly, and runs slower.", CHANNELS)
-    expand_outputs: bool = rare(
-        False, "Let channels shrink in front of outputs that several layers add to (embeddings); a projection, which the repair fits, "
-        "gives the outputs all channels again.", CHANNELS)  # fmt: skip
+    expand: str = rare(
+        "auto", "Let channels leave that an operator needs (a normalisation over them, an output that several layers add to): it gets "
+        "them again, exactly, at some cost in time. auto: where the target needs that.", CHANNELS,
+        choices=("auto", "none", "all"))  # fmt: skip
+    cut_layernorm: bool = rare(False, "Older name of --expand all, without outputs.", CHANNELS)
+    expand_outputs: bool = rare(False, "Older name of --expand all, for outputs alone.", CHANNELS)
+
+    @property
+    def expansion(self) -> dict[str, Any]:
+        """Arguments of `inspect`."""
+        return {"cut_layernorm": self.cut_layernorm, "expand_outputs": self.expand_outputs, "expand": self.expand}
 
 
 @dataclass(frozen=True)

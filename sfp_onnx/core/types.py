@@ -151,10 +151,11 @@ class InsertBefore:
 
 @dataclass(frozen=True)
 class InsertAfter:
-    """Put ``op(output 0, *constants)`` behind the node; floating constants take the type of the output."""
+    """Put ``op(output 0, *constants)`` right behind the node; floating constants take the type of the output."""
 
     op: str
     constants: tuple[Array, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
@@ -162,10 +163,12 @@ Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
 
 @dataclass(frozen=True)
 class Follow:
-    """A node whose shape constants or attributes are recomputed from the new sizes."""
+    """A node whose shape constants or attributes are recomputed from the new sizes. ``raw``: from those of its inputs as they come, before
+    removed channels are put back."""
 
     node: int
     edits: Callable[[After], Sequence[Edit]]
+    raw: bool = False
 
 
 class Form(Protocol):
@@ -340,6 +343,7 @@ class Coupling(Shown):
     ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
     integers, scale, zero point).
     ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights.
+    ``expanded`` are inputs that get removed channels again: index of the node, position, axis.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -360,6 +364,7 @@ class Coupling(Shown):
     branches: Mapping[str, Branch] = field(default_factory=dict)
     dequantised: Mapping[str, int] = field(default_factory=dict)
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    expanded: frozenset[tuple[int, int, int]] = frozenset()
 
     def summary(self) -> str:
         """How much can be removed."""

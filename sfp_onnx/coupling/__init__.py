@@ -22,14 +22,14 @@ GRAPH_OUTPUT = "graph output"
 # ---- from rules to facts, in topological order -----------------------------------------------------------------------
 
 
-def state(prepared: Prepared, cut_layernorm: bool) -> Facts:
+def state(prepared: Prepared, expand: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""
     constants = Constants(prepared.model)
     trace = replace(prepared.trace, values={**constants, **prepared.trace.values})
     facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
     computed = frozenset(from_constants(prepared, names) - names)
     for node in prepared.nodes:
-        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, cut_layernorm)
+        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, expand)
         values = (prepared.trace.values.get(name) for name in node.outputs if name)
         if all(value is not None and value.dtype.kind in "iub" for value in values):  # no channels: integers that no data change
             for position in range(len(node.inputs)) if not has(node, Trait.SIZES) else ():
@@ -114,6 +114,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
         constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
         follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive, dequantised=facts.dequantised,
+        expanded=frozenset(facts.expanded),
         unruled=unruled(prepared.nodes, prepared.model),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
         masked_inputs={name: _channels(labels, units) for name, labels in places},

@@ -17,7 +17,6 @@ from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
 from ..graph.edit import with_projections
 from ..graph.load import ModelSource as ModelSource, load as load
-from ..rules.channelwise import REWRITABLE
 from ..rules.foreign import sentences
 from ..rules.labels import varying
 from ..rules.registry import Trait, has
@@ -38,14 +37,15 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]
 @dataclass(frozen=True, repr=False)
 class Analysis(Shown):
     """A model with its channel labels resolved: what can be pruned and what not. ``guessed``: inputs of which nothing told the shape.
-    ``projected``: outputs with a projection in front of them, which only what was prepared has (see `inspect`)."""
+    ``expanded``: operators that need all channels may be given them again; ``projected``: outputs with a projection in front of them,
+    which only what was prepared has (see `inspect`)."""
 
     model: Model
     prepared: Prepared
     coupling: Coupling
     parameters: tuple[cost.Parameter, ...]
     samples: int
-    cut_layernorm: bool = False
+    expanded: bool = False
     guessed: frozenset[str] = frozenset()
     projected: tuple[str, ...] = ()
 
@@ -109,16 +109,16 @@ def counted(model: Model, feeds: Feeds, samples: int) -> Size:
     return Size(sum(layer.macs for layer in layers) / samples, cost.params_of(model))
 
 
-def couple(prepared: Prepared, cut_layernorm: bool = False) -> Coupling:
+def couple(prepared: Prepared, expand: bool = False) -> Coupling:
     """Label every tensor, resolve the labels to units, and form groups.
 
     Args:
-        cut_layernorm: allow axes that LayerNormalization normalises over to shrink (it is rewritten, exactly, and slower).
+        expand: let channels leave that an operator needs: it gets them again, as zeros.
 
     Raises:
         ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
     """
-    coupling = resolve(state(prepared, cut_layernorm), prepared)
+    coupling = resolve(state(prepared, expand), prepared)
     return replace(coupling, branches=branches(coupling, prepared))
 
 
@@ -131,16 +131,17 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
 
 def inspect(
     source: ModelSource, input_shapes: Shapes | None = None, data: Dataset | None = None, cut_layernorm: bool = False,
-    expand_outputs: bool = False,
+    expand_outputs: bool = False, *, expand: str = "none",
 ) -> Analysis:  # fmt: skip
     """Find out what can be pruned, and why the rest cannot.
 
     Args:
         input_shapes: concrete shapes by input name, where dynamic dimensions cannot be guessed.
         data: real inputs to trace on (default: random ones).
-        cut_layernorm: let axes that LayerNormalization normalises over shrink; it is rewritten exactly, at some cost in time.
-        expand_outputs: let the channels of outputs that several layers add to shrink in front of them; a projection, which the repair
-            fits, gives the outputs all channels again.
+        expand: "all": let channels leave that an operator needs (a normalisation over them, one without a rule, an output that several
+            layers add to). It gets them again, as zeros, and behind it they are left out, exactly, at some cost in time; an output
+            gets them from a projection, which the repair fits. "none" (and "auto", where nothing is planned): as it stands.
+        cut_layernorm, expand_outputs: older names, of what is inside the model, and of its outputs.
 
     Raises:
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
@@ -148,24 +149,25 @@ def inspect(
     model = load(source)
     real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
     prepared = prepare(model, input_shapes, None if real is None else real[0])
-    axes = _expandable(prepared, cut_layernorm) if expand_outputs else {}
+    inside, outside = cut_layernorm or expand == "all", expand_outputs or expand == "all"
+    axes = _expandable(prepared, inside) if outside else {}
     if axes:
         projected = with_projections(prepared.base or model, axes, prepared.types, prepared.trace.shapes)
         shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
         again = prepare(projected, shapes, None if real is None else real[0])
         prepared = replace(again, base=again.base or projected)
-    coupling = couple(prepared, cut_layernorm)
+    coupling = couple(prepared, inside)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
     samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
     guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
-    return Analysis(model, prepared, coupling, tuple(parameters), samples, cut_layernorm, guessed, tuple(axes))
+    return Analysis(model, prepared, coupling, tuple(parameters), samples, inside, guessed, tuple(axes))
 
 
-def _expandable(prepared: Prepared, cut_layernorm: bool) -> dict[str, int]:
+def _expandable(prepared: Prepared, expand: bool) -> dict[str, int]:
     """The channel axes of floating outputs that pin what several layers make: those of one layer gain nothing."""
-    facts = state(prepared, cut_layernorm)
+    facts = state(prepared, expand)
     pins = resolve(facts, prepared).pinned
     axes: dict[str, int] = {}
     for name in [pin.node for pin in pins if pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1]:
@@ -177,12 +179,22 @@ def _expandable(prepared: Prepared, cut_layernorm: bool) -> dict[str, int]:
     return axes
 
 
-def expansions(analysis: Analysis) -> list[str]:
-    """The options that would free more channels, as far as the pins tell."""
-    pins = analysis.coupling.pinned
-    layernorm = not analysis.cut_layernorm and any(pin.reason == REWRITABLE for pin in pins)
-    embedding = not analysis.projected and any(pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1 for pin in pins)
-    return ["cut_layernorm"] * layernorm + ["expand_outputs"] * embedding
+def wider(analysis: Analysis, data: Dataset | None = None, outside: bool = True) -> Analysis | None:
+    """The same model with all that may be expanded (``outside``: outputs too); None if that frees no channel."""
+    if analysis.expanded or analysis.projected:
+        return None
+    shapes = {name: array.shape for name, array in analysis.prepared.feeds.items()}
+    whole = inspect(analysis.model, shapes, data, True, outside)
+    return replace(whole, guessed=analysis.guessed) if whole.coupling.channels_prunable > analysis.coupling.channels_prunable else None
+
+
+def free_share(analysis: Analysis) -> float:
+    """The share of the MACs that goes if half of every group does."""
+    removed = np.zeros(analysis.coupling.units, bool)
+    for group in analysis.coupling.groups:
+        removed[group.units[: group.width // 2]] = True
+    before = analysis.size().macs
+    return 1 - analysis.size(removed).macs / before if before else 0.0
 
 
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:

@@ -36,7 +36,7 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
         node = prepared.nodes[follow.node]
         if dead and any(name in dead for name in (*node.inputs, *node.outputs)):
             continue  # without channels it has no sizes, and it goes
-        after = _After(node, prepared, coupling, removed)
+        after = _After(node, prepared, coupling, removed, follow.raw)
         if after.changed():
             for edit in follow.edits(after):
                 if isinstance(edit, SetInput) and edit.value is not None and _is_computed(prepared, node, edit.position):
@@ -126,17 +126,21 @@ def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Couplin
 
 @dataclass(frozen=True)
 class _After:
-    """Sizes around one node after the cut (`core.types.After`)."""
+    """Sizes around one node after the cut (`core.types.After`); ``raw``: before removed channels are put back."""
 
     node: Node
     prepared: graph.Prepared
     coupling: Coupling
     removed: BoolArray
+    raw: bool
 
     def _channels(self, name: str, position: int | None) -> Channels:
         """Those of an output, or of the input at a position."""
         tensors = self.coupling.tensors.get(name, ())
-        return tensors if position is None else self.coupling.constants.get((self.node.index, position), tensors)
+        if position is None:
+            return tensors
+        carried = self.coupling.constants.get((self.node.index, position), tensors)
+        return tuple(one for one in carried if self.raw or (self.node.index, position, one.axis) not in self.coupling.expanded)
 
     def _shape(self, name: str, position: int | None = None) -> tuple[int, ...]:
         shape = list(self.prepared.trace.shapes[name])
@@ -182,7 +186,8 @@ def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> 
         name = node.outputs[0]
         dtype = prepared.types.get(name) or np.float32
         arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in edit.constants]
-        editor.insert_after(editor.tensor(name), edit.op, [editor.constant(f"{name}/{edit.op}", array) for array in arrays])
+        operands = [editor.constant(f"{name}/{edit.op}", array) for array in arrays]
+        editor.insert_after(editor.tensor(name), edit.op, operands, **edit.attributes)
 
 
 # ---- what is left of a branch without channels -----------------------------------------------------------------------

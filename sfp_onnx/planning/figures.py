@@ -162,14 +162,20 @@ def _extents(layer: Layer, trace: Trace) -> list[Axis]:
 
 
 def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms:
-    """What every node reads, writes and multiplies on the traced shapes; the owner is the node's index."""
+    """What every node reads, writes and multiplies on the traced shapes; the owner is the node's index. One that gets removed channels
+    again reads all of them, and has them copied there and back."""
     products: list[Product] = []
+    expanded = {(node, position) for node, position, _ in coupling.expanded}
     for node in nodes:
         for kind, names in ((Kind.READ, node.inputs), (Kind.WRITTEN, node.outputs)):
             for position, name in enumerate(names):
                 constant = kind is Kind.READ and (node.index, position) in coupling.constants
                 if name in trace.shapes and not constant and np.prod(trace.shapes[name]) > 0:
-                    products.append(Product(float(np.prod(trace.shapes[name])), _axes(name, coupling, trace), node.index, kind))
+                    size, axes = float(np.prod(trace.shapes[name])), _axes(name, coupling, trace)
+                    if kind is Kind.READ and (node.index, position) in expanded:  # two copies; in full when half of it is gone
+                        products += [Product(2 * size, [], node.index, kind), Product(-2 * size, axes, node.index, kind)]
+                        axes = []
+                    products.append(Product(size, axes, node.index, kind))
     for layer in coupling.layers:
         extents, owner = _extents(layer, trace), layer.node.index
         products += [Product(layer.macs, extents, owner, Kind.MACS), Product(1.0, extents, owner, Kind.RUNS)]

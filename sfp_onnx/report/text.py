@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.types import Coupling, Plan, number, sizes_text as sizes_text, traced_text as traced_text
-from ..coupling.analysis import Analysis, expansions, inspect
+from ..coupling.analysis import Analysis, free_share, wider
 from ..coupling.cost import layer_macs
 from ..latency.timing import Latency
 from ..planning import FIGURES, show
@@ -78,12 +78,11 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         for group in coupling.groups
     ]  # fmt: skip
     share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
-    more = expansions(analysis)
-    layernorm, projected = analysis.cut_layernorm or "cut_layernorm" in more, bool(analysis.projected) or "expand_outputs" in more
-    shapes = {key: array.shape for key, array in analysis.prepared.feeds.items()}
-    wider = inspect(analysis.model, shapes, None, layernorm, projected).coupling if more else coupling
+    whole = wider(analysis) if coupling.pinned else None
+    most = whole.coupling if whole else coupling
     return {
-        "expansions": more, "prunable_share_expanded": wider.channels_prunable / max(1, wider.channels_total),
+        "prunable_share_expanded": most.channels_prunable / max(1, most.channels_total),
+        "macs_free": free_share(analysis), "macs_free_expanded": free_share(whole or analysis),
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
         "pinned": [asdict(pin) for pin in coupling.pinned],
@@ -110,9 +109,9 @@ def inspection_text(data: dict[str, Any]) -> str:
         counts[pin["reason"]] += pin["channels"]
     parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     lines.append(f"{data['prunable_share']:.0%} of channels prunable; pinned: {', '.join(parts) or 'none'}")
-    if data["expansions"] and data["prunable_share_expanded"] > data["prunable_share"]:
-        flags = " ".join(f"--{option.replace('_', '-')}" for option in data["expansions"])
-        lines.append(f"{data['prunable_share_expanded']:.0%} with {flags}")
+    free = f"half of every group takes {data['macs_free']:.1%} of the MACs"
+    more = f"; with --expand all: {data['prunable_share_expanded']:.0%} of channels, {data['macs_free_expanded']:.1%} of the MACs"
+    lines.append(free + (more if data["prunable_share_expanded"] > data["prunable_share"] else ""))
     return "\n".join(lines)
 
 

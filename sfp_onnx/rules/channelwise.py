@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from ..core.types import After, Array, Edit, InsertAfter, InsertBefore, Node, SetAttribute, SetInput
+from ..core.types import After, Array, Edit, InsertAfter, Node, SetAttribute, SetInput
 from .context import Context
 from .labels import AffineFact, Labels, Operand, align, keep_varying, vector
 from .registry import Trait, in_training, rule, state
@@ -39,18 +39,21 @@ def _takes_statistics(node: Node, opset: int, constants: Mapping[str, Array]) ->
 @rule("InstanceNormalization", does="passes channels; normalised axes are pinned")
 def instance_normalization(ctx: Context) -> list[Labels]:
     """Each channel over its own positions."""
-    ctx.fix_input(0, range(2, ctx.rank(0)), "InstanceNormalization normalises over this axis")
-    channels = ctx.axis(0, 1)
+    spatial = range(2, ctx.rank(0))
+    passed = ctx.whole([0], spatial, "InstanceNormalization normalises over this axis", ordered=False)
+    channels = ctx.along(passed, 1)
     for position in (1, 2):
         ctx.match(position, 0, channels)
-    return [() if channels is None else (vector(channels, 1, ctx.rank(0)),)]
+    return [passed]
 
 
-@rule("GroupNormalization", does="whole normalisation groups leave")
+@rule("GroupNormalization", does="whole normalisation groups leave; one that is all channels needs them (freed by --expand)")
 def group_normalization(ctx: Context) -> list[Labels]:
     """Scale and bias per group (opset 18) or per channel (opset 21)."""
     groups, rank = ctx.attribute("num_groups"), ctx.rank(0)
     ctx.fix_input(0, range(2, rank), "GroupNormalization normalises over this axis")
+    if groups == 1 and ctx.expand:
+        return [ctx.whole([0], [1], "GroupNormalization normalises over this axis", ordered=True)]
     channels = ctx.axis(0, 1)
     per_channel = ctx.shape(1)[0] == ctx.shape(0)[1]
     members = None if channels is None else channels.reshape(groups, -1)
@@ -71,7 +74,7 @@ REWRITABLE = "LayerNormalization normalises over this axis"
 SKIP_EPSILON = 1e-12  # what onnxruntime's own operators take if nothing is given
 
 
-@rule("LayerNormalization", does="passes the other axes; the normalised axes are pinned (freed by --cut-layernorm)")
+@rule("LayerNormalization", does="passes the other axes; the normalised axes are pinned (freed by --expand)")
 def layer_normalization(ctx: Context) -> list[Labels]:
     """Mean and variance over the axes from ``axis`` on."""
     rank = ctx.rank(0)
@@ -84,29 +87,8 @@ def layer_normalization(ctx: Context) -> list[Labels]:
 
 
 def _normalised(ctx: Context, labels: Labels, axis: int, data: Sequence[int], vectors: Sequence[int]) -> Labels:
-    """Normalise over the axes from ``axis`` on: the sum of the inputs ``data``, with ``vectors`` per channel, the scale first.
-
-    Over a cut axis mean and variance stay exact if the removed channels still count as zeros: with ``cut_layernorm`` the inputs are
-    padded with them to their old width, normalised, and sliced.
-    """
-    rank, values = ctx.rank(0), {at: ctx.value(at) for at in vectors if ctx.has(at)}
-    if not ctx.cut_layernorm or axis != rank - 1 or any(value is None for value in values.values()):
-        return ctx.fix_axes(labels, range(axis, rank), REWRITABLE)
-
-    def edits(after: After) -> list[Edit]:
-        keep = after.input_keep(0, axis)
-        if keep.all():
-            return []
-        width, order = int(keep.sum()), np.argsort(~keep, kind="stable")
-        made: list[Edit] = [SetInput(at, value[order]) for at, value in values.items() if value is not None]
-        for at in data:
-            pads = np.zeros(2 * ctx.rank(at), np.int64)
-            pads[-1] = len(keep) - width
-            made.append(InsertBefore(at, "Pad", (pads,)))
-        return [*made, InsertAfter("Slice", tuple(np.asarray([value], np.int64) for value in (0, width, axis)))]
-
-    ctx.follow(edits)
-    return labels
+    """Normalise over the axes from ``axis`` on: the sum of the inputs ``data``, with ``vectors`` per channel, the scale first."""
+    return ctx.whole(data, range(axis, ctx.rank(0)), REWRITABLE, labels, ordered=False, vectors=vectors)
 
 
 def _skipped(ctx: Context) -> Labels:
@@ -170,7 +152,7 @@ def _root_mean_square(ctx: Context, labels: Labels, axis: int, position: int, al
 def mean_variance_normalization(ctx: Context) -> list[Labels]:
     """Default axes: batch and spatial."""
     axes = [axis % ctx.rank(0) for axis in ctx.attribute("axes", [0, 2, 3])]
-    return [ctx.fix_input(0, axes, "MeanVarianceNormalization normalises over this axis")]
+    return [ctx.whole([0], axes, "MeanVarianceNormalization normalises over this axis", ordered=False)]
 
 
 @rule("LpNormalization", does="passes labels; a removed channel adds nothing to the norm")
@@ -182,7 +164,7 @@ def lp_normalization(ctx: Context) -> list[Labels]:
 @rule("LRN", does="passes the other axes; neighbouring channels are read, so the channel axis is pinned")
 def local_response_normalization(ctx: Context) -> list[Labels]:
     """Sums over a window of neighbouring channels."""
-    return [ctx.fix_input(0, (1,), "LRN reads neighbouring channels")]
+    return [ctx.whole([0], (1,), "LRN reads neighbouring channels")]
 
 
 # ---- pooling ---------------------------------------------------------------------------------------------------------
@@ -277,7 +259,7 @@ def reduce_compared(ctx: Context) -> list[Labels]:
     if axes is None:
         ctx.pin_input(0, "its axes depend on the input data")
         return [()]
-    ctx.settle(0, axes, f"{ctx.node.op} compares all channels of this axis")
+    ctx.whole([0], axes, f"{ctx.node.op} compares all channels of this axis", passes=False)
     return [_reduced(ctx, ctx.labels(0), axes)]
 
 
@@ -285,8 +267,7 @@ def reduce_compared(ctx: Context) -> list[Labels]:
 def top_k(ctx: Context) -> list[Labels]:
     """Values and indices."""
     axis = ctx.attribute("axis", -1) % ctx.rank(0)
-    labels = ctx.fix_input(0, (axis,), "TopK compares all channels of this axis")
-    passed = keep_varying([array for array in labels if array.shape[axis] == 1])
+    passed = ctx.whole([0], (axis,), "TopK compares all channels of this axis", passes=False)
     return [passed, passed][: len(ctx.node.outputs)]
 
 
@@ -315,7 +296,7 @@ def softmax(ctx: Context) -> list[Labels]:
     old = ctx.opset < 13
     axis = ctx.attribute("axis", 1 if old else -1) % ctx.rank(0)
     axes = range(axis, ctx.rank(0)) if old else (axis,)
-    return [ctx.fix_input(0, axes, f"{ctx.node.op} normalises over this axis")]
+    return [ctx.whole([0], axes, f"{ctx.node.op} normalises over this axis", ordered=ctx.node.op == "Hardmax")]
 
 
 # ---- operators that work element by element, with broadcasting -------------------------------------------------------

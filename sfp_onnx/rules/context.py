@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.types import Additive, After, Array, BoolArray, Edit, Follow, InsertBefore, IntArray, Linear, Node, Trace
+from .expansion import FIRST_PAD, Expansion, Site, Tiling
 from .labels import (
     FIXED,
     Choice,
@@ -42,8 +43,8 @@ class Context:
 
     ``shared_constants`` are weights used by several nodes whose uses must stay equal (rank 2 or more); 1-d constants are
     un-shared, since exporters merge equal vectors that have nothing to do with each other. ``computed`` are tensors that the graph
-    computes from constants alone (dequantised weights). ``cut_layernorm``: the user allows
-    LayerNormalization over a cut axis to be rewritten.
+    computes from constants alone (dequantised weights). ``expand``: operators that
+    need all channels may be given them again (`expansion`).
     """
 
     node: Node
@@ -53,7 +54,7 @@ class Context:
     constants: frozenset[str]
     shared_constants: frozenset[str] = frozenset()
     computed: frozenset[str] = frozenset()
-    cut_layernorm: bool = False
+    expand: bool = False
 
     # ---- what the node looks like ------------------------------------------------------------------------------------
 
@@ -256,6 +257,8 @@ class Context:
 
     def settle(self, position: int, axes: Sequence[int], reason: str) -> Labels:
         """`fix_input`, without the labels that still vary along ``axes``: for operators that change these axes otherwise."""
+        if self.has(position) and not self.is_constant(position):
+            return self.whole([position], axes, reason, passes=False)
         fixed = self.fix_input(position, axes, reason)
         return tuple(array for array in fixed if all(array.shape[axis] == 1 for axis in axes))
 
@@ -271,16 +274,66 @@ class Context:
             return self.fix_axes(known, axes, reason)
         return self.fix_axes(self.labels(position), axes, reason)
 
+    def whole(
+        self, positions: Sequence[int], axes: Sequence[int], reason: str, labels: Labels | None = None, passes: bool = True,
+        ordered: bool = True, vectors: Sequence[int] = (),
+    ) -> Labels:  # fmt: skip
+        """State that the operator needs all of some axes of the inputs at ``positions``, which carry the same ``labels`` (default: those of
+        the first). Where expansion is allowed they may shrink even so, else they keep their size.
+
+        Args:
+            passes: output 0 has these axes as they are, and is cut again.
+            ordered: the operator reads more than the set of what lies along them. Else ``vectors`` are the inputs that go along with it.
+
+        Returns:
+            The labels that output 0 carries.
+        """
+        values = {at: value for at in vectors if (value := self.value(at)) is not None}
+        ordered = ordered or len(values) < sum(map(self.has, vectors))
+        sites: dict[int, Site] = {}
+        passed: list[IntArray] = []
+        for array in self.labels(positions[0]) if labels is None else labels:
+            along = [axis for axis in varying(array) if axis in axes]
+            site = self._site(positions, array, ordered) if along else None
+            if site is None or site.axis in sites:
+                left: Labels = self.fix_axes((array,), along, reason)
+            else:
+                sites[site.axis], left = site, (array,)
+            passed += [other for other in left if passes or not {*along} & {*varying(other)}]
+        if sites:
+            rank = self.rank(positions[0])
+            expansion = Expansion(positions, tuple(sites.values()), passes, {} if ordered else values, rank)
+            self.facts.follows.append(Follow(self.node.index, expansion.edits, True))
+            self.facts.expanded.update((self.node.index, at, self.rank(at) + axis - rank) for at in positions for axis in sites)
+        return keep_varying(passed)
+
+    def _site(self, positions: Sequence[int], array: IntArray, ordered: bool) -> Site | None:
+        """Where channels can be put back, if that is allowed and can be done: they vary along one axis, and are no integers with a zero
+        point; an axis of changing size has them side by side, or one behind the other."""
+        names = [self.node.inputs[at] for at in positions]
+        if not self.expand or self.opset < FIRST_PAD or len(varying(array)) != 1 or any(name in self.facts.zero_points for name in names):
+            return None
+        axis, = varying(array)
+        tiling, rank = Tiling.of(array.reshape(-1)), array.ndim
+        site = Site(axis, tiling, any(self.dynamic_axis(at, axis) for at in positions), ordered)
+        both = tiling.plain or (tiling.times > 1 and tiling.each > 1)
+        behind = any(self.dynamic_axis(at, other) for at in positions for other in range(axis + 1, rank))
+        fits = all(self.rank(at) >= rank - axis and self.shape(at)[axis - rank] == array.shape[axis] for at in positions)
+        return site if fits and not (site.open and both) and not (site.split and behind) else None
+
     def keep_shared(self, position: int, axis: int) -> None:
         """An axis of a constant meets nothing that can shrink here: other uses of it must not shrink it either."""
         if self.node.inputs[position] in self.shared_constants:
             self.fix_input(position, (axis,), STIFF)
 
     def pin_input(self, position: int, reason: str) -> None:
-        """State that nothing of an input can shrink."""
-        if self.has(position) and not self.is_constant(position):
-            for array in self.labels(position):
-                self.pin(array, reason)
+        """State that all of an input is needed, and that nothing of it passes."""
+        if self.has(position) and not self.is_constant(position) and self.labels(position):
+            if self.expand:
+                self.whole([position], range(self.rank(position)), reason, passes=False)
+            else:
+                for array in self.labels(position):
+                    self.pin(array, reason)
 
     def choose(self, *options: Sequence[TiePair]) -> None:
         """One of these sets of ties must hold."""
@@ -352,13 +405,28 @@ class Context:
         for which, operand in enumerate(operands):
             if which not in present:
                 stiff = [axis for axis in axes if operand.shape[axis] > 1 and not self._select(operand, axis, like[axis])]
-                arrays = self.fix_axes(arrays, stiff, reason)
+                arrays = self._kept_whole(cluster, stiff, operands, reason) if stiff else arrays
         if not arrays:
             return []
         result = min(arrays, key=lambda array: array.size)
         for array in arrays:
             self.tie(result, array)
         return [result]
+
+    def _kept_whole(
+        self, cluster: Sequence[Member], stiff: Sequence[int], operands: Sequence[Operand], reason: str
+    ) -> tuple[IntArray, ...]:  # fmt: skip
+        """Arrays of inputs that get all channels again along axes which meet a tensor that cannot shrink: nothing of these passes."""
+        left: list[IntArray] = []
+        for array, which in cluster:
+            position, axes = operands[which].position, operands[which].axes
+            along = [axes[axis] for axis in stiff if axes and array.shape[axis] > 1]
+            if not self.expand or position < 0 or varying(array) != tuple(stiff) or -1 in along or self.is_constant(position):
+                left += self.fix_axes((array,), stiff, reason)
+            else:
+                inner = tuple(other for other in self.labels(position) if along[0] in varying(other))
+                self.whole([position], along, reason, inner, passes=False)
+        return tuple(left)
 
     def _select(self, operand: Operand, axis: int, like: Operand) -> bool:
         """Have an operand without labels gathered to the indices that another keeps along an axis, if both may be and the axis has one

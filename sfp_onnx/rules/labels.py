@@ -206,7 +206,8 @@ class Operand(NamedTuple):
 @dataclass
 class Facts:
     """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key; ``joins`` says where
-    labels became one, in case that they fill an axis in the end."""
+    labels became one, in case that they fill an axis in the end; ``expanded`` says at which node, input
+    and axis removed channels are put back."""
 
     labels: int = 1
     ties: list[TiePair] = field(default_factory=list)
@@ -223,3 +224,4 @@ class Facts:
     zero_points: dict[str, str] = field(default_factory=dict)
     additive: dict[int, Additive] = field(default_factory=dict)
     dequantised: dict[str, int] = field(default_factory=dict)
+    expanded: set[tuple[int, int, int]] = field(default_factory=set)

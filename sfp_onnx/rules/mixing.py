@@ -65,16 +65,18 @@ def _grouped(ctx: Context, weight: int, data: IntArray | None, written: IntArray
     ctx.choose(*options, each)
 
 
-def _convolved(ctx: Context, weight: int = 1) -> tuple[int, IntArray | None]:
-    """Rank and input channels of a convolution; every other axis keeps its size."""
-    rank = ctx.rank(0)
-    ctx.fix_input(0, [axis for axis in range(rank) if axis != 1], SLIDES)
+def _convolved(ctx: Context, weight: int = 1) -> tuple[int, IntArray | None, Labels]:
+    """Rank and input channels of a convolution, and the labels of its output that vary along an axis on which it slides."""
+    rank, slides = ctx.rank(0), [axis for axis in range(ctx.rank(0)) if axis != 1]
+    same = all(ctx.shape(0)[axis] == ctx.out_shape()[axis] for axis in slides)
+    passed = ctx.whole([0], slides, SLIDES, passes=same)
     ctx.fix_input(weight, range(2, rank), SLIDES)
-    return rank, ctx.axis(0, 1)
+    along = tuple(array for array in passed if {*varying(array)} & {*slides})
+    return rank, ctx.along([array for array in passed if array.shape[1] > 1], 1), along
 
 
 def _dynamic(ctx: Context, weight: int, macs: float) -> list[Labels]:
-    """A convolution whose weight is an activation: nothing around it can shrink."""
+    """A convolution whose weight is an activation: it needs all of both."""
     for position in (0, weight):
         ctx.pin_input(position, f"the weight of {ctx.node.name} is computed at run time")
     ctx.layer(macs, [], Reads(0, 1, 1, None), Writes(weight, 0, None), grouped="group")
@@ -87,7 +89,8 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int], linear: Linea
     macs = float(prod(ctx.out_shape()) * prod(ctx.shape(weight)[1:]))
     if not ctx.is_weight(weight):
         return _dynamic(ctx, weight, macs)
-    rank, data = _convolved(ctx, weight)
+    rank, data, along = _convolved(ctx, weight)
+    linear = None if along else linear
     written = ctx.axis(weight, 0)
     reads = Reads(0, 1, 1, data)
     if ctx.attribute("group", 1) == 1:
@@ -106,7 +109,7 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int], linear: Linea
             ctx.match(position, 0, written)
     extents = [written, reads.labels if reads.weight_axis == 1 else None]
     ctx.layer(macs, extents, reads, Writes(weight, 0, written), linear, "group")
-    return [() if written is None else (vector(written, 1, rank),)]
+    return [(*along, *([] if written is None else [vector(written, 1, rank)]))]
 
 
 def _window(ctx: Context, transposed: bool) -> Linear | None:
@@ -158,7 +161,7 @@ def conv_transpose(ctx: Context) -> list[Labels]:
     macs = float(prod(ctx.shape(0)) * prod(ctx.shape(1)[1:]))
     if not ctx.is_weight(1):
         return _dynamic(ctx, 1, macs)
-    rank, data = _convolved(ctx)
+    rank, data, along = _convolved(ctx)
     ctx.match(1, 0, data)
     inner = written = ctx.axis(1, 1)
     grouped = ctx.attribute("group", 1) > 1
@@ -172,8 +175,8 @@ def conv_transpose(ctx: Context) -> list[Labels]:
         ctx.follow(edits)
     ctx.match(2, 0, written)
     writes = Writes(1, 0, data) if grouped and inner is None else Writes(1, 1, inner)
-    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, _window(ctx, True), "group")
-    return [() if written is None else (vector(written, 1, rank),)]
+    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, None if along else _window(ctx, True), "group")
+    return [(*along, *([] if written is None else [vector(written, 1, rank)]))]
 
 
 @dataclass(frozen=True)

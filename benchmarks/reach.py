@@ -1,0 +1,260 @@
+"""How far channels can be cut in modern exports: ``python benchmarks/reach.py FOLDER [--build] [--expand none all]``.
+
+``--build`` first writes more than 120 exports of public architectures (timm, transformers, torchvision; tiny configurations with random
+weights, by both exporters of PyTorch) into the folder, which needs `requirements-reach.txt` in an environment of its own; nothing is
+downloaded. An export that fails is named and left out.
+
+Then, for every file as it stands and with expansion: whether half of every group could be cut, was exact, and ran at another size than
+traced; the share of the MACs that went; the points of the MACs that stayed for each reason, were their layers halved as well; and
+milliseconds of processor time per node. A row per model, then the sums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SECONDS = 300  # for one model, with one flag
+HALF = 0.5
+
+# ---- exports ---------------------------------------------------------------------------------------------------------
+
+TIMM = (
+    "bat_resnext26ts botnet26t_256 caformer_s18 coat_lite_tiny coatnet_nano_rw_224 convformer_s18 convit_tiny convmixer_768_32 "
+    "convnext_atto convnextv2_atto crossvit_9_240 cspdarknet53 cspresnet50 davit_tiny deit_tiny_patch16_224 densenet121 dla34 dpn48b "
+    "eca_nfnet_l0 ecaresnet26t edgenext_xx_small efficientformer_l1 efficientnet_b0 efficientnetv2_rw_t efficientvit_b0 efficientvit_m0 "
+    "fastvit_t8 focalnet_tiny_srf fbnetc_100 gcresnet33ts gernet_s ghostnet_100 ghostnetv2_100 gmixer_24_224 gmlp_ti16_224 hgnet_tiny "
+    "hgnetv2_b0 hrnet_w18_small inception_v3 inception_next_tiny lambda_resnet26t lcnet_050 levit_128s maxvit_nano_rw_256 mixer_s16_224 "
+    "mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny nf_resnet26 "
+    "nfnet_l0 pit_ti_224 poolformer_s12 poolformerv2_s12 pvt_v2_b0 regnetx_002 regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s "
+    "resmlp_12_224 resnest14d resnet18 resnext26ts rexnet_100 rexnetr_100 sebotnet33ts_256 selecsls42b semnasnet_075 sequencer2d_s skresnet18 "
+    "starnet_s1 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 tiny_vit_5m_224 tinynet_a twins_svt_small vgg11 vit_tiny_patch16_224 "
+    "volo_d1_224 vovnet39a xcit_nano_12_p16_224 xception41"
+).split()
+TORCHVISION = (
+    "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet maxvit_t mnasnet0_5 mobilenet_v2 regnet_x_400mf resnext50_32x4d "
+    "shufflenet_v2_x0_5 squeezenet1_0 swin_v2_t vit_b_16"
+).split()
+TEXT = (
+    "albert bart bert bloom camembert convbert deberta deberta-v2 distilbert electra ernie esm falcon fnet funnel gemma gemma2 gpt2 "
+    "gpt_neo gpt_neox gptj ibert llama longformer mamba megatron-bert mistral mobilebert mpnet mpt nystromformer olmo opt phi qwen2 "
+    "rembert roberta roformer squeezebert stablelm t5 xlm xlnet xmod yoso"
+).split()
+VISION = "beit convnext convnextv2 cvt deit dinov2 glpn levit mobilenet_v2 mobilevit poolformer pvt regnet resnet segformer swin vit".split()
+AUDIO = "hubert wav2vec2 wavlm sew unispeech".split()
+
+
+@dataclass(frozen=True)
+class Export:
+    """A model to be written: ``make`` gives the module and its inputs."""
+
+    name: str
+    make: Callable[[], tuple[Any, tuple[Any, ...]]]
+    dynamo: bool
+
+
+def exports() -> Iterator[Export]:
+    """All of them; every third is written by the newer exporter too."""
+    makers: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {}
+    makers |= {f"timm_{name}": lambda name=name: _timm(name) for name in TIMM}
+    makers |= {f"tv_{name}": lambda name=name: _torchvision(name) for name in TORCHVISION}
+    makers |= {f"hf_{name}": lambda name=name: _transformers(name, "text") for name in TEXT}
+    makers |= {f"hf_{name}": lambda name=name: _transformers(name, "vision") for name in VISION}
+    makers |= {f"hf_{name}": lambda name=name: _transformers(name, "audio") for name in AUDIO}
+    for number, (name, make) in enumerate(makers.items()):
+        yield Export(name, make, False)
+        if number % 3 == 0:
+            yield Export(f"{name}__dynamo", make, True)
+
+
+def _timm(name: str) -> tuple[Any, tuple[Any, ...]]:
+    import timm
+    import torch
+
+    model = timm.create_model(name, pretrained=False, num_classes=10, exportable=True)
+    channels, height, width = model.default_cfg["input_size"]
+    return model, (torch.randn(2, channels, height, width),)
+
+
+def _torchvision(name: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+    import torchvision
+
+    more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    return torchvision.models.get_model(name, weights=None, num_classes=10, **more), (torch.randn(2, 3, 224, 224),)
+
+
+SMALL = {  # of a configuration, as far as it has them
+    "vocab_size": 120, "hidden_size": 64, "d_model": 64, "n_embd": 64, "dim": 64, "embedding_size": 32, "num_hidden_layers": 2, "n_layer": 2,
+    "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4,
+    "num_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
+    "d_ff": 128, "d_kv": 16, "n_inner": 128, "hidden_dim": 128, "ffn_dim": 128, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128,
+    "head_dim": 16, "max_position_embeddings": 64, "image_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+
+
+def _transformers(name: str, kind: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(name)
+    lists = ("num_heads", "num_attention_heads", "hidden_size")
+    for key, value in SMALL.items() if kind != "vision" else ():
+        if hasattr(config, key) and not (key in lists and isinstance(getattr(config, key), (list, tuple))):
+            setattr(config, key, value)
+    for key in ("use_cache", "return_dict"):
+        setattr(config, key, False)
+    config._attn_implementation = "eager"
+    model = AutoModel.from_config(config)
+    if kind == "vision":
+        return model, (torch.randn(1, 3, 224, 224),)
+    if kind == "audio":
+        return model, (torch.randn(1, 4000),)
+    return model, (torch.randint(3, 100, (1, 12)),)
+
+
+def build(folder: Path, only: str) -> None:
+    """Write what is not there yet."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for export in exports():
+        path = folder / f"{export.name}.onnx"
+        if path.exists() or only not in export.name:
+            continue
+        torch.manual_seed(0)
+        try:
+            with _limited(SECONDS):
+                model, inputs = export.make()
+                model.eval()
+                how = _how(export, inputs)
+                torch.onnx.export(model, inputs, str(path), **how)
+        except Exception as failure:
+            print(f"{export.name}: not exported: {type(failure).__name__}: {str(failure).splitlines()[:1]}", flush=True)
+            path.unlink(missing_ok=True)
+
+
+def _how(export: Export, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    text = inputs[0].ndim == 2
+    if export.dynamo:
+        return {"dynamo": True, "external_data": False, "opset_version": 18, "input_names": ["x"], "verbose": False}
+    axes = {"x": {0: "batch", 1: "length"}} if text else {"x": {0: "batch"}}
+    return {"dynamo": False, "opset_version": 17, "input_names": ["x"], "dynamic_axes": axes, "do_constant_folding": True}
+
+
+class _limited:
+    """An error after so many seconds."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGALRM, self._late)
+        signal.alarm(self.seconds)
+
+    def __exit__(self, *_: object) -> None:
+        signal.alarm(0)
+
+    def _late(self, *_: object) -> None:
+        raise TimeoutError(f"not done after {self.seconds} s")
+
+
+# ---- what can be cut of them -----------------------------------------------------------------------------------------
+
+
+def row(path: Path, expand: str) -> dict[str, Any]:
+    """What one file gives with one flag."""
+    import sfp_onnx
+    from sfp_onnx.coupling.analysis import free_share
+
+    start, facts = time.process_time(), {"model": path.stem, "expand": expand, "cut": False, "exact": False, "other size": False}
+    try:
+        with _limited(SECONDS):
+            analysis = sfp_onnx.inspect(path, expand=expand)
+            size = analysis.size()
+            facts |= {"nodes": len(analysis.prepared.nodes), "free": free_share(analysis), "left": points(analysis)}
+            facts["inspect"] = (time.process_time() - start) / len(analysis.prepared.nodes)
+            result = sfp_onnx.prune(analysis, sfp_onnx.PlanOptions(ratio=HALF))
+            cut = 1 - result.plan.after.macs / size.macs
+            facts |= {"cut": cut > 0, "exact": True, "macs": cut}
+            facts["other size"] = result.verification is not None and "other sizes" in result.verification.errors
+    except Exception as failure:
+        facts["error"] = f"{type(failure).__name__}: {failure}".replace("|", "/")[:300]
+    facts["seconds"] = time.process_time() - start
+    return facts
+
+
+def points(analysis: Any) -> dict[str, float]:
+    """Points of the MACs that stay for each reason: what would go if half of these layers' pinned channels went too."""
+    total, left = analysis.size().macs, Counter[str]()
+    macs = {layer.node.name: layer.macs / analysis.samples for layer in analysis.coupling.layers}
+    widths = {layer.node.name: max(1, len(layer.writes)) for layer in analysis.coupling.layers}
+    for pin in analysis.coupling.pinned:
+        if pin.reason == "graph output" and len(pin.layers) == 1:
+            continue  # what a classifier answers
+        for name in pin.layers:
+            left[pin.reason] += 100 * HALF * macs[name] * min(1.0, pin.channels / len(pin.layers) / widths[name]) / max(total, 1)
+    return {reason: share for reason, share in left.most_common() if share >= 0.05}
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """A line of sums."""
+    count = len(rows)
+    cut, exact, other = (sum(row[key] for row in rows) for key in ("cut", "exact", "other size"))
+    shares = sorted(row.get("macs", 0.0) for row in rows)
+    left = Counter[str]()
+    for row in rows:
+        for reason, share in row.get("left", {}).items():
+            left[reason] += share / count
+    speed = sum(row["seconds"] for row in rows) / max(1, sum(row.get("nodes", 0) for row in rows))
+    reasons = "; ".join(f"{reason} {share:.1f}" for reason, share in left.most_common(8))
+    return [str(count), str(cut), str(exact), str(other), f"{shares[count // 2]:.1%}", f"{sum(left.values()):.1f}", reasons, f"{1e3 * speed:.1f}"]
+
+
+def main() -> None:
+    """Build, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--build", action="store_true", help="write the exports first")
+    parser.add_argument("--only", default="", help="part of the names")
+    parser.add_argument("--expand", nargs="+", choices=("none", "all"), default=["none", "all"])
+    parser.add_argument("--rows", type=Path, help="also write a JSON line per model here; those that are there are not run again")
+    options = parser.parse_args()
+    if options.build:
+        build(options.folder, options.only)
+    paths = sorted(path for path in options.folder.glob("*.onnx") if options.only in path.stem)
+    if not paths:
+        parser.error(f"{options.folder}: there are no .onnx files in it")
+    known = [json.loads(line) for line in options.rows.read_text().splitlines()] if options.rows and options.rows.exists() else []
+    rows = {(row["model"], row["expand"]): row for row in known}
+    print("| model | expand | MACs cut | exact | other size | left, points | ms per node |\n|---|---|---|---|---|---|---|")
+    for path in paths:
+        for expand in options.expand:
+            if (path.stem, expand) not in rows:
+                rows[path.stem, expand] = facts = row(path, expand)
+                if options.rows:
+                    with options.rows.open("a") as file:
+                        file.write(json.dumps(facts) + "\n")
+            facts = rows[path.stem, expand]
+            left = facts.get("error") or "; ".join(f"{reason} {share:.1f}" for reason, share in facts["left"].items())
+            speed = 1e3 * facts["seconds"] / max(1, facts.get("nodes", 1))
+            cells = [path.stem, expand, f"{facts.get('macs', 0):.1%}", facts["exact"], facts["other size"], left, f"{speed:.1f}"]
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print("\n| expand | models | cut | exact | at another size | median MACs cut | points left | of them | ms per node |\n" + "|---" * 9 + "|")
+    for expand in options.expand:
+        there = [rows[path.stem, expand] for path in paths]
+        print(f"| {' | '.join([expand, *summary(there)])} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
