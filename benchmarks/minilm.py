@@ -212,7 +212,8 @@ def main() -> None:
     folder, stsb, shares = Path(given[0]), Path(given[1]), [int(share) for share in given[2:]] or [80, 60, 50]
     for name in ("sts-train.csv", "sts-dev.csv" if "--dev" in sys.argv else "sts-test.csv"):
         if not (stsb / name).exists():
-            sys.exit(f"{stsb / name}: there is no such file. The STS benchmark is Stsbenchmark.tar.gz at http://ixa2.si.ehu.eus/stswiki")
+            where = "The STS benchmark is at http://ixa2.si.ehu.eus/stswiki (file Stsbenchmark.tar.gz)"
+            sys.exit(f"{stsb / name}: there is no such file. {where}")
     folder.mkdir(parents=True, exist_ok=True)
     model, known = exported(folder)
     data = calibration(folder, stsb, known)

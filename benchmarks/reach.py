@@ -30,14 +30,14 @@ HALF = 0.5
 TIMM = (
     "bat_resnext26ts botnet26t_256 caformer_s18 coat_lite_tiny coatnet_nano_rw_224 convformer_s18 convit_tiny convmixer_768_32 "
     "convnext_atto convnextv2_atto crossvit_9_240 cspdarknet53 cspresnet50 davit_tiny deit_tiny_patch16_224 densenet121 dla34 dpn48b "
-    "eca_nfnet_l0 ecaresnet26t edgenext_xx_small efficientformer_l1 efficientnet_b0 efficientnetv2_rw_t efficientvit_b0 efficientvit_m0 "
-    "fastvit_t8 focalnet_tiny_srf fbnetc_100 gcresnet33ts gernet_s ghostnet_100 ghostnetv2_100 gmixer_24_224 gmlp_ti16_224 hgnet_tiny "
-    "hgnetv2_b0 hrnet_w18_small inception_v3 inception_next_tiny lambda_resnet26t lcnet_050 levit_128s maxvit_nano_rw_256 mixer_s16_224 "
-    "mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny nf_resnet26 "
-    "nfnet_l0 pit_ti_224 poolformer_s12 poolformerv2_s12 pvt_v2_b0 regnetx_002 regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s "
-    "resmlp_12_224 resnest14d resnet18 resnext26ts rexnet_100 rexnetr_100 sebotnet33ts_256 selecsls42b semnasnet_075 sequencer2d_s skresnet18 "
-    "starnet_s1 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 tiny_vit_5m_224 tinynet_a twins_svt_small vgg11 vit_tiny_patch16_224 "
-    "volo_d1_224 vovnet39a xcit_nano_12_p16_224 xception41"
+    "eca_nfnet_l0 ecaresnet26t edgenext_xx_small efficientformer_l1 efficientnet_b0 efficientnetv2_rw_t efficientvit_b0 "
+    "efficientvit_m0 fastvit_t8 focalnet_tiny_srf fbnetc_100 gcresnet33ts gernet_s ghostnet_100 ghostnetv2_100 gmixer_24_224 "
+    "gmlp_ti16_224 hgnet_tiny hgnetv2_b0 hrnet_w18_small inception_v3 inception_next_tiny lambda_resnet26t lcnet_050 levit_128s "
+    "maxvit_nano_rw_256 mixer_s16_224 mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 mobilevit_xxs mobilevitv2_050 "
+    "mvitv2_tiny nest_tiny nf_resnet26 nfnet_l0 pit_ti_224 poolformer_s12 poolformerv2_s12 pvt_v2_b0 regnetx_002 regnety_002 "
+    "repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s resmlp_12_224 resnest14d resnet18 resnext26ts rexnet_100 rexnetr_100 "
+    "sebotnet33ts_256 selecsls42b semnasnet_075 sequencer2d_s skresnet18 starnet_s1 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 "
+    "tiny_vit_5m_224 tinynet_a twins_svt_small vgg11 vit_tiny_patch16_224"
 ).split()
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet maxvit_t mnasnet0_5 mobilenet_v2 regnet_x_400mf resnext50_32x4d "
@@ -48,7 +48,9 @@ TEXT = (
     "gpt_neo gpt_neox gptj ibert llama longformer mamba megatron-bert mistral mobilebert mpnet mpt nystromformer olmo opt phi qwen2 "
     "rembert roberta roformer squeezebert stablelm t5 xlm xlnet xmod yoso"
 ).split()
-VISION = "beit convnext convnextv2 cvt deit dinov2 glpn levit mobilenet_v2 mobilevit poolformer pvt regnet resnet segformer swin vit".split()
+VISION = (
+    "beit convnext convnextv2 cvt deit dinov2 glpn levit mobilenet_v2 mobilevit poolformer pvt regnet resnet segformer swin vit"
+).split()
 AUDIO = "hubert wav2vec2 wavlm sew unispeech".split()
 
 
@@ -92,14 +94,13 @@ def _torchvision(name: str) -> tuple[Any, tuple[Any, ...]]:
     return torchvision.models.get_model(name, weights=None, num_classes=10, **more), (torch.randn(2, 3, 224, 224),)
 
 
-SMALL = {  # of a configuration, as far as it has them
-    "vocab_size": 120, "hidden_size": 64, "d_model": 64, "n_embd": 64, "dim": 64, "embedding_size": 32, "num_hidden_layers": 2, "n_layer": 2,
-    "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4,
-    "num_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
-    "d_ff": 128, "d_kv": 16, "n_inner": 128, "hidden_dim": 128, "ffn_dim": 128, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128,
-    "head_dim": 16, "max_position_embeddings": 64, "image_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+SIZES = {  # of a configuration, as far as it has them
+    120: "vocab_size", 2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_key_value_heads eos_token_id",
+    64: "hidden_size d_model n_embd dim max_position_embeddings", 32: "embedding_size", 0: "pad_token_id", 1: "bos_token_id",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_conv_pos_embedding_groups",
+    128: "intermediate_size d_ff n_inner hidden_dim ffn_dim encoder_ffn_dim decoder_ffn_dim", 16: "d_kv head_dim num_conv_pos_embeddings",
 }  # fmt: skip
+SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
 
 
 def _transformers(name: str, kind: str) -> tuple[Any, tuple[Any, ...]]:
@@ -218,7 +219,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
             left[reason] += share / count
     speed = sum(row["seconds"] for row in rows) / max(1, sum(row.get("nodes", 0) for row in rows))
     reasons = "; ".join(f"{reason} {share:.1f}" for reason, share in left.most_common(8))
-    return [str(count), str(cut), str(exact), str(other), f"{shares[count // 2]:.1%}", f"{sum(left.values()):.1f}", reasons, f"{1e3 * speed:.1f}"]
+    counts = [str(number) for number in (count, cut, exact, other)]
+    return [*counts, f"{shares[count // 2]:.1%}", f"{sum(left.values()):.1f}", reasons, f"{1e3 * speed:.1f}"]
 
 
 def main() -> None:
@@ -250,7 +252,8 @@ def main() -> None:
             speed = 1e3 * facts["seconds"] / max(1, facts.get("nodes", 1))
             cells = [path.stem, expand, f"{facts.get('macs', 0):.1%}", facts["exact"], facts["other size"], left, f"{speed:.1f}"]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
-    print("\n| expand | models | cut | exact | at another size | median MACs cut | points left | of them | ms per node |\n" + "|---" * 9 + "|")
+    print("\n| expand | models | cut | exact | at another size | median MACs cut | points left | of them | ms per node |")
+    print("|---" * 9 + "|")
     for expand in options.expand:
         there = [rows[path.stem, expand] for path in paths]
         print(f"| {' | '.join([expand, *summary(there)])} |")

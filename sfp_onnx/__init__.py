@@ -30,7 +30,7 @@ PLACES = {
     "methods.dilution.stages": "DiluteOptions Diluted dilute",
     "methods.sfp.probe": "ProfileOptions",
     "methods.sfp.profiles": "LayerProfile Profiles class_profiles",
-    "pipeline": "Sweep apply device_profile evaluate plan prune score sweep",
+    "pipeline": "Sweep apply calibrate device_profile evaluate plan prune score sweep",
     "report.manifest": "Pruned manifest read_plan",
     "report.points": "Point",
     "scores.scoring": "Scored save_scores scored",

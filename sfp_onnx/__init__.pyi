@@ -35,6 +35,7 @@ from .methods.sfp.profiles import LayerProfile as LayerProfile, Profiles as Prof
 from .pipeline import (
     Sweep as Sweep,
     apply as apply,
+    calibrate as calibrate,
     device_profile as device_profile,
     evaluate as evaluate,
     plan as plan,

@@ -6,8 +6,10 @@ goes to the logger ``sfp_onnx`` (the command line prints it); what came of it is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from .data.dataset import Dataset
 from .evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, parse_drop, reading_of, unknown_meaning
 from .evaluation.meaning import TASKS, Reading
 from .export import package, refuse, written_by
+from .graph.arrays import write_arrays
 from .graph.edit import without_projections
 from .graph.load import ModelSource, load
 from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, together, write_text
@@ -49,6 +52,7 @@ from .report.text import plan_text, points_text
 from .report.verdict import card
 from .rules.foreign import sentences
 from .runtime import Setup, cores, threaded, using_threads
+from .scores import parts
 from .scores.scoring import Scored, default_score, meaning, parse, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -161,11 +165,16 @@ def _sources(
 ) -> Sources:  # fmt: skip
     """What a plan is made from; without data as those of its library were."""
     if options.library is not None and data is None:
-        inspect_options = library.traced_as(options.library, inspect_options)
+        inspect_options = library.traced_as(library.read_library(options.library).recorded, inspect_options)
     if options.library is not None:
-        inspect_options = replace(inspect_options, expand="all" if inspect_options.expand == "all" else "none")
+        inspect_options = _as_it_stands(inspect_options)
     named = [options.device_profile, options.library, *others]
     return Sources(data, eval_data, test_data, data_options, inspect_options, named, measures)
+
+
+def _as_it_stands(options: InspectOptions) -> InspectOptions:
+    """What was measured is of the model as it stands, or of all that may be expanded: nothing is expanded as a plan needs it."""
+    return replace(options, expand="all" if options.expand == "all" else "none")
 
 
 def settled(repair: RepairOptions | None, data: Dataset | None) -> RepairOptions | None:
@@ -211,11 +220,14 @@ def plan(
     score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
     eval_data: DataSource | None = None, *, data_options: DataOptions = DataOptions(),
     inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, measure_options: MeasureOptions = MeasureOptions(),
+    statistics: Sequence[str | Path] = (), executor: Executor | int | None = None,
 ) -> Plan:  # fmt: skip
     """Decide which channels leave; cut nothing. The arguments are those of `prune`.
 
     Args:
         output: where the plan goes as JSON (default: nowhere).
+        statistics: what `calibrate` wrote of all parts of the data, in place of the data.
+        executor: what measures the data, in `PARTS` parts: as for `sweep`. The number of workers changes nothing.
 
     Raises:
         TargetError: nothing can be pruned, or a target cannot be met.
@@ -223,25 +235,108 @@ def plan(
     """
     _check(options)
     scoring, measures = Scoring(score_name, score_options, repair), _measures(options, measure_options)
-    sources = _sources(options, data, eval_data, None, data_options, inspect_options, measures)
     if measures.metric is not None and options.max_drop is None:
         raise OptionError("--metric needs --max-drop")
-    inputs = sources.open(source, [output, options.save_library])
-    tell(inputs.reading, options.max_drop is not None)
-    ready, made = _planned(inputs, options, scoring, progress)[1:]
+    with ExitStack() as files:
+        held: list[parts.Source] = [files.enter_context(closing(parts.Arrays(path, *parts.WRITTEN))) for path in statistics]
+        if held and data is None:
+            inspect_options = library.traced_as(held[0].facts["recorded"], inspect_options)
+        if held or executor is not None:
+            inspect_options = _as_it_stands(inspect_options)
+        sources = _sources(options, data, eval_data, None, data_options, inspect_options, measures, *statistics)
+        inputs = sources.open(source, [output, options.save_library])
+        tell(inputs.reading, options.max_drop is not None)
+        if executor is not None:
+            held = _shared_out(Calibration(source, sources, scoring, options), inputs, executor, progress)
+        ready, made = _planned(inputs, options, replace(scoring, parts=tuple(held)), progress)[1:]
     made = _built(ready, made)
     if output is not None:
         write_json(output, planning.to_json(made), inputs.paths)
     return made
 
 
+@threaded
+def calibrate(
+    source: ModelSource | Analysis, path: str | Path, part: str = "1/1", score_name: str | None = None, data: DataSource | None = None,
+    score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
+    eval_data: DataSource | None = None, *, options: PlanOptions = PlanOptions(), data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(), measure_options: MeasureOptions = MeasureOptions(),
+) -> Path:  # fmt: skip
+    """Measure a part of the data, for a `plan` from the ``statistics`` of all parts. The arguments are those of `plan`; all parts must be
+    given the same.
+
+    Args:
+        path: where the sums go (.npz).
+        part: such as "3/16": the third of sixteen.
+        options: of those of the plan, ``max_drop`` matters: what it is judged on is not measured.
+
+    Raises:
+        OptionError: no such part, or a score that cannot be measured so. ModelError, DataError, OutputError: as `plan`.
+    """
+    sources = Sources(data, eval_data, None, data_options, _as_it_stands(inspect_options), (), _measures(options, measure_options))
+    inputs = sources.open(source, [Path(path)])
+    made = _part(Calibration(source, sources, Scoring(score_name, score_options, repair), options), inputs, part, progress)
+    write_arrays(Path(path), made.arrays, inputs.paths, made.facts)
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a worker needs to measure any part of the data."""
+
+    source: ModelSource | Analysis
+    sources: Sources
+    scoring: Scoring
+    options: PlanOptions
+
+
+def _part(work: Calibration, inputs: Inputs, part: str, progress: Progress = silent) -> parts.Collection:
+    """A part of the data, of which what ``max_drop`` is judged on is left out."""
+    data, scoring = inputs.data, work.scoring
+    if data is None:
+        raise OptionError("to measure data in parts needs --data")
+    if work.options.max_drop is not None:
+        data = _judge(inputs, work.options, scoring)[1]
+    inputs, repair = replace(inputs, data=data), settled(scoring.repair, data)
+    name = parse(scoring.name or default_score(data, repair)).text
+    recorded = json.loads(json.dumps({"score": name, **_recorded(inputs, scoring, repair)}))
+    assert data is not None
+    return parts.collected(inputs.analysis, name, data, part, scoring.options or ScoreOptions(), recorded, progress)
+
+
+def _share(work: Calibration, part: str) -> parts.Held:
+    """A part, measured by a worker. With one thread, so that no number of workers changes a bit."""
+    with quiet(), using_threads(work.options.threads or 1):
+        made = _part(work, work.sources.open(work.source), part)
+        return parts.Held(made.facts, dict(made.arrays))
+
+
+PARTS = 8
+
+
+def _shared_out(work: Calibration, inputs: Inputs, executor: Executor | int, progress: Progress) -> list[parts.Source]:
+    """All parts of the data, measured by workers."""
+    whole = _part(work, inputs, "1/1").facts
+    count = min(whole["runs"], PARTS)
+    log.info(f"score: {whole['text']}, measured in {count} parts")
+    wanted = [f"{number}/{count}" for number in range(1, count + 1)]
+    with progress("calibrating", len(wanted)) as advance:
+        found = each(partial(_share, work), wanted, executor, advance)
+    for made in found:
+        if isinstance(made, BaseException):
+            raise made
+    return found
+
+
 @dataclass(frozen=True)
 class Scoring(records.Checked):
-    """How channels are scored for a plan, and the repair that will follow; None: the defaults."""
+    """How channels are scored for a plan, and the repair that will follow; None: the defaults. ``parts`` of the data that were measured
+    before (`parts.Source`), in place of the data."""
 
     name: str | None = None
     options: ScoreOptions | None = None
     repair: RepairOptions | None = AS_PLANNED
+    parts: tuple[Any, ...] = ()
 
 
 def _built(ready: search.Candidates, plan: Plan) -> Plan:
@@ -354,14 +449,16 @@ def candidates(
     if options.library is not None:
         known = library.checked(options.library, analysis.model, coupling.groups, _asked(recorded, scoring, repair, data))
         log.info(f"scores and errors are those of {options.library}: {known.recorded['score']}{meaning(known.recorded['score'])}")
-        if data is None:
-            repair, told = known.repair, known.measures
+    elif scoring.parts:
+        known = _of_parts(analysis, scoring, _asked(recorded, scoring, repair, data), progress)
     else:
         name = default_score(data, repair) if scoring.name is None else scoring.name
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
-        scores = scored(analysis, name, data, scoring.options, progress, options, groups)
+        scores = scored(analysis, name, data, scoring.options, progress, options, groups, inputs.told)
         known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes)
         details = scores.brief
+    if data is None and (options.library is not None or scoring.parts):
+        repair, told = known.repair, known.measures
     if options.save_library is not None:
         _keep(known, inputs, options, progress, further)
     weighed = [text for text in options.targets if parse_target(text).figure.shaped]
@@ -372,6 +469,14 @@ def candidates(
     return search.Candidates(
         analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form
     )
+
+
+def _of_parts(analysis: Analysis, scoring: Scoring, asked: Mapping[str, Any], progress: Progress) -> library.Library:
+    """What the parts of the data tell, all together."""
+    facts = scoring.parts[0].facts
+    library.compare("--statistics: the parts were made", facts, analysis.model, asked)
+    scores = scored(analysis, facts["text"], None, scoring.options, progress, shared=parts.shared_by(analysis, scoring.parts))
+    return library.Library(facts["recorded"], scores.values, scores.errors, scores.notes)
 
 
 def _recorded(inputs: Inputs, scoring: Scoring, repair: RepairOptions | None) -> dict[str, Any]:
@@ -442,7 +547,7 @@ def score(
 
 def scored_on(inputs: Inputs, name: str | None, options: ScoreOptions | None, progress: Progress, output: Path | None) -> Scored:
     """As `score`, of what is open, with all that a score tells."""
-    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress)
+    result = scored(inputs.analysis, name or default_score(inputs.data), inputs.data, options, progress, measures=inputs.told)
     if output is not None:
         save_scores(output, inputs.analysis, result, inputs.paths)
     return result

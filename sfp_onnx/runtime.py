@@ -19,6 +19,7 @@ from functools import cache, wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from unittest.mock import patch
 
 import numpy as np
 
@@ -324,7 +325,20 @@ def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] 
 
 def _quantize(source: Path, target: Path, batches: Iterable[Feeds] | None, facts: Mapping[str, Any]) -> None:
     from onnxruntime import quantization as tool  # imports slowly, and is seldom needed
+    from onnxruntime.quantization import quant_utils
 
+    class Kept(_ort().SessionOptions):  # type: ignore[misc]
+        """Options of the sessions that the tool opens, which takes none from its callers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = _threads(0)
+
+    with patch.object(_ort(), "SessionOptions", Kept), patch.object(quant_utils, "SessionOptions", Kept):
+        _run_tool(tool, source, target, batches, facts)
+
+
+def _run_tool(tool: Any, source: Path, target: Path, batches: Iterable[Feeds] | None, facts: Mapping[str, Any]) -> None:
     if batches is None:
         tool.quantize_dynamic(source, target, weight_type=tool.QuantType.QUInt8, **facts)
         return

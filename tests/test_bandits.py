@@ -22,6 +22,7 @@ import sfp_onnx
 from sfp_onnx import graph, runtime
 from sfp_onnx.core.options import PlanOptions, RepairOptions, ScoreOptions
 from sfp_onnx.cut import cut
+from sfp_onnx.evaluation.meaning import Kind, Meaning
 from sfp_onnx.methods.bandits import bandit_search as search
 from sfp_onnx.methods.bandits.ablation import Ablations, Block, Running
 from sfp_onnx.methods.bandits.bandit_search import aim_of, cross_entropy, divergence, make_reward
@@ -203,6 +204,37 @@ def test_rewards_by_their_formulas() -> None:
     labels = np.array([1, 2, 3])
     change = ((y0[:, 0] + 1 - labels) ** 2 - (y0[:, 0] - labels) ** 2) / labels.var()
     np.testing.assert_allclose(make_reward("loss", [[y0]], labels)([y0], [y0 + 1], labels), 1 / (1 + np.exp(change)))
+
+
+def test_rewards_by_what_the_output_means() -> None:
+    """Of a map the mean over its places, of an embedding the angle, of numbers their error alone."""
+    random = np.random.default_rng(0)
+    z0 = random.standard_normal((5, 4, 2, 3))
+    z = z0 + random.standard_normal(z0.shape)
+    maps = Meaning(("y",), Kind.MAP, "", z0.shape, axis=1, classes=4)
+    every = np.stack([1 - divergence([z0[:, :, row, column]], [z[:, :, row, column]]) for row in range(2) for column in range(3)])
+    np.testing.assert_allclose(make_reward(None, [[z0]], None, maps)([z0], [z], None), 1 - np.sqrt((every**2).mean(0)))
+    e0, other = z0.reshape(5, -1), random.standard_normal((5, 2))
+    embedding = Meaning(("e",), Kind.EMBEDDING, "", e0.shape)
+    found = make_reward(None, [[other, e0]], None, embedding, 1)
+    np.testing.assert_allclose(found([other, e0], [other + 9, 3 * e0], None), 1, atol=1e-6)
+    np.testing.assert_allclose(found([other, e0], [other, -e0], None), 0, atol=1e-6)
+    alone = make_reward(None, [[other, e0]], None, Meaning(("e",), Kind.NUMBERS, "", e0.shape), 1)
+    np.testing.assert_allclose(alone([other, e0], [other + 9, e0], None), 1)
+
+
+def test_the_task_chooses_the_reward(monkeypatch: pytest.MonkeyPatch, model_file: Path, data_file: Path) -> None:
+    seen, made = [], search.make_reward
+
+    def noted(name: Any, references: Any, labels: Any, judged: Any, place: int) -> Any:
+        seen.append(judged.kind)
+        return made(name, references, labels, judged, place)
+
+    monkeypatch.setattr(search, "make_reward", noted)
+    for task in ("embed", "regress", "classify"):
+        run = ("prune", model_file, "-o", model_file.parent / "o.onnx", "--data", data_file, "--ratio", "0.25", "--task", task)
+        assert invoke(*run, "--score", "bandit:round-robin,pulls=1").exit_code == 0
+    assert seen == [Kind.EMBEDDING, Kind.NUMBERS, Kind.CLASSES]
 
 
 # ---- ablations -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 NEED = {
     "accuracy.py": ["cuts", "EMPTY", "ROWS"], "bandits.py": ["speed", "--shared", "EMPTY"], "coverage.py": ["EMPTY"],
     "dilution.py": ["vgg", "--shared", "EMPTY"], "ideas.py": ["EMPTY"], "latency.py": ["EMPTY"],
-    "minilm.py": ["EMPTY", "EMPTY"], "ranking.py": ["EMPTY"], "sfp.py": ["EMPTY", "layers"], "targets.py": ["equal", "EMPTY"],
+    "minilm.py": ["EMPTY", "EMPTY"], "ranking.py": ["EMPTY"],
+    "reach.py": ["EMPTY"], "sfp.py": ["EMPTY", "layers"], "targets.py": ["equal", "EMPTY"],
     "solver.py": ["seeds", "EMPTY", "ROWS"], "training.py": ["--shared", "EMPTY"],
 }  # fmt: skip
 ALONE = {  # these need no such files

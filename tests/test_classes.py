@@ -17,7 +17,7 @@ from conftest import CLASSES, classifier, images, invoke, labels_of
 import sfp_onnx
 from sfp_onnx.core import system
 from sfp_onnx.core.errors import DataError, ModelError, OutputError
-from sfp_onnx.core.options import DataOptions, PlanOptions
+from sfp_onnx.core.options import DataOptions, OutputOptions, PlanOptions
 from sfp_onnx.core.types import Port
 from sfp_onnx.data import Preprocessing
 from sfp_onnx.data.checks import _preprocessing, other_reading, wrong_reading
@@ -251,17 +251,38 @@ def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_every_session_keeps_to_the_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, opened = [], onnxruntime.InferenceSession
 
-    def noted(model: Any, options: Any, **named: Any) -> Any:
-        asked.append(options.intra_op_num_threads)
-        return opened(model, options, **named)
+    def noted(model: Any, options: Any = None, sess_options: Any = None, **named: Any) -> Any:
+        asked.append((options or sess_options).intra_op_num_threads)
+        return opened(model, options or sess_options, **named)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
     data = {"x": images(80), "labels": labels_of(80)}
     sfp_onnx.prune(classifier(), PlanOptions(ratio=0.3, threads=threads), data=data, test_data=data)
     assert len(asked) > 5 and set(asked) == {threads}
     asked.clear()
+    sfp_onnx.prune(classifier(), PlanOptions(ratio=0.3, threads=threads), data=data, output=OutputOptions(quantize="int8"))
+    assert len(asked) > 5 and set(asked) == {threads}, "onnxruntime's quantiser, too"
+    asked.clear()
     sfp_onnx.evaluate([classifier(), classifier()], data, threads=threads)
     assert set(asked) == {threads}
+
+
+def test_commands_keep_to_the_threads(tmp_path: Path, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, opened = [], onnxruntime.InferenceSession
+
+    def noted(model: Any, options: Any, **named: Any) -> Any:
+        asked.append(options.intra_op_num_threads)
+        return opened(model, options, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    model, data, plan = save(classifier()), save({"x": images(80)}), tmp_path / "plan.json"
+    assert invoke("plan", model, "-o", plan, "--ratio", "0.3", "--data", data).exit_code == 0
+    asked.clear()
+    out = tmp_path / "out.onnx"
+    for words in (("score", model), ("apply", model, plan, "-o", out), ("dilute", model, "-o", out, "--rate", "0.5")):
+        done = invoke(*words, "--data", data, "--threads", "1")
+        assert done.exit_code == 0 and asked and set(asked) == {1}, done.stderr
+        asked.clear()
 
 
 def test_numpy_is_told_and_told_back() -> None:

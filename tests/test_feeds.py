@@ -34,10 +34,10 @@ def floats(*shape: int) -> np.ndarray:
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
-def recurrent(batch: int | str = "batch") -> onnx.ModelProto:
+def recurrent(batch: int | str = "batch", states: int | str | None = None, length: int | str = 5) -> onnx.ModelProto:
     """A GRU: frames (batch, 5, 8), state (2, batch, 12), of which the first is read."""
     b = Builder()
-    frames, state = b.input([batch, 5, 8]), b.input([2, batch, 12], "state")
+    frames, state = b.input([batch, length, 8]), b.input([2, batch if states is None else states, 12], "state")
     first = b.slice(state, [0], [1], [0])
     operands = [b.weight(1, 36, 8, fan_in=8), b.weight(1, 36, 12, fan_in=12), b.weight(1, 72, fan_in=72)]
     _, last = b.op("GRU", b.op("Transpose", frames, perm=[1, 0, 2]), *operands, None, first, outputs=2, hidden_size=12)
@@ -115,6 +115,11 @@ def region_runs() -> list[dict[str, np.ndarray]]:
     return [{"image": floats(1, 3, 8, 8), "boxes": floats(2 + number % 3, 4)} for number in range(40)]
 
 
+def single_runs() -> list[dict[str, np.ndarray]]:
+    state = floats(2, 1, 12)
+    return [{"x": floats(1, 5, 8), "state": state if number % 5 else floats(2, 1, 12)} for number in range(48)]
+
+
 TEXTS = np.asarray(["a", "b", "other"])[np.arange(48) % 3]
 CASES: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[], Any], int]] = {
     "states on axis 1": (recurrent, lambda: {"x": floats(48, 5, 8), "state": floats(2, 48, 12)}, 48),
@@ -123,6 +128,11 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[], Any], int]] =
     "a state of each, stacked": (lambda: recurrent(1), lambda: {"x": floats(48, 5, 8), "state": floats(48, 2, 1, 12)}, 48),
     "a fixed state": (lambda: recurrent(1), lambda: {"x": floats(48, 5, 8), "state": floats(2, 1, 12)}, 48),
     "padded": (lambda: recurrent(5), lambda: {"x": floats(48, 5, 8), "state": floats(2, 48, 12)}, 48),
+    "a fixed state beside an open batch": (lambda: recurrent("N", 1), lambda: {"x": floats(48, 5, 8), "state": floats(2, 1, 12)}, 48),
+    "open sizes, too": (lambda: recurrent("N", 1, "T"), lambda: {"x": floats(48, 5, 8), "state": floats(2, 1, 12)}, 48),
+    "fixed states, each its own": (lambda: recurrent("N", 1), lambda: {"x": floats(48, 5, 8), "state": floats(2, 48, 12)}, 48),
+    "fixed states, stacked": (lambda: recurrent("N", 1), lambda: {"x": floats(48, 5, 8), "state": floats(48, 2, 1, 12)}, 48),
+    "runs with fixed states": (lambda: recurrent("N", 1), single_runs, 48),
     "scalar": (at_a_rate, lambda: {"x": floats(48, 1, 32), "rate": np.asarray(16000)}, 48),
     "a vector of one for a scalar": (at_a_rate, lambda: {"x": floats(48, 1, 32), "rate": np.asarray([16000])}, 48),
     "a scalar for a vector of one": (lambda: at_a_rate((1,)), lambda: {"x": floats(48, 1, 32), "rate": np.asarray(16000)}, 48),
@@ -355,3 +365,13 @@ def test_inspect_with_data(tmp_path: Path) -> None:
     assert invoke("plan", path, "-o", plan, "--ratio", "0.25", "--data", data).exit_code == 0
     result = invoke("apply", path, plan, "-o", tmp_path / "out.onnx", "--data", data)
     assert result.exit_code == 0, result.output
+
+
+def test_a_batch_that_a_fixed_state_forbids_is_refused(tmp_path: Path) -> None:
+    path, data = tmp_path / "m.onnx", tmp_path / "d.npz"
+    onnx.save(recurrent("N", 1), path)
+    np.savez(data, x=floats(60, 5, 8), state=floats(2, 1, 12))
+    alone = invoke("evaluate", path, path, "--data", data, "--task", "regress")
+    assert alone.exit_code == 0 and "samples run one by one" in alone.stderr and "batch 1" in alone.output
+    eight = invoke("evaluate", path, path, "--data", data, "--task", "regress", "--batch", "8")
+    assert eight.exit_code == 2 and "'state' has the fixed batch size 1" in eight.stderr

@@ -120,7 +120,7 @@ def test_what_differs_is_said(model_file: Path, data: Path, kept: Path, tmp_path
     proto = onnx.load(model_file)
     proto.producer_version = "another"
     other.write_bytes(proto.SerializeToString())
-    refused("made of another model", "--save-library", model=other)
+    refused("made of another model", "of this model", model=other)
     held = read_library(kept)
     save_library(kept, replace(held, versions={**held.versions, "onnxruntime": "1.0"}))
     refused("version of onnxruntime: 1.0 then")

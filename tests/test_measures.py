@@ -30,6 +30,7 @@ CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 MEANINGS = {
     Kind.CLASSES: Meaning(("y",), Kind.CLASSES, "", (0, 9), axis=1, classes=9, labelled=True),
     Kind.MAP: Meaning(("y",), Kind.MAP, "", (0, 4, 3, 5), axis=1, classes=4, labelled=True),
+    Kind.MARKS: Meaning(("y",), Kind.MARKS, "", (0, 4, 3, 5), axis=1, classes=4, threshold=5.0, labelled=True),
     Kind.EMBEDDING: Meaning(("y",), Kind.EMBEDDING, "", (0, 8)),
     Kind.NUMBERS: Meaning(("y",), Kind.NUMBERS, "", (0, 3), labelled=True),
     Kind.UNKNOWN: Meaning(("y",), Kind.UNKNOWN, "", (0, 3)),
@@ -42,7 +43,7 @@ MEANINGS = {
 def values(kind: Kind, count: int, noise: float = 0.0) -> list[np.ndarray]:
     """Outputs of an original (no noise) or of a model that is near to it."""
     random, other = np.random.default_rng(3), np.random.default_rng(4)
-    shape = {Kind.CLASSES: (9,), Kind.MAP: (4, 3, 5), Kind.EMBEDDING: (8,)}.get(kind, (3,))
+    shape = {Kind.CLASSES: (9,), Kind.MAP: (4, 3, 5), Kind.MARKS: (4, 3, 5), Kind.EMBEDDING: (8,)}.get(kind, (3,))
     if kind is Kind.BOXES:
         low = 40 * random.random((count, 6, 2))
         boxes = np.concatenate([low, low + 5 + 5 * random.random((count, 6, 2))], -1)
@@ -59,7 +60,7 @@ def truth(kind: Kind, count: int) -> Any:
     if kind is Kind.BOXES:
         return np.concatenate([base[0], base[2][..., None]], -1)
     meaning = MEANINGS[kind]
-    return meaning.answers(base[0]) if meaning.axis is not None else base[0] + 0.1
+    return meaning.answers(base[0]).astype(np.int64) if meaning.axis is not None else base[0] + 0.1
 
 
 def tallied(name: str, kind: Kind, noise: float, count: int = 60, step: int = 16, order: int = 1) -> Tally:
@@ -134,6 +135,23 @@ def test_mean_iou_by_hand() -> None:
     assert value("mean IoU", given) == pytest.approx((1.0, (1 / 2 + 1 / 2) / 2))  # 255 marks nothing
     assert value("pixel accuracy", given) == pytest.approx((1.0, 2 / 3))
     assert value("pixel agreement", given) == pytest.approx((1.0, 2 / 4))
+
+
+def test_multi_label_scores_by_hand() -> None:
+    labels = np.array([[1, 0, 255], [1, 0, 0]])
+    old, new = np.array([[0.9, 0.2, 0.1], [0.8, 0.6, 0.0]]), np.array([[0.4, 0.2, 0.9], [0.8, 0.6, 0.0]])
+    given = pair(Kind.MARKS, old, new, labels, axis=1, classes=3, threshold=0.5)
+    assert value("right decisions", given) == pytest.approx((4 / 5, 3 / 5))  # 255 marks nothing
+    assert value("equal decisions", given) == pytest.approx((1.0, 4 / 6))
+    assert value("class IoU", given) == pytest.approx((1 / 2, (1 / 2 + 0) / 2))
+    assert value("class IoU to the original", given) == pytest.approx((1.0, (1 / 2 + 1 + 0) / 3))
+    nothing = pair(Kind.MARKS, 0 * old, 0 * new, None, axis=1, classes=3, threshold=0.5)
+    assert value("class IoU to the original", nothing) == (1.0, 1.0)
+
+
+def test_tags_with_one_class_each_are_class_scores() -> None:
+    assert reading("tags", np.arange(20) % 6).judged.kind is Kind.CLASSES
+    assert reading("picture", np.zeros((20, 3, 8, 8))).judged.kind is Kind.NUMBERS
 
 
 def test_centred_errors_are_by_channel() -> None:
@@ -277,6 +295,14 @@ def saliency(b: Builder) -> list[str]:
     return [last(b, "Sigmoid", b.conv(trunk(b), 12, 1))]
 
 
+def tags(b: Builder) -> list[str]:
+    return [last(b, "Sigmoid", vector(b))]
+
+
+def tagged_map(b: Builder) -> list[str]:
+    return [last(b, "Sigmoid", b.conv(trunk(b), 12, 5))]
+
+
 def picture(b: Builder) -> list[str]:
     return [last(b, "Sigmoid", b.conv(trunk(b), 12, 3))]
 
@@ -358,7 +384,9 @@ MODELS: dict[str, tuple[Callable[[Builder], list[str]], Kind, str]] = {
     "argmax": (chosen, Kind.CLASSES, "ArgMax"), "named": (named, Kind.CLASSES, "its name"), "plain": (plain_row, Kind.UNKNOWN, ""),
     "sorted": (sorted_scores, Kind.UNKNOWN, "TopK sorts them"), "pixels": (pixels, Kind.MAP, "Softmax"),
     "pixels, channels last": (pixels_last, Kind.MAP, "Softmax"), "pixels, chosen": (pixels_chosen, Kind.MAP, "ArgMax"),
-    "saliency": (saliency, Kind.MAP, "Sigmoid"), "picture": (picture, Kind.UNKNOWN, "image"), "steps": (steps, Kind.MAP, "Softmax"),
+    "tags": (tags, Kind.MARKS, "Sigmoid: each class"), "map of tags": (tagged_map, Kind.MARKS, "Sigmoid: each class"),
+    "saliency": (saliency, Kind.MAP, "Sigmoid"), "picture": (picture, Kind.UNKNOWN, "image, or --task"),
+    "steps": (steps, Kind.MAP, "Softmax"),
     "unit": (unit_norm, Kind.EMBEDDING, "LpNormalization"), "unit by hand": (unit_by_hand, Kind.EMBEDDING, "length one"),
     "embedding": (embedding_name, Kind.EMBEDDING, "its name"), "integers": (counts, Kind.INTEGERS, "int64"),
     "with a scalar": (total, Kind.CLASSES, "Softmax"), "suppressed": (suppressed, Kind.BOXES, "NonMaxSuppression"),
@@ -416,6 +444,8 @@ def test_the_axis_of_classes_is_where_shares_sum_to_one() -> None:
 LABELS = {
     "plain": (np.arange(20) % 6, Kind.CLASSES), "integers": (np.arange(20), Kind.INTEGERS), "argmax": (np.arange(20) % 6, Kind.CLASSES),
     "pixels": (np.arange(20 * 64).reshape(20, 8, 8) % 4, Kind.MAP), "picture": (np.arange(20 * 64).reshape(20, 8, 8) % 3, Kind.MAP),
+    "tags": (np.eye(6, dtype=int)[np.arange(20) % 6] | np.eye(6, dtype=int)[np.arange(20) % 4], Kind.MARKS),
+    "map of tags": (np.arange(20 * 320).reshape(20, 5, 8, 8) % 2, Kind.MARKS),
     "pixels, chosen": (np.full((20, 8, 8), 255), Kind.MAP), "suppressed": (np.zeros((20, 3, 5)), Kind.BOXES),
 }  # fmt: skip
 
@@ -438,7 +468,7 @@ def test_whole_numbers_are_labels_of_a_regression() -> None:
     for name, labels in (("plain", np.arange(120).reshape(20, 6) % 2), ("one sigmoid", np.arange(20) % 2)):
         found = reading(name, labels, task="regress")
         assert found.judged.kind is Kind.NUMBERS and found.judged.labelled, name
-    with pytest.raises(DataError, match="several hold at once, --task regress"):
+    with pytest.raises(DataError, match="several hold at once, --task multilabel"):
         reading("softmax", np.arange(120).reshape(20, 6) % 2)
 
 
@@ -478,7 +508,8 @@ def test_labels_that_cannot_be_classes(labels: np.ndarray, words: str) -> None:
 
 @pytest.mark.parametrize(("name", "task", "kind"), [
     ("plain", "classify", Kind.CLASSES), ("plain", "regress", Kind.NUMBERS), ("plain", "embed", Kind.EMBEDDING),
-    ("softmax", "regress", Kind.NUMBERS), ("picture", "segment", Kind.MAP), ("sorted", "classify", Kind.CLASSES),
+    ("softmax", "regress", Kind.NUMBERS), ("picture", "segment", Kind.MAP), ("picture", "multilabel", Kind.MARKS),
+    ("tags", "classify", Kind.CLASSES), ("plain", "multilabel", Kind.MARKS), ("sorted", "classify", Kind.CLASSES),
 ])  # fmt: skip
 def test_the_task_overrides(name: str, task: str, kind: Kind) -> None:
     judged = reading(name, task=task).judged

@@ -180,6 +180,12 @@ def test_next_lines_repeat_what_was_typed(model_file: Path, tmp_path: Path, monk
     planned = following("plan", model_file, "-o", "plan.json", "--ratio", "0.5", *data, *reading, "--samples", "8")
     assert holds(planned, "apply", model_file, "plan.json") and holds(planned, "--samples", "8")
     assert holds(run(planned), "--data", "TEST_DATA") and not holds(run(planned), "--samples", "8")
+    diluted = following("dilute", model_file, "-o", "d.onnx", "--rate", "0.5", *data, *reading)
+    assert holds(diluted, "evaluate", model_file, "d.onnx") and holds(diluted, *reading[:2])
+    targets = "--targets", "macs=80%:60%:20%", "--test-data", "raw data.npz", "--min-channels", "2"
+    swept = following("sweep", model_file, *targets, *data, *reading)
+    assert holds(swept, *data) and holds(swept, "--min-channels", "2") and holds(swept, "--target", "macs=60%")
+    assert invoke(*swept).exit_code == 0
     timed = following("profile", model_file, "-o", "cpu.json", "--threads", "1", "--batch", "2")
     assert holds(timed, "--threads", "1") and holds(timed, "--batch", "2") and holds(timed, "--device-profile", "cpu.json")
 

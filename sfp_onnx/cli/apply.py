@@ -18,7 +18,8 @@ FORMS = ("report", "card", "fp16", "quantize", "save_ort", "locked")
 
 @take.command(
     "apply", take.model_argument, take.argument("plan"), take.output_option, take.data_option, DataOptions, MeasureOptions, RepairOptions,
-    OutputOptions, InspectOptions, take.verify_option, take.json_option, skip=(*FORMS, "input_shapes", *EXPANSIONS))  # fmt: skip
+    OutputOptions, InspectOptions, take.verify_option, take.threads_option, take.json_option,
+    skip=(*FORMS, "input_shapes", *EXPANSIONS))  # fmt: skip
 def command(model: Path, plan: Path, output: Path, custom_ops: tuple[str, ...], verify: bool, as_json: bool, **options: Any) -> None:
     """Cut a model as a plan says.
 

@@ -8,16 +8,18 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 from xml.sax.saxutils import escape, quoteattr
 
 import click
 from click.core import ParameterSource
 
+from ..core import options as records
 from ..core.errors import OptionError, SfpError, TargetError
 from ..core.options import AMOUNT, CHANNELS, DATA, OUTPUT, RUN, DataOptions, InspectOptions, MeasureOptions, OptionFacts, RepairOptions
 from ..evaluation import Verdict
 from ..graph.save import write_text
+from ..runtime import using_threads
 from ..scores.scoring import SCORE_NAMES, asked
 from .common import FILE as FILE, Command, Option, say
 
@@ -138,6 +140,17 @@ json_option = option("--json", "as_json", is_flag=True, help="Print JSON.", sect
 verify_option = option(
     "--verify/--no-verify", default=True, show_default=True, help="Compare with the masked original before writing.", section=RUN,
     advanced=True)  # fmt: skip
+
+
+def threads_option(function: Callable[..., Any]) -> Decorator:
+    """--threads, to which the whole command keeps."""
+
+    @wraps(function)
+    def kept(*args: Any, threads: int, **kwargs: Any) -> Any:
+        with using_threads(threads):
+            return function(*args, **kwargs)
+
+    return cast(Decorator, some(records.PlanOptions, "threads")(kept))
 
 
 def _score(text: str) -> str:

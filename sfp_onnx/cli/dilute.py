@@ -11,9 +11,10 @@ from ..core.options import EXPANSIONS, OUTPUT, DataOptions, InspectOptions, Meas
 from ..methods.dilution.connections import removed_share
 from ..methods.dilution.stages import Diluted, DiluteOptions, dilute
 from ..report import number
-from ..report.text import accuracy_text, evaluation_text, sizes_text, table
+from ..report.text import accuracy_text, evaluation_text, sizes_text, table, traced_text
 from . import arguments as take
 from .common import answer, bar, say
+from .prune import to_evaluate
 
 
 @take.command(
@@ -21,8 +22,8 @@ from .common import answer, bar, say
     take.option("--store", type=click.Choice(["dense", "sparse"]), default="dense", show_default=True, section=OUTPUT,
                 help="sparse: weights as sparse initializers where that is smaller."),
     take.data_option, take.file_option("--test-data", help="Held-out data: report accuracy before and after."), DataOptions, MeasureOptions,
-    InspectOptions, take.file_option("--manifest", help="Write versions, hashes, options and layers as JSON."), take.json_option,
-    skip=EXPANSIONS)  # fmt: skip
+    InspectOptions, take.file_option("--manifest", help="Write versions, hashes, options and layers as JSON."),
+    take.threads_option, take.json_option, skip=EXPANSIONS)  # fmt: skip
 def command(model: Path, output: Path, manifest: Path | None, store: str, as_json: bool, **options: Any) -> None:
     """Zero connections (kernels, weights) without changing a shape.
 
@@ -38,6 +39,8 @@ def command(model: Path, output: Path, manifest: Path | None, store: str, as_jso
     if result.evaluation:
         answer(accuracy_text(result.evaluation))
         say(evaluation_text(result.evaluation))
+    else:
+        to_evaluate(model, output)
 
 
 def _show(result: Diluted, output: Path, store: str) -> None:
@@ -55,6 +58,8 @@ def _show(result: Diluted, output: Path, store: str) -> None:
     answer(f"{share:.1%} of the weights of {len(result.layers)} layers are zero; {len(result.skipped)} layers skipped")
     if result.cut:
         answer(sizes_text(result.before, result.after))
+    if traced := traced_text(result.manifest["traced"]):
+        answer(f"({traced})")
     before, after = result.manifest["model"]["bytes"], result.manifest["output"]["bytes"]
     answer(f"file {number(before)}B -> {number(after)}B ({after / before:.1%}, stored {store})")
     checks = "".join(f"; {step}: relative difference {error:.1e}" for step, error in result.checks.items())

@@ -14,7 +14,8 @@ from .common import answer, bar, say
 
 @take.command(
     "score", take.model_argument, take.file_option("--save", help="Write scores (and class profiles) as .npz."), take.data_option,
-    take.score_option, DataOptions, InspectOptions, RepairOptions, take.json_option, skip=("fit", "force"))  # fmt: skip
+    take.score_option, DataOptions, InspectOptions, RepairOptions, take.threads_option,
+    take.json_option, skip=("fit", "force"))  # fmt: skip
 def command(model: Path, save: Path | None, as_json: bool, **options: Any) -> None:
     """Score all channels that can be pruned; change nothing.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from ..report.points import joined, points_of
 from ..report.text import points_text
 from . import arguments as take
 from .common import answer, bar, say
+
+PLANNED = {field.name for field in fields(PlanOptions)}
+SWEPT = take.READING | take.TRACING | take.MEANING | PLANNED | {"test_data", "score", "fit"}  # what `prune` takes, too
 
 
 @take.command(
@@ -60,6 +64,8 @@ def command(
         answer(data)
     if report is not None and not join:
         say(f"report: {report}")
+    if len(model) == 1 and not join and not as_json:
+        _next(model[0], swept[0])
     if failed:
         raise failed[0]
 
@@ -103,3 +109,11 @@ def _told(data: Mapping[str, Any], as_json: bool) -> None:
             say(f"{point.target}: {point.failure}")
     if data.get("failure"):
         say(f"failed: {data['failure']}")
+
+
+def _next(model: Path, data: Mapping[str, Any]) -> None:
+    """Say how to get the model of the smallest point that was reached."""
+    reached = [point.target for point in points_of(data)[1:] if not point.failure]
+    if reached:
+        words = (model, "-o", f"{model.stem}-pruned.onnx", "--target", reached[-1])
+        take.following("prune", *words, names=SWEPT, missing="--data FOLDER_OR_NPZ")

@@ -182,6 +182,18 @@ def pixels(text: str) -> tuple[int, ...]:
     return tuple(int(item) for item in re.split("[x,]", text.strip()))
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """``3/16``: the number of a part, and how many there are.
+
+    Raises:
+        OptionError: not of that form.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise OptionError(f"--part {text}: expected number/parts from 1 on, such as 3/16")
+    return int(match[1]), int(match[2])
+
+
 def confidence(text: str) -> float:
     """``95%``, or the share itself: from 0.5 to below 1."""
     match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(%?)\s*", text)
@@ -282,7 +294,7 @@ class MeasureOptions(Checked):
 
     task: str | None = rare(
         None, "What the judged output is for.  [default: from the graph, names, values and labels]", DATA,
-        choices=("classify", "segment", "detect", "embed", "regress"))  # fmt: skip
+        choices=("classify", "multilabel", "segment", "detect", "embed", "regress"))  # fmt: skip
     output_name: str | None = rare(None, "The output that is judged.  [default: the first whose meaning is known]", DATA, metavar="NAME")
     metric: str | None = rare(
         None, "What is judged by: top-1, mean IoU, mAP, cosine, centred error ..., or function(outputs, labels) -> float, larger is "

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.system import quiet
 from ..core.types import BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
-from ..data.dataset import Dataset, Source, open_data
+from ..data.dataset import Dataset, Source, one_by_one, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
 from ..graph.edit import with_projections
@@ -126,7 +126,7 @@ def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset
     """Open data for a model; see `sfp_onnx.open_data` for the options."""
     if source is None or isinstance(source, Dataset):
         return source
-    return open_data(source, inputs(model), **options)
+    return one_by_one(model, open_data(source, inputs(model), **options))
 
 
 def inspect(
@@ -236,9 +236,14 @@ def pass_batches(analysis: Analysis, data: Dataset) -> Iterator[Batch]:
 
 def feeds_of(analysis: Analysis, data: Dataset) -> Iterator[Feeds]:
     """Inputs in batches that are small enough to hold their activations, and (if possible) at least eight."""
-    if not data.fixed:
-        data = replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
-    return (feeds for feeds, _ in data.batches())
+    return (feeds for feeds, _ in batched(analysis, data).batches())
+
+
+def batched(analysis: Analysis, data: Dataset) -> Dataset:
+    """The data in the batches of `feeds_of`."""
+    if data.fixed:
+        return data
+    return replace(data, batch=max(1, min(BATCH, batch_size(analysis, data), data.samples // LEAST_BATCHES)))
 
 
 def batch_size(analysis: Analysis, data: Dataset) -> int:

@@ -197,7 +197,10 @@ def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dic
     yield with_samples(ports, feeds, traced_samples(ports, now) + 1)
 
 
-def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared:
+def _prepared(
+    model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data: Mapping[str, Array] | None, ways: tuple[str, ...] = ()
+) -> graph.Prepared:  # fmt: skip
+    """The model with the constant parts folded, and its trace; ``ways``: branches that were chosen on the way (nested ones later)."""
     ports = graph.inputs(model)
     observe = _observer(model, types)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
@@ -215,11 +218,12 @@ def _prepared(model: graph.Model, types: Mapping[str, Any], shapes: Shapes, data
         trace = _compare(first, others, trusted)
         chosen = _decided(model, trace)
         if chosen:
-            names = [f"{graph.nodes(model)[index].name} ({'then' if way else 'else'})" for index, way in chosen.items()]
-            shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
-            log.info(f"Note: declared shapes or constants choose one branch for all inputs, and the other one goes: {shown}")
+            ways += tuple(f"{graph.nodes(model)[index].name} ({'then' if way else 'else'})" for index, way in chosen.items())
             model = decided(model, chosen)
-            return _prepared(model, tensor_types(model), shapes, data)
+            return _prepared(model, tensor_types(model), shapes, data, ways)
+        if ways:
+            shown = ", ".join(ways[:SHOWN]) + (", ..." if ways[SHOWN:] else "")
+            log.info(f"Note: declared shapes or constants choose one branch for all inputs, and the other one goes: {shown}")
         final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
         nodes = tuple(graph.nodes(final))
         return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types, model)

@@ -19,7 +19,7 @@ from ..graph import Model, inputs, outputs as model_outputs
 from ..rules.registry import training_nodes
 from ..runtime import Batch, Batches
 from . import Preprocessing
-from .dataset import Dataset, Source, open_data
+from .dataset import Dataset, Source, one_by_one, open_data
 from .images import CONFIG, hub_config, is_images, preset
 from .readings import Change, readings
 
@@ -55,6 +55,7 @@ def opened(
     shape = next((port.shape or () for port in model_outputs(model)), ())
     classes = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
     data = open_data(source, inputs(model), steps, options.labels, options.samples, options.seed, options.classes, classes)
+    data = one_by_one(model, data)
     if data.samples < FEW and options.samples is None:
         notes.append(f"{data.samples} samples are few: 200 to 2000 typical ones make scores, repair and figures sure")
     for note in (*notes, *data.notes):
@@ -126,8 +127,7 @@ def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = Measur
     Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
     is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
     loses by two and a half standard errors (McNemar); or if it wins more than it loses, and the log probabilities of the labels are
-    greater by as many. Measured with five usual normalisations on four networks (of 32 x 32 and 224 x 224 pixels): never said of the right
-    one, and of wrong ones that cost 2 to 5 points in about half of the cases.
+    greater by as many. Few samples show large costs only; which, of five usual normalisations: ``python benchmarks/readings.py``.
     """
     if data.classes is None or data.samples < FEWEST:
         return []

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError, OptionError
+from ..core.errors import DataError, ModelError, OptionError
 from ..core.options import expect
 from ..core.types import Array, IntArray, Port, Shown
-from ..runtime import Batch
+from ..graph import Model
+from ..runtime import Batch, open_model
 from . import Opened, Preprocessing, Reader
 from .classes import read_classes
 from .images import Labelling, is_images, open_images
+from .layout import may_be_single
 from .readers import check_labels, is_call, load_labels, open_call, open_source
 
 BATCH = 64
@@ -90,6 +92,21 @@ class Dataset(Shown):
             feeds = {port.name: self._fed(port, array, start, padding) for port, array in zip(self.ports, arrays, strict=True)}
             yield Batch.padded(feeds, count, padding)
             start += count
+
+    @property
+    def runs(self) -> int:
+        """How many batches there are."""
+        return len(self._chunks())
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of every batch, with padding."""
+        return [self.batch if self.fixed else len(chunk) for chunk in self._chunks()]
+
+    def stretch(self, first: int, last: int) -> Dataset:
+        """The samples of some batches, which are the same batches again."""
+        ends = np.cumsum([0, *map(len, self._chunks())])
+        return self.part(np.arange(ends[first], ends[last]))
 
     def _chunks(self) -> list[IntArray]:
         """Samples that run together."""
@@ -216,3 +233,25 @@ def _check_port(port: Port, reader: Reader, steps: Preprocessing, opened: Opened
 def _fits(expected: Sequence[int | str | None], shape: Sequence[int], axis: int | None) -> bool:
     sizes = enumerate(zip(expected, shape, strict=False))
     return len(expected) == len(shape) and all(number == axis or not isinstance(dim, int) or dim == size for number, (dim, size) in sizes)
+
+
+def one_by_one(model: Model, data: Dataset) -> Dataset:
+    """The same data, in runs of one sample each if the model takes two at once in no way: an input without an axis for samples holds the
+    state of a single one."""
+    single = may_be_single(data.ports, data.axes)
+    pairs = np.arange(1, data.samples) if data.groups is None else 1 + np.flatnonzero(np.diff(data.groups[data.indices]) == 0)
+    if not single or not len(pairs):
+        return data
+    two, alone = data.part(pairs[0] + np.arange(-1, 1)), replace(data, batch=1, fixed=True)
+    try:
+        session = open_model(model)
+        session.run(next(alone.batches())[0])
+    except ModelError:
+        return data  # who really needs to run the model says it better
+    try:
+        session.run(next(two.batches())[0])
+    except ModelError:
+        named = " and ".join(f"'{port.name}' {list(port.shape or ())}" for port in single)
+        note = f"{named} belong{'s' * (len(single) == 1)} to one sample, and the model takes no two: samples run one by one"
+        return replace(alone, notes=(*data.notes, note))
+    return data

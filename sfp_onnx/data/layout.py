@@ -102,6 +102,8 @@ def _placed(port: Port, shapes: Sequence[Shape], counts: Sequence[int], symbol: 
         return 0 if dims else None  # what does not fit is told by who checks shapes
     sure = [axis for axis, dim in enumerate(dims) if symbol and dim == symbol]
     options = sure or [axis for axis, dim in enumerate(dims) if not isinstance(dim, int) or dim == size]
+    if not sure and any(count != 1 for count in counts):
+        options += [axis for axis, dim in enumerate(dims) if dim == 1 and axis not in options]  # runs of one sample each
     for wanted in (counts, [1] * len(counts)) if sure else (counts,):
         for axis in options:
             if all(shape[axis] == count for shape, count in zip(shapes, wanted, strict=True)):
@@ -121,6 +123,13 @@ def rows_of(array: Array, axis: int | None, port: Port, count: int) -> Array:
         return array if len(array) == count else np.broadcast_to(array, (count, *array.shape[1:]))
     each = port.shape is not None and array.ndim == len(port.shape) + 1 and len(array) == count
     return array if each else np.broadcast_to(array, (count, *array.shape))
+
+
+def may_be_single(ports: Sequence[Port], axes: Axes) -> list[Port]:
+    """Inputs that may hold the state of a single sample, though others leave the number of samples open: a dimension is fixed to 1, and
+    none is that of the samples."""
+    open_ = any(axes.get(port.name, 0) is not None and not all(isinstance(dim, int) for dim in port.shape or (None,)) for port in ports)
+    return [port for port in ports if open_ and axes.get(port.name, 0) is None and len(port.shape or ()) > 1 and 1 in (port.shape or ())]
 
 
 def count_of(axes: Axes, run: Mapping[str, Shape]) -> int:

@@ -72,9 +72,10 @@ MAIN = {  # what a meaning is judged by: with labels that fit, without, and as t
     Kind.EMBEDDING: ("cosine", "cosine", "cosine"), Kind.NUMBERS: ("error to labels", "centred error", "centred error"),
     Kind.BOXES: ("mAP", "matched boxes", "matched boxes"), Kind.UNKNOWN: ("centred error",) * 3,
     Kind.INTEGERS: ("equal integers",) * 3, Kind.OTHER: ("equal values",) * 3,
+    Kind.MARKS: ("class IoU", "class IoU to the original", "centred error"),
 }  # fmt: skip
 TITLES = {"agreement": "agreement with the original"}  # what people are told instead of the name
-FIXED = {Kind.CLASSES, Kind.MAP, Kind.EMBEDDING, Kind.NUMBERS}  # of one shape
+FIXED = {Kind.CLASSES, Kind.MAP, Kind.MARKS, Kind.EMBEDDING, Kind.NUMBERS}  # of one shape
 FIELDS = {"top1": "top-1", "agreement": "agreement", "kl": "KL divergence"}
 
 
@@ -370,7 +371,7 @@ def unknown_meaning(reading: Reading, asker: str) -> None:
         OptionError: what was seen, and what to give.
     """
     if reading.judged.kind in (Kind.UNKNOWN, Kind.OTHER) and reading.metric is None:
-        ways = "--task classify, segment, detect, embed or regress, --output-name NAME for another output, or --metric"
+        ways = "--task classify, multilabel, segment, detect, embed or regress, --output-name NAME for another output, or --metric"
         raise OptionError(f"{asker}: nothing says what is right or wrong in {reading.judged!s}. Say what it is: {ways}.")
 
 

@@ -23,6 +23,7 @@ class Kind(Enum):
 
     CLASSES = "class scores"
     MAP = "class map"
+    MARKS = "multi-label scores"
     EMBEDDING = "embedding"
     NUMBERS = "numbers"
     BOXES = "boxes with scores"
@@ -31,16 +32,17 @@ class Kind(Enum):
     UNKNOWN = "numbers of unknown meaning"
 
 
-TASKS = {"classify": Kind.CLASSES, "segment": Kind.MAP, "detect": Kind.BOXES, "embed": Kind.EMBEDDING, "regress": Kind.NUMBERS}
-ONE_EACH = {Kind.CLASSES, Kind.MAP}
+TASKS = {"classify": Kind.CLASSES, "segment": Kind.MAP, "detect": Kind.BOXES, "embed": Kind.EMBEDDING, "regress": Kind.NUMBERS,
+         "multilabel": Kind.MARKS}  # fmt: skip
+ONE_EACH = {Kind.CLASSES, Kind.MAP}  # one class for each sample or place
 LEAST = 1e-12  # probabilities below are taken as this
 
 
 @dataclass(frozen=True)
 class Meaning:
     """What ``outputs`` (one; of boxes, several together) are, and the ``reason``. Of class scores and maps: ``axis`` is that of the
-    ``classes`` (how many there are), None where the values are class numbers, or marks that hold above ``threshold``. ``labelled``: the
-    labels of the data fit it."""
+    ``classes`` (how many there are), None where the values are class numbers, or marks that hold above ``threshold``. Of multi-label
+    scores: the axis of the classes, each of which holds above the threshold. ``labelled``: the labels of the data fit it."""
 
     outputs: tuple[str, ...]
     kind: Kind
@@ -63,7 +65,9 @@ class Meaning:
         return f"output{'s' * (len(self.outputs) > 1)} {self.name} read as {self.kind.value} ({self.reason})"
 
     def answers(self, array: Array) -> Array:
-        """Class numbers: of class scores (N,), of a map (N, ...)."""
+        """Class numbers: of class scores (N,), of a map (N, ...); of multi-label scores whether each holds, in their shape."""
+        if self.kind is Kind.MARKS:
+            return array > self.threshold
         if self.axis is not None:
             array = array.argmax(self.axis)
         elif self.threshold is not None:
@@ -131,6 +135,10 @@ class _Seen:
         """Sizes over 1 of a sample's values."""
         return tuple(size for size in self.array.shape[1:] if size > 1)
 
+    def like(self, shape: tuple[int, ...]) -> bool:
+        """Whether a sample's values have this shape, but for sizes of 1."""
+        return tuple(size for size in shape if size > 1) == self.inner
+
     def named(self, pattern: str) -> bool:
         """Whether the name says so."""
         return re.search(pattern, self.name.lower()) is not None
@@ -172,9 +180,26 @@ def _by_tail(seen: _Seen, base: Meaning) -> Meaning | None:
         return replace(base, reason=f"{operator} sorts them")
     if says == "unit":
         return replace(base, kind=Kind.EMBEDDING, reason=operator)
-    if says == "marks" and len(seen.inner) > 1 and seen.array.shape[1] > 1:
-        return replace(base, reason=f"{operator} over several channels: an image, or marks")
+    shape = seen.array.shape
+    if says == "marks" and (seen.inner == shape[1:2] or (len(seen.inner) > 1 and 1 not in (shape[1], shape[-1]))):
+        marks, alike = _marks(seen, base, f"{operator}: each class on its own"), seen.labels is None or seen.like(seen.labels.shape[1:])
+        if (seen.labels is None or seen.labels.dtype.kind == "f") and len(seen.inner) == 3 and marks.classes in COLOURS:
+            return replace(base, reason=f"{operator} over {marks.classes} channels: an image, or --task multilabel")
+        return marks if alike else _classes(seen, base, operator)
     return _classes(seen, base, operator, marks=says == "marks") if says in ("classes", "marks") else None
+
+
+IGNORED = 255  # a label that marks nothing
+COLOURS = (3, 4)  # channels of images
+
+
+def _marks(seen: _Seen, base: Meaning, reason: str) -> Meaning:
+    """Scores of classes of which several may hold at once."""
+    array = seen.array
+    axes = [axis for axis in range(1, array.ndim) if array.shape[axis] > 1]
+    axis = min((axes[0], axes[-1]), key=lambda axis: array.shape[axis])
+    threshold = 0.5 if array.size and array.min() >= 0 and array.max() <= 1 else 0.0
+    return replace(base, kind=Kind.MARKS, reason=reason, axis=axis, classes=array.shape[axis], threshold=threshold)
 
 
 def _by_name(seen: _Seen, base: Meaning) -> Meaning | None:
@@ -200,6 +225,12 @@ def _by_labels(seen: _Seen, found: Meaning) -> Meaning:
     if labels is None:
         return found
     shape = labels.shape[1:]
+    several = found.kind is Kind.UNKNOWN and len(shape) == 1 and shape == seen.array.shape[1:] and labels.dtype.kind in "iub"
+    if several and labels.size and labels.min() >= 0 and labels.max() <= 1 and (labels.sum(1) != 1).any():
+        found = _marks(seen, found, "labels that fit")
+    if found.kind is Kind.MARKS:
+        known = labels[(labels >= 0) & (labels != IGNORED)]
+        return replace(found, labelled=seen.like(shape) and bool(len(known)) and bool(known.max() <= 1))
     if labels.dtype.kind in "iu" and found.kind is not Kind.NUMBERS:
         low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
         if found.kind is Kind.UNKNOWN and not shape and len(seen.inner) == 1 and low >= 0 and high < seen.inner[0]:
@@ -280,7 +311,7 @@ def read(
     if boxes is not None:
         boxes = replace(boxes, labelled=labels is not None and labels.ndim == 3 and labels.shape[2] >= 5)
         meanings = [replace(own, kind=Kind.UNKNOWN, reason="", labelled=False) if own.outputs[0] in boxes.outputs and own.kind
-                    in ONE_EACH else own for own in meanings]  # fmt: skip
+                    in {*ONE_EACH, Kind.MARKS} else own for own in meanings]  # fmt: skip
         meanings.insert(0, boxes)
     wanted = [item for item in meanings if options.output_name in (None, *item.outputs)]
     judged = _chosen(wanted)
@@ -301,7 +332,8 @@ def read(
 def _chosen(meanings: Sequence[Meaning]) -> Meaning:
     """The one to judge by: what labels fit, else the first whose meaning is known (scores before class numbers), else
     the first."""
-    order = [(Kind.BOXES,), (Kind.CLASSES, Kind.MAP, Kind.EMBEDDING, Kind.NUMBERS), (Kind.UNKNOWN,), (Kind.INTEGERS,), (Kind.OTHER,)]
+    known = (Kind.CLASSES, Kind.MAP, Kind.MARKS, Kind.EMBEDDING, Kind.NUMBERS)
+    order = [(Kind.BOXES,), known, (Kind.UNKNOWN,), (Kind.INTEGERS,), (Kind.OTHER,)]
 
     def rank(own: Meaning) -> tuple[bool, int, bool]:
         return not own.labelled, next(place for place, kinds in enumerate(order) if own.kind in kinds), own.axis is None
@@ -311,13 +343,16 @@ def _chosen(meanings: Sequence[Meaning]) -> Meaning:
 
 def _as_task(seen: _Seen, found: Meaning, task: Kind, options: MeasureOptions) -> Meaning:
     """An output read as the task says."""
-    base, reason = replace(found, kind=Kind.UNKNOWN, reason="", labelled=False), f"--task {options.task}"
+    base = replace(found, kind=Kind.UNKNOWN, reason="", labelled=False, axis=None, classes=0, threshold=None)
+    reason = f"--task {options.task}"
     fits = seen.array.dtype.kind in "fiub" and (task is Kind.NUMBERS or seen.rows)
     if task in ONE_EACH and fits:
         made = _classes(seen, base, reason)
         fits = made.kind is task or (task is Kind.MAP and not seen.inner)
         return _by_labels(seen, replace(made, kind=task)) if fits else _refused(found, options)
-    if not fits or task is Kind.BOXES or (task is Kind.EMBEDDING and not seen.inner):
+    if task is Kind.MARKS and fits and seen.inner and seen.array.dtype.kind == "f":
+        return _by_labels(seen, _marks(seen, base, reason))
+    if not fits or task in (Kind.BOXES, Kind.MARKS) or (task is Kind.EMBEDDING and not seen.inner):
         return _refused(found, options)
     return _by_labels(seen, replace(base, kind=task, reason=reason))
 
@@ -339,7 +374,7 @@ def _check_labels(judged: Meaning, labels: Array | None, place: str) -> None:
         hint += " If the output holds no class scores, give --task." if row else ""
         raise DataError(f"{place}: labels run from {low} to {high}, but the model has classes 0 to {classes - 1}.{hint}")
     if not row:
-        hint = "If they are one-hot, give their argmax(1); if several hold at once, --task regress takes the error to them"
+        hint = "If they are one-hot, give their argmax(1); if several hold at once, --task multilabel"
         hint = "Save them as integers: labels.astype(int)" if labels.ndim == 1 else hint
         found = f"found {labels.dtype} of shape {list(labels.shape)}"
         raise DataError(f"{place}: labels of {judged.kind.value} must be one integer per sample, {found}. {hint}.")

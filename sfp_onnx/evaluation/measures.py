@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.types import Array, BoolArray, FloatArray
 from . import boxes
-from .meaning import Kind, Meaning, log_probabilities
+from .meaning import IGNORED, Kind, Meaning, log_probabilities
 
 PARTS = 20  # of the samples, left out in turn
 MOST_CHANNELS = 1 << 14
@@ -190,7 +190,8 @@ def _mean_iou(rows: FloatArray) -> tuple[float, float]:
     _, places = np.unique(rows[:, 0], return_inverse=True)
     sums = [np.bincount(places.reshape(-1), rows[:, column]) for column in range(1, 5)]
     shares = [sums[place][sums[place + 1] > 0] / sums[place + 1][sums[place + 1] > 0] for place in (0, 2)]
-    return float(shares[0].mean()), float(shares[1].mean())
+    old, new = (float(own.mean()) if len(own) else 1.0 for own in shares)  # nothing is marked, and nothing should be
+    return old, new
 
 
 def _iou(pair: Pair) -> FloatArray | None:
@@ -216,6 +217,56 @@ def _iou(pair: Pair) -> FloatArray | None:
 measure("mean IoU", Kind.MAP, value=_mean_iou, labelled=True, does="intersection over union with the labels, mean over the classes")(_iou)
 measure("mean IoU to the original", Kind.MAP, value=_mean_iou, does="the same with the original's class map for labels")(
     lambda pair: _iou(Pair(pair.meaning, pair.old, pair.new, None, pair.first, pair.count))
+)
+
+
+# ---- multi-label scores -----------------------------------------------------------------------------------------------
+
+
+def _decided(pair: Pair) -> tuple[BoolArray, BoolArray, BoolArray, BoolArray]:
+    """What holds by the labels (without labels, by the original), by the original and by the model, and which labels count (not 255, not
+    below 0): (samples, classes, places) each."""
+    labels = pair.meaning.answers(pair.old[0]) if pair.labels is None else pair.labels.reshape(pair.old[0].shape)
+    every = (labels > 0.5, *(pair.meaning.answers(part[0]) for part in (pair.old, pair.new)), (labels >= 0) & (labels != IGNORED))
+    moved = (np.moveaxis(part, pair.meaning.axis or 1, 1) for part in every)
+    truth, old, new, known = (part.reshape(*part.shape[:2], -1) for part in moved)
+    return truth, old, new, known
+
+
+def _shared(pair: Pair) -> FloatArray | None:
+    """For every sample and each class that holds in it: how much of it both and either of labels and decisions have."""
+    if not pair.alike:
+        return None
+    truth, old, new, known = _decided(pair)
+    figures = [sums for own in (old, new) for sums in ((truth & own & known).sum(2), ((truth | own) & known).sum(2))]
+    row, label = np.nonzero(figures[1] + figures[3])
+    row, label = (row, label) if len(row) else (np.zeros(1, np.int64),) * 2
+    return np.stack([pair.first + row, label, *(figure[row, label] for figure in figures)], 1).astype(np.float64)
+
+
+@measure("equal decisions", Kind.MARKS, value=_ratio, summed=True,
+         does="share of classes (at every place) that hold for the model as for the original")  # fmt: skip
+def _equal_decisions(pair: Pair) -> FloatArray | None:
+    if not pair.alike:
+        return None
+    _, old, new, _ = _decided(pair)
+    whole = np.full(len(old), old[0].size)
+    return pair.rows(whole, whole, (old == new).sum((1, 2)))
+
+
+@measure("right decisions", Kind.MARKS, value=_ratio, labelled=True, summed=True,
+         does="share of classes (at every place) that hold as the labels say")  # fmt: skip
+def _right_decisions(pair: Pair) -> FloatArray | None:
+    if not pair.alike:
+        return None
+    truth, old, new, known = _decided(pair)
+    return pair.rows(known.sum((1, 2)), *(((own == truth) & known).sum((1, 2)) for own in (old, new)))
+
+
+measure("class IoU", Kind.MARKS, value=_mean_iou, labelled=True,
+        does="intersection over union of where a class holds with the labels, mean over the classes")(_shared)  # fmt: skip
+measure("class IoU to the original", Kind.MARKS, value=_mean_iou, does="the same with the original's decisions for labels")(
+    lambda pair: _shared(Pair(pair.meaning, pair.old, pair.new, None, pair.first, pair.count))
 )
 
 
@@ -304,7 +355,8 @@ def _relative(rows: FloatArray) -> tuple[float, float]:
     return float(np.sqrt((old**2).mean())), float(np.sqrt((new**2).mean()))
 
 
-@measure("centred error", Kind.CLASSES, Kind.MAP, Kind.EMBEDDING, Kind.NUMBERS, Kind.UNKNOWN, value=_relative, larger=False, summed=True,
+@measure("centred error", Kind.CLASSES, Kind.MAP, Kind.MARKS, Kind.EMBEDDING, Kind.NUMBERS, Kind.UNKNOWN, value=_relative,
+         larger=False, summed=True,
          does="root mean square difference to the original, by the spread of each channel over the samples")  # fmt: skip
 def _error(pair: Pair) -> FloatArray | None:
     if not pair.floating or not pair.old[0].size:

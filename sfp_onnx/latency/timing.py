@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from .. import graph
-from ..core.errors import OptionError
+from ..core.errors import ModelError, OptionError
 from ..core.types import Array
 from ..coupling.analysis import Analysis
-from ..data.layout import traced_samples, with_samples
-from ..runtime import Session, Setup, interleaved, open_timed, steady_clock
+from ..data.layout import may_be_single, sample_axes, traced_samples, with_samples
+from ..runtime import Session, Setup, interleaved, open_model, open_timed, steady_clock
 
 REPEATS, MOST_REPEATS, TIMING_SECONDS = 50, 600, 3.0
 
@@ -81,4 +81,11 @@ def timing_feeds(analysis: Analysis, batch: int) -> dict[str, Array]:
     count = traced_samples(ports, {name: array.shape for name, array in feeds.items()})
     if batch not in (1, count):
         raise OptionError(f"--batch {batch}: the model has the fixed batch size {count}")
+    axes = sample_axes(ports, [{name: array.shape for name, array in traced.items()}])
+    if batch > 1 and (single := may_be_single(ports, axes)):
+        try:
+            open_model(analysis.model).run(feeds)
+        except ModelError as error:
+            named = " and ".join(f"'{port.name}'" for port in single)
+            raise OptionError(f"--batch {batch}: {named} has the fixed batch size 1, and the model takes no other with it") from error
     return feeds

@@ -73,27 +73,36 @@ def read_library(path: str | Path) -> Library:
 
 
 def checked(path: str | Path, model: Model, groups: Sequence[Group], asked: Mapping[str, Any]) -> Library:
-    """The library of a model, as ``asked`` for: recorded facts, of which those count that both sides know.
+    """The library of a model, as ``asked`` for (see `compare`).
 
     Raises:
         DataError: no such file, or another one. PlanError: it was made of another model, with other data, options or versions; which.
     """
     library = read_library(path)
-    if library.model_sha256 != model.sha256:
-        both = f"SHA-256 {library.model_sha256[:12]}..., that of {model.name} is {model.sha256[:12]}..."
-        raise PlanError(f"{path}: the library was made of another model: {both}. Make it of this model with --save-library.")
-    now = versions()
-    pairs = {f"version of {name}": (library.versions.get(name), now[name]) for name in now}
-    pairs |= {what: (_flat(library.recorded).get(what), value) for what, value in _flat(asked).items()}
-    differ = [f"{what}: {then} then, {value} now" for what, (then, value) in pairs.items() if then != value]
-    if differ:
-        advice = "Ask for the same, or make it again with --save-library."
-        raise PlanError(f"{path}: the library was made otherwise: {'; '.join(differ)}. {advice}")
+    compare(f"{path}: the library was made", vars(library), model, asked)
     finite = np.isfinite(library.scores).all() and library.scores.shape == (sum(group.width for group in groups),)
     widths = {group.name: group.width + 1 for group in groups}
     if not finite or any(row.shape != (widths.get(name),) for name, row in library.errors.items()):
         raise DataError(f"{path}: the library is damaged: its scores are not those of this model. Make it again with --save-library.")
     return library
+
+
+def compare(made: str, facts: Mapping[str, Any], model: Model, asked: Mapping[str, Any]) -> None:
+    """Refuse what was measured of another model, with other versions, or otherwise than it is asked for now; what is recorded counts as
+    far as both sides know it. ``made`` begins the message.
+
+    Raises:
+        PlanError: what differs.
+    """
+    if facts["model_sha256"] != model.sha256:
+        both = f"SHA-256 {facts['model_sha256'][:12]}..., that of {model.name} is {model.sha256[:12]}..."
+        raise PlanError(f"{made} of another model: {both}. Make it again, of this model.")
+    now, then = versions(), _flat(facts["recorded"])
+    pairs = {f"version of {name}": (facts["versions"].get(name), now[name]) for name in now}
+    pairs |= {what: (then.get(what), value) for what, value in _flat(asked).items()}
+    differ = [f"{what}: {old} then, {new} now" for what, (old, new) in pairs.items() if old != new]
+    if differ:
+        raise PlanError(f"{made} otherwise: {'; '.join(differ)}. Ask for the same, or make it again.")
 
 
 def _flat(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,9 +113,8 @@ def _flat(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**plain, **nested}.items() if key not in (*parts, "data name")}
 
 
-def traced_as(path: str | Path, options: InspectOptions) -> InspectOptions:
-    """How a model is traced without the data: with the shapes that the library's scores were measured on."""
-    recorded = read_library(path).recorded
+def traced_as(recorded: Mapping[str, Any], options: InspectOptions) -> InspectOptions:
+    """How a model is traced without the data: with the shapes that something was measured on."""
     layernorm, projected = (bool(getattr(options, name) or recorded.get(name)) for name in ("cut_layernorm", "expand_outputs"))
     shapes = options.input_shapes or recorded.get("sample_shapes")
     return replace(options, input_shapes=shapes, cut_layernorm=layernorm, expand_outputs=projected)

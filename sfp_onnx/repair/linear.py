@@ -189,28 +189,33 @@ class Gathered:
     sums; if so many never come, they stay what they are."""
 
     def __init__(self, blocks: int, inputs: int, outputs: int) -> None:
-        self._shape = (blocks, inputs, outputs)
-        self._normal: Normal | None = None
+        self.shape = (blocks, inputs, outputs)
+        self.normal: Normal | None = None
         self._waiting: list[tuple[Array, Array]] = []
+
+    @property
+    def waiting(self) -> list[Array]:
+        """Rows that are not multiplied yet."""
+        return [rows for rows, _ in self._waiting]
 
     def add(self, rows: Array, errors: Array) -> None:
         """Rows (g, n, k) with errors (g, n, o), float32."""
         self._waiting.append((rows, errors))
-        if sum(waiting.shape[1] for waiting, _ in self._waiting) >= self._shape[1]:
-            self._normal = self._normal or Normal.empty(*self._shape)
+        if sum(waiting.shape[1] for waiting, _ in self._waiting) >= self.shape[1]:
+            self.normal = self.normal or Normal.empty(*self.shape)
             self.sums()
 
     def sums(self) -> Normal | Samples:
         """All of them."""
-        blocks, inputs, outputs = self._shape
+        blocks, inputs, outputs = self.shape
         nothing = np.zeros((blocks, 0, inputs), np.float32), np.zeros((blocks, 0, outputs), np.float32)
         pieces = zip(*(self._waiting or [nothing]), strict=True)
         rows, errors = (piece[0] if len(piece) == 1 else np.concatenate(piece, 1) for piece in pieces)
-        if self._normal is None:
+        if self.normal is None:
             return Samples(rows, errors)
-        self._normal.update(rows, errors)
+        self.normal.update(rows, errors)
         self._waiting = []
-        return self._normal
+        return self.normal
 
 
 def best_bias(sums: Sums, change: Array) -> FloatArray:

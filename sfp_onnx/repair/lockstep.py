@@ -46,13 +46,14 @@ class LayerFit:
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same for all steps."""
+    """What stays the same for all steps. ``batches``: of all the data, if the walks have only some of them."""
 
     options: RepairOptions
     coupling: Coupling
     removed: BoolArray
     before: Walk
     after: Walk
+    batches: int = 0
 
 
 def repair(
@@ -279,7 +280,7 @@ def positions(setting: Setting, step: Step, seed: tuple[int, ...], output: Seque
     """Positions of the output to look at, (samples, per sample): enough rows for the number of inputs, one drawn at random from
     each of as many equal stretches."""
     samples, size = step.linear.form.positions(output)
-    rows = setting.options.rows_per_input * inputs / max(1, setting.after.batches * samples)
+    rows = setting.options.rows_per_input * inputs / max(1, (setting.batches or setting.after.batches) * samples)
     most = max(1, ROW_BYTES // (4 * inputs * samples))
     count = min(size, most, max(setting.options.least_positions, int(np.ceil(rows))))
     if count == size:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError, OptionError, TargetError
-from ..core.options import MeasureOptions, PlanOptions, quantity
+from ..core.options import MeasureOptions, PlanOptions, parse_part, quantity
 from ..core.types import Shown, Size, number
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
@@ -136,10 +136,8 @@ def part_of(wanted: Sequence[str], part: str) -> list[str]:
     Raises:
         OptionError: not of that form.
     """
-    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", part)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise OptionError(f"--part {part}: expected number/parts from 1 on, such as 3/16")
-    return list(wanted[int(match[1]) - 1 :: int(match[2])])
+    number, count = parse_part(part)
+    return list(wanted[number - 1 :: count])
 
 
 def joined(paths: Sequence[str | Path]) -> dict[str, Any]:

@@ -14,18 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ..core.options import RepairOptions
 from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
 from ..coupling.analysis import Analysis, feeds_of
-from ..data.dataset import Dataset
 from ..graph import Prepared
 from ..repair import linear, lockstep, ridge, steps, walk
 from . import sensitivity
 from .scoring import Setting
 from .sensitivity import Change, Cut
+from .shares import WHOLE, Seen, Share
 
 PASSES = 64  # at most so many updates of a group; wide groups lose several units in one
 NOTICED = 1e-3  # of error; where less was added, a look would show noise
@@ -194,16 +195,20 @@ SCARCE = 0.1  # of what a layer reads left unknown by the samples: worth a word
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
 
-def eliminated(analysis: Analysis, data: Dataset, setting: Setting) -> Elimination:
-    """`elimination` of a whole model, as a score is asked for it: on most of the samples; errors of groups weighed by what reaches the
-    outputs on the others."""
-    looks = sensitivity.looks(analysis, data, setting.seed, setting.memory)
+SEEN = "seen"  # of the inputs of all layers, in what scores share: `parts.Joined`
+
+
+def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
+    """`elimination` of a whole model, as a score is asked for it: on most of the samples of a `Dataset` (None: on what was seen of it in
+    parts); errors of groups weighed by what reaches the outputs on the others."""
+    known = setting.shared.get(SEEN)
+    looks = known.looks if known else sensitivity.looks(analysis, data, setting.seed, setting.memory)
     with setting.progress("eliminating", len(analysis.coupling.layers)) as advance:
         options = RepairOptions(seed=setting.seed, rows_per_input=ROWS, memory=setting.memory)
-        feeds = feeds_of(analysis, looks.fitted)
-        found = elimination(analysis.prepared, analysis.coupling, feeds, options, advance, looks.shares)
+        feeds = known.layers() if known else feeds_of(analysis, looks.fitted)
+        found = elimination(analysis.prepared, analysis.coupling, feeds, options, advance, looks.shares, known is not None)
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
-        held = list(feeds_of(analysis, looks.held))
+        held = known.held() if known else list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
     factors = sensitivity.factors(found.cuts, reached)
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
@@ -235,22 +240,27 @@ def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float]
 
 
 def elimination(
-    prepared: Prepared, coupling: Coupling, batches: Iterable[Mapping[str, Array]], options: RepairOptions,
-    advance: Callable[[int], None] = lambda steps: None, shares: Sequence[float] = (),
+    prepared: Prepared, coupling: Coupling, batches: Iterable[Any], options: RepairOptions,
+    advance: Callable[[int], None] = lambda steps: None, shares: Sequence[float] = (), seen: bool = False,
 ) -> Elimination:  # fmt: skip
     """Backward elimination of every group on the inputs of the layers that read it, in the original network. A look at every group is
-    taken at each of these shares of units left.
+    taken at each of these shares of units left. ``batches`` are inputs of the model; or, if it has ``seen`` them, a `Seen` of each layer.
 
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    look = Look(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE, shrinks=True)
+    look = look_of(prepared, coupling, options)
     with closing(look.store):
         ledger = _Ledger(coupling, look.store, look.layers, shares)
-        for layer, _, inputs in look.observed(batches, advance):
+        for layer, _, inputs in look.known(iter(batches)) if seen else look.observed(batches, advance):
             ledger.add(layer, inputs)
     blind = tuple(group.name for group in coupling.groups if group.name not in ledger.errors)
     return Elimination(ledger.scores, ledger.errors, blind, ledger.cuts, ledger.scarce)
+
+
+def look_of(prepared: Prepared, coupling: Coupling, options: RepairOptions) -> Look:
+    """A pass that sees all that an elimination needs."""
+    return Look(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE, shrinks=True)
 
 
 Blocks = Iterator[tuple[Inputs, FloatArray]]
@@ -280,22 +290,32 @@ class Look:
         Raises:
             ModelError: the model cannot be run in segments.
         """
+        return self.known(self.seen(batches, advance))
+
+    def known(self, seen: Iterator[Seen | None]) -> Iterator[tuple[Layer, walk.Step, Blocks]]:
+        """As `observed`, from what was seen of the layers."""
+        for step, layer in zip(self._steps, self.layers, strict=True):
+            yield layer, step, _blocks(self._setting.after, step, layer, seen, self._ridge[0])
+
+    def seen(
+        self, batches: Iterable[Mapping[str, Array]], advance: Callable[[int], None], share: Share = WHOLE
+    ) -> Iterator[Seen | None]:
+        """What every layer reads in these batches, which are a ``share`` of all; None where its matrices would be too large."""
         for feeds in batches:
             self._setting.after.feed(feeds)
-        for number, (step, layer) in enumerate(zip(self._steps, self.layers, strict=True)):
-            yield layer, step, _observe(self._setting, step, layer, number, *self._ridge)
+        setting = replace(self._setting, batches=share.batches)
+        for number, step in enumerate(self._steps):
+            yield _see(setting, step, number, share, self._ridge[1])
             advance(1)
 
 
-def _observe(setting: lockstep.Setting, step: walk.Step, layer: Layer, number: int, strength: float, shrinks: bool) -> Blocks:
-    """What is to be known of a layer's inputs (nothing, where its matrices would be too large), and variance of its target."""
+def _see(setting: lockstep.Setting, step: walk.Step, number: int, share: Share, shrinks: bool) -> Seen | None:
     after, form = setting.after, step.linear.form
     weight = step.weight.value(after.constant)
     segment = after.advance([step.data, step.output, *lockstep.operands(after, step)])
-    gathered: linear.Gathered | None = None
-    chain, total, squares, scatter = lockstep.Chain(), np.zeros(1), np.zeros(1), ridge.Scatter() if shrinks else None
+    chain, seen = lockstep.Chain(), None
     for batch in range(after.batches):
-        values = segment(batch)
+        values, at = segment(batch), share.place(batch)
         data, target = values[step.data], values[step.output]
         blocks = form.blocks(data.shape, weight.shape, target.shape)
         matrix = form.matrix(weight, blocks)
@@ -304,27 +324,34 @@ def _observe(setting: lockstep.Setting, step: walk.Step, layer: Layer, number: i
         if step.target != step.output:
             chain = chain if batch else lockstep.measure_chain(after, step, target, values)
             target = lockstep.target_at(step, chain, target, values)
-        chosen = lockstep.positions(setting, step, (number, batch), target.shape, matrix.shape[1])
+        chosen = lockstep.positions(setting, step, (number, at), target.shape, matrix.shape[1])
         rows = form.rows(data, target.shape, chosen, blocks)
-        answers = form.answers(target, chosen, blocks).astype(np.float64)
-        total = total + answers.sum(1)
-        squares = squares + np.square(answers).sum(1)
-        gathered = gathered or linear.Gathered(blocks, rows.shape[2], 0)
-        if scatter is not None:
-            scatter.add(rows, len(chosen))
-        gathered.add(rows, np.zeros((blocks, rows.shape[1], 0), np.float32))
+        seen = seen or Seen.nothing(rows, chain.scale, shrinks)
+        if batch < share.lead:
+            seen.centre(rows, len(chosen), batch == share.lead - 1)
+        else:
+            seen.add(rows, len(chosen), form.answers(target, chosen, blocks).astype(np.float64), at)
     after.finish()
-    if gathered is None or not (sums := gathered.sums()).count:
+    return seen
+
+
+def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[Seen | None], strength: float) -> Blocks:
+    """What is to be known of a layer's inputs, and variance of its target, from what was seen next."""
+    seen = next(every)
+    if seen is None or not (sums := seen.gathered.sums()).count:
         return
-    variance = float(np.maximum(squares / sums.count - (total / sums.count) ** 2, 0).sum())
-    scaled = matrix.astype(np.float64) * walk.per_block(chain.scale, matrix)
+    form, weight, scatter = step.linear.form, step.weight.value(after.constant), seen.scatter
+    blocks = sums.shape[0]
+    matrix = form.matrix(weight, blocks)
+    variance = float(np.maximum(seen.squares / sums.count - (seen.total / sums.count) ** 2, 0).sum())
+    scaled = matrix.astype(np.float64) * walk.per_block(seen.scale, matrix)
     channels = form.inputs_of(weight.shape, blocks)
     source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
     means = sums.means[0]
     for block, inverse in enumerate(ridge.ridge_inverse(sums, strength, scatter)):
         units = source[block * (len(source) // blocks) + channels]
         key, held, scarce = (step.layer, "inverse", block), scaled[block].astype(np.float32), scatter.shares[block] if scatter else 0.0
-        place = Place(layer, block, blocks, means[block], chain.scale, scarce)
+        place = Place(layer, block, blocks, means[block], seen.scale, scarce)
         yield Inputs(key, place, held, channels, units, max(variance, ridge.TINY)), inverse
 
 

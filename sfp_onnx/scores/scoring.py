@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 import numpy as np
 
 from ..core.errors import DataError, OptionError
-from ..core.options import OptionFacts, PlanOptions, RepairOptions, ScoreOptions, expect
+from ..core.options import MeasureOptions, OptionFacts, PlanOptions, RepairOptions, ScoreOptions, expect
 from ..core.types import Array, FloatArray, Group, GroupView, Shown
 
 if TYPE_CHECKING:  # to register a score must cost nothing
@@ -29,8 +29,8 @@ class Setting:
     """What a score is asked for.
 
     ``options`` are the score's own parameters (None: it has none). ``plan`` and ``groups`` are for searches: what the plan asks for, and
-    the groups that may shrink (None: no plan). ``names`` are all scores that are asked for together, and ``shared`` is what they
-    measured, so that it is measured once.
+    the groups that may shrink (None: no plan). ``measures``: what is known of the outputs. ``names`` are all scores that are asked
+    for together, and ``shared`` is what they measured, so that it is measured once.
     """
 
     progress: Progress
@@ -40,6 +40,7 @@ class Setting:
     plan: PlanOptions | None = None
     groups: Sequence[Group] | None = None
     names: tuple[str, ...] = ()
+    measures: MeasureOptions = MeasureOptions()
     shared: dict[str, Any] = field(default_factory=dict)
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
@@ -128,8 +129,8 @@ class OfGroups:
         together = (SCORES[name].prepare for name in setting.names)
         needs = self.needs.union(*(prepare.needs for prepare in together if isinstance(prepare, OfGroups)))
         moments = {}
-        if needs and data is not None:
-            moments = setting.once("moments", lambda: moments_of(analysis, data, needs, setting.progress))
+        if needs and (data is not None or setting.shared):
+            moments = setting.once("moments", lambda: moments_of(analysis, data, needs, setting.progress) if data else {})
         values = np.zeros(analysis.coupling.units)
         every = views(analysis.prepared, analysis.coupling, moments)
         for group, view in zip(analysis.coupling.groups, every, strict=True):
@@ -299,13 +300,15 @@ def meaning(text: str) -> str:
 
 def scored(
     analysis: Analysis, text: str, data: Dataset | None = None, options: ScoreOptions | None = None, progress: Progress | None = None,
-    plan: PlanOptions | None = None, groups: Sequence[Group] | None = None,
+    plan: PlanOptions | None = None, groups: Sequence[Group] | None = None, measures: MeasureOptions = MeasureOptions(),
+    shared: Mapping[str, Any] | None = None,
 ) -> Scored:  # fmt: skip
     """Importance per unit of a model; scores joined by ``+`` mean the average of their ranks within each group.
 
     Args:
         text: ``NAME[+NAME..][,option=value..]``.
-        plan, groups: what a plan asks for and the groups that may shrink, for scores that search.
+        plan, groups: what a plan asks for and the groups that may shrink, for scores that search. measures: what is known of the outputs.
+        shared: what was measured of the data before (`parts.shared_by`), in place of data.
 
     Raises:
         OptionError: unknown score, unknown option, bad value.
@@ -315,11 +318,11 @@ def scored(
 
     request, options = parse(text), options or ScoreOptions()
     for single in request.scores:
-        if single.needs_data and data is None:
+        if single.needs_data and data is None and not shared:
             free = ", ".join(sorted(other.name for other in SCORES.values() if not other.needs_data))
             raise DataError(f"score '{single.name}' needs calibration data: give --data, or use a score that needs none: {free}")
     names = tuple(single.name for single in request.scores)
-    setting = Setting(progress or silent, options.seed, options.memory, None, plan, groups, names)
+    setting = Setting(progress or silent, options.seed, options.memory, None, plan, groups, names, measures, dict(shared or {}))
     pairs = zip(request.scores, request.options, strict=True)
     results = [single.prepare(analysis, data, replace(setting, options=chosen)) for single, chosen in pairs]
     if len(results) == 1:

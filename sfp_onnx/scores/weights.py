@@ -168,7 +168,6 @@ def obs(analysis: Analysis, data: Dataset | None, setting: Setting) -> Scored:
     (see `elimination`). Groups that no layer with a constant weight reads fall back to `magnitude`."""
     from .elimination import eliminated
 
-    assert data is not None
     result = eliminated(analysis, data, setting)
     if not result.blind:
         return Scored("obs", result.scores, result.errors, result.notes)

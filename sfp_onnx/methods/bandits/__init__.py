@@ -18,7 +18,7 @@ from ...scores.scoring import Scored, Setting, prepared
 from .policies import POLICIES
 
 PREFIX = "bandit:"
-REWARDS = ("divergence", "relative-error", "loss")
+REWARDS = ("divergence", "angle", "relative-error", "loss")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BanditOptions:
     batch: int = option(8, "Images per ablation.", CHANNELS, low=1)
     epsilon: float = option(0.1, "How often epsilon-greedy explores.", CHANNELS, low=0, high=1)
     temperature: float = option(0.05, "Temperature of softmax.", CHANNELS, low=0, low_open=True, high=float("inf"), high_open=True)
-    reward: str | None = option(None, f"{', '.join(REWARDS)}, or module:function. [default: by the kind of model]", CHANNELS)
+    reward: str | None = option(None, f"{', '.join(REWARDS)}, or module:function. [default: by what the output means]", CHANNELS)
     memory: int = option(2**30, "Bytes of activations to keep.", CHANNELS, parse=byte_size)
     traces: str | None = option(None, "Write ablations, means and intervals of all coupled channels as JSON.", CHANNELS, path=True)
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -30,53 +31,73 @@ Reward = Callable[[Outputs, Outputs, IntArray | None], FloatArray]
 TEMPERATURE = 4.0  # softens the outputs: the ranking is the same from 5 to 30 times fewer images than at 1
 
 
-def make_reward(name: str | None, references: Sequence[Outputs], labels: IntArray | None, judged: Meaning | None = None) -> Reward:
-    """The built-in reward of that name; None: `divergence` for class scores, else `relative-error`.
+def make_reward(
+    name: str | None, references: Sequence[Outputs], labels: IntArray | None, judged: Meaning | None = None, place: int = 0
+) -> Reward:  # fmt: skip
+    """The built-in reward of that name. None: for what is known of the output at ``place``, `divergence` for class scores and maps,
+    `angle` for embeddings, `relative-error` of it alone for numbers and multi-label scores; `relative-error` of all where nothing is known.
 
     Args:
         references: the model's outputs on all blocks of images.
-        judged: what is known of the first.
+        judged: what is known of the output.
 
     Raises:
         DataError: the reward needs labels, class scores or floating outputs, and there are none.
         OptionError: unknown name.
     """
-    first = references[0]
-    classes = first[0].dtype.kind == "f" and first[0].ndim == 2 and first[0].shape[1] > 1  # may be scores, if it is asked for
-    name = name or ("divergence" if classes and judged is not None and judged.kind is Kind.CLASSES else "relative-error")
-    if name == "divergence":
+    first = references[0][place]
+    axis = 1 if judged is None or judged.axis is None else judged.axis
+    scores = judged is not None and judged.kind in (Kind.CLASSES, Kind.MAP) and judged.axis is not None
+    classes = first.dtype.kind == "f" and (scores or (first.ndim == 2 and first.shape[1] > 1))  # may be scores, if it is asked for
+    embeds = judged is not None and judged.kind is Kind.EMBEDDING and first.dtype.kind == "f"
+    named = name or ("divergence" if classes and scores else "angle" if embeds else "relative-error")
+    if named == "divergence":
         if not classes:
             raise DataError("reward 'divergence' needs class scores (one row of at least two per image); use relative-error")
-        return divergence
-    if name == "relative-error":
-        return _relative_error(references)
-    if name != "loss":
+        return partial(divergence, place=place, axis=axis)
+    if named == "angle":
+        if first.dtype.kind != "f":
+            raise DataError("reward 'angle' needs a floating output; use relative-error")
+        return partial(angle, place=place)
+    if named == "relative-error":
+        alone = not name and judged is not None and judged.kind in (Kind.NUMBERS, Kind.MARKS) and first.dtype.kind == "f"
+        return _relative_error(references, place if alone else None)
+    if named != "loss":
         raise OptionError(f"unknown reward '{name}'. Known: {', '.join(REWARDS)}, or module:function")
     if labels is None:
         raise DataError("reward 'loss' needs labels (--labels, or an array 'labels' in the data); the default reward needs none")
-    if classes:
-        return cross_entropy
-    if first[0].size != len(first[0]):
-        raise DataError(f"reward 'loss' needs class scores or one number per image; the output has shape {list(first[0].shape)}")
-    return _squared_error(float(np.var(labels.astype(np.float64))) or 1.0)
+    if classes and first.ndim == 2:
+        return partial(cross_entropy, place=place)
+    if first.size != len(first):
+        raise DataError(f"reward 'loss' needs class scores or one number per image; the output has shape {list(first.shape)}")
+    return _squared_error(float(np.var(labels.astype(np.float64))) or 1.0, place)
 
 
-def divergence(reference: Outputs, outputs: Outputs, labels: IntArray | None = None) -> FloatArray:
-    """r = 1 - min(1, sqrt(KL(softmax(z0 / T) || softmax(z / T)) / 2)), T = 4.
+def divergence(reference: Outputs, outputs: Outputs, labels: IntArray | None = None, place: int = 0, axis: int = 1) -> FloatArray:
+    """r = 1 - min(1, sqrt(KL(softmax(z0 / T) || softmax(z / T)) / 2)), T = 4; of a map the mean KL over its places.
 
     By Pinsker's inequality a lower bound of 1 - the total variation between the softened outputs.
     """
-    p, q = log_probabilities(reference[0], TEMPERATURE), log_probabilities(outputs[0], TEMPERATURE)
-    kl = (np.exp(p) * (p - q)).sum(-1)
+    p, q = (log_probabilities(np.moveaxis(part[place], axis, -1), TEMPERATURE) for part in (reference, outputs))
+    kl = (np.exp(p) * (p - q)).sum(-1).reshape(len(p), -1).mean(1)
     return _bounded(1 - np.sqrt(np.maximum(kl, 0) / 2))
 
 
-def _relative_error(references: Sequence[Outputs]) -> Reward:
+def angle(reference: Outputs, outputs: Outputs, labels: IntArray | None = None, place: int = 0) -> FloatArray:
+    """r = 1 - sqrt((1 - cos) / 2), with the cosine of the angle between the vectors (last axis), mean over those of a sample: half their
+    distance on the unit sphere."""
+    one, other = (part[place].astype(np.float64).reshape(len(part[place]), -1, part[place].shape[-1]) for part in (reference, outputs))
+    sizes = np.maximum(np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1), 1e-12)
+    cosine = ((one * other).sum(-1) / sizes).mean(1)
+    return _bounded(1 - np.sqrt(np.maximum(1 - cosine, 0) / 2))
+
+
+def _relative_error(references: Sequence[Outputs], place: int | None) -> Reward:
     """r = 1 - min(1, ||z - z0|| / s), s^2 = mean over images of ||z0 - mean z0||^2: s is fixed by the unmasked model before the search.
 
-    All floating outputs count. Where the model gives the same for all images, s is ||z0|| (or 1).
+    All floating outputs count, or the one at ``place``. Where the model gives the same for all images, s is ||z0|| (or 1).
     """
-    kept = [index for index, array in enumerate(references[0]) if array.dtype.kind == "f"]
+    kept = [index for index, array in enumerate(references[0]) if array.dtype.kind == "f" and place in (None, index)]
     if not kept:
         raise DataError("the model has no floating output to compare; give reward=module:function")
     blocks = [[block[index] for index in kept] for block in references]
@@ -96,20 +117,20 @@ def _relative_error(references: Sequence[Outputs]) -> Reward:
     return relative_error
 
 
-def cross_entropy(reference: Outputs, outputs: Outputs, labels: IntArray | None) -> FloatArray:
+def cross_entropy(reference: Outputs, outputs: Outputs, labels: IntArray | None, place: int = 0) -> FloatArray:
     """d = CE(z) - CE(z0), the change of the loss that the paper measures; r = 1 / (1 + exp(d)) = p(y) / (p(y) + p0(y)), 1/2 where
     nothing changed."""
     assert labels is not None
     rows = np.arange(len(labels))
-    change = log_probabilities(reference[0])[rows, labels] - log_probabilities(outputs[0])[rows, labels]
+    change = log_probabilities(reference[place])[rows, labels] - log_probabilities(outputs[place])[rows, labels]
     return _logistic(change)
 
 
-def _squared_error(spread: float) -> Reward:
+def _squared_error(spread: float, place: int) -> Reward:
     def squared_error(reference: Outputs, outputs: Outputs, labels: IntArray | None) -> FloatArray:
         """d = ((z - y)^2 - (z0 - y)^2) / var(y); r = 1 / (1 + exp(d))."""
         assert labels is not None
-        changed, before = (item[0].astype(np.float64).reshape(-1) for item in (outputs, reference))
+        changed, before = (item[place].astype(np.float64).reshape(-1) for item in (outputs, reference))
         return _logistic(((changed - labels) ** 2 - (before - labels) ** 2) / spread)
 
     return squared_error
@@ -269,7 +290,9 @@ class _Search:
         named = self.options.reward or ""
         theirs = checked(user_function(named, f"reward={named}"), named) if ":" in named else None
         seen = next(iter(observe(analysis.model, [(blocks[0].feeds, blocks[0].count)])))
-        self.reward = theirs or make_reward(named or None, self.engine.references, labels, read(analysis.model, seen, labels).meanings[0])
+        judged = read(analysis.model, seen, labels, setting.measures, data.name).judged
+        place = self.engine.names.index(judged.outputs[0])
+        self.reward = theirs or make_reward(named or None, self.engine.references, labels, judged, place)
         self.deadline = time.monotonic() + (self.options.budget or np.inf)  # opening sessions is not part of the budget
         self.horizon = self._horizon()
 

@@ -66,7 +66,7 @@ class DiluteOptions(Checked):
 @dataclass(frozen=True, repr=False)
 class Diluted(Shown):
     """The result of `dilute`. ``cut`` units were physically removed; ``checks`` is the relative difference that each exact step
-    (the removal of dead channels) made."""
+    (the removal of dead channels) made; ``traced`` says for which sizes of dynamic inputs multiply-accumulates were counted."""
 
     model: graph.Model
     original: graph.Model
@@ -79,6 +79,7 @@ class Diluted(Shown):
     before: Size
     after: Size
     data: Mapping[str, Any] = field(default_factory=dict)
+    traced: Mapping[str, Any] = field(default_factory=dict)
     evaluation: tuple[Evaluation, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,7 +105,8 @@ def dilution_manifest(result: Diluted, output: Path | None = None, sparse: bool 
         "model": {"path": str(result.original.source), "sha256": result.original.sha256, "bytes": file_bytes(result.original)},
         "output": {"path": str(output) if output else None, "sha256": digest, "bytes": size},
         "options": asdict(result.options), "data": dict(result.data) or None,
-        "before": asdict(result.before), "after": asdict(result.after), "removed_channels": result.cut, "checks": dict(result.checks),
+        "traced": dict(result.traced), "before": asdict(result.before), "after": asdict(result.after),
+        "removed_channels": result.cut, "checks": dict(result.checks),
         "layers": [asdict(item) for item in result.layers], "skipped": [asdict(item) for item in result.skipped],
         "notes": list(result.notes), "evaluation": [asdict(one) for one in result.evaluation] or None,
     }  # fmt: skip
@@ -222,7 +224,9 @@ def _diluted(
         notes += (words,)
     check(diluted, masked.masks, batches(analysis, data))
     size, told = analysis.size(), describe(data) if data else {}
-    result = Diluted(graph.stamped(diluted), analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told)
+    result = Diluted(
+        graph.stamped(diluted), analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told, analysis.traced
+    )
     with progress("removing dead channels", 1) as advance:
         result = without_dead(result, data)
         advance(1)
