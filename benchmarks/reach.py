@@ -16,8 +16,10 @@ import json
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,16 +113,25 @@ def _transformers(name: str, kind: str) -> tuple[Any, tuple[Any, ...]]:
     lists = ("num_heads", "num_attention_heads", "hidden_size")
     for key, value in SMALL.items() if kind != "vision" else ():
         if hasattr(config, key) and not (key in lists and isinstance(getattr(config, key), (list, tuple))):
-            setattr(config, key, value)
-    for key in ("use_cache", "return_dict"):
-        setattr(config, key, False)
+            with suppress(AttributeError):
+                setattr(config, key, value)
+    config.use_cache = False
     config._attn_implementation = "eager"
     model = AutoModel.from_config(config)
-    if kind == "vision":
-        return model, (torch.randn(1, 3, 224, 224),)
-    if kind == "audio":
-        return model, (torch.randn(1, 4000),)
-    return model, (torch.randint(3, 100, (1, 12)),)
+
+    class First(torch.nn.Module):
+        """One input, and the first output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Any) -> Any:
+            both = {"decoder_input_ids": x} if getattr(config, "is_encoder_decoder", False) else {}
+            return self.model(x, **both)[0]
+
+    given = {"vision": torch.randn(1, 3, 224, 224), "audio": torch.randn(1, 4000), "text": torch.randint(3, 100, (1, 12))}
+    return First(), (given[kind],)
 
 
 def build(folder: Path, only: str) -> None:
@@ -129,6 +140,7 @@ def build(folder: Path, only: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     for export in exports():
         path = folder / f"{export.name}.onnx"
         if path.exists() or only not in export.name:
@@ -141,7 +153,7 @@ def build(folder: Path, only: str) -> None:
                 how = _how(export, inputs)
                 torch.onnx.export(model, inputs, str(path), **how)
         except Exception as failure:
-            print(f"{export.name}: not exported: {type(failure).__name__}: {str(failure).splitlines()[:1]}", flush=True)
+            print(f"{export.name}: not exported: {type(failure).__name__}: {str(failure)[:100]!r}", flush=True)
             path.unlink(missing_ok=True)
 
 

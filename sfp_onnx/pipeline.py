@@ -7,7 +7,7 @@ goes to the logger ``sfp_onnx`` (the command line prints it); what came of it is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +43,7 @@ from .graph.save import check_output, file_bytes, fingerprint, saved_bytes, toge
 from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile, read_device_profile
 from .latency.timing import AS_DEFAULT, Latency
-from .planning import figures, library, max_drop, parse_target, search, widths
+from .planning import figures, library, max_drop, parse_target, rounds, search, widths
 from .repair import finished, repaired
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
@@ -455,7 +455,7 @@ def candidates(
         name = default_score(data, repair) if scoring.name is None else scoring.name
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
         scores = scored(analysis, name, data, scoring.options, progress, options, groups, inputs.told)
-        known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes)
+        known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes, spectra=scores.spectra)
         details = scores.brief
     if data is None and (options.library is not None or scoring.parts):
         repair, told = known.repair, known.measures
@@ -467,7 +467,8 @@ def candidates(
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
     form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None)
     return search.Candidates(
-        analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form
+        analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
+        known.spectra if repair is not None and repair.kind == "lstsq" else {},
     )
 
 
@@ -621,7 +622,10 @@ def _as_planned(plan: Plan, repair: RepairOptions | None, data: Dataset | None) 
     return replace(repair, fit=recorded["fit"], seed=recorded["seed"], finetune=finetune)
 
 
-def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | None, progress: Progress) -> Pruned:
+def _applied(
+    inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | None, progress: Progress, weights: Mapping[str, Array] | None = None
+) -> Pruned:  # fmt: skip
+    """Cut, proven, and repaired from the weights of the original or from others of the same names."""
     analysis, data = inputs.analysis, inputs.data
     if data is not None and _judged_on_a_part(plan):
         data = max_drop.held_out(data, plan.options.get("seed", 0))[0]  # the model that was judged is the one that is made
@@ -651,7 +655,8 @@ def _applied(inputs: Inputs, plan: Plan, verify: bool, repair: RepairOptions | N
         known = plan.options.get("measures") or {}
         how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
         better = plan.options.get("max_drop") is not None  # the model that was judged is the one that is made
-        done = repaired(analysis, low, removed, data, repair, progress, how, better, factor.by_weight(wholes, plan.factors))
+        start = low if weights is None else rounds.carried(low, weights)
+        done = repaired(analysis, start, removed, data, repair, progress, how, better, factor.by_weight(wholes, plan.factors))
         done = replace(done, model=factor.split(done.model, wholes, plan.factors))
         mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
@@ -735,7 +740,7 @@ def prune(
     score_options: ScoreOptions | None = None, verify: bool = True, progress: Progress = silent,
     repair: RepairOptions | None = AS_PLANNED, eval_data: DataSource | None = None, *, test_data: DataSource | None = None,
     data_options: DataOptions = DataOptions(), inspect_options: InspectOptions = InspectOptions(),
-    output: OutputOptions = OutputOptions(), measure_options: MeasureOptions = MeasureOptions(),
+    output: OutputOptions = OutputOptions(), measure_options: MeasureOptions = MeasureOptions(), steps: int = 1,
 ) -> Pruned:  # fmt: skip
     """Plan and apply in one; then make other forms, measure, and write what ``output`` asks for.
 
@@ -748,6 +753,7 @@ def prune(
         test_data: data that the original and the result are measured on.
         data_options, inspect_options: how data and model are read.
         measure_options: what the outputs mean, and what is measured by, where that cannot be told.
+        steps: rounds of ranking, cutting, repairing (and fine-tuning), each of which goes the same factor of the way.
 
     Raises:
         TargetError: nothing can be pruned, a target cannot be met, or the run of ``output.locked`` does not come out.
@@ -756,6 +762,10 @@ def prune(
     """
     _check(options)
     records.expect(OutputOptions, output=output)
+    if steps > 1 and (not options.targets or options.max_drop is not None or output.locked is not None or data is None):
+        raise OptionError("--rounds needs --data and --target, and goes neither with --max-drop nor with --locked")
+    if steps > 1:
+        rounds.check(options.targets)
     scoring = Scoring(score_name, score_options, repair)
     lock = None if output.locked is None else Lock(Path(output.locked))
     if output.report is not None:
@@ -767,14 +777,17 @@ def prune(
     inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, options.save_library, *written_by(output)])
     tell(inputs.reading)
     refuse(inputs.analysis, output)
-    used = command_of(options, score_options, repair, data_options, inspect_options, output, measures, score=score_name, verify=verify)
+    more = {"rounds": steps} if steps > 1 else {}
+    given = (options, score_options, repair, data_options, inspect_options, output, measures)
+    used = command_of(*given, score=score_name, verify=verify, **more)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is not None and (made.options.get("cut_layernorm") or made.options.get("expand_outputs")):
         inputs = inputs.wider() or inputs
     if made is None:
         inputs, ready, made = _planned(inputs, options, scoring, progress, output)
     log.debug(plan_text(made))
-    result = _applied(inputs, made, verify, _as_planned(made, repair, inputs.data), progress)
+    make = partial(_applied, inputs, verify=verify, repair=_as_planned(made, repair, inputs.data), progress=progress)
+    result = make(made) if steps < 2 or ready is None else _in_rounds(inputs, options, scoring, ready, steps, make, progress)
     if lock is not None:
         lock.check(result, output)
     if output.packaged:
@@ -783,6 +796,44 @@ def prune(
     result = replace(_measured(result, inputs, output, progress), command=used)
     page = None if output.report is None else _page(result, ready, inputs, options, progress)
     return _written(result, inputs, output, page)
+
+
+def _in_rounds(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, ready: search.Candidates, count: int, make: Callable[..., Pruned],
+    progress: Progress,
+) -> Pruned:  # fmt: skip
+    """Rank the present network, cut, repair towards the original (and fine-tune), and again. Every round is a cut of the original, proven
+    as any; its weights are those of the round before.
+
+    Args:
+        ready: what the first round plans with. make: cuts the original by a plan, and repairs it from other weights, if there are any.
+
+    Raises:
+        OptionError: targets that are timed, or outputs that are expanded. TargetError: a target cannot be held.
+    """
+    analysis = present = inputs.analysis
+    if analysis.projected or analysis.expanded:
+        raise OptionError("--rounds does not go with an expanded model: give --expand none")
+    shapes = {name: list(array.shape) for name, array in analysis.prepared.feeds.items()}
+    ruler = figures.ruler_for(analysis, options, progress, ready.form)
+    removed, weights, number = np.zeros(analysis.coupling.units, bool), None, 1
+    while True:
+        aim = replace(options, targets=rounds.targets_of(options.targets, ruler.before, number / count))
+        made = search.plan_for(ready, aim, progress)
+        more = planning.removal_of(made, present.coupling, made.model_sha256)
+        if number > 1:
+            weights = rounds.weights_of(cut(present.prepared, present.coupling, more))
+        removed = rounds.composed(analysis, removed, present, more)
+        held = {name: {**figure, "before": ruler.before[name]} for name, figure in made.figures.items()}
+        told = {**made.options, "targets": list(options.targets), "rounds": count}
+        whole = replace(planning.make_plan(analysis, removed, told), notes=made.notes, figures=held)
+        result = make(whole, weights=weights)
+        log.info(f"Note: round {number} of {count} ({', '.join(aim.targets)}): {' '.join(result.notes[:2])}")
+        if number == count:
+            return result
+        number += 1
+        present = inspect(result.model, shapes, inputs.data)
+        ready = candidates(replace(inputs, analysis=present), aim, scoring, progress)
 
 
 def _page(result: Pruned, ready: search.Candidates | None, inputs: Inputs, options: PlanOptions, progress: Progress) -> Page:

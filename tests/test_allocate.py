@@ -17,7 +17,7 @@ from sfp_onnx.core.errors import OptionError
 from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.core.types import Align, FloatArray, IntArray
 from sfp_onnx.data.checks import opened
-from sfp_onnx.planning.widths import Problem, choices, greedy, lagrangian, solve, widen
+from sfp_onnx.planning.widths import Problem, Tie, choices, greedy, lagrangian, solve, widen
 from sfp_onnx.report.manifest import Pruned
 from sfp_onnx.scores import sensitivity
 from sfp_onnx.scores.scoring import scored
@@ -71,6 +71,30 @@ def test_close_to_brute_force(convex: bool) -> None:
         gaps.append(found.error - least if least == 0 else found.error / least - 1)
     assert len(gaps) > 30
     assert np.median(gaps) < 0.02 and np.mean(gaps) < 0.12, (np.median(gaps), np.mean(gaps), max(gaps))
+
+
+@pytest.mark.parametrize("owner", [-1, 1])
+def test_choices_beside_widths_come_close_to_brute_force(owner: int) -> None:
+    """A layer that may stay whole (first) or become two, at errors that depend on a width (or on none), and at other costs."""
+    gaps = []
+    for seed in range(12):
+        random, plain = np.random.default_rng(seed), random_problem(seed, 3)
+        table = np.pad(random.exponential(0.5, (len(plain.widths[owner]) if owner >= 0 else 1, 3)), ((0, 0), (1, 0)))
+        saved = np.asarray([0.0, *random.uniform(0, 0.4, 3)])
+
+        def cost(kept: IntArray, saved: FloatArray = saved) -> FloatArray:
+            return np.asarray(chain(kept[..., :3]) * (1 - saved[kept[..., 3]]))
+
+        def widths_only(kept: IntArray) -> FloatArray:
+            return total(kept[..., :3])
+
+        joined = Problem([*plain.widths, range(4)], [*plain.errors, [0.0] * 4], [cost, widths_only], plain.bounds, {3: Tie(owner, table)})
+        least, found = best(joined), solve(joined)
+        assert (least is None) == (found is None)
+        if least is not None and found is not None:
+            assert found.error >= least - 1e-9 and (joined.load(found.kept) <= 1 + 1e-9).all()
+            gaps.append(found.error / max(least, 1e-9))
+    assert np.median(gaps) < 1.05 and max(gaps) < 2
 
 
 def test_each_method_alone_and_the_choice_between_them() -> None:

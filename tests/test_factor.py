@@ -15,11 +15,12 @@ from building import Builder, error, feeds_for, run
 
 import sfp_onnx
 from sfp_onnx import planning
-from sfp_onnx.core.errors import PlanError
-from sfp_onnx.core.options import RepairOptions
-from sfp_onnx.core.types import SIDES, Factor, Plan
+from sfp_onnx.core.errors import OptionError, PlanError
+from sfp_onnx.core.options import PlanOptions, RepairOptions, moves
+from sfp_onnx.core.types import SIDES, Factor, Plan, Spectrum
 from sfp_onnx.coupling.analysis import Analysis
 from sfp_onnx.cut import factor as factors
+from sfp_onnx.planning.ranks import Axis
 from sfp_onnx.repair import ridge
 from sfp_onnx.repair.linear import Normal, Samples
 from sfp_onnx.report.text import plan_text
@@ -223,3 +224,86 @@ def test_a_plan_of_factors_alone_is_repaired() -> None:
     result = sfp_onnx.apply(model, planned(sfp_onnx.inspect(model), 0, Factor("middle", 6)), data)
     assert result.repaired is not None and result.repaired.after < result.repaired.before
 
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+
+
+def low_rank(rank: int, kernel: int = 3) -> onnx.ModelProto:
+    """A network whose middle layer, the heaviest, is a product of this rank already, and whose channels are all needed."""
+    model = Builder()
+    y = model.op("Relu", model.conv(model.input(["N", 3, 8, 8]), 3, 24, name="stem"))
+    y = model.op("Relu", model.conv(y, 24, 24, kernel, name="middle"))
+    proto = model.model(model.op("Flatten", model.op("GlobalAveragePool", model.conv(y, 24, 24, 1, name="last"))))
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "middle.weight")
+    weight = nh.to_array(tensor)
+    left, right = factors.halves(weight.reshape(24, -1), rank)
+    tensor.CopyFrom(nh.from_array((left @ right).reshape(weight.shape).astype(np.float32), tensor.name))
+    return proto
+
+
+TARGET = PlanOptions(targets=("macs=60%",), align=None)
+
+
+def test_a_layer_of_low_rank_becomes_two() -> None:
+    model = low_rank(6)
+    data = feeds_for(model, batch=120)["x"]
+    both, cut = (sfp_onnx.prune(model, options, data=data) for options in (TARGET, replace(TARGET, moves=("cut",))))
+    assert [factor.layer for factor in both.plan.factors] == ["middle"] and not cut.plan.factors
+    assert both.plan.factors[0].rank >= 6 and any("become two" in note for note in both.plan.notes)
+    assert both.plan.after.macs <= 0.6 * both.plan.before.macs
+    assert both.repaired is not None and cut.repaired is not None and both.repaired.after < 0.7 * cut.repaired.after
+    counted = sfp_onnx.inspect(both.model).size()
+    assert (counted.macs, counted.params) == (both.plan.after.macs, both.plan.after.params)
+    again = sfp_onnx.apply(model, planning.from_json(json.loads(json.dumps(planning.to_json(both.plan)))), data)
+    assert again.to_proto().SerializeToString() == both.to_proto().SerializeToString()
+
+
+@pytest.mark.parametrize("target", ["params=60%", "size=60%"])
+def test_weights_and_bytes_are_priced_too(target: str) -> None:
+    model = low_rank(4)
+    result = sfp_onnx.prune(model, replace(TARGET, targets=(target,)), data=feeds_for(model, batch=120)["x"])
+    assert result.plan.factors
+    (figures,) = result.plan.figures.values()
+    assert figures["actual"] <= figures["bound"] and figures["actual"] == pytest.approx(figures["predicted"], rel=0.05)
+
+
+def test_kept_layers_stay_whole_and_memory_gains_nothing() -> None:
+    model = low_rank(6)
+    data = feeds_for(model, batch=120)["x"]
+    assert not sfp_onnx.plan(model, replace(TARGET, keep="middle|last"), data=data).factors
+    assert not sfp_onnx.plan(model, replace(TARGET, targets=("macs=60%", "memory=99%")), data=data).factors
+
+
+def test_without_a_gain_the_model_is_that_of_cuts_alone() -> None:
+    b = Builder()
+    y = b.op("Relu", b.conv(b.input(["N", 3, 8, 8]), 3, 8, 1, name="stem"))
+    model = b.model(b.op("Flatten", b.op("GlobalAveragePool", b.conv(y, 8, 4, 1, name="last"))))
+    data = feeds_for(model, batch=64)["x"]
+    both, cut = (sfp_onnx.prune(model, options, data=data) for options in (TARGET, replace(TARGET, moves=("cut",))))
+    assert not both.plan.factors and both.to_proto().SerializeToString() == cut.to_proto().SerializeToString()
+
+
+@pytest.mark.parametrize("text", ["factor", "cut,fold", ""])
+def test_moves_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="expected cut"):
+        moves(text)
+
+
+def test_estimated_errors_are_those_of_the_best_product() -> None:
+    """Of a layer on inputs that all its taps see alike: what `ridge.lowered` leaves of it."""
+    random = np.random.default_rng(0)
+    taps, channels, made, rank = 4, 6, 10, 3
+    rows = random.standard_normal((1, 40000, taps * channels)) * np.tile(np.geomspace(3, 0.1, channels), taps)
+    weight = random.standard_normal((1, taps * channels, made))
+    found = Samples(rows.astype(np.float32), (rows @ weight).astype(np.float32)).summed()
+    outputs = Samples((rows @ weight).astype(np.float32), np.zeros((1, 40000, 0), np.float32)).summed()
+    spectrum = Spectrum(outputs.of_channels(1), found.of_channels(taps), np.ones(made))
+    whole = sfp_onnx.inspect(chain()).wholes["middle"]
+    whole = replace(whole, form=replace(whole.form, kernel=(2, 2)), shape=(made, channels, 2, 2))  # type: ignore[type-var]
+    axis = Axis(whole, spectrum, (Factor("middle", rank), Factor("middle", rank, "inputs")))
+    expected = axis.errors(np.ones(channels, bool), np.ones(made, bool), weight[0])
+    change = next(ridge.solutions(found, [1e-6]))
+    for factor, value in zip(axis.options, expected[1:], strict=True):
+        left = found.error(*ridge.lowered(found, 1e-6, np.zeros(found.shape), change, factor, taps)) / found.count
+        assert left == pytest.approx(value, rel=0.02)

@@ -27,7 +27,7 @@ from sfp_onnx.latency.profiling import clock_of, names_of, read_device_profile
 from sfp_onnx.planning import Target, bounds, parse_target, removal_of, search
 from sfp_onnx.planning.figures import ruler_for
 from sfp_onnx.planning.max_drop import held_out
-from sfp_onnx.planning.search import BLOCKS, LIGHT, NOISE, ROUNDS, Candidates, errors_of_scores, nearest
+from sfp_onnx.planning.search import BLOCKS, LIGHT, NOISE, ROUNDS, Candidates, Trial, errors_of_scores, nearest
 from sfp_onnx.report.points import Point, front, parse_sweep
 
 WIDE = (64, 96)
@@ -582,13 +582,13 @@ def test_the_removal_that_leaves_less_is_taken(wide: Path, save: Callable[..., P
     analysis = sfp_onnx.inspect(wide)
     data = sfp_onnx.data_for(analysis.model, save({"x": images(160)}))
     assert data is not None
-    removals = {}
+    trials = {}
     for name, share in (("most", 0.9), ("few", 0.2), ("half", 0.5)):
         plan = sfp_onnx.plan(analysis, PlanOptions(ratio=share), "magnitude")
-        removals[name] = removal_of(plan, analysis.coupling, plan.model_sha256)
+        trials[name] = Trial(PlanOptions(ratio=share), removal_of(plan, analysis.coupling, plan.model_sha256))
     scores, how = np.zeros(analysis.coupling.units), MeasureOptions(task="classify")
     ready = Candidates(analysis, analysis.coupling.groups, scores, {}, data=data, repair=RepairOptions(), measures=how)
-    best, said = nearest(ready, removals)
+    best, said = nearest(ready, trials)
     assert best == "few" and "(KL divergence)" in said and "on 40 samples" in said and said.endswith("taken: few")
     values = {name: float(value) for value, name in re.findall(r"([0-9.e-]+) with (\w+)", said)}
     assert 0 < values["few"] < values["half"] < values["most"]
@@ -608,9 +608,9 @@ def test_widths_below_one_block_must_pay(winner: str, wide: Path, profile_file: 
     monkeypatch.setattr(search, "nearest", taken)
     options = PlanOptions(targets=("latency=15%",), device_profile=profile_file)
     plan = sfp_onnx.plan(analysis, options, "magnitude", data, repair=RepairOptions())
-    assert [*seen[0]] == ["--align 16:4", "--align 16"] and not np.array_equal(*seen[0].values())
+    assert [*seen[0]] == ["--align 16:4", "--align 16"] and not np.array_equal(*(trial.removed for trial in seen[0].values()))
     assert plan.options["align"] == winner and plan.notes[-1] == "compared"
-    assert np.array_equal(removal_of(plan, analysis.coupling, plan.model_sha256), seen[0][f"--align {winner}"])
+    assert np.array_equal(removal_of(plan, analysis.coupling, plan.model_sha256), seen[0][f"--align {winner}"].removed)
     widths = [group.width - len(group.remove) for group in plan.groups]
     assert all(width % 16 == 0 for width in widths) == (winner == "16")
     for own in ({"repair": None}, {"data": None}):

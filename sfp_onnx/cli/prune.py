@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
+
 from .. import pipeline
-from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
+from ..core.options import REPAIR, DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
 from ..graph.save import file_bytes
 from ..report import number
 from ..report.manifest import Pruned
@@ -20,15 +22,17 @@ from .config import settle
 @take.command(
     "prune", take.model_argument, take.output_option, take.data_option, take.test_option, take.score_option, PlanOptions, take.eval_option,
     DataOptions, MeasureOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option,
+    take.option("--rounds", type=click.IntRange(1), default=1, show_default=True, section=REPAIR, advanced=True,
+                help="Rank, cut, repair and fine-tune in so many rounds, each by the same factor."),
     take.gated)  # fmt: skip
-def command(model: Path, output: Path, verify: bool, as_json: bool, **options: Any) -> None:
+def command(model: Path, output: Path, verify: bool, as_json: bool, rounds: int, **options: Any) -> None:
     """Plan, cut, verify and write in one.
 
     Example: sfp-onnx prune model.onnx -o smaller.onnx --data calibration.npz --target macs=50%
     """
     settle(options)
     result = pipeline.prune(
-        model, take.build(PlanOptions, options), verify=verify, progress=bar,
+        model, take.build(PlanOptions, options), verify=verify, progress=bar, steps=rounds,
         output=take.build(OutputOptions, options, path=output), **take.scoring(options), **take.reading(options))  # fmt: skip
     show(result, output, as_json)
     if not as_json:

@@ -203,6 +203,17 @@ def confidence(text: str) -> float:
     return value
 
 
+CUT, FACTOR = MOVES = ("cut", "factor")
+
+
+def moves(text: str) -> tuple[str, ...]:
+    """``cut`` or ``cut,factor``."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not set(found) <= set(MOVES) or CUT not in found:
+        raise OptionError(f"'{text}': expected {CUT}, or {','.join(MOVES)}")
+    return tuple(move for move in MOVES if move in found)
+
+
 # ---- the records -----------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +243,8 @@ class PlanOptions(Checked):
     the machine. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is a file with a profile measured
     elsewhere. ``max_drop`` ("1%") is how much the measure of the task (``metric`` is that of `MeasureOptions`) may fall on data to judge
     on, or else calibration data that are held out from scoring; alone, it asks for the smallest model that holds it. The drop must hold
-    with a ``confidence`` (one-sided; 0.5: as measured). ``profile_budget``: seconds of wall time in which the model's layers are timed.
+    with a ``confidence`` (one-sided; 0.5: as measured). ``moves``: what may happen to a layer, "cut" and "factor". ``profile_budget``:
+    seconds of wall time in which the model's layers are timed.
     ``library`` is a file that ``save_library`` of an earlier run wrote: what was measured then is not measured again.
     """
 
@@ -262,6 +274,9 @@ class PlanOptions(Checked):
     confidence: float = rare(
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
         parse=confidence, metavar="95%", example="95%", low=0.5, high=1, high_open=True)  # fmt: skip
+    moves: tuple[str, ...] = rare(
+        MOVES, "How the model may shrink: channels leave (cut), and layers become two of lower rank (factor), where that is estimated to "
+        "be better at the same cost.", AMOUNT, parse=moves, metavar="cut,factor", example="cut,factor")  # fmt: skip
     profile_budget: float = rare(
         60.0,
         "Wall time for timing layers; where it does not suffice, fewer widths are timed.",

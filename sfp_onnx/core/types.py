@@ -472,6 +472,16 @@ class Factor:
     narrow: str = OUTPUTS
 
 
+@dataclass(frozen=True)
+class Spectrum:
+    """What tells the error of a layer that becomes two: the covariance (outputs, outputs) of what it ``made``, in units of errors; that
+    (channels, channels) of what it ``read`` through its taps, their sum; and the ``scale`` (outputs) of its weight in units of errors."""
+
+    made: Array
+    read: Array
+    scale: Array
+
+
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
     """Which units leave, decided before anything is cut, and which layers become two (``factors``). ``figures`` gives, for each target's

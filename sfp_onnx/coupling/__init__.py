@@ -41,7 +41,8 @@ def state(prepared: Prepared, expand: bool) -> Facts:
         point = facts.zero_points.get(node.inputs[0]) if node.inputs else None
         if point is not None:  # nodes that move integers without rescaling them keep the zero point of their first input
             for name in node.outputs:
-                facts.zero_points.setdefault(name, point)
+                if np.dtype(prepared.types.get(name) or np.float32).kind in "iu":
+                    facts.zero_points.setdefault(name, point)
     for node in prepared.nodes:
         ctx = Context(node, prepared.model.opset, trace, facts, frozenset())
         for name in node.captures:

@@ -24,12 +24,53 @@ SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
 @dataclass(frozen=True)
+class Halves:
+    """What layers that may become two are at candidates, (..., layers): how many channels they ``read`` and have ``made``, their ``rank``
+    (0: whole), and whether their ``inputs`` are narrowed. Of each (layers,): ``positions`` that it makes of one sample, ``taps`` of its
+    window, how many times as many positions it reads (``stretch``), bytes of a weight (``each``), and the index of its ``node``."""
+
+    read: FloatArray
+    made: FloatArray
+    rank: FloatArray
+    inputs: BoolArray
+    positions: FloatArray
+    taps: FloatArray
+    stretch: FloatArray
+    each: FloatArray
+    node: IntArray
+
+    @property
+    def whole(self) -> FloatArray:
+        """Weights of the whole."""
+        return np.asarray(self.taps * self.read * self.made)
+
+    @property
+    def sides(self) -> tuple[FloatArray, FloatArray]:
+        """Weights per channel between both, of the half that reads the window and of the other; the latter is in front of narrow inputs."""
+        return np.asarray(self.taps * np.where(self.inputs, self.made, self.read)), np.asarray(np.where(self.inputs, self.read, self.made))
+
+    @property
+    def weights(self) -> FloatArray:
+        """Weights that are saved (negative: they are more)."""
+        return np.asarray(np.where(self.rank > 0, self.whole - self.rank * sum(self.sides), 0.0))
+
+    @property
+    def macs(self) -> FloatArray:
+        """Multiply-accumulates of one sample that are saved."""
+        window, other = self.sides
+        half = window + np.where(self.inputs, self.stretch, 1.0) * other
+        return np.asarray(np.where(self.rank > 0, self.positions * (self.whole - self.rank * half), 0.0))
+
+
+@dataclass(frozen=True)
 class Gauge:
     """One figure of one model.
 
     ``predicted`` is the figure after a removal that is not built; ``cost`` that (...) of candidates (..., groups) of kept units, for the
     solver; ``measured`` that of a built model (None: nothing is known better than the prediction). ``before`` is that of the original
     (None: as predicted for no removal).
+
+    ``saved`` is what of it (...) layers save that become two (None: unknown, so that none does).
 
     For what is timed: ``again`` is this gauge after a new measurement around the widths after a removal, ``block`` the channels in which
     the device makes convolutions, ``how`` the figure is known (for messages), ``notes`` what the user should know of it.
@@ -43,6 +84,7 @@ class Gauge:
     block: int | None = None
     how: str = ""
     notes: tuple[str, ...] = ()
+    saved: Callable[[Halves], FloatArray] | None = None
 
 
 @dataclass(frozen=True)

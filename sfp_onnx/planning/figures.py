@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.options import BYTES, PlanOptions
-from ..core.types import BoolArray, Coupling, Factor, FloatArray, IntArray, Layer, Node, Trace
+from ..core.types import INPUTS, BoolArray, Coupling, Factor, FloatArray, IntArray, Layer, Node, Trace
 from ..coupling import cost, from_constants
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.trace import observed
@@ -28,7 +28,7 @@ from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
 from ..graph.save import file_bytes
 from ..runtime import Setup
-from . import COUNTS, FIGURES, Gauge, figure, parse_target
+from . import COUNTS, FIGURES, Gauge, Halves, figure, parse_target
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 3  # most unit-carrying axes that one product may have
@@ -312,7 +312,9 @@ def macs(scene: Scene) -> Gauge:
     """Multiply-accumulates for one sample, exact."""
     analysis = scene.analysis
     total = macs_terms(analysis.coupling, analysis.samples).total
-    return Gauge(lambda removed: analysis.size(removed).macs, total, before=analysis.size().macs)
+    return Gauge(
+        lambda removed: analysis.size(removed).macs, total, before=analysis.size().macs, saved=lambda halves: halves.macs.sum(-1)
+    )
 
 
 @figure("params", COUNTS, "params=120k", shaped=False)
@@ -323,8 +325,8 @@ def params(scene: Scene) -> Gauge:
         predicted=lambda removed: float(analysis.size(removed).params + cost.params(biases, removed)),
         cost=weight_terms(analysis.coupling, [*analysis.parameters, *biases]).total,
         measured=(lambda model: float(cost.params_of(model))) if form.finished else None,
-        before=float(cost.params_of(analysis.model)),
-    )
+        before=float(cost.params_of(analysis.model)), saved=lambda halves: halves.weights.sum(-1),
+    )  # fmt: skip
 
 
 @figure("size", BYTES, "size=2MB", shown="{:,.0f} bytes".format, shaped=False)
@@ -342,7 +344,7 @@ def size(scene: Scene) -> Gauge:
     return Gauge(
         predicted=lambda removed: float(whole - (full - weights.values(weights.lengths_after(removed)).sum(-1))),
         cost=lambda kept: whole - full + weights.total(kept),
-        measured=lambda model: float(form.bytes(model)), before=before,
+        measured=lambda model: float(form.bytes(model)), before=before, saved=lambda halves: (halves.weights * halves.each).sum(-1),
     )  # fmt: skip
 
 
@@ -387,21 +389,55 @@ class Ruler:
         """Names of what is timed on this machine."""
         return tuple(name for name in self.names if FIGURES[name].timed and self.gauges[name].measured)
 
-    def predicted(self, removed: BoolArray) -> dict[str, float]:
-        """Figures after a removal without building it."""
-        return {name: self.gauges[name].predicted(removed) for name in self.names}
+    def predicted(self, removed: BoolArray, factors: Sequence[Factor] = ()) -> dict[str, float]:
+        """Figures after a removal, and with factors, without building it."""
+        figures = {name: self.gauges[name].predicted(removed) for name in self.names}
+        if not factors:
+            return figures
+        wholes = [self.analysis.wholes[factor.layer] for factor in factors]
+        masks = [whole.masks(removed) for whole in wholes]
+        read = np.asarray([mask[whole.reads].sum() for whole, mask in zip(wholes, masks, strict=True)], float)
+        made = np.asarray([mask[whole.makes].sum() for whole, mask in zip(wholes, masks, strict=True)], float)
+        ranks, narrow = np.asarray([float(factor.rank) for factor in factors]), np.asarray([factor.narrow == INPUTS for factor in factors])
+        halves = replace(self.wholes(wholes), read=read, made=made, rank=ranks, inputs=narrow)
+        return {name: value - float(saved(halves)) if (saved := self.gauges[name].saved) else value for name, value in figures.items()}
+
+    def wholes(self, wholes: Sequence[cost.Whole]) -> Halves:
+        """Layers that are whole still, with all channels."""
+        none, samples = np.zeros(self.analysis.coupling.units, bool), self.analysis.samples
+        each = {parameter.name: float(self.form.each(parameter)) for parameter in self.analysis.parameters}
+        positions = np.asarray([whole.layer.macs / samples / prod(whole.sizes(none)) for whole in wholes])
+        taps, stretch = np.asarray([[whole.taps, whole.stretch] for whole in wholes], float).T
+        bytes_each = np.asarray([each.get(whole.weight, 4.0) for whole in wholes])
+        nodes = np.asarray([whole.layer.node.index for whole in wholes], np.int64)
+        read, made = np.asarray([[whole.shape[whole.reads], whole.shape[whole.makes]] for whole in wholes], float).T
+        return Halves(read, made, np.zeros(len(read)), np.zeros(len(read), bool), positions, taps, stretch, bytes_each, nodes)
+
+    def lengths(self, wholes: Sequence[cost.Whole]) -> Callable[[IntArray], Halves]:
+        """The same at candidates (..., groups)."""
+        products, all_channels = [], self.wholes(wholes)
+        for whole, axis in [*((whole, whole.reads) for whole in wholes), *((whole, whole.makes) for whole in wholes)]:
+            units = next((carried.units for carried in whole.carried if carried.axis == axis), np.full(whole.shape[axis], -1, np.int64))
+            products.append(Product(float(whole.shape[axis]), [Axis(units)], 0, Kind.READ))
+        both = terms(self.analysis.coupling, products)
+
+        def halves(kept: IntArray) -> Halves:
+            values = both.values(both.lengths(kept))
+            return replace(all_channels, read=values[..., : len(wholes)], made=values[..., len(wholes) :])
+
+        return halves
 
     def cost(self, name: str) -> Callable[[IntArray], FloatArray]:
         """A figure of candidates (..., groups) for the solver."""
         return self.gauges[name].cost
 
-    def actual(self, removed: BoolArray) -> dict[str, float]:
+    def actual(self, removed: BoolArray, factors: Sequence[Factor] = ()) -> dict[str, float]:
         """Figures of the built model, as far as they are measured; else as predicted."""
-        figures = self.predicted(removed)
+        figures = self.predicted(removed, factors)
         measures = {name: measure for name in self.names if (measure := self.gauges[name].measured) is not None}
         if not measures:
             return figures
-        model = self.built(removed)
+        model = self.built(removed, factors)
         return figures | {name: measure(model) for name, measure in measures.items()}
 
     def built(self, removed: BoolArray, factors: Sequence[Factor] = ()) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import DataError, PlanError
 from ..core.options import InspectOptions, MeasureOptions, RepairOptions
 from ..core.system import versions
-from ..core.types import FloatArray, Group
+from ..core.types import FloatArray, Group, Spectrum
 from ..graph import Model
 from ..graph.arrays import Arrays, Named, write_arrays
 
@@ -25,7 +25,7 @@ FORMAT, VERSION, MADE_BY = "sfp_onnx plan library", 1, "`sfp-onnx plan --save-li
 class Library:
     """What was measured of a model: the score of every unit, the error of a group by the number of units that it keeps (``errors``), both
     with what sensitivity they were weighed by, and notes on how; what is ``recorded`` of score, data, repair and shapes goes into every
-    plan. ``profile``: latency tables of a device (None: no time was asked for)."""
+    plan. ``profile``: latency tables of a device (None: no time was asked for). ``spectra``: of layers that may become two."""
 
     recorded: Mapping[str, Any]
     scores: FloatArray
@@ -34,6 +34,7 @@ class Library:
     profile: Mapping[str, Any] | None = None
     model_sha256: str = ""
     versions: Mapping[str, str] = field(default_factory=versions)
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
 
     @property
     def repair(self) -> RepairOptions | None:
@@ -55,7 +56,8 @@ def save_library(path: str | Path, library: Library, inputs: Iterable[Path] = ()
     """
     facts = {name: getattr(library, name) for name in ("model_sha256", "versions", "recorded", "notes", "profile")}
     arrays = [Named("scores", library.scores), *(Named(f"errors/{at}", row) for at, row in enumerate(library.errors.values()))]
-    facts |= {"format": FORMAT, "version": VERSION, "groups": list(library.errors)}
+    arrays += [Named(f"{part}/{at}", value) for at, row in enumerate(library.spectra.values()) for part, value in vars(row).items()]
+    facts |= {"format": FORMAT, "version": VERSION, "groups": list(library.errors), "layers": list(library.spectra)}
     write_arrays(Path(path), arrays, inputs, json.loads(json.dumps(facts)))
 
 
@@ -69,7 +71,10 @@ def read_library(path: str | Path) -> Library:
         names, sha256 = held.fact("groups", list), held.fact("model_sha256", str)
         scores, errors = held["scores"], {str(name): held[f"errors/{at}"] for at, name in enumerate(names)}
         recorded, notes = held.fact("recorded", dict), tuple(map(str, held.fact("notes", list)))
-        return Library(recorded, scores, errors, notes, held.fact("profile", (dict, type(None))), sha256, held.fact("versions", dict))
+        layers, parts = held.facts.get("layers", ()), [part.name for part in fields(Spectrum)]
+        spectra = {str(name): Spectrum(*(held[f"{part}/{at}"] for part in parts)) for at, name in enumerate(layers)}
+        profile, made_by = held.fact("profile", (dict, type(None))), held.fact("versions", dict)
+        return Library(recorded, scores, errors, notes, profile, sha256, made_by, spectra)
 
 
 def checked(path: str | Path, model: Model, groups: Sequence[Group], asked: Mapping[str, Any]) -> Library:

@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import DataError, OptionError, TargetError
 from ..core.options import PlanOptions
 from ..core.system import log
-from ..core.types import IntArray, Plan
+from ..core.types import Factor, IntArray, Plan
 from ..coupling.analysis import Progress, silent
 from ..data.dataset import Dataset
 from ..evaluation import TITLES, Comparison, Metric, built_in, measure as compare, outputs, unknown_meaning, user_metric
@@ -215,17 +215,18 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
     judge.check()
     analysis = candidates.analysis
 
-    known: dict[bytes, Drop] = {}
+    known: dict[tuple[bytes, tuple[Factor, ...]], Drop] = {}
 
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(candidates, replace(options, targets=targets))
         removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
-        if removed.tobytes() not in known:
-            held = candidates.data, candidates.repair, candidates.measures
-            drop = judge.drop(rebuilt(analysis, removed, *held) if removed.any() else analysis.model)
+        key = removed.tobytes(), plan.factors
+        if key not in known:
+            held = candidates.data, candidates.repair, candidates.measures, plan.factors
+            drop = judge.drop(rebuilt(analysis, removed, *held) if removed.any() or plan.factors else analysis.model)
             log.info(judge.tried(f"macs={plan.after.macs / plan.before.macs:.1%}", drop))
-            known[removed.tobytes()] = drop
-        return _Trial(plan, known[removed.tobytes()])
+            known[key] = drop
+        return _Trial(plan, known[key])
 
     best, limited = (trial(options.targets), "") if options.targets else _smallest(trial, judge, progress)
     drop = best.drop

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import TargetError
-from ..core.options import MeasureOptions, OutputOptions, PlanOptions, RepairOptions
-from ..core.types import Align, AxisUnits, BoolArray, Coupling, Factor, FloatArray, Group, Plan
+from ..core.options import FACTOR, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
+from ..core.types import Align, AxisUnits, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan, Spectrum
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import Parameter
 from ..cut.factor import by_weight, split
@@ -24,8 +24,9 @@ from ..repair import distances, rebuilt
 from ..repair.lockstep import prepared_for
 from ..repair.steps import bias_place
 from ..runtime import Setup
-from . import FIGURES, TIMED_NOISE as NOISE, bounds, make_plan, mistaken, parse_target, show, widths
+from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
+from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
 
@@ -49,7 +50,8 @@ class Candidates:
     ``groups`` may shrink; ``scores`` has one value per unit; ``recorded`` goes into the options of plans; ``errors`` is the error of a
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``, and judged by what ``measures`` say of the outputs.
-    ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written.
+    ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written. ``spectra`` tell the error of
+    layers that become two.
     """
 
     analysis: Analysis
@@ -63,12 +65,14 @@ class Candidates:
     details: Any = None
     measures: MeasureOptions = MeasureOptions()
     form: Form = AS_CUT
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A removal and the options, with everything settled, that it was chosen for; ``notes`` on how it was found; the bounds (``limits``)
-    that it shall hold, and its figures by name: predicted when it was chosen, and actual (counted, built or measured)."""
+    """A removal and ``factors``, and the options, with everything settled, that they were chosen for; ``notes`` on how they were found; the
+    bounds (``limits``) that they shall hold, and their figures by name: predicted when they were chosen, and actual (counted, built or
+    measured)."""
 
     options: PlanOptions
     removed: BoolArray
@@ -76,6 +80,16 @@ class Trial:
     limits: Mapping[str, float] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
     actual: Mapping[str, float] = field(default_factory=dict)
+    factors: tuple[Factor, ...] = ()
+
+    def same(self, other: Trial) -> bool:
+        """Whether both are one model."""
+        return np.array_equal(self.removed, other.removed) and self.factors == other.factors
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is another model than the original."""
+        return bool(self.removed.any() or self.factors)
 
     @property
     def used(self) -> float:
@@ -164,8 +178,11 @@ def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatA
     return errors
 
 
-def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial | None:
-    """The removal that holds these bounds on predicted figures, solved or by one number for all groups; None if there is none."""
+def choice_for(
+    candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float], ranks: Ranks | None = None
+) -> Trial | None:
+    """What holds these bounds on predicted figures, solved (with ``ranks``, layers may become two) or by one number for all groups; None if
+    there is nothing."""
     coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
     if options.allocation != "solve":
         removed = widths.choose(coupling, groups, scores, options, ruler.predicted, limits)
@@ -176,10 +193,58 @@ def choice_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, limit
         np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
         for group, offer in zip(coupling.groups, offers, strict=True)
     ]
-    solution = widths.solve(widths.Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values())))
-    if solution is None:
+    problem = widths.Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values()))
+    solution = widths.solve(problem)
+    trial = None
+    if solution is not None:
+        trial = Trial(options, widths.of_widths(coupling, scores, solution.kept.tolist()), (widths.compared(solution),))
+    least = np.inf if solution is None else solution.error
+    return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A problem of widths, the options and the ruler that it is from, and the figures that are bounded."""
+
+    options: PlanOptions
+    ruler: Ruler
+    names: tuple[str, ...]
+    problem: widths.Problem
+
+
+def ranks_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, names: Iterable[str]) -> Ranks | None:
+    """The choices of layers that may become two; None where none may, or where it is unknown what that saves."""
+    if FACTOR not in options.moves or not candidates.spectra or options.allocation != "solve":
         return None
-    return Trial(options, widths.of_widths(coupling, scores, solution.kept.tolist()), (widths.compared(solution),))
+    if any(ruler.gauges[name].saved is None for name in names):
+        return None
+    wholes, spectra = candidates.analysis.wholes, candidates.spectra
+    allowed = widths.allowed(options, {name: whole.weight for name, whole in wholes.items()})
+    ranks = Ranks.of(candidates.analysis, candidates.scores, {name: spectra[name] for name in allowed & spectra.keys()}, options.align)
+    return ranks if ranks.axes else None
+
+
+def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | None, least: float) -> Trial | None:
+    """The ``trial`` whose error is ``least``, or what layers that become two allow at the same cost where that is clearly better."""
+    coupling, scores, ruler = candidates.analysis.coupling, candidates.scores, aim.ruler
+    lengths = ruler.lengths([axis.whole for axis in ranks.axes])
+    savings = [partial(_saving, ruler.gauges[name], ranks, lengths) for name in aim.names]
+    best, removed = trial, (trial or narrowest(candidates, aim.options)).removed
+    for _ in range(RANK_ROUNDS):
+        solution = widths.solve(ranks.joined(aim.problem, savings, removed))
+        if solution is None:
+            break
+        removed = widths.of_widths(coupling, scores, solution.kept[: len(coupling.groups)].tolist())
+        factors = ranks.factors(solution.kept, removed)
+        if factors and solution.error < WORTH * least:
+            words = f"{len(factors)} layers become two: estimated error {least:.4g} -> {solution.error:.4g}"
+            best = Trial(aim.options, removed, (words,), factors=factors)
+    return best
+
+
+def _saving(gauge: Gauge, ranks: Ranks, lengths: Callable[[IntArray], Halves], kept: IntArray) -> FloatArray:
+    assert gauge.saved is not None
+    return gauge.saved(ranks.halves(lengths, kept))
 
 
 def offered(coupling: Coupling, groups: Sequence[Group], options: PlanOptions) -> list[list[int]]:
@@ -220,34 +285,43 @@ class History:
         holding = [trial for trial in reversed(self.trials) if trial.excess <= NOISE]
         return max(holding, key=lambda trial: trial.actual["macs"], default=None)
 
-    def aims(self, limits: Mapping[str, float]) -> dict[str, float]:
-        """Bounds for predictions: corrected by what the last ones were wrong by, and a little lower while no trial held."""
+    def aims(self, limits: Mapping[str, float], misses: int = 0) -> dict[str, float]:
+        """Bounds for what widths are chosen by: corrected by what that was wrong by last, and lower with every round that led to no plan
+        that holds them."""
         if not self.trials:
             return dict(limits)
-        last, aim = self.trials[-1], MARGIN if self.held is None else 1.0
-        return {name: aim * limit / (last.actual[name] / last.predicted[name]) for name, limit in limits.items()}
+        last, aim = self.trials[-1], MARGIN**misses if self.held is None else 1.0
+        known = {**last.predicted, **self._solved(last, [name for name in limits if name not in self.ruler.timed])}
+        return {name: aim * limit / (last.actual[name] / known[name]) for name, limit in limits.items()}
 
-    def known(self, removed: BoolArray) -> bool:
-        """Whether a removal leads nowhere new. One that broke a bound may be tried twice after layers were timed again."""
-        tried = any(np.array_equal(removed, trial.removed) for trial in self.trials[self.retimed or 0 :])
+    def _solved(self, trial: Trial, names: Sequence[str]) -> dict[str, float]:
+        """Figures by which the solver chose widths: those of a group of which every unit holds the same share of an axis."""
+        if trial.options.allocation != "solve" or trial.factors:
+            return {}
+        kept = np.asarray([np.count_nonzero(~trial.removed[group.units]) for group in self.ruler.analysis.coupling.groups])
+        return {name: cost for name in names if (cost := float(self.ruler.cost(name)(kept))) > 0}
+
+    def known(self, choice: Trial) -> bool:
+        """Whether a choice leads nowhere new. One that broke a bound may be tried twice after layers were timed again."""
+        tried = any(choice.same(trial) for trial in self.trials[self.retimed or 0 :])
         return tried and (self.held is not None or self.retimed is None)
 
     def measured(self, trial: Trial) -> Trial:
         """Build and measure. A surprise is measured again, and the median believed; if it still surprises, layers are timed again around
         these widths (once)."""
-        removed, ruler = trial.removed, self.ruler
-        trial = replace(trial, predicted=ruler.predicted(removed), actual=ruler.actual(removed))
+        change, ruler = (trial.removed, trial.factors), self.ruler
+        trial = replace(trial, predicted=ruler.predicted(*change), actual=ruler.actual(*change))
         if abs(trial.surprise(ruler)) <= SURPRISE:
             return trial
-        actuals = [trial.actual, *(ruler.actual(removed) for _ in range(REPEATS))]
+        actuals = [trial.actual, *(ruler.actual(*change) for _ in range(REPEATS))]
         trial = replace(trial, actual={**trial.actual, **{name: float(np.median([row[name] for row in actuals])) for name in ruler.timed}})
         gap = trial.surprise(ruler)
         if abs(gap) <= SURPRISE or self.retimed is not None:
             return trial
-        self.ruler, self.retimed = ruler.again(removed), len(self.trials)
+        self.ruler, self.retimed = ruler.again(trial.removed), len(self.trials)
         surprise = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
         self.notes = (f"{surprise}: layers timed again around the plan's widths",)
-        return replace(trial, predicted=self.ruler.predicted(removed))
+        return replace(trial, predicted=self.ruler.predicted(*change))
 
 
 def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial:
@@ -256,11 +330,15 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
     Raises:
         TargetError: the bounds cannot be held; with the best reachable figures.
     """
-    history, most = History(ruler), narrowest(candidates, options)
+    history, most, misses = History(ruler), narrowest(candidates, options), 0
+    ranks = ranks_for(candidates, options, ruler, limits)
     for _ in range(ROUNDS):
-        choice = choice_for(candidates, options, history.ruler, history.aims(limits)) or (None if history.trials else most)
-        if choice is None or history.known(choice.removed):
+        aims = history.aims(limits, misses)
+        choice, misses = choice_for(candidates, options, history.ruler, aims, ranks) or (None if history.held else most), misses + 1
+        if choice is None or (history.known(choice) and (history.held or choice is most)):
             break
+        if history.known(choice):
+            continue  # the same widths again: aim lower
         trial = history.measured(replace(choice, limits=limits))
         history.trials.append(trial)
         if trial.settled(history.ruler) or (choice is most and history.held is None):
@@ -308,28 +386,27 @@ def nearer(candidates: Candidates, best: Trial, asked: PlanOptions, ruler: Ruler
         other = attempt(candidates, asked, ruler, progress)
     except TargetError:
         return best
-    if not other.removed.any() or np.array_equal(best.removed, other.removed):
+    if not other.changes or best.same(other):
         return best
     trials = {f"--align {trial.options.align}": trial for trial in (best, other)}
-    removals = {name: trial.removed for name, trial in trials.items()}
-    name, note = nearest(candidates, removals, progress)
+    name, note = nearest(candidates, trials, progress)
     return replace(trials[name], notes=(*trials[name].notes, note))
 
 
-def nearest(candidates: Candidates, removals: Mapping[str, BoolArray], progress: Progress = silent) -> tuple[str, str]:
-    """The name of the removal whose repaired model is nearest to the original on a quarter of the data, which the repairs do not see, and
+def nearest(candidates: Candidates, trials: Mapping[str, Trial], progress: Progress = silent) -> tuple[str, str]:
+    """The name of the trial whose repaired model is nearest to the original on a quarter of the data, which the repairs do not see, and
     a word on each."""
     analysis, data, repair = candidates.analysis, candidates.data, candidates.repair
     assert data is not None and repair is not None
     count = int(data.samples * HELD_OUT)
     repaired_on, judge = data.split(count, [repair.seed, data.samples])
     models = []
-    with progress("comparing widths", len(removals)) as advance:
-        for removed in removals.values():
-            models.append(rebuilt(analysis, removed, repaired_on, repair, candidates.measures))
+    with progress("comparing widths", len(trials)) as advance:
+        for trial in trials.values():
+            models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors))
             advance(1)
     found = distances(analysis, models, judge, candidates.measures)
-    left = dict(zip(removals, found.values, strict=True))
+    left = dict(zip(trials, found.values, strict=True))
     best = min(left, key=lambda name: left[name])
     shown = ", ".join(f"{value:.4g} with {name}" for name, value in left.items())
     words = f"distance from the original after the repair ({found.measure}), on {count} samples held out for this"
@@ -356,10 +433,10 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     if align.written == "default" and str(first) == BLOCKS:
         if best.used < FULL:
             best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
-    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.removed.any():
+    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.changes:
         best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
     recorded = {**best.options.told, "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
-    plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded})
+    plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded}, best.factors)
     figures = {
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
         for name, limit in best.limits.items()

@@ -6,7 +6,7 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -29,7 +29,7 @@ def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, 
     keep, only = (_compiled(text) for text in (options.keep, options.only))
 
     def hits(pattern: re.Pattern[str], layer: str) -> bool:
-        return bool(pattern.search(layer) or pattern.search(weights_of.get(layer, "")))
+        return _hits(pattern, layer, weights_of.get(layer, ""))
 
     def may_shrink(group: Group) -> bool:
         names = group.producers or (group.name,)
@@ -42,6 +42,18 @@ def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, 
     if coupling.groups and not chosen:
         raise TargetError("--keep and --only leave no group to prune. `sfp-onnx inspect` lists the names of all groups.")
     return chosen
+
+
+def allowed(options: PlanOptions, weights_of: Mapping[str, str]) -> set[str]:
+    """Of these layers (with the names of their weights) those that ``--keep`` and ``--only`` leave to choose from."""
+    keep, only = (_compiled(text) for text in (options.keep, options.only))
+    pairs = weights_of.items()
+    left = {layer for layer, weight in pairs if only is None or _hits(only, layer, weight)}
+    return left - {layer for layer, weight in pairs if keep is not None and _hits(keep, layer, weight)}
+
+
+def _hits(pattern: re.Pattern[str], layer: str, weight: str) -> bool:
+    return bool(pattern.search(layer) or pattern.search(weight))
 
 
 def _compiled(text: str | None) -> re.Pattern[str] | None:
@@ -189,6 +201,15 @@ def choices(width: int, steps: Align, minimum: int, vanish: bool = False, most: 
 
 
 @dataclass(frozen=True)
+class Tie:
+    """Errors of a choice that depend on the width of another group: ``table`` is (widths of the ``owner``, choices); an owner of -1 has
+    one."""
+
+    owner: int
+    table: FloatArray
+
+
+@dataclass(frozen=True)
 class Problem:
     """Widths to choose from, errors and costs.
 
@@ -196,12 +217,28 @@ class Problem:
         widths: per group, descending; a group with one width stays.
         errors: per group, the error at each of its widths (0 at the first), not falling as widths fall.
         costs, bounds: functions from candidates (..., groups) to a cost (...) in any unit, and what it may be at most.
+        ties: groups that stand for choices, of which the first is none: their widths are numbers without order, and their errors those of
+            the tie.
     """
 
     widths: Sequence[Sequence[int]]
     errors: Sequence[Sequence[float]]
     costs: Sequence[Callable[[IntArray], FloatArray]]
     bounds: Sequence[float]
+    ties: Mapping[int, Tie] = field(default_factory=dict)
+
+    @cached_property
+    def _tied(self) -> dict[int, list[int]]:
+        """Choices by the group that their errors depend on."""
+        return {owner: [at for at, tie in self.ties.items() if tie.owner == owner] for owner in {tie.owner for tie in self.ties.values()}}
+
+    def terms(self, group: int, state: IntArray) -> FloatArray:
+        """All errors that depend on one group, at each of its widths, the others being as in a state."""
+        row = np.asarray(self.errors[group], float)
+        if group in self.ties:
+            tie = self.ties[group]
+            return np.asarray(row + tie.table[state[tie.owner] if tie.owner >= 0 else 0])
+        return np.asarray(sum((self.ties[at].table[:, state[at]] for at in self._tied.get(group, ())), row))
 
     def kept(self, state: IntArray) -> IntArray:
         """Widths of a state (positions in ``widths``)."""
@@ -209,7 +246,8 @@ class Problem:
 
     def error(self, state: IntArray) -> float:
         """Sum of errors of a state."""
-        return float(sum(errors[at] for errors, at in zip(self.errors, state, strict=True)))
+        chosen = sum(tie.table[state[tie.owner] if tie.owner >= 0 else 0, state[at]] for at, tie in self.ties.items())
+        return float(sum(errors[at] for errors, at in zip(self.errors, state, strict=True)) + chosen)
 
     def load(self, kept: IntArray) -> FloatArray:
         """Costs over bounds (..., costs) of candidates (..., groups); all must be at most 1."""
@@ -241,8 +279,9 @@ def compared(solution: Allocation) -> str:
 
 
 def solve(problem: Problem) -> Allocation | None:
-    """The better of both methods; None if not even the narrowest widths hold the bounds."""
-    results = {"greedy": greedy(problem), "Lagrangian": lagrangian(problem)}
+    """The better of both methods (with choices beside the widths the sweep alone, since the way down may lead through dearer ones); None if
+    not even the narrowest widths hold the bounds."""
+    results = {"Lagrangian": lagrangian(problem)} if problem.ties else {"greedy": greedy(problem), "Lagrangian": lagrangian(problem)}
     states = {name: widen(problem, state) for name, state in results.items() if state is not None}
     if not states:
         return None
@@ -263,17 +302,18 @@ class _Moves:
 
 
 def _moves(problem: Problem, state: IntArray, narrower: bool) -> _Moves:
-    """All ways to narrow, or to widen, one group."""
-    pairs = [
-        (group, position)
-        for group, at in enumerate(state.tolist())
-        for position in (range(at + 1, len(problem.widths[group])) if narrower else range(at))
-    ]
+    """All ways to narrow, or to widen, one group, or to choose otherwise."""
+    pairs = []
+    for group, at in enumerate(state.tolist()):
+        count = len(problem.widths[group])
+        positions = [*range(at), *range(at + 1, count)] if group in problem.ties else range(at + 1, count) if narrower else range(at)
+        pairs += [(group, position) for position in positions]
     group, positions = np.asarray(pairs, np.int64).reshape(-1, 2).T
     states, kept = (np.tile(row, (len(pairs), 1)) for row in (state, problem.kept(state)))
     rows = np.arange(len(pairs))
     states[rows, group], kept[rows, group] = positions, [problem.widths[group][position] for group, position in pairs]
-    added = [problem.errors[group][position] - problem.errors[group][int(state[group])] for group, position in pairs]
+    terms = {number: problem.terms(number, state) for number in set(group.tolist())}
+    added = [terms[group][position] - terms[group][int(state[group])] for group, position in pairs]
     return _Moves(group, states, kept, np.asarray(added, float))
 
 
@@ -297,7 +337,7 @@ def greedy(problem: Problem) -> IntArray | None:
 
 def lagrangian(problem: Problem) -> IntArray | None:
     """Bisect the price of cost; at each price, minimise error + price * largest load by coordinate descent."""
-    narrowest = np.asarray([len(widths) - 1 for widths in problem.widths], np.int64)
+    narrowest = np.asarray([0 if group in problem.ties else len(widths) - 1 for group, widths in enumerate(problem.widths)], np.int64)
     if not problem.holds(narrowest):
         return None
     low, high, best = 1e-6, 1e6, narrowest
@@ -322,7 +362,7 @@ def _descend(problem: Problem, price: float) -> IntArray:
             kept = np.tile(problem.kept(state), (len(widths), 1))
             kept[:, group] = widths
             load = problem.load(kept)
-            total = np.asarray(problem.errors[group]) + price * (load.max(-1) + 1e-3 * load.sum(-1))
+            total = problem.terms(group, state) + price * (load.max(-1) + 1e-3 * load.sum(-1))
             state[group] = np.argmin(total)
         if np.array_equal(before, state):
             break
@@ -335,7 +375,8 @@ def widen(problem: Problem, state: IntArray) -> IntArray:
         load = problem.load(problem.kept(state)).max()
         moves = _moves(problem, state, narrower=False)
         saved, after = -moves.added, problem.load(moves.kept).max(-1)
-        usable = (after <= FULL_LOAD) & ((saved > 0) | (after <= load + 1e-12))
+        free = (after <= load + 1e-12) & (saved >= 0) & ~np.isin(moves.group, list(problem.ties))
+        usable = (after <= FULL_LOAD) & ((saved > 0) | free)
         if not usable.any():
             return state
         gain = np.where(usable, (saved + 1e-12) / np.maximum(after - load, 1e-9), -np.inf)

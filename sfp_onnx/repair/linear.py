@@ -56,6 +56,19 @@ class Normal:
         """Of rows (g, k) and errors (g, o)."""
         return self.rows / max(self.count, 1.0), self.errors / max(self.count, 1.0)
 
+    def of_channels(self, taps: int) -> FloatArray:
+        """Covariance (c, c) of the channels of the first block, where its rows hold so many taps of each; summed over taps."""
+        size, count = self.shape[1] // taps, max(self.count, 1.0)
+        parts = [slice(size * tap, size * (tap + 1)) for tap in range(taps)]
+        means = self.rows[0] / count
+        return np.asarray(sum(self.gram[0, part, part] / count - np.outer(means[part], means[part]) for part in parts))
+
+    def of_products(self, weight: FloatArray) -> FloatArray:
+        """Covariance (o, o) of the products of the first block's rows with a weight (k, o)."""
+        count = max(self.count, 1.0)
+        mean = self.rows[0] @ weight / count
+        return np.asarray(weight.T @ (self.gram[0] @ weight) / count - np.outer(mean, mean))
+
     def absorb(self, other: Normal) -> Normal:
         """Add the sums of other rows, in place."""
         for name in ("gram", "cross", "rows", "errors", "squares"):
@@ -137,6 +150,16 @@ class Samples:
         """Rows Q (g, n, k) and errors F (g, n, o), about the means."""
         rows, errors = self.means
         return self.rows - rows[:, None, :], self.errors - errors[:, None, :]
+
+    def of_channels(self, taps: int) -> FloatArray:
+        """As `Normal.of_channels`."""
+        rows = self.centred()[0][0].reshape(int(self.count), taps, -1)
+        return np.asarray(sum(rows[:, tap].T @ rows[:, tap] for tap in range(taps)) / max(self.count, 1.0))
+
+    def of_products(self, weight: FloatArray) -> FloatArray:
+        """As `Normal.of_products`."""
+        made = self.centred()[0][0] @ weight
+        return np.asarray(made.T @ made / max(self.count, 1.0))
 
     def rounding(self) -> FloatArray:
         """As `Normal.rounding`."""

@@ -318,16 +318,17 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
         both = together(fit, held)
         change = limit(both, ridge, solve(both, ridge, mask, count)) if kind == "weights" else mean_shift(both)
         if kind == "weights" and _is_free(setting, uses):
-            change = as_varied(both, coding.matrix(weight, change[0]), change, uses[0].energy / max(rows, 1.0))
+            present = coding.matrix(weight, change[0])
+            change = as_varied(both, present * per_block(scale, present), change, uses[0].energy / max(rows, 1.0))
         coding.write(coding.rounded(both, change[0]) if steps[0].weight.scale and kind == "weights" else change)
     return [LayerFit(step.layer, kind, ridge, int(rows), before * share, best * share) for step in steps]
 
 
 def _is_free(setting: Setting, uses: Sequence[Use]) -> bool:
-    """Whether what a layer makes goes into a nonlinearity as it is, and every number of its weight may be anything."""
-    step = uses[0].step
-    plain = step.mask is None and step.factor is None and not step.weight.scale
-    return plain and len(uses) == 1 and step.target == step.output and bool(setting.after.index.readers(step.output))
+    """Whether what a layer makes goes on as it is, in no sum and not out of the model, and every number of its weight may be anything."""
+    step, walk = uses[0].step, setting.after
+    plain = len(uses) == 1 and step.mask is None and step.factor is None and not step.weight.scale
+    return plain and not operands(walk, step) and bool(walk.index.readers(step.target))
 
 
 def _limit(coding: Coding) -> Limit:

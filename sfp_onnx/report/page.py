@@ -70,7 +70,7 @@ def prune_page(
     removed = removal_of(result.plan, analysis.coupling, analysis.model.sha256)
     sections = [
         *_layers(widths_of(analysis), widths_of(analysis, removed)),
-        *_times(layer_times(analysis, result.model, latency.setup, latency.batch, progress)),
+        *_factors(result), *_times(layer_times(analysis, result.model, latency.setup, latency.batch, progress)),
         _scores(scored, removed), *_of_plugins(scored, data, progress), *_repair(result), *_packaging(result.packaged),
         *_differences(result.original, result.model, test_data or data, scored.measures), _pinned(analysis.coupling.pinned),
     ]  # fmt: skip
@@ -267,6 +267,13 @@ def _scores(scored: Candidates, removed: BoolArray) -> report.Section:
 
 def _of_plugins(scored: Candidates, data: Dataset | None, progress: Progress) -> list[report.Section]:
     return [section for make in report.PLUGIN_SECTIONS for section in make(scored, data, progress)]
+
+
+def _factors(result: Pruned) -> list[report.Section]:
+    """The layers that became two."""
+    rows = tuple((factor.layer, str(factor.rank), factor.narrow) for factor in result.plan.factors)
+    words = "Each is a product of lower rank now: a layer in front of another, with so few channels between them."
+    return [report.Section("Layers that became two", (words,), table=report.Table(text.FACTOR_COLUMNS, rows))] if rows else []
 
 
 def _repair(result: Pruned) -> list[report.Section]:

@@ -85,7 +85,7 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         "macs_free": free_share(analysis), "macs_free_expanded": free_share(whole or analysis),
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
-        "pinned": [asdict(pin) for pin in coupling.pinned],
+        "can_become_two": list(analysis.wholes), "pinned": [asdict(pin) for pin in coupling.pinned],
         "without_rule": {operator: list(names) for operator, names in coupling.unruled.items()},
     }  # fmt: skip
 
@@ -118,6 +118,9 @@ def inspection_text(data: dict[str, Any]) -> str:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
+FACTOR_COLUMNS = ("layer that becomes two", "channels between", "narrows its")
+
+
 def plan_text(plan: Plan) -> str:
     """The plan as a table, with totals."""
     rows = []
@@ -128,7 +131,7 @@ def plan_text(plan: Plan) -> str:
     lines = [table(["group", "made by", "width", "kept", "MACs", "after"], rows), ""]
     if plan.factors:
         factors = [[factor.layer, str(factor.rank), factor.narrow] for factor in plan.factors]
-        lines += [table(["layer that becomes two", "channels between", "narrows its"], factors), ""]
+        lines += [table(FACTOR_COLUMNS, factors), ""]
     if kept:
         lines.append(f"{kept} of {len(plan.groups)} groups keep all channels.")
     lines.append(sizes_text(plan.before, plan.after))

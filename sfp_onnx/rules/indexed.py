@@ -79,7 +79,7 @@ def elements(ctx: Context) -> list[Labels]:
     operands = {}
     for position in positions:
         shape = [1 if dim in stiff else size for dim, size in enumerate(ctx.shape(position))]
-        operands[position] = Operand(ctx.settle(position, stiff, reason), shape)
+        operands[position] = Operand(ctx.settle(position, stiff, reason), shape, position, range(rank))
     return [_meet(ctx, operands)]
 
 

@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, Coupling, FloatArray, IntArray, Layer
+from ..core.types import Array, Coupling, FloatArray, IntArray, Layer, Spectrum
 from ..coupling.analysis import Analysis, feeds_of
 from ..graph import Prepared
 from ..repair import linear, lockstep, ridge, steps, walk
@@ -155,7 +156,7 @@ class Elimination:
     """Per unit what its removal adds to the error (larger = keep), and per group the error by the number of units kept (0 .. width).
     Errors are relative to the variance of what the reading layers' outputs go into. ``blind``: groups that no such layer reads. ``cuts``:
     what looks at groups showed on the way, where all that reads them could be re-fitted; ``scarce``: of layers, how much of what they
-    read the samples leave unknown (`ridge.Scatter`)."""
+    read the samples leave unknown (`ridge.Scatter`); ``spectra``: of layers, what tells the error if they become two."""
 
     scores: FloatArray
     errors: Mapping[str, FloatArray]
@@ -163,6 +164,7 @@ class Elimination:
     cuts: Mapping[str, Sequence[Cut]] = field(default_factory=dict)
     scarce: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class Place:
     means: FloatArray
     scale: Array
     scarce: float
+    spectrum: Spectrum | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ class Inputs:
     variance: float
 
 
+MOST_MADE = 4096  # outputs of a layer that may become two
 SCARCE = 0.1  # of what a layer reads left unknown by the samples: worth a word
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
@@ -211,9 +215,20 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
         held = known.held() if known else list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
     factors = sensitivity.factors(found.cuts, reached)
+    found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, factors))
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
     return weighed(analysis.coupling, found, factors, looks)
+
+
+def _weighed_spectra(coupling: Coupling, spectra: Mapping[str, Spectrum], factors: Mapping[str, float]) -> dict[str, Spectrum]:
+    """Errors of what layers make, times the mean factor of the groups that they read: it tells what of such errors reaches the outputs."""
+    found = {}
+    for name, spectrum in spectra.items():
+        known = [factors[group.name] for group in coupling.groups if name in group.consumers and group.name in factors]
+        root = np.float32(np.exp(np.mean(np.log(known)) / 2) if known else 1.0)
+        found[name] = replace(spectrum, made=spectrum.made * root**2, scale=spectrum.scale * root)
+    return found
 
 
 def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float], looks: sensitivity.Looks) -> Elimination:
@@ -255,7 +270,7 @@ def elimination(
         for layer, _, inputs in look.known(iter(batches)) if seen else look.observed(batches, advance):
             ledger.add(layer, inputs)
     blind = tuple(group.name for group in coupling.groups if group.name not in ledger.errors)
-    return Elimination(ledger.scores, ledger.errors, blind, ledger.cuts, ledger.scarce)
+    return Elimination(ledger.scores, ledger.errors, blind, ledger.cuts, ledger.scarce, spectra=ledger.spectra)
 
 
 def look_of(prepared: Prepared, coupling: Coupling, options: RepairOptions) -> Look:
@@ -347,12 +362,27 @@ def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[See
     scaled = matrix.astype(np.float64) * walk.per_block(seen.scale, matrix)
     channels = form.inputs_of(weight.shape, blocks)
     source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
-    means = sums.means[0]
+    means, taps = sums.means[0], prod(form.kernel)
+    known = seen.scatter is not None and blocks == 1 and matrix.shape[2] <= MOST_MADE  # before the sums are used up
+    read = (sums.of_channels(taps), sums.of_products(scaled[0])) if known else None
     for block, inverse in enumerate(ridge.ridge_inverse(sums, strength, scatter)):
         units = source[block * (len(source) // blocks) + channels]
         key, held, scarce = (step.layer, "inverse", block), scaled[block].astype(np.float32), scatter.shares[block] if scatter else 0.0
-        place = Place(layer, block, blocks, means[block], seen.scale, scarce)
+        spectrum = None if read is None else _spectrum(*read, scaled[0], scarce, variance, seen.scale)
+        place = Place(layer, block, blocks, means[block], seen.scale, scarce, spectrum)
         yield Inputs(key, place, held, channels, units, max(variance, ridge.TINY)), inverse
+
+
+def _spectrum(
+    read: FloatArray, made: FloatArray, weight: FloatArray, scarce: float, variance: float, scale: Array
+) -> Spectrum:
+    """Both covariances, shrunk as far as the samples are too few to know them: C by (1 - s) C + s m I, and what is made of that."""
+    unit, taps = max(variance, ridge.TINY), len(weight) // len(read)
+    mean = float(np.trace(read)) / len(weight)
+    outputs = ((1 - scarce) * made + scarce * mean * (weight.T @ weight)) / unit
+    inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read))
+    factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit)
+    return Spectrum(*(np.asarray(array, np.float32) for array in (outputs, inputs, factor)))
 
 
 class _Ledger:
@@ -364,6 +394,7 @@ class _Ledger:
         self.errors: dict[str, FloatArray] = {}
         self.cuts: dict[str, list[Cut]] = {}
         self.scarce: dict[str, float] = {}
+        self.spectra: dict[str, Spectrum] = {}
         self._coupling, self._store, self._shares = coupling, store, shares
         self._group = np.full(coupling.units + 1, -1, np.int64)  # the last place stands for -1
         for number, group in enumerate(coupling.groups):
@@ -384,6 +415,8 @@ class _Ledger:
         for inputs, matrix in blocks:
             groups = self._groups(inputs.units)
             self._uses[inputs.key] = len(groups)
+            if inputs.place.spectrum is not None:
+                self.spectra[layer.node.name] = inputs.place.spectrum
             self.scarce[layer.node.name] = max(inputs.place.scarce, self.scarce.get(layer.node.name, 0.0))
             self._store.put(inputs.key, matrix)
             for number in groups:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.options import MeasureOptions, OptionFacts, PlanOptions, RepairOptions, ScoreOptions, expect
-from ..core.types import Array, FloatArray, Group, GroupView, Shown
+from ..core.types import Array, FloatArray, Group, GroupView, Shown, Spectrum
 
 if TYPE_CHECKING:  # to register a score must cost nothing
     from ..coupling.analysis import Analysis, Progress
@@ -68,8 +68,8 @@ class Scored(Shown):
     """Importance per unit of a model (``values``, (units,), larger = keep).
 
     ``errors``: of each group by the number of units that it keeps (0 .. width), for solved allocation, where the score knows them;
-    ``notes``: what the user should know; ``arrays``: makes what `save_scores` writes besides, by name; ``details``: what the plug-in
-    tells in reports.
+    ``spectra``: of layers, what tells the error if they become two; ``notes``: what the user should know; ``arrays``: makes what
+    `save_scores` writes besides, by name; ``details``: what the plug-in tells in reports.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Scored(Shown):
     notes: tuple[str, ...] = ()
     arrays: Callable[[], Iterable[tuple[str, Array]]] = tuple  # none
     details: Details | None = None
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
 
     def summary(self) -> str:
         """The score's name, how much it scored, and the range."""
