@@ -3,6 +3,7 @@
   cuts    30 / 50 / 70 % of the MACs removed from block-internal channels, then from all groups; ResNet-56 (both exports) and ResNet-20;
           any width (--align none), then the default widths
   latency block-internal against all groups at 60 and 40 % of the original's latency
+  moves   channels alone against channels and layers that become two, plain command, on 512 held-out images and on test images
   ladder  every score x every repair x every cut
   cost    seconds and memory of the repair against plain forward passes
 
@@ -61,15 +62,17 @@ class Bench:
         groups = [group for group in coupling.groups if len(group.producers) == len(group.consumers) == 1]
         return "^(" + "|".join(name for group in groups for name in group.producers) + ")$"
 
-    def plan(self, score: str, target: str, only: str | None, align: str | None = None) -> sfp_onnx.Plan:
-        options = sfp_onnx.PlanOptions(targets=(target,), only=only, threads=1, batch=16, align=align)
+    def plan(
+        self, score: str, target: str, only: str | None, align: str | None = None, moves: tuple[str, ...] = ("cut",)
+    ) -> sfp_onnx.Plan:
+        options = sfp_onnx.PlanOptions(targets=(target,), only=only, threads=1, batch=16, align=align, moves=moves)
         if (score, only) not in self.scores:
             self.scores[score, only] = candidates(Inputs(self.analysis, self.calibration), options, Scoring(score, repair=REPAIR))
         return plan_for(self.scores[score, only], options)
 
-    def top1(self, model: graph.Model) -> tuple[float, float, float]:
-        """Top-1 in %, agreement with the original in %, KL divergence, on the test images."""
-        found = sfp_onnx.evaluate([self.analysis.model, model], self.test, latency=False)[1]
+    def top1(self, model: graph.Model, data: sfp_onnx.Dataset | None = None) -> tuple[float, float, float]:
+        """Top-1 in %, agreement with the original in %, KL divergence, on the test images (or other data)."""
+        found = sfp_onnx.evaluate([self.analysis.model, model], data or self.test, latency=False)[1]
         return 100 * (found.top1 or 0), 100 * (found.agreement or 0), found.kl or 0.0
 
     def pruned(self, plan: sfp_onnx.Plan, fit: str) -> graph.Model:
@@ -115,6 +118,34 @@ def _cell(bench: Bench, cut: int, inner: bool, align: str | None) -> str:
     model = bench.pruned(bench.plan("obs", f"macs={100 - cut}%", bench.only if inner else None, align), "lstsq")
     top1, agreement, divergence = bench.top1(model)
     return f"{top1:.2f} (agreement {agreement:.1f}, KL {divergence:.3f}; latency {latency(bench, model, feeds):.2f})"
+
+
+MOVES = ("cut",), ("cut", "factor")
+
+
+def by_moves(root: Path, rows: Rows, only: str = "") -> None:
+    """The plain command with and without layers that become two; fitted on all images but 512, on which they are compared."""
+    for case, images in ((RESNET20, 1536), (RESNET56, 1536)):
+        if only not in case.file:
+            continue
+        bench = Bench(case, root, images)
+        bench.calibration, held = bench.calibration.split(512, 0)
+        for align, cut, moves in product((None, "default"), CUTS, MOVES):
+            name = f"{case.title}, {' and '.join(moves)}{ALIGNS[align]} | {cut}"
+            rows.measure(name, _cell_of_moves, bench, f"macs={100 - cut}%", align, moves, held)
+        for moves, share in product(MOVES, SHARES):
+            rows.measure(f"{case.title}, {' and '.join(moves)}, latency {share} % | latency", _cell_of_moves, bench, f"latency={share}%",
+                         "default", moves, held)  # fmt: skip
+    rows.table("model, moves", (*CUTS, "latency"))
+
+
+def _cell_of_moves(bench: Bench, target: str, align: str | None, moves: tuple[str, ...], held: sfp_onnx.Dataset) -> str:
+    plan = bench.plan("obs", target, None, align, moves)
+    model = bench.pruned(plan, "lstsq")
+    feeds, _ = next(iter(replace(bench.test, batch=16).batches()))
+    (_, agreement, divergence), (top1, *_) = bench.top1(model, held), bench.top1(model)
+    share = f"MACs {plan.after.macs / plan.before.macs:.0%}, latency {latency(bench, model, feeds):.2f}"
+    return f"{top1:.2f} (held out: agreement {agreement:.1f}, KL {divergence:.3f}; {len(plan.factors)} become two; {share})"
 
 
 def same_latency(root: Path, rows: Rows, only: str = "") -> None:
@@ -212,7 +243,7 @@ def main() -> None:
         cost(root)
     else:
         rows = Rows(Path(sys.argv[3] if len(sys.argv) > 3 else f"{table}.txt"))
-        {"cuts": cuts, "latency": same_latency, "ladder": ladder}[table](root, rows, *sys.argv[4:5])
+        {"cuts": cuts, "latency": same_latency, "moves": by_moves, "ladder": ladder}[table](root, rows, *sys.argv[4:5])
 
 
 if __name__ == "__main__":

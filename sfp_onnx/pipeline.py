@@ -26,7 +26,7 @@ from .core.system import NEEDS, command_line, log, quiet
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .core.workers import each, reason
 from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent, wider
-from .coupling.cost import cuts, keep_mask, params_of
+from .coupling.cost import cuts, kept_masks, params_of
 from .coupling.trace import random_feeds
 from .cut import cut, factor
 from .cut.verify import Verification, compare, maskable, runs_at
@@ -454,7 +454,8 @@ def candidates(
     else:
         name = default_score(data, repair) if scoring.name is None else scoring.name
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
-        scores = scored(analysis, name, data, scoring.options, progress, options, groups, inputs.told)
+        plain = [group for group in groups if not group.dimensions]  # searches cannot judge dimensions
+        scores = scored(analysis, name, data, scoring.options, progress, options, plain, inputs.told)
         known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes, spectra=scores.spectra)
         details = scores.brief
     if data is None and (options.library is not None or scoring.parts):
@@ -689,7 +690,7 @@ def _notes(coupling: Coupling, removed: BoolArray, factors: int) -> tuple[str, .
     """What the user should know about a removal."""
     if not removed.any() and not factors:
         return ("the plan removes nothing; the model is written unchanged",)
-    masks = [keep_mask(layer.writes, removed) for layer in coupling.layers if (layer.writes >= 0).any()]
+    masks = [kept_masks(layer.made, removed)[0] for layer in coupling.layers if layer.free]
     odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in masks if not kept.all())
     if not odd:
         return ()
@@ -803,7 +804,7 @@ def _in_rounds(
     progress: Progress,
 ) -> Pruned:  # fmt: skip
     """Rank the present network, cut, repair towards the original (and fine-tune), and again. Every round is a cut of the original, proven
-    as any; its weights are those of the round before.
+    as any; its weights are those of the round before. Layers stay one.
 
     Args:
         ready: what the first round plans with. make: cuts the original by a plan, and repairs it from other weights, if there are any.
@@ -818,7 +819,7 @@ def _in_rounds(
     ruler = figures.ruler_for(analysis, options, progress, ready.form)
     removed, weights, number = np.zeros(analysis.coupling.units, bool), None, 1
     while True:
-        aim = replace(options, targets=rounds.targets_of(options.targets, ruler.before, number / count))
+        aim = replace(options, targets=rounds.targets_of(options.targets, ruler.before, number / count), moves=(records.CUT,))
         made = search.plan_for(ready, aim, progress)
         more = planning.removal_of(made, present.coupling, made.model_sha256)
         if number > 1:

@@ -152,6 +152,7 @@ def test_inspect_json(model_file: Path) -> None:
         ("conv2", 12, ["conv2"], ["head"]),
     ]
     assert [group["macs_share"] for group in found["groups"]] == pytest.approx([64 * 9 * 24 / MACS, 64 * 9 * 96 / MACS])
+    assert found["macs_around"] == pytest.approx(1.0) and not found["tables"]
     assert found["channels"] == 25 and found["channels_prunable"] == 20 and found["prunable_share"] == pytest.approx(0.8)
     (pinned,) = found["pinned"]
     assert pinned["channels"] == CLASSES and pinned["layers"] == ["head"] and "output" in pinned["reason"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from sfp_onnx.core.options import PlanOptions, RepairOptions, moves
 from sfp_onnx.core.types import SIDES, Factor, Plan, Spectrum
 from sfp_onnx.coupling.analysis import Analysis
 from sfp_onnx.cut import factor as factors
+from sfp_onnx.latency import Block, DeviceProfile, profiling, to_json
+from sfp_onnx.planning.figures import ruler_for
 from sfp_onnx.planning.ranks import Axis
 from sfp_onnx.repair import ridge
 from sfp_onnx.repair.linear import Normal, Samples
@@ -307,3 +310,29 @@ def test_estimated_errors_are_those_of_the_best_product() -> None:
     for factor, value in zip(axis.options, expected[1:], strict=True):
         left = found.error(*ridge.lowered(found, 1e-6, np.zeros(found.shape), change, factor, taps)) / found.count
         assert left == pytest.approx(value, rel=0.02)
+
+
+def test_time_is_priced_in_whole_blocks(tmp_path: Path) -> None:
+    """A board that takes a nanosecond for each multiplication, in blocks of 8 channels, and does nothing else."""
+    model = low_rank(6)
+    analysis = sfp_onnx.inspect(model)
+    costs = dict.fromkeys(profiling.names_of(analysis), (0.0, 0.0, 1e-9, 0.0))
+    board = DeviceProfile({"cpu": "a board"}, analysis.model.sha256, 1, 1.0, Block(8, 1.0, {}), 0.0, costs, 1.0, 0.0, 0)
+    seconds = float(profiling.clock_of(analysis, board)(profiling.terms_of(analysis).full))
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps(to_json(replace(board, seconds=seconds))))
+    options = PlanOptions(targets=("latency=70%",), device_profile=str(path))
+    ruler = ruler_for(analysis, options)
+    none = np.zeros(analysis.coupling.units, bool)
+    assert ruler.predicted(none)["latency"] == pytest.approx(seconds)
+    saved = [seconds - ruler.predicted(none, [Factor("middle", rank, side)])["latency"] for rank in (3, 8, 9) for side in SIDES]
+    whole, positions = 9 * 24 * 24, 64 * analysis.samples
+    # what is made fills blocks; fewer channels than one are read one by one
+    window, beside = 9 * 24 * np.asarray([8, 8, 16]), np.asarray([3, 8, 16]) * 24
+    other = 9 * np.asarray([3, 8, 16]) * 24, 24 * np.asarray([8, 8, 16])
+    for at in range(3):
+        assert saved[2 * at] == pytest.approx(1e-9 * positions * (whole - profiling.PAIR * (window[at] + beside[at])))
+        assert saved[2 * at + 1] == pytest.approx(1e-9 * positions * (whole - profiling.PAIR * (other[0][at] + other[1][at])))
+    plan = sfp_onnx.plan(model, options, data=feeds_for(model, batch=120)["x"])
+    assert [factor.layer for factor in plan.factors] == ["middle"]
+    assert plan.figures["latency"]["predicted"] <= plan.figures["latency"]["bound"]

@@ -104,7 +104,8 @@ class AxisUnits:
 
 
 Channels = tuple[AxisUnits, ...]
-"""All axes of one tensor that carry units."""
+"""All axes of one tensor that carry units; an axis that carries units of two kinds (heads, and dimensions of all heads) stands there
+twice, and an index of it stays if both its units do."""
 
 
 class After(Protocol):
@@ -253,8 +254,9 @@ class Layer:
     ``extents`` are unit arrays of all axes that the multiply-accumulate count is proportional to; ``macs`` is the count
     for one sample of the traced shape. ``linear`` is None where the weight cannot be re-fitted. ``reads``/``writes``
     give the unit of each index of the weight's input and output
-    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``. ``grouped`` is the attribute that holds the number of
-    groups of a convolution; empty for layers without groups.
+    axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``; ``columns`` is a second unit of each index of the
+    output axis (empty: there is none): its dimension in all heads, where ``writes`` has its head. ``grouped`` is the attribute that holds
+    the number of groups of a convolution; empty for layers without groups.
     """
 
     node: Node
@@ -268,6 +270,17 @@ class Layer:
     source: IntArray
     linear: Linear | None = None
     grouped: str = ""
+    columns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def made(self) -> Channels:
+        """The units of the channels that it makes, of both kinds."""
+        return tuple(AxisUnits(0, units) for units in (self.writes, self.columns) if len(units))
+
+    @property
+    def free(self) -> int:
+        """How many of the channels that it makes can leave."""
+        return int(np.any([carried.units >= 0 for carried in self.made], axis=0).sum())
 
     @property
     def data_name(self) -> str:
@@ -294,12 +307,14 @@ class Affine:
 
 @dataclass(frozen=True, repr=False)
 class Group(Shown):
-    """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``."""
+    """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``. ``dimensions``: a unit
+    is a dimension of queries and keys in all heads, which a score must know how to judge."""
 
     name: str
     units: IntArray
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    dimensions: bool = False
 
     def summary(self) -> str:
         """Its name and width, and how many layers make and read it."""

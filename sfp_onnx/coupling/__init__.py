@@ -14,6 +14,7 @@ from ..rules.context import TOGETHER, Context
 from ..rules.foreign import unruled
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
+from .contracted import Dimensions, dimensions
 
 NOWHERE = (-1, -1)
 
@@ -99,28 +100,32 @@ TIED = "it can only leave together with channels that cannot be removed"
 
 def resolve(facts: Facts, prepared: Prepared) -> Coupling:
     """Number the units and rewrite all facts in terms of them."""
-    parent = components(facts.labels, *_edges(facts.ties))
+    left, right = _edges(facts.ties)
+    rows = [(item.matrix, np.broadcast_to(item.rows[:, None], item.matrix.shape)) for item in facts.contracted]
+    parent = components(facts.labels, *_edges([*facts.ties, *rows]))
     parent = _choose(facts, parent, prepared.nodes)
     constants = _constants(facts, prepared.nodes)
     read = (labels for name, labels in facts.tensors.items() if prepared.index.readers(name))
     distinct = {id(array): array for labels in read for array in labels}
     unit_of, widths = _number(facts, parent, [parent[array] for array in distinct.values()])
     units = unit_of[parent]
-    tensors = {name: _channels(labels, units) for name, labels in facts.tensors.items()}
-    layers = tuple(_layer(fact, units, tensors) for fact in facts.layers)
+    second = dimensions(facts, constants, left, right)
+    columns = np.where(second.unit_of < 0, -1, second.unit_of + sum(widths))
+    tensors = {name: _channels(labels, units, columns) for name, labels in facts.tensors.items()}
+    layers = tuple(_layer(fact, units, columns, tensors) for fact in facts.layers)
     places = ((prepared.nodes[node].inputs[at], constants.get((node, at), ())) for node, at in facts.masked_inputs)
     return Coupling(
-        units=sum(widths), groups=_groups(widths, layers, tensors), layers=layers,
+        units=sum(widths) + sum(second.widths), groups=_groups(widths, layers, tensors, second), layers=layers,
         tensors={name: channels for name, channels in tensors.items() if channels},
-        constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units))},
+        constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units, columns))},
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
         follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive, dequantised=facts.dequantised,
         expanded=frozenset(facts.expanded),
         unruled=unruled(prepared.nodes, prepared.model),
         zero_points={name: tensor for name, tensor in facts.zero_points.items() if tensor},
-        masked_inputs={name: _channels(labels, units) for name, labels in places},
+        masked_inputs={name: _channels(labels, units, columns) for name, labels in places},
         channels_total=sum(len(layer.writes) for layer in layers),
-        channels_prunable=sum(int((layer.writes >= 0).sum()) for layer in layers),
+        channels_prunable=sum(layer.free for layer in layers),
     )  # fmt: skip
 
 
@@ -246,8 +251,13 @@ def _number(facts: Facts, parent: IntArray, members: list[IntArray]) -> tuple[In
     return unit_of, widths
 
 
-def _channels(labels: Labels, units: IntArray) -> Channels:
-    """Axes of a tensor along which units vary. After resolution no label array varies along two axes."""
+def _channels(labels: Labels, *kinds: IntArray) -> Channels:
+    """Axes of a tensor along which units vary, those of each kind (units, by label) for themselves; an index leaves with any of them."""
+    return tuple(sorted((axis for units in kinds for axis in _axes(labels, units)), key=lambda carried: carried.axis))
+
+
+def _axes(labels: Labels, units: IntArray) -> Channels:
+    """Axes of a tensor along which units of one kind vary. After resolution no label array varies along two axes."""
     units_by_axis: dict[int, IntArray] = {}
     for array in labels:
         carried = compact(units[array])
@@ -256,14 +266,18 @@ def _channels(labels: Labels, units: IntArray) -> Channels:
             assert len(values) == carried.shape[axis], "units vary along two axes of one tensor"
             known = units_by_axis.get(axis)
             units_by_axis[axis] = values if known is None else np.where(known < 0, values, known)
-    return tuple(AxisUnits(axis, values) for axis, values in sorted(units_by_axis.items()))
+    return tuple(AxisUnits(axis, values) for axis, values in units_by_axis.items())
 
 
-def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) -> Layer:
+def _layer(fact: LayerFact, units: IntArray, columns: IntArray, tensors: Mapping[str, Channels]) -> Layer:
     reads, writes, none = fact.reads, fact.writes, np.zeros(0, np.int64)
     data = tensors.get(fact.node.inputs[reads.data], ())
     return Layer(
-        node=fact.node, macs=fact.macs, extents=tuple(units[array].reshape(-1) for array in fact.extents),
+        node=fact.node, macs=fact.macs, extents=(
+            *(units[array].reshape(-1) for array in fact.extents),
+            *(columns[array].reshape(-1) for array in fact.extents if (columns[array] >= 0).any()),
+        ),
+        columns=none if writes.labels is None or (columns[writes.labels] < 0).all() else columns[writes.labels],
         weight=Weight(writes.weight, writes.weight_axis, reads.weight_axis) if fact.constant else None,
         reads=none if reads.labels is None else units[reads.labels], writes=none if writes.labels is None else units[writes.labels],
         data=reads.data, data_axis=reads.data_axis,
@@ -272,20 +286,28 @@ def _layer(fact: LayerFact, units: IntArray, tensors: Mapping[str, Channels]) ->
     )  # fmt: skip
 
 
-def _groups(widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels]) -> tuple[Group, ...]:
-    """Groups with the names of their producers and consumers; a group is called after its first producer."""
+def _groups(
+    widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels], second: Dimensions
+) -> tuple[Group, ...]:  # fmt: skip
+    """Groups with the names of their producers and consumers; a group is called after its first producer, one of dimensions after the
+    product that sums over them."""
+    widths = [*widths, *second.widths]
     group_of = np.repeat(np.arange(len(widths)), widths)
     names = [layer.node.name for layer in layers]
-    producers = _touching(group_of, len(widths), names, [layer.writes for layer in layers])
+    producers = _touching(group_of, len(widths), names, [np.concatenate([layer.writes, layer.columns]) for layer in layers])
     consumers = _touching(group_of, len(widths), names, [layer.reads for layer in layers])
     names = [name for name, channels in tensors.items() for _ in channels]
     carriers = _touching(group_of, len(widths), names, [carried.units for channels in tensors.values() for carried in channels])
-    groups, taken = [], dict[str, int]()
+    groups, taken, plain = [], dict[str, int](), len(widths) - len(second.nodes)
     for index in range(len(widths)):
         base = (producers[index] or carriers[index])[0]
+        if index >= plain:
+            base = second.nodes[index - plain].name
+            consumers[index] = [base]
         taken[base] = taken.get(base, 0) + 1
         name = base if taken[base] == 1 else f"{base}#{taken[base]}"
-        groups.append(Group(name, np.flatnonzero(group_of == index), tuple(producers[index]), tuple(consumers[index])))
+        units = np.flatnonzero(group_of == index)
+        groups.append(Group(name, units, tuple(producers[index]), tuple(consumers[index]), index >= plain))
     return tuple(groups)
 
 

@@ -197,6 +197,13 @@ def free_share(analysis: Analysis) -> float:
     return 1 - analysis.size(removed).macs / before if before else 0.0
 
 
+def tables(analysis: Analysis) -> dict[str, int]:
+    """Parameters of tables in which rows are looked up (embeddings) and of which nothing can leave, by name."""
+    sizes = {parameter.name: int(np.prod(parameter.shape)) for parameter in analysis.parameters if not any(parameter.uses)}
+    lookups = (node for node in analysis.prepared.nodes if has(node, Trait.TAKES) and node.inputs[0] in sizes)
+    return {node.inputs[0]: sizes[node.inputs[0]] for node in lookups if node.inputs[1] not in analysis.prepared.trace.values}
+
+
 def channels_by_reason(pinned: Sequence[Pinned]) -> dict[str, int]:
     """How many channels are pinned for each reason."""
     counts: dict[str, int] = {}

@@ -20,6 +20,15 @@ def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
     return (units < 0) | ~removed[np.maximum(units, 0)]
 
 
+def kept_masks(channels: Channels, removed: BoolArray) -> dict[int, BoolArray]:
+    """Which indices stay, of each axis of a tensor that carries units."""
+    masks: dict[int, BoolArray] = {}
+    for carried in channels:
+        mask = keep_mask(carried.units, removed)
+        masks[carried.axis] = masks[carried.axis] & mask if carried.axis in masks else mask
+    return masks
+
+
 def removal(coupling: Coupling, chosen: Mapping[str, Sequence[int]]) -> BoolArray:
     """Flags per unit from positions per group."""
     removed = np.zeros(coupling.units, bool)
@@ -47,10 +56,10 @@ def cuts(coupling: Coupling, trace: Trace, removed: BoolArray, dynamic: bool = F
     """
     listed = []
     for name, channels in [*coupling.tensors.items(), *coupling.masked_inputs.items()]:
-        for carried in channels:
-            gone = np.flatnonzero(~keep_mask(carried.units, removed))
-            if len(gone) and (dynamic or carried.axis not in trace.dynamic_axes.get(name, ())):
-                listed.append(Cut(name, carried.axis, len(carried.units), len(trace.shapes[name]), tuple(gone.tolist())))
+        for axis, mask in kept_masks(channels, removed).items():
+            gone = np.flatnonzero(~mask)
+            if len(gone) and (dynamic or axis not in trace.dynamic_axes.get(name, ())):
+                listed.append(Cut(name, axis, len(mask), len(trace.shapes[name]), tuple(gone.tolist())))
     return listed
 
 
@@ -86,7 +95,7 @@ def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
     for parameter in parameters:
         sizes = set()
         for channels in parameter.uses:
-            masks = {carried.axis: keep_mask(carried.units, removed) for carried in channels}
+            masks = kept_masks(channels, removed)
             shape = [int(masks[axis].sum()) if axis in masks else size for axis, size in enumerate(parameter.shape)]
             sizes.add((tuple((axis, mask.tobytes()) for axis, mask in masks.items() if not mask.all()), int(np.prod(shape))))
         total += sum(size for _, size in sizes)
@@ -136,8 +145,8 @@ class Whole:
     def masks(self, removed: BoolArray) -> list[BoolArray]:
         """Which indices of each axis of the weight stay."""
         masks = [np.ones(size, bool) for size in self.shape]
-        for carried in self.carried:
-            masks[carried.axis] = keep_mask(carried.units, removed)
+        for axis, mask in kept_masks(self.carried, removed).items():
+            masks[axis] = mask
         return masks
 
     def sizes(self, removed: BoolArray, narrow: str = OUTPUTS) -> tuple[int, int]:
@@ -161,8 +170,8 @@ def wholes(prepared: Prepared, coupling: Coupling) -> dict[str, Whole]:
     held, final = initializers(prepared.model), {port.name for port in outputs(prepared.model)}
     found = {}
     for layer in coupling.layers:
-        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1:
-            continue
+        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1 or len(layer.columns):
+            continue  # queries and keys lose dimensions instead
         at, name = layer.weight.position, layer.node.inputs[layer.weight.position]
         if name in held and held[name].dtype.kind == "f" and len(prepared.index.readers(name)) == 1 and name not in final:
             carried, axes = coupling.constants.get((layer.node.index, at), ()), (layer.weight.in_axis, layer.weight.out_axis)

@@ -10,7 +10,7 @@ import numpy as np
 from .. import graph
 from ..core.errors import ModelError
 from ..core.types import Array, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
-from ..coupling.cost import keep_mask, vanishing
+from ..coupling.cost import kept_masks, vanishing
 from ..graph.edit import Editor
 from ..graph.extract import segment, shape_program
 from ..rules.channelwise import size_of
@@ -46,9 +46,9 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
     _correct_computed(editor, prepared, coupling, removed, operands)
     for branch in vanished:
         for name, value in constant_ends(prepared, branch).items():
-            for carried in coupling.tensors.get(name, ()):
-                if value.shape[carried.axis] > 1:
-                    value = np.compress(keep_mask(carried.units, removed), value, carried.axis)
+            for axis, mask in kept_masks(coupling.tensors.get(name, ()), removed).items():
+                if value.shape[axis] > 1:
+                    value = np.compress(mask, value, axis)
             editor.replace_tensor(name, value)
     sizes: dict[str, dict[int, int | None]] = {}
     for name, axes in _sizes(coupling, removed).items():  # what is merged with a dynamic dimension has none
@@ -85,8 +85,8 @@ def _correct_computed(editor: Editor, prepared: graph.Prepared, coupling: Coupli
 
 
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
-    tensors = coupling.tensors.items()
-    return {name: {carried.axis: int(keep_mask(carried.units, removed).sum()) for carried in channels} for name, channels in tensors}
+    masks = ((name, kept_masks(channels, removed)) for name, channels in coupling.tensors.items())
+    return {name: {axis: int(mask.sum()) for axis, mask in axes.items()} for name, axes in masks}
 
 
 # ---- constants -------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Couplin
         for position, name in enumerate(node.inputs):
             if name in constants:
                 channels = coupling.constants.get((node.index, position), ())
-                masks = ((carried.axis, keep_mask(carried.units, removed)) for carried in channels)
+                masks = kept_masks(channels, removed).items()
                 key = tuple((axis, mask.tobytes()) for axis, mask in masks if not mask.all())
                 variants.setdefault(name, {}).setdefault(key, []).append((node.index, position))
     for name, uses in variants.items():
@@ -144,14 +144,14 @@ class _After:
 
     def _shape(self, name: str, position: int | None = None) -> tuple[int, ...]:
         shape = list(self.prepared.trace.shapes[name])
-        for carried in self._channels(name, position):
-            shape[carried.axis] = int(keep_mask(carried.units, self.removed).sum())
+        for axis, mask in kept_masks(self._channels(name, position), self.removed).items():
+            shape[axis] = int(mask.sum())
         return tuple(shape)
 
     def _keep(self, name: str, axis: int, position: int | None = None) -> BoolArray:
         shape = self.prepared.trace.shapes[name]
-        carried = next((carried for carried in self._channels(name, position) if carried.axis == axis % len(shape)), None)
-        return np.ones(shape[axis], bool) if carried is None else keep_mask(carried.units, self.removed)
+        mask = kept_masks(self._channels(name, position), self.removed).get(axis % len(shape))
+        return np.ones(shape[axis], bool) if mask is None else mask
 
     def input_shape(self, position: int) -> tuple[int, ...]:
         return self._shape(self.node.inputs[position], position)
@@ -169,7 +169,7 @@ class _After:
         """Whether any tensor of the node loses channels."""
         channels = [self._channels(name, position) for position, name in enumerate(self.node.inputs) if name]
         channels += [self._channels(name, None) for name in self.node.outputs if name]
-        return not all(keep_mask(carried.units, self.removed).all() for item in channels for carried in item)
+        return not all(mask.all() for item in channels for mask in kept_masks(item, self.removed).values())
 
 
 def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ..core.errors import OptionError, TargetError
 from ..core.types import Array, BoolArray, IntArray
 from ..coupling.analysis import Analysis
+from ..coupling.cost import kept_masks
 from ..graph import Constants, Model, initializers
 from ..graph.extract import with_constants
 from . import FIGURES, bounds, parse_target
@@ -44,19 +45,16 @@ def composed(original: Analysis, removed: BoolArray, present: Analysis, more: Bo
     """
     total, found = np.array(removed), np.zeros(len(more), bool)
     for name, channels in present.coupling.tensors.items():
-        for item in channels:
-            for twin in original.coupling.tensors.get(name, ()):
-                if twin.axis == item.axis:
-                    _add(total, found, _left(twin.units, removed), item.units, more)
+        twins = original.coupling.tensors.get(name, ())
+        for axis, mask in kept_masks(twins, removed).items():
+            theirs, ours = ([item.units for item in some if item.axis == axis] for some in (twins, channels))
+            alike = len(theirs) == len(ours)  # heads with heads, dimensions with dimensions
+            for pair in zip(theirs, ours, strict=True) if alike else ():
+                _add(total, found, pair[0][mask], pair[1], more)
     if not found[more].all():
         unknown = int((more & ~found).sum())
         raise TargetError(f"--rounds: {unknown} channels of the network after a round are none of the original. Use one round.")
     return total
-
-
-def _left(units: IntArray, removed: BoolArray) -> IntArray:
-    """Those that were not removed (-1 stands for what cannot leave)."""
-    return np.asarray(units[(units < 0) | ~removed[units]])
 
 
 def _add(total: BoolArray, found: BoolArray, theirs: IntArray, ours: IntArray, more: BoolArray) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.errors import TargetError
 from ..core.options import FACTOR, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
-from ..core.types import Align, AxisUnits, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan, Spectrum
+from ..core.types import Align, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan, Spectrum
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import Parameter
 from ..cut.factor import by_weight, split
@@ -158,8 +158,7 @@ def _biases(analysis: Analysis) -> tuple[Parameter, ...]:
         place = bias_place(scene, layer)
         if place is not None and place.name in fresh:
             width = int(np.prod(scene.constants[place.name].shape))
-            units = layer.writes if len(layer.writes) == width else np.full(width, -1, np.int64)
-            biases.append(Parameter(place.name, (width,), 4, ((AxisUnits(0, units),),)))
+            biases.append(Parameter(place.name, (width,), 4, (tuple(made for made in layer.made if len(made.units) == width),)))
     return tuple(biases)
 
 
@@ -427,6 +426,8 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     """
     ruler = ruler or ruler_for(candidates.analysis, options, progress, candidates.form)
     asked, data = replace(options, allocation=allocation_of(candidates, options)), candidates.data
+    known = candidates.errors if asked.allocation == "solve" else {}  # a share of the dimensions of all heads is nothing one asks for
+    candidates = replace(candidates, groups=[group for group in candidates.groups if not group.dimensions or group.name in known])
     align, first = Align.parse(asked.align), settled(asked, ruler)
     best = attempt(candidates, replace(asked, align=first), ruler, progress)
     judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST

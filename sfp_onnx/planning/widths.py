@@ -71,7 +71,7 @@ def steps_of(coupling: Coupling, group: Group, align: Align) -> Align:
     widths = (align.block, align.fine, align.start)
     makers = set(group.producers)
     layers = [layer for layer in coupling.layers if layer.node.name in makers] if max(widths) > 1 else []
-    counts = [count for layer in layers if (count := int((layer.writes == group.units[0]).sum()))]
+    counts = [count for layer in layers if (count := sum(int((made.units == group.units[0]).sum()) for made in layer.made))]
     return Align(*(math.lcm(*(width // math.gcd(width, count) for count in counts)) for width in widths))
 
 

@@ -19,6 +19,7 @@ from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from . import confidence
+from .heads import turned
 from .lockstep import LayerFit, repair
 from .steps import tainted
 from .walk import Store, Walk
@@ -139,8 +140,10 @@ def _weights(
     factors: Mapping[str, Factor],
 ) -> Fitted:  # fmt: skip
     with progress("repairing", len(analysis.coupling.layers)) as advance:
-        feeds = feeds_of(analysis, data)
-        model, fits = repair(analysis.prepared, analysis.coupling, removed, pruned, feeds, options, {}, advance, factors)
+        analysed, mixes = (analysis.prepared, analysis.coupling, removed), dict[str, FloatArray]()
+        if options.kind == "lstsq":
+            pruned, mixes = turned(*analysed, pruned, feeds_of(analysis, data), factors)
+        model, fits = repair(*analysed, pruned, feeds_of(analysis, data), options, {}, advance, factors, mixes)
     counts = [sum(fit.kind == kind for fit in fits) for kind in ("weights", "bias", "unchanged")]
     words = f"weights of {counts[0]} layers re-fitted, the bias alone of {counts[1]}, {counts[2]} left as they were"
     kept = [fit.layer for fit in fits if fit.kind == "kept"]

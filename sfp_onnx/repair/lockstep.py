@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.options import RepairOptions
 from ..core.types import Array, BoolArray, Coupling, Factor, FloatArray, IntArray, Layer
-from ..coupling.cost import keep_mask
+from ..coupling.cost import kept_masks
 from ..graph import Model, Prepared, extract
 from ..runtime import Session
 from .linear import Gathered, Joint, Sums, together
@@ -54,12 +54,14 @@ class Setting:
     before: Walk
     after: Walk
     batches: int = 0
+    mixes: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 def repair(
     prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]],
     options: RepairOptions, masks: Mapping[str, BoolArray], advance: Callable[[int], None] = lambda steps: None,
     factors: Mapping[str, Factor] = MappingProxyType({}),
+    mixes: Mapping[str, FloatArray] = MappingProxyType({}),
 ) -> tuple[Model, list[LayerFit]]:  # fmt: skip
     """Re-fit the weights and biases of the changed model, in topological order.
 
@@ -70,6 +72,7 @@ def repair(
         masks: by initializer of ``changed``: which weights may be other than zero.
         advance: called with 1 whenever a layer, or those that share a weight, are done.
         factors: by initializer of ``changed``: which weights are of lower rank, and keep it.
+        mixes: of layers whose channels are mixed from those of the original: by what (channels of the original, channels).
 
     Returns:
         The repaired model (same shapes and names; biases where there were none), and what was done to each layer.
@@ -88,7 +91,7 @@ def repair(
         for feeds in batches:
             before.feed(feeds)
             after.feed(feeds)
-        setting = Setting(options, coupling, removed, before, after)
+        setting = Setting(options, coupling, removed, before, after, mixes=mixes)
         for number, task in enumerate(planned):
             fits += [refit_end(setting, task)] if isinstance(task, End) else _refit(setting, task, number)
             advance(1)
@@ -247,11 +250,14 @@ def operands(walk: Walk, step: Aim) -> list[str]:
 
 
 def _kept(setting: Setting, step: Aim, array: Array) -> Array:
-    """A tensor of the original without the channels that were removed."""
-    for carried in setting.coupling.tensors.get(step.reference, ()):
-        mask = keep_mask(carried.units, setting.removed)
-        if not mask.all() and array.shape[carried.axis] == len(mask):
-            array = np.compress(mask, array, carried.axis)
+    """A tensor of the original without the channels that were removed, in the coordinates that its layer makes."""
+    if step.layer in setting.mixes and isinstance(step, Step):
+        axis = step.linear.form.out_axis
+        mixed = np.moveaxis(array, axis, -1) @ setting.mixes[step.layer].astype(array.dtype)
+        return np.ascontiguousarray(np.moveaxis(mixed, -1, axis))
+    for axis, mask in kept_masks(setting.coupling.tensors.get(step.reference, ()), setting.removed).items():
+        if not mask.all() and array.shape[axis] == len(mask):
+            array = np.compress(mask, array, axis)
     return array
 
 

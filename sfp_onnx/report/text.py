@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.types import Coupling, Plan, number, sizes_text as sizes_text, traced_text as traced_text
-from ..coupling.analysis import Analysis, free_share, wider
+from ..coupling.analysis import Analysis, free_share, tables, wider
 from ..coupling.cost import layer_macs
 from ..latency.timing import Latency
 from ..planning import FIGURES, show
@@ -78,12 +78,14 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         for group in coupling.groups
     ]  # fmt: skip
     share = coupling.channels_prunable / coupling.channels_total if coupling.channels_total else 0.0
+    around = {name for group in coupling.groups for name in (*group.producers, *group.consumers)}
     whole = wider(analysis) if coupling.pinned else None
     most = whole.coupling if whole else coupling
     return {
         "prunable_share_expanded": most.channels_prunable / max(1, most.channels_total),
         "macs_free": free_share(analysis), "macs_free_expanded": free_share(whole or analysis),
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
+        "tables": tables(analysis), "macs_around": sum(macs.get(layer, 0.0) for layer in around) / size.macs if size.macs else 0.0,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
         "can_become_two": list(analysis.wholes), "pinned": [asdict(pin) for pin in coupling.pinned],
         "without_rule": {operator: list(names) for operator, names in coupling.unruled.items()},
@@ -99,7 +101,12 @@ def inspection_text(data: dict[str, Any]) -> str:
     lines = [f"{data['model']}: {number(data['macs'])} MACs per sample, {number(data['params'])} parameters"]
     lines += [f"({traced})", ""] if (traced := traced_text(data["traced"])) else [""]
     if rows:
-        lines += [table(["group", "width", "MACs", "made by", "read by"], rows), ""]
+        lines += [table(["group", "width", "MACs", "made by", "read by"], rows)]
+        lines += [f"(MACs: of the layers that make a group; all that make or read one have {data['macs_around']:.1%})", ""]
+    if data["tables"]:
+        held = sum(data["tables"].values())
+        share = f"{number(held)} of {number(data['params'])} parameters ({held / data['params']:.0%})"
+        lines += [f"{share} are in tables that are looked up ({_short(list(data['tables']))}): these stay as they are", ""]
     pinned = [[pin["reason"], str(pin["channels"]), pin["node"], _short(pin["layers"])] for pin in data["pinned"]]
     if pinned:
         lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]

@@ -18,6 +18,7 @@ from .expansion import FIRST_PAD, Expansion, Site, Tiling
 from .labels import (
     FIXED,
     Choice,
+    Contracted,
     Facts,
     Labels,
     LayerFact,
@@ -236,6 +237,16 @@ class Context:
             return array
         self.tie(array, first)
         return first
+
+    def contract(self, array: IntArray, axis: int) -> IntArray:
+        """State that ``axis`` of activations is summed over: labels that vary along one other axis leave along that, whole, and are those
+        of the output (`Contracted`)."""
+        if array.shape[axis] == 1 or len(varying(array)) != 2:
+            return self.fix(array, axis, "it is summed over")
+        first = array.take([0], axis)
+        rows = self.mint(first.size)
+        self.facts.contracted.append(Contracted(self.node, np.moveaxis(array, axis, -1).reshape(first.size, -1), rows))
+        return rows.reshape(first.shape)
 
     def take(self, array: IntArray, indices: Sequence[int] | IntArray | range, axis: int) -> IntArray:
         """Labels of some indices of an axis. An index that is read all alone must stay: its tensor cannot become empty."""

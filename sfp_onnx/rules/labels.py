@@ -203,6 +203,16 @@ class Operand(NamedTuple):
     axes: Sequence[int] = ()
 
 
+@dataclass(frozen=True)
+class Contracted:
+    """An axis that is summed over, of activations whose labels ``matrix`` (heads, dimensions) also vary along another: heads leave whole,
+    with the ``rows`` (heads,) of the output; or a dimension leaves from all heads at once."""
+
+    node: Node
+    matrix: IntArray
+    rows: IntArray
+
+
 @dataclass
 class Facts:
     """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key; ``joins`` says where
@@ -215,6 +225,7 @@ class Facts:
     joins: list[PinFact] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     layers: list[LayerFact] = field(default_factory=list)
+    contracted: list[Contracted] = field(default_factory=list)
     affines: list[AffineFact] = field(default_factory=list)
     follows: list[Follow] = field(default_factory=list)
     tensors: dict[str, Labels] = field(default_factory=dict)

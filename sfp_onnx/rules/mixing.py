@@ -226,7 +226,7 @@ def product(ctx: Context, terms: Sequence[Term], output: Sequence[int], rank: in
             if varying(array) == (index,):
                 reads[index] = array.reshape(-1)
             else:
-                array = ctx.fix(array, index, "it is summed over")
+                array = ctx.fix(array, index, "it is summed over") if known else ctx.contract(array, index)
         passed.append(array)
     for term in weights:
         ctx.adopt(term.position, tuple(_gather_axes(array, term.indices) for array in passed))
@@ -333,7 +333,10 @@ def matrix_product(ctx: Context, left: int, right: int, scales: Scales | None = 
     return product(ctx, [Term(left, first), Term(right, second)], kept, batch + 3, scales)
 
 
-@rule("MatMul", "com.microsoft.FusedMatMul", does="reads the contracted axis, makes the others; heads of an attention leave whole")
+@rule(
+    "MatMul", "com.microsoft.FusedMatMul",
+    does="reads the contracted axis, makes the others; heads of an attention leave whole, or dimensions of all of them",
+)  # fmt: skip
 def matmul(ctx: Context) -> list[Labels]:
     """Inputs 0 and 1; fused: transposed and scaled."""
     return [matrix_product(ctx, 0, 1, Scales(ctx.attribute("alpha", 1.0)))]

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -22,9 +23,11 @@ import numpy as np
 from ..core.options import RepairOptions
 from ..core.types import Array, Coupling, FloatArray, IntArray, Layer, Spectrum
 from ..coupling.analysis import Analysis, feeds_of
+from ..data.dataset import Dataset
 from ..graph import Prepared
-from ..repair import linear, lockstep, ridge, steps, walk
+from ..repair import heads, linear, lockstep, ridge, steps, walk
 from . import sensitivity
+from .dimensions import Worth, worth
 from .scoring import Setting
 from .sensitivity import Change, Cut
 from .shares import WHOLE, Seen, Share
@@ -194,7 +197,7 @@ class Inputs:
     variance: float
 
 
-MOST_MADE = 4096  # outputs of a layer that may become two
+MOST_MADE = 2048  # outputs of a layer that may become two: a matrix of so many is held of each
 SCARCE = 0.1  # of what a layer reads left unknown by the samples: worth a word
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
@@ -211,6 +214,8 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
         options = RepairOptions(seed=setting.seed, rows_per_input=ROWS, memory=setting.memory)
         feeds = known.layers() if known else feeds_of(analysis, looks.fitted)
         found = elimination(analysis.prepared, analysis.coupling, feeds, options, advance, looks.shares, known is not None)
+        gather = known.dimensions if known else partial(_gathered, analysis, looks.fitted)
+        found = _with_dimensions(analysis, found, worth(analysis, looks.shares, gather))
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = known.held() if known else list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
@@ -219,6 +224,20 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
     return weighed(analysis.coupling, found, factors, looks)
+
+
+def _gathered(analysis: Analysis, data: Dataset, found: Sequence[heads.Pair]) -> dict[str, FloatArray]:
+    """Second moments of these queries and keys on the data."""
+    return heads.moments(analysis.prepared.model, found, feeds_of(analysis, data))
+
+
+def _with_dimensions(analysis: Analysis, found: Elimination, known: Worth) -> Elimination:
+    """The same with the groups of dimensions, which no layer reads."""
+    scores = found.scores.copy()
+    for group in analysis.coupling.groups:
+        scores[group.units] = known.added.get(group.name, scores[group.units])
+    blind = tuple(name for name in found.blind if name not in known.errors)
+    return replace(found, scores=scores, errors={**found.errors, **known.errors}, blind=blind, cuts={**found.cuts, **known.cuts})
 
 
 def _weighed_spectra(coupling: Coupling, spectra: Mapping[str, Spectrum], factors: Mapping[str, float]) -> dict[str, Spectrum]:
@@ -380,7 +399,7 @@ def _spectrum(
     unit, taps = max(variance, ridge.TINY), len(weight) // len(read)
     mean = float(np.trace(read)) / len(weight)
     outputs = ((1 - scarce) * made + scarce * mean * (weight.T @ weight)) / unit
-    inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read))
+    inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read)) if taps > 1 else read[:0, :0]  # without a window nobody asks
     factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit)
     return Spectrum(*(np.asarray(array, np.float32) for array in (outputs, inputs, factor)))
 

@@ -17,13 +17,15 @@ import numpy as np
 from ..core.errors import DataError, OptionError
 from ..core.options import RepairOptions, ScoreOptions, parse_part
 from ..core.system import versions
-from ..core.types import Array, Moments
+from ..core.types import Array, FloatArray, Moments
 from ..coupling.analysis import Analysis, Progress, batch_size, batched, feeds_of
 from ..data.dataset import Dataset
 from ..graph import inputs
 from ..graph.arrays import Arrays as Arrays, Named
+from ..repair.heads import Pair, moments
 from ..repair.ridge import SETTLED
 from . import elimination, sensitivity
+from .dimensions import judged
 from .scoring import SCORES, OfGroups, parse
 from .shares import Seen, Share, joined
 from .statistics import Site, moments_of, sites
@@ -113,6 +115,7 @@ def collected(
         found.append(_moments(analysis, whole.stretch(*_bounds(number, count, whole.runs)), needs, progress))
     if OBS in _names(text):
         found.append(_layers(analysis, fitted, number, count, options, progress))
+        found.append(_dimensions(analysis, fitted.stretch(*_bounds(number, count, fitted.runs))))
         if number == 1:
             found.append(_held(analysis, looks.held, ports))
     return Collection(facts, chain.from_iterable(found))
@@ -144,6 +147,13 @@ def _layers(
         for layer, seen in enumerate(look.seen((feeds for feeds, _ in given), advance, Share(first, data.runs, lead))):
             for name, array in seen.arrays() if seen is not None else ():
                 yield Named(f"layers/{layer}/{name}", array)
+
+
+def _dimensions(analysis: Analysis, data: Dataset) -> Iterator[Named]:
+    pairs = judged(analysis)
+    found = moments(analysis.prepared.model, pairs, (feeds for feeds, _ in data.batches())) if pairs else {}
+    for place, pair in enumerate(pairs):
+        yield Named(f"dimensions/{place}", found[pair.group.name])
 
 
 def _held(analysis: Analysis, data: Dataset, ports: Sequence[str]) -> Iterator[Named]:
@@ -183,6 +193,11 @@ class Joined:
         while True:  # as many as are asked for
             yield joined([_reader(part, f"layers/{at}/") for part in self.parts])
             at += 1
+
+    def dimensions(self, pairs: Sequence[Pair]) -> dict[str, FloatArray]:
+        """Second moments of these queries and keys, by group."""
+        every = ([part[f"dimensions/{place}"] for part in self.parts] for place in range(len(pairs)))
+        return {pair.group.name: sum(arrays[1:], arrays[0]) for pair, arrays in zip(pairs, every, strict=True)}
 
     def held(self) -> list[dict[str, Array]]:
         """The inputs that tell what reaches the outputs."""
