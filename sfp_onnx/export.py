@@ -258,7 +258,7 @@ def package(
         notes.append(words)
     if options.quantize:
         plain = with_full_weights(plain)
-        last = models[options.quantize] = quantized(plain, None if data is None else partial(_ranged, data))
+        last = models[options.quantize] = quantized(plain, None if data is None else partial(ranged, data))
         left = kept_float(analysis, plain, last)
         if last.opset > plain.opset:
             notes.append(f"int8: opset {plain.opset} is raised to {last.opset}, as scales per channel need it")
@@ -285,7 +285,7 @@ def package(
     return Packaged(last, ort, steps, tuple(notes))
 
 
-def _ranged(data: Dataset) -> Iterator[Mapping[str, Array]]:
+def ranged(data: Dataset) -> Iterator[Mapping[str, Array]]:
     """What ranges of activations are taken from."""
     return (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
 

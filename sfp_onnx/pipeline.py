@@ -44,7 +44,8 @@ from .latency import DeviceProfile, to_json as profile_to_json
 from .latency.profiling import layer_times, measure_device_profile, read_device_profile
 from .latency.timing import AS_DEFAULT, Latency
 from .planning import figures, library, max_drop, parse_target, rounds, search, widths
-from .repair import finished, repaired
+from .planning.precision import Storable, codes_of, of_plan, storables
+from .repair import finished, repaired, rounded
 from .report import Page, page as pages, render, require
 from .report.manifest import Lock, Pruned, command_of, manifest, write_json
 from .report.points import Point, measured_points, parse_sweep, part_of, refuse_none, saved_point, sweep_data
@@ -53,6 +54,7 @@ from .report.verdict import card
 from .rules.foreign import sentences
 from .runtime import Setup, cores, threaded, using_threads
 from .scores import parts
+from .scores.rounding import with_errors
 from .scores.scoring import Scored, default_score, meaning, parse, save_scores, scored
 
 SLOW_WIDTHS, SLOW_FROM = 4, 12  # onnxruntime uses its blocked convolutions only for multiples of 4 channels; fewer it reads one by one
@@ -343,7 +345,8 @@ def _built(ready: search.Candidates, plan: Plan) -> Plan:
     """A plan with the size of the file that it will give, with the biases that a repair adds."""
     analysis, form = ready.analysis, ready.form
     removed = planning.removal_of(plan, analysis.coupling, plan.model_sha256)
-    built = figures.ruler_for(analysis, PlanOptions(), form=form).built(removed, plan.factors)
+    ruler = figures.ruler_for(analysis, PlanOptions(), form=form)
+    built = ruler.at(codes_of(form.storable, plan.precisions)).built(removed, plan.factors)
     after = replace(analysis.size(removed, plan.factors), params=params_of(built), bytes=form.bytes(built))
     return replace(plan, before=_size(analysis), after=after)
 
@@ -445,8 +448,10 @@ def candidates(
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
     groups = tuple(widths.eligible(coupling, options, weights_of))
     repair = settled(scoring.repair, data)
-    recorded, details, told = _recorded(inputs, scoring, repair), None, inputs.told
+    recorded, details, told, reach = _recorded(inputs, scoring, repair), None, inputs.told, 0.0
     if options.library is not None:
+        if options.precision == "auto":
+            raise OptionError("--precision auto weighs rounding against what cuts cost, which a library does not hold: leave --library out")
         known = library.checked(options.library, analysis.model, coupling.groups, _asked(recorded, scoring, repair, data))
         log.info(f"scores and errors are those of {options.library}: {known.recorded['score']}{meaning(known.recorded['score'])}")
     elif scoring.parts:
@@ -457,7 +462,7 @@ def candidates(
         plain = [group for group in groups if not group.dimensions]  # searches cannot judge dimensions
         scores = scored(analysis, name, data, scoring.options, progress, options, plain, inputs.told)
         known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes, spectra=scores.spectra)
-        details = scores.brief
+        details, reach = scores.brief, scores.reach
     if data is None and (options.library is not None or scoring.parts):
         repair, told = known.repair, known.measures
     if options.save_library is not None:
@@ -466,11 +471,18 @@ def candidates(
     notes = known.notes
     if weighed and any(shape["guessed"] for shape in analysis.traced.values()):
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
-    form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None)
+    storable = () if options.precision == "float32" else _storable(inputs, options, scoring, progress)
+    form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable)
     return search.Candidates(
         analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
-        known.spectra if repair is not None and repair.kind == "lstsq" else {},
+        known.spectra if repair is not None and repair.kind == "lstsq" else {}, reach,
     )
+
+
+def _storable(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress) -> tuple[Storable, ...]:
+    """The weights that may be stored in fewer bits, with what their rounding does."""
+    analysis, seed = inputs.analysis, (scoring.options or ScoreOptions()).seed
+    return with_errors(analysis, storables(analysis.prepared, analysis.coupling), inputs.data, seed, progress)
 
 
 def _of_parts(analysis: Analysis, scoring: Scoring, asked: Mapping[str, Any], progress: Progress) -> library.Library:
@@ -647,14 +659,15 @@ def _applied(
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options, plan.factors)
-    final = replace(final, notes=plan.notes, figures=plan.figures)
+    final = replace(final, notes=plan.notes, figures=plan.figures, precisions=plan.precisions)
+    stores = of_plan(plan.precisions, analysis.coupling)
+    known = plan.options.get("measures") or {}
+    how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
     listed = maskable(analysis.prepared.types, cuts(analysis.coupling, analysis.prepared.trace, removed), analysis.coupling.zero_points)
     mended = None
     if repair is not None and changed:
         if data is None:
             raise DataError("the repair needs calibration data: give data, or no repair (--repair none)")
-        known = plan.options.get("measures") or {}
-        how = inputs.told if inputs.measures != MeasureOptions() or not known else MeasureOptions(**known)
         better = plan.options.get("max_drop") is not None  # the model that was judged is the one that is made
         start = low if weights is None else rounds.carried(low, weights)
         done = repaired(analysis, start, removed, data, repair, progress, how, better, factor.by_weight(wholes, plan.factors))
@@ -662,6 +675,10 @@ def _applied(
         mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
+    if any(item.stored != "float32" for item in plan.precisions):
+        again = None if plan.factors else repair  # layers that became two are rounded, and not re-fitted after it
+        model, words = rounded(analysis, model, removed, stores, data, again, progress, how)
+        notes = (*words, *notes)
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
 
 
@@ -778,6 +795,9 @@ def prune(
     inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, options.save_library, *written_by(output)])
     tell(inputs.reading)
     refuse(inputs.analysis, output)
+    if options.precision != "float32" and (output.fp16 or output.quantize or steps > 1):
+        other = f"--{'rounds' if steps > 1 else 'fp16' if output.fp16 else 'quantize'}"
+        raise OptionError(f"--precision {options.precision} and {other} do not go together: give one of them")
     more = {"rounds": steps} if steps > 1 else {}
     given = (options, score_options, repair, data_options, inspect_options, output, measures)
     used = command_of(*given, score=score_name, verify=verify, **more)
@@ -963,7 +983,8 @@ def _held_out(inputs: Inputs, seed: int) -> Inputs:
 
 def _sendable(ready: search.Candidates) -> search.Candidates:
     """Without what a worker opens itself, and the functions."""
-    return replace(ready, analysis=cast(Analysis, None), data=None, form=figures.AS_CUT, details=None)
+    form = replace(figures.AS_CUT, storable=ready.form.storable)
+    return replace(ready, analysis=cast(Analysis, None), data=None, form=form, details=None)
 
 
 @dataclass(frozen=True)
@@ -1042,7 +1063,7 @@ def _bench(work: Work) -> _Bench:
         analysis = inputs.analysis
         if analysis.model.sha256 != work.sha256:
             raise ModelError(f"{analysis.model.name}: a worker reads another model than the sweep began with; do not change it meanwhile")
-        form = search.form_for(analysis, work.scored.repair, OutputOptions(), inputs.data is not None)
+        form = search.form_for(analysis, work.scored.repair, OutputOptions(), inputs.data is not None, work.scored.form.storable)
         ready = replace(work.scored, analysis=analysis, data=inputs.data, form=form)
         ruler = figures.ruler_for(analysis, replace(work.options, targets=(*work.options.targets, *work.wanted)), form=form)
     _BENCHES.clear()

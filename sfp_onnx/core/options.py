@@ -243,7 +243,8 @@ class PlanOptions(Checked):
     the machine. ``threads``, ``batch``, ``provider`` say how latency is measured; ``device_profile`` is a file with a profile measured
     elsewhere. ``max_drop`` ("1%") is how much the measure of the task (``metric`` is that of `MeasureOptions`) may fall on data to judge
     on, or else calibration data that are held out from scoring; alone, it asks for the smallest model that holds it. The drop must hold
-    with a ``confidence`` (one-sided; 0.5: as measured). ``moves``: what may happen to a layer, "cut" and "factor". ``profile_budget``:
+    with a ``confidence`` (one-sided; 0.5: as measured). ``precision`` is as what weights are stored ("float32": as they are; "auto": the
+    solver chooses for each layer, beside its width). ``moves``: what may happen to a layer, "cut" and "factor". ``profile_budget``:
     seconds of wall time in which the model's layers are timed.
     ``library`` is a file that ``save_library`` of an earlier run wrote: what was measured then is not measured again.
     """
@@ -271,6 +272,10 @@ class PlanOptions(Checked):
         None, "The measure of the task (top-1; without labels agreement with the original) falls by no more, on --max-drop-data or else a "
         "third of --data that is not scored with; alone: the smallest model that holds it.", AMOUNT, metavar="1%")  # fmt: skip
     metric: str | None = None
+    precision: str = rare(
+        "float32", "As what weights are stored: float32, float16, or 8-bit integers with a scale per channel; arithmetic stays float32. "
+        "auto: of each layer what holds the targets at the least estimated error, with the widths.", AMOUNT,
+        choices=("float32", "float16", "int8-weights", "auto"))  # fmt: skip
     confidence: float = rare(
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
         parse=confidence, metavar="95%", example="95%", low=0.5, high=1, high_open=True)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -355,8 +356,6 @@ class Coupling(Shown):
     ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``branches`` maps groups that may leave altogether to what vanishes with them.
-    ``dequantised`` maps tensors that are dequantised constants to the axis of their scales (inputs 0, 1, 2 of the node that makes them:
-    integers, scale, zero point).
     ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights.
     ``expanded`` are inputs that get removed channels again: index of the node, position, axis.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
@@ -377,7 +376,6 @@ class Coupling(Shown):
     channels_total: int
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
-    dequantised: Mapping[str, int] = field(default_factory=dict)
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     expanded: frozenset[tuple[int, int, int]] = frozenset()
 
@@ -497,10 +495,22 @@ class Spectrum:
     scale: Array
 
 
+@dataclass(frozen=True)
+class Precision:
+    """As what the weight of a layer is stored (see `graph.stored`), what of the outputs' variance its rounding alone was estimated to cost,
+    and why that was chosen."""
+
+    layer: str
+    stored: str
+    error: float
+    reason: str = ""
+
+
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
-    """Which units leave, decided before anything is cut, and which layers become two (``factors``). ``figures`` gives, for each target's
-    figure, ``before``, ``bound``, ``predicted`` and ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
+    """Which units leave, decided before anything is cut, which layers become two (``factors``), and as what the weights that stay are
+    stored (``precisions``; empty: as they were). ``figures`` gives, for each target's figure, ``before``, ``bound``, ``predicted`` and
+    ``actual`` (macs, params: counts; size, memory: bytes; latency: seconds)."""
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
@@ -510,12 +520,15 @@ class Plan(Shown):
     notes: tuple[str, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     factors: tuple[Factor, ...] = ()
+    precisions: tuple[Precision, ...] = ()
 
     def summary(self) -> str:
-        """Sizes before and after, how many groups shrink, and how many layers become two."""
+        """Sizes before and after, how many groups shrink, how many layers become two, and as what weights are stored."""
         shrink = sum(bool(item.remove) for item in self.groups)
         split = f", {len(self.factors)} layers become two" if self.factors else ""
-        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{split}"
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(item.stored for item in self.precisions).items())
+        stored = f"; weights stored as {kinds}" if kinds else ""
+        return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{split}{stored}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -187,9 +187,11 @@ def wholes(prepared: Prepared, coupling: Coupling) -> dict[str, Whole]:
 def weights_of(model: Model) -> dict[str, Initializer]:
     """The initializers whose elements are parameters: floating numbers, and integers that stand for such (8 bits or fewer, or read as
     quantised values); not scales and zero points of quantised tensors, sizes and indices."""
-    values, scales = quantised_operands(nodes(model))
+    every = initializers(model)
+    whole = {name for name, held in every.items() if np.dtype(held.dtype).kind in "iu" and np.dtype(held.dtype).itemsize == 1}
+    values, scales = quantised_operands(nodes(model), whole)
     return {
-        name: held for name, held in initializers(model).items()
+        name: held for name, held in every.items()
         if name not in scales and np.dtype(held.dtype).kind not in "bOSU"
         and (np.dtype(held.dtype).kind not in "iu" or np.dtype(held.dtype).itemsize == 1 or name in values)
     }  # fmt: skip

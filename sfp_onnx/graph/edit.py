@@ -116,6 +116,12 @@ class Editor:
         self._after.setdefault(node - 1, []).append(fresh)
         return output
 
+    def put_first(self, op: str, inputs: Sequence[Any], attributes: Mapping[str, Any], name: str) -> Any:
+        """Put a new node without a name of its own (names take room) in front of all others; returns its output tensor."""
+        output = gs.Variable(self.unique(name))
+        self._after.setdefault(-1, []).append(gs.Node(op, attrs=dict(attributes), inputs=list(inputs), outputs=[output]))
+        return output
+
     # ---- changing ----------------------------------------------------------------------------------------------------
 
     def set_constant(self, name: str, array: Array) -> None:

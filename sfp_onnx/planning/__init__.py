@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import OptionError, PlanError
-from ..core.types import OUTPUTS, BoolArray, Coupling, Factor, FloatArray, Group, GroupPlan, IntArray, Plan, Size
+from ..core.types import OUTPUTS, BoolArray, Coupling, Factor, FloatArray, Group, GroupPlan, IntArray, Plan, Precision, Size
 from ..coupling.cost import Whole, emptied, layer_macs, removal
 from ..graph import Model
+from ..graph.stored import STORED
 
 if TYPE_CHECKING:
     from ..coupling.analysis import Analysis
@@ -67,7 +68,8 @@ class Gauge:
     """One figure of one model.
 
     ``predicted`` is the figure after a removal that is not built; ``cost`` that (...) of candidates (..., groups) of kept units, for the
-    solver; ``measured`` that of a built model (None: nothing is known better than the prediction). ``before`` is that of the original
+    solver (where it depends on how weights are stored, with their codes behind the groups, and ``at`` is this gauge for models of such
+    codes); ``measured`` that of a built model (None: nothing is known better than the prediction). ``before`` is that of the original
     (None: as predicted for no removal).
 
     ``saved`` is what of it (...) layers save that become two (None: unknown, so that none does).
@@ -85,6 +87,7 @@ class Gauge:
     how: str = ""
     notes: tuple[str, ...] = ()
     saved: Callable[[Halves], FloatArray] | None = None
+    at: Callable[[Sequence[int]], Gauge] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,9 +227,11 @@ def from_json(data: object) -> Plan:
     sizes = (_field(data, key, dict) for key in ("before", "after"))
     before, after = (Size(float(_field(size, "macs", (int, float))), _field(size, "params", int)) for size in sizes)
     notes = tuple(str(note) for note in data.get("notes") or ())
+    stored = tuple(_precision(item) for item in _of_kind(data.get("precisions") or [], "field 'precisions'", list))
     figures = _of_kind(data.get("figures") or {}, "field 'figures'", dict)
     factors = tuple(_factor(item) for item in _of_kind(data.get("factors") or [], "field 'factors'", list))
-    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), before, after, notes, figures, factors)
+    rest = before, after, notes, figures, factors, stored
+    return Plan(_field(data, "model_sha256", str), groups, _field(data, "options", dict), *rest)
 
 
 KINDS: Mapping[Any, str] = {str: "a text", int: "an integer", list: "a list", dict: "an object", (int, float): "a number"}
@@ -256,6 +261,13 @@ def _group(data: object) -> GroupPlan:
 def _factor(data: object) -> Factor:
     narrow = _of_kind(data.get("narrow", OUTPUTS), "field 'narrow'", str) if isinstance(data, dict) else ""
     return Factor(_field(data, "layer", str), _field(data, "rank", int), narrow)
+
+
+def _precision(data: object) -> Precision:
+    stored, error = _field(data, "stored", str), float(_field(data, "error", (int, float)))
+    if stored not in STORED:
+        raise PlanError(f"the plan stores a layer as '{stored}'; expected one of {', '.join(STORED)}.")
+    return Precision(_field(data, "layer", str), stored, error, str(_field(data, "reason", str)))
 
 
 def sample_shapes(plan: Plan) -> dict[str, list[int]] | None:

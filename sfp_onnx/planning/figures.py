@@ -27,8 +27,10 @@ from ..cut.factor import split
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
 from ..graph.save import file_bytes
+from ..graph.stored import stored
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, Halves, figure, parse_target
+from .precision import Codes, Storable, as_float, overhead, shares, stores
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 3  # most unit-carrying axes that one product may have
@@ -281,12 +283,14 @@ def peak(model: Model, analysis: Analysis, batch: int) -> float:
 class Form:
     """In which form a cut model is written: ``finished`` makes the written model of it, its removal and its factors, but for the values of
     its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
-    ``biases`` gives parameters that come on top."""
+    ``biases`` gives parameters that come on top. Weights that are ``storable`` may be stored in fewer bits, each as its *code* says
+    (`graph.stored.STORED`)."""
 
     finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
     each: Callable[[cost.Parameter], float] = attrgetter("itemsize")
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
+    storable: tuple[Storable, ...] = ()
 
 
 AS_CUT = Form()
@@ -341,11 +345,22 @@ def size(scene: Scene) -> Gauge:
     else:
         kept, every = initializers(analysis.prepared.model), initializers(analysis.model)
         whole = before - sum(prod(dead.shape) * dead.dtype.itemsize for name, dead in every.items() if name not in kept)
-    return Gauge(
-        predicted=lambda removed: float(whole - (full - weights.values(weights.lengths_after(removed)).sum(-1))),
-        cost=lambda kept: whole - full + weights.total(kept),
-        measured=lambda model: float(form.bytes(model)), before=before, saved=lambda halves: (halves.weights * halves.each).sum(-1),
-    )  # fmt: skip
+    names = [parameter.name for parameter in (*analysis.parameters, *form.biases())]
+    groups, storable = len(analysis.coupling.groups), form.storable
+
+    def kept_bytes(lengths: FloatArray, codes: Codes) -> FloatArray:
+        values = weights.values(lengths) * (shares(storable, names, codes) if storable else 1.0)
+        return np.asarray(whole - full + values.sum(-1) + overhead(storable, codes), float)
+
+    def at(codes: Sequence[int]) -> Gauge:
+        return Gauge(
+            predicted=lambda removed: float(kept_bytes(weights.lengths_after(removed), codes)),
+            cost=lambda kept: kept_bytes(weights.lengths(kept[..., :groups]), kept[..., groups:]),
+            measured=lambda model: float(form.bytes(model)), before=before, at=at,
+            saved=lambda halves: (halves.weights * halves.each).sum(-1),
+        )  # fmt: skip
+
+    return at(as_float(storable))
 
 
 @figure("memory", BYTES, "memory=1.5MiB", shown="{:,.0f} bytes".format, solved=True)
@@ -371,12 +386,18 @@ def memory(scene: Scene) -> Gauge:
 @dataclass(frozen=True)
 class Ruler:
     """Figures of a model after a removal, in the form in which it is written. ``names`` are those that count, out of the ``gauges`` that
-    there are."""
+    there are; ``codes`` those of its storable weights."""
 
     analysis: Analysis
     gauges: Mapping[str, Gauge]
     names: tuple[str, ...]
     form: Form = AS_CUT
+    codes: tuple[int, ...] | None = None
+
+    def at(self, codes: tuple[int, ...]) -> Ruler:
+        """The ruler for models whose storable weights have so many bytes of an element."""
+        gauges = {name: gauge.at(codes) if gauge.at else gauge for name, gauge in self.gauges.items()}
+        return replace(self, gauges=gauges, codes=codes)
 
     @cached_property
     def before(self) -> dict[str, float]:
@@ -428,8 +449,9 @@ class Ruler:
         return halves
 
     def cost(self, name: str) -> Callable[[IntArray], FloatArray]:
-        """A figure of candidates (..., groups) for the solver."""
-        return self.gauges[name].cost
+        """A figure of candidates (..., groups, and behind them codes of the storable weights) for the solver."""
+        cost, groups = self.gauges[name].cost, len(self.analysis.coupling.groups)
+        return cost if self.gauges[name].at else lambda kept: cost(kept[..., :groups])
 
     def actual(self, removed: BoolArray, factors: Sequence[Factor] = ()) -> dict[str, float]:
         """Figures of the built model, as far as they are measured; else as predicted."""
@@ -445,7 +467,8 @@ class Ruler:
         analysis, changed = self.analysis, bool(removed.any() or factors)
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
-        return self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
+        model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
+        return model if self.codes is None else stored(model, stores(self.form.storable, self.codes))
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

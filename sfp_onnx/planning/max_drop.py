@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import DataError, OptionError, TargetError
 from ..core.options import PlanOptions
 from ..core.system import log
-from ..core.types import Factor, IntArray, Plan
+from ..core.types import Factor, IntArray, Plan, Precision
 from ..coupling.analysis import Progress, silent
 from ..data.dataset import Dataset
 from ..evaluation import TITLES, Comparison, Metric, built_in, measure as compare, outputs, unknown_meaning, user_metric
@@ -22,6 +22,7 @@ from ..evaluation.measures import PARTS, Drop, Measure, needed, quantile, spread
 from ..graph import Model
 from ..repair import rebuilt
 from . import removal_of
+from .precision import of_plan
 from .search import Candidates, plan_for
 
 HELD_OUT = 1 / 3  # of the data, to judge on
@@ -198,6 +199,7 @@ class _Trial:
 
     plan: Plan
     drop: Drop
+    share: float
 
 
 def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, progress: Progress = silent) -> Plan:
@@ -215,20 +217,24 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
     judge.check()
     analysis = candidates.analysis
 
-    known: dict[tuple[bytes, tuple[Factor, ...]], Drop] = {}
+    known: dict[tuple[bytes, tuple[Factor, ...], tuple[Precision, ...]], Drop] = {}
+    figure = "size" if options.precision == "auto" else "macs"
 
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(candidates, replace(options, targets=targets))
         removed = removal_of(plan, analysis.coupling, analysis.model.sha256)
-        key = removed.tobytes(), plan.factors
+        share = plan.after.macs / plan.before.macs
+        if figure in plan.figures and figure != "macs":
+            share = plan.figures[figure]["actual"] / plan.figures[figure]["before"]
+        key = removed.tobytes(), plan.factors, plan.precisions
         if key not in known:
             held = candidates.data, candidates.repair, candidates.measures, plan.factors
-            drop = judge.drop(rebuilt(analysis, removed, *held) if removed.any() or plan.factors else analysis.model)
-            log.info(judge.tried(f"macs={plan.after.macs / plan.before.macs:.1%}", drop))
+            drop = judge.drop(rebuilt(analysis, removed, *held, of_plan(plan.precisions, analysis.coupling)))
+            log.info(judge.tried(f"{figure}={share:.1%}", drop))
             known[key] = drop
-        return _Trial(plan, known[key])
+        return _Trial(plan, known[key], share)
 
-    best, limited = (trial(options.targets), "") if options.targets else _smallest(trial, judge, progress)
+    best, limited = (trial(options.targets), "") if options.targets else _smallest(trial, judge, progress, figure)
     drop = best.drop
     if not judge.holds(drop):
         where = "at the targets" if options.targets else "at the lightest cut that was tried"
@@ -242,8 +248,8 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
     return replace(best.plan, notes=(*best.plan.notes, *judge.notes(drop), *filter(None, [limited])))
 
 
-def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress: Progress) -> tuple[_Trial, str]:
-    """Bisect the share of MACs: the last trial that the judge allows, else the one that removed least; and what limited it."""
+def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress: Progress, figure: str) -> tuple[_Trial, str]:
+    """Bisect the share of a figure (MACs): the last trial that the judge allows, else the one that removed least; and what limited it."""
     low, high = 0.0, 1.0  # low is not tried
     best: _Trial | None = None
     lightest: _Trial | None = None
@@ -252,13 +258,13 @@ def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress
         for _ in range(TRIALS):
             middle = (low + high) / 2
             try:
-                tried = trial((f"macs={100 * middle:.6f}%",))
+                tried = trial((f"{figure}={100 * middle:.6f}%",))
             except TargetError:
                 tried = None
-            if tried is not None and (lightest is None or tried.plan.after.macs > lightest.plan.after.macs):
+            if tried is not None and (lightest is None or tried.share > lightest.share):
                 lightest = tried
             if tried is not None and judge.holds(tried.drop):
-                best, high = tried, min(middle, tried.plan.after.macs / tried.plan.before.macs)
+                best, high = tried, min(middle, tried.share)
             else:
                 low, refused = middle, tried or refused
             advance(1)
@@ -267,5 +273,5 @@ def _smallest(trial: Callable[[tuple[str, ...]], _Trial], judge: Judge, progress
     if refused is None:
         return best or lightest, "limited by what can be removed: no smaller model was refused"
     cause = "how few samples it was judged on" if refused.drop.drop <= judge.limit else "the drop itself"
-    where = f"macs={refused.plan.after.macs / refused.plan.before.macs:.1%}"
+    where = f"{figure}={refused.share:.1%}"
     return best or lightest, f"limited by {cause}: {judge.tried(where, refused.drop)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import TargetError
+from ..core.errors import OptionError, TargetError
 from ..core.options import FACTOR, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
 from ..core.types import Align, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan, Spectrum
 from ..coupling.analysis import Analysis, Progress, silent
@@ -19,6 +19,7 @@ from ..data.dataset import Dataset
 from ..export import packaged
 from ..graph import INLINE_BYTES, Model
 from ..graph.save import saved_bytes
+from ..graph.stored import STORED
 from ..latency import measure
 from ..repair import distances, rebuilt
 from ..repair.lockstep import prepared_for
@@ -26,6 +27,7 @@ from ..repair.steps import bias_place
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
+from .precision import Storable, chosen
 from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
@@ -51,7 +53,7 @@ class Candidates:
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``, and judged by what ``measures`` say of the outputs.
     ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written. ``spectra`` tell the error of
-    layers that become two.
+    layers that become two; ``reach`` is the share of the outputs' variance that an error of 1 means (0: unknown).
     """
 
     analysis: Analysis
@@ -66,13 +68,14 @@ class Candidates:
     measures: MeasureOptions = MeasureOptions()
     form: Form = AS_CUT
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+    reach: float = 0.0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A removal and ``factors``, and the options, with everything settled, that they were chosen for; ``notes`` on how they were found; the
-    bounds (``limits``) that they shall hold, and their figures by name: predicted when they were chosen, and actual (counted, built or
-    measured)."""
+    """A removal, ``factors`` and ``codes`` of the storable weights, and the options, with everything settled, that they were chosen for;
+    ``notes`` on how they were found; the bounds (``limits``) that they shall hold, and their figures by name: predicted when they were
+    chosen, and actual (counted, built or measured)."""
 
     options: PlanOptions
     removed: BoolArray
@@ -81,10 +84,11 @@ class Trial:
     predicted: Mapping[str, float] = field(default_factory=dict)
     actual: Mapping[str, float] = field(default_factory=dict)
     factors: tuple[Factor, ...] = ()
+    codes: tuple[int, ...] = ()
 
     def same(self, other: Trial) -> bool:
         """Whether both are one model."""
-        return np.array_equal(self.removed, other.removed) and self.factors == other.factors
+        return np.array_equal(self.removed, other.removed) and (self.factors, self.codes) == (other.factors, other.codes)
 
     @property
     def changes(self) -> bool:
@@ -123,20 +127,24 @@ class Trial:
 FITS = ("lstsq", "bias")  # repairs that give layers biases
 
 
-def form_for(analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool) -> Form:
-    """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample."""
+def form_for(
+    analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool, storable: tuple[Storable, ...] = ()
+) -> Form:  # fmt: skip
+    """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample.
+    Where weights are ``storable``, all layers are re-fitted."""
     batches = (lambda: [analysis.prepared.feeds]) if with_data else None
     fitted = repair is not None and repair.kind in FITS
     packs = output.fp16 or output.quantize is not None
-    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external))
-    if not fitted and not packs:
+    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable)
+    if not fitted and not packs and not storable:
         return form
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
     weighed |= {name for cast in map(analysis.prepared.index.maker, weighed) if cast is not None for name in cast.inputs}  # stored so
 
     def finished(model: Model, removed: BoolArray, factors: Sequence[Factor]) -> Model:
-        if fitted and (removed.any() or factors):
-            model = prepared_for(analysis.prepared, analysis.coupling, removed, model, by_weight(analysis.wholes, factors))[0].model
+        if fitted and (removed.any() or factors or storable):
+            bound = by_weight(analysis.wholes, factors)
+            model = prepared_for(analysis.prepared, analysis.coupling, removed, model, bound, every=bool(storable))[0].model
         return packaged(split(model, analysis.wholes, factors), output, batches)
 
     def each(parameter: Parameter) -> float:
@@ -184,21 +192,37 @@ def choice_for(
     there is nothing."""
     coupling, groups, scores = ruler.analysis.coupling, candidates.groups, candidates.scores
     if options.allocation != "solve":
-        removed = widths.choose(coupling, groups, scores, options, ruler.predicted, limits)
-        return None if removed is None else Trial(options, removed, (f"allocation: {options.allocation}",))
+        fixed = tuple(offer[0] for offer in offered_codes(candidates.form.storable, options))
+        removed = widths.choose(coupling, groups, scores, options, ruler.at(fixed).predicted, limits)
+        return None if removed is None else Trial(options, removed, (f"allocation: {options.allocation}",), codes=fixed)
     errors = {group.name: row for group, row in zip(groups, errors_of_scores(groups, scores), strict=True)} | dict(candidates.errors)
     offers = offered(coupling, groups, options)
     losses = [
         np.maximum.accumulate([errors[group.name][width] for width in offer]).tolist() if len(offer) > 1 else [0.0]
         for group, offer in zip(coupling.groups, offers, strict=True)
     ]
-    problem = widths.Problem(offers, losses, [ruler.cost(name) for name in limits], list(limits.values()))
+    codes, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
+    costs = [ruler.cost(name) for name in limits]
+    problem = widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values()))
     solution = widths.solve(problem)
     trial = None
     if solution is not None:
-        trial = Trial(options, widths.of_widths(coupling, scores, solution.kept.tolist()), (widths.compared(solution),))
+        kept, chosen = solution.kept[: len(offers)].tolist(), tuple(solution.kept[len(offers) :].tolist())
+        trial = Trial(options, widths.of_widths(coupling, scores, kept), (widths.compared(solution),), codes=chosen)
     least = np.inf if solution is None else solution.error
     return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
+
+
+def offered_codes(storable: Sequence[Storable], options: PlanOptions) -> list[list[int]]:
+    """The codes that each storable weight may have, most bits first."""
+    every = list(STORED.values()) if options.precision == "auto" else [STORED[options.precision]]
+    return [[code for code in every if np.isfinite(item.errors[code])] or [max(STORED.values())] for item in storable]
+
+
+def _rounding(candidates: Candidates, options: PlanOptions) -> list[list[float]]:
+    """The error of each of these codes, in the unit of the errors of groups."""
+    unit, storable = 1 / candidates.reach if candidates.reach else 1.0, candidates.form.storable
+    return [[unit * item.errors[code] for code in offer] for item, offer in zip(storable, offered_codes(storable, options), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -212,8 +236,9 @@ class Aim:
 
 
 def ranks_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, names: Iterable[str]) -> Ranks | None:
-    """The choices of layers that may become two; None where none may, or where it is unknown what that saves."""
-    if FACTOR not in options.moves or not candidates.spectra or options.allocation != "solve":
+    """The choices of layers that may become two; None where none may (or weights may be stored in fewer bits), or where it is unknown what
+    that saves."""
+    if FACTOR not in options.moves or not candidates.spectra or options.allocation != "solve" or candidates.form.storable:
         return None
     if any(ruler.gauges[name].saved is None for name in names):
         return None
@@ -263,7 +288,8 @@ def narrowest(candidates: Candidates, options: PlanOptions) -> Trial:
     solved = options.allocation == "solve"
     narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
     removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
-    return Trial(options, removed, ("allocation: the narrowest widths",))
+    codes = tuple(offer[-1] for offer in offered_codes(candidates.form.storable, options))
+    return Trial(options, removed, ("allocation: the narrowest widths",), codes=codes)
 
 
 # ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
@@ -308,7 +334,7 @@ class History:
     def measured(self, trial: Trial) -> Trial:
         """Build and measure. A surprise is measured again, and the median believed; if it still surprises, layers are timed again around
         these widths (once)."""
-        change, ruler = (trial.removed, trial.factors), self.ruler
+        change, ruler = (trial.removed, trial.factors), self.ruler.at(trial.codes)
         trial = replace(trial, predicted=ruler.predicted(*change), actual=ruler.actual(*change))
         if abs(trial.surprise(ruler)) <= SURPRISE:
             return trial
@@ -320,7 +346,7 @@ class History:
         self.ruler, self.retimed = ruler.again(trial.removed), len(self.trials)
         surprise = f"the measured {' and '.join(ruler.timed)} was {100 * gap:+.0f} points from the predicted one"
         self.notes = (f"{surprise}: layers timed again around the plan's widths",)
-        return replace(trial, predicted=self.ruler.predicted(*change))
+        return replace(trial, predicted=self.ruler.at(trial.codes).predicted(*change))
 
 
 def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Mapping[str, float]) -> Trial:
@@ -343,7 +369,7 @@ def reach(candidates: Candidates, options: PlanOptions, ruler: Ruler, limits: Ma
         if trial.settled(history.ruler) or (choice is most and history.held is None):
             break
     if history.held is None:
-        best = ruler.actual(most.removed)
+        best = ruler.at(most.codes).actual(most.removed)
         parts = [
             f"{name} of at most {show(name, limit)} asked, best reachable is {show(name, best[name])} "
             f"({best[name] / ruler.before[name]:.1%} of the original)"
@@ -442,15 +468,19 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
         for name, limit in best.limits.items()
     }
-    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures)
+    stored = chosen(candidates.form.storable, best.codes, asked.precision != "auto")
+    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures, precisions=stored)
 
 
 def allocation_of(candidates: Candidates, options: PlanOptions) -> str:
     """How widths are chosen: as asked, or by the solver where that is better; a ratio is the same share of every group."""
     targets = [parse_target(text) for text in options.targets]
     allocation = options.allocation
+    if options.precision == "auto" and (options.ratio is not None or allocation not in ("default", "solve")):
+        raise OptionError("--precision auto: the solver chooses it, for a --target or --max-drop, with no --allocation but solve")
     if allocation == "default":
         solved = any(target.figure.solved for target in targets) or options.max_drop is not None or bool(candidates.errors)
+        solved = solved or options.precision == "auto"
         allocation = "solve" if solved else "uniform"
     return "uniform" if allocation == "solve" and (options.ratio is not None or not targets) else allocation
 
@@ -465,7 +495,7 @@ def attempt(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress
         coupling = candidates.analysis.coupling
         removed = widths.choose(coupling, candidates.groups, candidates.scores, options, ruler.predicted)
         assert removed is not None
-        return Trial(options, removed)
+        return Trial(options, removed, codes=tuple(offer[0] for offer in offered_codes(candidates.form.storable, options)))
     limits = bounds([parse_target(text) for text in options.targets], ruler.before)
     with progress("planning", 1) as advance:
         trial = reach(candidates, options, ruler, limits)

@@ -18,14 +18,16 @@ from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, silent
 from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
+from ..graph.stored import Store as Stored, stored
 from . import confidence
 from .heads import turned
-from .lockstep import LayerFit, repair
+from .lockstep import LayerFit, prepared_for, repair
 from .steps import tainted
 from .walk import Store, Walk
 
 CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
 SHOWN = 5  # names in a sentence
+JUDGED = 1 / 8  # of the samples, to judge roundings on
 NOTHING = 1e-6  # distances below this are rounding
 
 
@@ -112,15 +114,62 @@ def finished(analysis: Analysis, done: Repaired, cuts: Sequence[Cut], data: Data
 
 def rebuilt(
     analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions(),
-    factors: Sequence[Factor] = (),
+    factors: Sequence[Factor] = (), stores: Mapping[str, Stored] = MappingProxyType({}),
 ) -> Model:  # fmt: skip
-    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards). Layers that are
-    to become two have their lower rank, and are one still."""
-    pruned = lowered(cut.cut(analysis.prepared, analysis.coupling, removed), analysis.wholes, factors)
-    if options is None or data is None:
-        return pruned
-    bound = by_weight(analysis.wholes, factors)
-    return repaired(analysis, pruned, removed, data, options, how=how, better=True, factors=bound).model
+    """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards), and rounded.
+    Layers that are to become two have their lower rank, and are one still."""
+    changed = bool(removed.any() or factors)
+    model = lowered(cut.cut(analysis.prepared, analysis.coupling, removed), analysis.wholes, factors) if changed else analysis.model
+    if options is not None and data is not None and changed:
+        bound = by_weight(analysis.wholes, factors)
+        model = repaired(analysis, model, removed, data, options, how=how, better=True, factors=bound).model
+    return rounded(analysis, model, removed, stores, data, None if factors else options, how=how)[0] if stores else model
+
+
+def rounded(
+    analysis: Analysis, model: Model, removed: BoolArray, stores: Mapping[str, Stored], data: Dataset | None, options: RepairOptions | None,
+    progress: Progress = silent, how: MeasureOptions = MeasureOptions(),
+) -> tuple[Model, tuple[str, ...]]:  # fmt: skip
+    """A cut and repaired model with weights that are stored as ``stores`` say, and a word on it. With a least-squares repair, layers are
+    re-fitted once more in their order, each on what the rounded layers in front of it give: weights are rounded again, with the scales that
+    they have or those that they just fit into, whichever is nearer on rows that the fit did not see, and biases take what is left. What
+    comes of that is kept where it is nearer to the original on samples that it did not see.
+
+    Raises:
+        ModelError: the model cannot be run in segments. VerificationError: the result does not run.
+    """
+    fitted = data is not None and options is not None and options.kind == "lstsq"
+    if fitted:
+        model = prepared_for(analysis.prepared, analysis.coupling, removed, model, every=True)[0].model
+    plain = stored(model, stores)
+    if data is None or options is None or not fitted:
+        return plain, ()
+    fit_on, judge = _part(data, options.seed)
+    with progress("re-fitting after rounding", len(analysis.coupling.layers)) as advance:
+        feeds = feeds_of(analysis, fit_on)
+        better, fits = repair(analysis.prepared, analysis.coupling, removed, plain, feeds, options, {}, advance, every=True)
+    check(better)
+    before, after = _drifts(analysis, (plain, better), judge, how)
+    kept = bool(np.isfinite(after) and after <= before)
+    changed = sum(fit.kind in ("weights", "bias") for fit in fits)
+    result = f"relative error of the outputs on {judge.samples} samples: {before:.4g} -> {after:.4g}"
+    words = f"re-fit after rounding: {changed} of {len(fits)} layers; {result}" + ("" if kept else "; left as rounded")
+    return better if kept else plain, (words,)
+
+
+def _part(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Data to fit on, and to judge roundings on."""
+    count = min(int(data.samples * JUDGED), MOST_CHECKED)
+    return data.split(count, [seed, data.samples]) if count >= FEWEST_CHECKED else (data, data)
+
+
+def _drifts(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions) -> list[float]:
+    """How far the outputs of models are from the original's, as numbers (KL divergence tells nothing of samples of which a network is
+    sure); where they are no numbers, by what they mean."""
+    reading = evaluation.reading_of(analysis.model, data, how)
+    compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
+    errors = [own.relative_error for own in compared]
+    return [float(error) for error in errors if error is not None] if None not in errors else [*evaluation.distances(compared).values]
 
 
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:

@@ -60,8 +60,7 @@ class Setting:
 def repair(
     prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, batches: Iterable[Mapping[str, Array]],
     options: RepairOptions, masks: Mapping[str, BoolArray], advance: Callable[[int], None] = lambda steps: None,
-    factors: Mapping[str, Factor] = MappingProxyType({}),
-    mixes: Mapping[str, FloatArray] = MappingProxyType({}),
+    factors: Mapping[str, Factor] = MappingProxyType({}), mixes: Mapping[str, FloatArray] = MappingProxyType({}), every: bool = False,
 ) -> tuple[Model, list[LayerFit]]:  # fmt: skip
     """Re-fit the weights and biases of the changed model, in topological order.
 
@@ -70,6 +69,7 @@ def repair(
         removed: units that ``changed`` lacks (none, if only weights were zeroed).
         batches: inputs; they are read once and remembered (in memory up to ``options.memory``, then in a temporary file).
         masks: by initializer of ``changed``: which weights may be other than zero.
+        every: re-fit all layers, also those that read nothing that changed, since their weights did.
         advance: called with 1 whenever a layer, or those that share a weight, are done.
         factors: by initializer of ``changed``: which weights are of lower rank, and keep it.
         mixes: of layers whose channels are mixed from those of the original: by what (channels of the original, channels).
@@ -80,7 +80,7 @@ def repair(
     Raises:
         ModelError: the model cannot be run in segments.
     """
-    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, {*masks, *factors})
+    scene, tasks, kept = prepared_for(prepared, coupling, removed, changed, {*masks, *factors}, every)
     fits = [LayerFit(name, "kept", 0.0, 0, 0.0, 0.0) for name in kept]
     planned = plan_steps(scene, tasks, masks, ends(scene, removed), factors)
     if not planned:
@@ -99,12 +99,13 @@ def repair(
 
 
 def prepared_for(
-    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, weights: Collection[str] = ()
+    prepared: Prepared, coupling: Coupling, removed: BoolArray, changed: Model, weights: Collection[str] = (), every: bool = False
 ) -> tuple[Scene, list[list[Layer]], list[str]]:
     """The changed model with a bias for every layer that will be re-fitted, these layers (those that share a weight together), and the
     names of those that cannot be. ``weights``: initializers that were changed beside the cut."""
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
-    tasks, kept = candidates(scene, tainted(prepared.nodes, coupling, removed, weights), weights)
+    affected = {layer.node.outputs[0] for layer in coupling.layers} if every else tainted(prepared.nodes, coupling, removed, weights)
+    tasks, kept = candidates(scene, affected, weights)
     return give_biases(scene, [layer for layers in tasks for layer in layers]), tasks, kept
 
 

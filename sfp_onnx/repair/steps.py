@@ -13,6 +13,7 @@ from ..core.types import Additive, Array, BoolArray, Coupling, Factor, Layer, No
 from ..coupling.cost import keep_mask, vanishing
 from ..graph import Constants, GraphIndex, Initializer, Model, edit, initializers, nodes, outputs
 from ..rules.registry import Trait, has
+from ..rules.scales import coded
 from .walk import End, Held, Step, Task
 
 
@@ -78,15 +79,13 @@ class Scene:
         """A constant that can be given another value: an initializer, or one that only this tensor is dequantised or cast from."""
         if name in self.constants:
             return Held(name, self.constants[name].shape)
-        axis, node = self.coupling.dequantised.get(name), self.index.maker(name)
-        if axis is None or node is None or any(other and other not in self.constants for other in node.inputs):
+        known = coded(name, self.index, self.constants)
+        if known is None or len(self.index.readers(known.values)) > 1:
             return None
-        values, scale, zero = [*node.inputs, "", ""][:3]
-        if len(self.index.readers(values)) > 1:
-            return None
-        if not scale:
-            return Held(values, self.constants[values].shape, cast=True)
-        return Held(values, self.constants[values].shape, scale, zero, axis, len(self.index.readers(scale)) == 1)
+        shape = self.constants[known.values].shape
+        if not known.scale:
+            return Held(known.values, shape, cast=True)
+        return Held(known.values, shape, known.scale, known.zero_point, known.axis, len(self.index.readers(known.scale)) == 1)
 
     def only_reader(self, name: str) -> tuple[Node, int] | None:
         """The one node that reads a tensor which is no output of the model."""

@@ -302,7 +302,7 @@ def softmax(ctx: Context) -> list[Labels]:
 # ---- operators that work element by element, with broadcasting -------------------------------------------------------
 
 UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
     "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 ).split()
@@ -311,8 +311,6 @@ NARY = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
     "Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
 ).split()
-
-FLOAT = 1  # ONNX's number of float32
 
 MICROSOFT = ["com.microsoft.Gelu", "com.microsoft.FastGelu", "com.microsoft.QuickGelu", "com.microsoft.BiasGelu"]
 
@@ -342,14 +340,6 @@ def elementwise(ctx: Context) -> list[Labels]:
     varies = [rank - len(factor) + axis for axis, size in enumerate(factor) if size > 1]
     ctx.additive(*_additive(ctx.node.op, present, free), shift=shift, varies=varies)
     return [merged for _ in ctx.node.outputs]
-
-
-@rule("Cast", does="ties its operands element by element (broadcasting)", traits=Trait.ALONE | Trait.SPREADS)
-def cast(ctx: Context) -> list[Labels]:
-    """A constant that is stored in another type than float32 is read as that constant."""
-    if ctx.is_constant(0) and ctx.attribute("to") == FLOAT:
-        ctx.dequantised(0)
-    return elementwise(ctx)
 
 
 @in_training("Dropout")

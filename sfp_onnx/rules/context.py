@@ -367,10 +367,6 @@ class Context:
         """State that a zero of output 0 is stored as the value of ``tensor`` (quantised integers), or as 0 (an empty name)."""
         self.facts.zero_points[self.node.outputs[0]] = tensor
 
-    def dequantised(self, axis: int) -> None:
-        """State that output 0 is (input 0 - input 2) * input 1, constants of which the last two vary along ``axis`` at most."""
-        self.facts.dequantised[self.node.outputs[0]] = axis
-
     def mask_input(self, position: int) -> None:
         """State that the node itself reads a removed channel again through this constant (the recurrence of an LSTM), so that
         masking its outputs is not enough: the constant is masked too."""

@@ -234,5 +234,4 @@ class Facts:
     masked_inputs: list[tuple[int, int]] = field(default_factory=list)
     zero_points: dict[str, str] = field(default_factory=dict)
     additive: dict[int, Additive] = field(default_factory=dict)
-    dequantised: dict[str, int] = field(default_factory=dict)
     expanded: set[tuple[int, int, int]] = field(default_factory=set)

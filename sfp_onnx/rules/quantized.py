@@ -37,8 +37,6 @@ def quantize_linear(ctx: Context) -> list[Labels]:
     elif ctx.rank(1) > 1:
         labels = ctx.fix_input(0, [ctx.attribute("axis", 1) % ctx.rank(0)], "it is quantised in blocks along this axis")
     ctx.zero_point(ctx.node.inputs[2] if ctx.node.op == "QuantizeLinear" and ctx.has(2) else "")
-    if ctx.node.op == "DequantizeLinear" and ctx.rank(1) < 2 and ctx.is_constant(0):
-        ctx.dequantised(ctx.attribute("axis", 1) % max(ctx.rank(0), 1))
     return [labels]
 
 

@@ -159,7 +159,8 @@ class Elimination:
     """Per unit what its removal adds to the error (larger = keep), and per group the error by the number of units kept (0 .. width).
     Errors are relative to the variance of what the reading layers' outputs go into. ``blind``: groups that no such layer reads. ``cuts``:
     what looks at groups showed on the way, where all that reads them could be re-fitted; ``scarce``: of layers, how much of what they
-    read the samples leave unknown (`ridge.Scatter`); ``spectra``: of layers, what tells the error if they become two."""
+    read the samples leave unknown (`ridge.Scatter`); ``spectra``: of layers, what tells the error if they become two; ``reach``: what of
+    the unit of the errors reaches the outputs, as a share of their variance (0: unknown)."""
 
     scores: FloatArray
     errors: Mapping[str, FloatArray]
@@ -168,6 +169,7 @@ class Elimination:
     scarce: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+    reach: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
     found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, factors))
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
-    return weighed(analysis.coupling, found, factors, looks)
+    return replace(weighed(analysis.coupling, found, factors, looks), reach=sensitivity.middle_of(sensitivity.ratios(found.cuts, reached)))
 
 
 def _gathered(analysis: Analysis, data: Dataset, found: Sequence[heads.Pair]) -> dict[str, FloatArray]:

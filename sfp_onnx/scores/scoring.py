@@ -69,7 +69,8 @@ class Scored(Shown):
 
     ``errors``: of each group by the number of units that it keeps (0 .. width), for solved allocation, where the score knows them;
     ``spectra``: of layers, what tells the error if they become two; ``notes``: what the user should know; ``arrays``: makes what
-    `save_scores` writes besides, by name; ``details``: what the plug-in tells in reports.
+    `save_scores` writes besides, by name; ``details``: what the plug-in tells in reports; ``reach``: the share of the outputs' variance
+    that an error of 1 means there (0: unknown).
     """
 
     name: str
@@ -79,6 +80,7 @@ class Scored(Shown):
     arrays: Callable[[], Iterable[tuple[str, Array]]] = tuple  # none
     details: Details | None = None
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+    reach: float = 0.0
 
     def summary(self) -> str:
         """The score's name, how much it scored, and the range."""

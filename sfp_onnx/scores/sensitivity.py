@@ -87,7 +87,7 @@ def reaching(
     scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
     scene = steps.give_biases(_own_weights(scene, layers), layers)
     planned = {id(layer): steps.plan_steps(scene, [[layer]], {})[0] for layer in layers}
-    constants, original = walk.Walk(scene.model, walk.Store(0)), _answers(scene.model, feeds)
+    constants, original = walk.Walk(scene.model, walk.Store(0)), answers(scene.model, feeds)
     errors: dict[str, list[float]] = {name: [] for name in cuts}
     for name, cut in every:
         constants.overrides.clear()
@@ -96,14 +96,14 @@ def reaching(
             assert isinstance(step, tuple)
             coding = walk.Coding(constants, step, step[0].weight.value(constants.constant), change.scale)
             coding.write((change.weight.astype(np.float64), change.bias))
-        changed = _answers(extract.with_constants(scene.model, constants.overrides), feeds)
-        shares = [share for new, old in zip(changed, original, strict=True) if (share := _share(new, old)) is not None]
+        changed = answers(extract.with_constants(scene.model, constants.overrides), feeds)
+        shares = [share for new, old in zip(changed, original, strict=True) if (share := lost(new, old)) is not None]
         errors[name].append(float(np.mean(shares)) if shares else np.nan)
         advance(1)
     return errors
 
 
-def _share(new: FloatArray, old: FloatArray) -> float | None:
+def lost(new: FloatArray, old: FloatArray) -> float | None:
     """Error of an output relative to its variance (if it never varies, to its size); None where there is none, or where another number of
     values came out."""
     with np.errstate(invalid="ignore"):  # infinite values have no variance
@@ -126,7 +126,7 @@ def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:
     return replace(scene, model=editor.finish())
 
 
-def _answers(model: Model, feeds: Sequence[Mapping[str, Array]]) -> list[FloatArray]:
+def answers(model: Model, feeds: Sequence[Mapping[str, Array]]) -> list[FloatArray]:
     """All floating outputs of all batches, a row per sample."""
     names = [port.name for port in outputs(model)]
     session = open_model(model)
@@ -145,15 +145,27 @@ def _rows(arrays: Sequence[Array]) -> FloatArray:
     return rows
 
 
-def factors(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Of each group: the geometric mean over its cuts, relative to the median of all groups; none where nothing reaches an output."""
-    found = {
+def middle_of(found: Mapping[str, float]) -> float:
+    """The median of what `ratios` gives; 0 where nothing reaches an output."""
+    middle = float(np.median(list(found.values()))) if found else 0.0
+    return middle if middle > 1e-20 else 0.0
+
+
+def ratios(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Error at the outputs over that at the readers of each group: the geometric mean over its cuts; not of groups of which nothing is
+    known."""
+    return {
         name: float(np.exp(np.mean(np.log(np.maximum(reached[name], 1e-30)) - np.log([cut.error for cut in some]))))
         for name, some in cuts.items()
         if np.isfinite(reached[name]).all() and all(cut.error > 0 for cut in some)
     }
-    middle = float(np.median(list(found.values()))) if found else 0.0
-    return {name: float(np.clip(value / middle, 1 / SPAN, SPAN)) for name, value in found.items()} if middle > 1e-20 else {}
+
+
+def factors(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """`ratios` relative to their median; none where nothing reaches an output."""
+    found = ratios(cuts, reached)
+    middle = middle_of(found)
+    return {name: float(np.clip(value / middle, 1 / SPAN, SPAN)) for name, value in found.items()} if middle else {}
 
 
 def streams(prepared: Prepared, coupling: Coupling) -> set[str]:

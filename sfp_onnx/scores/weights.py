@@ -170,10 +170,10 @@ def obs(analysis: Analysis, data: Dataset | None, setting: Setting) -> Scored:
 
     result = eliminated(analysis, data, setting)
     if not result.blind:
-        return Scored("obs", result.scores, result.errors, result.notes, spectra=result.spectra)
+        return Scored("obs", result.scores, result.errors, result.notes, spectra=result.spectra, reach=result.reach)
     values = SCORES["magnitude"].prepare(analysis, None, replace(setting, options=MagnitudeOptions(), names=())).values
     for group in analysis.coupling.groups:
         if group.name in result.errors:
             values[group.units] = result.scores[group.units]
     note = f"{len(result.blind)} groups are read by no layer that could be re-fitted; `magnitude` stands for `obs` there"
-    return Scored("obs", values, result.errors, (*result.notes, note), spectra=result.spectra)
+    return Scored("obs", values, result.errors, (*result.notes, note), spectra=result.spectra, reach=result.reach)

@@ -1,0 +1,115 @@
+"""As what the weights of a model may be stored, what their rounding does to its outputs, and what the solver chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.errors import PlanError
+from ..core.types import Coupling, FloatArray, IntArray, Layer, Precision
+from ..graph import Prepared
+from ..graph.stored import STORED, Store, replaceable
+
+Codes = Sequence[int] | IntArray
+LEAST_BYTES = 1024  # smaller weights stay as they are: what a Cast and a scale take would be more
+NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0}  # of the nodes and names that unpack a weight, by code, about
+LEAST = 1  # the code of the fewest bits that float32 is computed with
+
+
+@dataclass(frozen=True)
+class Storable:
+    """A weight that may be stored in fewer bits, and the layers that read it. ``errors``: what the rounding of it alone does, as a share of
+    the variance of the outputs, by code (see `graph.stored.STORED`); infinite where it cannot be stored so."""
+
+    weight: str
+    layers: tuple[Layer, ...]
+    channels: int
+    errors: Mapping[int, float]
+
+    @property
+    def first(self) -> Layer:
+        """The layer by which it is known."""
+        return self.layers[0]
+
+
+def storables(prepared: Prepared, coupling: Coupling) -> tuple[Storable, ...]:
+    """All float32 weights that mixing layers alone read, each in the same way; errors are unknown yet (0)."""
+    held, readers = replaceable(prepared.model), dict[str, list[Layer]]()
+    for layer in coupling.layers:
+        if layer.weight is not None and layer.node.inputs[layer.weight.position] in held:
+            readers.setdefault(layer.node.inputs[layer.weight.position], []).append(layer)
+    found = []
+    for name, layers in readers.items():
+        shape = held[name]
+        alike = len({layer.weight for layer in layers}) == 1 and len(layers) == len(prepared.index.readers(name))
+        if alike and 4 * np.prod(shape) >= LEAST_BYTES:
+            axis = layers[0].weight.out_axis if layers[0].weight else 0
+            found.append(Storable(name, tuple(layers), shape[axis], dict.fromkeys(STORED.values(), 0.0)))
+    return tuple(found)
+
+
+def as_float(weights: Sequence[Storable]) -> tuple[int, ...]:
+    """The codes of weights that stay as they are."""
+    return (4,) * len(weights)
+
+
+def stores(weights: Sequence[Storable], codes: Sequence[int]) -> dict[str, Store]:
+    """What `graph.stored.stored` is told: every layer's output with how its weight is stored, by code."""
+    kinds = {code: kind for kind, code in STORED.items()}
+    return {
+        layer.node.outputs[0]: Store(layer.weight.position, kinds[code], layer.weight.out_axis)
+        for item, code in zip(weights, codes, strict=True) for layer in item.layers if layer.weight
+    }  # fmt: skip
+
+
+def of_plan(precisions: Sequence[Precision], coupling: Coupling) -> dict[str, Store]:
+    """The same from a plan.
+
+    Raises:
+        PlanError: a layer that the model does not have, or one without a weight.
+    """
+    layers = {layer.node.name: layer for layer in coupling.layers}
+    found = {}
+    for item in precisions:
+        layer = layers.get(item.layer)
+        if layer is None or layer.weight is None:
+            raise PlanError(f"the plan stores the weight of layer '{item.layer}', which the model does not have. `inspect` lists them.")
+        found[layer.node.outputs[0]] = Store(layer.weight.position, item.stored, layer.weight.out_axis)
+    return found
+
+
+def chosen(weights: Sequence[Storable], codes: Sequence[int], forced: bool) -> tuple[Precision, ...]:
+    """The choice for a plan, with reasons."""
+    kinds = {code: kind for kind, code in STORED.items()}
+    costs = [item.errors[LEAST] for item in weights]
+    middle = float(np.median(costs)) if costs else 0.0
+    found = []
+    for item, code, cost in zip(weights, codes, costs, strict=True):
+        times = f", {cost / middle:.3g} times the median of all layers" if middle > 0 else ""
+        why = f"rounded to {kinds[LEAST]} it alone takes {cost:.2g} of the outputs' variance{times}"
+        reason = "as asked" if forced else "" if code == LEAST else f"{why}; the targets hold without"
+        found += [Precision(layer.node.name, kinds[code], item.errors[code], reason) for layer in item.layers]
+    return tuple(found)
+
+
+def codes_of(weights: Sequence[Storable], precisions: Sequence[Precision]) -> tuple[int, ...]:
+    """The codes of a choice."""
+    known = {item.layer: STORED[item.stored] for item in precisions}
+    return tuple(known.get(item.first.node.name, 4) for item in weights)
+
+
+def shares(weights: Sequence[Storable], names: Sequence[str], codes: Codes) -> FloatArray:
+    """Bytes of an element over those of float32 (..., parameters) of candidates (..., weights), for parameters by name."""
+    place = {item.weight: at for at, item in enumerate(weights)}
+    known = np.asarray([place.get(name, -1) for name in names], np.int64)
+    each = np.concatenate([np.asarray(codes, float), np.full((*np.shape(codes)[:-1], 1), 4.0)], -1)  # the last stands for -1
+    return np.asarray(each[..., known] / 4)
+
+
+def overhead(weights: Sequence[Storable], codes: Codes) -> FloatArray:
+    """Bytes (...) of scales and nodes of candidates (..., weights), about."""
+    scales = 4.0 * np.asarray([item.channels for item in weights])
+    nodes = np.select([np.asarray(codes) == size for size in NODES_BYTES], list(NODES_BYTES.values()))
+    return np.asarray((nodes + np.where(np.asarray(codes) == LEAST, scales, 0)).sum(-1), float)

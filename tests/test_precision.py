@@ -1,0 +1,185 @@
+"""Weights in fewer bits: how they are stored, how widths and precisions are chosen together, and what is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from conftest import CLASSES, classifier, images, invoke, labels_of, relative, run_model
+from onnx import TensorProto, helper, numpy_helper
+
+import sfp_onnx
+from sfp_onnx.coupling.analysis import silent
+from sfp_onnx.coupling.cost import params_of
+from sfp_onnx.graph.save import file_bytes, to_proto
+from sfp_onnx.graph.stored import STORED, Store, coded, rounded, stored
+from sfp_onnx.planning import from_json, to_json
+from sfp_onnx.planning.precision import storables
+from sfp_onnx.scores.rounding import with_errors
+
+WIDE = {"widths": (32, 48)}
+LEVELS = [getattr(ort.GraphOptimizationLevel, f"ORT_{name}") for name in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(classifier(**WIDE), path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.npz"
+    np.savez(path, x=images(80), labels=labels_of(80) % CLASSES)
+    return path
+
+
+def whole(kind: str) -> dict[str, Store]:
+    return {"c1": Store(1, kind, 0), "c2": Store(1, kind, 0), "logits": Store(1, kind, 0)}
+
+
+# ---- how weights are stored ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("float16", 2e-3), ("int8-weights", 2e-2)])
+def test_what_is_stored_is_what_is_computed_with_at_all_optimisation_levels(kind: str, allowed: float) -> None:
+    original = sfp_onnx.load(classifier(**WIDE))
+    made = stored(original, whole(kind))
+    proto = to_proto(made)
+    onnx.checker.check_model(proto, full_check=True)
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in classifier(**WIDE).graph.initializer}
+    plain = classifier(**WIDE)
+    for tensor in plain.graph.initializer:
+        if tensor.name in ("w1", "w2", "w3"):
+            new = rounded(held[tensor.name], kind, 0).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
+    feeds, answers = {"x": images(4)}, []
+    for level in LEVELS:
+        options = ort.SessionOptions()
+        options.graph_optimization_level, options.intra_op_num_threads = level, 1
+        answers.append(ort.InferenceSession(proto.SerializeToString(), options).run(None, feeds)[0])
+    assert all(relative(answer, run_model(plain, feeds)[0]) < 1e-5 for answer in answers)
+    assert relative(answers[0], run_model(classifier(**WIDE), feeds)[0]) < allowed
+    assert params_of(made) == params_of(original) and file_bytes(made) < file_bytes(original) * (0.6 if kind == "float16" else 0.45)
+
+
+def test_codes_are_the_nearest_of_each_channel_and_empty_channels_stay_zero() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 3, 2)).astype(np.float32)
+    weight[1] = 0
+    for axis in range(3):
+        whole_numbers, scale = coded(weight, axis)
+        assert whole_numbers.dtype == np.int8 and scale.size == weight.shape[axis]
+        assert (np.abs(whole_numbers * scale - weight) <= scale / 2 + 1e-7).all()
+    assert not coded(weight, 0)[0][1].any() and np.isfinite(coded(weight, 0)[1]).all()
+
+
+def test_a_weight_that_two_layers_read_is_stored_once_and_others_are_left() -> None:
+    proto = classifier(**WIDE)
+    proto.graph.node.append(helper.make_node("Gemm", ["f", "w3"], ["more"], "again", transB=1))
+    proto.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["N", CLASSES]))
+    made = stored(sfp_onnx.load(proto), {**whole("int8-weights"), "more": Store(1, "int8-weights", 0), "absent": Store(1, "float16", 0)})
+    assert [node.op_type for node in made.proto.graph.node].count("Cast") == 3
+    feeds = {"x": images(2)}
+    first, second = run_model(to_proto(made), feeds)
+    bias = next(numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name == "b3")
+    assert relative(second + bias, first) < 1e-5
+    assert stored(made, whole("int8-weights")).proto == made.proto, "nothing is stored twice"
+
+
+def test_what_rounding_does_is_measured_at_the_outputs(data: Path) -> None:
+    analysis = sfp_onnx.inspect(classifier(**WIDE))
+    weights = storables(analysis.prepared, analysis.coupling)
+    assert [item.weight for item in weights] == ["w1", "w2"], "w3 is smaller than what would be saved"
+    for item in with_errors(analysis, weights, sfp_onnx.data_for(analysis.model, data), 0, silent):
+        assert item.errors[4] == 0 < item.errors[2] < 1e-2 * item.errors[1] and item.errors[1] < 1e-2
+
+
+# ---- the choice, and what is written ---------------------------------------------------------------------------------
+
+
+def run(model: Path, data: Path, folder: Path, *options: object) -> Any:
+    return invoke("prune", model, "-o", folder / "out.onnx", "--data", data, "--manifest", folder / "out.json", *options)
+
+
+def test_one_target_over_widths_and_precisions(model: Path, data: Path, tmp_path: Path) -> None:
+    done = run(model, data, tmp_path, "--target", "size=40%", "--precision", "auto")
+    assert done.exit_code == 0, done.stderr
+    bound = 0.4 * model.stat().st_size
+    assert 0.8 * bound < (tmp_path / "out.onnx").stat().st_size <= bound
+    held = json.loads((tmp_path / "out.json").read_text())
+    kinds = {item["layer"]: item["stored"] for item in held["plan"]["precisions"]}
+    assert set(kinds) == {"conv1", "conv2"} and "int8-weights" in kinds.values()
+    assert held["plan"]["figures"]["size"]["actual"] == (tmp_path / "out.onnx").stat().st_size
+    assert any("re-fit after rounding" in note for note in held["notes"])
+    assert held["after"]["params"] == params_of(sfp_onnx.load(tmp_path / "out.onnx"))
+    plan, again = tmp_path / "plan.json", tmp_path / "again.onnx"
+    plan.write_text(json.dumps(held["plan"]))
+    applied = invoke("apply", model, plan, "-o", again, "--data", data)
+    assert applied.exit_code == 0, applied.stderr
+    assert again.read_bytes() == (tmp_path / "out.onnx").read_bytes()
+    alone = run(model, data, tmp_path, "--target", "size=40%")
+    assert alone.exit_code == 0
+    assert json.loads((tmp_path / "out.json").read_text())["after"]["params"] < held["after"]["params"]
+
+
+def test_a_layer_that_rounding_hurts_stays_float_and_the_plan_says_why(data: Path) -> None:
+    """One weight that is much larger than those that it stands among takes all of the integers' range."""
+    proto = classifier(**WIDE)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "w1":
+            weight = numpy_helper.to_array(tensor).copy()
+            weight[:, 0, 0, 0] *= 200
+            tensor.CopyFrom(numpy_helper.from_array(weight, "w1"))
+    options = sfp_onnx.PlanOptions(targets=("size=45%",), precision="auto", keep="conv2", min_channels=32)  # nothing can be cut
+    made = sfp_onnx.prune(proto, options, data=data)
+    found = {item.layer: item for item in made.plan.precisions}
+    assert found["conv1"].stored != "int8-weights" and "times the median" in found["conv1"].reason
+    assert found["conv2"].stored == "int8-weights" and not found["conv2"].reason
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8-weights"])
+def test_the_same_precision_of_all_layers_without_data(kind: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    done = invoke("prune", model, "-o", out, "--ratio", "0.25", "--precision", kind)
+    assert done.exit_code == 0, done.stderr
+    types = {tensor.data_type for tensor in onnx.load(out).graph.initializer if np.prod(tensor.dims) > 300}
+    assert types == {{"float16": TensorProto.FLOAT16, "int8-weights": TensorProto.INT8}[kind]}
+    again = invoke("prune", out, "-o", tmp_path / "smaller.onnx", "--ratio", "0.25")
+    assert again.exit_code == 0, "a model that is stored so can be cut further: " + again.stderr
+
+
+def test_the_smallest_file_within_a_drop(model: Path, data: Path, tmp_path: Path) -> None:
+    done = run(model, data, tmp_path, "--max-drop", "30%", "--confidence", "50%", "--precision", "auto")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "out.onnx").stat().st_size < 0.45 * model.stat().st_size
+
+
+def test_what_does_not_go_together_is_refused(model: Path, tmp_path: Path) -> None:
+    for options, words in (
+        (("--ratio", "0.5", "--precision", "auto"), "--precision auto"),
+        (("--target", "size=50%", "--precision", "auto", "--allocation", "uniform"), "--allocation"),
+        (("--target", "size=50%", "--precision", "auto", "--quantize", "int8"), "--quantize"),
+        (("--target", "size=50%", "--precision", "int8-weights", "--fp16"), "--fp16"),
+    ):
+        done = invoke("prune", model, "-o", tmp_path / "out.onnx", *options)
+        assert done.exit_code == 2 and words in done.stderr and not (tmp_path / "out.onnx").exists(), done.stderr
+
+
+def test_a_plan_with_precisions_is_read_back_and_a_damaged_one_refused(model: Path) -> None:
+    made = sfp_onnx.plan(model, sfp_onnx.PlanOptions(ratio=0.25, precision="int8-weights"))
+    assert from_json(json.loads(json.dumps(to_json(made)))).precisions == made.precisions and len(made.precisions) == 2
+    assert {item.stored for item in made.precisions} == {"int8-weights"} <= set(STORED)
+    other = replace(made, precisions=(replace(made.precisions[0], layer="none"),))
+    with pytest.raises(sfp_onnx.PlanError, match="'none'"):
+        sfp_onnx.apply(model, other)
+    data: Any = json.loads(json.dumps(to_json(made)))
+    data["precisions"][0]["stored"] = "int3"
+    with pytest.raises(sfp_onnx.PlanError, match="int3"):
+        from_json(data)
