@@ -61,6 +61,7 @@ main.texts = {
     "sweep": "Plan for many targets with one calibration; show accuracy, size and latency of each.",
     "finetune": "Train a pruned model with the original as its teacher (extra `train`).",
     "ticket": "Find a lottery ticket in a trained network (extra `train`).",
+    "sparsify": "Train until channels or weights are zero (extra `train`).",
     "dilute": "Zero connections (kernels, weights) without changing a shape.",
     "score": "Score all channels that can be pruned; change nothing.",
     "evaluate": "Measure models on data; the first is the reference.",

@@ -127,7 +127,8 @@ def wrong_reading(model: Model, data: Dataset, measures: MeasureOptions = Measur
     Chance is the accuracy of answers as frequent as the model's, drawn without looking: sum over classes of p(answer) p(label). The model
     is at it if within two standard errors, on at least 50 samples. Another reading is clearly better if what it wins outweighs what it
     loses by two and a half standard errors (McNemar); or if it wins more than it loses, and the log probabilities of the labels are
-    greater by as many. Few samples show large costs only; which, of five usual normalisations: ``python benchmarks/readings.py``.
+    greater by as many. On three networks of 32 x 32 pixels, each read
+    with five usual normalisations, it was said of all that cost 1.3 points or more and of none that cost less (benchmarks/readings.py).
     """
     if data.classes is None or data.samples < FEWEST:
         return []

@@ -65,6 +65,33 @@ class TicketOptions(Checked):
     seed: int = 0
 
 
+SPARSE = ("groups", "slimming", "rigl", "set")
+
+
+@dataclass(frozen=True)
+class SparseOptions(Checked):
+    """How to train sparsely.
+
+    ``method``: "groups" (sets of coupled channels lose norm, the small ones most), "slimming" (so do scales of BatchNormalization), "rigl"
+    and "set" (a fixed share ``rate`` of the weights is zero; after each epoch the smallest leave, and those with the largest gradient,
+    or random ones, come). ``strength``: what the smallest set loses over all epochs, in mean norms. ``moved``: share of the weights that
+    move after the first epoch.
+    """
+
+    method: str = option("groups", "What becomes zero: sets of coupled channels, channels by their BatchNormalization scale, or single "
+                         "weights (the largest gradients come back: rigl; random ones: set).", REPAIR, choices=SPARSE)  # fmt: skip
+    epochs: int = option(10, "Passes over the data.", AMOUNT, low=1)
+    rate: float = option(0.5, "rigl, set: share of the weights that is zero.", AMOUNT, low=0, low_open=True, high=1, high_open=True)
+    strength: float = option(1.0, "groups, slimming: what the smallest lose over all epochs, in mean norms.", AMOUNT, low=0, low_open=True,
+                             high=float("inf"), high_open=True)  # fmt: skip
+    lr: float = option(3e-4, "Learning rate at the start.", REPAIR, low=0, low_open=True, high=1)
+    moved: float = rare(0.3, "rigl, set: share of the weights that move after the first epoch.", REPAIR, low=0, high=1)
+    device: str = option("cpu", "Where it is computed.", RUN, choices=("cpu", "cuda"))
+    resume: Any = option(None, "Go on from this file if it is there; write it after every epoch.", RUN, path=True)
+    train_batch: int = rare(64, "Samples per step.", REPAIR, low=1)
+    seed: int = 0
+
+
 def words(said: Mapping[str, Any]) -> str:
     """What is said of an epoch."""
     left = said["seconds"] / said["epoch"] * (said["epochs"] - said["epoch"])

@@ -19,6 +19,7 @@ from ...core.types import IntArray
 from ...graph.save import atomic, check_output, writing
 from .functions import Tensor
 
+MASK = "mask of "
 Tell = Callable[[dict[str, Any]], None]
 """Takes what is to be said of an epoch."""
 
@@ -46,21 +47,28 @@ class Schedule:
 @dataclass
 class Task:
     """What is trained: ``parameters`` by name, to lower ``loss`` of samples 0 .. ``samples`` - 1 (a mean over those that it is given);
-    ``judge`` is the held-out figure, smaller is better. ``masks``: where parameters may be other than zero."""
+    ``judge`` is the held-out figure, smaller is better. ``masks``: where parameters may be other than zero. ``begin`` is called with the
+    number of the epoch and of all before each of them (it may change masks), ``after`` after every step. ``latest``: the last epoch
+    counts, not the best."""
 
     name: str
     parameters: Mapping[str, Tensor]
     loss: Callable[[IntArray, np.random.Generator], Tensor]
     samples: int
     judge: Callable[[], float]
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    begin: Callable[[int, int], None] = lambda epoch, last: None
+    after: Callable[[], None] = lambda: None
+    latest: bool = False
 
     def copies(self) -> dict[str, Tensor]:
-        """The parameters as they are now."""
-        return {name: value.detach().clone() for name, value in self.parameters.items()}
+        """Parameters and masks as they are now."""
+        held = {f"{MASK}{name}": mask.clone() for name, mask in self.masks.items()}
+        return held | {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def restore(self, copies: Mapping[str, Tensor]) -> None:
-        """Put values into the parameters."""
+        """Put values into parameters and masks."""
+        self.masks.update({name: copies[f"{MASK}{name}"].clone() for name in self.masks})
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(copies[name])
@@ -140,6 +148,7 @@ def _epoch(task: Task, schedule: Schedule, optimiser: Any, epoch: int, last: int
             total += float(loss.detach()) * len(chosen) / len(order)
         task.hold(gradients=True)
         optimiser.step()
+        task.after()
         task.hold()
     return total
 
@@ -161,9 +170,10 @@ def fit(task: Task, schedule: Schedule, keep: Checkpoint, tell: Tell = lambda sa
         optimiser.load_state_dict(state["optimiser"])
     try:
         while state["epoch"] < state["last"]:
+            task.begin(state["epoch"], state["last"])
             loss = _epoch(task, schedule, optimiser, state["epoch"], state["last"])
             figure = task.judge() if np.isfinite(loss) else float("inf")
-            better = {"figure": figure, "best": task.copies()} if figure < state["figure"] else {}
+            better = {"figure": figure, "best": task.copies()} if figure < state["figure"] or (task.latest and np.isfinite(figure)) else {}
             spent, state = time.monotonic() - began, {**state, **better, "epoch": state["epoch"] + 1}
             if not np.isfinite(loss):
                 log.warning(f"{task.name}: the loss is no longer finite; what was best before is kept. Use a smaller --lr.")

@@ -1,0 +1,95 @@
+"""Sparse training: what becomes zero stays zero, masks keep their size, a run goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import classifier, images, invoke, labels_of
+
+import sfp_onnx
+from sfp_onnx.core.errors import ModelError
+from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.graph import Constants
+from sfp_onnx.methods.training import SparseOptions
+
+torch = pytest.importorskip("torch", reason="training needs the extra 'train' (torch), which is not installed")
+
+from sfp_onnx.methods.training import sparse  # noqa: E402
+
+DATA = {"x": images(160), "labels": labels_of(160)}
+
+
+def trained(**options: Any) -> sparse.Sparse:
+    return sparse.sparsify(classifier(), SparseOptions(**{"epochs": 2, **options}), DATA)
+
+
+@pytest.mark.parametrize("method", ["rigl", "set"])
+def test_masks_keep_their_size(method: str) -> None:
+    result = trained(method=method, epochs=3, rate=0.5)
+    held = Constants(result.model)
+    zeros = {name: int((held[name] == 0).sum()) for name in ("w1", "w2", "w3")}
+    assert all(zeros[name] == held[name].size // 2 for name in zeros) and result.zeros == sum(zeros.values())
+
+
+def test_weights_that_move_are_the_smallest_and_the_most_worth() -> None:
+    value, mask = torch.tensor([3.0, 1.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    found = sparse.moved(value, mask, torch.tensor([9.0, 9.0, 1.0, 2.0]), 0.5)
+    assert found.tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("method", ["groups", "slimming"])
+def test_channels_die_and_are_found(method: str) -> None:
+    result = trained(method=method, strength=40.0)
+    assert 0 < result.zeros < result.total
+    scores = sfp_onnx.score(result.model, "magnitude" if method == "groups" else "bn-scale")
+    assert (scores == 0).sum() >= result.zeros or method == "groups"
+    if method == "groups":
+        gone = sfp_onnx.prune(result.model, PlanOptions(targets=("params=90%",)), score_name="magnitude")
+        found = sfp_onnx.evaluate([result.model, gone.model], DATA, latency=False)[1]
+        assert found.relative_error is not None and found.relative_error < 0.5
+
+
+def test_without_pressure_nothing_dies() -> None:
+    assert trained(method="groups", strength=1e-6).zeros == 0
+
+
+def test_slimming_needs_scales() -> None:
+    model = classifier()
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    nodes = [node for node in folded.graph.node if node.op_type != "BatchNormalization"]
+    for node in nodes:
+        node.input[:] = ["c1" if name == "n1" else name for name in node.input]
+    del folded.graph.node[:]
+    folded.graph.node.extend(nodes)
+    with pytest.raises(ModelError, match="no scale of a BatchNormalization"):
+        sparse.sparsify(folded, SparseOptions(method="slimming", epochs=1), DATA)
+
+
+@pytest.mark.parametrize("method", ["groups", "rigl"])
+def test_a_stopped_run_goes_on_to_the_same_bytes(method: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    options = {"method": method, "epochs": 3, "strength": 10.0}
+    whole = trained(**options)
+
+    def stop(said: dict[str, Any]) -> None:
+        if said["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    sparse.sparsify(classifier(), SparseOptions(**options, resume=state), DATA, tell=stop)
+    again = trained(**options, resume=state)
+    assert again.zeros == whole.zeros
+    for name in ("w1", "w2", "w3"):
+        np.testing.assert_array_equal(Constants(whole.model)[name], Constants(again.model)[name])
+
+
+def test_the_command(tmp_path: Path, save: Any) -> None:
+    model, data, out = save(classifier()), save(DATA), tmp_path / "o.onnx"
+    done = invoke("sparsify", model, "--data", data, "-o", out, "--method", "set", "--epochs", "1", "--store", "sparse")
+    assert done.exit_code == 0 and "weights are zero" in done.stdout, done.stderr
+    assert out.exists()
