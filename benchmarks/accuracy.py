@@ -93,10 +93,10 @@ class Rows:
             with self.path.open("a") as stream:
                 print(name, self.known[name], sep=" | ", file=stream)
 
-    def table(self, head: str, columns: Sequence[object]) -> None:
+    def table(self, head: str, columns: Sequence[object], unit: str = " %") -> None:
         """Markdown: names end with the column."""
         width = head.count("|") + 1
-        print(f"| {head} | {' | '.join(f'{own} %' for own in columns)} |\n|{'---|' * (width + len(columns))}")
+        print(f"| {head} | {' | '.join(f'{own}{unit}' for own in columns)} |\n|{'---|' * (width + len(columns))}")
         for name in dict.fromkeys(name.rsplit(" | ", 1)[0] for name in self.known):
             print(f"| {name} | {' | '.join(self.known.get(f'{name} | {own}', '') for own in columns)} |", flush=True)
 

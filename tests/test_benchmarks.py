@@ -15,7 +15,7 @@ NEED = {
     "dilution.py": ["vgg", "--shared", "EMPTY"], "ideas.py": ["EMPTY"], "latency.py": ["EMPTY"],
     "minilm.py": ["EMPTY", "EMPTY"], "ranking.py": ["EMPTY"],
     "reach.py": ["EMPTY"], "sfp.py": ["EMPTY", "layers"], "targets.py": ["equal", "EMPTY"],
-    "training.py": ["--shared", "EMPTY"],
+    "solver.py": ["seeds", "EMPTY", "ROWS"], "training.py": ["--shared", "EMPTY"],
 }  # fmt: skip
 ALONE = {  # these need no such files
     "arms.py", "bandits_tabular.py", "farm.py", "files.py", "make_cifar.py", "models.py", "others.py", "scaling.py", "speed.py",

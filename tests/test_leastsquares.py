@@ -10,7 +10,7 @@ import pytest
 
 from sfp_onnx.repair import ridge as ridge_room
 from sfp_onnx.repair.linear import Gathered, Joint, Normal, Samples, positive_inverse, positive_solve, together
-from sfp_onnx.repair.ridge import LOOKS, Scatter, best_ridge, best_steps, mean_shift, ridge_inverse, solve
+from sfp_onnx.repair.ridge import LOOKS, MOST_GAIN, Scatter, as_varied, best_ridge, best_steps, mean_shift, ridge_inverse, solve
 from sfp_onnx.scores import elimination
 from sfp_onnx.scores.elimination import Order, Reader, eliminate
 
@@ -179,6 +179,22 @@ def test_error_is_that_of_the_residuals() -> None:
     expected = np.square(e - p.astype(np.float64) @ change - bias[:, None]).sum()
     assert summed(p, e).error(change, bias) == pytest.approx(expected, rel=1e-5)
     assert summed(p, e).error(np.zeros_like(change), np.zeros_like(bias)) == pytest.approx(np.square(e).sum(), rel=1e-5)
+
+
+def test_a_fit_gets_the_variance_of_its_target() -> None:
+    """What rows cannot tell of a target is made up for by a gain, which ends where they tell nothing."""
+    random = np.random.default_rng(5)
+    p, weight = random.standard_normal((1, 4000, 6)), random.standard_normal((1, 6, 3))
+    target = p @ weight + random.standard_normal((1, 4000, 3)) * [0.0, 2.0, 100.0] + 3
+    present = 0.7 * weight
+    sums = summed(p, target - p @ present)
+    change, bias = as_varied(sums, present, solve(sums, 1e-6), target.var(1))
+    made = p @ (present + change) + bias[:, None]
+    np.testing.assert_allclose(made.var(1)[:, :2], target.var(1)[:, :2], rtol=1e-2)
+    np.testing.assert_allclose(made.mean(1), target.mean(1), atol=1e-2)
+    plain = p @ (present + solve(sums, 1e-6)[0])
+    np.testing.assert_allclose(made.std(1)[:, 2], MOST_GAIN * plain.std(1)[:, 2], rtol=1e-3)
+    assert plain.var(1)[0, 1] < 0.8 * target.var(1)[0, 1]
 
 
 def test_mean_shift_is_the_mean_error() -> None:

@@ -356,7 +356,7 @@ class RepairOptions(Checked):
     seed: int = 0
     rows_per_input: float = 128.0
     least_positions: int = 4
-    ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1)
+    ridges: tuple[float, ...] = (1e-6, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
     memory: int = rare(
         2 * 10**9, "What the repair and the score `obs` hold in memory (GB: 10^9, GiB: 2^30 bytes); the rest goes to a file.", REPAIR,
         parse=byte_size, metavar="2GB", example="2GB")  # fmt: skip

@@ -97,12 +97,16 @@ class Normal:
         """What remains of the variance of constant inputs, (g,): products are float32, and a ridge below their rounding fits noise."""
         return _rounding(np.einsum("gkk->g", self.gram) / max(self.shape[1], 1))
 
+    def left(self, change: FloatArray, bias: FloatArray) -> FloatArray:
+        """sum (e - p D - d)^2 of each output after a change, (g, o)."""
+        left = self.squares - 2 * bias * self.errors + self.count * bias**2
+        if change.any():  # the product of a wide layer takes long
+            left = left + (change * (self.gram @ change - 2 * self.cross)).sum(1) + 2 * (self.rows[:, None, :] @ change)[:, 0] * bias
+        return np.asarray(left)
+
     def error(self, change: FloatArray, bias: FloatArray) -> float:
         """sum |e - p D - d|^2 after a change."""
-        explained, quadratic = 2 * (change * self.cross).sum() + 2 * (bias * self.errors).sum(), 0.0
-        if change.any():  # the product of a wide layer takes long
-            quadratic = (change * (self.gram @ change)).sum() + 2 * (self.rows[:, None, :] @ change * bias[:, None, :]).sum()
-        return float(self.squares.sum() - explained + quadratic + self.count * (bias**2).sum())
+        return float(self.left(change, bias).sum())
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,14 @@ class Samples:
         """For layers that have no bias, as `Normal.without_means`."""
         return replace(self, centre=False)
 
+    def left(self, change: FloatArray, bias: FloatArray) -> FloatArray:
+        """As `Normal.left`."""
+        left = self.errors - self.rows @ change.astype(np.float32) - bias[:, None, :].astype(np.float32)
+        return np.asarray(np.square(left).sum(1, dtype=np.float64))
+
     def error(self, change: FloatArray, bias: FloatArray) -> float:
         """sum |e - p D - d|^2 after a change."""
-        left = self.errors - self.rows @ change.astype(np.float32) - bias[:, None, :].astype(np.float32)
-        return float(np.square(left).sum(dtype=np.float64))
+        return float(self.left(change, bias).sum())
 
     def centred(self) -> tuple[FloatArray, FloatArray]:
         """Rows Q (g, n, k) and errors F (g, n, o), about the means."""
@@ -190,9 +198,13 @@ class Joint:
         """As `Normal.without_means`."""
         return Joint(tuple(part.without_means() for part in self.parts))
 
+    def left(self, change: FloatArray, bias: FloatArray) -> FloatArray:
+        """As `Normal.left`, over all uses."""
+        return np.asarray(sum(part.left(change, shift) for part, shift in zip(self.parts, bias, strict=True)))
+
     def error(self, change: FloatArray, bias: FloatArray) -> float:
-        """As `Normal.error`, over all uses."""
-        return sum(part.error(change, shift) for part, shift in zip(self.parts, bias, strict=True))
+        """As `Normal.error`."""
+        return float(self.left(change, bias).sum())
 
     def centred(self) -> tuple[FloatArray, FloatArray]:
         """As `Normal.centred`, each use about its own means."""

@@ -21,7 +21,7 @@ from ..coupling.cost import kept_masks
 from ..graph import Model, Prepared, extract
 from ..runtime import Session
 from .linear import Gathered, Joint, Sums, together
-from .ridge import CG_STEPS, Limit, best_ridge, best_steps, lowered, mean_shift, solve, unlimited
+from .ridge import CG_STEPS, Limit, as_varied, best_ridge, best_steps, lowered, mean_shift, solve, unlimited
 from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
 from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block
 
@@ -124,12 +124,12 @@ class Chain:
 
 @dataclass
 class Use:
-    """What is gathered of one layer: sums to fit on and to judge by, over its ``inputs`` (0: only the bias is fitted), and the variance of
-    the target."""
+    """What is gathered of one layer: sums to fit on and to judge by, over its ``inputs`` (0: only the bias is fitted), and the squared
+    distances of the target from its means (blocks, outputs)."""
 
     step: Step
     chain: Chain = field(default_factory=Chain)
-    energy: float = 0.0
+    energy: FloatArray = field(default_factory=lambda: np.zeros(1))
     inputs: int = 0
     sums: tuple[Gathered, ...] = ()
 
@@ -161,10 +161,10 @@ class Use:
             few = chosen.size * walk.batches if scaled and step.mask is None else np.inf  # others need products of inputs
             self.inputs = matrix.shape[1] if setting.options.kind == "lstsq" and solvable(matrix.shape[1], few) else 0
             self.sums = tuple(Gathered(blocks, self.inputs, errors.shape[2]) for _ in range(2))
-        self.energy += _gather(walk, batch, self.sums, rows[:, :, : self.inputs], errors, answers)
+        self.energy = self.energy + _gather(walk, batch, self.sums, rows[:, :, : self.inputs], errors, answers)
 
 
-def _gather(walk: Walk, batch: int, sums: Sequence[Gathered], rows: Array, errors: Array, answers: Array) -> float:
+def _gather(walk: Walk, batch: int, sums: Sequence[Gathered], rows: Array, errors: Array, answers: Array) -> FloatArray:
     """Add rows of a batch to the sums to fit on or to those to judge by: whole batches, or every eighth row of a single one. Returns how
     far the ``answers`` are from their means."""
     every = np.arange(rows.shape[1])
@@ -176,7 +176,7 @@ def _gather(walk: Walk, batch: int, sums: Sequence[Gathered], rows: Array, error
     for gathered, place in zip(sums, places, strict=True):
         if place is not None:
             gathered.add(rows[:, place], errors[:, place])
-    return float(np.square(answers - answers.mean(1, keepdims=True)).sum())
+    return np.asarray(np.square(answers - answers.mean(1, keepdims=True)).sum(1, dtype=np.float64))
 
 
 def _refit(setting: Setting, steps: Sequence[Step], number: int) -> list[LayerFit]:
@@ -208,7 +208,7 @@ def refit_end(setting: Setting, end: End) -> LayerFit:
         chain = chain if batch else measure_chain(walk, end, value, values)
         errors = wanted.astype(np.float32) - target_at(end, chain, value, values)
         rows, answers = (_vectors(tensor, end.axis, value.size) for tensor in (errors, wanted))
-        energy += _gather(walk, batch, sums, rows[:, :, :0], rows, answers)
+        energy += float(_gather(walk, batch, sums, rows[:, :, :0], rows, answers).sum())
     setting.before.finish()
     walk.finish()
     fit, held = (gathered.sums() for gathered in sums)
@@ -301,7 +301,7 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     steps, scale = [use.step for use in uses], uses[0].chain.scale if len(uses) == 1 else np.ones(1)
     fit, held = (_sums(uses, part) for part in range(2))
     blocks, inputs, _ = fit.shape
-    rows, energy = fit.count + held.count, sum(use.energy for use in uses)
+    rows, energy = fit.count + held.count, sum(float(use.energy.sum()) for use in uses)
     share = rows / held.count / energy if held.count and energy else 0.0
     shifted = mean_shift(fit)
     before = best = held.error(shifted[0], np.zeros_like(shifted[1]))
@@ -324,8 +324,18 @@ def _accept(setting: Setting, uses: Sequence[Use], weight: Array) -> list[LayerF
     if kind != "unchanged":
         both = together(fit, held)
         change = limit(both, ridge, solve(both, ridge, mask, count)) if kind == "weights" else mean_shift(both)
+        if kind == "weights" and _is_free(setting, uses):
+            present = coding.matrix(weight, change[0])
+            change = as_varied(both, present * per_block(scale, present), change, uses[0].energy / max(rows, 1.0))
         coding.write(coding.rounded(both, change[0]) if steps[0].weight.scale and kind == "weights" else change)
     return [LayerFit(step.layer, kind, ridge, int(rows), before * share, best * share) for step in steps]
+
+
+def _is_free(setting: Setting, uses: Sequence[Use]) -> bool:
+    """Whether what a layer makes goes on as it is, in no sum and not out of the model, and every number of its weight may be anything."""
+    step, walk = uses[0].step, setting.after
+    plain = len(uses) == 1 and step.mask is None and step.factor is None and not step.weight.scale
+    return plain and not operands(walk, step) and bool(walk.index.readers(step.target))
 
 
 def _limit(coding: Coding) -> Limit:

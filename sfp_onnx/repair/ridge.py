@@ -24,6 +24,7 @@ CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
 SETTLED = 16  # samples whose mean is near enough to that of all
 LOOKS = (5, 10, 15, 20, 30, 45)  # steps after which held-out data are asked whether more would help
+MOST_GAIN = 2.0  # of what a fit lacks in spread; where it tells less, nothing is known
 WIDE = 1024  # from so many inputs on the steps are in single precision: half the time, and the tolerance is far above its rounding
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -63,6 +64,23 @@ def solutions(sums: Sums, ridges: Sequence[float]) -> Iterator[tuple[FloatArray,
         solved = [positive_solve(*problem) for problem in zip(matrix, right, strength.tolist(), strict=True)]
         change = np.stack(solved if rows is None else [inputs.T @ dual for inputs, dual in zip(rows, solved, strict=True)])
         yield change, best_bias(sums, change)
+
+
+def as_varied(sums: Sums, weight: FloatArray, change: tuple[FloatArray, FloatArray], variance: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """A change after which each output varies as much as its target does.
+
+    A fit varies less than its target, by what it cannot tell: var(P W) = v - m with the variance v of the target and the mean square m of
+    what is left. Layers that read it were made for the full variance, and behind each nonlinearity more is lost, so W + D is multiplied by
+    the square root of v / (v - m).
+
+    Args:
+        weight: W (g, k, o), and ``variance`` v (g, o) of the target, both in units of it.
+    """
+    missed = np.maximum(sums.left(*change), 0) / max(sums.count, 1.0)
+    variance = np.maximum(variance, TINY)
+    gain = (variance / np.maximum(variance - missed, variance / MOST_GAIN**2)) ** 0.5
+    varied = change[0] + (gain[:, None] - 1) * (weight + change[0])
+    return varied, best_bias(sums, varied)
 
 
 def _diagonal(matrix: FloatArray) -> FloatArray:

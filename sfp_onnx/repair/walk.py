@@ -22,7 +22,7 @@ from ..runtime import Session, open_model, tensor_types
 from .linear import Sums, best_bias
 
 REPEATS = 3  # segments in a row that are run again rather than remembered ...
-GROWS, LARGE = 2, 2**28  # ... where what they make is so many times what they are made from, and more bytes than this (whatever the memory)
+GROWS, LARGE = 2, 2**29  # ... where what they make is so many times what they are made from, and more bytes than this (whatever the memory)
 
 
 class Walk:
@@ -349,7 +349,8 @@ class Coding:
     scale: Array
     stretch: bool = False
 
-    def _matrix(self, weight: Array, change: FloatArray) -> Array:
+    def matrix(self, weight: Array, change: FloatArray) -> Array:
+        """A weight as a change of it is written: (blocks, inputs, outputs)."""
         return self.steps[0].linear.form.matrix(weight, len(change)).astype(np.float64)
 
     @property
@@ -360,7 +361,7 @@ class Coding:
 
     def _coded(self, change: FloatArray) -> tuple[dict[str, Array], Array, Array | None]:
         """Initializers that come nearest to the changed weight, the value that they stand for, and the factor on their scale."""
-        matrix = self._matrix(self.weight, change) + change * inverse_of(per_block(self.scale, change))
+        matrix = self.matrix(self.weight, change) + change * inverse_of(per_block(self.scale, change))
         wanted = self.steps[0].linear.form.weight(matrix, self.weight.shape)
         held = self.steps[0].weight
         ratio = held.fitting(self.walk.constant, wanted) if self.stretch else None
@@ -368,7 +369,7 @@ class Coding:
 
     def rounded(self, sums: Sums, change: FloatArray) -> WeightChange:
         """What becomes of a change of the weight, and the best bias for that."""
-        value = self._matrix(self._coded(change)[1], change) - self._matrix(self.weight, change)
+        value = self.matrix(self._coded(change)[1], change) - self.matrix(self.weight, change)
         rounded = value * per_block(self.scale, change)
         return rounded, best_bias(sums, rounded)
 
