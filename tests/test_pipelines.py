@@ -42,10 +42,11 @@ def options_of(name: str) -> set[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the sample under the names that the files use, and its preprocessing."""
+    """A working folder with the sample under the names that the files use, and sfp.toml."""
     for name, sample in (("model.onnx", "digits.onnx"), ("calibration.npz", "digits_calibration.npz"), ("test.npz", "digits_heldout.npz")):
         shutil.copy(ROOT / "samples" / sample, tmp_path / name)
-    (tmp_path / "sfp.toml").write_text("".join(f"{name} = {json.dumps(str(value))}\n" for name, value in RAW.items()))
+    settings = {"data": "calibration.npz", **RAW}
+    (tmp_path / "sfp.toml").write_text("".join(f"{name} = {json.dumps(str(value))}\n" for name, value in settings.items()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SFP_ONNX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
