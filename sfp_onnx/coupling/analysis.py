@@ -184,7 +184,7 @@ def _expandable(prepared: Prepared, expand: bool) -> dict[str, int]:
 
 
 def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
-    """The same model, traced on the same inputs, with all that may be expanded (``outside``: outputs too); None if that frees no channel."""
+    """The same, traced on the same inputs, with all that may be expanded (``outside``: outputs too); None if that frees no channel."""
     if analysis.expanded or analysis.projected:
         return None
     whole = _inspected(analysis.model, None, analysis.prepared.feeds, True, outside)
