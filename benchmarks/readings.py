@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from files import needed
+
 import sfp_onnx
 from sfp_onnx.core.options import DataOptions
 from sfp_onnx.data.checks import opened, wrong_reading
@@ -30,7 +32,7 @@ def main() -> None:
     shared = parser.parse_args().shared
     print("| network | read with | top-1 | costs | said |\n|---|---|---:|---:|---|")
     for name, right in RIGHT.items():
-        model = sfp_onnx.load(shared / "models" / f"{name}.onnx")
+        model = sfp_onnx.load(needed(shared / "models" / f"{name}.onnx"))
         source = shared / "imagenet" / "val" if "imagenet" in name else shared / "data" / f"{name.partition('_')[2].split('_')[0]}_test.npz"
         best = None
         for words, (mean, std) in {"its own": right, **USUAL}.items():

@@ -86,7 +86,7 @@ class Inputs:
     def wider(self) -> Inputs | None:
         """The same with all that may be expanded (outputs if there are data to fit what gives them all channels); None where that is not
         asked for, or frees nothing."""
-        whole = wider(self.analysis, self.data, self.data is not None) if self.auto else None
+        whole = wider(self.analysis, self.data is not None) if self.auto else None
         if whole is None:
             return None
         log.info("Note: channels leave that an operator or an output needs; it gets them again (--expand none: not so)")

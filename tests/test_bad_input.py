@@ -363,7 +363,7 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no hash": (lambda plan: plan.pop("model_sha256"), "'model_sha256'"),
     "no sizes": (lambda plan: plan.pop("before"), "'before'"),
     "other format": (field("format", "something"), "not an sfp_onnx plan"),
-    "other version": (field("version", 2), "version"),
+    "other version": (field("version", 3), "version"),
     "options are text": (field("options", "none"), "damaged"),
     "options are a list": (field("options", [1]), "damaged"),
     "shapes are text": (option("sample_shapes", "1,3,8,8"), "sample_shapes"),

@@ -12,8 +12,8 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NEED = {
     "accuracy.py": ["cuts", "EMPTY", "ROWS"], "bandits.py": ["speed", "--shared", "EMPTY"], "coverage.py": ["EMPTY"],
-    "dilution.py": ["vgg", "--shared", "EMPTY"], "ideas.py": ["EMPTY"], "latency.py": ["EMPTY"],
-    "minilm.py": ["EMPTY", "EMPTY"], "ranking.py": ["EMPTY"],
+    "dilution.py": ["vgg", "--shared", "EMPTY"], "ideas.py": ["EMPTY"], "joint.py": ["EMPTY"], "latency.py": ["EMPTY"],
+    "minilm.py": ["EMPTY", "EMPTY"], "ranking.py": ["EMPTY"], "readings.py": ["--shared", "EMPTY"],
     "reach.py": ["EMPTY"], "sfp.py": ["EMPTY", "layers"], "targets.py": ["equal", "EMPTY"],
     "solver.py": ["seeds", "EMPTY", "ROWS"], "training.py": ["--shared", "EMPTY"],
 }  # fmt: skip

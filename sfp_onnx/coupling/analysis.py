@@ -148,20 +148,24 @@ def inspect(
     """
     model = load(source)
     real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
-    prepared = prepare(model, input_shapes, None if real is None else real[0])
     inside, outside = cut_layernorm or expand == "all", expand_outputs or expand == "all"
+    return _inspected(model, input_shapes, None if real is None else real[0], inside, outside)
+
+
+def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, inside: bool, outside: bool) -> Analysis:
+    prepared = prepare(model, input_shapes, real)
     axes = _expandable(prepared, inside) if outside else {}
     if axes:
         projected = with_projections(prepared.base or model, axes, prepared.types, prepared.trace.shapes)
         shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
-        again = prepare(projected, shapes, None if real is None else real[0])
+        again = prepare(projected, shapes, real)
         prepared = replace(again, base=again.base or projected)
     coupling = couple(prepared, inside)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
     samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
-    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real[0] if real else ())}
+    guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or ())}
     return Analysis(model, prepared, coupling, tuple(parameters), samples, inside, guessed, tuple(axes))
 
 
@@ -179,12 +183,11 @@ def _expandable(prepared: Prepared, expand: bool) -> dict[str, int]:
     return axes
 
 
-def wider(analysis: Analysis, data: Dataset | None = None, outside: bool = True) -> Analysis | None:
-    """The same model with all that may be expanded (``outside``: outputs too); None if that frees no channel."""
+def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
+    """The same, traced on the same inputs, with all that may be expanded (``outside``: outputs too); None if that frees no channel."""
     if analysis.expanded or analysis.projected:
         return None
-    shapes = {name: array.shape for name, array in analysis.prepared.feeds.items()}
-    whole = inspect(analysis.model, shapes, data, True, outside)
+    whole = _inspected(analysis.model, None, analysis.prepared.feeds, True, outside)
     return replace(whole, guessed=analysis.guessed) if whole.coupling.channels_prunable > analysis.coupling.channels_prunable else None
 
 

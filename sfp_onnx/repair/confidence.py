@@ -24,13 +24,14 @@ from .steps import Scene, bias_place
 
 FACTORS = np.geomspace(1 / 8, 8, 121)
 FEWEST = 16  # samples; fewer tell too little
+PARTS = 8  # of the samples: each is judged with the factor of the others (halves refused good factors by chance)
 LAST = 3  # layers that are tried
 NEAR = 1e-3  # of log probabilities, between what a factor should give and gives
 
 
 def calibrated(analysis: Analysis, model: Model, judge: Dataset, how: MeasureOptions) -> tuple[Model, str]:
     """The model with its class scores times the best factor, and a word on it; as it is (and no word) where the outputs are no class
-    scores, where the samples, halved and judged by each other, show no gain, or where no last layer can take the factor.
+    scores, where samples that are judged with the factor of others show no gain, or where no last layer can take the factor.
 
     Args:
         judge: samples that had no part in the repair.
@@ -43,11 +44,9 @@ def calibrated(analysis: Analysis, model: Model, judge: Dataset, how: MeasureOpt
         return model, ""
     given = [evaluation.outputs(one, judge.batches()) for one in (analysis.model, model)]
     old, new = (_scores(model, meaning, arrays) for arrays in given)
-    half, factor = len(old) // 2, _best(old, new)
-    crossed = _divergence(old[half:], new[half:], _best(old[:half], new[:half])) * (len(old) - half)
-    crossed += _divergence(old[:half], new[:half], _best(old[half:], new[half:])) * half
+    factor = _best(old, new)
     before, after = _divergence(old, new, 1.0), _divergence(old, new, factor)
-    if not crossed / len(old) < before:
+    if not _crossed(old, new) < before:
         return model, ""
     wanted = log_probabilities(factor * new)
     for layer in islice(reversed(analysis.coupling.layers), LAST):
@@ -75,6 +74,13 @@ def _same(one: Array | Sequence[Array], two: Array | Sequence[Array]) -> bool:
 def _divergence(old: FloatArray, new: FloatArray, factor: float) -> float:
     """Mean KL(old || softmax(factor * new)) of log probabilities."""
     return float((np.exp(old) * (old - log_probabilities(factor * new))).sum(1).mean())
+
+
+def _crossed(old: FloatArray, new: FloatArray) -> float:
+    """Mean divergence where each part of the samples is judged with the factor that is best for the others."""
+    part = np.arange(len(old)) % PARTS
+    apart = [(part == one, _best(old[part != one], new[part != one])) for one in range(PARTS)]
+    return sum(_divergence(old[held], new[held], factor) * int(held.sum()) for held, factor in apart) / len(old)
 
 
 def _best(old: FloatArray, new: FloatArray) -> float:
