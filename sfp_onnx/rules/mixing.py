@@ -335,7 +335,7 @@ def matrix_product(ctx: Context, left: int, right: int, scales: Scales | None = 
 
 @rule(
     "MatMul", "com.microsoft.FusedMatMul",
-    does="reads the contracted axis, makes the others; heads of an attention leave whole, or dimensions of all of them",
+    does="reads the contracted axis, makes the others; heads leave whole, or dimensions of all heads",
 )  # fmt: skip
 def matmul(ctx: Context) -> list[Labels]:
     """Inputs 0 and 1; fused: transposed and scaled."""
