@@ -68,7 +68,8 @@ def test_without_counters_it_is_an_estimate(arrays: Path, monkeypatch: pytest.Mo
     words = ["evaluate", arrays / "model.onnx", "--data", arrays / "test.npz", "--no-latency", "--energy"]
     found = json.loads(invoke(*words, "--json").stdout)[0]
     graph = onnx.shape_inference.infer_shapes(onnx.load(arrays / "model.onnx")).graph
-    shapes = [[max(axis.dim_value, 1) for axis in info.type.tensor_type.shape.dim] for info in (*graph.input, *graph.value_info, *graph.output)]
+    held = (*graph.input, *graph.value_info, *graph.output)
+    shapes = [[max(axis.dim_value, 1) for axis in info.type.tensor_type.shape.dim] for info in held]
     moved = found["size"]["bytes"] + 2 * 4 * sum(map(prod, shapes))  # weights once, activations written and read
     assert found["energy_mj"] == pytest.approx(found["size"]["macs"] * 4.6e-9 + moved / 4 * 640e-9)
     assert found["energy"].startswith("an estimate, not measured (there are no counters")
