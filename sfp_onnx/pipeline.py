@@ -1089,24 +1089,28 @@ class Measured:
 def evaluate(
     models: Sequence[ModelSource], data: DataSource, latency: bool = True, threads: int = 0, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), measure_options: MeasureOptions = MeasureOptions(), batch: int = 1, provider: str = "cpu",
+    energy: bool = False,
 ) -> list[Evaluation]:  # fmt: skip
     """Measure models on the same data; the first is the reference.
 
     Args:
         latency: time the models, with so many ``threads`` (0: all cores), on ``batch`` samples, with a ``provider`` of onnxruntime.
+        energy: tell the energy of such a run, too: measured where the counters of the processor can be read, else estimated.
 
     Raises:
         ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: unknown provider or batch size.
     """
-    timing = Latency(Setup(threads, provider), batch) if latency else None
-    return list(compared(models, data, timing, progress, data_options=data_options, measure_options=measure_options).evaluations)
+    how = Latency(Setup(threads, provider), batch)
+    return list(compared(
+        models, data, how if latency else None, progress, data_options=data_options, measure_options=measure_options,
+        energy=how if energy else None).evaluations)  # fmt: skip
 
 
 @threaded
 def compared(
     models: Sequence[ModelSource], data: DataSource, latency: Latency | None = AS_DEFAULT, progress: Progress = silent, *,
     data_options: DataOptions = DataOptions(), gate: GateOptions = GateOptions(), report: Path | None = None,
-    measure_options: MeasureOptions = MeasureOptions(),
+    measure_options: MeasureOptions = MeasureOptions(), energy: Latency | None = None,
 ) -> Measured:  # fmt: skip
     """As `evaluate`, with checks of the last model and a page.
 
@@ -1130,7 +1134,7 @@ def compared(
     tell(reading)
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
-    results = measure(loaded, used, latency, progress, reading, analysis)
+    results = measure(loaded, used, latency, progress, reading, analysis, energy)
     if report is not None:
         analyses = [analysis, *(inspect(model, data=used) for model in loaded[1:])]
         timed = layer_times(analysis, loaded[-1], latency.setup, latency.batch, progress) if latency and len(loaded) > 1 else None

@@ -19,6 +19,8 @@ from .common import answer, bar, conclude, say
 
 JUDGED = MeasureOptions.__dataclass_fields__["output_name"].metadata["option"].help  # no file is written here: it has the short name, too
 
+ENERGY = "Tell the energy of a run: measured (RAPL) where the processor's counters can be read, else a rough estimate, named so."
+
 
 @take.command(
     "evaluate", take.argument("models", nargs=-1, required=True),
@@ -26,18 +28,21 @@ JUDGED = MeasureOptions.__dataclass_fields__["output_name"].metadata["option"].h
     take.some(MeasureOptions, "task", "metric"),
     take.option("--output", "--output-name", "output_name", metavar="NAME", help=JUDGED, section=DATA, advanced=True),
     take.option("--latency/--no-latency", default=True, show_default=True, help="Time the models, interleaved.", section=RUN),
+    take.option("--energy", is_flag=True, help=ENERGY, section=RUN, advanced=True),
     take.some(PlanOptions, "threads", "batch", "provider"), GateOptions, take.some(InspectOptions, "custom_ops"), take.report_option,
     take.json_option, take.gated)  # fmt: skip
 def command(
-    models: list[Path], custom_ops: tuple[str, ...], latency: bool, report: Path | None, as_json: bool, **options: Any
+    models: list[Path], custom_ops: tuple[str, ...], latency: bool, energy: bool, report: Path | None, as_json: bool, **options: Any
 ) -> Sequence[Verdict]:
     """Measure models on data; the first is the reference.
 
     Example: sfp-onnx evaluate model.onnx smaller.onnx --data test.npz
     """
     gate, loaded = take.build(GateOptions, options), [load(model, custom_ops) for model in models]
-    timing = Latency.of(options) if latency else None
-    measured = pipeline.compared(loaded, latency=timing, progress=bar, gate=gate, report=report, **take.reading(options))
+    how = Latency.of(options)
+    measured = pipeline.compared(
+        loaded, latency=how if latency else None, energy=how if energy else None, progress=bar, gate=gate, report=report,
+        **take.reading(options))  # fmt: skip
     results = measured.evaluations
     answer([asdict(result) for result in results] if as_json else evaluation_text(results))
     said = of_models(results)

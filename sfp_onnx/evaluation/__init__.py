@@ -20,6 +20,7 @@ from ..coupling.analysis import Analysis, Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
 from ..graph.save import file_bytes
+from ..latency.energy import energies
 from ..latency.timing import AS_DEFAULT, Latency
 from ..planning import FIGURES, TIMED_NOISE, bounds, parse_target, show
 from ..runtime import Batches, Feeds, Observed, Session, observe, open_model, side_by_side
@@ -34,7 +35,8 @@ FARTHER = 0.05  # of a distance: what is farther by less is no worse
 class Evaluation(Shown):
     """What was measured of one model on data; None where it does not apply. ``metric`` is the measure of the task, ``value`` what it gives;
     ``measures`` are all, by output and name; ``worst`` names the output and channel that is farthest from the original's (relative error,
-    centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs; ``timing`` says how they were timed."""
+    centred). ``latency_ratio`` is to the first model, from the minima of interleaved runs; ``timing`` says how they were timed.
+    ``energy_mj`` are millijoules of one run; ``energy`` says how they were measured, or that they are an estimate."""
 
     model: str
     samples: int
@@ -51,6 +53,8 @@ class Evaluation(Shown):
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     worst: str = ""
     timing: str = ""
+    energy_mj: float | None = None
+    energy: str = ""
 
     def summary(self) -> str:
         """The measure of the task, size, and time."""
@@ -397,13 +401,14 @@ def parse_drop(text: str) -> float:
 
 def evaluate(
     models: Iterable[ModelSource], data: Dataset, latency: Latency | None = AS_DEFAULT, progress: Progress = silent,
-    how: Reading | MeasureOptions = MeasureOptions(), analysis: Analysis | None = None,
+    how: Reading | MeasureOptions = MeasureOptions(), analysis: Analysis | None = None, energy: Latency | None = None,
 ) -> list[Evaluation]:  # fmt: skip
     """Measure models on the same data; the first is the reference.
 
     Args:
         latency: how the models are timed (None: they are not).
         how: what the outputs mean, or what is known of it. analysis: the first, analysed with these data.
+        energy: how the models are run for the energy of a run (None: that is not told).
 
     Raises:
         ModelError, DataError: a model or the data cannot be used, labels out of range. OptionError: see `read`.
@@ -427,9 +432,10 @@ def evaluate(
         name = metric.name if own is None else str(how.metric)
         results.append(Evaluation(
             model.name, found.samples, **shares, relative_error=found.relative_error, size=size, metric=name, value=judged.get(name),
-            measures=figures, worst=found.worst if found is not compared[0] else "", timing=""))  # fmt: skip
+            measures=figures, worst=found.worst if found is not compared[0] else "", timing="", energy=""))  # fmt: skip
     times = latency.of_models(loaded, analysis) if latency else [{}] * len(results)
-    return [replace(result, **time) for result, time in zip(results, times, strict=True)]
+    joules = energies(loaded, analysis, [result.size for result in results], energy) if energy else [{}] * len(results)
+    return [replace(result, **time, **own) for result, time, own in zip(results, times, joules, strict=True)]
 
 
 # ---- is a model still as good as it was? -----------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def evaluate_page(
     sections = []
     if len(analyses) > 1 and shared:
         sections += _layers(shared, [known[row.name] for row in shared])
-    columns = [head for head in text.COLUMNS if head != "median ms"]
+    left_out = {"median ms"} if measured[0].energy_mj is not None else {"median ms", "mJ"}
+    columns = [head for head in text.COLUMNS if head not in left_out]
     rows = tuple((result.model, *text.figures(result, columns)) for result in measured)
     sections += [*_times(times), report.Section("All figures", table=report.Table(("model", *columns), rows))]
     if len(analyses) > 1:
@@ -193,6 +194,9 @@ def _cards(sizes: tuple[Size | None, Size | None], measured: Sequence[Evaluation
     if len(measured) == 2 and last.latency_min_ms is not None:
         share = f"{last.latency_ratio:.2f} of the original; {last.timing}, least of interleaved runs"
         cards.append(report.Card("Latency", f"{first.latency_min_ms:.3g} ms", f"{last.latency_min_ms:.3g} ms", share))
+    if len(measured) == 2 and last.energy_mj is not None and first.energy_mj:
+        share = f"{last.energy_mj / first.energy_mj:.2f} of the original; {last.energy}"
+        cards.append(report.Card("Energy of a run", f"{first.energy_mj:.4g} mJ", f"{last.energy_mj:.4g} mJ", share))
     return cards
 
 

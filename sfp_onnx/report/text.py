@@ -165,6 +165,7 @@ COLUMNS = {  # the figure that a column shows, and its form; counts have none
     "top-1": ("top1", ".2%"), "agreement": ("agreement", ".2%"), "KL": ("kl", ".4f"), "rel. error": ("relative_error", ".4f"),
     "MACs": ("macs", ""), "params": ("params", ""), "bytes": ("bytes", ""),
     "min ms": ("latency_min_ms", ".3f"), "median ms": ("latency_median_ms", ".3f"), "ratio": ("latency_ratio", ".2f"),
+    "mJ": ("energy_mj", ".4g"),
 }  # fmt: skip
 KNOWN = ("KL divergence",)  # measures that have a column under another name
 PLAIN = ("KL divergence", "cosine", "rank correlation")  # measures that are no shares
@@ -202,7 +203,7 @@ def evaluation_text(results: Sequence[Evaluation]) -> str:
     for measured in results:
         rows.append([measured.model, *([text_of(metric, measured.value)] if own else []), *figures(measured)])
     worst = [f"farthest from the original in {measured.model}: {measured.worst}" for measured in results if measured.worst]
-    return "\n".join([table(("model", *own, *COLUMNS), rows), *_timing(results), *worst])
+    return "\n".join([table(("model", *own, *COLUMNS), rows), *_timing(results), *energy_words(results), *worst])
 
 
 def text_of(metric: str, value: float | None) -> str:
@@ -213,6 +214,11 @@ def text_of(metric: str, value: float | None) -> str:
 def _timing(rows: Sequence[Evaluation | Step | Point]) -> list[str]:
     """How what is in a table was timed."""
     return [f"times: {words}" for words in dict.fromkeys(row.timing for row in rows if row.timing)]
+
+
+def energy_words(rows: Sequence[Evaluation]) -> list[str]:
+    """How the energy in a table was measured, or that it is an estimate."""
+    return [f"energy of a run: {words}" for words in dict.fromkeys(row.energy for row in rows if row.energy)]
 
 
 def steps_text(steps: Sequence[Step]) -> str:
