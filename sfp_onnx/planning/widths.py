@@ -26,19 +26,12 @@ def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, 
         OptionError: a regular expression is invalid, or ``--keep`` matches nothing.
         TargetError: nothing is left.
     """
-    keep, only = (_compiled(text) for text in (options.keep, options.only))
-
-    def hits(pattern: re.Pattern[str], layer: str) -> bool:
-        return _hits(pattern, layer, weights_of.get(layer, ""))
-
-    def may_shrink(group: Group) -> bool:
-        names = group.producers or (group.name,)
-        kept = keep is not None and any(hits(keep, name) for name in names)
-        return not kept and (only is None or all(hits(only, name) for name in names))
-
-    if keep is not None and not any(hits(keep, layer) for layer in weights_of):
+    makers = [group.producers or (group.name,) for group in coupling.groups]
+    free = allowed(options, {name: weights_of.get(name, "") for names in makers for name in names})
+    keep = _compiled(options.keep)
+    if keep is not None and not any(_hits(keep, layer, weight) for layer, weight in weights_of.items()):
         raise OptionError(f"--keep '{options.keep}' matches no layer, so it would protect nothing. `sfp-onnx inspect` lists the names.")
-    chosen = [group for group in coupling.groups if may_shrink(group)]
+    chosen = [group for group, names in zip(coupling.groups, makers, strict=True) if free.issuperset(names)]
     if coupling.groups and not chosen:
         raise TargetError("--keep and --only leave no group to prune. `sfp-onnx inspect` lists the names of all groups.")
     return chosen
