@@ -71,7 +71,8 @@ def repaired(
 
     Raises:
         OptionError: unknown kind of repair, or "bn" where the model has no BatchNormalization left to re-estimate.
-        VerificationError: the repaired model is not finite, or clearly farther from the original than before (unless ``options.force``).
+        VerificationError: the repaired model is not finite, or clearly farther from the original than one that the cut changed (unless
+            ``options.force``).
         ModelError: the model cannot be run in segments.
     """
     fitted, judge, apart = _split(data, options.seed)
@@ -90,7 +91,7 @@ def repaired(
     result = f"distance from the original ({found.measure}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
     words = f"repair ({options.kind}, {fitted.samples} samples): {words}; {result}"
     notes, kept = [words], bool(np.isfinite(after) and after <= max(before, NOTHING))
-    if not kept and (options.force or (found.clearly_worse and not better)):
+    if not kept and (options.force or (found.clearly_worse and not better and before > NOTHING)):  # what the cut left whole needs no repair
         problem = f"the repair took the model away from the original: {words}. "
         if not options.force:
             raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
