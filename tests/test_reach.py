@@ -385,8 +385,24 @@ def test_tables_that_exporters_merged_are_cut_apart() -> None:
     cut(b.model(b.op("MatMul", b.op("Add", *parts), b.weight(12, 3))), *(f"{name}{part}" for name in "qkv" for part in (0, 1)))
 
 
+def test_heads_that_are_merged_with_windows_stay_heads() -> None:
+    """Windows of tokens beside the samples, heads behind them on one axis: those of all windows are the same."""
+    b = Builder(17, 17)
+    x = b.input(["N", 6, 12])
+    for block in range(2):
+        windows = b.op("Reshape", x, b.const([-1, 3, 12], np.int64))
+        q, k, v = (b.op("MatMul", windows, b.weight(12, 16), name=f"{name}{block}") for name in "qkv")
+        q, k, v = (b.op("Transpose", b.op("Reshape", y, b.const([0, 0, 4, 4], np.int64)), perm=[0, 2, 1, 3]) for y in (q, k, v))
+        q, k, v = (b.op("Reshape", y, b.const([-1, 3, 4], np.int64)) for y in (q, k, v))
+        y = b.op("MatMul", b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 1])), axis=-1), v)
+        y = b.op("Transpose", b.op("Reshape", y, b.const([-1, 4, 3, 4], np.int64)), perm=[0, 2, 1, 3])
+        y = b.op("MatMul", b.op("Reshape", y, b.const([0, 0, -1], np.int64)), b.weight(16, 12))
+        x = b.op("Add", x, b.op("Reshape", y, b.const([-1, 6, 12], np.int64)))
+    cut(b.model(b.op("MatMul", x, b.weight(12, 3))), *(f"{name}{block}" for name in "qkv" for block in (0, 1)))
+
+
 def test_a_cut_that_changes_nothing_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that start as zeros: what is cut in front of them told nobody anything, and a repair can only do harm (here it is said to)."""
+    """Weights that start as zeros: what is cut in front of them told nobody anything, and a repair can only do harm (as here)."""
     b = Builder(17, 16)
     x = b.conv(b.input(["N", 3, 8, 8]), 3, 16, name="stem")
     inner = b.op("Relu", b.conv(x, 16, 24, name="inner"))
