@@ -354,11 +354,16 @@ def holds_weights(value: Any) -> bool:
 def captured(node: onnx.NodeProto) -> Iterator[str]:
     """Names that the sub-graphs of a node read from outside."""
     for graph in sub_graphs(node):
-        inner_names = {item.name for item in [*graph.input, *graph.initializer]}
-        for inner in graph.node:
-            yield from (name for name in (*inner.input, *captured(inner)) if name and name not in inner_names)
-            inner_names.update(inner.output)
-        yield from (item.name for item in graph.output if item.name not in inner_names)
+        yield from outside(graph)
+
+
+def outside(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that a sub-graph reads from outside."""
+    inner_names = {item.name for item in [*graph.input, *graph.initializer]}
+    for inner in graph.node:
+        yield from (name for name in (*inner.input, *captured(inner)) if name and name not in inner_names)
+        inner_names.update(inner.output)
+    yield from (item.name for item in graph.output if item.name not in inner_names)
 
 
 def inputs(model: Model) -> list[Port]:

@@ -15,6 +15,7 @@ from ..coupling.analysis import Analysis, free_share, tables, wider
 from ..coupling.cost import layer_macs
 from ..latency.timing import Latency
 from ..planning import FIGURES, show
+from ..rules.bodies import BODIES
 from ..rules.foreign import sentences
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
@@ -87,6 +88,7 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "tables": tables(analysis), "macs_around": sum(macs.get(layer, 0.0) for layer in around) / size.macs if size.macs else 0.0,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
+        "inside": {layer.node.name: macs[layer.node.name] / size.macs for layer in coupling.layers if layer.node.operator in BODIES},
         "can_become_two": list(analysis.wholes), "pinned": [asdict(pin) for pin in coupling.pinned],
         "without_rule": {operator: list(names) for operator, names in coupling.unruled.items()},
     }  # fmt: skip
@@ -112,6 +114,8 @@ def inspection_text(data: dict[str, Any]) -> str:
         lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]
     counts: Counter[str] = Counter()
     lines += [f"{text}." for text in sentences(data["without_rule"])]
+    if data["inside"]:
+        lines += [f"{sum(data['inside'].values()):.1%} of the MACs are inside of sub-graphs, which stay: {_short(list(data['inside']))}."]
     for pin in data["pinned"]:
         counts[pin["reason"]] += pin["channels"]
     parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
