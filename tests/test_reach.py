@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.helper as oh
 import pytest
 from building import Builder, assert_exact, assert_listed, random_plan
 
@@ -399,6 +400,22 @@ def test_heads_that_are_merged_with_windows_stay_heads() -> None:
         y = b.op("MatMul", b.op("Reshape", y, b.const([0, 0, -1], np.int64)), b.weight(16, 12))
         x = b.op("Add", x, b.op("Reshape", y, b.const([-1, 6, 12], np.int64)))
     cut(b.model(b.op("MatMul", x, b.weight(12, 3))), *(f"{name}{block}" for name in "qkv" for block in (0, 1)))
+
+
+def test_indices_that_are_computed_from_a_size_that_shrinks_stay_consistent() -> None:
+    """Numbers of rows, spread to the shape of what was computed from them."""
+    b = Builder(17, 18)
+    x = b.input(["N", 16, 12])
+    table = b.op("ConstantOfShape", b.const([1, 16, 12], np.int64), value=oh.make_tensor("value", onnx.TensorProto.FLOAT, [1], [0.5]))
+    size = b.op("Gather", b.op("Shape", table), b.const(1, np.int64))
+    rows = b.op("Reshape", b.op("Range", b.const(0, np.int64), size, b.const(1, np.int64)), b.const([-1, 1], np.int64))
+    rows = b.op("Expand", rows, b.op("Shape", b.op("Add", rows, b.const([[0, 1]], np.int64))))
+    first = b.op("Gather", b.op("Transpose", rows), b.const(0, np.int64), axis=0)
+    table = b.op("Gather", table, first, axis=1)
+    batch = b.op("Slice", b.op("Shape", x), b.const([0], np.int64), b.const([1], np.int64))
+    table = b.op("Expand", table, b.op("Concat", batch, b.const([16, 12], np.int64), axis=0))
+    y = b.op("Relu", b.op("Add", b.op("MatMul", x, b.weight(12, 24), name="wide"), b.op("MatMul", table, b.weight(12, 24))))
+    cut(b.model(b.op("MatMul", b.reduce("ReduceSum", y, [1]), b.weight(24, 3))), "wide")
 
 
 def test_a_cut_that_changes_nothing_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -92,7 +92,7 @@ def from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:
     return known
 
 
-def _shared(prepared: Prepared, computed: Collection[str]) -> frozenset[str]:
+def _shared(prepared: Prepared, computed: frozenset[str]) -> frozenset[str]:
     """Weights (more than one axis over size 1) that several nodes or sub-graphs read: their uses are kept equal. Not so what only meets
     data element by element (tables of positions or biases, of which exporters merge those that start out equal)."""
 
