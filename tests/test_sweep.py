@@ -23,10 +23,10 @@ import pytest
 from conftest import ctrl_c, images, invoke
 
 import sfp_onnx
-from sfp_onnx import pipeline
 from sfp_onnx.core.errors import OptionError, TargetError, VerificationError
 from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.core.workers import each, reason
+from sfp_onnx.pipeline import swept
 
 ONE = PlanOptions(threads=1)
 
@@ -61,14 +61,14 @@ class Elsewhere(Executor):
         import pickle
 
         done: Future[Any] = Future()
-        pipeline._BENCHES, kept = {}, pipeline._BENCHES
+        swept._BENCHES, kept = {}, swept._BENCHES
         try:
             sent, given = pickle.loads(pickle.dumps((call, arguments)))
             done.set_result(pickle.loads(pickle.dumps(sent(*given, **named))))
         except Exception as error:
             done.set_exception(error)
         finally:
-            pipeline._BENCHES = kept
+            swept._BENCHES = kept
         return done
 
 
@@ -81,7 +81,7 @@ def test_executors_give_the_same_bytes(make: Any, model_file: Path, data: Path, 
     assert len(hashes(tmp_path / "a")) == 3 and hashes(tmp_path / "a") == hashes(tmp_path / "b")
     assert rows(found.points) == rows(alone.points) and "best reachable" in found.points[-1].failure
     assert {key: found.data[key] for key in ("model", "options")} == {key: alone.data[key] for key in ("model", "options")}
-    assert not pipeline._BENCHES
+    assert not swept._BENCHES
 
 
 def test_workers_on_the_command_line(model_file: Path, data: Path, tmp_path: Path) -> None:
@@ -117,17 +117,17 @@ def test_what_is_timed_runs_where_nothing_else_does(model_file: Path, caplog: py
 
 @pytest.mark.parametrize("error", [VerificationError("it differs"), MemoryError(), ValueError("odd")])
 def test_a_point_that_fails_is_a_row(error: Exception, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    point = pipeline._point
+    point = swept._point
 
-    def broken(work: pipeline.Work, target: str) -> Any:
+    def broken(work: swept.Work, target: str) -> Any:
         if target == "macs=60%":
             raise error
         return point(work, target)
 
-    monkeypatch.setattr(pipeline, "_point", broken)
+    monkeypatch.setattr(swept, "_point", broken)
     found = sfp_onnx.sweep(model_file, ["macs=80%:40%:20%"], ONE).points
     assert [bool(own.failure) for own in found] == [False, False, True, False] and found[2].failure == reason(error)
-    monkeypatch.setattr(pipeline, "_point", lambda work, target: broken(work, "macs=60%"))
+    monkeypatch.setattr(swept, "_point", lambda work, target: broken(work, "macs=60%"))
     with pytest.raises(TargetError, match="none of the 3 targets"):
         sfp_onnx.sweep(model_file, ["macs=80%:40%:20%"], ONE)
 

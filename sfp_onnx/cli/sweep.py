@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from .. import pipeline
 from ..core.errors import OptionError, SfpError
 from ..core.options import AMOUNT, DataOptions, InspectOptions, MeasureOptions, PlanOptions, RepairOptions
+from ..pipeline import swept
 from ..report.manifest import write_json
 from ..report.points import joined, points_of
 from ..report.text import points_text
@@ -71,7 +71,7 @@ def command(
 
 
 def _swept(model: Path, sweeps: Sequence[str], options: Mapping[str, Any], **places: Path | None) -> Mapping[str, Any]:
-    return pipeline.sweep(
+    return swept.sweep(
         model, sweeps, take.build(PlanOptions, options), progress=bar, executor=options["workers"], part=options["part"],
         **places, **take.scoring(options), **take.reading(options)).data  # type: ignore[arg-type]  # fmt: skip
 
