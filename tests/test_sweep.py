@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,35 @@ def test_workers_on_the_command_line(model_file: Path, data: Path, tmp_path: Pat
         result = invoke(*base, tmp_path / folder, *more)
         assert result.exit_code == 0, result.stderr
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b") != {}
+
+
+def test_a_dask_cluster_gives_the_same_bytes(model_file: Path, data: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
+    base = ["sweep", model_file, "--data", data, "--targets", "macs=80%:60%:20%", "--threads", "1", "--save-dir"]
+    assert invoke(*base, tmp_path / "a").exit_code == 0
+    quiet = {"dashboard_address": None, "silence_logs": 50}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
+            result = invoke(*base, tmp_path / "b", "--dask", cluster.scheduler_address)
+    assert result.exit_code == 0, result.stderr
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b") != {}
+
+
+def test_a_dask_cluster_that_is_not_there_is_said(model_file: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ["sweep", model_file, "--data", data, "--targets", "macs=80%:60%:20%"]
+    assert "give one of them" in invoke(*base, "--dask", "tcp://127.0.0.1:1", "--workers", "2").stderr
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    missing = invoke(*base, "--dask", "tcp://127.0.0.1:1")
+    assert missing.exit_code == 2 and "pip install distributed" in missing.stderr
+
+    class Unanswered:
+        def __init__(self, *_: object, **named: object) -> None:
+            raise OSError("timed out")
+
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=Unanswered))
+    refused = invoke(*base, "--dask", "tcp://127.0.0.1:1")
+    assert refused.exit_code == 2 and "no scheduler answers" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_what_cannot_be_sent_is_said(model_file: Path) -> None:
