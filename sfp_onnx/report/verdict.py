@@ -185,7 +185,8 @@ def card(result: Pruned, command: str) -> str:
 
 
 CARD = (
-    ("agreement with the original", "agreement", ".2%"), ("latency, ms", "latency_min_ms", ".3f"), ("energy of a run, mJ", "energy_mj", ".4g")
+    ("agreement with the original", "agreement", ".2%"), ("latency, ms", "latency_min_ms", ".3f"),
+    ("energy of a run, mJ", "energy_mj", ".4g"),
 )  # fmt: skip
 
 
