@@ -94,7 +94,7 @@ class Inputs:
 
     def read(self, data: Dataset) -> Reading:
         """What the outputs mean, told once more by the labels of other data, if these have any."""
-        return reading_of(self.analysis.model, data, self.measures, self.reading)
+        return reading_of(self.analysis.model, data, self.measures, self.reading, self.analysis.prepared.tokens)
 
     @property
     def told(self) -> MeasureOptions:
@@ -157,7 +157,7 @@ class Sources:
         auto = analysis is not source and traced.expand == "auto" and not analysis.expanded and not analysis.projected
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
-        reading = None if first is None else reading_of(analysis.model, first, self.measures)
+        reading = None if first is None else reading_of(analysis.model, first, self.measures, None, analysis.prepared.tokens)
         return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading, auto)
 
 
@@ -1130,7 +1130,8 @@ def compared(
         log.warning(text)
     used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
-    reading, analysis = reading_of(loaded[0], used, measure_options), inspect(loaded[0], data=used)
+    analysis = inspect(loaded[0], data=used)
+    reading = reading_of(loaded[0], used, measure_options, tokens=analysis.prepared.tokens)
     tell(reading)
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")

@@ -22,6 +22,7 @@ from ..rules.labels import varying
 from ..rules.registry import Trait, has
 from ..runtime import Batch, Feeds
 from . import GRAPH_OUTPUT, cost, resolve, state
+from .tokens import tokens_of
 from .trace import Shapes, observed, prepare
 
 DataSource = Source | Dataset
@@ -160,6 +161,7 @@ def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, in
         shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
         again = prepare(projected, shapes, real)
         prepared = replace(again, base=again.base or projected)
+    prepared = replace(prepared, tokens=tokens_of(prepared))
     coupling = couple(prepared, inside)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}

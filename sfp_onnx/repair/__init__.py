@@ -166,7 +166,7 @@ def _part(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 def _drifts(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions) -> list[float]:
     """How far the outputs of models are from the original's, as numbers (KL divergence tells nothing of samples of which a network is
     sure); where they are no numbers, by what they mean."""
-    reading = evaluation.reading_of(analysis.model, data, how)
+    reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
     compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
     errors = [own.relative_error for own in compared]
     return [float(error) for error in errors if error is not None] if None not in errors else [*evaluation.distances(compared).values]
@@ -209,7 +209,7 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset, how: M
         VerificationError: a model does not run.
     """
     try:
-        reading = evaluation.reading_of(analysis.model, data, how)
+        reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
         compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0]
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error

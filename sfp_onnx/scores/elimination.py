@@ -230,7 +230,7 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
 
 def _gathered(analysis: Analysis, data: Dataset, found: Sequence[heads.Pair]) -> dict[str, FloatArray]:
     """Second moments of these queries and keys on the data."""
-    return heads.moments(analysis.prepared.model, found, feeds_of(analysis, data))
+    return heads.moments(analysis.prepared, found, feeds_of(analysis, data))
 
 
 def _with_dimensions(analysis: Analysis, found: Elimination, known: Worth) -> Elimination:
@@ -317,7 +317,7 @@ class Look:
         planned = steps.plan_steps(scene, [[layer] for layer in self.layers], {})
         self._steps = [task[0] for task in planned if isinstance(task, tuple)]
         self.store, self._ridge = walk.Store(lockstep.budget_of(options.memory, self._steps)), (strength, shrinks)
-        after = walk.Walk(prepared.model, self.store)
+        after = walk.Walk(prepared.model, self.store, prepared.tokens)
         self._setting = lockstep.Setting(options, coupling, np.zeros(coupling.units, bool), after, after)
 
     def observed(self, batches: Iterable[Mapping[str, Array]], advance: Callable[[int], None]) -> Iterator[tuple[Layer, walk.Step, Blocks]]:
@@ -361,12 +361,12 @@ def _see(setting: lockstep.Setting, step: walk.Step, number: int, share: Share, 
             chain = chain if batch else lockstep.measure_chain(after, step, target, values)
             target = lockstep.target_at(step, chain, target, values)
         chosen = lockstep.positions(setting, step, (number, at), target.shape, matrix.shape[1])
-        rows = form.rows(data, target.shape, chosen, blocks)
+        rows, on = form.rows(data, target.shape, chosen, blocks), lockstep.switched_on(after, step, batch, target.shape, chosen)
         seen = seen or Seen.nothing(rows, chain.scale, shrinks)
         if batch < share.lead:
-            seen.centre(rows, len(chosen), batch == share.lead - 1)
+            seen.centre(rows, len(chosen), on, batch == share.lead - 1)
         else:
-            seen.add(rows, len(chosen), form.answers(target, chosen, blocks).astype(np.float64), at)
+            seen.add(rows, len(chosen), on, form.answers(target, chosen, blocks).astype(np.float64), at)
     after.finish()
     return seen
 

@@ -151,7 +151,7 @@ def _layers(
 
 def _dimensions(analysis: Analysis, data: Dataset) -> Iterator[Named]:
     pairs = judged(analysis)
-    found = moments(analysis.prepared.model, pairs, (feeds for feeds, _ in data.batches())) if pairs else {}
+    found = moments(analysis.prepared, pairs, (feeds for feeds, _ in data.batches())) if pairs else {}
     for place, pair in enumerate(pairs):
         yield Named(f"dimensions/{place}", found[pair.group.name])
 
