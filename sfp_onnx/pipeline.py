@@ -25,7 +25,7 @@ from .core.options import DataOptions, InspectOptions, MeasureOptions, OutputOpt
 from .core.system import NEEDS, command_line, log, quiet
 from .core.types import Array, BoolArray, Coupling, FloatArray, Plan, Shown, Size, traced_text
 from .core.workers import each, reason
-from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, reasons, silent, wider
+from .coupling.analysis import Analysis, DataSource, Progress, counted, describe, inspect, left_out, reasons, silent, wider
 from .coupling.cost import cuts, kept_masks, params_of
 from .coupling.trace import random_feeds
 from .cut import cut, factor
@@ -158,6 +158,8 @@ class Sources:
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures, None, analysis.prepared.tokens)
+        for text in () if data is None else left_out(analysis, data):
+            log.info(f"Note: {text}")
         return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading, auto)
 
 
@@ -1133,6 +1135,8 @@ def compared(
     analysis = inspect(loaded[0], data=used)
     reading = reading_of(loaded[0], used, measure_options, tokens=analysis.prepared.tokens)
     tell(reading)
+    for text in left_out(analysis, used):
+        log.info(f"Note: {text}")
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
     results = measure(loaded, used, latency, progress, reading, analysis, energy)

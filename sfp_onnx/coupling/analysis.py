@@ -193,6 +193,21 @@ def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
     return replace(whole, guessed=analysis.guessed) if whole.coupling.channels_prunable > analysis.coupling.channels_prunable else None
 
 
+def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:
+    """A word on the tokens of data that a mask switches off, if there are any, and on the layers of which all rows count all the same."""
+    tokens = analysis.prepared.tokens
+    if tokens is None:
+        return ()
+    ports = tuple(port for port in data.ports if port.name == tokens.mask)
+    there = [tokens.on(feeds)[:count] for feeds, count in replace(data, ports=ports).batches()]
+    off, whole = sum(int((~on).sum()) for on in there), sum(on.size for on in there)
+    if not off:
+        return ()
+    others = [layer for layer in analysis.coupling.layers if layer.linear is not None and layer.node.outputs[0] not in tokens]
+    but = f"; all rows of {len(others)} layers count, which are none of tokens" if others else ""
+    return (f"rows of {off:,} tokens that '{tokens.mask}' switches off ({off / whole:.0%}) are left out{but}",)
+
+
 def free_share(analysis: Analysis) -> float:
     """The share of the MACs that goes if half of every group does."""
     removed = np.zeros(analysis.coupling.units, bool)

@@ -31,7 +31,9 @@ def tokens_of(prepared: Prepared) -> Tokens | None:
         batch, length = prepared.feeds[name].shape
         kept = np.arange(length) < length - 1 - np.arange(batch)[:, None] % (length - 1)
         for inverted in (False, True):
-            masked = {**prepared.feeds, name: (kept != inverted).astype(prepared.feeds[name].dtype)}
+            masked: Feeds = {**prepared.feeds, name: (kept != inverted).astype(prepared.feeds[name].dtype)}
+            varied = _varied(masked, name, kept)
+            masked = masked if _ran(session, varied, names) is None else varied
             trial = _ran(session, masked, names)
             changed = [(feeds, found) for feeds in _changed(masked, name, kept) if (found := _ran(session, feeds, names))]
             if trial and changed and all(_apart(*pair, kept) for _, found in changed for pair in zip(trial, found, strict=True)):
@@ -50,6 +52,13 @@ def _ran(session: Session, feeds: Feeds, names: Sequence[str]) -> list[Array] | 
         return list(session.run(feeds, names))
     except ModelError:
         return None
+
+
+def _varied(feeds: Feeds, mask: str, kept: BoolArray) -> Feeds:
+    """The same inputs with 0 and 1 in turn where integers are all the same: attention to equal tokens is equal, whoever looks."""
+    alike = [name for name, array in feeds.items() if name != mask and array.shape == kept.shape and array.dtype.kind in "iu"]
+    turns = np.arange(kept.size).reshape(kept.shape) % 2
+    return {**feeds, **{name: turns.astype(feeds[name].dtype) for name in alike if np.ptp(feeds[name]) == 0}}
 
 
 def _changed(feeds: Feeds, mask: str, kept: BoolArray) -> Iterator[Feeds]:

@@ -45,9 +45,9 @@ class Pair:
     sides: tuple[Side, Side]
     free: bool = False
 
-    def moments(self, targets: Mapping[str, Array], tokens: Tokens | None, feeds: Feeds) -> FloatArray:
-        """Sums of q q' and k k' (2, heads, dimensions, dimensions) over all positions of a batch that are not switched off."""
-        parts, on = [], None if tokens is None else tokens.on(feeds)
+    def moments(self, targets: Mapping[str, Array], tokens: Tokens | None = None, on: BoolArray | None = None) -> FloatArray:
+        """Sums of q q' and k k' (2, heads, dimensions, dimensions) over all positions of a batch; of ``tokens`` those that are ``on``."""
+        parts = []
         for side in self.sides:
             rows = np.moveaxis(targets[side.step.target], side.step.linear.form.out_axis, -1)
             there = None if tokens is None else tokens.rows(side.step.target, rows.shape[:-1], on)
@@ -125,15 +125,16 @@ def _fed(part: Model, feeds: Feeds) -> Feeds:
     return {name: array for name, array in feeds.items() if name in named}
 
 
-def moments(prepared: Prepared, found: Sequence[Pair], batches: Iterable[Feeds]) -> dict[str, FloatArray]:
-    """Second moments of the queries and keys of every pair, from one pass over the batches."""
+def moments(model: Model, found: Sequence[Pair], batches: Iterable[Feeds], tokens: Tokens | None = None) -> dict[str, FloatArray]:
+    """Second moments of the queries and keys of every pair, from one pass over the batches, without tokens that are switched off."""
     names = sorted({side.step.target for pair in found for side in pair.sides})
-    part = extract.segment(prepared.model, inputs(prepared.model), dict.fromkeys(names, np.dtype(np.float32)))
+    part = extract.segment(model, inputs(model), dict.fromkeys(names, np.dtype(np.float32)))
     session, sums = open_model(part), dict[str, FloatArray]()
     for feeds in batches:
         targets = dict(zip(names, session.run(_fed(part, feeds), names), strict=True))
+        on = None if tokens is None else tokens.on(feeds)
         for pair in found:
-            sums[pair.group.name] = sums.get(pair.group.name, 0.0) + pair.moments(targets, prepared.tokens, feeds)
+            sums[pair.group.name] = sums.get(pair.group.name, 0.0) + pair.moments(targets, tokens, on)
     return sums
 
 
@@ -185,7 +186,7 @@ def turned(
         return changed, {}
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
     values, mixes, constants = Constants(prepared.model), dict[str, FloatArray](), dict[str, Array]()
-    for name, moment in moments(prepared, found, batches).items():
+    for name, moment in moments(prepared.model, found, batches, prepared.tokens).items():
         pair = next(pair for pair in found if pair.group.name == name)
         fresh, mixed = _mixed(prepared.model, values, pair, coordinates(moment)[0], coupling, removed)
         for side in pair.sides:

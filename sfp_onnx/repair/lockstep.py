@@ -141,7 +141,7 @@ class Use:
         step, walk, batch, form, data = self.step, setting.after, seed[1], self.step.linear.form, values[self.step.data]
         wanted = _kept(setting, step, wanted)
         if batch == 0 and step.target != step.output:
-            self.chain = measure_chain(walk, step, wanted, values)
+            self.chain = measure_chain(walk, step, wanted, values, setting.before)
         blocks = form.blocks(data.shape, weight.shape, wanted.shape)
         matrix = form.matrix(weight, blocks).astype(np.float32)
         chosen = positions(setting, step, seed, wanted.shape, matrix.shape[1])
@@ -209,7 +209,7 @@ def refit_end(setting: Setting, end: End) -> LayerFit:
     for batch in range(walk.batches):
         wanted = _kept(setting, end, reference(batch)[end.reference])
         values = segment(batch)
-        chain = chain if batch else measure_chain(walk, end, value, values)
+        chain = chain if batch else measure_chain(walk, end, value, values, setting.before)
         errors = wanted.astype(np.float32) - target_at(end, chain, value, values)
         lead = wanted.shape if value.size == 1 else without(wanted.shape, end.axis)
         on = setting.before.rows(end.reference, lead, batch)
@@ -280,9 +280,9 @@ def _kept(setting: Setting, step: Aim, array: Array) -> Array:
     return array
 
 
-def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str, Array]) -> Chain:
-    """The scale is what the target gains when the output (of the shape of ``like``) goes from zeros to ones; ``values`` of the other
-    operands.
+def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str, Array], before: Walk) -> Chain:
+    """The scale is what the target gains in the first batch when the output (of the shape of ``like``) goes from zeros to ones; ``values``
+    of the other operands. ``before``: the original, which knows what tokens are off.
 
     Raises:
         ModelError: onnxruntime cannot run that part alone.
@@ -291,7 +291,8 @@ def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str
     chain = Chain(session, inputs)
     gained = target_at(step, chain, np.ones_like(like), values) - target_at(step, chain, np.zeros_like(like), values)
     axis = step.axis if isinstance(step, End) else step.linear.form.out_axis
-    per_channel = np.moveaxis(gained, axis, -1).reshape(-1, gained.shape[axis])
+    per_channel, on = np.moveaxis(gained, axis, -1), before.rows(step.reference, without(gained.shape, axis), 0)
+    per_channel = per_channel.reshape(-1, gained.shape[axis]) if on is None or not on.any() else per_channel[on]
     return Chain(session, inputs, per_channel.mean(0, dtype=np.float64))
 
 

@@ -54,7 +54,7 @@ class Seen:
         blocks, count, inputs = rows.shape
         return cls(linear.Gathered(blocks, inputs, 0), scale, -(-inputs // max(count, 1)), ridge.Scatter() if shrinks else None)
 
-    def centre(self, rows: Array, samples: int, on: BoolArray | None, last: bool) -> None:
+    def centre(self, rows: Array, samples: int, last: bool, on: BoolArray | None = None) -> None:
         """Rows that tell where the scatter has its centre, and nothing else."""
         if self.scatter is not None:
             self.scatter.add(rows, samples, on)
@@ -62,7 +62,7 @@ class Seen:
                 self.scatter.settled()
                 self.scatter = ridge.Scatter(centre=self.scatter.centre)
 
-    def add(self, rows: Array, samples: int, on: BoolArray | None, answers: FloatArray, batch: int) -> None:
+    def add(self, rows: Array, samples: int, answers: FloatArray, batch: int, on: BoolArray | None = None) -> None:
         """Rows (g, n, k) of a batch, with what the target is there (g, n, o); ``on`` (samples, per sample): which of them count (None:
         all). Those that do not are no rows, but places in a stretch, so that stretches end with the same batches."""
         if self.scatter is not None:
