@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import pipeline
 from ..core.options import DATA, RUN, DataOptions, InspectOptions, MeasureOptions, PlanOptions
 from ..evaluation import GateOptions, Verdict
 from ..graph.load import load
 from ..latency.timing import Latency
+from ..pipeline.measured import compared
 from ..report.text import evaluation_text
 from ..report.verdict import of_models
 from . import arguments as take
@@ -40,7 +40,7 @@ def command(
     """
     gate, loaded = take.build(GateOptions, options), [load(model, custom_ops) for model in models]
     how = Latency.of(options)
-    measured = pipeline.compared(
+    measured = compared(
         loaded, latency=how if latency else None, energy=how if energy else None, progress=bar, gate=gate, report=report,
         **take.reading(options))  # fmt: skip
     results = measured.evaluations
