@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..core.options import DATA, RUN, DataOptions, InspectOptions, MeasureOptions, PlanOptions
+from ..core.options import DATA, ENERGY, RUN, DataOptions, InspectOptions, MeasureOptions, PlanOptions
 from ..evaluation import GateOptions, Verdict
 from ..graph.load import load
 from ..latency.timing import Latency
@@ -19,7 +19,6 @@ from .common import answer, bar, conclude, say
 
 JUDGED = MeasureOptions.__dataclass_fields__["output_name"].metadata["option"].help  # no file is written here: it has the short name, too
 
-ENERGY = "Tell the energy of a run: measured (RAPL) where the processor's counters can be read, else a rough estimate, named so."
 
 
 @take.command(

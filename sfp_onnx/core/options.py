@@ -440,11 +440,15 @@ class InspectOptions(Checked):
         return {"cut_layernorm": self.cut_layernorm, "expand_outputs": self.expand_outputs, "expand": self.expand}
 
 
+ENERGY = "Tell the energy of a run: measured (RAPL) where the processor's counters can be read, else a rough estimate, named so."
+
+
 @dataclass(frozen=True)
 class OutputOptions(Checked):
     """Where results go and in which form. ``path``: the model; ``manifest``, ``report``, ``card``: files beside it. ``external``: weights
     in ``<path>.data`` (default: only over 2 GB). ``fp16`` weights (``half``: its older name), ``quantize`` ("int8"), ``save_ort`` (the
-    format of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
+    format of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte.
+    ``energy``: that of a run is told, with test data."""
 
     path: Any = None
     manifest: Any = option(None, "Write versions, hashes, options, plan and cuts as JSON.", OUTPUT, path=True)
@@ -459,6 +463,7 @@ class OutputOptions(Checked):
     locked: Any = rare(
         None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True
     )
+    energy: bool = rare(False, ENERGY + " Needs --test-data.", RUN)
     half: bool = False
 
     def __post_init__(self) -> None:

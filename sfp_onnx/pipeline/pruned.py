@@ -89,6 +89,8 @@ def prune(
     measures = measured_by(options, measure_options)
     if measures.metric is not None and options.max_drop is None and test_data is None:
         raise OptionError("--metric needs --max-drop or --test-data")
+    if output.energy and test_data is None:
+        raise OptionError("--energy is measured with the models that --test-data measures: give --test-data, or use `sfp-onnx evaluate`")
     sources = sources_of(options, data, eval_data, test_data, data_options, inspect_options, measures, output.locked)
     inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, options.save_library, *written_by(output)])
     tell(inputs.reading)
@@ -167,7 +169,9 @@ def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: P
     data = inputs.test_data
     if data is None:
         return result
-    first, last = measure([result.original, result.model], data, Latency.of(result.plan.options), progress, inputs.read(data))
+    how = Latency.of(result.plan.options)
+    known = inputs.analysis if output.energy else None
+    first, last = measure([result.original, result.model], data, how, progress, inputs.read(data), known, how if output.energy else None)
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)
