@@ -11,11 +11,11 @@ import pytest
 from building import Builder, run, with_all_tensors
 
 import sfp_onnx
-from sfp_onnx import pipeline
 from sfp_onnx.core.options import PlanOptions, RepairOptions
 from sfp_onnx.core.types import Tokens
 from sfp_onnx.coupling import analysis as analysed
 from sfp_onnx.coupling.analysis import silent
+from sfp_onnx.pipeline import scored
 from sfp_onnx.scores import statistics
 
 WORDS, WIDTH, HEADS, SIZE, HIDDEN, LENGTH = 30, 12, 3, 4, 16, 8
@@ -156,7 +156,7 @@ def test_parts_add_up_where_rows_are_left_out(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **sentences(samples=400))
     files = [tmp_path / f"{number}.npz" for number in range(1, 4)]
     for number, file in enumerate(files, 1):
-        pipeline.calibrate(tmp_path / "model.onnx", file, f"{number}/3", data=tmp_path / "data.npz", options=PlanOptions(threads=1))
+        scored.calibrate(tmp_path / "model.onnx", file, f"{number}/3", data=tmp_path / "data.npz", options=PlanOptions(threads=1))
     direct = sfp_onnx.plan(tmp_path / "model.onnx", HALF, data=tmp_path / "data.npz")
     assert sfp_onnx.plan(tmp_path / "model.onnx", HALF, statistics=files).groups == direct.groups
 
