@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..core.options import DataOptions, InspectOptions, MeasureOptions, PlanOptions
 from ..core.system import log
-from ..coupling.analysis import Analysis, DataSource, Progress, inspect, silent
+from ..coupling.analysis import Analysis, DataSource, Progress, inspect, left_out, silent
 from ..data.checks import opened, training_mode
 from ..evaluation import Evaluation, Gate, GateOptions, Verdict, evaluate as measure, reading_of, unknown_meaning
 from ..graph.load import ModelSource, load
@@ -75,8 +75,11 @@ def compared(
         log.warning(text)
     used = opened(loaded[0], data, data_options, measure_options)
     assert used is not None
-    reading, analysis = reading_of(loaded[0], used, measure_options), inspect(loaded[0], data=used)
+    analysis = inspect(loaded[0], data=used)
+    reading = reading_of(loaded[0], used, measure_options, tokens=analysis.prepared.tokens)
     tell(reading)
+    for text in left_out(analysis, used):
+        log.info(f"Note: {text}")
     if gate.max_drop is not None or gate.baseline is not None:
         unknown_meaning(reading, "the gate")
     results = measure(loaded, used, latency, progress, reading, analysis, energy)

@@ -12,7 +12,7 @@ from ..core.errors import OptionError
 from ..core.options import DataOptions, InspectOptions, MeasureOptions, PlanOptions, RepairOptions
 from ..core.system import NEEDS, log
 from ..core.types import Size
-from ..coupling.analysis import Analysis, DataSource, inspect, wider
+from ..coupling.analysis import Analysis, DataSource, inspect, left_out, wider
 from ..data.checks import opened, training_mode
 from ..data.dataset import Dataset
 from ..evaluation import parse_drop, reading_of
@@ -54,7 +54,7 @@ class Inputs:
 
     def read(self, data: Dataset) -> Reading:
         """What the outputs mean, told once more by the labels of other data, if these have any."""
-        return reading_of(self.analysis.model, data, self.measures, self.reading)
+        return reading_of(self.analysis.model, data, self.measures, self.reading, self.analysis.prepared.tokens)
 
     @property
     def told(self) -> MeasureOptions:
@@ -117,7 +117,9 @@ class Sources:
         auto = analysis is not source and traced.expand == "auto" and not analysis.expanded and not analysis.projected
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
-        reading = None if first is None else reading_of(analysis.model, first, self.measures)
+        reading = None if first is None else reading_of(analysis.model, first, self.measures, None, analysis.prepared.tokens)
+        for text in () if data is None else left_out(analysis, data):
+            log.info(f"Note: {text}")
         return Inputs(analysis, data, judge, test, tuple(paths), self.measures, reading, auto)
 
 

@@ -151,7 +151,8 @@ def _layers(
 
 def _dimensions(analysis: Analysis, data: Dataset) -> Iterator[Named]:
     pairs = judged(analysis)
-    found = moments(analysis.prepared.model, pairs, (feeds for feeds, _ in data.batches())) if pairs else {}
+    prepared = analysis.prepared
+    found = moments(prepared.model, pairs, (feeds for feeds, _ in data.batches()), prepared.tokens) if pairs else {}
     for place, pair in enumerate(pairs):
         yield Named(f"dimensions/{place}", found[pair.group.name])
 
