@@ -8,8 +8,8 @@ import pytest
 from house import House
 
 BUDGETS = {  # a later change stays within them, or argues for new ones in its commit
-    "lines of code": 21_320,
-    "Python files": 143,
+    "lines of code": 21_420,
+    "Python files": 144,
     "names at the top level": 18,
     "longest chain of imports": 20,
     "imports of plug-ins by the core": 0,
