@@ -13,7 +13,7 @@ from . import arguments as take
 from .common import bar
 from .prune import conclude, show, to_evaluate
 
-FORMS = ("report", "card", "energy", "fp16", "quantize", "save_ort", "locked")
+FORMS = ("report", "card", "energy", "fp16", "quantize", "vocabulary", "unknown_token", "save_ort", "locked")
 
 
 @take.command(

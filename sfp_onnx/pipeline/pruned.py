@@ -17,7 +17,7 @@ from ..core.system import log
 from ..coupling.analysis import Analysis, DataSource, Progress, describe, inspect, silent
 from ..cut import cut
 from ..evaluation import evaluate as measure
-from ..export import package, refuse, written_by
+from ..export import package, refuse, rows_kept, written_by
 from ..graph.load import ModelSource
 from ..graph.save import fingerprint
 from ..latency.timing import Latency
@@ -95,11 +95,12 @@ def prune(
     inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, options.save_library, *written_by(output)])
     tell(inputs.reading)
     refuse(inputs.analysis, output)
+    output = rows_kept(inputs.analysis, output, inputs.data)
     if options.precision != "float32" and (output.fp16 or output.quantize or steps > 1):
         other = f"--{'rounds' if steps > 1 else 'fp16' if output.fp16 else 'quantize'}"
         raise OptionError(f"--precision {options.precision} and {other} do not go together: give one of them")
     more = {"rounds": steps} if steps > 1 else {}
-    given = (options, score_options, repair, data_options, inspect_options, output, measures)
+    given = (options, score_options, repair, data_options, inspect_options, replace(output, rows=None), measures)
     used = command_of(*given, score=score_name, verify=verify, **more)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is not None and (made.options.get("cut_layernorm") or made.options.get("expand_outputs")):
