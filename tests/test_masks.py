@@ -17,6 +17,7 @@ from sfp_onnx.coupling import analysis as analysed
 from sfp_onnx.coupling.analysis import silent
 from sfp_onnx.pipeline import scored
 from sfp_onnx.scores import statistics
+from sfp_onnx.scores.shares import Seen, joined
 
 WORDS, WIDTH, HEADS, SIZE, HIDDEN, LENGTH = 30, 12, 3, 4, 16, 8
 HALF = PlanOptions(targets=("macs=60%",), threads=1)
@@ -159,6 +160,47 @@ def test_parts_add_up_where_rows_are_left_out(tmp_path: Path) -> None:
         scored.calibrate(tmp_path / "model.onnx", file, f"{number}/3", data=tmp_path / "data.npz", options=PlanOptions(threads=1))
     direct = sfp_onnx.plan(tmp_path / "model.onnx", HALF, data=tmp_path / "data.npz")
     assert sfp_onnx.plan(tmp_path / "model.onnx", HALF, statistics=files).groups == direct.groups
+
+
+@pytest.mark.parametrize("cuts", [[4], [1, 2, 5]])
+def test_stretches_lie_where_they_lie_in_one_pass(cuts: list[int]) -> None:
+    random = np.random.default_rng(0)
+    batches = [random.standard_normal((1, 40, 64)).astype(np.float32) for _ in range(9)]
+    on = [random.random((8, 5)) < 0.5 for _ in batches]
+
+    def seen(first: int, last: int) -> Seen:
+        own = Seen.nothing(batches[0], np.ones(1), True)
+        for at in range(9 if first else 0):
+            own.centre(batches[at], 8, at == 8, on[at])
+        for at in range(first, last):
+            own.add(batches[at], 8, batches[at].astype(float), at, on[at])
+        return own
+
+    whole, edges = seen(0, 9), [0, *cuts, 9]
+    together = joined([dict(seen(a, b).arrays()).get for a, b in zip(edges, edges[1:], strict=False)])
+    assert together is not None and whole.scatter is not None and together.scatter is not None
+    rows = np.concatenate([batch[0][one.reshape(-1)] for batch, one in zip(batches, on, strict=True)]).astype(np.float64)
+    found = whole.gathered.sums().summed()
+    np.testing.assert_allclose(found.gram[0], rows.T @ rows, rtol=0, atol=1e-4)
+    for name in ("gram", "rows", "count"):
+        np.testing.assert_array_equal(getattr(together.gathered.sums().summed(), name), getattr(found, name))
+    assert (together.scatter.rows, together.scatter.places) == (whole.scatter.rows, whole.scatter.places) == (len(rows), 360)
+
+
+def test_padded_sentences_say_what_sentences_of_their_length_say(tmp_path: Path) -> None:
+    padded = sentences(samples=40)
+    lengths = padded["mask"].sum(1)
+    own = [{name: array[row, : lengths[row]] for name, array in padded.items()} for row in range(40)]
+    analysis = sfp_onnx.inspect(encoder())
+    one, other = (
+        statistics.moments_of(analysis, sfp_onnx.open_data(data, analysed.inputs(analysis.model)), {"squares"}, silent)
+        for data in (padded, own)
+    )
+    for site, moments in one.items():
+        assert moments.count == other[site].count
+        np.testing.assert_allclose(moments.sums["squares"], other[site].sums["squares"], rtol=1e-4)
+    with pytest.raises(sfp_onnx.OptionError, match="different shapes, which are measured in one pass"):
+        scored.calibrate(encoder(), tmp_path / "part.npz", "1/2", data=own)
 
 
 def test_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
