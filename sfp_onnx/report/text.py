@@ -106,7 +106,7 @@ def inspection_text(data: dict[str, Any]) -> str:
     if data["tables"]:
         held = sum(data["tables"].values())
         share = f"{number(held)} of {number(data['params'])} parameters ({held / data['params']:.0%})"
-        lines += [f"{share} are in tables that are looked up ({_short(list(data['tables']))}): these keep all rows (--vocabulary: only those that are used)", ""]
+        lines += [f"{share} are in tables that are looked up ({_short(list(data['tables']))}): these keep all rows (or --vocabulary)", ""]
     pinned = [[pin["reason"], str(pin["channels"]), pin["node"], _short(pin["layers"])] for pin in data["pinned"]]
     if pinned:
         lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]
