@@ -22,6 +22,7 @@ from ..rules.labels import varying
 from ..rules.registry import Trait, has
 from ..runtime import Batch, Feeds
 from . import GRAPH_OUTPUT, cost, resolve, state
+from .tokens import tokens_of
 from .trace import Shapes, observed, prepare
 
 DataSource = Source | Dataset
@@ -160,6 +161,7 @@ def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, in
         shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
         again = prepare(projected, shapes, real)
         prepared = replace(again, base=again.base or projected)
+    prepared = replace(prepared, tokens=tokens_of(prepared))
     coupling = couple(prepared, inside)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
@@ -189,6 +191,21 @@ def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
         return None
     whole = _inspected(analysis.model, None, analysis.prepared.feeds, True, outside)
     return replace(whole, guessed=analysis.guessed) if whole.coupling.channels_prunable > analysis.coupling.channels_prunable else None
+
+
+def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:
+    """A word on the tokens of data that a mask switches off, if there are any, and on the layers of which all rows count all the same."""
+    tokens = analysis.prepared.tokens
+    if tokens is None:
+        return ()
+    ports = tuple(port for port in data.ports if port.name == tokens.mask)
+    there = [tokens.on(feeds)[:count] for feeds, count in replace(data, ports=ports).batches()]
+    off, whole = sum(int((~on).sum()) for on in there), sum(on.size for on in there)
+    if not off:
+        return ()
+    others = [layer for layer in analysis.coupling.layers if layer.linear is not None and layer.node.outputs[0] not in tokens]
+    but = f"; all rows of {len(others)} layers count, which are none of tokens" if others else ""
+    return (f"rows of {off:,} tokens that '{tokens.mask}' switches off ({off / whole:.0%}) are left out{but}",)
 
 
 def free_share(analysis: Analysis) -> float:

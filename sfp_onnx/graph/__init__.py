@@ -17,7 +17,7 @@ from onnx import checker, helper, numpy_helper, shape_inference
 
 from ..core.errors import ModelError
 from ..core.system import version_of
-from ..core.types import Array, Node, Port, Shown, Trace
+from ..core.types import Array, Node, Port, Shown, Tokens, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
 INLINE_BYTES = 1024
@@ -158,7 +158,7 @@ def _met(names: Iterable[str], beside: Callable[[str], Iterable[Node]], onward: 
 class Prepared:
     """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
     dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`); ``base`` is
-    the loaded model, in which what its declared shapes decide is decided."""
+    the loaded model, in which what its declared shapes decide is decided; ``tokens``: rows that an input switches off (None: not known)."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -167,6 +167,7 @@ class Prepared:
     variant: Mapping[str, Array] | None = None
     types: Mapping[str, Any] = field(default_factory=dict)
     base: Model | None = None
+    tokens: Tokens | None = None
 
     @cached_property
     def held(self) -> frozenset[str]:

@@ -108,7 +108,7 @@ def inspection_text(data: dict[str, Any]) -> str:
     if data["tables"]:
         held = sum(data["tables"].values())
         share = f"{number(held)} of {number(data['params'])} parameters ({held / data['params']:.0%})"
-        lines += [f"{share} are in tables that are looked up ({_short(list(data['tables']))}): these stay as they are", ""]
+        lines += [f"{share} are in tables that are looked up ({_short(list(data['tables']))}): these keep all rows (or --vocabulary)", ""]
     pinned = [[pin["reason"], str(pin["channels"]), pin["node"], _short(pin["layers"])] for pin in data["pinned"]]
     if pinned:
         lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]

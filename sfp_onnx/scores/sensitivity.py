@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core.types import Array, Coupling, FloatArray, Layer
+from ..core.types import Array, Coupling, FloatArray, Layer, Tokens
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
 from ..graph import Model, Prepared, edit, extract, initializers, outputs
@@ -87,7 +87,7 @@ def reaching(
     scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
     scene = steps.give_biases(_own_weights(scene, layers), layers)
     planned = {id(layer): steps.plan_steps(scene, [[layer]], {})[0] for layer in layers}
-    constants, original = walk.Walk(scene.model, walk.Store(0)), answers(scene.model, feeds)
+    constants, original = walk.Walk(scene.model, walk.Store(0)), answers(scene.model, feeds, prepared.tokens)
     errors: dict[str, list[float]] = {name: [] for name in cuts}
     for name, cut in every:
         constants.overrides.clear()
@@ -96,7 +96,7 @@ def reaching(
             assert isinstance(step, tuple)
             coding = walk.Coding(constants, step, step[0].weight.value(constants.constant), change.scale)
             coding.write((change.weight.astype(np.float64), change.bias))
-        changed = answers(extract.with_constants(scene.model, constants.overrides), feeds)
+        changed = answers(extract.with_constants(scene.model, constants.overrides), feeds, prepared.tokens)
         shares = [share for new, old in zip(changed, original, strict=True) if (share := lost(new, old)) is not None]
         errors[name].append(float(np.mean(shares)) if shares else np.nan)
         advance(1)
@@ -126,11 +126,16 @@ def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:
     return replace(scene, model=editor.finish())
 
 
-def answers(model: Model, feeds: Sequence[Mapping[str, Array]]) -> list[FloatArray]:
-    """All floating outputs of all batches, a row per sample."""
+def answers(model: Model, feeds: Sequence[Mapping[str, Array]], tokens: Tokens | None = None) -> list[FloatArray]:
+    """All floating outputs of all batches, a row per sample; of outputs for every token, one per token that is not switched off."""
     names = [port.name for port in outputs(model)]
-    session = open_model(model)
-    batches = [session.run(batch, names) for batch in feeds]
+    session, batches = open_model(model), []
+    for batch in feeds:
+        arrays = session.run(batch, names)
+        if tokens is not None:
+            on = tokens.on(batch)
+            arrays = [tokens.there(name, array, on) for name, array in zip(names, arrays, strict=True)]
+        batches.append(arrays)
     return [_rows(arrays) for arrays in zip(*batches, strict=True) if getattr(arrays[0], "dtype", np.dtype(bool)).kind == "f"]
 
 
