@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from ..core.errors import ModelError
-from ..core.types import Affine, Array, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
-from ..graph import Constants, Prepared, initializers, inputs, outputs
-from ..graph.extract import body
-from ..rules.bodies import bodies
+from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
+from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import TOGETHER, Context
 from ..rules.foreign import unruled
-from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, Reads, TiePair, Writes, compact, components, varying
+from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
 from .contracted import Dimensions, dimensions
-from .trace import INTEGERS, observed
 
 NOWHERE = (-1, -1)
 
@@ -44,8 +40,6 @@ def state(prepared: Prepared, expand: bool) -> Facts:
         for labels, name in zip(_apply(ctx), node.outputs, strict=False):
             if name:
                 facts.tensors[name] = _checked(labels, trace.shapes.get(name), node)
-        if node.inputs and (macs := inside(replace(prepared, trace=trace), node)):
-            facts.layers.append(LayerFact(node, macs, (), False, Reads(0, 0, 0, None), Writes(0, 0, None)))
         point = facts.zero_points.get(node.inputs[0]) if node.inputs else None
         if point is not None:  # nodes that move integers without rescaling them keep the zero point of their first input
             for name in node.outputs:
@@ -62,25 +56,6 @@ def state(prepared: Prepared, expand: bool) -> Facts:
         for array in facts.tensors.get(port.name, ()):
             ctx.pin(array, GRAPH_OUTPUT)
     return facts
-
-
-def inside(prepared: Prepared, node: Node) -> float:
-    """Multiply-accumulates of the graphs that a node runs, of one run of the model; of several that may run, those of the dearest. What
-    cannot be run by itself counts nothing."""
-    found = [0.0]
-    for run in bodies(node, prepared.trace):
-        model, own = body(prepared.model, node, run.attribute, prepared.types)
-        fed = dict(zip(own, run.fed, strict=False))
-        for number in INTEGERS:
-            feeds: dict[str, Array] = {}
-            for port in inputs(model):
-                known = fed[port.name] if port.name in fed else prepared.trace.values.get(port.name, prepared.trace.shapes.get(port.name))
-                if known is not None:
-                    feeds[port.name] = known if isinstance(known, np.ndarray) else np.full(known, number, port.dtype)
-            with suppress(ModelError):
-                found.append(run.times * sum(layer.macs for layer in state(observed(model, feeds), False).layers))
-                break
-    return max(found)
 
 
 def from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:

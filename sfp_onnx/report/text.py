@@ -15,8 +15,8 @@ from ..coupling.analysis import Analysis, free_share, tables, wider
 from ..coupling.cost import layer_macs
 from ..latency.timing import Latency
 from ..planning import FIGURES, show
-from ..rules.bodies import BODIES
 from ..rules.foreign import sentences
+from ..rules.registry import Trait, has
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from ..evaluation import Evaluation
@@ -88,7 +88,7 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "tables": tables(analysis), "macs_around": sum(macs.get(layer, 0.0) for layer in around) / size.macs if size.macs else 0.0,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
-        "inside": {layer.node.name: macs[layer.node.name] / size.macs for layer in coupling.layers if layer.node.operator in BODIES},
+        "inside": {layer.node.name: macs[layer.node.name] / size.macs for layer in coupling.layers if has(layer.node, Trait.RUNS)},
         "can_become_two": list(analysis.wholes), "pinned": [asdict(pin) for pin in coupling.pinned],
         "without_rule": {operator: list(names) for operator, names in coupling.unruled.items()},
     }  # fmt: skip
