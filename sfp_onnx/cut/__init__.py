@@ -223,8 +223,8 @@ def constant_ends(prepared: graph.Prepared, branch: Branch) -> dict[str, Array]:
 
 def computed_operands(prepared: graph.Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
     """(node, input position) of every operand that is computed from shapes alone, where it leaves that computation: its reader
-    depends on data, or makes a tensor with channels (an initial state). Tensors that channels have entered are no sizes."""
-    values, free = prepared.trace.values, prepared.trace.data_free
+    depends on data, or makes no sizes or indices (an initial state, a part of a weight). Tensors that channels have entered are no sizes."""
+    values, whole = prepared.trace.values, indices(prepared)
     entered = set(coupling.tensors)
     operands = []
     for node in prepared.nodes:
@@ -232,9 +232,15 @@ def computed_operands(prepared: graph.Prepared, coupling: Coupling) -> list[tupl
         reads = any(node.inputs[at] in entered or (node.index, at) in coupling.constants for at in positions)
         if reads and not has(node, Trait.SIZES):
             entered.update(node.outputs)
-        if any(name and (name not in free or name in entered) for name in node.outputs):
+        if any(name and (name not in whole or name in entered) for name in node.outputs):
             operands += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in entered]
     return operands
+
+
+def indices(prepared: graph.Prepared) -> set[str]:
+    """Integers that are computed from sizes alone."""
+    trace = prepared.trace
+    return {name for name, value in trace.values.items() if value.dtype.kind in "iub" and name in trace.data_free}
 
 
 def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -242,9 +248,8 @@ def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[st
     wanted = list(dict.fromkeys(names))
     if not wanted:
         return {}
-    values = prepared.trace.values
-    indices = {name for name, value in values.items() if value.dtype.kind in "iub"}  # have the sizes that the program gives them
-    asking = (node for node in prepared.nodes if has(node, Trait.SIZES) and node.inputs[0] not in indices)
+    whole = indices(prepared)  # have the sizes that the program gives them
+    asking = (node for node in prepared.nodes if has(node, Trait.SIZES) and node.inputs[0] not in whole)
     sizes = {node.outputs[0]: size_of(node, shapes[node.inputs[0]]) for node in asking if node.inputs[0] in shapes}
     program, feeds = shape_program(prepared, wanted, sizes)
     session = open_model(program, Optimize.NONE)
