@@ -445,6 +445,20 @@ def test_lengths_that_cannot_grow_are_traced_with_less() -> None:
     assert analysis.prepared.trace.dynamic_axes[analysis.prepared.nodes[-1].outputs[0]] == (0, 1)
 
 
+def test_places_in_an_embedding_are_no_channels() -> None:
+    """Rows of zeros behind the words vary along the places of the output, too; what gets a projection is the axis of the channels."""
+    b = Builder(17, 21)
+    y = b.op("MatMul", b.input(["N", 5, 12]), b.weight(12, 16), name="embed")
+    batch = b.op("Slice", b.op("Shape", y), b.const([0], np.int64), b.const([1], np.int64))
+    zeros = b.op("ConstantOfShape", b.op("Concat", batch, b.const([3, 16], np.int64), axis=0))
+    y = b.op("Concat", y, zeros, axis=1)
+    y = b.op("Add", y, b.op("MatMul", b.op("Relu", b.op("MatMul", y, b.weight(16, 24))), b.weight(24, 16), name="beside"))
+    analysis = sfp_onnx.inspect(b.model(y), expand="all")
+    assert analysis.projected and {"embed", "beside"} <= {name for group in analysis.coupling.groups for name in group.producers}
+    for seed in range(3):
+        sfp_onnx.apply(analysis, random_plan(analysis, seed))
+
+
 def test_a_cut_that_changes_nothing_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that start as zeros: what is cut in front of them told nobody anything, and a repair can only do harm (as here)."""
     b = Builder(17, 16)

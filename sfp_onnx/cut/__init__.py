@@ -223,7 +223,7 @@ def constant_ends(prepared: graph.Prepared, branch: Branch) -> dict[str, Array]:
 
 def computed_operands(prepared: graph.Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
     """(node, input position) of every operand that is computed from shapes alone, where it leaves that computation: its reader
-    depends on data, or makes no sizes or indices (an initial state, a part of a weight). Tensors that channels have entered are no sizes."""
+    depends on data, or makes no sizes or indices (an initial state, a part of a weight). What channels have entered are no sizes."""
     values, whole = prepared.trace.values, indices(prepared)
     entered = set(coupling.tensors)
     operands = []
