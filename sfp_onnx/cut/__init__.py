@@ -223,17 +223,22 @@ def constant_ends(prepared: graph.Prepared, branch: Branch) -> dict[str, Array]:
 
 def computed_operands(prepared: graph.Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
     """(node, input position) of every operand that is computed from shapes alone, where it leaves that computation: its reader
-    depends on data, or makes no sizes or indices (an initial state, a part of a weight). What channels have entered are no sizes."""
-    values, whole = prepared.trace.values, indices(prepared)
-    entered = set(coupling.tensors)
+    depends on data, makes a tensor with channels (an initial state) or takes a part of a constant by it, which it shall go on to take (and
+    what is made of that part, too). What channels have entered are no sizes."""
+    values, free, whole = prepared.trace.values, prepared.trace.data_free, indices(prepared)
+    held = graph.initializers(prepared.model).items()
+    entered, parts = set(coupling.tensors), {name for name, (shape, dtype) in held if max(shape, default=1) > 1 and dtype.kind == "f"}
     operands = []
     for node in prepared.nodes:
         positions = range(len(node.inputs))
         reads = any(node.inputs[at] in entered or (node.index, at) in coupling.constants for at in positions)
         if reads and not has(node, Trait.SIZES):
             entered.update(node.outputs)
-        if any(name and (name not in whole or name in entered) for name in node.outputs):
-            operands += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in entered]
+        leaves = any(name and (name not in free or name in entered) for name in node.outputs)
+        part = not leaves and not parts.isdisjoint(node.inputs) and whole.isdisjoint(node.outputs)
+        if leaves or part:
+            operands += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in {*entered, *parts}]
+        parts.update(node.outputs if part else ())
     return operands
 
 
