@@ -69,6 +69,12 @@ class Normal:
         mean = self.rows[0] @ weight / count
         return np.asarray(weight.T @ (self.gram[0] @ weight) / count - np.outer(mean, mean))
 
+    def spread(self, weight: FloatArray) -> FloatArray:
+        """Variance (g, o) of the products of rows with a weight (g, k, o)."""
+        count = max(self.count, 1.0)
+        means = (self.rows[:, None] @ weight)[:, 0] / count
+        return np.asarray(np.maximum((weight * (self.gram @ weight)).sum(1) / count - means**2, 0.0))
+
     def absorb(self, other: Normal) -> Normal:
         """Add the sums of other rows, in place."""
         for name in ("gram", "cross", "rows", "errors", "squares"):
@@ -160,6 +166,10 @@ class Samples:
         """As `Normal.of_products`."""
         made = self.centred()[0][0] @ weight
         return np.asarray(made.T @ made / max(self.count, 1.0))
+
+    def spread(self, weight: FloatArray) -> FloatArray:
+        """As `Normal.spread`."""
+        return np.asarray(np.square(self.centred()[0] @ weight).sum(1, dtype=np.float64) / max(self.count, 1.0))
 
     def rounding(self) -> FloatArray:
         """As `Normal.rounding`."""

@@ -59,10 +59,10 @@ class Walk:
         return all(node.index in self._done for node, _ in self.index.readers(name))
 
     def advance(self, names: Collection[str]) -> Segment:
-        """Run on until ``names`` are known. Run the segment on every batch, then `finish` it.
+        """Run on until ``names`` are known. Run the segment once on every batch, then `finish` it.
 
-        What it makes and later nodes read is remembered; but where that is large, and much more than it was made from, the next segment
-        makes it again, which takes less time than to write and read it.
+        What it makes and later nodes read is remembered, and what no later node reads forgotten, a batch at a time; but where the former
+        is large, and much more than it was made from, the next segment makes it again, which takes less time than to write and read it.
         """
         fresh = [node for node in self.index.needed(names, self._live) if node.index not in self._done]
         made_now = {name for node in fresh for name in node.outputs if name}
@@ -73,6 +73,7 @@ class Walk:
         lasting = {name for name in made_now if not self._is_done(name)}
         outputs = sorted(lasting | (made_now & set(names)))
         self._live = self._live | lasting
+        ended = [name for name in self._live if self._is_done(name)]
         session = self._session(inputs, outputs)
 
         def run(batch: int) -> dict[str, Array]:
@@ -80,18 +81,18 @@ class Walk:
             found = session.run({name: fed[name] for name in inputs}, outputs) if session else ()
             made = {name: np.asarray(array) for name, array in zip(outputs, found, strict=True)}
             if batch == 0:
-                self._decide({name: made[name] for name in lasting})
+                self._decide({name: made[name] for name in lasting}, ended)
             if self._before is None:
+                for name in ended:  # first, so that what is made can have its place
+                    self.store.drop((name, batch))
                 for name in sorted(lasting):
                     self.store.put((name, batch), made[name])
             return {**{name: fed[name] for name in known}, **made}
 
         return run
 
-    def _decide(self, lasting: Mapping[str, Array]) -> None:
+    def _decide(self, lasting: Mapping[str, Array], ended: Sequence[str]) -> None:
         """Whether what later nodes read is remembered (then there is no way back to ``_before``), by its size in the first batch."""
-        assert self._before is not None
-        ended = [name for name in self._before[1] if self._is_done(name)]
         new, old = (sum(array.nbytes for array in arrays) for arrays in (lasting.values(), (self.store.get((name, 0)) for name in ended)))
         again = new > GROWS * old and self.batches * new > LARGE and self._repeated < REPEATS
         self._repeated = self._repeated + 1 if again else 0
@@ -99,7 +100,7 @@ class Walk:
             self._before = None
 
     def finish(self) -> None:
-        """Forget what no later node reads; call it when a segment has run on every batch."""
+        """Go on, or back if the next segment makes it again; call it when a segment has run on every batch."""
         if self._before is not None and self.batches:
             self._done, self._live = self._before
         self._before = None

@@ -348,27 +348,47 @@ class Look:
 def _see(setting: lockstep.Setting, step: walk.Step, number: int, share: Share, shrinks: bool) -> Seen | None:
     after, form = setting.after, step.linear.form
     weight = step.weight.value(after.constant)
-    segment = after.advance([step.data, step.output, *lockstep.operands(after, step)])
+    summed, made = step.target != step.output, _Made(after, step)
+    segment = after.advance([step.data, *([step.output, *lockstep.operands(after, step)] if summed else made.reads)])
     chain, seen = lockstep.Chain(), None
     for batch in range(after.batches):
         values, at = segment(batch), share.place(batch)
-        data, target = values[step.data], values[step.output]
-        blocks = form.blocks(data.shape, weight.shape, target.shape)
+        data = values[step.data]
+        output = values[step.output].shape if summed else made.shape(values)
+        blocks = form.blocks(data.shape, weight.shape, output)
         matrix = form.matrix(weight, blocks)
         if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf):
             continue  # the segment must still run on every batch
-        if step.target != step.output:
-            chain = chain if batch else lockstep.measure_chain(after, step, target, values)
-            target = lockstep.target_at(step, chain, target, values)
-        chosen = lockstep.positions(setting, step, (number, at), target.shape, matrix.shape[1])
-        rows = form.rows(data, target.shape, chosen, blocks)
+        if summed and not batch:
+            chain = lockstep.measure_chain(after, step, values[step.output], values)
+        chosen = lockstep.positions(setting, step, (number, at), output, matrix.shape[1])
+        rows = form.rows(data, output, chosen, blocks)
         seen = seen or Seen.nothing(rows, chain.scale, shrinks)
         if batch < share.lead:
             seen.centre(rows, len(chosen), batch == share.lead - 1)
-        else:
-            seen.add(rows, len(chosen), form.answers(target, chosen, blocks).astype(np.float64), at)
+            continue
+        seen.add(rows, len(chosen), at)
+        if summed:
+            target = lockstep.target_at(step, chain, values[step.output], values)
+            seen.answered(form.answers(target, chosen, blocks).astype(np.float64))
     after.finish()
     return seen
+
+
+class _Made:
+    """The shape of what a layer makes. That is computed for one batch of each shape only: nobody else needs it before the next layer."""
+
+    def __init__(self, after: walk.Walk, step: walk.Step) -> None:
+        self._session, self.reads = after.side([step.data], step.output)
+        self._step, self._known = step, dict[tuple[int, ...], tuple[int, ...]]()
+
+    def shape(self, values: Mapping[str, Array]) -> tuple[int, ...]:
+        """Of what it makes of these values of what it reads."""
+        shape = values[self._step.data].shape
+        if shape not in self._known:
+            assert self._session is not None
+            self._known[shape] = self._session.run({name: values[name] for name in self.reads}, [self._step.output])[0].shape
+        return self._known[shape]
 
 
 def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[Seen | None], strength: float) -> Blocks:
@@ -379,19 +399,26 @@ def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[See
     form, weight, scatter = step.linear.form, step.weight.value(after.constant), seen.scatter
     blocks = sums.shape[0]
     matrix = form.matrix(weight, blocks)
-    variance = float(np.maximum(seen.squares / sums.count - (seen.total / sums.count) ** 2, 0).sum())
     scaled = matrix.astype(np.float64) * walk.per_block(seen.scale, matrix)
     channels = form.inputs_of(weight.shape, blocks)
     source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
     means, taps = sums.means[0], prod(form.kernel)
     known = seen.scatter is not None and blocks == 1 and matrix.shape[2] <= MOST_MADE  # before the sums are used up
     read = (sums.of_channels(taps), sums.of_products(scaled[0])) if known else None
+    variance = _variance(step, seen, sums, scaled) if read is None or step.target != step.output else float(np.trace(read[1]))
     for block, inverse in enumerate(ridge.ridge_inverse(sums, strength, scatter)):
         units = source[block * (len(source) // blocks) + channels]
         key, held, scarce = (step.layer, "inverse", block), scaled[block].astype(np.float32), scatter.shares[block] if scatter else 0.0
         spectrum = None if read is None else _spectrum(*read, scaled[0], scarce, variance, seen.scale)
         place = Place(layer, block, blocks, means[block], seen.scale, scarce, spectrum)
         yield Inputs(key, place, held, channels, units, max(variance, ridge.TINY)), inverse
+
+
+def _variance(step: walk.Step, seen: Seen, sums: linear.Normal | linear.Samples, weight: FloatArray) -> float:
+    """Of the target, summed over its channels."""
+    if step.target == step.output:
+        return float(sums.spread(weight).sum())
+    return float(np.maximum(seen.squares / sums.count - (seen.total / sums.count) ** 2, 0).sum())
 
 
 def _spectrum(

@@ -36,7 +36,7 @@ WHOLE = Share()
 @dataclass
 class Seen:
     """What a layer of g blocks read: its rows (k inputs), ``gathered``; rows before the first whole stretch (``head``) of so many batches
-    (``length``); of its target sums and squares (g, o) (``total``, ``squares``); the ``scale`` (o,) of its output in the target, and the
+    (``length``); of its target, where that is not what it makes itself, sums and squares (g, o) (``total``, ``squares``); the ``scale`` (o,) of its output in the target, and the
     ``scatter`` of the rows."""
 
     gathered: linear.Gathered
@@ -61,10 +61,13 @@ class Seen:
                 self.scatter.settled()
                 self.scatter.count, self.scatter.squares = 0, np.zeros(1)
 
-    def add(self, rows: Array, samples: int, answers: FloatArray, batch: int) -> None:
-        """Rows (g, n, k) of a batch, with what the target is there (g, n, o)."""
+    def answered(self, answers: FloatArray) -> None:
+        """What the target is at rows that were added, (g, n, o)."""
         self.total = self.total + answers.sum(1)
         self.squares = self.squares + np.square(answers).sum(1)
+
+    def add(self, rows: Array, samples: int, batch: int) -> None:
+        """Rows (g, n, k) of a batch."""
         if self.scatter is not None:
             self.scatter.add(rows, samples)
         started = self.gathered.normal is not None or bool(self.gathered.waiting)
