@@ -333,6 +333,20 @@ def positive_solve(matrix: FloatArray, right: FloatArray, strength: float) -> Fl
     return backward(lower, forward(lower, right))
 
 
+def positive_solves(matrices: FloatArray, right: FloatArray, strengths: FloatArray) -> FloatArray:
+    """`positive_solve` of each system (g, k, k), (g, k, n), (g,); many small ones (grouped convolutions) at once."""
+    size = np.arange(matrices.shape[1])
+    if len(size) <= SMALL:
+        diagonals = matrices[:, size, size]
+        matrices[:, size, size] += np.maximum(strengths, float(np.finfo(np.float32).tiny))[:, None]
+        try:
+            lower = np.linalg.cholesky(matrices)
+            return np.asarray(np.linalg.solve(lower.transpose(0, 2, 1), np.linalg.solve(lower, right)))
+        except np.linalg.LinAlgError:  # some of them need more strength
+            matrices[:, size, size] = diagonals
+    return np.stack([positive_solve(*problem) for problem in zip(matrices, right, strengths.tolist(), strict=True)])
+
+
 def positive_inverse(matrix: FloatArray, strength: float) -> FloatArray:
     """(matrix + strength I)^-1, symmetric. The diagonal of ``matrix`` is changed."""
     half = _lower_inverse(factor(matrix, strength))

@@ -269,7 +269,7 @@ def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str
     Raises:
         ModelError: onnxruntime cannot run that part alone.
     """
-    session, inputs = walk.side([step.output, *operands(walk, step)], step.target)
+    session, inputs = walk.side([step.output, *operands(walk, step)], [step.target])
     chain = Chain(session, inputs)
     gained = target_at(step, chain, np.ones_like(like), values) - target_at(step, chain, np.zeros_like(like), values)
     axis = step.axis if isinstance(step, End) else step.linear.form.out_axis

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import IO, Any
@@ -37,6 +37,7 @@ class Walk:
         self._types, self._values = tensor_types(model), Constants(model)
         self._constants, self._done = set(self._values), set[int]()
         self._live = {port.name for port in inputs(model)}
+        self._varying = {*self._live, *(name for node in self.index.reached(self._live) for name in node.outputs)}
         self._before: tuple[set[int], set[str]] | None = None  # what was done and live, as long as a segment may have to be run again
 
     def feed(self, feeds: Mapping[str, Array]) -> None:
@@ -110,12 +111,30 @@ class Walk:
                 for batch in range(self.batches):
                     self.store.drop((name, batch))
 
-    def side(self, given: Collection[str], target: str) -> tuple[Session | None, list[str]]:
-        """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and those that it reads."""
-        nodes = self.index.needed([target], {*given, *self._live})
+    def until(self, position: int, targets: Iterable[str]) -> None:
+        """Run on, on every batch, until what nodes from this position on read in order to make ``targets`` is known; not where that is no
+        tensor. What does not depend on the model's inputs stays to be computed, since ``overrides`` may change it."""
+        ahead = [node for node in self.index.needed(targets, self._live) if node.index >= position]
+        made = {name for node in ahead for name in node.outputs}
+        names = ({name for node in ahead for name in node.reads} & self._varying) - made - self._live
+        if names and all(self._types.get(name) is not None for name in names):
+            segment = self.advance(names)
+            for batch in range(self.batches):
+                segment(batch)
+            self.finish()
+
+    def run(self, targets: Collection[str]) -> Iterator[list[Array]]:
+        """``targets`` of every batch, from what is known; nothing is remembered."""
+        session, inputs = self.side((), targets)
+        for batch in range(self.batches):
+            yield session.run({name: self.store.get((name, batch)) for name in inputs}, list(targets)) if session else []
+
+    def side(self, given: Collection[str], targets: Collection[str]) -> tuple[Session | None, list[str]]:
+        """A session that computes ``targets`` from live tensors and ``given`` ones (also constants), and those that it reads."""
+        nodes = self.index.needed(targets, {*given, *self._live})
         reads = {name for node in nodes for name in node.reads if name in given or name not in self._constants}
         inputs = sorted(reads - {name for node in nodes for name in node.outputs})
-        return self._session(inputs, [target]), inputs
+        return self._session(inputs, list(targets)), inputs
 
     def _session(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session | None:
         if not outputs:

@@ -220,7 +220,7 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
         found = _with_dimensions(analysis, found, worth(analysis, looks.shares, gather))
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = known.held() if known else list(feeds_of(analysis, looks.held))
-        reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
+        reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, setting.memory, advance)
     factors = sensitivity.factors(found.cuts, reached)
     found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, factors))
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
@@ -379,7 +379,7 @@ class _Made:
     """The shape of what a layer makes. That is computed for one batch of each shape only: nobody else needs it before the next layer."""
 
     def __init__(self, after: walk.Walk, step: walk.Step) -> None:
-        self._session, self.reads = after.side([step.data], step.output)
+        self._session, self.reads = after.side([step.data], [step.output])
         self._step, self._known = step, dict[tuple[int, ...], tuple[int, ...]]()
 
     def shape(self, values: Mapping[str, Array]) -> tuple[int, ...]:

@@ -36,8 +36,8 @@ WHOLE = Share()
 @dataclass
 class Seen:
     """What a layer of g blocks read: its rows (k inputs), ``gathered``; rows before the first whole stretch (``head``) of so many batches
-    (``length``); of its target, where that is not what it makes itself, sums and squares (g, o) (``total``, ``squares``); the ``scale`` (o,) of its output in the target, and the
-    ``scatter`` of the rows."""
+    (``length``); of its target, where that is not what it makes, sums and squares (g, o) (``total``, ``squares``); the ``scale`` (o,)
+    of its output in the target, and the ``scatter`` of the rows."""
 
     gathered: linear.Gathered
     scale: Array
