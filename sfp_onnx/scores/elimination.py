@@ -159,8 +159,8 @@ class Elimination:
     """Per unit what its removal adds to the error (larger = keep), and per group the error by the number of units kept (0 .. width).
     Errors are relative to the variance of what the reading layers' outputs go into. ``blind``: groups that no such layer reads. ``cuts``:
     what looks at groups showed on the way, where all that reads them could be re-fitted; ``scarce``: of layers, how much of what they
-    read the samples leave unknown (`ridge.Scatter`); ``spectra``: of layers, what tells the error if they become two; ``reach``: what of
-    the unit of the errors reaches the outputs, as a share of their variance (0: unknown)."""
+    read the samples leave unknown (`ridge.Scatter`, or fewer rows than inputs); ``spectra``: of layers, what tells the error if they
+    become two; ``reach``: what of the unit of the errors reaches the outputs, as a share of their variance (0: unknown)."""
 
     scores: FloatArray
     errors: Mapping[str, FloatArray]
@@ -174,8 +174,8 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Place:
-    """A block of a layer that has so many: ``means`` (k,) of what it reads, the ``scale`` (o,) of its output in the target, and how much
-    of what it reads the samples leave unknown (``scarce``)."""
+    """A block of a layer that has so many: ``means`` (k,) of what it reads, the ``scale`` (o,) of its output in the target, how much
+    of what it reads the samples leave unknown (``scarce``), and the ``rows`` per input that they are."""
 
     layer: Layer
     block: int
@@ -183,6 +183,7 @@ class Place:
     means: FloatArray
     scale: Array
     scarce: float
+    rows: float
     spectrum: Spectrum | None = None
 
 
@@ -201,6 +202,7 @@ class Inputs:
 
 MOST_MADE = 2048  # outputs of a layer that may become two: a matrix of so many is held of each
 SCARCE = 0.1  # of what a layer reads left unknown by the samples: worth a word
+ENOUGH = 2  # rows per input of a layer where there are fewer rows than inputs: then some channels only seem to be sums of others
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
 
@@ -267,10 +269,9 @@ def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float]
     few = {name: share for name, share in found.scarce.items() if share > SCARCE}
     if few:
         most = max(few, key=lambda name: few[name])
-        wanted = int(np.ceil(looks.fitted.samples * few[most] / SCARCE / 100) * 100)
         notes.append(
-            f"{looks.fitted.samples} samples are few for what {len(few)} layers read, most for {most}: channels that seem alike there are "
-            f"believed to {1 - few[most]:.0%} only. About {wanted} samples would do"
+            f"{looks.samples} samples are few for what {len(few)} layer{'s read' if len(few) > 1 else ' reads'}, most for {most}: channels "
+            f"that seem alike there are believed to {1 - few[most]:.0%} only. About {looks.wanted(few[most] / SCARCE)} samples would do"
         )
     return replace(found, scores=scores, errors=errors, notes=tuple(notes))
 
@@ -400,7 +401,7 @@ def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[See
     blocks = sums.shape[0]
     matrix = form.matrix(weight, blocks)
     scaled = matrix.astype(np.float64) * walk.per_block(seen.scale, matrix)
-    channels = form.inputs_of(weight.shape, blocks)
+    channels, count = form.inputs_of(weight.shape, blocks), sums.count
     source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
     means, taps = sums.means[0], prod(form.kernel)
     known = seen.scatter is not None and blocks == 1 and matrix.shape[2] <= MOST_MADE  # before the sums are used up
@@ -410,7 +411,7 @@ def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[See
         units = source[block * (len(source) // blocks) + channels]
         key, held, scarce = (step.layer, "inverse", block), scaled[block].astype(np.float32), scatter.shares[block] if scatter else 0.0
         spectrum = None if read is None else _spectrum(*read, scaled[0], scarce, variance, seen.scale)
-        place = Place(layer, block, blocks, means[block], seen.scale, scarce, spectrum)
+        place = Place(layer, block, blocks, means[block], seen.scale, scarce, count / len(channels), spectrum)
         yield Inputs(key, place, held, channels, units, max(variance, ridge.TINY)), inverse
 
 
@@ -465,7 +466,8 @@ class _Ledger:
             self._uses[inputs.key] = len(groups)
             if inputs.place.spectrum is not None:
                 self.spectra[layer.node.name] = inputs.place.spectrum
-            self.scarce[layer.node.name] = max(inputs.place.scarce, self.scarce.get(layer.node.name, 0.0))
+            unknown = max(inputs.place.scarce, min(SCARCE * ENOUGH / inputs.place.rows, 1.0) if inputs.place.rows < 1 else 0.0)
+            self.scarce[layer.node.name] = max(unknown, self.scarce.get(layer.node.name, 0.0))
             self._store.put(inputs.key, matrix)
             for number in groups:
                 self._waiting.setdefault(number, []).append(inputs)

@@ -61,6 +61,16 @@ class Looks:
     fitted: Dataset
     held: Dataset
 
+    @property
+    def samples(self) -> int:
+        """All that were given."""
+        return self.fitted.samples + (self.held.samples if self.held.samples < self.fitted.samples else 0)
+
+    def wanted(self, times: float) -> int:
+        """How many to give, in hundreds, so that so many times as many are fitted on: some are held out again."""
+        fitted = self.fitted.samples * times
+        return int(np.ceil(min(fitted / (1 - HELD_OUT), fitted + MOST) / 100)) * 100
+
 
 def looks(analysis: Analysis, data: Dataset, seed: int, memory: int) -> Looks:
     """As many cuts and samples as the limits above allow."""
