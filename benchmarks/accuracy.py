@@ -33,7 +33,8 @@ from ranking import CIFAR10, RESNET20, RESNET56, VGG11, Case
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.options import RepairOptions
-from sfp_onnx.pipeline import Inputs, Scoring, candidates
+from sfp_onnx.pipeline.opened import Inputs
+from sfp_onnx.pipeline.scored import Scoring, candidates
 from sfp_onnx.planning.search import Candidates, plan_for
 from sfp_onnx.runtime import Setup, interleaved, open_model, steady_clock
 

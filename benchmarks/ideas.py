@@ -18,10 +18,12 @@ import numpy as np
 from ranking import RESNET20, SHARED
 
 import sfp_onnx
-from sfp_onnx import graph, pipeline
+from sfp_onnx import graph
 from sfp_onnx.core.options import RepairOptions
 from sfp_onnx.core.types import IntArray, Layer
 from sfp_onnx.coupling.cost import keep_mask
+from sfp_onnx.pipeline.opened import Inputs
+from sfp_onnx.pipeline.scored import Scoring, candidates
 from sfp_onnx.planning import removal_of
 from sfp_onnx.planning.search import plan_for
 from sfp_onnx.repair import lockstep, repaired
@@ -44,7 +46,7 @@ class Case:
         self.judge, self.rest = every.part(np.sort(order[:1024])), every.part(order[1024:])
         self.data = self.images(1024)
         options = [sfp_onnx.PlanOptions(targets=(f"macs={100 - cut}%",), only=RESNET20.only, align=None) for cut in CUTS]
-        scored = pipeline.candidates(pipeline.Inputs(self.analysis, self.data), options[0], pipeline.Scoring("obs", repair=None))
+        scored = candidates(Inputs(self.analysis, self.data), options[0], Scoring("obs", repair=None))
         self.plans = [plan_for(scored, own) for own in options]
         self.pruned = [sfp_onnx.apply(self.analysis, plan, verify=False).model for plan in self.plans]
         self.removed = [removal_of(plan, self.analysis.coupling, plan.model_sha256) for plan in self.plans]

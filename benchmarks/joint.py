@@ -27,7 +27,8 @@ from sfp_onnx import graph
 from sfp_onnx.core.options import OutputOptions, PlanOptions, RepairOptions
 from sfp_onnx.export import packaged, ranged
 from sfp_onnx.latency.measure import latencies_of
-from sfp_onnx.pipeline import Inputs, Scoring, candidates
+from sfp_onnx.pipeline.opened import Inputs
+from sfp_onnx.pipeline.scored import Scoring, candidates
 from sfp_onnx.planning.search import Candidates, form_for, plan_for
 from sfp_onnx.runtime import Setup
 

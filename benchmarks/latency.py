@@ -1,4 +1,7 @@
-"""Planned against measured latency: ``python benchmarks/latency.py [folder with models/ and zoo/] > benchmarks/latency.md``.
+"""Planned against measured latency: ``python benchmarks/latency.py [folder with models/ and zoo/ [PROVIDER]] > benchmarks/latency.md``.
+
+A PROVIDER, such as openvino, needs a build of onnxruntime that has it (``pip install onnxruntime-openvino openvino``, in an environment of
+its own); the first four models are measured then.
 
 For each model and target (80, 60, 40 % of the original's latency): plan with the latency model and the closed loop, then time the
 original and the three results again, interleaved in one run, one thread, batch 1, minimum of 400. The weights of the zoo are random,
@@ -24,7 +27,8 @@ MODELS = (
     "zoo/unet", "zoo/yolov5_c3", "zoo/shufflenet_v2_x1_0",
 )  # fmt: skip
 TARGETS = (80, 60, 40)
-SETUP = Setup(threads=1)
+PROVIDER = sys.argv[2] if len(sys.argv) > 2 else "cpu"
+SETUP = Setup(1, PROVIDER)
 REPEATS = 400
 
 
@@ -41,7 +45,7 @@ def row(path: Path) -> str:
     for target in TARGETS:
         start = time.perf_counter()
         try:
-            plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=(f"latency={target}%",), threads=1), "magnitude")
+            plan = sfp_onnx.plan(analysis, sfp_onnx.PlanOptions(targets=(f"latency={target}%",), threads=1, provider=PROVIDER), "magnitude")
         except sfp_onnx.TargetError as error:
             cells.append([str(error).partition("best reachable is ")[2].partition(")")[0] + ")", "", ""])
             models.append(analysis.model)
@@ -68,11 +72,11 @@ def main() -> None:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print("Times are processor time of the one thread, so that other programs do not count; they equal wall time on an idle machine.")
     print("The machine is shared and noisy; differences of one or two points between the last two numbers are noise.")
-    print(f"{device(SETUP)['cpu']}, onnxruntime {version()}, load {load} at the start.\n")
+    print(f"{device(SETUP)['cpu']}, onnxruntime {version()}, {SETUP.words(1)}, load {load} at the start.\n")
     heads = " | ".join(f"target {target} %" for target in TARGETS)
     print(f"| model | original | profile: first, cached | error of predictions | {heads} | planning |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in MODELS:
+    for name in MODELS[: None if PROVIDER == "cpu" else 4]:
         print(row(needed(root / f"{name}.onnx")), flush=True)
 
 

@@ -30,7 +30,8 @@ from ranking import RESNET20, VGG11, Case
 
 import sfp_onnx
 from sfp_onnx.core.options import PlanOptions
-from sfp_onnx.pipeline import Inputs, Scoring, candidates
+from sfp_onnx.pipeline.opened import Inputs
+from sfp_onnx.pipeline.scored import Scoring, candidates
 from sfp_onnx.planning.search import Candidates, plan_for
 from sfp_onnx.runtime import open_model
 

@@ -26,7 +26,8 @@ from sfp_onnx import graph
 from sfp_onnx.core.options import MeasureOptions, PlanOptions, RepairOptions
 from sfp_onnx.evaluation import reading_of
 from sfp_onnx.latency.measure import latencies_of
-from sfp_onnx.pipeline import Inputs, Scoring, candidates
+from sfp_onnx.pipeline.opened import Inputs
+from sfp_onnx.pipeline.scored import Scoring, candidates
 from sfp_onnx.planning.max_drop import Judge, held_out
 from sfp_onnx.planning.search import plan_for
 from sfp_onnx.runtime import Setup

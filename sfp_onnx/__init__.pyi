@@ -32,17 +32,12 @@ from .graph.save import save as save
 from .methods.dilution.stages import Diluted as Diluted, DiluteOptions as DiluteOptions, dilute as dilute
 from .methods.sfp.probe import ProfileOptions as ProfileOptions
 from .methods.sfp.profiles import LayerProfile as LayerProfile, Profiles as Profiles, class_profiles as class_profiles
-from .pipeline import (
-    Sweep as Sweep,
-    apply as apply,
-    calibrate as calibrate,
-    device_profile as device_profile,
-    evaluate as evaluate,
-    plan as plan,
-    prune as prune,
-    score as score,
-    sweep as sweep,
-)
+from .pipeline.applied import apply as apply
+from .pipeline.measured import device_profile as device_profile, evaluate as evaluate
+from .pipeline.planned import plan as plan
+from .pipeline.pruned import prune as prune
+from .pipeline.scored import calibrate as calibrate, score as score
+from .pipeline.swept import Sweep as Sweep, sweep as sweep
 from .report.manifest import Pruned as Pruned, manifest as manifest, read_plan as read_plan
 from .report.points import Point as Point
 from .scores.scoring import Scored as Scored, save_scores as save_scores, scored as scored

@@ -14,12 +14,12 @@ import numpy as np
 from .core import system
 from .core.errors import ModelError, OptionError, VerificationError
 from .core.options import MeasureOptions, OutputOptions
-from .core.types import Array, Node
+from .core.types import Array, IntArray, Node
 from .coupling.analysis import Analysis
 from .data.dataset import Dataset
 from .evaluation import tally
 from .evaluation.meaning import read
-from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, with_node_names
+from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, vocabulary, with_node_names
 from .graph.edit import with_full_weights, without_dead
 from .graph.load import load, raised
 from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
@@ -193,9 +193,78 @@ def ort_file(model: Model) -> OrtFile:
         return OrtFile(path.read_bytes(), operators)
 
 
+# ---- vocabularies ----------------------------------------------------------------------------------------------------
+
+FROM_DATA = "from-data"
+
+
+def rows_kept(analysis: Analysis, options: OutputOptions, data: Dataset | None) -> OutputOptions:
+    """The options with the rows of tables that are kept, by the input whose numbers look them up.
+
+    Raises:
+        OptionError: no table would be smaller, no data, or a file that holds no numbers.
+    """
+    if options.vocabulary is None:
+        return options
+    known: dict[str, int] = {}
+    for table in vocabulary.tables(analysis.model):
+        known[table.numbers] = max(known.get(table.numbers, 0), table.shape[0])
+    if not known:
+        raise OptionError("--vocabulary: no table of the model is looked up by an input of whole numbers as they come. Leave it out")
+    if options.vocabulary == FROM_DATA:
+        if data is None:
+            raise OptionError(f"--vocabulary {FROM_DATA} needs --data")
+        batches = [feeds for feeds, _ in data.batches()]
+        rows = {name: vocabulary.numbers_in([feeds[name] for feeds in batches], size) for name, size in known.items()}
+    else:
+        kept, most = _numbers_of(Path(options.vocabulary)), max(known.values())
+        if kept[-1] >= most or (options.unknown_token or 0) >= most:
+            raise OptionError(f"--vocabulary {options.vocabulary}: {max(kept[-1], options.unknown_token or 0)} is no row of {most}")
+        rows = {name: kept for name, size in known.items() if size == most}
+        if len(rows) > 1:
+            shown = ", ".join(sorted(rows))
+            raise OptionError(f"--vocabulary FILE: several inputs look up tables of {most} rows ({shown}); give {FROM_DATA}")
+    if not vocabulary.shrinking(analysis.model, rows):
+        counts = ", ".join(f"{len(kept)} of {known[name]} rows for {name}" for name, kept in rows.items())
+        raise OptionError(f"--vocabulary {options.vocabulary}: nothing would be saved ({counts}). Leave it out, or keep fewer")
+    return replace(options, rows=rows)
+
+
+def _numbers_of(path: Path) -> IntArray:
+    """The whole numbers of a file, one a line, in order."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--vocabulary {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    found = list[int]()
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            if not line.strip().isdecimal():
+                raise OptionError(f"--vocabulary {path}, line {number}: expected the number of a row, got '{line.strip()[:40]}'")
+            found.append(int(line))
+    if not found:
+        raise OptionError(f"--vocabulary {path}: expected the number of a row on each line, the file is empty")
+    return np.unique(np.asarray(found, np.int64))
+
+
+def _told_of_rows(model: Model, options: OutputOptions, judge: Dataset | None) -> list[str]:
+    """What the rows are that are kept, and how often others are asked for on held-out data."""
+    words = []
+    for table in vocabulary.shrinking(model, options.rows):
+        kept, size = options.rows[table.numbers], table.shape[0]
+        others = "the mean of the others" if options.unknown_token is None else f"that of {options.unknown_token}"
+        said = f"vocabulary: {int((kept < size).sum())} of {size} rows of '{table.name}' are kept; all others share one, {others}"
+        if judge is not None:
+            asked = np.concatenate([feeds[table.numbers].reshape(-1) for feeds, _ in judge.batches()])
+            said += f". Of the held-out numbers {1 - np.isin(np.where(asked < 0, asked + size, asked), kept).mean():.2%} are such"
+        words.append(said)
+    return words
+
+
 def packaged(model: Model, options: OutputOptions, batches: Feeding | None) -> Model:
     """The last ONNX form that is asked for."""
     model = without_dead(model) if options.fp16 or options.quantize else model
+    model = model if options.rows is None else vocabulary.with_rows(model, options.rows, options.unknown_token)
     if options.quantize:
         return quantized(half_weights(model)[1] if options.fp16 else with_full_weights(model), batches)
     return half_weights(model)[0] if options.fp16 else model
@@ -251,7 +320,10 @@ def package(
     """
     models = {"original": analysis.model, "pruned": pruned}
     live = without_dead(pruned)
-    plain, last, notes = live, pruned, []
+    plain, last, notes = live, pruned, list[str]()
+    if options.rows is not None:
+        notes += _told_of_rows(live, options, judge)
+        plain = last = live = models["vocabulary"] = vocabulary.with_rows(live, options.rows, options.unknown_token)
     if options.fp16:
         last, plain, words = halved(live)
         models["fp16"] = last

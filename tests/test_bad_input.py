@@ -28,8 +28,8 @@ from conftest import (
 from onnx import TensorProto, helper
 
 import sfp_onnx
-from sfp_onnx import pipeline
 from sfp_onnx.cli.common import EPILOG
+from sfp_onnx.pipeline import opened
 
 PORTS: dict[str, Any] = {"inputs": [("x", np.float32, ["N", *IMAGE])], "outputs": [("logits", np.float32, ["N", CLASSES])]}
 
@@ -296,7 +296,7 @@ def paths(model_file: Path, data_file: Path, tmp_path: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("which", ["plan", "prune", "manifest"])
 def test_outputs(where: str, which: str, paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known before any work is done."""
-    monkeypatch.setattr(pipeline, "inspect", lambda *arguments: pytest.fail("worked before looking at the output"))
+    monkeypatch.setattr(opened, "inspect", lambda *arguments: pytest.fail("worked before looking at the output"))
     bad, good = paths[where], tmp_path / "out.onnx"
     output = ["-o", good, "--manifest", bad] if which == "manifest" else ["-o", bad]
     command = "plan" if which == "plan" else "prune"

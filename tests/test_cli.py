@@ -31,7 +31,8 @@ from conftest import (
 from onnx import numpy_helper
 
 import sfp_onnx
-from sfp_onnx import cut as cut_room, pipeline
+from sfp_onnx import cut as cut_room
+from sfp_onnx.pipeline import applied, opened
 
 COMMANDS = ("inspect", "plan", "apply", "prune", "evaluate", "profile", "sweep")
 # One sample of the classifier: 8x8 positions; conv1 3->8, conv2 8->12, head 12->5.
@@ -123,7 +124,7 @@ def test_internal_errors(verbose: bool, model_file: Path, monkeypatch: pytest.Mo
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(pipeline, "inspect", fail)
+    monkeypatch.setattr(opened, "inspect", fail)
     result = invoke(*(["-v"] if verbose else []), "inspect", model_file)
     assert result.exit_code == 1
     if verbose:
@@ -368,7 +369,7 @@ def test_a_wrong_cut_is_refused(model_file: Path, tmp_path: Path, monkeypatch: p
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.01), "b3"))
         return model
 
-    monkeypatch.setattr(pipeline, "cut", wrong)
+    monkeypatch.setattr(applied, "cut", wrong)
     before = files_in(tmp_path)
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--manifest", tmp_path / "m.json")
     assert result.exit_code == 3 and "'logits'" in result.stderr and "Nothing was written" in result.stderr

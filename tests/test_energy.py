@@ -87,3 +87,15 @@ def test_with_counters_it_is_measured(arrays: Path, monkeypatch: pytest.MonkeyPa
     assert [own.energy_mj for own in found] == [250.0, 250.0] and found[0].energy.startswith("measured (RAPL")
     monkeypatch.setattr(energy, "above_rest", lambda runs, meters: [-1.0 for _ in runs])
     assert "disturbed" in sfp_onnx.evaluate([model], arrays / "test.npz", latency=False, energy=True)[0].energy
+
+
+def test_the_card_and_the_report_of_a_run_tell_it(arrays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jinja2", reason="needs the extra report")
+    monkeypatch.setattr(energy, "POWERCAP", arrays / "none")
+    words = ["prune", arrays / "model.onnx", "-o", arrays / "small.onnx", "--data", arrays / "test.npz", "--target", "macs=60%", "--energy"]
+    assert "give --test-data" in invoke(*words).stderr and not (arrays / "small.onnx").exists()
+    more = ["--test-data", arrays / "test.npz", "--card", arrays / "card.md", "--report", arrays / "page.html"]
+    result = invoke(*words, *more)
+    assert result.exit_code == 0, result.stderr
+    assert "| energy of a run, mJ (an estimate, not measured" in (arrays / "card.md").read_text()
+    assert "Energy of a run" in (arrays / "page.html").read_text()

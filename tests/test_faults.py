@@ -21,11 +21,12 @@ from conftest import classifier, ctrl_c, files_in, images, invoke, labels_of, mo
 from onnx import TensorProto, helper
 
 import sfp_onnx
-from sfp_onnx import graph, pipeline
+from sfp_onnx import graph
 from sfp_onnx.core import system
 from sfp_onnx.core.errors import OutputError
 from sfp_onnx.core.system import available
 from sfp_onnx.methods.dilution.stages import DiluteOptions, dilute
+from sfp_onnx.pipeline import opened
 
 faults = pytest.importorskip("faults", reason="needs Linux")
 fuzzing = pytest.importorskip("fuzzing", reason="needs Linux")
@@ -383,7 +384,7 @@ def test_memory_that_is_not_there_is_an_error(model_file: Path, tmp_path: Path, 
     def full(*arguments: object, **more: object) -> None:
         raise MemoryError("Unable to allocate 3.64 TiB")
 
-    monkeypatch.setattr(pipeline, "inspect", full)
+    monkeypatch.setattr(opened, "inspect", full)
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5")
     assert result.exit_code == 4 and "Error: not enough memory (Unable to allocate 3.64 TiB)" in result.stderr
 
@@ -401,7 +402,7 @@ def test_ctrl_c_is_no_internal_error(model_file: Path, tmp_path: Path, monkeypat
     def interrupt(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "inspect", interrupt)
+    monkeypatch.setattr(opened, "inspect", interrupt)
     result = invoke("prune", model_file, "-o", tmp_path / "out.onnx", "--ratio", "0.5")
     assert result.exit_code == 130 and "Interrupted" in result.stderr and "nothing was written that is not whole" in result.stderr
 

@@ -26,7 +26,7 @@ from sfp_onnx import graph
 from sfp_onnx.coupling.analysis import data_for, inspect
 from sfp_onnx.latency.profiling import layer_times
 from sfp_onnx.methods.sfp import few_examples
-from sfp_onnx.pipeline import prune
+from sfp_onnx.pipeline.pruned import prune
 from sfp_onnx.report import Dot, heat_map, png, scatter, ticks
 from sfp_onnx.runtime import Setup
 

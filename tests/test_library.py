@@ -13,10 +13,10 @@ import pytest
 from conftest import images, invoke
 
 import sfp_onnx
-from sfp_onnx import pipeline
 from sfp_onnx.core.errors import DataError, PlanError
 from sfp_onnx.core.options import PlanOptions, ScoreOptions
 from sfp_onnx.latency import measure
+from sfp_onnx.pipeline import scored as scoring
 from sfp_onnx.planning import library
 from sfp_onnx.planning.library import read_library, save_library
 
@@ -43,7 +43,7 @@ def test_a_plan_from_a_library_is_the_plan(model_file: Path, data: Path, kept: P
     wanted = PlanOptions(targets=("macs=50%", "size=70%"))
     direct = sfp_onnx.plan(model_file, wanted, data=data)
     data.unlink()
-    monkeypatch.setattr(pipeline, "scored", refuse)
+    monkeypatch.setattr(scoring, "scored", refuse)
     found = sfp_onnx.plan(model_file, replace(wanted, library=kept))
     assert found == direct and found.options["score"] == "obs" and found.options["data"]["samples"] == 60
     assert "library" not in found.options and "kept" not in json.dumps(found.options)
@@ -74,7 +74,7 @@ def test_sweeps_and_their_parts_share_one(model_file: Path, data: Path, tmp_path
     words = ["sweep", model_file, "--data", data, "--targets", "macs=80%:40%:20%", "--threads", "1"]
     kept, folders = tmp_path / "sweep.npz", [tmp_path / "whole", tmp_path / "again"]
     assert invoke(*words, "--save-library", kept, "--save-dir", folders[0]).exit_code == 0
-    monkeypatch.setattr(pipeline, "scored", refuse)
+    monkeypatch.setattr(scoring, "scored", refuse)
     for number in (1, 2):
         more = ["--part", f"{number}/2", "-o", tmp_path / f"part{number}.json", "--save-dir", folders[1]]
         result = invoke(*words, "--library", kept, *more)
@@ -89,7 +89,7 @@ def test_latency_tables_are_kept(model_file: Path, data: Path, tmp_path: Path, m
     options = PlanOptions(targets=("latency=99%",), threads=1, save_library=kept)
     sfp_onnx.plan(model_file, options, data=data)
     assert (read_library(kept).profile or {})["batch"] == 1
-    monkeypatch.setattr(pipeline, "measure_device_profile", refuse)
+    monkeypatch.setattr(scoring, "measure_device_profile", refuse)
     monkeypatch.setattr("sfp_onnx.latency.profiling.measure_device_profile", refuse)
     found = sfp_onnx.plan(model_file, PlanOptions(targets=("latency=98%",), threads=1, library=kept))
     assert found.options["device_profile"] == str(kept) and found.figures["latency"]["actual"] > 0

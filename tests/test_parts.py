@@ -15,11 +15,12 @@ import pytest
 from conftest import classifier, images, invoke
 
 import sfp_onnx
-from sfp_onnx import pipeline
 from sfp_onnx.core.errors import DataError, OptionError, PlanError
 from sfp_onnx.core.options import PlanOptions, RepairOptions, ScoreOptions
 from sfp_onnx.coupling.analysis import batched, silent
 from sfp_onnx.graph.arrays import Arrays
+from sfp_onnx.pipeline import scored
+from sfp_onnx.pipeline.opened import Sources
 from sfp_onnx.runtime import using_threads
 from sfp_onnx.scores import elimination, parts, sensitivity, shares as shares_of, statistics
 from sfp_onnx.scores.scoring import SCORES, OfGroups
@@ -41,7 +42,7 @@ def measured(model_file: Path, data: Path, tmp_path: Path) -> Callable[..., list
     def made(count: int, **named: Any) -> list[Path]:
         files = [tmp_path / f"part_{number}_of_{count}.npz" for number in range(1, count + 1)]
         for number, file in enumerate(files, 1):
-            pipeline.calibrate(model_file, file, f"{number}/{count}", data=data, options=PlanOptions(threads=1), **named)
+            scored.calibrate(model_file, file, f"{number}/{count}", data=data, options=PlanOptions(threads=1), **named)
         return files
 
     return made
@@ -61,7 +62,7 @@ def near(found: Any, expected: Any, within: float = 1e-12) -> None:
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_parts_add_up_to_one_pass(count: int, model_file: Path, data: Path, measured: Callable[..., list[Path]]) -> None:
     analysis = sfp_onnx.inspect(sfp_onnx.load(model_file))
-    whole = pipeline.Sources(data).open(model_file).data
+    whole = Sources(data).open(model_file).data
     assert whole is not None
     fitted = batched(analysis, sensitivity.looks(analysis, whole, 0, ScoreOptions.memory).fitted)
     assert fitted.runs == 9
@@ -137,7 +138,7 @@ def test_the_number_of_workers_changes_nothing(
 ) -> None:
     """And n parts on one machine give the same bytes."""
     options = PlanOptions(targets=("macs=50%",), threads=1, save_library=tmp_path / "a")
-    sfp_onnx.plan(model_file, options, statistics=measured(pipeline.PARTS))
+    sfp_onnx.plan(model_file, options, statistics=measured(scored.PARTS))
     with make() as executor:
         options = PlanOptions(targets=("macs=50%",), threads=1, save_library=tmp_path / "b")
         sfp_onnx.plan(model_file, options, data=data, executor=executor)

@@ -19,7 +19,6 @@ from click.testing import Result
 from conftest import CLASSES, IMAGE, classifier, classifier_nodes, files_in, images, invoke, model_of, run_model, weights_of
 from onnx import helper
 
-from sfp_onnx import pipeline
 from sfp_onnx.cli import config, doctor, main
 from sfp_onnx.cli.config import chosen, names_of, read_toml
 from sfp_onnx.cli.init import TABLES
@@ -28,6 +27,7 @@ from sfp_onnx.core.options import MeasureOptions
 from sfp_onnx.coupling.analysis import data_for
 from sfp_onnx.data.checks import Scorer, _remedies
 from sfp_onnx.graph.load import load
+from sfp_onnx.pipeline import pruned
 from sfp_onnx.report import manifest as records
 from sfp_onnx.report.manifest import clocked
 from sfp_onnx.rules.registry import training_nodes
@@ -328,7 +328,7 @@ def test_measured_plans_are_taken_from_the_manifest(model_file: Path, tmp_path: 
     manifest, shared = tmp_path / "m.json", ["prune", model_file, "--ratio", 0.5]
     good(*shared, "-o", tmp_path / "a.onnx", "--manifest", manifest)
     monkeypatch.setattr(records, "clocked", lambda options: True)
-    monkeypatch.setattr(pipeline, "_planned", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(pruned, "planned_for", lambda *arguments: 1 / 0)
     result = good(*shared, "-o", tmp_path / "b.onnx", "--locked", manifest)
     assert "the plan is that of the manifest" in result.stderr
     assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.helper as oh
 import pytest
 from building import Builder, assert_exact, assert_listed, random_plan
 
 import sfp_onnx
 from sfp_onnx.core.options import InspectOptions, PlanOptions
 from sfp_onnx.coupling.analysis import Analysis
+from sfp_onnx.evaluation import Distances
 from sfp_onnx.graph import inputs
 from sfp_onnx.planning.figures import macs_terms
 
@@ -68,12 +70,12 @@ def test_zoo_with_data_and_every_flag(path: Path, shared: Path) -> None:
 # ---- kinds, by hand --------------------------------------------------------------------------------------------------
 
 
-def cut(model: onnx.ModelProto, *names: str, **options: Any) -> Analysis:
-    """Random plans are exact, and these layers can shrink."""
+def cut(model: onnx.ModelProto, *names: str, select: bool = False, **options: Any) -> Analysis:
+    """Random plans are exact, and these layers can shrink. ``select``: what is removed is divided by."""
     analysis = sfp_onnx.inspect(model, **options)
     for seed in range(3):
         result = sfp_onnx.apply(analysis, random_plan(analysis, seed))
-        assert_exact(model, result)
+        assert_exact(model, result, select=select)
         assert_listed(model, result)
     assert {*names} <= {name for group in analysis.coupling.groups for name in group.producers}
     return analysis
@@ -341,3 +343,93 @@ def test_a_target_is_met_where_units_hold_different_shares() -> None:
         options = PlanOptions(targets=(f"macs={share}%",), allocation="solve", align=1)
         result = sfp_onnx.prune(model, options, inspect_options=InspectOptions(expand="none"))
         assert share - 12 < 100 * result.plan.after.macs / result.plan.before.macs <= share
+
+
+# ---- heads in the forms that exporters write --------------------------------------------------------------------------
+
+
+def heads(b: Builder, x: str, name: str, count: int = 4, size: int = 4) -> str:
+    """N x 6 x 12 -> N x heads x 6 x dimensions."""
+    y = b.op("MatMul", x, b.weight(12, count * size), name=name)
+    return b.op("Transpose", b.op("Reshape", y, b.const([0, 0, count, size], np.int64)), perm=[0, 2, 1, 3])
+
+
+def joined(b: Builder, y: str) -> str:
+    """N x heads x 6 x dimensions -> N x 6 x 16."""
+    return b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1, 3]), b.const([0, 0, -1], np.int64))
+
+
+def test_a_column_that_is_padded_to_every_head_leaves_with_it() -> None:
+    """Attention without a Softmax: ones beside the values sum up what the queries are divided by."""
+    b = Builder(17, 14)
+    x = b.input(["N", 6, 12])
+    q, k, v = (heads(b, x, name) for name in "qkv")
+    v = b.op("Pad", v, b.const([0] * 7 + [1], np.int64), b.const(np.float32(1)))
+    y = b.op("MatMul", b.op("Relu", q), b.op("MatMul", b.op("Transpose", b.op("Relu", k), perm=[0, 1, 3, 2]), v))
+    last = b.const([-1], np.int64)
+    total = b.op("Slice", y, last, b.const([2**31], np.int64), last)
+    y = b.op("Div", b.op("Slice", y, b.const([0], np.int64), last, last), b.op("Add", total, b.const(1e-3)))
+    cut(b.model(b.op("MatMul", joined(b, y), b.weight(16, 3))), "q", "k", "v", select=True)
+
+
+def test_tables_that_exporters_merged_are_cut_apart() -> None:
+    """Two attentions with equal biases per head; one adds its bias to a mask first, which is none of the data."""
+    b = Builder(17, 15)
+    x, table = b.input(["N", 6, 12]), b.weight(1, 4, 6, 6)
+    batch = b.op("Slice", b.op("Shape", x), b.const([0], np.int64), b.const([1], np.int64))
+    mask = b.op("Expand", b.const(np.triu(np.ones((1, 1, 6, 6)))), b.op("Concat", batch, b.const([1, 6, 6], np.int64), axis=0))
+    parts = []
+    for bias in (table, b.op("Add", table, mask)):
+        q, k, v = (heads(b, x, f"{name}{len(parts)}") for name in "qkv")
+        scores = b.op("Add", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2])), bias)
+        parts.append(b.op("MatMul", joined(b, b.op("MatMul", b.op("Softmax", scores, axis=-1), v)), b.weight(16, 12)))
+    cut(b.model(b.op("MatMul", b.op("Add", *parts), b.weight(12, 3))), *(f"{name}{part}" for name in "qkv" for part in (0, 1)))
+
+
+def test_heads_that_are_merged_with_windows_stay_heads() -> None:
+    """Windows of tokens beside the samples, heads behind them on one axis: those of all windows are the same."""
+    b = Builder(17, 17)
+    x = b.input(["N", 6, 12])
+    for block in range(2):
+        windows = b.op("Reshape", x, b.const([-1, 3, 12], np.int64))
+        q, k, v = (b.op("MatMul", windows, b.weight(12, 16), name=f"{name}{block}") for name in "qkv")
+        q, k, v = (b.op("Transpose", b.op("Reshape", y, b.const([0, 0, 4, 4], np.int64)), perm=[0, 2, 1, 3]) for y in (q, k, v))
+        q, k, v = (b.op("Reshape", y, b.const([-1, 3, 4], np.int64)) for y in (q, k, v))
+        y = b.op("MatMul", b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 1])), axis=-1), v)
+        y = b.op("Transpose", b.op("Reshape", y, b.const([-1, 4, 3, 4], np.int64)), perm=[0, 2, 1, 3])
+        y = b.op("MatMul", b.op("Reshape", y, b.const([0, 0, -1], np.int64)), b.weight(16, 12))
+        x = b.op("Add", x, b.op("Reshape", y, b.const([-1, 6, 12], np.int64)))
+    cut(b.model(b.op("MatMul", x, b.weight(12, 3))), *(f"{name}{block}" for name in "qkv" for block in (0, 1)))
+
+
+def test_indices_that_are_computed_from_a_size_that_shrinks_stay_consistent() -> None:
+    """Numbers of rows, spread to the shape of what was computed from them."""
+    b = Builder(17, 18)
+    x = b.input(["N", 16, 12])
+    table = b.op("ConstantOfShape", b.const([1, 16, 12], np.int64), value=oh.make_tensor("value", onnx.TensorProto.FLOAT, [1], [0.5]))
+    size = b.op("Gather", b.op("Shape", table), b.const(1, np.int64))
+    rows = b.op("Reshape", b.op("Range", b.const(0, np.int64), size, b.const(1, np.int64)), b.const([-1, 1], np.int64))
+    rows = b.op("Expand", rows, b.op("Shape", b.op("Add", rows, b.const([[0, 1]], np.int64))))
+    first = b.op("Gather", b.op("Transpose", rows), b.const(0, np.int64), axis=0)
+    table = b.op("Gather", table, first, axis=1)
+    batch = b.op("Slice", b.op("Shape", x), b.const([0], np.int64), b.const([1], np.int64))
+    table = b.op("Expand", table, b.op("Concat", batch, b.const([16, 12], np.int64), axis=0))
+    y = b.op("Relu", b.op("Add", b.op("MatMul", x, b.weight(12, 24), name="wide"), b.op("MatMul", table, b.weight(12, 24))))
+    cut(b.model(b.op("MatMul", b.reduce("ReduceSum", y, [1]), b.weight(24, 3))), "wide")
+
+
+def test_a_cut_that_changes_nothing_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that start as zeros: what is cut in front of them told nobody anything, and a repair can only do harm (as here)."""
+    b = Builder(17, 16)
+    x = b.conv(b.input(["N", 3, 8, 8]), 3, 16, name="stem")
+    inner = b.op("Relu", b.conv(x, 16, 24, name="inner"))
+    x = b.op("Add", x, b.op("Conv", inner, b.const(np.zeros((16, 24, 1, 1))), name="zero"))
+    analysis = sfp_onnx.inspect(b.model(b.conv(b.op("Relu", x), 16, 4, name="last")))
+    options, data = PlanOptions(ratio=0.5, only="inner"), samples(analysis)
+    assert sfp_onnx.prune(analysis, options, data=data).repaired.before == 0
+    monkeypatch.setattr("sfp_onnx.repair.distances", lambda *_: Distances("centred error", (0.0, 1e-4), 1e-5))
+    result = sfp_onnx.prune(analysis, options, data=data)
+    assert result.repaired is not None and not result.repaired.kept
+    monkeypatch.setattr("sfp_onnx.repair.distances", lambda *_: Distances("centred error", (1e-5, 1e-4), 1e-5))
+    with pytest.raises(sfp_onnx.VerificationError, match="away from the original"):
+        sfp_onnx.prune(analysis, options, data=data)

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from test_door import case
 
 import sfp_onnx
-from sfp_onnx import graph, pipeline
+from sfp_onnx import graph
 from sfp_onnx.core.errors import VerificationError
 from sfp_onnx.graph.extract import with_constants
+from sfp_onnx.pipeline import applied
 from sfp_onnx.runtime import open_model
 
 node = helper.make_node
@@ -118,8 +119,8 @@ def chosen(model: onnx.ModelProto, **options: Any) -> Any:
 
 
 def wrong(monkeypatch: pytest.MonkeyPatch, change: Callable[[graph.Model], graph.Model]) -> None:
-    right = pipeline.cut
-    monkeypatch.setattr(pipeline, "cut", lambda *arguments: change(right(*arguments)))
+    right = applied.cut
+    monkeypatch.setattr(applied, "cut", lambda *arguments: change(right(*arguments)))
 
 
 @pytest.mark.parametrize("name", MAGNIFIES)

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,10 @@ import pytest
 from conftest import ctrl_c, images, invoke
 
 import sfp_onnx
-from sfp_onnx import pipeline
 from sfp_onnx.core.errors import OptionError, TargetError, VerificationError
 from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.core.workers import each, reason
+from sfp_onnx.pipeline import swept
 
 ONE = PlanOptions(threads=1)
 
@@ -61,14 +63,14 @@ class Elsewhere(Executor):
         import pickle
 
         done: Future[Any] = Future()
-        pipeline._BENCHES, kept = {}, pipeline._BENCHES
+        swept._BENCHES, kept = {}, swept._BENCHES
         try:
             sent, given = pickle.loads(pickle.dumps((call, arguments)))
             done.set_result(pickle.loads(pickle.dumps(sent(*given, **named))))
         except Exception as error:
             done.set_exception(error)
         finally:
-            pipeline._BENCHES = kept
+            swept._BENCHES = kept
         return done
 
 
@@ -81,7 +83,7 @@ def test_executors_give_the_same_bytes(make: Any, model_file: Path, data: Path, 
     assert len(hashes(tmp_path / "a")) == 3 and hashes(tmp_path / "a") == hashes(tmp_path / "b")
     assert rows(found.points) == rows(alone.points) and "best reachable" in found.points[-1].failure
     assert {key: found.data[key] for key in ("model", "options")} == {key: alone.data[key] for key in ("model", "options")}
-    assert not pipeline._BENCHES
+    assert not swept._BENCHES
 
 
 def test_workers_on_the_command_line(model_file: Path, data: Path, tmp_path: Path) -> None:
@@ -90,6 +92,35 @@ def test_workers_on_the_command_line(model_file: Path, data: Path, tmp_path: Pat
         result = invoke(*base, tmp_path / folder, *more)
         assert result.exit_code == 0, result.stderr
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b") != {}
+
+
+def test_a_dask_cluster_gives_the_same_bytes(model_file: Path, data: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
+    base = ["sweep", model_file, "--data", data, "--targets", "macs=80%:60%:20%", "--threads", "1", "--save-dir"]
+    assert invoke(*base, tmp_path / "a").exit_code == 0
+    quiet = {"dashboard_address": None, "silence_logs": 50}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
+            result = invoke(*base, tmp_path / "b", "--dask", cluster.scheduler_address)
+    assert result.exit_code == 0, result.stderr
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b") != {}
+
+
+def test_a_dask_cluster_that_is_not_there_is_said(model_file: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ["sweep", model_file, "--data", data, "--targets", "macs=80%:60%:20%"]
+    assert "give one of them" in invoke(*base, "--dask", "tcp://127.0.0.1:1", "--workers", "2").stderr
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    missing = invoke(*base, "--dask", "tcp://127.0.0.1:1")
+    assert missing.exit_code == 2 and "pip install distributed" in missing.stderr
+
+    class Unanswered:
+        def __init__(self, *_: object, **named: object) -> None:
+            raise OSError("timed out")
+
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=Unanswered))
+    refused = invoke(*base, "--dask", "tcp://127.0.0.1:1")
+    assert refused.exit_code == 2 and "no scheduler answers" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_what_cannot_be_sent_is_said(model_file: Path) -> None:
@@ -117,17 +148,17 @@ def test_what_is_timed_runs_where_nothing_else_does(model_file: Path, caplog: py
 
 @pytest.mark.parametrize("error", [VerificationError("it differs"), MemoryError(), ValueError("odd")])
 def test_a_point_that_fails_is_a_row(error: Exception, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    point = pipeline._point
+    point = swept._point
 
-    def broken(work: pipeline.Work, target: str) -> Any:
+    def broken(work: swept.Work, target: str) -> Any:
         if target == "macs=60%":
             raise error
         return point(work, target)
 
-    monkeypatch.setattr(pipeline, "_point", broken)
+    monkeypatch.setattr(swept, "_point", broken)
     found = sfp_onnx.sweep(model_file, ["macs=80%:40%:20%"], ONE).points
     assert [bool(own.failure) for own in found] == [False, False, True, False] and found[2].failure == reason(error)
-    monkeypatch.setattr(pipeline, "_point", lambda work, target: broken(work, "macs=60%"))
+    monkeypatch.setattr(swept, "_point", lambda work, target: broken(work, "macs=60%"))
     with pytest.raises(TargetError, match="none of the 3 targets"):
         sfp_onnx.sweep(model_file, ["macs=80%:40%:20%"], ONE)
 

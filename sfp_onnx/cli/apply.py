@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import pipeline
 from ..core.options import EXPANSIONS, DataOptions, InspectOptions, MeasureOptions, OutputOptions, RepairOptions
 from ..graph.load import load
+from ..pipeline import applied
 from ..report.manifest import read_plan
 from . import arguments as take
 from .common import bar
 from .prune import conclude, show, to_evaluate
 
-FORMS = ("report", "card", "fp16", "quantize", "save_ort", "locked")
+FORMS = ("report", "card", "energy", "fp16", "quantize", "vocabulary", "unknown_token", "save_ort", "locked")
 
 
 @take.command(
@@ -25,7 +25,7 @@ def command(model: Path, plan: Path, output: Path, custom_ops: tuple[str, ...], 
 
     Example: sfp-onnx apply model.onnx plan.json -o smaller.onnx
     """
-    result = pipeline.apply(
+    result = applied.apply(
         load(model, custom_ops), read_plan(plan), verify=verify, progress=bar, repair=take.build(RepairOptions, options),
         output=take.build(OutputOptions, options, path=output), paths=(plan,), **take.reading(options))  # fmt: skip
     show(result, output, as_json)

@@ -18,7 +18,7 @@ from ..core.system import quiet, versions
 from ..graph.extract import conv_chain
 from ..graph.load import load
 from ..latency.measure import cache_folder
-from ..pipeline import prune
+from ..pipeline.pruned import prune
 from ..runtime import open_model, providers
 from . import arguments as take
 from .common import answer, say

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import pipeline
-from ..core.options import DATA, RUN, DataOptions, InspectOptions, MeasureOptions, PlanOptions
+from ..core.options import DATA, ENERGY, RUN, DataOptions, InspectOptions, MeasureOptions, PlanOptions
 from ..evaluation import GateOptions, Verdict
 from ..graph.load import load
 from ..latency.timing import Latency
+from ..pipeline.measured import compared
 from ..report.text import evaluation_text
 from ..report.verdict import of_models
 from . import arguments as take
@@ -19,7 +19,6 @@ from .common import answer, bar, conclude, say
 
 JUDGED = MeasureOptions.__dataclass_fields__["output_name"].metadata["option"].help  # no file is written here: it has the short name, too
 
-ENERGY = "Tell the energy of a run: measured (RAPL) where the processor's counters can be read, else a rough estimate, named so."
 
 
 @take.command(
@@ -40,7 +39,7 @@ def command(
     """
     gate, loaded = take.build(GateOptions, options), [load(model, custom_ops) for model in models]
     how = Latency.of(options)
-    measured = pipeline.compared(
+    measured = compared(
         loaded, latency=how if latency else None, energy=how if energy else None, progress=bar, gate=gate, report=report,
         **take.reading(options))  # fmt: skip
     results = measured.evaluations

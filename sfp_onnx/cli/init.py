@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from .. import pipeline
 from ..core.errors import OutputError
 from ..core.options import RUN
 from ..coupling.analysis import Analysis
 from ..graph import inputs
 from ..graph.save import write_text
+from ..pipeline import opened
 from . import arguments as take, prune, sweep
 from .common import Option, answer, say
 from .config import FOUND, PRUNE_ALONE, names_of
@@ -32,7 +32,7 @@ def command(model: Path, output: Path, overwrite: bool, force: bool) -> None:
 
     Example: sfp-onnx init model.onnx
     """
-    analysis = pipeline.Sources().open(model, [output]).analysis
+    analysis = opened.Sources().open(model, [output]).analysis
     if output.exists() and not (overwrite or force):  # the older name means something else everywhere else
         raise OutputError(f"{output}: there is such a file already. Choose another name with -o, or --overwrite.")
     write_text(output, configuration(model, analysis), analysis.model.paths)

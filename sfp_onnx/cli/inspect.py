@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import pipeline
 from ..core.options import DataOptions, InspectOptions
+from ..pipeline import opened
 from ..report.text import inspection, inspection_text
 from . import arguments as take
 from .common import answer
@@ -18,7 +18,7 @@ def command(model: Path, as_json: bool, **options: Any) -> None:
 
     Example: sfp-onnx inspect model.onnx
     """
-    analysis = pipeline.Sources(**take.reading(options)).open(model).analysis
+    analysis = opened.Sources(**take.reading(options)).open(model).analysis
     facts = inspection(analysis, str(model))
     answer(facts if as_json else inspection_text(facts))
     if not as_json and facts["groups"]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from .. import pipeline
 from ..core.errors import OptionError
 from ..core.options import DATA, RUN, DataOptions, InspectOptions, MeasureOptions, PlanOptions, RepairOptions
+from ..pipeline import planned, scored
 from ..planning import to_json
 from ..report.text import figures_text, plan_text
 from . import arguments as take
@@ -42,12 +42,12 @@ def command(
     if part is not None:
         if len(files) != 1:
             raise OptionError("--part needs --statistics FILE: where what it measures goes")
-        pipeline.calibrate(model, files[0], part, progress=bar, options=asked, **take.scoring(options), **take.reading(options))
+        scored.calibrate(model, files[0], part, progress=bar, options=asked, **take.scoring(options), **take.reading(options))
         say(f"wrote {files[0]}. Next, with those of all parts: sfp-onnx plan {take.quoted(model)} --statistics ... -o plan.json")
         return
     if output is None:
         raise OptionError("-o says where the plan goes, for example -o plan.json")
-    plan = pipeline.plan(
+    plan = planned.plan(
         model, asked, progress=bar, output=output, statistics=files, executor=workers, **take.scoring(options), **take.reading(options)
     )
     answer(to_json(plan) if as_json else plan_text(plan))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import pipeline
 from ..core.options import LATENCY, RUN, InspectOptions, PlanOptions
 from ..latency import to_json
 from ..latency.profiling import seconds_of_nodes
+from ..pipeline import measured
 from ..report.text import table
 from . import arguments as take
 from .common import answer, bar
@@ -34,7 +34,7 @@ def command(model: Path, output: Path, host: tuple[str, ...], fresh: bool, as_js
 
 def _measure(model: Path, output: Path, machine: PlanOptions, inspecting: InspectOptions, fresh: bool, as_json: bool) -> None:
     """Measure on one machine, and say what was found."""
-    analysis, profile = pipeline.device_profile(model, machine, bar, inspect_options=inspecting, fresh=fresh, output=output)
+    analysis, profile = measured.device_profile(model, machine, bar, inspect_options=inspecting, fresh=fresh, output=output)
     if as_json:
         answer(to_json(profile))
         return

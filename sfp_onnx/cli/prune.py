@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from .. import pipeline
 from ..core.options import REPAIR, DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
 from ..graph.save import file_bytes
+from ..pipeline import pruned
 from ..report import number
 from ..report.manifest import Pruned
 from ..report.text import accuracy_text, evaluation_text, figures_text, sizes_text, steps_text, traced_text
@@ -31,7 +31,7 @@ def command(model: Path, output: Path, verify: bool, as_json: bool, rounds: int,
     Example: sfp-onnx prune model.onnx -o smaller.onnx --data calibration.npz --target macs=50%
     """
     settle(options)
-    result = pipeline.prune(
+    result = pruned.prune(
         model, take.build(PlanOptions, options), verify=verify, progress=bar, steps=rounds,
         output=take.build(OutputOptions, options, path=output), **take.scoring(options), **take.reading(options))  # fmt: skip
     show(result, output, as_json)

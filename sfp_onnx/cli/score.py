@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import pipeline
 from ..core.options import DataOptions, InspectOptions, RepairOptions
+from ..pipeline import opened, scored as scoring
 from ..report.text import scores, scores_text
 from . import arguments as take
 from .common import answer, bar, say
@@ -22,8 +22,8 @@ def command(model: Path, save: Path | None, as_json: bool, **options: Any) -> No
     Example: sfp-onnx score model.onnx --data calibration.npz --score sfp --save scores.npz
     """
     chosen = take.scoring(options)
-    inputs = pipeline.Sources(**take.reading(options)).open(model, [save])
-    scored = pipeline.scored_on(inputs, chosen["score_name"], chosen["score_options"], bar, save)
+    inputs = opened.Sources(**take.reading(options)).open(model, [save])
+    scored = scoring.scored_on(inputs, chosen["score_name"], chosen["score_options"], bar, save)
     for note in scored.notes:
         say(f"Note: {note}")
     answer((scores if as_json else scores_text)(inputs.analysis.coupling, scored))

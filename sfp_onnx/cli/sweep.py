@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import pipeline
 from ..core.errors import OptionError, SfpError
 from ..core.options import AMOUNT, DataOptions, InspectOptions, MeasureOptions, PlanOptions, RepairOptions
+from ..core.workers import cluster
+from ..pipeline.swept import sweep
 from ..report.manifest import write_json
 from ..report.points import joined, points_of
 from ..report.text import points_text
@@ -29,6 +31,7 @@ SWEPT = take.READING | take.TRACING | take.MEANING | PLANNED | {"test_data", "sc
     take.file_option("-o", "--output", help="Where the JSON goes."),
     take.file_option("--save-dir", "folder", help="Folder (made if missing) for the models and their manifests."), take.report_option,
     take.option("--workers", type=click.IntRange(1), metavar="N", help="Work on N targets at once, in processes that share the cores."),
+    take.option("--dask", metavar="ADDRESS", help="Work on the targets with the workers of this Dask scheduler (extra `dask`)."),
     take.option("--part", metavar="I/N", help="Only every Nth target, from the Ith on; join the N files that -o writes with --join."),
     take.option("--join", is_flag=True, help="Join the JSON of all parts, which are given in place of the model."),
     take.data_option, take.test_option, take.score_option, PlanOptions, DataOptions, MeasureOptions, InspectOptions, RepairOptions,
@@ -71,9 +74,12 @@ def command(
 
 
 def _swept(model: Path, sweeps: Sequence[str], options: Mapping[str, Any], **places: Path | None) -> Mapping[str, Any]:
-    return pipeline.sweep(
-        model, sweeps, take.build(PlanOptions, options), progress=bar, executor=options["workers"], part=options["part"],
-        **places, **take.scoring(options), **take.reading(options)).data  # type: ignore[arg-type]  # fmt: skip
+    if options["dask"] is not None and options["workers"] is not None:
+        raise OptionError("--workers are processes of this machine, --dask those of a cluster: give one of them")
+    with nullcontext(options["workers"]) if options["dask"] is None else cluster(options["dask"]) as executor:
+        return sweep(
+            model, sweeps, take.build(PlanOptions, options), progress=bar, executor=executor, part=options["part"],
+            **places, **take.scoring(options), **take.reading(options)).data  # type: ignore[arg-type]  # fmt: skip
 
 
 def _each(

@@ -440,11 +440,16 @@ class InspectOptions(Checked):
         return {"cut_layernorm": self.cut_layernorm, "expand_outputs": self.expand_outputs, "expand": self.expand}
 
 
+ENERGY = "Tell the energy of a run: measured (RAPL) where the processor's counters can be read, else a rough estimate, named so."
+
+
 @dataclass(frozen=True)
 class OutputOptions(Checked):
     """Where results go and in which form. ``path``: the model; ``manifest``, ``report``, ``card``: files beside it. ``external``: weights
     in ``<path>.data`` (default: only over 2 GB). ``fp16`` weights (``half``: its older name), ``quantize`` ("int8"), ``save_ort`` (the
-    format of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte."""
+    format of onnxruntime) make further forms of the model. ``locked``: a manifest whose run must come out again byte for byte.
+    ``energy``: that of a run is told, with test data. ``rows``: what ``vocabulary`` means for this model and these data
+    (`export.rows_kept`), by input."""
 
     path: Any = None
     manifest: Any = option(None, "Write versions, hashes, options, plan and cuts as JSON.", OUTPUT, path=True)
@@ -454,23 +459,32 @@ class OutputOptions(Checked):
     )
     fp16: bool = option(False, "Store weights as float16; inputs, outputs and arithmetic stay float32.", FORMS, alias="half")
     quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
+    vocabulary: str | None = rare(
+        None, "Of tables that are looked up (words) keep these rows: a file, a number a line, or those that --data hold; others share one.",
+        FORMS, metavar="FILE|from-data", example="from-data",
+    )  # fmt: skip
+    unknown_token: int | None = rare(None, "The number whose row all others share.  [default: a new one, their mean]", FORMS, low=0)
     save_ort: Any = rare(None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True)
     card: Any = rare(None, "Write a model card (Markdown): verdict, figures, data, how it was made, limits.", OUTPUT, path=True)
     locked: Any = rare(
         None, "Reproduce the run of a manifest byte for byte, or say what differs (exit code 3).", RUN, metavar="MANIFEST", path=True
     )
+    energy: bool = rare(False, ENERGY + " Needs --test-data.", RUN)
     half: bool = False
+    rows: Any = None
 
     def __post_init__(self) -> None:
         """Check all values; both names say the same."""
         super().__post_init__()
+        if self.unknown_token is not None and self.vocabulary is None:
+            raise OptionError("--unknown-token needs --vocabulary")
         for name in ("fp16", "half"):
             object.__setattr__(self, name, self.fp16 or self.half)
 
     @property
     def packaged(self) -> bool:
         """Whether further forms are asked for."""
-        return self.fp16 or self.quantize is not None or self.save_ort is not None
+        return self.fp16 or self.quantize is not None or self.save_ort is not None or self.vocabulary is not None
 
 
 # ---- what options are called from Python, for messages ---------------------------------------------------------------

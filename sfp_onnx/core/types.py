@@ -97,6 +97,38 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Rows of tensors that an input can switch off: ``mask`` (batch, positions) is 0 where they are off, or, ``inverted``, where they are
+    on. Tensors that are ``laid`` have (batch, positions) as their first axes, ``flat`` ones both as one."""
+
+    mask: str
+    laid: frozenset[str]
+    flat: frozenset[str]
+    inverted: bool = False
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.laid or name in self.flat
+
+    def on(self, feeds: Mapping[str, Array]) -> BoolArray:
+        """Which tokens of a batch are there, (batch, positions)."""
+        return np.asarray((feeds[self.mask] != 0) != self.inverted)
+
+    def rows(self, name: str, lead: Sequence[int], on: BoolArray | None) -> BoolArray | None:
+        """Which rows of a tensor are there, in the shape ``lead`` of its axes but that of the channels; None: all."""
+        if on is None or name not in self or on.all():
+            return None
+        shape = on.shape if name in self.laid else (on.size,)
+        if tuple(lead[: len(shape)]) != shape:
+            return None
+        return np.broadcast_to(on.reshape(*shape, *[1] * (len(lead) - len(shape))), lead)
+
+    def there(self, name: str, array: Array, on: BoolArray) -> Array:
+        """A tensor with a row for every token that is there; others as they are."""
+        shape = on.shape if name in self.laid else (on.size,)
+        return array[on.reshape(shape)] if name in self and array.shape[: len(shape)] == shape else array
+
+
+@dataclass(frozen=True)
 class AxisUnits:
     """Which unit each index of one axis belongs to; -1 where the index cannot be removed."""
 

@@ -13,9 +13,11 @@ from multiprocessing import active_children, get_context
 from typing import Any
 
 from .errors import OptionError, SfpError
+from .system import need
 
 PR_SET_PDEATHSIG = 1
 ORPHANED = 4  # exit code
+PATIENCE = 10  # seconds until a scheduler must have answered
 
 
 def die_with(parent: int) -> None:
@@ -47,6 +49,25 @@ def processes(count: int) -> Iterator[Executor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Executor]:
+    """The workers of a Dask scheduler. They need this package, and paths that they can read.
+
+    Raises:
+        OptionError: `distributed` is not installed, or no scheduler answers.
+    """
+    dask = need("distributed", "dask", "--dask")
+    try:
+        client = dask.Client(address, timeout=PATIENCE)
+    except Exception as error:  # whatever a wrong address or a scheduler of another version raises
+        raise OptionError(
+            f"--dask {address}: no scheduler answers there ({error or type(error).__name__}). Start one with `dask scheduler` and workers "
+            "with `dask worker ADDRESS`; give the address that it prints, such as tcp://192.168.0.5:8786"
+        ) from error
+    with client:
+        yield client.get_executor()
 
 
 def each(

@@ -27,8 +27,9 @@ def state(prepared: Prepared, expand: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""
     constants = Constants(prepared.model)
     trace = replace(prepared.trace, values={**constants, **prepared.trace.values})
-    facts, names, shared = Facts(), frozenset(constants), _shared(prepared)
+    facts, names = Facts(), frozenset(constants)
     computed = frozenset(from_constants(prepared, names) - names)
+    shared = _shared(prepared, computed)
     for node in prepared.nodes:
         ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, expand)
         values = (prepared.trace.values.get(name) for name in node.outputs if name)
@@ -66,10 +67,15 @@ def from_constants(prepared: Prepared, constants: Iterable[str]) -> set[str]:
     return known
 
 
-def _shared(prepared: Prepared) -> frozenset[str]:
-    """Weights (more than one axis over size 1) that several nodes or sub-graphs read: their uses are kept equal."""
-    shapes = initializers(prepared.model).items()
-    return frozenset(name for name, (shape, _) in shapes if sum(size > 1 for size in shape) > 1 and len(prepared.index.readers(name)) > 1)
+def _shared(prepared: Prepared, computed: frozenset[str]) -> frozenset[str]:
+    """Weights (more than one axis over size 1) that several nodes or sub-graphs read: their uses are kept equal. Not so what only meets
+    data element by element (tables of positions or biases, of which exporters merge those that start out equal)."""
+
+    def met(name: str) -> bool:
+        return all(has(node, Trait.SPREADS) and computed.isdisjoint(node.outputs) for node, _ in prepared.index.readers(name))
+
+    several = (name for name, (shape, _) in initializers(prepared.model).items() if sum(size > 1 for size in shape) > 1)
+    return frozenset(name for name in several if len(prepared.index.readers(name)) > 1 and not met(name))
 
 
 def _apply(ctx: Context) -> list[Labels]:

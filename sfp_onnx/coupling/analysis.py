@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from ..core.errors import ModelError
 from ..core.system import quiet
-from ..core.types import BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
+from ..core.types import Array, BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, one_by_one, open_data
 from ..data.layout import traced_samples
-from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
+from ..graph import Constants, Model, Prepared, initializers, inputs, nodes, outputs
 from ..graph.edit import with_projections
+from ..graph.extract import body
 from ..graph.load import ModelSource as ModelSource, load as load
-from ..rules.foreign import sentences
-from ..rules.labels import varying
+from ..rules.foreign import bodies, sentences
+from ..rules.labels import Facts, LayerFact, Reads, Writes, varying
 from ..rules.registry import Trait, has
 from ..runtime import Batch, Feeds
 from . import GRAPH_OUTPUT, cost, resolve, state
-from .trace import Shapes, observed, prepare
+from .tokens import tokens_of
+from .trace import INTEGERS, Shapes, observed, prepare
 
 DataSource = Source | Dataset
 Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -105,8 +108,38 @@ def counted(model: Model, feeds: Feeds, samples: int) -> Size:
             whole = prepare(model, None, feeds).base or model
     prepared = observed(whole, feeds)
     live = {node.index for node in prepared.index.needed([port.name for port in outputs(model)])}
-    layers = (layer for layer in state(prepared, False).layers if layer.node.index in live)
+    layers = (layer for layer in stated(prepared).layers if layer.node.index in live)
     return Size(sum(layer.macs for layer in layers) / samples, cost.params_of(model))
+
+
+def stated(prepared: Prepared, expand: bool = False) -> Facts:
+    """The facts of every node, with what those cost that run graphs of their own."""
+    facts = state(prepared, expand)
+    for node in prepared.nodes:
+        if has(node, Trait.RUNS) and (macs := inside(prepared, node)):
+            facts.layers.append(LayerFact(node, macs, (), False, Reads(0, 0, 0, None), Writes(0, 0, None)))
+    return facts
+
+
+def inside(prepared: Prepared, node: Node) -> float:
+    """Multiply-accumulates of the graphs that a node runs, of one run of the model; of several that may run, those of the dearest. What
+    cannot be run by itself counts nothing."""
+    trace = replace(prepared.trace, values={**Constants(prepared.model), **prepared.trace.values})
+    found = [0.0]
+    for run in bodies(node, trace):
+        model, own = body(prepared.model, node, run.attribute, prepared.types)
+        known = {**trace.shapes, **trace.values, **dict(zip(own, run.fed, strict=False))}
+        read = [port for port in inputs(model) if known.get(port.name) is not None]
+        for whole in INTEGERS:
+            feeds = {port.name: _filled(known[port.name], whole, port.dtype) for port in read}
+            with suppress(ModelError):
+                found.append(run.times * sum(layer.macs for layer in stated(observed(model, feeds)).layers))
+                break
+    return max(found)
+
+
+def _filled(known: Any, whole: int, dtype: Any) -> Array:
+    return known if isinstance(known, np.ndarray) else np.full(known, whole, dtype)
 
 
 def couple(prepared: Prepared, expand: bool = False) -> Coupling:
@@ -118,7 +151,7 @@ def couple(prepared: Prepared, expand: bool = False) -> Coupling:
     Raises:
         ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
     """
-    coupling = resolve(state(prepared, expand), prepared)
+    coupling = resolve(stated(prepared, expand), prepared)
     return replace(coupling, branches=branches(coupling, prepared))
 
 
@@ -160,6 +193,7 @@ def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, in
         shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
         again = prepare(projected, shapes, real)
         prepared = replace(again, base=again.base or projected)
+    prepared = replace(prepared, tokens=tokens_of(prepared))
     coupling = couple(prepared, inside)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
@@ -189,6 +223,21 @@ def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
         return None
     whole = _inspected(analysis.model, None, analysis.prepared.feeds, True, outside)
     return replace(whole, guessed=analysis.guessed) if whole.coupling.channels_prunable > analysis.coupling.channels_prunable else None
+
+
+def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:
+    """A word on the tokens of data that a mask switches off, if there are any, and on the layers of which all rows count all the same."""
+    tokens = analysis.prepared.tokens
+    if tokens is None:
+        return ()
+    ports = tuple(port for port in data.ports if port.name == tokens.mask)
+    there = [tokens.on(feeds)[:count] for feeds, count in replace(data, ports=ports).batches()]
+    off, whole = sum(int((~on).sum()) for on in there), sum(on.size for on in there)
+    if not off:
+        return ()
+    others = [layer for layer in analysis.coupling.layers if layer.linear is not None and layer.node.outputs[0] not in tokens]
+    but = f"; all rows of {len(others)} layers count, which are none of tokens" if others else ""
+    return (f"rows of {off:,} tokens that '{tokens.mask}' switches off ({off / whole:.0%}) are left out{but}",)
 
 
 def free_share(analysis: Analysis) -> float:

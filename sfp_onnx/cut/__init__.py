@@ -242,7 +242,9 @@ def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[st
     wanted = list(dict.fromkeys(names))
     if not wanted:
         return {}
-    asking = (node for node in prepared.nodes if has(node, Trait.SIZES))
+    values = prepared.trace.values
+    indices = {name for name, value in values.items() if value.dtype.kind in "iub"}  # have the sizes that the program gives them
+    asking = (node for node in prepared.nodes if has(node, Trait.SIZES) and node.inputs[0] not in indices)
     sizes = {node.outputs[0]: size_of(node, shapes[node.inputs[0]]) for node in asking if node.inputs[0] in shapes}
     program, feeds = shape_program(prepared, wanted, sizes)
     session = open_model(program, Optimize.NONE)

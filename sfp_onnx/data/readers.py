@@ -24,6 +24,7 @@ from . import Memory, Opened, Reader
 from .layout import Apart, batch_symbol, count_of, fitted, known, rows_of, sample_axes, texts
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # RuntimeError: encrypted
+PLAIN = "Save plain arrays (samples of different length: padded, with a mask), or yield them from --data module:function."
 MOST_DEFLATED = 1100  # deflate packs at most 1032 bytes into one
 
 
@@ -100,7 +101,7 @@ def _open_npz(path: Path) -> dict[str, Reader]:
                 shape, fortran, dtype = _header(stream)
                 start = stream.tell()
             if dtype.hasobject:
-                raise DataError(f"{path}: array '{member}' holds Python objects, which are not read. Save plain arrays.")
+                raise DataError(f"{path}: array '{member}' holds Python objects, which are not read. {PLAIN}")
             _check_size(archive.getinfo(member), start, shape, dtype, path)
             name = member.removesuffix(".npy")
             readers[name] = _Zipped(path, member, shape, dtype)
@@ -159,7 +160,7 @@ def open_source(source: Any, ports: Sequence[Port]) -> Opened:
         readers = {"data": Memory(texts(np.load(path, mmap_mode="r")))} if path.suffix == ".npy" else _open_npz(path)
         hash_files([path], digest)
     except DAMAGED as error:
-        advice = ". Save plain arrays, or yield them from --data module:function." if "Python objects" in str(error) else ""
+        advice = f". {PLAIN}" if "Python objects" in str(error) else ""
         raise DataError(f"{path}: not a readable .npz or .npy file: {error}".rstrip(".") + advice) from error
     return _assigned(readers, ports, str(path), digest.hexdigest())
 

@@ -15,7 +15,7 @@ from .. import graph
 from ..core.errors import DataError, OptionError
 from ..core.options import AMOUNT, MeasureOptions, option
 from ..core.system import log, user_function
-from ..core.types import Array, Shown, Size, number
+from ..core.types import Array, Shown, Size, Tokens, number
 from ..coupling.analysis import Analysis, Progress, counted, inspect, silent
 from ..data.dataset import Dataset
 from ..graph.load import ModelSource, load
@@ -109,6 +109,8 @@ class Comparison:
                 raise DataError(f"outputs {meaning.name} of shape {shapes[1]} cannot be compared with {shapes[0]} of the first model")
             truth = None if labels is None or not meaning.labelled else new.own(labels)
             pair = Pair(meaning, parts[0], parts[1], truth, new.first, new.count)
+            if self.reading.tokens is not None:
+                pair = pair.switched_on(self.reading.tokens, self.reading.tokens.on(new.feeds))
             for (outputs_, _), tally_ in self.tallies.items():
                 if outputs_ == meaning.outputs and meaning.kind in tally_.measure.kinds:  # boxes may be one output, that is numbers, too
                     tally_.update(pair)
@@ -260,15 +262,18 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def reading_of(model: graph.Model, data: Dataset, options: MeasureOptions, known: Reading | None = None) -> Reading:
+def reading_of(
+    model: graph.Model, data: Dataset, options: MeasureOptions, known: Reading | None = None, tokens: Tokens | None = None
+) -> Reading:
     """What the outputs of a model mean, from its first batch of data; ``known`` where the data have no labels that could say more.
+    ``tokens``: rows that an input may switch off.
 
     Raises:
         ModelError: onnxruntime cannot run it. OptionError, DataError: see `read`.
     """
     if known is not None and data.labels is None:
         return known
-    return read(model, _first(model, data), data.labels, options, data.name)
+    return replace(read(model, _first(model, data), data.labels, options, data.name), tokens=tokens)
 
 
 def _first(model: graph.Model, data: Dataset) -> Observed:
@@ -434,7 +439,7 @@ def evaluate(
     loaded = [load(model) for model in models]
     analysis = analysis or inspect(loaded[0], data=data)
     own = None if built_in(how.metric) else user_metric(str(how.metric))
-    reading = how if isinstance(how, Reading) else reading_of(loaded[0], data, how)
+    reading = how if isinstance(how, Reading) else reading_of(loaded[0], data, how, tokens=analysis.prepared.tokens)
     with progress("evaluating", data.samples) as advance:
         compared = measure(loaded, data.batches(), data.labels, reading, latency.setup.threads if latency else 0, advance)[0]
     metric, why = compared[0].metric

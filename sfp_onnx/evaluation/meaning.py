@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import DataError, OptionError
 from ..core.options import MeasureOptions
-from ..core.types import Array, FloatArray
+from ..core.types import Array, FloatArray, Tokens
 from ..graph import Model
 from ..rules.tails import Tail, tails
 from ..runtime import Observed
@@ -280,12 +280,14 @@ def _classes(seen: _Seen, base: Meaning, reason: str, marks: bool = False) -> Me
 
 @dataclass(frozen=True)
 class Reading:
-    """What all outputs mean, and which is ``judged``; ``metric``: by what, if it is asked for. ``notes`` say it."""
+    """What all outputs mean, and which is ``judged``; ``metric``: by what, if it is asked for. ``notes`` say it. ``tokens``: rows that an
+    input may switch off, which then are not compared."""
 
     meanings: tuple[Meaning, ...]
     judged: Meaning
     metric: str | None = None
     notes: tuple[str, ...] = ()
+    tokens: Tokens | None = None
 
 
 def read(

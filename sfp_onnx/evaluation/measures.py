@@ -7,14 +7,14 @@ few parts of the samples, so that they can be merged, and so that a figure witho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, sqrt
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, FloatArray
+from ..core.types import Array, BoolArray, FloatArray, IntArray, Tokens
 from . import boxes
 from .meaning import IGNORED, Kind, Meaning, log_probabilities
 
@@ -28,7 +28,8 @@ DEAD = 1e-8, 1e-6  # of the largest variance and of the own mean square: channel
 @dataclass(frozen=True)
 class Pair:
     """A batch of values of one meaning from the original (``old``) and a model (``new``), without padding, with its labels if they fit;
-    ``first`` is the number of its first sample of ``count``."""
+    ``first`` is the number of its first sample of ``count``. ``owners``: rows are tokens, each of which belongs to this one of the
+    samples, and ``count`` is that of the rows."""
 
     meaning: Meaning
     old: Sequence[Array]
@@ -36,6 +37,35 @@ class Pair:
     labels: Array | None
     first: int
     count: int
+    owners: IntArray | None = None
+
+    def switched_on(self, tokens: Tokens, on: BoolArray) -> Pair:
+        """With a row for every token that is ``on``, where there are values for each; the same where classes are along the tokens."""
+        name, arrays = self.meaning.outputs[0], [*self.old, *self.new]
+        shape = (self.count, on.shape[1]) if name in tokens.laid else (on.size,)
+        along = name in tokens.laid and self.meaning.axis == 1
+        if name not in tokens or along or len(arrays) > 2 or any(array.shape[: len(shape)] != shape for array in arrays):
+            return self
+        on = on & (np.arange(len(on)) < self.count)[:, None]  # behind the samples there is padding
+        place, owners = (on[: self.count] if name in tokens.laid else on).reshape(shape), np.nonzero(on)[0]
+
+        def rows(array: Array) -> Array:
+            found = array[place]
+            return found[:, None] if found.ndim == 1 or (name in tokens.laid and self.meaning.axis is not None) else found
+
+        labels = self.labels
+        if labels is not None and labels.shape[: len(shape)] == shape:
+            labels = labels[place].reshape(len(owners), 1, *labels.shape[len(shape) :])
+        return replace(self, old=[rows(self.old[0])], new=[rows(self.new[0])], labels=labels, count=len(owners), owners=owners)
+
+    @property
+    def samples(self) -> int:
+        """How many samples it holds."""
+        return self.count if self.owners is None else len(np.unique(self.owners))
+
+    def numbers(self, rows: int) -> IntArray:
+        """The number of the sample of each of so many rows."""
+        return self.first + (np.arange(rows) if self.owners is None or rows != self.count else self.owners)
 
     @property
     def alike(self) -> bool:
@@ -55,7 +85,7 @@ class Pair:
     def rows(self, *columns: Any) -> FloatArray:
         """Columns of one value per sample, or of one for the whole batch, behind the number of the sample."""
         table = np.stack([np.asarray(column, np.float64).reshape(-1) for column in columns], 1)
-        return np.concatenate([self.first + np.arange(len(table))[:, None], table], 1)
+        return np.concatenate([self.numbers(len(table))[:, None], table], 1)
 
     def answers(self) -> tuple[Array, Array]:
         """Class numbers of the original and of the model, (samples, places)."""
@@ -200,7 +230,7 @@ def _iou(pair: Pair) -> FloatArray | None:
     if not pair.alike:
         return None
     labels, *both, known = _truth(pair)
-    parts = []
+    parts, numbers = [], pair.numbers(len(labels))
     for row in range(len(labels)):
         truth = labels[row][known[row]].astype(np.int64)
         answers = [part[row][known[row]].astype(np.int64) for part in both]
@@ -210,13 +240,13 @@ def _iou(pair: Pair) -> FloatArray | None:
             common = np.bincount(truth[answer == truth], minlength=size)
             figures += [common, counts[0] + own - common]
         present = np.flatnonzero(sum(counts))
-        parts.append(np.stack([np.full(len(present), pair.first + row), present, *(figure[present] for figure in figures)], 1))
+        parts.append(np.stack([np.full(len(present), numbers[row]), present, *(figure[present] for figure in figures)], 1))
     return np.concatenate(parts).astype(np.float64)
 
 
 measure("mean IoU", Kind.MAP, value=_mean_iou, labelled=True, does="intersection over union with the labels, mean over the classes")(_iou)
 measure("mean IoU to the original", Kind.MAP, value=_mean_iou, does="the same with the original's class map for labels")(
-    lambda pair: _iou(Pair(pair.meaning, pair.old, pair.new, None, pair.first, pair.count))
+    lambda pair: _iou(replace(pair, labels=None))
 )
 
 
@@ -241,7 +271,7 @@ def _shared(pair: Pair) -> FloatArray | None:
     figures = [sums for own in (old, new) for sums in ((truth & own & known).sum(2), ((truth | own) & known).sum(2))]
     row, label = np.nonzero(figures[1] + figures[3])
     row, label = (row, label) if len(row) else (np.zeros(1, np.int64),) * 2
-    return np.stack([pair.first + row, label, *(figure[row, label] for figure in figures)], 1).astype(np.float64)
+    return np.stack([pair.numbers(len(truth))[row], label, *(figure[row, label] for figure in figures)], 1).astype(np.float64)
 
 
 @measure("equal decisions", Kind.MARKS, value=_ratio, summed=True,
@@ -266,7 +296,7 @@ def _right_decisions(pair: Pair) -> FloatArray | None:
 measure("class IoU", Kind.MARKS, value=_mean_iou, labelled=True,
         does="intersection over union of where a class holds with the labels, mean over the classes")(_shared)  # fmt: skip
 measure("class IoU to the original", Kind.MARKS, value=_mean_iou, does="the same with the original's decisions for labels")(
-    lambda pair: _shared(Pair(pair.meaning, pair.old, pair.new, None, pair.first, pair.count))
+    lambda pair: _shared(replace(pair, labels=None))
 )
 
 
@@ -306,7 +336,12 @@ def _similarities(pair: Pair) -> FloatArray | None:
         return None
     width = pair.old[0].shape[-1]  # of several rows per sample their mean
     flat = [part[0].reshape(len(part[0]), -1, width).astype(np.float64).mean(1) for part in (pair.old, pair.new)]
-    return np.concatenate([pair.first + np.arange(len(flat[0]))[:, None], *flat], 1)
+    numbers = pair.numbers(len(flat[0]))
+    if pair.owners is not None:
+        places = np.flatnonzero(np.diff(numbers, prepend=-1))  # tokens of a sample stand together
+        flat = [np.add.reduceat(part, places) / np.diff([*places, len(part)])[:, None] for part in flat]
+        numbers = numbers[places]
+    return np.concatenate([numbers[:, None], *flat], 1)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -336,7 +371,7 @@ def _moments(pair: Pair, truth: Array) -> FloatArray:
         sums = [((old - right) ** 2).sum(1), ((new - right) ** 2).sum(1), (right**2).sum(1), right.sum(1)]
         tables.append(np.concatenate([*sums, known.sum(1)], 1))
     table = np.concatenate(tables)
-    return np.concatenate([pair.first + np.arange(len(table))[:, None], table], 1)
+    return np.concatenate([pair.numbers(len(table))[:, None], table], 1)
 
 
 def channel_errors(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -461,9 +496,9 @@ class Tally:
     def update(self, pair: Pair) -> None:
         """Add a batch."""
         rows = self.measure.rows(pair)
-        self.samples += pair.count
+        self.samples += pair.samples
         if rows is None:
-            self.skipped += 0 if pair.alike else pair.count
+            self.skipped += 0 if pair.alike else pair.samples
         elif self.measure.limit is None or pair.first < self.measure.limit:
             self._add(rows)
 

@@ -17,7 +17,7 @@ from onnx import checker, helper, numpy_helper, shape_inference
 
 from ..core.errors import ModelError
 from ..core.system import version_of
-from ..core.types import Array, Node, Port, Shown, Trace
+from ..core.types import Array, Node, Port, Shown, Tokens, Trace
 
 # Tensors up to this size stay in the protobuf: shape constants must be visible to onnxruntime's and onnx's inference.
 INLINE_BYTES = 1024
@@ -158,7 +158,7 @@ def _met(names: Iterable[str], beside: Callable[[str], Iterable[Node]], onward: 
 class Prepared:
     """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
     dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`); ``base`` is
-    the loaded model, in which what its declared shapes decide is decided."""
+    the loaded model, in which what its declared shapes decide is decided; ``tokens``: rows that an input switches off (None: not known)."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -167,6 +167,7 @@ class Prepared:
     variant: Mapping[str, Array] | None = None
     types: Mapping[str, Any] = field(default_factory=dict)
     base: Model | None = None
+    tokens: Tokens | None = None
 
     @cached_property
     def held(self) -> frozenset[str]:
@@ -354,11 +355,16 @@ def holds_weights(value: Any) -> bool:
 def captured(node: onnx.NodeProto) -> Iterator[str]:
     """Names that the sub-graphs of a node read from outside."""
     for graph in sub_graphs(node):
-        inner_names = {item.name for item in [*graph.input, *graph.initializer]}
-        for inner in graph.node:
-            yield from (name for name in (*inner.input, *captured(inner)) if name and name not in inner_names)
-            inner_names.update(inner.output)
-        yield from (item.name for item in graph.output if item.name not in inner_names)
+        yield from outside(graph)
+
+
+def outside(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that a sub-graph reads from outside."""
+    inner_names = {item.name for item in [*graph.input, *graph.initializer]}
+    for inner in graph.node:
+        yield from (name for name in (*inner.input, *captured(inner)) if name and name not in inner_names)
+        inner_names.update(inner.output)
+    yield from (item.name for item in graph.output if item.name not in inner_names)
 
 
 def inputs(model: Model) -> list[Port]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from ..core.types import Array, Port
-from . import GraphIndex, Model, Prepared, make_initializer, nodes, set_value
+from ..core.types import Array, Node, Port
+from . import GraphIndex, Model, Prepared, make_initializer, nodes, outside, replace_items, set_value
 
 
 def segment(model: Model, inputs: Sequence[Port], outputs: Mapping[str, object], index: GraphIndex | None = None) -> Model:
@@ -38,6 +39,26 @@ def segment(model: Model, inputs: Sequence[Port], outputs: Mapping[str, object],
     graph.output.extend(_declared(Port(name, dtype, None)) for name, dtype in outputs.items())
     weights = {name: array for name, array in model.weights.items() if name in held}
     return replace(model, proto=proto, weights=weights, edited=True)
+
+
+def body(model: Model, node: Node, attribute: str, types: Mapping[str, Any]) -> tuple[Model, list[str]]:
+    """The graph in an attribute of a node as a model, with the constants of the model that it reads, and the names of its own inputs.
+    What else it reads from outside is an input too, of the ``types`` of the model's tensors."""
+    inner = next(item.g for item in model.proto.graph.node[node.index].attribute if item.name == attribute)
+    proto = ModelProto(ir_version=model.proto.ir_version, graph=inner)
+    proto.opset_import.extend(model.proto.opset_import)
+    graph, own = proto.graph, [item.name for item in inner.input]
+    graph.name = graph.name or attribute
+    read = dict.fromkeys(outside(inner))
+    graph.initializer.extend(tensor for tensor in model.proto.graph.initializer if tensor.name in read)
+    held = {tensor.name for tensor in graph.initializer}
+    inputs = [Port(item.name, helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type), None) for item in inner.input]
+    inputs += [Port(name, types.get(name), None) for name in read if name not in held]
+    replace_items(graph.input, map(_declared, inputs))
+    for item in graph.output:
+        item.type.tensor_type.ClearField("shape")
+    weights = {name: array for name, array in model.weights.items() if name in held}
+    return replace(model, proto=proto, weights=weights, edited=True), own
 
 
 def _declared(port: Port) -> ValueInfoProto:

@@ -134,7 +134,7 @@ def form_for(
     Where weights are ``storable``, all layers are re-fitted."""
     batches = (lambda: [analysis.prepared.feeds]) if with_data else None
     fitted = repair is not None and repair.kind in FITS
-    packs = output.fp16 or output.quantize is not None
+    packs = output.fp16 or output.quantize is not None or output.rows is not None
     form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable)
     if not fitted and not packs and not storable:
         return form

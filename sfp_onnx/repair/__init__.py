@@ -14,7 +14,7 @@ from ..core.errors import ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
 from ..core.system import FINISHERS
 from ..core.types import BoolArray, Cut, Factor, FloatArray
-from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, silent
+from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, left_out, silent
 from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
@@ -71,7 +71,8 @@ def repaired(
 
     Raises:
         OptionError: unknown kind of repair, or "bn" where the model has no BatchNormalization left to re-estimate.
-        VerificationError: the repaired model is not finite, or clearly farther from the original than before (unless ``options.force``).
+        VerificationError: the repaired model is not finite, or clearly farther from the original than one that the cut changed (unless
+            ``options.force``).
         ModelError: the model cannot be run in segments.
     """
     fitted, judge, apart = _split(data, options.seed)
@@ -89,8 +90,8 @@ def repaired(
     place = "held-out samples" if apart else "of the calibration samples (too few to hold any out)"
     result = f"distance from the original ({found.measure}) on {judge.samples} {place}: {before:.4g} -> {after:.4g}"
     words = f"repair ({options.kind}, {fitted.samples} samples): {words}; {result}"
-    notes, kept = [words], bool(np.isfinite(after) and after <= max(before, NOTHING))
-    if not kept and (options.force or (found.clearly_worse and not better)):
+    notes, kept = [words, *left_out(analysis, fitted)], bool(np.isfinite(after) and after <= max(before, NOTHING))
+    if not kept and (options.force or (found.clearly_worse and not better and before > NOTHING)):  # what the cut left whole needs no repair
         problem = f"the repair took the model away from the original: {words}. "
         if not options.force:
             raise VerificationError(problem + "Nothing was written. Use --repair none or bias, give more data, or --force.")
@@ -166,7 +167,7 @@ def _part(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 def _drifts(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions) -> list[float]:
     """How far the outputs of models are from the original's, as numbers (KL divergence tells nothing of samples of which a network is
     sure); where they are no numbers, by what they mean."""
-    reading = evaluation.reading_of(analysis.model, data, how)
+    reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
     compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
     errors = [own.relative_error for own in compared]
     return [float(error) for error in errors if error is not None] if None not in errors else [*evaluation.distances(compared).values]
@@ -209,7 +210,7 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset, how: M
         VerificationError: a model does not run.
     """
     try:
-        reading = evaluation.reading_of(analysis.model, data, how)
+        reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
         compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0]
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error

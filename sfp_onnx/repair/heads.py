@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.types import Array, BoolArray, Coupling, FloatArray, Group, IntArray, Layer, Port
+from ..core.types import Array, BoolArray, Coupling, FloatArray, Group, IntArray, Layer, Port, Tokens
 from ..coupling.cost import kept_masks
 from ..graph import Constants, Model, Prepared, extract, inputs
 from ..runtime import Feeds, open_model
@@ -45,12 +45,14 @@ class Pair:
     sides: tuple[Side, Side]
     free: bool = False
 
-    def moments(self, targets: Mapping[str, Array]) -> FloatArray:
-        """Sums of q q' and k k' (2, heads, dimensions, dimensions) over all positions of a batch."""
+    def moments(self, targets: Mapping[str, Array], tokens: Tokens | None = None, on: BoolArray | None = None) -> FloatArray:
+        """Sums of q q' and k k' (2, heads, dimensions, dimensions) over all positions of a batch; of ``tokens`` those that are ``on``."""
         parts = []
         for side in self.sides:
             rows = np.moveaxis(targets[side.step.target], side.step.linear.form.out_axis, -1)
-            rows = rows.reshape(-1, rows.shape[-1])[:, side.places].astype(np.float64).transpose(1, 2, 0)
+            there = None if tokens is None else tokens.rows(side.step.target, rows.shape[:-1], on)
+            rows = rows.reshape(-1, rows.shape[-1]) if there is None else rows[there]
+            rows = rows[:, side.places].astype(np.float64).transpose(1, 2, 0)
             parts.append(rows @ rows.transpose(0, 2, 1))
         return np.stack(parts)
 
@@ -123,15 +125,16 @@ def _fed(part: Model, feeds: Feeds) -> Feeds:
     return {name: array for name, array in feeds.items() if name in named}
 
 
-def moments(model: Model, found: Sequence[Pair], batches: Iterable[Feeds]) -> dict[str, FloatArray]:
-    """Second moments of the queries and keys of every pair, from one pass over the batches."""
+def moments(model: Model, found: Sequence[Pair], batches: Iterable[Feeds], tokens: Tokens | None = None) -> dict[str, FloatArray]:
+    """Second moments of the queries and keys of every pair, from one pass over the batches, without tokens that are switched off."""
     names = sorted({side.step.target for pair in found for side in pair.sides})
     part = extract.segment(model, inputs(model), dict.fromkeys(names, np.dtype(np.float32)))
     session, sums = open_model(part), dict[str, FloatArray]()
     for feeds in batches:
         targets = dict(zip(names, session.run(_fed(part, feeds), names), strict=True))
+        on = None if tokens is None else tokens.on(feeds)
         for pair in found:
-            sums[pair.group.name] = sums.get(pair.group.name, 0.0) + pair.moments(targets)
+            sums[pair.group.name] = sums.get(pair.group.name, 0.0) + pair.moments(targets, tokens, on)
     return sums
 
 
@@ -183,7 +186,7 @@ def turned(
         return changed, {}
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
     values, mixes, constants = Constants(prepared.model), dict[str, FloatArray](), dict[str, Array]()
-    for name, moment in moments(prepared.model, found, batches).items():
+    for name, moment in moments(prepared.model, found, batches, prepared.tokens).items():
         pair = next(pair for pair in found if pair.group.name == name)
         fresh, mixed = _mixed(prepared.model, values, pair, coordinates(moment)[0], coupling, removed)
         for side in pair.sides:

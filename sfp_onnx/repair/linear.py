@@ -237,16 +237,18 @@ class Gathered:
         self.shape = (blocks, inputs, outputs)
         self.normal: Normal | None = None
         self._waiting: list[tuple[Array, Array]] = []
+        self.places = 0  # of what is waiting
 
     @property
     def waiting(self) -> list[Array]:
         """Rows that are not multiplied yet."""
         return [rows for rows, _ in self._waiting]
 
-    def add(self, rows: Array, errors: Array) -> None:
-        """Rows (g, n, k) with errors (g, n, o), float32."""
+    def add(self, rows: Array, errors: Array, places: int | None = None) -> None:
+        """Rows (g, n, k) with errors (g, n, o), float32. ``places``: they count as so many (default: as they are)."""
         self._waiting.append((rows, errors))
-        if sum(waiting.shape[1] for waiting, _ in self._waiting) >= self.shape[1]:
+        self.places += rows.shape[1] if places is None else places
+        if self.places >= self.shape[1]:
             self.normal = self.normal or Normal.empty(*self.shape)
             self.sums()
 
@@ -259,7 +261,7 @@ class Gathered:
         if self.normal is None:
             return Samples(rows, errors)
         self.normal.update(rows, errors)
-        self._waiting = []
+        self._waiting, self.places = [], 0
         return self.normal
 
 

@@ -88,7 +88,7 @@ def repair(
         return changed, fits
     budget = budget_of(options.memory, [step for task in planned if isinstance(task, tuple) for step in task])
     with closing(Store(budget // 2)) as first, closing(Store(budget // 2)) as second:
-        before, after = Walk(prepared.model, first), Walk(scene.model, second)
+        before, after = Walk(prepared.model, first, prepared.tokens), Walk(scene.model, second)
         for feeds in batches:
             before.feed(feeds)
             after.feed(feeds)
@@ -142,18 +142,20 @@ class Use:
         step, walk, batch, form, data = self.step, setting.after, seed[1], self.step.linear.form, values[self.step.data]
         wanted = _kept(setting, step, wanted)
         if batch == 0 and step.target != step.output:
-            self.chain = measure_chain(walk, step, wanted, values)
+            self.chain = measure_chain(walk, step, wanted, values, setting.before)
         blocks = form.blocks(data.shape, weight.shape, wanted.shape)
         matrix = form.matrix(weight, blocks).astype(np.float32)
         chosen = positions(setting, step, seed, wanted.shape, matrix.shape[1])
-        rows = form.rows(data, wanted.shape, chosen, blocks)
-        answers = form.answers(wanted, chosen, blocks).astype(np.float32)
+        on = switched_on(setting.before, step, batch, wanted.shape, chosen)
+        there = slice(None) if on is None else on.reshape(-1)
+        rows = form.rows(data, wanted.shape, chosen, blocks)[:, there]
+        answers = form.answers(wanted, chosen, blocks)[:, there].astype(np.float32)
         present = rows @ matrix  # rest + s (P W + b), where the target stands now
         if step.bias is not None and step.inside:
             vector = step.bias.value(walk.constant).astype(np.float32).reshape(-1) * np.float32(step.linear.bias_scale)
             present += vector.reshape(blocks, 1, -1)
         if self.chain.session is not None:
-            rest = form.answers(target_at(step, self.chain, np.zeros_like(wanted), values), chosen, blocks)
+            rest = form.answers(target_at(step, self.chain, np.zeros_like(wanted), values), chosen, blocks)[:, there]
             present = rest.astype(np.float32) + present * per_block(self.chain.scale, present).astype(np.float32)
         errors = answers - present
         if not scaled:
@@ -168,6 +170,8 @@ class Use:
 def _gather(walk: Walk, batch: int, sums: Sequence[Gathered], rows: Array, errors: Array, answers: Array) -> FloatArray:
     """Add rows of a batch to the sums to fit on or to those to judge by: whole batches, or every eighth row of a single one. Returns how
     far the ``answers`` are from their means."""
+    if not rows.shape[1]:
+        return np.zeros(1)  # all tokens of the batch are off
     every = np.arange(rows.shape[1])
     held = every % HELD_OUT == HELD_OUT - 1
     places: Sequence[slice | IntArray | None] = every[~held], every[held]
@@ -206,9 +210,12 @@ def refit_end(setting: Setting, end: End) -> LayerFit:
     for batch in range(walk.batches):
         wanted = _kept(setting, end, reference(batch)[end.reference])
         values = segment(batch)
-        chain = chain if batch else measure_chain(walk, end, value, values)
+        chain = chain if batch else measure_chain(walk, end, value, values, setting.before)
         errors = wanted.astype(np.float32) - target_at(end, chain, value, values)
-        rows, answers = (_vectors(tensor, end.axis, value.size) for tensor in (errors, wanted))
+        lead = wanted.shape if value.size == 1 else without(wanted.shape, end.axis)
+        on = setting.before.rows(end.reference, lead, batch)
+        there = slice(None) if on is None else on.reshape(-1)
+        rows, answers = (_vectors(tensor, end.axis, value.size)[:, there] for tensor in (errors, wanted))
         energy += float(_gather(walk, batch, sums, rows[:, :, :0], rows, answers).sum())
     setting.before.finish()
     walk.finish()
@@ -220,6 +227,17 @@ def refit_end(setting: Setting, end: End) -> LayerFit:
         walk.overrides[end.output] = (value + shift.reshape(value.shape)).astype(value.dtype)
     share = fit.count / held.count / energy if held.count and energy else 0.0
     return LayerFit(end.layer, "bias" if better else "unchanged", 0.0, int(fit.count), before * share, min(before, after) * share)
+
+
+def without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """Sizes of all other axes."""
+    return tuple(size for other, size in enumerate(shape) if other != axis % len(shape))
+
+
+def switched_on(walk: Walk, step: Step, batch: int, output: Sequence[int], chosen: IntArray) -> BoolArray | None:
+    """Which of the ``chosen`` positions (samples, per sample) of what a layer makes no mask switches off (None: all)."""
+    on = walk.rows(step.reference, without(output, step.linear.form.out_axis), batch)
+    return None if on is None else np.take_along_axis(on.reshape(len(chosen), -1), chosen, 1)
 
 
 def _vectors(array: Array, axis: int, size: int) -> Array:
@@ -263,9 +281,9 @@ def _kept(setting: Setting, step: Aim, array: Array) -> Array:
     return array
 
 
-def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str, Array]) -> Chain:
-    """The scale is what the target gains when the output (of the shape of ``like``) goes from zeros to ones; ``values`` of the other
-    operands.
+def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str, Array], before: Walk) -> Chain:
+    """The scale is what the target gains in the first batch when the output (of the shape of ``like``) goes from zeros to ones; ``values``
+    of the other operands. ``before``: the original, which knows what tokens are off.
 
     Raises:
         ModelError: onnxruntime cannot run that part alone.
@@ -274,7 +292,8 @@ def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str
     chain = Chain(session, inputs)
     gained = target_at(step, chain, np.ones_like(like), values) - target_at(step, chain, np.zeros_like(like), values)
     axis = step.axis if isinstance(step, End) else step.linear.form.out_axis
-    per_channel = np.moveaxis(gained, axis, -1).reshape(-1, gained.shape[axis])
+    per_channel, on = np.moveaxis(gained, axis, -1), before.rows(step.reference, without(gained.shape, axis), 0)
+    per_channel = per_channel.reshape(-1, gained.shape[axis]) if on is None or not on.any() else per_channel[on]
     return Chain(session, inputs, per_channel.mean(0, dtype=np.float64))
 
 

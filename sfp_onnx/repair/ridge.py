@@ -101,28 +101,36 @@ class Scatter:
 
     where G_i is the mean of (p - c)(p - c)' over the rows p of sample i, and G that of all n samples (Ledoit & Wolf, J. Multivariate
     Analysis 88, 2004; rows of one sample resemble each other, so that samples count). ``squares``: sum |G_i|^2 of each block;
-    ``shares``: s of the blocks so far. c is the mean of the first samples, and what comes before it is known is ``waiting``.
+    ``shares``: s of the blocks so far. c is the mean of the first samples, and what comes before it is known is ``waiting``. Where of
+    all ``places`` only some ``rows`` count, G_i is the sum over those of a sample by their mean number.
     """
 
     count: int = 0
     squares: FloatArray = field(default_factory=lambda: np.zeros(1))
     centre: Array | None = None
     shares: list[float] = field(default_factory=list)
-    waiting: list[Array] = field(default_factory=list)
+    waiting: list[tuple[Array, BoolArray | None]] = field(default_factory=list)
+    places: int = 0
+    rows: int = 0
 
-    def add(self, rows: Array, samples: int) -> None:
-        """Rows (g, n, k), as many of each sample and those of one behind those of the other."""
-        self.waiting.append(rows.reshape(len(rows), samples, -1, rows.shape[2]))
-        self.count += samples
+    def add(self, rows: Array, samples: int, on: BoolArray | None = None) -> None:
+        """Rows (g, n, k), as many of each sample and those of one behind those of the other, of which those count that are ``on``
+        (samples, per sample)."""
+        self.waiting.append((rows.reshape(len(rows), samples, -1, rows.shape[2]), on))
+        self.count, self.places = self.count + samples, self.places + rows.shape[1]
+        self.rows += rows.shape[1] if on is None else int(on.sum())
         if self.centre is not None or self.count >= SETTLED:
             self.settled()
 
     def settled(self) -> Array:
         """c (g, k), after what waits for it was added."""
         if self.centre is None:
-            self.centre = np.concatenate([parts.reshape(len(parts), -1, parts.shape[3]) for parts in self.waiting], 1).mean(1)
-        for parts in self.waiting:
+            pieces = [parts.reshape(len(parts), -1, parts.shape[3]) if on is None else parts[:, on] for parts, on in self.waiting]
+            self.centre = np.concatenate(pieces, 1).mean(1)
+        for parts, on in self.waiting:
             parts = parts - self.centre[:, None, None]
+            if on is not None:
+                parts *= on[:, :, None]
             per, turned = parts.shape[2], parts.swapaxes(2, 3)
             products = parts @ turned if per < parts.shape[3] else turned @ parts
             self.squares = self.squares + np.square(products).sum((1, 2, 3), dtype=np.float64) / per**2
@@ -134,7 +142,8 @@ class Scatter:
         if self.count < 2:
             return 0.0
         size, own = self.settled().shape[1], float(np.vdot(square, square))
-        noise = (self.squares[block] / self.count - own - shift) / (self.count - 1)
+        squares = self.squares[block] * (self.places / max(self.rows, 1)) ** 2
+        noise = (squares / self.count - own - shift) / (self.count - 1)
         return float(np.clip(noise / max(own - size * variance**2, TINY), 0.0, 1.0))
 
 

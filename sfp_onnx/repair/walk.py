@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.system import no_room
-from ..core.types import Array, BoolArray, Factor, FloatArray, Linear, Port
+from ..core.types import Array, BoolArray, Factor, FloatArray, Linear, Port, Tokens
 from ..graph import Constants, GraphIndex, Model, extract, inputs, nodes
 from ..runtime import Session, open_model, tensor_types
 from .linear import Sums, best_bias
@@ -27,10 +27,11 @@ GROWS, LARGE = 2, 2**29  # ... where what they make is so many times what they a
 
 class Walk:
     """A model in the middle of a run over ``batches`` batches. ``overrides`` are constants that were changed on the way;
-    they must not feed nodes that have run."""
+    they must not feed nodes that have run. ``tokens``: rows that an input may switch off."""
 
-    def __init__(self, model: Model, store: Store) -> None:
+    def __init__(self, model: Model, store: Store, tokens: Tokens | None = None) -> None:
         self.model, self.store, self.batches = model, store, 0
+        self._tokens, self._on = tokens, list[BoolArray]()
         self._repeated = 0  # segments in a row that the next one runs again
         self.index = GraphIndex(nodes(model))
         self.overrides: dict[str, Array] = {}
@@ -45,7 +46,13 @@ class Walk:
         for name, array in feeds.items():
             if name in self._live:
                 self.store.put((name, self.batches), array)
+        if self._tokens is not None:
+            self._on.append(self._tokens.on(feeds))
         self.batches += 1
+
+    def rows(self, name: str, lead: Sequence[int], batch: int) -> BoolArray | None:
+        """Which rows of a tensor are there (`Tokens.rows`)."""
+        return None if self._tokens is None else self._tokens.rows(name, lead, self._on[batch])
 
     def constant(self, name: str) -> Array:
         """The present value of an initializer."""

@@ -16,6 +16,7 @@ from ..coupling.cost import layer_macs
 from ..latency.timing import Latency
 from ..planning import FIGURES, show
 from ..rules.foreign import sentences
+from ..rules.registry import Trait, has
 
 if TYPE_CHECKING:  # what is shown comes from rooms that this one need not load
     from ..evaluation import Evaluation
@@ -87,6 +88,7 @@ def inspection(analysis: Analysis, name: str) -> dict[str, Any]:
         "model": name, "macs": size.macs, "params": size.params, "traced": analysis.traced, "groups": groups,
         "tables": tables(analysis), "macs_around": sum(macs.get(layer, 0.0) for layer in around) / size.macs if size.macs else 0.0,
         "channels": coupling.channels_total, "channels_prunable": coupling.channels_prunable, "prunable_share": share,
+        "inside": {layer.node.name: macs[layer.node.name] / size.macs for layer in coupling.layers if has(layer.node, Trait.RUNS)},
         "can_become_two": list(analysis.wholes), "pinned": [asdict(pin) for pin in coupling.pinned],
         "without_rule": {operator: list(names) for operator, names in coupling.unruled.items()},
     }  # fmt: skip
@@ -106,12 +108,14 @@ def inspection_text(data: dict[str, Any]) -> str:
     if data["tables"]:
         held = sum(data["tables"].values())
         share = f"{number(held)} of {number(data['params'])} parameters ({held / data['params']:.0%})"
-        lines += [f"{share} are in tables that are looked up ({_short(list(data['tables']))}): these stay as they are", ""]
+        lines += [f"{share} are in tables that are looked up ({_short(list(data['tables']))}): these keep all rows (or --vocabulary)", ""]
     pinned = [[pin["reason"], str(pin["channels"]), pin["node"], _short(pin["layers"])] for pin in data["pinned"]]
     if pinned:
         lines += [table(["cannot shrink because", "channels", "at node", "layers"], pinned), ""]
     counts: Counter[str] = Counter()
     lines += [f"{text}." for text in sentences(data["without_rule"])]
+    if data["inside"]:
+        lines += [f"{sum(data['inside'].values()):.1%} of the MACs are inside of sub-graphs, which stay: {_short(list(data['inside']))}."]
     for pin in data["pinned"]:
         counts[pin["reason"]] += pin["channels"]
     parts = [f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]

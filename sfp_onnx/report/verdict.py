@@ -161,7 +161,8 @@ def card(result: Pruned, command: str) -> str:
             rows += [(last.metric, text_of(last.metric, first.value), text_of(last.metric, last.value))]
         for title, field, form in CARD:
             if getattr(last, field) is not None and last.metric != field:
-                title = f"{title} ({last.timing})" if last.timing and field == "latency_min_ms" else title
+                how = {"latency_min_ms": last.timing, "energy_mj": last.energy}.get(field)
+                title = f"{title} ({how})" if how else title
                 rows += [(title, *(format(getattr(one, field), form) for one in result.evaluation))]
     lines = [f"# {name.rsplit('/', 1)[-1]}", "", f"{model['path']}, with channels removed by sfp_onnx: {known['verdict']}.", ""]
     lines += ["| | original | this model |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -183,7 +184,10 @@ def card(result: Pruned, command: str) -> str:
     return "\n".join([*lines, *(f"- {note}" for note in result.notes)]) + "\n"
 
 
-CARD = (("agreement with the original", "agreement", ".2%"), ("latency, ms", "latency_min_ms", ".3f"))
+CARD = (
+    ("agreement with the original", "agreement", ".2%"), ("latency, ms", "latency_min_ms", ".3f"),
+    ("energy of a run, mJ", "energy_mj", ".4g"),
+)  # fmt: skip
 
 
 def _data(words: str, data: Mapping[str, Any]) -> str:

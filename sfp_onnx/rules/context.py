@@ -244,8 +244,10 @@ class Context:
         if array.shape[axis] == 1 or len(varying(array)) != 2:
             return self.fix(array, axis, "it is summed over")
         first = array.take([0], axis)
-        rows = self.mint(first.size)
-        self.facts.contracted.append(Contracted(self.node, np.moveaxis(array, axis, -1).reshape(first.size, -1), rows))
+        matrix = np.moveaxis(array, axis, -1).reshape(first.size, -1)
+        _, places, which = np.unique(matrix, axis=0, return_index=True, return_inverse=True)  # heads of every sample, say, are the same
+        rows = self.mint(len(places))[np.argsort(np.argsort(places))[which.reshape(-1)]]
+        self.facts.contracted.append(Contracted(self.node, matrix, rows))
         return rows.reshape(first.shape)
 
     def take(self, array: IntArray, indices: Sequence[int] | IntArray | range, axis: int) -> IntArray:

@@ -1,13 +1,16 @@
-"""Operators that no rule describes, and what to do about models that hold them."""
+"""Operators that no rule describes: what to do about models that hold them, and what those of them that run graphs feed these."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from ..core.types import Node
+import numpy as np
+
+from ..core.types import Array, Node, Trace
 from ..graph import Model, holds_weights, initializers, nodes, too_old
-from .registry import RULES, Trait, has
+from .registry import RULES, Trait, has, state
 
 HINTS = {
     r"If|Loop|Scan": "the insides of sub-graphs are not pruned",
@@ -64,3 +67,51 @@ def advice(model: Model, said: str) -> str:
     if not found and "not a registered function/op" in said:
         found.append("operators that are not onnxruntime's own need their library: --custom-ops LIB")
     return too_old(model) + "".join(f" {_begun(hint)}." for hint in found)
+
+
+# ---- operators that run graphs of their own ----------------------------------------------------------------------------
+
+ENDLESS = 1 << 31  # steps: until something says that it is over
+Fed = Array | tuple[int, ...] | None
+"""A value, or the shape of one; None: unknown."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """The graph in an ``attribute``, what its inputs are ``fed`` in their order, and how many ``times`` it runs."""
+
+    attribute: str
+    fed: Sequence[Fed]
+    times: int
+
+
+def _branches(node: Node, trace: Trace) -> list[Body]:
+    return [Body(name, (), 1) for name in ("then_branch", "else_branch")]
+
+
+def _loop(node: Node, trace: Trace) -> list[Body]:
+    """Inputs: most steps, whether to begin, states; outputs: states, and what every step gives, one behind the other."""
+    states = node.inputs[2:]
+    stacked = [trace.shapes[name][0] for name in node.outputs[len(states) :] if trace.shapes.get(name)]
+    most = trace.values.get(node.inputs[0])
+    asked = 0 if most is None else int(most.reshape(-1)[0])
+    fed: list[Fed] = [np.asarray(0, np.int64), np.asarray(True), *map(trace.shapes.get, states)]
+    return [Body("body", fed, next(filter(None, stacked), asked if 0 < asked < ENDLESS else 1))]
+
+
+def _scan(node: Node, trace: Trace) -> list[Body]:
+    """Inputs: states, and sequences that are read step by step."""
+    count = node.attributes["num_scan_inputs"]
+    states, read = node.inputs[:-count], node.inputs[-count:]
+    shapes, axes = [trace.shapes.get(name) for name in read], node.attributes.get("scan_input_axes") or [0] * count
+    steps = [None if shape is None else tuple(np.delete(shape, axis).tolist()) for shape, axis in zip(shapes, axes, strict=True)]
+    return [Body("body", [*map(trace.shapes.get, states), *steps], int(shapes[0][axes[0]]) if shapes[0] else 1)]
+
+
+BODIES: dict[str, Callable[[Node, Trace], list[Body]]] = {"If": _branches, "Loop": _loop, "Scan": _scan}
+state(Trait.RUNS, *BODIES)
+
+
+def bodies(node: Node, trace: Trace) -> list[Body]:
+    """The graphs that a node runs; of several one runs. A loop whose number of steps nothing tells counts once."""
+    return BODIES[node.operator](node, trace) if node.operator in BODIES else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -239,9 +240,9 @@ def pad(ctx: Context) -> list[Labels]:
     for array in ctx.settle(0, stiff, "this axis is padded with its own values, or cropped"):
         for axis in padded:
             if array.shape[axis] > 1 and axis not in stiff:
-                middle = ctx.along([array], axis)
-                minted = [ctx.mint(before[axis]), middle if middle is not None else array.reshape(-1), ctx.mint(behind[axis])]
-                array = vector(np.concatenate(minted), axis, rank)
+                edges = [(*array.shape[:axis], size, *array.shape[axis + 1 :]) for size in (before[axis], behind[axis])]
+                first, last = (ctx.mint(prod(edge)).reshape(edge) for edge in edges)
+                array = np.concatenate([first, array, last], axis)
         moved.append(array)
 
     def edits(after: After) -> list[Edit]:

@@ -27,6 +27,7 @@ class Trait(Flag):
     TAKES: output 0 is what is found in input 0 at the indices in input 1.
     RESHAPES: output 0 holds the elements of input 0 in their order.
     CHOOSES: input 0 says which of two sub-graphs is run.
+    RUNS: it runs graphs of its own.
     STEPS: the last bit of an input, or chance, may change its floating result by a whole step.
     """
 
@@ -40,6 +41,7 @@ class Trait(Flag):
     RESHAPES = auto()
     STEPS = auto()
     CHOOSES = auto()
+    RUNS = auto()
 
 
 Rule = Callable[["Context"], "list[Labels]"]

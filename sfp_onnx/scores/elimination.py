@@ -232,7 +232,7 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
 
 def _gathered(analysis: Analysis, data: Dataset, found: Sequence[heads.Pair]) -> dict[str, FloatArray]:
     """Second moments of these queries and keys on the data."""
-    return heads.moments(analysis.prepared.model, found, feeds_of(analysis, data))
+    return heads.moments(analysis.prepared.model, found, feeds_of(analysis, data), analysis.prepared.tokens)
 
 
 def _with_dimensions(analysis: Analysis, found: Elimination, known: Worth) -> Elimination:
@@ -318,7 +318,7 @@ class Look:
         planned = steps.plan_steps(scene, [[layer] for layer in self.layers], {})
         self._steps = [task[0] for task in planned if isinstance(task, tuple)]
         self.store, self._ridge = walk.Store(lockstep.budget_of(options.memory, self._steps)), (strength, shrinks)
-        after = walk.Walk(prepared.model, self.store)
+        after = walk.Walk(prepared.model, self.store, prepared.tokens)
         self._setting = lockstep.Setting(options, coupling, np.zeros(coupling.units, bool), after, after)
 
     def observed(self, batches: Iterable[Mapping[str, Array]], advance: Callable[[int], None]) -> Iterator[tuple[Layer, walk.Step, Blocks]]:
@@ -361,17 +361,17 @@ def _see(setting: lockstep.Setting, step: walk.Step, number: int, share: Share, 
         if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf):
             continue  # the segment must still run on every batch
         if summed and not batch:
-            chain = lockstep.measure_chain(after, step, values[step.output], values)
+            chain = lockstep.measure_chain(after, step, values[step.output], values, after)
         chosen = lockstep.positions(setting, step, (number, at), output, matrix.shape[1])
-        rows = form.rows(data, output, chosen, blocks)
+        rows, on = form.rows(data, output, chosen, blocks), lockstep.switched_on(after, step, batch, output, chosen)
         seen = seen or Seen.nothing(rows, chain.scale, shrinks)
         if batch < share.lead:
-            seen.centre(rows, len(chosen), batch == share.lead - 1)
+            seen.centre(rows, len(chosen), batch == share.lead - 1, on)
             continue
-        seen.add(rows, len(chosen), at)
+        seen.add(rows, len(chosen), at, on)
         if summed:
             target = lockstep.target_at(step, chain, values[step.output], values)
-            seen.answered(form.answers(target, chosen, blocks).astype(np.float64))
+            seen.answered(form.answers(target, chosen, blocks).astype(np.float64), on)
     after.finish()
     return seen
 

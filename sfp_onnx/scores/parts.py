@@ -103,8 +103,11 @@ def collected(
     ports, whole = [port.name for port in inputs(analysis.model)], replace(data, batch=batch_size(analysis, data))
     fitted = batched(analysis, looks.fitted)
     runs = min([*([whole.runs] if needs else []), *([fitted.runs] if OBS in _names(text) else [])])
+    uneven = any(None in reader.shape for reader in data.readers.values())  # stretches of shares end together where batches are alike
+    runs = 1 if uneven else runs
     if count > runs:
-        raise OptionError(f"--part {part}: the data are {runs} batches; expected at most {runs} parts")
+        why = "samples of different shapes, which are measured in one pass" if uneven else f"{runs} batches"
+        raise OptionError(f"--part {part}: the data are {why}; expected at most {runs} parts")
     facts: dict[str, Any] = {
         "format": FORMAT, "version": VERSION, "part": number, "parts": count, "recorded": dict(recorded), "text": text,
         "looks": {"shares": list(looks.shares), "fitted": looks.fitted.samples, "held": looks.held.samples},
@@ -151,7 +154,8 @@ def _layers(
 
 def _dimensions(analysis: Analysis, data: Dataset) -> Iterator[Named]:
     pairs = judged(analysis)
-    found = moments(analysis.prepared.model, pairs, (feeds for feeds, _ in data.batches())) if pairs else {}
+    prepared = analysis.prepared
+    found = moments(prepared.model, pairs, (feeds for feeds, _ in data.batches()), prepared.tokens) if pairs else {}
     for place, pair in enumerate(pairs):
         yield Named(f"dimensions/{place}", found[pair.group.name])
 

@@ -34,10 +34,11 @@ def with_errors(
     if data is not None:
         drawn = np.random.default_rng([seed, data.samples]).permutation(data.samples)[:SAMPLES]
         feeds = list(feeds_of(analysis, data.part(np.sort(drawn))))
-    original, found = answers(model, feeds), []
+    tokens = analysis.prepared.tokens
+    original, found = answers(model, feeds, tokens), []
 
     def error(changed: Model) -> float:
-        known = [part for name, new in answers(changed, feeds).items() if (part := lost(new, original[name])) is not None]
+        known = [part for name, new in answers(changed, feeds, tokens).items() if (part := lost(new, original[name])) is not None]
         return float(np.mean(known)) if known else 0.0
 
     with progress("rounding", len(weights)) as advance:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core.types import Array, Coupling, FloatArray, Layer
+from ..core.types import Array, Coupling, FloatArray, Layer, Tokens
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
 from ..graph import Model, Prepared, edit, initializers, outputs
@@ -100,7 +100,7 @@ def reaching(
     scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
     scene = steps.give_biases(_own_weights(scene, layers), layers)
     planned = {id(layer): steps.plan_steps(scene, [[layer]], {})[0] for layer in layers}
-    original = answers(scene.model, feeds)
+    original = answers(scene.model, feeds, prepared.tokens)
     errors: dict[str, list[float]] = {name: [] for name in cuts}
     with closing(walk.Store(memory // 2)) as store:
         walked = walk.Walk(scene.model, store)
@@ -112,7 +112,7 @@ def reaching(
             for cut in cuts[name]:
                 behind = _write(walked, planned, cut)
                 targets = [output for output in original if output in behind]
-                changed = _floating(targets, walked.run(targets))
+                changed = _floating(targets, walked.run(targets), feeds, prepared.tokens)
                 shares = [share for output, old in original.items() if (share := lost(changed.get(output, old), old)) is not None]
                 errors[name].append(float(np.mean(shares)) if shares else np.nan)
                 advance(1)
@@ -160,14 +160,19 @@ def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:
     return replace(scene, model=editor.finish())
 
 
-def answers(model: Model, feeds: Sequence[Mapping[str, Array]]) -> dict[str, FloatArray]:
-    """All floating outputs of all batches, a row per sample."""
+def answers(model: Model, feeds: Sequence[Mapping[str, Array]], tokens: Tokens | None = None) -> dict[str, FloatArray]:
+    """All floating outputs of all batches, a row per sample; of outputs for every token, one per token that is not switched off."""
     names, session = [port.name for port in outputs(model)], open_model(model)
-    return _floating(names, (session.run(batch, names) for batch in feeds))
+    return _floating(names, (session.run(batch, names) for batch in feeds), feeds, tokens)
 
 
-def _floating(names: Sequence[str], batches: Iterable[Sequence[Array]]) -> dict[str, FloatArray]:
-    """Floating ones of these tensors, a row per sample."""
+def _floating(
+    names: Sequence[str], batches: Iterable[Sequence[Array]], feeds: Sequence[Mapping[str, Array]], tokens: Tokens | None
+) -> dict[str, FloatArray]:
+    """Floating ones of these tensors, as `answers`."""
+    if tokens is not None:
+        pairs = zip(feeds, batches, strict=True)
+        batches = [[tokens.there(*named, tokens.on(fed)) for named in zip(names, arrays, strict=True)] for fed, arrays in pairs]
     every = zip(names, zip(*batches, strict=True), strict=bool(names))
     return {name: _rows(arrays) for name, arrays in every if getattr(arrays[0], "dtype", np.dtype(bool)).kind == "f"}
 

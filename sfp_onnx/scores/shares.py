@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core.types import Array, FloatArray
+from ..core.types import Array, BoolArray, FloatArray
 from ..graph.arrays import Named
 from ..repair import linear, ridge
 
@@ -36,8 +36,8 @@ WHOLE = Share()
 @dataclass
 class Seen:
     """What a layer of g blocks read: its rows (k inputs), ``gathered``; rows before the first whole stretch (``head``) of so many batches
-    (``length``); of its target, where that is not what it makes, sums and squares (g, o) (``total``, ``squares``); the ``scale`` (o,)
-    of its output in the target, and the ``scatter`` of the rows."""
+    (``length``), for which so many ``places`` were looked at; of its target, where that is not what it makes, sums and squares (g, o)
+    (``total``, ``squares``); the ``scale`` (o,) of its output in the target, and the ``scatter`` of the rows."""
 
     gathered: linear.Gathered
     scale: Array
@@ -46,6 +46,7 @@ class Seen:
     total: FloatArray = field(default_factory=lambda: np.zeros(1))
     squares: FloatArray = field(default_factory=lambda: np.zeros(1))
     head: list[Array] = field(default_factory=list)
+    places: int = 0
 
     @classmethod
     def nothing(cls, rows: Array, scale: Array, shrinks: bool) -> Seen:
@@ -53,28 +54,33 @@ class Seen:
         blocks, count, inputs = rows.shape
         return cls(linear.Gathered(blocks, inputs, 0), scale, -(-inputs // max(count, 1)), ridge.Scatter() if shrinks else None)
 
-    def centre(self, rows: Array, samples: int, last: bool) -> None:
+    def centre(self, rows: Array, samples: int, last: bool, on: BoolArray | None = None) -> None:
         """Rows that tell where the scatter has its centre, and nothing else."""
         if self.scatter is not None:
-            self.scatter.add(rows, samples)
+            self.scatter.add(rows, samples, on)
             if last:
                 self.scatter.settled()
-                self.scatter.count, self.scatter.squares = 0, np.zeros(1)
+                self.scatter = ridge.Scatter(centre=self.scatter.centre)
 
-    def answered(self, answers: FloatArray) -> None:
+    def answered(self, answers: FloatArray, on: BoolArray | None = None) -> None:
         """What the target is at rows that were added, (g, n, o)."""
+        answers = answers if on is None else answers[:, on.reshape(-1)]
         self.total = self.total + answers.sum(1)
         self.squares = self.squares + np.square(answers).sum(1)
 
-    def add(self, rows: Array, samples: int, batch: int) -> None:
-        """Rows (g, n, k) of a batch."""
+    def add(self, rows: Array, samples: int, batch: int, on: BoolArray | None = None) -> None:
+        """Rows (g, n, k) of a batch; ``on`` (samples, per sample): which of them count (None: all). Those that do not are no rows, but
+        places in a stretch, so that stretches end with the same batches."""
         if self.scatter is not None:
-            self.scatter.add(rows, samples)
-        started = self.gathered.normal is not None or bool(self.gathered.waiting)
+            self.scatter.add(rows, samples, on)
+        places = rows.shape[1]
+        rows = rows if on is None else rows[:, on.reshape(-1)]
+        started = self.gathered.normal is not None or bool(self.gathered.places)
         if not started and batch % self.length:
             self.head.append(rows)
+            self.places += places
         else:
-            self.gathered.add(rows, _errors(rows))
+            self.gathered.add(rows, _errors(rows), places)
 
     # ---- as arrays, and back -------------------------------------------------------------------------------------------
 
@@ -90,7 +96,8 @@ class Seen:
             yield Named("gram", normal.gram[:, lower[0], lower[1]])
             yield Named("rows", normal.rows)
         count = 0.0 if normal is None else normal.count
-        yield Named("counts", np.asarray([*self.gathered.shape[:2], self.length, count, self.scatter.count]))
+        places = (self.places, self.gathered.places, self.scatter.places, self.scatter.rows)
+        yield Named("counts", np.asarray([*self.gathered.shape[:2], self.length, count, self.scatter.count, *places]))
         yield Named("centre", self.scatter.settled())
         yield Named("scatter", self.scatter.squares)
         for name in ("total", "squares", "scale"):
@@ -114,14 +121,15 @@ def joined(shares: Sequence[Read]) -> Seen | None:
             whole = Seen(linear.Gathered(blocks, inputs, 0), _there(read, "scale"), length, scatter)
         assert whole.scatter is not None
         whole.scatter.count += int(counts[4])
+        whole.scatter.places, whole.scatter.rows = whole.scatter.places + int(counts[7]), whole.scatter.rows + int(counts[8])
         for record, name, more in ((whole.scatter, "squares", "scatter"), (whole, "total", "total"), (whole, "squares", "squares")):
             setattr(record, name, getattr(record, name) + _there(read, more))
         if (rows := read("head")) is not None:
-            whole.gathered.add(rows, _errors(rows))
+            whole.gathered.add(rows, _errors(rows), int(counts[5]))
         if (packed := read("gram")) is not None:
             _absorb(whole.gathered, packed, _there(read, "rows"), float(counts[3]))
         if (rows := read("tail")) is not None:
-            whole.gathered.add(rows, _errors(rows))
+            whole.gathered.add(rows, _errors(rows), int(counts[6]))
     return whole
 
 

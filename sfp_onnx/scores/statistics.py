@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.types import Array, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, WeightSlices
+from ..core.types import Array, BoolArray, Coupling, FloatArray, GroupView, IntArray, Layer, Moments, Tokens, WeightSlices
 from ..coupling.analysis import Analysis, Progress, batch_size
 from ..data.dataset import Dataset
 from ..graph import Constants, GraphIndex, Model, Prepared, edit, extract
@@ -47,12 +48,13 @@ def moments_of(analysis: Analysis, data: Dataset, needs: Iterable[str], progress
     ranks = {name: len(shape) for name, shape in analysis.prepared.trace.shapes.items()}
     with progress("calibrating", data.samples) as advance:
         batches = replace(data, batch=batch_size(analysis, data)).batches()
-        return calibrate(analysis.prepared.model, ranks, sites(analysis.coupling), needs, batches, advance).moments
+        prepared = analysis.prepared
+        return calibrate(prepared.model, ranks, sites(analysis.coupling), needs, batches, advance, prepared.tokens).moments
 
 
 def calibrate(
     model: Model, ranks: Mapping[str, int], wanted: Iterable[Site], needs: Iterable[str], batches: Batches,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None, tokens: Tokens | None = None,
 ) -> Statistics:  # fmt: skip
     """Run the data once through the model and collect per-channel sums.
 
@@ -61,23 +63,38 @@ def calibrate(
         needs: names of `STATISTICS`.
         batches: (inputs, number of real samples in it).
         progress: called with the number of samples after each batch.
+        tokens: rows that an input may switch off: they count where it does not.
 
     Raises:
         ModelError: onnxruntime cannot run the model on the data.
         DataError: an activation is not finite on the data.
     """
     editor, statistics, needs = edit.Editor(model), Statistics({}), sorted(needs)
-    taps = {site: _tap(editor, site, ranks[site[0]], needs) for site in wanted}
+    taps = {site: _tap(editor, site, ranks[site[0]], needs, tokens) for site in wanted}
     names = [name for outputs in taps.values() for name in outputs.values()]
     for batch in observe(editor.finish(), batches, names):
+        on = None if tokens is None else tokens.on(batch.feeds)
         for site, outputs in taps.items():
-            statistics.merge(_moments(site, {kind: batch.values[name] for kind, name in outputs.items()}, batch.count, batch.rows))
+            found = {kind: batch.values[name] for kind, name in outputs.items()}
+            statistics.merge(_moments(site, found, batch.count, batch.rows, _rows_on(tokens, site, found["shape"], on)))
         progress(batch.count)
     return statistics
 
 
-def _moments(site: Site, outputs: Mapping[str, Array], samples: int, batch: int) -> Statistics:
-    """Statistics of one batch, of which the first ``samples`` rows are real and the rest padding.
+def _rows_on(tokens: Tokens | None, site: Site, shape: Array, on: BoolArray | None) -> BoolArray | None:
+    """Which rows of a site of this shape count (None: all), (first axis, positions)."""
+    lead = [size for axis, size in enumerate(shape.tolist()) if axis != site[1] % len(shape)]
+    rows = None if tokens is None or not _masked(tokens, site, len(shape)) else tokens.rows(site[0], lead, on)
+    return None if rows is None else rows.reshape(len(rows), -1)
+
+
+def _masked(tokens: Tokens, site: Site, rank: int) -> bool:
+    """Whether a site has its tokens in front of its channels."""
+    return site[0] in tokens and site[1] % rank >= (2 if site[0] in tokens.laid else 1)
+
+
+def _moments(site: Site, outputs: Mapping[str, Array], samples: int, batch: int, on: BoolArray | None = None) -> Statistics:
+    """Statistics of one batch, of which the first ``samples`` rows are real and the rest padding; ``on``: which positions count.
 
     Sums are float64. Padding is told apart where the first axis is the batch, or the batch times something; other tensors count as a whole.
     """
@@ -91,11 +108,11 @@ def _moments(site: Site, outputs: Mapping[str, Array], samples: int, batch: int)
         sums[kind] = rows.sum(0) * (positions / len(rows))
         if not np.isfinite(sums[kind]).all():
             raise DataError(f"tensor '{site[0]}' is not finite on the data. Check --scale, --mean and --std, or the model.")
-    return Statistics({site: Moments(sums, positions)})
+    return Statistics({site: Moments(sums, positions if on is None else float(on[:used].sum()))})
 
 
-def _tap(editor: edit.Editor, site: Site, rank: int, needs: Iterable[str]) -> dict[str, str]:
-    """Add means over all axes but the first and the channels'; returns the output name per statistic.
+def _tap(editor: edit.Editor, site: Site, rank: int, needs: Iterable[str], tokens: Tokens | None) -> dict[str, str]:
+    """Add means over all axes but the first and the channels', of 0 where tokens are off; returns the output name per statistic.
 
     Means within a sample are float32 (in the graph), sums over samples float64 (in numpy).
     """
@@ -105,8 +122,19 @@ def _tap(editor: edit.Editor, site: Site, rank: int, needs: Iterable[str]) -> di
     added = {"shape": editor.add_output(editor.append("Shape", [tensor], name=f"{name}/{axis}/shape"))}
     for kind in needs:
         summed = STATISTICS[kind].tap(editor, tensor, name)
+        if tokens is not None and _masked(tokens, site, rank):
+            summed = editor.append("Mul", [summed, _weights(editor, tokens, name, rank)], name=f"{name}/{axis}/{kind}/on")
         added[kind] = editor.add_output(editor.mean(summed, rank, axes, f"{name}/{axis}/{kind}"))
     return added
+
+
+def _weights(editor: edit.Editor, tokens: Tokens, name: str, rank: int) -> Any:
+    """1 for what counts of a tensor, 0 for tokens that are off."""
+    shape = [0, 0, *[1] * (rank - 2)] if name in tokens.laid else [-1, *[1] * (rank - 1)]
+    on = editor.append("Cast", [editor.tensor(tokens.mask)], {"to": 9}, name=f"{name}/mask")
+    on = editor.append("Not", [on], name=f"{name}/mask/off") if tokens.inverted else on
+    whole = editor.append("Cast", [on], {"to": 1}, name=f"{name}/mask/float")
+    return editor.append("Reshape", [whole, editor.constant(f"{name}/mask/shape", np.asarray(shape, np.int64))], name=f"{name}/mask/laid")
 
 
 # ---- what scores may look at -----------------------------------------------------------------------------------------

@@ -183,7 +183,8 @@ def _rms(analysis: Analysis, chosen: Sequence[Target], data: Dataset, progress: 
     wanted = list(dict.fromkeys(target.site for target in chosen if target.data_axis != 0))
     with progress("calibrating", data.samples) as advance:
         parts = replace(data, batch=batch_size(analysis, data)).batches()
-        moments = statistics.calibrate(analysis.prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance).moments
+        prepared = analysis.prepared
+        moments = statistics.calibrate(prepared.model, ranks, wanted, frozenset({"squares"}), parts, advance, prepared.tokens).moments
     return {site: np.sqrt(moments[site].squares / max(moments[site].count, 1)) for site in wanted}
 
 

@@ -22,7 +22,7 @@ from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate
 from ...graph.load import ModelSource
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
-from ...pipeline import Sources, tell
+from ...pipeline.opened import Sources, tell
 from ...repair.lockstep import repair
 from ...report.manifest import write_json
 from ...runtime import open_model

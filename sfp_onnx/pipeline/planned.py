@@ -1,0 +1,115 @@
+"""Which channels leave: a plan, as the model stands or expanded where that is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+from .. import planning
+from ..core.errors import OptionError, TargetError
+from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
+from ..core.system import log
+from ..core.types import Plan
+from ..coupling.analysis import Analysis, DataSource, Progress, describe, silent
+from ..coupling.cost import params_of
+from ..graph.load import ModelSource
+from ..planning import figures, library, max_drop, search
+from ..planning.precision import codes_of
+from ..report.manifest import write_json
+from ..runtime import threaded
+from ..scores import parts
+from .opened import AS_PLANNED, Inputs, as_it_stands, checked_options, measured_by, size_of, sources_of, tell
+from .scored import Calibration, Scoring, candidates, judge_of, shared_out, with_tables
+
+
+@threaded
+def plan(
+    source: ModelSource | Analysis, options: PlanOptions, score_name: str | None = None, data: DataSource | None = None,
+    score_options: ScoreOptions | None = None, progress: Progress = silent, repair: RepairOptions | None = AS_PLANNED,
+    eval_data: DataSource | None = None, *, data_options: DataOptions = DataOptions(),
+    inspect_options: InspectOptions = InspectOptions(), output: Path | None = None, measure_options: MeasureOptions = MeasureOptions(),
+    statistics: Sequence[str | Path] = (), executor: Executor | int | None = None,
+) -> Plan:  # fmt: skip
+    """Decide which channels leave; cut nothing. The arguments are those of `prune`.
+
+    Args:
+        output: where the plan goes as JSON (default: nowhere).
+        statistics: what `calibrate` wrote of all parts of the data, in place of the data.
+        executor: what measures the data, in `PARTS` parts: as for `sweep`. The number of workers changes nothing.
+
+    Raises:
+        TargetError: nothing can be pruned, or a target cannot be met.
+        OptionError, ModelError, DataError, OutputError: bad options, input or output.
+    """
+    checked_options(options)
+    scoring, measures = Scoring(score_name, score_options, repair), measured_by(options, measure_options)
+    if measures.metric is not None and options.max_drop is None:
+        raise OptionError("--metric needs --max-drop")
+    with ExitStack() as files:
+        held: list[parts.Source] = [files.enter_context(closing(parts.Arrays(path, *parts.WRITTEN))) for path in statistics]
+        if held and data is None:
+            inspect_options = library.traced_as(held[0].facts["recorded"], inspect_options)
+        if held or executor is not None:
+            inspect_options = as_it_stands(inspect_options)
+        sources = sources_of(options, data, eval_data, None, data_options, inspect_options, measures, *statistics)
+        inputs = sources.open(source, [output, options.save_library])
+        tell(inputs.reading, options.max_drop is not None)
+        if executor is not None:
+            held = shared_out(Calibration(source, sources, scoring, options), inputs, executor, progress)
+        ready, made = planned_for(inputs, options, replace(scoring, parts=tuple(held)), progress)[1:]
+    made = _built(ready, made)
+    if output is not None:
+        write_json(output, planning.to_json(made), inputs.paths)
+    return made
+
+
+def _built(ready: search.Candidates, plan: Plan) -> Plan:
+    """A plan with the size of the file that it will give, with the biases that a repair adds."""
+    analysis, form = ready.analysis, ready.form
+    removed = planning.removal_of(plan, analysis.coupling, plan.model_sha256)
+    ruler = figures.ruler_for(analysis, PlanOptions(), form=form)
+    built = ruler.at(codes_of(form.storable, plan.precisions)).built(removed, plan.factors)
+    after = replace(analysis.size(removed, plan.factors), params=params_of(built), bytes=form.bytes(built))
+    return replace(plan, before=size_of(analysis), after=after)
+
+
+
+def planned_for(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions = OutputOptions()
+) -> tuple[Inputs, search.Candidates, Plan]:
+    """The plan for what is written as ``output`` says, with the scores that it was made from; on a model that is expanded if the target
+    cannot be met as it stands, and that is not ruled out."""
+    try:
+        return inputs, *_planned_on(inputs, options, scoring, progress, output)
+    except TargetError as failure:
+        whole = inputs.wider()
+        if whole is None:
+            raise
+        log.info(f"Note: as it stands, {failure}")
+        return whole, *_planned_on(whole, options, scoring, progress, output)
+
+
+def _planned_on(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions
+) -> tuple[search.Candidates, Plan]:
+    """The plan for a model as it was inspected."""
+    options = with_tables(options)
+    if options.max_drop is None:
+        if inputs.eval_data is not None:
+            raise OptionError("--max-drop-data needs --max-drop")
+        ready = candidates(inputs, options, scoring, progress, output)
+        made = search.plan_for(ready, options, progress)
+    else:
+        judge, scored_with = judge_of(inputs, options, scoring)
+        ready = candidates(replace(inputs, data=scored_with), options, scoring, progress, output)
+        if judge.apart:
+            ready = replace(ready, recorded={**ready.recorded, "eval_data": describe(judge.data)})
+        elif inputs.data is not None:
+            ready = replace(ready, recorded={**ready.recorded, "samples": inputs.data.samples})
+        made = max_drop.plan_with_drop(ready, options, judge, progress=progress)
+    for note in made.notes:
+        (log.debug if note.startswith("allocation:") else log.info)(f"Note: {note}")
+    return ready, made
