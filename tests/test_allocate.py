@@ -6,10 +6,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import graphs
 import numpy as np
 import onnx
 import pytest
-from building import Builder, run
+from building import Builder, feeds_for, run
 from conftest import invoke
 
 import sfp_onnx
@@ -18,6 +19,7 @@ from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.core.types import Align, FloatArray, IntArray
 from sfp_onnx.data.checks import opened
 from sfp_onnx.planning.widths import Problem, Tie, choices, greedy, lagrangian, solve, widen
+from sfp_onnx.repair.walk import Walk
 from sfp_onnx.report.manifest import Pruned
 from sfp_onnx.scores import sensitivity
 from sfp_onnx.scores.scoring import scored
@@ -313,3 +315,36 @@ def test_the_same_bytes_however_it_is_asked_for(tmp_path: Path) -> None:
     assert invoke("apply", model, tmp_path / "plan.json", "-o", tmp_path / "applied.onnx", "--data", data).exit_code == 0
     first, *others = ((tmp_path / name).read_bytes() for name in ("python.onnx", "cli.onnx", "applied.onnx"))
     assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 4))
+def test_cuts_run_only_what_lies_behind_them(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reaches the outputs is the same when every cut runs from the inputs on. No integers: a last bit may be a step there."""
+    model = graphs.sample(seed, [block for block in graphs.BLOCKS if block is not graphs.quantised]).model
+    analysis, found = sfp_onnx.inspect(model), list[dict[str, list[float]]]()
+    own = sensitivity.reaching
+    monkeypatch.setattr(sensitivity, "reaching", lambda *given: (found.append(own(*given)), found[-1])[1])
+    data = opened(analysis.model, feeds_for(model, 3 if analysis.samples == 3 else 24), sfp_onnx.DataOptions())
+    scored(analysis, "obs", data)
+    monkeypatch.setattr(Walk, "until", lambda self, position, targets: None)
+    scored(analysis, "obs", data)
+    quick, whole = found
+    assert list(quick) == list(whole)
+    for name, errors in quick.items():
+        np.testing.assert_allclose(errors, whole[name], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("samples", "noted"), [(16, True), (80, True), (200, False)])
+@pytest.mark.parametrize("common", [0, 5])
+def test_a_pooled_head_needs_as_many_samples_as_channels(samples: int, noted: bool, common: float) -> None:
+    """A sample is one row there: with fewer than inputs some channels only seem to be sums of others. As many as are named are enough."""
+    b, width = Builder(17, 4), 64
+    y = b.op("Relu", b.conv(b.op("Relu", b.conv(b.input(["N", 3, 8, 8]), 3, 16, name="stem")), 16, width, name="wide"))
+    model = b.model(b.gemm(b.op("Flatten", b.op("GlobalAveragePool", y)), width, 10, name="head"))
+    random = np.random.default_rng(0)
+    data = random.standard_normal((samples, 3, 8, 8)) + common * random.standard_normal((samples, 1, 1, 1))
+    plan = sfp_onnx.plan(model, PlanOptions(targets=("macs=70%",)), "obs", data.astype(np.float32))
+    notes = [note for note in plan.notes if "samples are few" in note]
+    assert len(notes) == noted
+    if noted:
+        assert f"{samples} samples are few" in notes[0] and "most for head" in notes[0] and "About 200 samples would do" in notes[0]

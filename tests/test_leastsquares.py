@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sfp_onnx.repair import ridge as ridge_room
-from sfp_onnx.repair.linear import Gathered, Joint, Normal, Samples, positive_inverse, positive_solve, together
+from sfp_onnx.repair.linear import Gathered, Joint, Normal, Samples, positive_inverse, positive_solve, positive_solves, together
 from sfp_onnx.repair.ridge import LOOKS, MOST_GAIN, Scatter, as_varied, best_ridge, best_steps, mean_shift, ridge_inverse, solve
 from sfp_onnx.scores import elimination
 from sfp_onnx.scores.elimination import Order, Reader, eliminate
@@ -482,6 +482,26 @@ def test_cholesky_against_numpy(size: int) -> None:
     loaded = matrix + 0.5 * np.eye(size)
     np.testing.assert_allclose(positive_solve(matrix.copy(), right, 0.5), np.linalg.solve(loaded, right), rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(positive_inverse(matrix.copy(), 0.5), np.linalg.inv(loaded), rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 9, 200])
+@pytest.mark.parametrize("bad", [False, True])
+def test_many_systems_at_once(size: int, bad: bool) -> None:
+    """As one by one, to the bit; also where one of them needs more strength than it is given."""
+    generator = np.random.default_rng(size)
+    half, right = generator.standard_normal((3, size, 2 * size)), generator.standard_normal((3, size, 2))
+    matrices, strengths = half @ half.transpose(0, 2, 1), np.array([0.5, 0.0, 1e-3])
+    matrices[1] *= -1e-9 if bad else 1
+    single = [positive_solve(*problem) for problem in zip(matrices.copy(), right, strengths.tolist(), strict=True)]
+    np.testing.assert_array_equal(positive_solves(matrices.copy(), right, strengths), single)
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_spread_is_the_variance_of_the_products(summed: bool) -> None:
+    generator = np.random.default_rng(0)
+    rows, weight = generator.standard_normal((2, 30, 8)).astype(np.float32) + 3, generator.standard_normal((2, 8, 5))
+    sums = Samples(rows, np.zeros((2, 30, 0), np.float32))
+    np.testing.assert_allclose((sums.summed() if summed else sums).spread(weight), (rows @ weight).var(1), rtol=1e-4)
 
 
 def test_a_matrix_that_rounding_made_indefinite_takes_more_ridge() -> None:

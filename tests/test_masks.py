@@ -173,7 +173,8 @@ def test_stretches_lie_where_they_lie_in_one_pass(cuts: list[int]) -> None:
         for at in range(9 if first else 0):
             own.centre(batches[at], 8, at == 8, on[at])
         for at in range(first, last):
-            own.add(batches[at], 8, batches[at].astype(float), at, on[at])
+            own.add(batches[at], 8, at, on[at])
+            own.answered(batches[at].astype(float), on[at])
         return own
 
     whole, edges = seen(0, 9), [0, *cuts, 9]

@@ -132,15 +132,15 @@ class Dataset(Shown):
             return array
         if dtype.kind == "f":
             with np.errstate(over="ignore"):
-                values = array.astype(np.float32 if dtype.itemsize < 8 else np.float64)
+                values = array.astype(np.float32 if dtype.itemsize < 8 else np.float64, order="C")  # a copy: changed in place
             shape = [1] * array.ndim
             shape[self.axis if array.ndim > 1 else 0] = -1
             if steps.scale is not None:
-                values = values / values.dtype.type(steps.scale)
+                values /= values.dtype.type(steps.scale)
             if steps.mean is not None:
-                values = values - np.asarray(steps.mean, values.dtype).reshape(shape)
+                values -= np.asarray(steps.mean, values.dtype).reshape(shape)
             if steps.std is not None:
-                values = values / np.asarray(steps.std, values.dtype).reshape(shape)
+                values /= np.asarray(steps.std, values.dtype).reshape(shape)
             with np.errstate(over="ignore"):
                 array = values.astype(dtype, copy=False)
             bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)

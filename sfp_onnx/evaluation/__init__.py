@@ -28,6 +28,7 @@ from .meaning import Kind, Meaning, Reading, plain, read
 from .measures import MEASURES, Measure, Pair, Tally, chance, channel_errors, worsened
 
 LOST, NOISY = 0.5, 0.2  # of answers, or of the size of plain numbers: what is another model, and what may be (see `Comparison.lost`)
+TOGETHER = 8  # samples that run at once when outputs are only looked at
 FARTHER = 0.05  # of a distance: what is farther by less is no worse
 
 
@@ -272,8 +273,24 @@ def reading_of(
     """
     if known is not None and data.labels is None:
         return known
-    found = read(model, next(iter(observe(model, data.batches()))), data.labels, options, data.name)
-    return replace(found, tokens=tokens)
+    return replace(read(model, _first(model, data), data.labels, options, data.name), tokens=tokens)
+
+
+def _first(model: graph.Model, data: Dataset) -> Observed:
+    """What a model gives for the first batch of data. It runs a few samples at a time, as far as these can be put together: all
+    activations of a whole batch may take more memory than anything else."""
+    if data.plain and not data.fixed:
+        few = list(observe(model, replace(data.stretch(0, 1), batch=TOGETHER).batches()))
+        values = {name: [item.values[name] for item in few] for name in few[0].values}
+        if all(_in_rows(arrays, [item.count for item in few]) for arrays in values.values()):
+            return Observed({}, {name: np.concatenate(arrays) for name, arrays in values.items()}, 0, sum(item.count for item in few))
+    return next(iter(observe(model, data.batches())))
+
+
+def _in_rows(arrays: Sequence[Any], counts: Sequence[int]) -> bool:
+    """Whether an output has a row per sample, of one shape."""
+    pairs = zip(arrays, counts, strict=True)
+    return all(isinstance(array, np.ndarray) and array.shape == (count, *arrays[0].shape[1:]) for array, count in pairs)
 
 
 def tally(

@@ -69,6 +69,12 @@ class Normal:
         mean = self.rows[0] @ weight / count
         return np.asarray(weight.T @ (self.gram[0] @ weight) / count - np.outer(mean, mean))
 
+    def spread(self, weight: FloatArray) -> FloatArray:
+        """Variance (g, o) of the products of rows with a weight (g, k, o)."""
+        count = max(self.count, 1.0)
+        means = (self.rows[:, None] @ weight)[:, 0] / count
+        return np.asarray(np.maximum((weight * (self.gram @ weight)).sum(1) / count - means**2, 0.0))
+
     def absorb(self, other: Normal) -> Normal:
         """Add the sums of other rows, in place."""
         for name in ("gram", "cross", "rows", "errors", "squares"):
@@ -160,6 +166,10 @@ class Samples:
         """As `Normal.of_products`."""
         made = self.centred()[0][0] @ weight
         return np.asarray(made.T @ made / max(self.count, 1.0))
+
+    def spread(self, weight: FloatArray) -> FloatArray:
+        """As `Normal.spread`."""
+        return np.asarray(np.square(self.centred()[0] @ weight).sum(1, dtype=np.float64) / max(self.count, 1.0))
 
     def rounding(self) -> FloatArray:
         """As `Normal.rounding`."""
@@ -323,6 +333,20 @@ def positive_solve(matrix: FloatArray, right: FloatArray, strength: float) -> Fl
     """(matrix + strength I)^-1 B. The diagonal of ``matrix`` is changed."""
     lower = factor(matrix, strength)
     return backward(lower, forward(lower, right))
+
+
+def positive_solves(matrices: FloatArray, right: FloatArray, strengths: FloatArray) -> FloatArray:
+    """`positive_solve` of each system (g, k, k), (g, k, n), (g,); many small ones (grouped convolutions) at once."""
+    size = np.arange(matrices.shape[1])
+    if len(size) <= SMALL:
+        diagonals = matrices[:, size, size]
+        matrices[:, size, size] += np.maximum(strengths, float(np.finfo(np.float32).tiny))[:, None]
+        try:
+            lower = np.linalg.cholesky(matrices)
+            return np.asarray(np.linalg.solve(lower.transpose(0, 2, 1), np.linalg.solve(lower, right)))
+        except np.linalg.LinAlgError:  # some of them need more strength
+            matrices[:, size, size] = diagonals
+    return np.stack([positive_solve(*problem) for problem in zip(matrices, right, strengths.tolist(), strict=True)])
 
 
 def positive_inverse(matrix: FloatArray, strength: float) -> FloatArray:

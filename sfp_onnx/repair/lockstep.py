@@ -27,6 +27,7 @@ from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block
 
 MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
+BATCH_BYTES = 2**28  # of one batch at work: about half of all activations that it may have (`coupling.analysis.ACTIVATION_BYTES`)
 ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
 
@@ -252,10 +253,10 @@ def solvable(inputs: int, rows: float) -> bool:
 
 
 def budget_of(memory: int, steps: Iterable[Step]) -> int:
-    """Bytes that are left for activations when the matrices of the widest layer have their share."""
+    """Bytes that are left to remember activations in when the matrices of the widest layer have their share, and those of one batch."""
     inputs = [len(step.linear.form.inputs_of(step.weight.shape, 1)) for step in steps]
     largest = max((count for count in inputs if solvable(count, np.inf)), default=0)
-    return max(memory - (GRAM_COPIES + 1) * 8 * largest**2, memory // 4)  # one for rows on their way into the sums
+    return max(memory - BATCH_BYTES - (GRAM_COPIES + 1) * 8 * largest**2, memory // 4)  # one for rows on their way into the sums
 
 
 def operands(walk: Walk, step: Aim) -> list[str]:
@@ -287,7 +288,7 @@ def measure_chain(walk: Walk, step: Step | End, like: Array, values: Mapping[str
     Raises:
         ModelError: onnxruntime cannot run that part alone.
     """
-    session, inputs = walk.side([step.output, *operands(walk, step)], step.target)
+    session, inputs = walk.side([step.output, *operands(walk, step)], [step.target])
     chain = Chain(session, inputs)
     gained = target_at(step, chain, np.ones_like(like), values) - target_at(step, chain, np.zeros_like(like), values)
     axis = step.axis if isinstance(step, End) else step.linear.form.out_axis

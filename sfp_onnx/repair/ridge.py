@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core.types import OUTPUTS, Array, BoolArray, Factor, FloatArray
-from .linear import Joint, Normal, Samples, Sums, best_bias, positive_inverse, positive_solve
+from .linear import Joint, Normal, Samples, Sums, best_bias, positive_inverse, positive_solve, positive_solves
 
 CG_STEPS = 60
 CG_TOLERANCE = 1e-3  # of the residual; held-out data judge the result anyway
@@ -62,8 +62,8 @@ def solutions(sums: Sums, ridges: Sequence[float]) -> Iterator[tuple[FloatArray,
     for ridge in ridges:
         matrix[:, size, size] = diagonal
         strength = _strength(sums, ridge, diagonal)
-        solved = [positive_solve(*problem) for problem in zip(matrix, right, strength.tolist(), strict=True)]
-        change = np.stack(solved if rows is None else [inputs.T @ dual for inputs, dual in zip(rows, solved, strict=True)])
+        solved = positive_solves(matrix, right, strength)
+        change = solved if rows is None else np.stack([inputs.T @ dual for inputs, dual in zip(rows, solved, strict=True)])
         yield change, best_bias(sums, change)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import IO, Any
@@ -38,6 +38,7 @@ class Walk:
         self._types, self._values = tensor_types(model), Constants(model)
         self._constants, self._done = set(self._values), set[int]()
         self._live = {port.name for port in inputs(model)}
+        self._varying = {*self._live, *(name for node in self.index.reached(self._live) for name in node.outputs)}
         self._before: tuple[set[int], set[str]] | None = None  # what was done and live, as long as a segment may have to be run again
 
     def feed(self, feeds: Mapping[str, Array]) -> None:
@@ -66,10 +67,10 @@ class Walk:
         return all(node.index in self._done for node, _ in self.index.readers(name))
 
     def advance(self, names: Collection[str]) -> Segment:
-        """Run on until ``names`` are known. Run the segment on every batch, then `finish` it.
+        """Run on until ``names`` are known. Run the segment once on every batch, then `finish` it.
 
-        What it makes and later nodes read is remembered; but where that is large, and much more than it was made from, the next segment
-        makes it again, which takes less time than to write and read it.
+        What it makes and later nodes read is remembered, and what no later node reads forgotten, a batch at a time; but where the former
+        is large, and much more than it was made from, the next segment makes it again, which takes less time than to write and read it.
         """
         fresh = [node for node in self.index.needed(names, self._live) if node.index not in self._done]
         made_now = {name for node in fresh for name in node.outputs if name}
@@ -80,6 +81,7 @@ class Walk:
         lasting = {name for name in made_now if not self._is_done(name)}
         outputs = sorted(lasting | (made_now & set(names)))
         self._live = self._live | lasting
+        ended = [name for name in self._live if self._is_done(name)]
         session = self._session(inputs, outputs)
 
         def run(batch: int) -> dict[str, Array]:
@@ -87,18 +89,18 @@ class Walk:
             found = session.run({name: fed[name] for name in inputs}, outputs) if session else ()
             made = {name: np.asarray(array) for name, array in zip(outputs, found, strict=True)}
             if batch == 0:
-                self._decide({name: made[name] for name in lasting})
+                self._decide({name: made[name] for name in lasting}, ended)
             if self._before is None:
+                for name in ended:  # first, so that what is made can have its place
+                    self.store.drop((name, batch))
                 for name in sorted(lasting):
                     self.store.put((name, batch), made[name])
             return {**{name: fed[name] for name in known}, **made}
 
         return run
 
-    def _decide(self, lasting: Mapping[str, Array]) -> None:
+    def _decide(self, lasting: Mapping[str, Array], ended: Sequence[str]) -> None:
         """Whether what later nodes read is remembered (then there is no way back to ``_before``), by its size in the first batch."""
-        assert self._before is not None
-        ended = [name for name in self._before[1] if self._is_done(name)]
         new, old = (sum(array.nbytes for array in arrays) for arrays in (lasting.values(), (self.store.get((name, 0)) for name in ended)))
         again = new > GROWS * old and self.batches * new > LARGE and self._repeated < REPEATS
         self._repeated = self._repeated + 1 if again else 0
@@ -106,7 +108,7 @@ class Walk:
             self._before = None
 
     def finish(self) -> None:
-        """Forget what no later node reads; call it when a segment has run on every batch."""
+        """Go on, or back if the next segment makes it again; call it when a segment has run on every batch."""
         if self._before is not None and self.batches:
             self._done, self._live = self._before
         self._before = None
@@ -116,12 +118,30 @@ class Walk:
                 for batch in range(self.batches):
                     self.store.drop((name, batch))
 
-    def side(self, given: Collection[str], target: str) -> tuple[Session | None, list[str]]:
-        """A session that computes ``target`` from live tensors and ``given`` ones (also constants), and those that it reads."""
-        nodes = self.index.needed([target], {*given, *self._live})
+    def until(self, position: int, targets: Iterable[str]) -> None:
+        """Run on, on every batch, until what nodes from this position on read in order to make ``targets`` is known; not where that is no
+        tensor. What does not depend on the model's inputs stays to be computed, since ``overrides`` may change it."""
+        ahead = [node for node in self.index.needed(targets, self._live) if node.index >= position]
+        made = {name for node in ahead for name in node.outputs}
+        names = ({name for node in ahead for name in node.reads} & self._varying) - made - self._live
+        if names and all(self._types.get(name) is not None for name in names):
+            segment = self.advance(names)
+            for batch in range(self.batches):
+                segment(batch)
+            self.finish()
+
+    def run(self, targets: Collection[str]) -> Iterator[list[Array]]:
+        """``targets`` of every batch, from what is known; nothing is remembered."""
+        session, inputs = self.side((), targets)
+        for batch in range(self.batches):
+            yield session.run({name: self.store.get((name, batch)) for name in inputs}, list(targets)) if session else []
+
+    def side(self, given: Collection[str], targets: Collection[str]) -> tuple[Session | None, list[str]]:
+        """A session that computes ``targets`` from live tensors and ``given`` ones (also constants), and those that it reads."""
+        nodes = self.index.needed(targets, {*given, *self._live})
         reads = {name for node in nodes for name in node.reads if name in given or name not in self._constants}
         inputs = sorted(reads - {name for node in nodes for name in node.outputs})
-        return self._session(inputs, [target]), inputs
+        return self._session(inputs, list(targets)), inputs
 
     def _session(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session | None:
         if not outputs:

@@ -52,17 +52,18 @@ class Window:
         """Input patches (blocks, positions, taps x channels of a block) at ``chosen`` (samples, positions) of the output."""
         samples, channels = data.shape[:2]
         size = prod(data.shape[2:])
-        flat = np.zeros((samples * size + 1, channels), np.float32)  # the last row is what lies outside
-        flat[:-1].reshape(samples, size, channels)[:] = np.moveaxis(data.reshape(samples, channels, size), 1, 2)
         places = np.unravel_index(chosen, tuple(output[2:]))
-        taps = list(product(*(range(length) for length in self.kernel)))
-        index = np.empty((chosen.size, len(taps)), np.int64)
-        for number, tap in enumerate(taps):
-            at, inside = self._read(places, tap, data.shape[2:], output[2:])
-            index[:, number] = np.where(inside, np.arange(samples)[:, None] * size + at, len(flat) - 1).reshape(-1)
-        read = flat[index]
-        split = read.reshape(len(read), len(taps), blocks, channels // blocks)
-        rows: Array = split.transpose(2, 0, 1, 3).reshape(blocks, len(read), -1)
+        read = [self._read(places, tap, data.shape[2:], output[2:]) for tap in product(*(range(length) for length in self.kernel))]
+        at, inside = (np.stack(found, 2) for found in zip(*read, strict=True))
+        if at.size < samples * size:  # the places one by one; else all data once, channels last
+            taken = data.reshape(samples, channels, size)[np.arange(samples)[:, None, None], :, at].astype(np.float32, copy=False)
+            taken[~inside] = 0
+        else:
+            flat = np.zeros((samples * size + 1, channels), np.float32)  # the last row is what lies outside
+            flat[:-1].reshape(samples, size, channels)[:] = np.moveaxis(data.reshape(samples, channels, size), 1, 2)
+            taken = flat[np.where(inside, np.arange(samples)[:, None, None] * size + at, len(flat) - 1)]
+        split = taken.reshape(chosen.size, at.shape[2], blocks, channels // blocks)
+        rows: Array = split.transpose(2, 0, 1, 3).reshape(blocks, chosen.size, -1)
         return rows
 
     def _read(

@@ -159,8 +159,8 @@ class Elimination:
     """Per unit what its removal adds to the error (larger = keep), and per group the error by the number of units kept (0 .. width).
     Errors are relative to the variance of what the reading layers' outputs go into. ``blind``: groups that no such layer reads. ``cuts``:
     what looks at groups showed on the way, where all that reads them could be re-fitted; ``scarce``: of layers, how much of what they
-    read the samples leave unknown (`ridge.Scatter`); ``spectra``: of layers, what tells the error if they become two; ``reach``: what of
-    the unit of the errors reaches the outputs, as a share of their variance (0: unknown)."""
+    read the samples leave unknown (`ridge.Scatter`, or fewer rows than inputs); ``spectra``: of layers, what tells the error if they
+    become two; ``reach``: what of the unit of the errors reaches the outputs, as a share of their variance (0: unknown)."""
 
     scores: FloatArray
     errors: Mapping[str, FloatArray]
@@ -174,8 +174,8 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Place:
-    """A block of a layer that has so many: ``means`` (k,) of what it reads, the ``scale`` (o,) of its output in the target, and how much
-    of what it reads the samples leave unknown (``scarce``)."""
+    """A block of a layer that has so many: ``means`` (k,) of what it reads, the ``scale`` (o,) of its output in the target, how much
+    of what it reads the samples leave unknown (``scarce``), and the ``rows`` per input that they are."""
 
     layer: Layer
     block: int
@@ -183,6 +183,7 @@ class Place:
     means: FloatArray
     scale: Array
     scarce: float
+    rows: float
     spectrum: Spectrum | None = None
 
 
@@ -201,6 +202,7 @@ class Inputs:
 
 MOST_MADE = 2048  # outputs of a layer that may become two: a matrix of so many is held of each
 SCARCE = 0.1  # of what a layer reads left unknown by the samples: worth a word
+ENOUGH = 2  # rows per input of a layer where there are fewer rows than inputs: then some channels only seem to be sums of others
 ROWS = 32.0  # per input of a layer: half of what the repair takes, since the order of units needs less
 
 
@@ -220,7 +222,7 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
         found = _with_dimensions(analysis, found, worth(analysis, looks.shares, gather))
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = known.held() if known else list(feeds_of(analysis, looks.held))
-        reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, advance)
+        reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, setting.memory, advance)
     factors = sensitivity.factors(found.cuts, reached)
     found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, factors))
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
@@ -267,10 +269,9 @@ def weighed(coupling: Coupling, found: Elimination, factors: Mapping[str, float]
     few = {name: share for name, share in found.scarce.items() if share > SCARCE}
     if few:
         most = max(few, key=lambda name: few[name])
-        wanted = int(np.ceil(looks.fitted.samples * few[most] / SCARCE / 100) * 100)
         notes.append(
-            f"{looks.fitted.samples} samples are few for what {len(few)} layers read, most for {most}: channels that seem alike there are "
-            f"believed to {1 - few[most]:.0%} only. About {wanted} samples would do"
+            f"{looks.samples} samples are few for what {len(few)} layer{'s read' if len(few) > 1 else ' reads'}, most for {most}: channels "
+            f"that seem alike there are believed to {1 - few[most]:.0%} only. About {looks.wanted(few[most] / SCARCE)} samples would do"
         )
     return replace(found, scores=scores, errors=errors, notes=tuple(notes))
 
@@ -348,27 +349,47 @@ class Look:
 def _see(setting: lockstep.Setting, step: walk.Step, number: int, share: Share, shrinks: bool) -> Seen | None:
     after, form = setting.after, step.linear.form
     weight = step.weight.value(after.constant)
-    segment = after.advance([step.data, step.output, *lockstep.operands(after, step)])
+    summed, made = step.target != step.output, _Made(after, step)
+    segment = after.advance([step.data, *([step.output, *lockstep.operands(after, step)] if summed else made.reads)])
     chain, seen = lockstep.Chain(), None
     for batch in range(after.batches):
         values, at = segment(batch), share.place(batch)
-        data, target = values[step.data], values[step.output]
-        blocks = form.blocks(data.shape, weight.shape, target.shape)
+        data = values[step.data]
+        output = values[step.output].shape if summed else made.shape(values)
+        blocks = form.blocks(data.shape, weight.shape, output)
         matrix = form.matrix(weight, blocks)
         if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf):
             continue  # the segment must still run on every batch
-        if step.target != step.output:
-            chain = chain if batch else lockstep.measure_chain(after, step, target, values, after)
-            target = lockstep.target_at(step, chain, target, values)
-        chosen = lockstep.positions(setting, step, (number, at), target.shape, matrix.shape[1])
-        rows, on = form.rows(data, target.shape, chosen, blocks), lockstep.switched_on(after, step, batch, target.shape, chosen)
+        if summed and not batch:
+            chain = lockstep.measure_chain(after, step, values[step.output], values, after)
+        chosen = lockstep.positions(setting, step, (number, at), output, matrix.shape[1])
+        rows, on = form.rows(data, output, chosen, blocks), lockstep.switched_on(after, step, batch, output, chosen)
         seen = seen or Seen.nothing(rows, chain.scale, shrinks)
         if batch < share.lead:
             seen.centre(rows, len(chosen), batch == share.lead - 1, on)
-        else:
-            seen.add(rows, len(chosen), form.answers(target, chosen, blocks).astype(np.float64), at, on)
+            continue
+        seen.add(rows, len(chosen), at, on)
+        if summed:
+            target = lockstep.target_at(step, chain, values[step.output], values)
+            seen.answered(form.answers(target, chosen, blocks).astype(np.float64), on)
     after.finish()
     return seen
+
+
+class _Made:
+    """The shape of what a layer makes. That is computed for one batch of each shape only: nobody else needs it before the next layer."""
+
+    def __init__(self, after: walk.Walk, step: walk.Step) -> None:
+        self._session, self.reads = after.side([step.data], [step.output])
+        self._step, self._known = step, dict[tuple[int, ...], tuple[int, ...]]()
+
+    def shape(self, values: Mapping[str, Array]) -> tuple[int, ...]:
+        """Of what it makes of these values of what it reads."""
+        shape = values[self._step.data].shape
+        if shape not in self._known:
+            assert self._session is not None
+            self._known[shape] = self._session.run({name: values[name] for name in self.reads}, [self._step.output])[0].shape
+        return self._known[shape]
 
 
 def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[Seen | None], strength: float) -> Blocks:
@@ -379,19 +400,26 @@ def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[See
     form, weight, scatter = step.linear.form, step.weight.value(after.constant), seen.scatter
     blocks = sums.shape[0]
     matrix = form.matrix(weight, blocks)
-    variance = float(np.maximum(seen.squares / sums.count - (seen.total / sums.count) ** 2, 0).sum())
     scaled = matrix.astype(np.float64) * walk.per_block(seen.scale, matrix)
-    channels = form.inputs_of(weight.shape, blocks)
+    channels, count = form.inputs_of(weight.shape, blocks), sums.count
     source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
     means, taps = sums.means[0], prod(form.kernel)
     known = seen.scatter is not None and blocks == 1 and matrix.shape[2] <= MOST_MADE  # before the sums are used up
     read = (sums.of_channels(taps), sums.of_products(scaled[0])) if known else None
+    variance = _variance(step, seen, sums, scaled) if read is None or step.target != step.output else float(np.trace(read[1]))
     for block, inverse in enumerate(ridge.ridge_inverse(sums, strength, scatter)):
         units = source[block * (len(source) // blocks) + channels]
         key, held, scarce = (step.layer, "inverse", block), scaled[block].astype(np.float32), scatter.shares[block] if scatter else 0.0
         spectrum = None if read is None else _spectrum(*read, scaled[0], scarce, variance, seen.scale)
-        place = Place(layer, block, blocks, means[block], seen.scale, scarce, spectrum)
+        place = Place(layer, block, blocks, means[block], seen.scale, scarce, count / len(channels), spectrum)
         yield Inputs(key, place, held, channels, units, max(variance, ridge.TINY)), inverse
+
+
+def _variance(step: walk.Step, seen: Seen, sums: linear.Normal | linear.Samples, weight: FloatArray) -> float:
+    """Of the target, summed over its channels."""
+    if step.target == step.output:
+        return float(sums.spread(weight).sum())
+    return float(np.maximum(seen.squares / sums.count - (seen.total / sums.count) ** 2, 0).sum())
 
 
 def _spectrum(
@@ -440,7 +468,8 @@ class _Ledger:
             self._uses[inputs.key] = len(groups)
             if inputs.place.spectrum is not None:
                 self.spectra[layer.node.name] = inputs.place.spectrum
-            self.scarce[layer.node.name] = max(inputs.place.scarce, self.scarce.get(layer.node.name, 0.0))
+            unknown = max(inputs.place.scarce, min(SCARCE * ENOUGH / inputs.place.rows, 1.0) if inputs.place.rows < 1 else 0.0)
+            self.scarce[layer.node.name] = max(unknown, self.scarce.get(layer.node.name, 0.0))
             self._store.put(inputs.key, matrix)
             for number in groups:
                 self._waiting.setdefault(number, []).append(inputs)

@@ -38,7 +38,7 @@ def with_errors(
     original, found = answers(model, feeds, tokens), []
 
     def error(changed: Model) -> float:
-        known = [part for new, old in zip(answers(changed, feeds, tokens), original, strict=True) if (part := lost(new, old)) is not None]
+        known = [part for name, new in answers(changed, feeds, tokens).items() if (part := lost(new, original[name])) is not None]
         return float(np.mean(known)) if known else 0.0
 
     with progress("rounding", len(weights)) as advance:

@@ -10,7 +10,8 @@ both of the same cuts, the first measured on samples that no fit saw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from ..core.types import Array, Coupling, FloatArray, Layer, Tokens
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
-from ..graph import Model, Prepared, edit, extract, initializers, outputs
+from ..graph import Model, Prepared, edit, initializers, outputs
 from ..repair import steps, walk
 from ..runtime import open_model
 
@@ -60,6 +61,16 @@ class Looks:
     fitted: Dataset
     held: Dataset
 
+    @property
+    def samples(self) -> int:
+        """All that were given."""
+        return self.fitted.samples + (self.held.samples if self.held.samples < self.fitted.samples else 0)
+
+    def wanted(self, times: float) -> int:
+        """How many to give, in hundreds, so that so many times as many are fitted on: some are held out again."""
+        fitted = self.fitted.samples * times
+        return int(np.ceil(min(fitted / (1 - HELD_OUT), fitted + MOST) / 100)) * 100
+
 
 def looks(analysis: Analysis, data: Dataset, seed: int, memory: int) -> Looks:
     """As many cuts and samples as the limits above allow."""
@@ -73,34 +84,57 @@ def looks(analysis: Analysis, data: Dataset, seed: int, memory: int) -> Looks:
 
 
 def reaching(
-    prepared: Prepared, coupling: Coupling, cuts: Mapping[str, Sequence[Cut]], feeds: Sequence[Mapping[str, Array]],
+    prepared: Prepared, coupling: Coupling, cuts: Mapping[str, Sequence[Cut]], feeds: Sequence[Mapping[str, Array]], memory: int,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """The squared error of each cut at the floating outputs, relative to their variance over samples; the mean of all outputs (NaN: none
-    tells anything).
+    tells anything). Groups are cut in the order of what reads them first, and only what lies behind that runs again.
+
+    Args:
+        memory: bytes of activations that are held; the rest goes to a file.
 
     Raises:
         ModelError: onnxruntime cannot run the model.
     """
-    every = [(name, cut) for name, some in cuts.items() for cut in some]
-    layers = list({id(change.layer): change.layer for _, cut in every for change in cut.changes}.values())
+    layers = list({id(change.layer): change.layer for some in cuts.values() for cut in some for change in cut.changes}.values())
     scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
     scene = steps.give_biases(_own_weights(scene, layers), layers)
     planned = {id(layer): steps.plan_steps(scene, [[layer]], {})[0] for layer in layers}
-    constants, original = walk.Walk(scene.model, walk.Store(0)), answers(scene.model, feeds, prepared.tokens)
+    original = answers(scene.model, feeds, prepared.tokens)
     errors: dict[str, list[float]] = {name: [] for name in cuts}
-    for name, cut in every:
-        constants.overrides.clear()
-        for change in cut.changes:
-            step = planned[id(change.layer)]
-            assert isinstance(step, tuple)
-            coding = walk.Coding(constants, step, step[0].weight.value(constants.constant), change.scale)
-            coding.write((change.weight.astype(np.float64), change.bias))
-        changed = answers(extract.with_constants(scene.model, constants.overrides), feeds, prepared.tokens)
-        shares = [share for new, old in zip(changed, original, strict=True) if (share := lost(new, old)) is not None]
-        errors[name].append(float(np.mean(shares)) if shares else np.nan)
-        advance(1)
+    with closing(walk.Store(memory // 2)) as store:
+        walked = walk.Walk(scene.model, store)
+        for batch in feeds:
+            walked.feed(batch)
+        for first, name in sorted((min(_places(scene, some), default=0), name) for name, some in cuts.items()):
+            walked.overrides.clear()
+            walked.until(first, original)
+            for cut in cuts[name]:
+                behind = _write(walked, planned, cut)
+                targets = [output for output in original if output in behind]
+                changed = _floating(targets, walked.run(targets), feeds, prepared.tokens)
+                shares = [share for output, old in original.items() if (share := lost(changed.get(output, old), old)) is not None]
+                errors[name].append(float(np.mean(shares)) if shares else np.nan)
+                advance(1)
     return errors
+
+
+def _places(scene: steps.Scene, cuts: Sequence[Cut]) -> list[int]:
+    """Where the nodes are that cuts change."""
+    return [scene.node(change.layer).index for cut in cuts for change in cut.changes]
+
+
+def _write(walked: walk.Walk, planned: Mapping[int, walk.Task], cut: Cut) -> set[str]:
+    """Change the layers of a cut, and no others; returns the tensors that depend on them."""
+    walked.overrides.clear()
+    made = []
+    for change in cut.changes:
+        step = planned[id(change.layer)]
+        assert isinstance(step, tuple)
+        coding = walk.Coding(walked, step, step[0].weight.value(walked.constant), change.scale)
+        coding.write((change.weight.astype(np.float64), change.bias))
+        made.append(step[0].output)
+    return {*made, *(name for node in walked.index.reached(made) for name in node.outputs)}
 
 
 def lost(new: FloatArray, old: FloatArray) -> float | None:
@@ -126,17 +160,21 @@ def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:
     return replace(scene, model=editor.finish())
 
 
-def answers(model: Model, feeds: Sequence[Mapping[str, Array]], tokens: Tokens | None = None) -> list[FloatArray]:
+def answers(model: Model, feeds: Sequence[Mapping[str, Array]], tokens: Tokens | None = None) -> dict[str, FloatArray]:
     """All floating outputs of all batches, a row per sample; of outputs for every token, one per token that is not switched off."""
-    names = [port.name for port in outputs(model)]
-    session, batches = open_model(model), []
-    for batch in feeds:
-        arrays = session.run(batch, names)
-        if tokens is not None:
-            on = tokens.on(batch)
-            arrays = [tokens.there(name, array, on) for name, array in zip(names, arrays, strict=True)]
-        batches.append(arrays)
-    return [_rows(arrays) for arrays in zip(*batches, strict=True) if getattr(arrays[0], "dtype", np.dtype(bool)).kind == "f"]
+    names, session = [port.name for port in outputs(model)], open_model(model)
+    return _floating(names, (session.run(batch, names) for batch in feeds), feeds, tokens)
+
+
+def _floating(
+    names: Sequence[str], batches: Iterable[Sequence[Array]], feeds: Sequence[Mapping[str, Array]], tokens: Tokens | None
+) -> dict[str, FloatArray]:
+    """Floating ones of these tensors, as `answers`."""
+    if tokens is not None:
+        pairs = zip(feeds, batches, strict=True)
+        batches = [[tokens.there(*named, tokens.on(fed)) for named in zip(names, arrays, strict=True)] for fed, arrays in pairs]
+    every = zip(names, zip(*batches, strict=True), strict=bool(names))
+    return {name: _rows(arrays) for name, arrays in every if getattr(arrays[0], "dtype", np.dtype(bool)).kind == "f"}
 
 
 def _rows(arrays: Sequence[Array]) -> FloatArray:

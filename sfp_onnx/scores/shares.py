@@ -36,8 +36,8 @@ WHOLE = Share()
 @dataclass
 class Seen:
     """What a layer of g blocks read: its rows (k inputs), ``gathered``; rows before the first whole stretch (``head``) of so many batches
-    (``length``), for which so many ``places`` were looked at; of its target sums and squares (g, o) (``total``, ``squares``); the ``scale``
-    (o,) of its output in the target, and the ``scatter`` of the rows."""
+    (``length``), for which so many ``places`` were looked at; of its target, where that is not what it makes, sums and squares (g, o)
+    (``total``, ``squares``); the ``scale`` (o,) of its output in the target, and the ``scatter`` of the rows."""
 
     gathered: linear.Gathered
     scale: Array
@@ -62,16 +62,19 @@ class Seen:
                 self.scatter.settled()
                 self.scatter = ridge.Scatter(centre=self.scatter.centre)
 
-    def add(self, rows: Array, samples: int, answers: FloatArray, batch: int, on: BoolArray | None = None) -> None:
-        """Rows (g, n, k) of a batch, with what the target is there (g, n, o); ``on`` (samples, per sample): which of them count (None:
-        all). Those that do not are no rows, but places in a stretch, so that stretches end with the same batches."""
+    def answered(self, answers: FloatArray, on: BoolArray | None = None) -> None:
+        """What the target is at rows that were added, (g, n, o)."""
+        answers = answers if on is None else answers[:, on.reshape(-1)]
+        self.total = self.total + answers.sum(1)
+        self.squares = self.squares + np.square(answers).sum(1)
+
+    def add(self, rows: Array, samples: int, batch: int, on: BoolArray | None = None) -> None:
+        """Rows (g, n, k) of a batch; ``on`` (samples, per sample): which of them count (None: all). Those that do not are no rows, but
+        places in a stretch, so that stretches end with the same batches."""
         if self.scatter is not None:
             self.scatter.add(rows, samples, on)
         places = rows.shape[1]
-        if on is not None:
-            rows, answers = rows[:, on.reshape(-1)], answers[:, on.reshape(-1)]
-        self.total = self.total + answers.sum(1)
-        self.squares = self.squares + np.square(answers).sum(1)
+        rows = rows if on is None else rows[:, on.reshape(-1)]
         started = self.gathered.normal is not None or bool(self.gathered.places)
         if not started and batch % self.length:
             self.head.append(rows)
