@@ -423,6 +423,47 @@ def test_indices_that_are_computed_from_a_size_that_shrinks_stay_consistent() ->
     cut(b.model(b.op("MatMul", b.reduce("ReduceSum", y, [1]), b.weight(24, 3))), "wide")
 
 
+def test_parts_of_a_weight_that_are_cut_by_a_size_stay_as_they_were() -> None:
+    """A probe that asks all samples the same: its projection is a part of a weight, up to the size of the probe's own channels."""
+    b = Builder(17, 19)
+    x = b.input(["N", 6, 12])
+    batch = b.op("Slice", b.op("Shape", x), b.const([0], np.int64), b.const([1], np.int64))
+    probe = b.op("Expand", b.weight(1, 1, 16), b.op("Concat", batch, b.const([1, 16], np.int64), axis=0))
+    width = b.op("Slice", b.op("Shape", probe), b.const([2], np.int64), b.const([3], np.int64))
+    weight, axis, nothing = b.weight(32, 16), b.const([0], np.int64), b.const([0], np.int64)
+    first = b.op("Slice", weight, nothing, width, axis)
+    q = b.op("MatMul", probe, b.op("Transpose", first, perm=[1, 0]))
+    k = b.op("MatMul", x, b.weight(12, 16), name="k")
+    scores = b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
+    y = b.op("MatMul", scores, b.op("MatMul", x, b.weight(12, 24), name="v"))
+    cut(b.model(b.op("MatMul", y, b.weight(24, 3))), "k", "v")
+
+
+def test_lengths_that_cannot_grow_are_traced_with_less() -> None:
+    """A table of positions has as many rows as the model takes words."""
+    b = Builder(17, 20)
+    words = b.input(["N", "T"], dtype=onnx.TensorProto.INT64)
+    y = b.op("Gather", b.weight(30, 12), words)
+    length = b.op("Slice", b.op("Shape", words), b.const([1], np.int64), b.const([2], np.int64))
+    y = b.op("Add", y, b.op("Slice", b.weight(20, 12), b.const([0], np.int64), length, b.const([0], np.int64)))
+    analysis = sfp_onnx.inspect(b.model(b.op("MatMul", y, b.weight(12, 3), name="last")))
+    assert analysis.prepared.trace.dynamic_axes[analysis.prepared.nodes[-1].outputs[0]] == (0, 1)
+
+
+def test_places_in_an_embedding_are_no_channels() -> None:
+    """Rows of zeros behind the words vary along the places of the output, too; what gets a projection is the axis of the channels."""
+    b = Builder(17, 21)
+    y = b.op("MatMul", b.input(["N", 5, 12]), b.weight(12, 16), name="embed")
+    batch = b.op("Slice", b.op("Shape", y), b.const([0], np.int64), b.const([1], np.int64))
+    zeros = b.op("ConstantOfShape", b.op("Concat", batch, b.const([3, 16], np.int64), axis=0))
+    y = b.op("Concat", y, zeros, axis=1)
+    y = b.op("Add", y, b.op("MatMul", b.op("Relu", b.op("MatMul", y, b.weight(16, 24))), b.weight(24, 16), name="beside"))
+    analysis = sfp_onnx.inspect(b.model(y), expand="all")
+    assert analysis.projected and {"embed", "beside"} <= {name for group in analysis.coupling.groups for name in group.producers}
+    for seed in range(3):
+        sfp_onnx.apply(analysis, random_plan(analysis, seed))
+
+
 def test_a_cut_that_changes_nothing_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that start as zeros: what is cut in front of them told nobody anything, and a repair can only do harm (as here)."""
     b = Builder(17, 16)

@@ -388,7 +388,8 @@ class Coupling(Shown):
     ``additive`` maps node indices to what is known of nodes that are affine in an input (Add, Identity, ...).
     ``masked_inputs`` are constants through which a node reads removed channels again (recurrence).
     ``branches`` maps groups that may leave altogether to what vanishes with them.
-    ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights.
+    ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights; ``transforms`` are layers that
+    nobody trained, and those that only leave together with them: they stay unless they are named.
     ``expanded`` are inputs that get removed channels again: index of the node, position, axis.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
@@ -409,6 +410,7 @@ class Coupling(Shown):
     channels_prunable: int
     branches: Mapping[str, Branch] = field(default_factory=dict)
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    transforms: frozenset[str] = frozenset()
     expanded: frozenset[tuple[int, int, int]] = frozenset()
 
     def summary(self) -> str:

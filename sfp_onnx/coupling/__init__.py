@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.errors import ModelError
-from ..core.types import Affine, AxisUnits, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
+from ..core.types import Affine, AxisUnits, BoolArray, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
 from ..graph import Constants, Prepared, initializers, outputs
 from ..rules.context import TOGETHER, Context
 from ..rules.foreign import unruled
@@ -135,6 +135,16 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
 
 
 # ---- ties and choices ------------------------------------------------------------------------------------------------
+
+
+def written(facts: Facts) -> BoolArray:
+    """By label: whether it can only leave together with channels that a layer makes (and is no place in a table, say)."""
+    parent, made = components(facts.labels, *_edges(facts.ties)), np.zeros(facts.labels, bool)
+    for layer in facts.layers:
+        if layer.writes.labels is not None:
+            made[parent[layer.writes.labels]] = True
+    made[FIXED] = False
+    return made[parent]
 
 
 def _edges(ties: Sequence[TiePair]) -> TiePair:

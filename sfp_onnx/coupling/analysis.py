@@ -23,7 +23,8 @@ from ..rules.foreign import bodies, sentences
 from ..rules.labels import Facts, LayerFact, Reads, Writes, varying
 from ..rules.registry import Trait, has
 from ..runtime import Batch, Feeds
-from . import GRAPH_OUTPUT, cost, resolve, state
+from . import GRAPH_OUTPUT, cost, resolve, state, written
+from .fourier import with_transforms
 from .tokens import tokens_of
 from .trace import INTEGERS, Shapes, observed, prepare
 
@@ -152,7 +153,7 @@ def couple(prepared: Prepared, expand: bool = False) -> Coupling:
         ModelError: a rule stated labels that contradict the traced shapes (an error in the rule; the node is named).
     """
     coupling = resolve(stated(prepared, expand), prepared)
-    return replace(coupling, branches=branches(coupling, prepared))
+    return with_transforms(replace(coupling, branches=branches(coupling, prepared)), prepared)
 
 
 def data_for(model: Model, source: DataSource | None, **options: Any) -> Dataset | None:
@@ -210,7 +211,8 @@ def _expandable(prepared: Prepared, expand: bool) -> dict[str, int]:
     axes: dict[str, int] = {}
     for name in [pin.node for pin in pins if pin.reason == GRAPH_OUTPUT and len(pin.layers) > 1]:
         shape = prepared.trace.shapes[name]
-        found = {axis for array in facts.tensors.get(name, ()) for axis in varying(array)}
+        made = written(facts)
+        found = {axis for array in facts.tensors.get(name, ()) if made[array].any() for axis in varying(array)}
         axis = found.pop() if len(found) == 1 else 0
         if np.dtype(prepared.types.get(name) or object) == np.float32 and (axis == len(shape) - 1 > 0 or (axis == 1 and len(shape) > 2)):
             axes[name] = axis
@@ -244,7 +246,7 @@ def free_share(analysis: Analysis) -> float:
     """The share of the MACs that goes if half of every group does."""
     removed = np.zeros(analysis.coupling.units, bool)
     for group in analysis.coupling.groups:
-        removed[group.units[: group.width // 2]] = True
+        removed[group.units[: group.width // 2]] = not analysis.coupling.transforms.intersection(group.producers)
     before = analysis.size().macs
     return 1 - analysis.size(removed).macs / before if before else 0.0
 

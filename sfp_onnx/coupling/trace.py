@@ -184,17 +184,20 @@ def _grown(size: int, step: float) -> int:
 
 
 def _variants(ports: Sequence[Port], feeds: Mapping[str, Array]) -> Iterable[dict[str, Array]]:
-    """The same inputs with other sizes of the dynamic dimensions: all changed in two ways, and the batch alone.
+    """The same inputs with other sizes of the dynamic dimensions: all changed in two ways, the batch alone, and less than now (a table of
+    positions may have no more).
 
     The changes are large: behind strides, a small one leaves inner sizes as they are.
     """
     whole = next((int(array.flat[0]) for array in feeds.values() if array.dtype.kind in "iu" and array.size), INTEGERS[0])
     now = {name: array.shape for name, array in feeds.items()}
     named = next(known for known in _readings(ports) if _shapes(known, now) == {name: list(shape) for name, shape in now.items()})
-    for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0)):
+    for grow in ((1, 96, 29), (2, 1.0, 1.0), (1, 0, 0), (), (1, -0.5, -0.5)):
+        if not grow:
+            yield with_samples(ports, feeds, traced_samples(ports, now) + 1)
+            continue
         grown = {name: [_grown(size, _meant(axis, len(shape), grow)) for axis, size in enumerate(shape)] for name, shape in now.items()}
         yield _like(_feed(ports, _shapes(named, grown), 0, whole), feeds)
-    yield with_samples(ports, feeds, traced_samples(ports, now) + 1)
 
 
 def _prepared(
@@ -240,8 +243,8 @@ def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) 
     observations: list[Observation] = []
     for variant in _variants(ports, feeds):
         changed = {(name, axis) for name, axis in open_axes if variant[name].shape[axis] != feeds[name].shape[axis]}
-        only_batch = all(axis == 0 for _, axis in changed)
-        if not changed or (observations and only_batch and not changed & unchanged):
+        spare = all(axis == 0 for _, axis in changed) or any(variant[name].size < array.size for name, array in feeds.items())
+        if not changed or (observations and spare and not changed & unchanged):
             continue
         try:
             observations.append(observe(variant))

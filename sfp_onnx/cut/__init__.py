@@ -223,18 +223,29 @@ def constant_ends(prepared: graph.Prepared, branch: Branch) -> dict[str, Array]:
 
 def computed_operands(prepared: graph.Prepared, coupling: Coupling) -> list[tuple[Node, int]]:
     """(node, input position) of every operand that is computed from shapes alone, where it leaves that computation: its reader
-    depends on data, or makes a tensor with channels (an initial state). Tensors that channels have entered are no sizes."""
-    values, free = prepared.trace.values, prepared.trace.data_free
-    entered = set(coupling.tensors)
+    depends on data, makes a tensor with channels (an initial state) or takes a part of a constant by it, which it shall go on to take (and
+    what is made of that part, too). What channels have entered are no sizes."""
+    values, free, whole = prepared.trace.values, prepared.trace.data_free, indices(prepared)
+    held = graph.initializers(prepared.model).items()
+    entered, parts = set(coupling.tensors), {name for name, (shape, dtype) in held if max(shape, default=1) > 1 and dtype.kind == "f"}
     operands = []
     for node in prepared.nodes:
         positions = range(len(node.inputs))
         reads = any(node.inputs[at] in entered or (node.index, at) in coupling.constants for at in positions)
         if reads and not has(node, Trait.SIZES):
             entered.update(node.outputs)
-        if any(name and (name not in free or name in entered) for name in node.outputs):
-            operands += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in entered]
+        leaves = any(name and (name not in free or name in entered) for name in node.outputs)
+        part = not leaves and not parts.isdisjoint(node.inputs) and whole.isdisjoint(node.outputs)
+        if leaves or part:
+            operands += [(node, at) for at in positions if node.inputs[at] in values and node.inputs[at] not in {*entered, *parts}]
+        parts.update(node.outputs if part else ())
     return operands
+
+
+def indices(prepared: graph.Prepared) -> set[str]:
+    """Integers that are computed from sizes alone."""
+    trace = prepared.trace
+    return {name for name, value in trace.values.items() if value.dtype.kind in "iub" and name in trace.data_free}
 
 
 def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -242,9 +253,8 @@ def run_alone(prepared: graph.Prepared, names: Iterable[str], shapes: Mapping[st
     wanted = list(dict.fromkeys(names))
     if not wanted:
         return {}
-    values = prepared.trace.values
-    indices = {name for name, value in values.items() if value.dtype.kind in "iub"}  # have the sizes that the program gives them
-    asking = (node for node in prepared.nodes if has(node, Trait.SIZES) and node.inputs[0] not in indices)
+    whole = indices(prepared)  # have the sizes that the program gives them
+    asking = (node for node in prepared.nodes if has(node, Trait.SIZES) and node.inputs[0] not in whole)
     sizes = {node.outputs[0]: size_of(node, shapes[node.inputs[0]]) for node in asking if node.inputs[0] in shapes}
     program, feeds = shape_program(prepared, wanted, sizes)
     session = open_model(program, Optimize.NONE)

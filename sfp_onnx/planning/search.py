@@ -243,7 +243,7 @@ def ranks_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, names:
     if any(ruler.gauges[name].saved is None for name in names):
         return None
     wholes, spectra = candidates.analysis.wholes, candidates.spectra
-    allowed = widths.allowed(options, {name: whole.weight for name, whole in wholes.items()})
+    allowed = widths.allowed(options, {name: whole.weight for name, whole in wholes.items()}, candidates.analysis.coupling.transforms)
     ranks = Ranks.of(candidates.analysis, candidates.scores, {name: spectra[name] for name in allowed & spectra.keys()}, options.align)
     return ranks if ranks.axes else None
 

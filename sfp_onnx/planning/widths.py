@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,21 +27,23 @@ def eligible(coupling: Coupling, options: PlanOptions, weights_of: Mapping[str, 
         TargetError: nothing is left.
     """
     makers = [group.producers or (group.name,) for group in coupling.groups]
-    free = allowed(options, {name: weights_of.get(name, "") for names in makers for name in names})
+    free = allowed(options, {name: weights_of.get(name, "") for names in makers for name in names}, coupling.transforms)
     keep = _compiled(options.keep)
     if keep is not None and not any(_hits(keep, layer, weight) for layer, weight in weights_of.items()):
         raise OptionError(f"--keep '{options.keep}' matches no layer, so it would protect nothing. `sfp-onnx inspect` lists the names.")
     chosen = [group for group, names in zip(coupling.groups, makers, strict=True) if free.issuperset(names)]
     if coupling.groups and not chosen:
-        raise TargetError("--keep and --only leave no group to prune. `sfp-onnx inspect` lists the names of all groups.")
+        fixed = " Fourier transforms stay unless --only names them." if coupling.transforms else ""
+        raise TargetError(f"--keep and --only leave no group to prune. `sfp-onnx inspect` lists the names of all groups.{fixed}")
     return chosen
 
 
-def allowed(options: PlanOptions, weights_of: Mapping[str, str]) -> set[str]:
-    """Of these layers (with the names of their weights) those that ``--keep`` and ``--only`` leave to choose from."""
+def allowed(options: PlanOptions, weights_of: Mapping[str, str], fixed: Collection[str]) -> set[str]:
+    """Of these layers (with the names of their weights) those that ``--keep`` and ``--only`` leave to choose from; ``fixed`` are those
+    that must be named."""
     keep, only = (_compiled(text) for text in (options.keep, options.only))
     pairs = weights_of.items()
-    left = {layer for layer, weight in pairs if only is None or _hits(only, layer, weight)}
+    left = {layer for layer, weight in pairs if (layer not in fixed if only is None else _hits(only, layer, weight))}
     return left - {layer for layer, weight in pairs if keep is not None and _hits(keep, layer, weight)}
 
 

@@ -444,13 +444,15 @@ def _variance(step: walk.Step, seen: Seen, sums: linear.Normal | linear.Samples,
 def _spectrum(
     read: FloatArray, made: FloatArray, weight: FloatArray, scarce: float, variance: float, scale: Array
 ) -> Spectrum:
-    """Both covariances, shrunk as far as the samples are too few to know them: C by (1 - s) C + s m I, and what is made of that."""
+    """Both covariances, shrunk as far as the samples are too few to know them: C by (1 - s) C + s m I, and what is made of that. Errors of
+    all outputs count alike, relative to their variance (`ridge.evened`)."""
     unit, taps = max(variance, ridge.TINY), len(weight) // len(read)
     mean = float(np.trace(read)) / len(weight)
     outputs = ((1 - scarce) * made + scarce * mean * (weight.T @ weight)) / unit
     inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read)) if taps > 1 else read[:0, :0]  # without a window nobody asks
-    factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit)
-    return Spectrum(*(np.asarray(array, np.float32) for array in (outputs, inputs, factor)))
+    even = ridge.evened(np.diag(outputs))
+    factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit) * even
+    return Spectrum(*(np.asarray(array, np.float32) for array in (even[:, None] * outputs * even, inputs, factor)))
 
 
 class _Ledger:
