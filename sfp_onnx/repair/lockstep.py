@@ -27,7 +27,7 @@ from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block
 
 MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
 GRAM_COPIES, GRAM_BYTES = 5, 2 * 10**9  # at most 7071 inputs
-BATCH_BYTES = 2**28  # of one batch at work: about half of all activations that it may have (`coupling.analysis.ACTIVATION_BYTES`)
+BATCH_BYTES = 2**29  # of one batch at work in both models: what all its activations may take (`coupling.analysis.batch_size`)
 ROW_BYTES = 2**27  # of the rows that one batch is turned into
 HELD_OUT = 8  # every eighth batch judges the fits
 

@@ -26,6 +26,7 @@ SETTLED = 16  # samples whose mean is near enough to that of all
 LOOKS = (5, 10, 15, 20, 30, 45)  # steps after which held-out data are asked whether more would help
 MOST_GAIN = 2.0  # of what a fit lacks in spread; where it tells less, nothing is known
 WIDE = 1024  # from so many inputs on the steps are in single precision: half the time, and the tolerance is far above its rounding
+FAINT = 1e-2
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -195,20 +196,33 @@ def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float], limit: Limit = un
 # ---- weights of lower rank -------------------------------------------------------------------------------------------
 
 
+def evened(variances: FloatArray) -> FloatArray:
+    """Factors on outputs with which all vary alike, sqrt(mean v / v), and no variance v counts as less than a share `FAINT` of their mean.
+
+    A lower rank gives up what varies least. Where outputs vary more than others that may be whole channels, on which a depthwise layer or a
+    BatchNormalization behind them leans as much as on any.
+    """
+    mean = max(float(variances.mean()), TINY)
+    return np.asarray((mean / np.maximum(variances, FAINT * mean)) ** 0.5)
+
+
 def lowered(sums: Sums, ridge: float, weight: FloatArray, change: Change, factor: Factor, taps: int) -> Change:
     """The change of a weight W (1, k, o) to one of lower rank that makes nearly of the rows what W + D makes (reduced-rank regression,
-    Izenman, J. Multivariate Analysis 5, 1975): with M = C + r I, W + D = X and the first eigenvectors V of X' M X, X V V'.
+    Izenman, J. Multivariate Analysis 5, 1975): with M = C + r I, W + D = X, the factors E of `evened` outputs, and the first eigenvectors V
+    of E X' M X E, X E V V' E^-1.
 
-    To narrow inputs, X is seen as (channels, taps x outputs), and the taps as independent: with K the sum of the blocks of M of each tap,
-    and the first eigenvectors U of K^1/2 X X' K^1/2, every tap reads A = K^-1/2 U; then what is made of these channels is fitted again.
+    To narrow inputs, X E is seen as (channels, taps x outputs), and the taps as independent: with K the sum of the blocks of M of each tap,
+    and the first eigenvectors U of K^1/2 X E^2 X' K^1/2, every tap reads A = K^-1/2 U; then what is made of these channels is fitted again.
     """
     assert not isinstance(sums, Joint)
     aim, inner = (weight + change[0])[0], _Inner.of(sums, ridge)
+    made = inner(aim, aim)
+    even = evened(np.diag(made))
     if factor.narrow == OUTPUTS:
-        _, vectors = np.linalg.eigh(inner(aim, aim))
-        low = aim @ vectors[:, -factor.rank :] @ vectors[:, -factor.rank :].T
+        _, vectors = np.linalg.eigh(even[:, None] * made * even)
+        low = (aim * even) @ vectors[:, -factor.rank :] @ vectors[:, -factor.rank :].T / even
     else:
-        matrix = aim.reshape(taps, -1, aim.shape[1])
+        matrix = (aim * even).reshape(taps, -1, aim.shape[1])
         values, turned = np.linalg.eigh(inner.channels(taps))
         root = np.sqrt(np.maximum(values, TINY))
         seen = root[:, None] * (turned.T @ matrix)

@@ -82,7 +82,7 @@ class Walk:
         outputs = sorted(lasting | (made_now & set(names)))
         self._live = self._live | lasting
         ended = [name for name in self._live if self._is_done(name)]
-        session = self._session(inputs, outputs)
+        session = self.session(inputs, outputs)
 
         def run(batch: int) -> dict[str, Array]:
             fed = {name: self.store.get((name, batch)) for name in {*known, *inputs}}
@@ -136,14 +136,19 @@ class Walk:
         for batch in range(self.batches):
             yield session.run({name: self.store.get((name, batch)) for name in inputs}, list(targets)) if session else []
 
-    def side(self, given: Collection[str], targets: Collection[str]) -> tuple[Session | None, list[str]]:
-        """A session that computes ``targets`` from live tensors and ``given`` ones (also constants), and those that it reads."""
+    def reads(self, given: Collection[str], targets: Collection[str]) -> list[str]:
+        """What has to be known to compute ``targets`` from live tensors and ``given`` ones (also constants)."""
         nodes = self.index.needed(targets, {*given, *self._live})
         reads = {name for node in nodes for name in node.reads if name in given or name not in self._constants}
-        inputs = sorted(reads - {name for node in nodes for name in node.outputs})
-        return self._session(inputs, list(targets)), inputs
+        return sorted(reads - {name for node in nodes for name in node.outputs})
 
-    def _session(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session | None:
+    def side(self, given: Collection[str], targets: Collection[str]) -> tuple[Session | None, list[str]]:
+        """A session that computes ``targets``, and what it reads, as `reads` has it."""
+        inputs = self.reads(given, targets)
+        return self.session(inputs, list(targets)), inputs
+
+    def session(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session | None:
+        """A session that computes tensors from others; None if there are none."""
         if not outputs:
             return None
         unknown = [name for name in (*inputs, *outputs) if self._types.get(name) is None]

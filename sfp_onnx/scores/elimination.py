@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from ..core.options import RepairOptions
-from ..core.types import Array, Coupling, FloatArray, IntArray, Layer, Spectrum
+from ..core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer, Spectrum
 from ..coupling.analysis import Analysis, feeds_of
 from ..data.dataset import Dataset
 from ..graph import Prepared
 from ..repair import heads, linear, lockstep, ridge, steps, walk
+from ..runtime import Session
 from . import sensitivity
 from .dimensions import Worth, worth
 from .scoring import Setting
@@ -52,7 +53,7 @@ class Reader:
     scale: float
 
     def __post_init__(self) -> None:
-        self._kept = np.arange(len(self.unit))
+        self._kept, self._most = np.arange(len(self.unit)), int(self.unit.max(initial=-1))
         self._start()
 
     def _start(self) -> None:
@@ -68,16 +69,26 @@ class Reader:
 
     def costs(self, units: IntArray) -> FloatArray:
         """What removing each of these (sorted) units alone would add to the error."""
-        costs = np.zeros(len(units))
+        costs, wanted = np.zeros(len(units)), self._flags(units)
         for same, rows, blocks in self._classes:
-            asked = np.isin(same, units)
+            asked = wanted[same]
             x = self.x[rows[asked]]
-            costs[np.searchsorted(units, same[asked])] = np.einsum("uro,uro->u", x, np.linalg.solve(blocks[asked], x))
+            if rows.shape[1] == 1:
+                added = np.square(x[:, 0]).sum(1) / blocks[asked, 0, 0]
+            else:
+                added = np.einsum("uro,uro->u", x, np.linalg.solve(blocks[asked], x))
+            costs[np.searchsorted(units, same[asked])] = added
         return costs / self.scale
+
+    def _flags(self, units: IntArray) -> BoolArray:
+        """Which units that this layer reads are among these, by unit; the last two places stand for -2 and -1."""
+        flags = np.zeros(self._most + 3, bool)
+        flags[units[units <= self._most]] = True
+        return flags
 
     def remove(self, units: IntArray) -> float:
         """Remove units together and re-solve the rest; returns the error that this adds."""
-        rows = np.flatnonzero(np.isin(self.unit, units))
+        rows = np.flatnonzero(self._flags(units)[self.unit])
         if not len(rows):
             return 0.0
         v = self._subtracted[:, : self._width]
@@ -316,7 +327,7 @@ class Look:
         scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
         self.layers = [layer for layer in coupling.layers if scene.weight(layer) and wanted(layer)]
         planned = steps.plan_steps(scene, [[layer] for layer in self.layers], {})
-        self._steps = [task[0] for task in planned if isinstance(task, tuple)]
+        self._steps, self._shapes = [task[0] for task in planned if isinstance(task, tuple)], scene.shapes
         self.store, self._ridge = walk.Store(lockstep.budget_of(options.memory, self._steps)), (strength, shrinks)
         after = walk.Walk(prepared.model, self.store, prepared.tokens)
         self._setting = lockstep.Setting(options, coupling, np.zeros(coupling.units, bool), after, after)
@@ -342,14 +353,16 @@ class Look:
             self._setting.after.feed(feeds)
         setting = replace(self._setting, batches=share.batches)
         for number, step in enumerate(self._steps):
-            yield _see(setting, step, number, share, self._ridge[1])
+            yield _see(setting, step, number, share, self._ridge[1], self._shapes)
             advance(1)
 
 
-def _see(setting: lockstep.Setting, step: walk.Step, number: int, share: Share, shrinks: bool) -> Seen | None:
+def _see(
+    setting: lockstep.Setting, step: walk.Step, number: int, share: Share, shrinks: bool, shapes: Mapping[str, tuple[int, ...]]
+) -> Seen | None:
     after, form = setting.after, step.linear.form
     weight = step.weight.value(after.constant)
-    summed, made = step.target != step.output, _Made(after, step)
+    summed, made = step.target != step.output, _Made(after, step, shapes)
     segment = after.advance([step.data, *([step.output, *lockstep.operands(after, step)] if summed else made.reads)])
     chain, seen = lockstep.Chain(), None
     for batch in range(after.batches):
@@ -377,16 +390,22 @@ def _see(setting: lockstep.Setting, step: walk.Step, number: int, share: Share, 
 
 
 class _Made:
-    """The shape of what a layer makes. That is computed for one batch of each shape only: nobody else needs it before the next layer."""
+    """The shape of what a layer makes, as traced; of data of other shapes it is computed, for one batch of each shape: nobody else needs
+    what the layer makes before the next one."""
 
-    def __init__(self, after: walk.Walk, step: walk.Step) -> None:
-        self._session, self.reads = after.side([step.data], [step.output])
-        self._step, self._known = step, dict[tuple[int, ...], tuple[int, ...]]()
+    def __init__(self, after: walk.Walk, step: walk.Step, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._after, self._step, self.reads = after, step, after.reads([step.data], [step.output])
+        self._traced = shapes.get(step.data, ()), shapes.get(step.output, ())
+        self._session: Session | None = None
+        self._known: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def shape(self, values: Mapping[str, Array]) -> tuple[int, ...]:
         """Of what it makes of these values of what it reads."""
-        shape = values[self._step.data].shape
+        shape, (data, output) = values[self._step.data].shape, self._traced
+        if shape[1:] == data[1:] and data[:1] == output[:1] and shape:  # more samples
+            return (shape[0], *output[1:])
         if shape not in self._known:
+            self._session = self._session or self._after.session(self.reads, [self._step.output])
             assert self._session is not None
             self._known[shape] = self._session.run({name: values[name] for name in self.reads}, [self._step.output])[0].shape
         return self._known[shape]
@@ -425,13 +444,15 @@ def _variance(step: walk.Step, seen: Seen, sums: linear.Normal | linear.Samples,
 def _spectrum(
     read: FloatArray, made: FloatArray, weight: FloatArray, scarce: float, variance: float, scale: Array
 ) -> Spectrum:
-    """Both covariances, shrunk as far as the samples are too few to know them: C by (1 - s) C + s m I, and what is made of that."""
+    """Both covariances, shrunk as far as the samples are too few to know them: C by (1 - s) C + s m I, and what is made of that. Errors of
+    all outputs count alike, relative to their variance (`ridge.evened`)."""
     unit, taps = max(variance, ridge.TINY), len(weight) // len(read)
     mean = float(np.trace(read)) / len(weight)
     outputs = ((1 - scarce) * made + scarce * mean * (weight.T @ weight)) / unit
     inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read)) if taps > 1 else read[:0, :0]  # without a window nobody asks
-    factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit)
-    return Spectrum(*(np.asarray(array, np.float32) for array in (outputs, inputs, factor)))
+    even = ridge.evened(np.diag(outputs))
+    factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit) * even
+    return Spectrum(*(np.asarray(array, np.float32) for array in (even[:, None] * outputs * even, inputs, factor)))
 
 
 class _Ledger:
