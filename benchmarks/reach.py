@@ -1,8 +1,8 @@
 """How far channels can be cut in modern exports: ``python benchmarks/reach.py FOLDER [--build] [--expand none all]``.
 
-``--build`` first writes more than 120 exports of public architectures (timm, transformers, torchvision; tiny configurations with random
-weights, by both exporters of PyTorch) into the folder, which needs `requirements-reach.txt` in an environment of its own; nothing is
-downloaded. An export that fails is named and left out.
+``--build`` first writes more than 200 exports of public architectures (timm, transformers, torchvision, diffusers; many in tiny
+configurations, random weights, by both exporters of PyTorch) into the folder, which needs `requirements-reach.txt` in an environment of
+its own; nothing is downloaded. An export that fails is named and left out.
 
 Then, for every file as it stands and with expansion: whether half of every group could be cut, was exact, and ran at another size than
 traced; the share of the MACs that went; the points of the MACs that stayed for each reason, were their layers halved as well; and
@@ -39,7 +39,7 @@ TIMM = (
     "mvitv2_tiny nest_tiny nf_resnet26 nfnet_l0 pit_ti_224 poolformer_s12 poolformerv2_s12 pvt_v2_b0 regnetx_002 regnety_002 "
     "repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s resmlp_12_224 resnest14d resnet18 resnext26ts rexnet_100 rexnetr_100 "
     "sebotnet33ts_256 selecsls42b semnasnet_075 sequencer2d_s skresnet18 starnet_s1 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 "
-    "tiny_vit_5m_224 tinynet_a twins_svt_small vgg11 vit_tiny_patch16_224"
+    "tiny_vit_5m_224 tinynet_a twins_svt_small vgg11 vit_tiny_patch16_224 xcit_nano_12_p16_224 cait_xxs24_224 eva02_tiny_patch14_224"
 ).split()
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet maxvit_t mnasnet0_5 mobilenet_v2 regnet_x_400mf resnext50_32x4d "
@@ -51,9 +51,41 @@ TEXT = (
     "rembert roberta roformer squeezebert stablelm t5 xlm xlnet xmod yoso"
 ).split()
 VISION = (
-    "beit convnext convnextv2 cvt deit dinov2 glpn levit mobilenet_v2 mobilevit poolformer pvt regnet resnet segformer swin vit"
+    "beit convnext convnextv2 cvt deit dinov2 glpn hiera levit mobilenet_v2 mobilevit poolformer pvt regnet resnet sam_vision_model "
+    "segformer swin swinv2 vit yolos"
 ).split()
 AUDIO = "hubert wav2vec2 wavlm sew unispeech".split()
+DIFFUSERS = "unet_cond vae dit pixart".split()
+FOUR = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 96)}
+SMALLER: dict[str, tuple[dict[str, Any], int]] = {  # configurations and image sizes of models from timm that are slow as they are
+    "swin_tiny_patch4_window7_224": ({"embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4), "img_size": 56}, 56),
+    "convnextv2_atto": (FOUR, 64), "convnext_atto": (FOUR, 64), "inception_next_tiny": (FOUR, 64),
+    "vit_tiny_patch16_224": ({"embed_dim": 64, "depth": 3, "num_heads": 4, "img_size": 64}, 64),
+    "densenet121": ({"growth_rate": 8, "block_config": (2, 2, 2, 2)}, 64),
+    "davit_tiny": ({"depths": (1,) * 4, "embed_dims": (24, 48, 96, 192), "num_heads": (3, 6, 12, 24)}, 64),
+    "sequencer2d_s": ({"layers": (1,) * 4}, 64), "convit_tiny": ({"depth": 3, "img_size": 64}, 64),
+    "cait_xxs24_224": ({"depth": 2, "img_size": 64}, 64), "xcit_nano_12_p16_224": ({"depth": 2, "img_size": 64}, 64),
+    "eva02_tiny_patch14_224": ({"depth": 2, "img_size": 56}, 56),
+    **{name: ({"img_size": 64}, 64) for name in (
+        "coat_lite_tiny maxvit_nano_rw_256 gmlp_ti16_224 mixer_s16_224 mvitv2_tiny coatnet_nano_rw_224 twins_svt_small "
+        "pit_ti_224".split())},
+    **{name: ({}, 64) for name in (
+        "efficientvit_b0 repvit_m0_9 mobilevit_xxs pvt_v2_b0 regnety_002 resnext26ts poolformer_s12 ghostnet_100 edgenext_xx_small "
+        "fastvit_t8 focalnet_tiny_srf lambda_resnet26t skresnet18 resnest14d hrnet_w18_small res2net50_26w_4s".split())},
+}  # fmt: skip
+MODEL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+TINY: dict[str, tuple[dict[str, Any], int]] = {  # of models from transformers that take images
+    **{name: ({**MODEL, "image_size": 64}, 64) for name in ("beit", "vit", "deit")},
+    "yolos": ({**MODEL, "image_size": [64, 64], "num_detection_tokens": 5}, 64),
+    "dinov2": ({**MODEL, "image_size": 56, "patch_size": 14}, 56),
+    "swin": ({"image_size": 56, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4]}, 56),
+    "swinv2": ({"image_size": 64, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}, 64),
+    "hiera": ({"embed_dim": 32, "depths": [1, 1, 2, 1]}, 224),
+    "regnet": ({"hidden_sizes": [32, 64, 96, 128], "depths": [1] * 4, "groups_width": 16, "embedding_size": 16}, 64),
+    "segformer": ({"hidden_sizes": [16, 32, 64, 96], "depths": [1] * 4, "decoder_hidden_size": 32}, 64),
+    "sam_vision_model": (
+        {**MODEL, "output_channels": 32, "image_size": 64, "patch_size": 8, "window_size": 4, "global_attn_indexes": [1]}, 64),
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +105,7 @@ def exports() -> Iterator[Export]:
     makers |= {f"hf_{name}": lambda name=name: _transformers(name, "text") for name in TEXT}
     makers |= {f"hf_{name}": lambda name=name: _transformers(name, "vision") for name in VISION}
     makers |= {f"hf_{name}": lambda name=name: _transformers(name, "audio") for name in AUDIO}
+    makers |= {f"df_{name}": lambda name=name: _diffusers(name) for name in DIFFUSERS} | {"hf_clip": _pair, "hf_siglip": _pair_by_probe}
     for number, (name, make) in enumerate(makers.items()):
         yield Export(name, make, False)
         if number % 3 == 0:
@@ -83,9 +116,9 @@ def _timm(name: str) -> tuple[Any, tuple[Any, ...]]:
     import timm
     import torch
 
-    model = timm.create_model(name, pretrained=False, num_classes=10, exportable=True)
-    channels, height, width = model.default_cfg["input_size"]
-    return model, (torch.randn(2, channels, height, width),)
+    options, size = SMALLER.get(name, ({}, 0))
+    model = timm.create_model(name, pretrained=False, num_classes=10, exportable=True, **options)
+    return model, (torch.randn(2, 3, *[size] * 2 if size else model.default_cfg["input_size"][1:]),)
 
 
 def _torchvision(name: str) -> tuple[Any, tuple[Any, ...]]:
@@ -109,7 +142,8 @@ def _transformers(name: str, kind: str) -> tuple[Any, tuple[Any, ...]]:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    config = AutoConfig.for_model(name)
+    options, size = TINY.get(name, ({}, 224))
+    config = AutoConfig.for_model(name, **options)
     lists = ("num_heads", "num_attention_heads", "hidden_size")
     for key, value in SMALL.items() if kind != "vision" else ():
         if hasattr(config, key) and not (key in lists and isinstance(getattr(config, key), (list, tuple))):
@@ -119,19 +153,67 @@ def _transformers(name: str, kind: str) -> tuple[Any, tuple[Any, ...]]:
     config._attn_implementation = "eager"
     model = AutoModel.from_config(config)
 
-    class First(torch.nn.Module):
-        """One input, and the first output."""
+    given = {"vision": torch.randn(1, 3, size, size), "audio": torch.randn(1, 4000), "text": torch.randint(3, 100, (1, 12))}
+    both = getattr(config, "is_encoder_decoder", False)
+    return _wrapped(lambda x: model(x, **({"decoder_input_ids": x} if both else {}))[0], model), (given[kind],)
 
+
+def _wrapped(answer: Callable[..., Any], model: Any) -> Any:
+    """A module of what is exported of a model."""
+    import torch
+
+    class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, x: Any) -> Any:
-            both = {"decoder_input_ids": x} if getattr(config, "is_encoder_decoder", False) else {}
-            return self.model(x, **both)[0]
+        def forward(self, *inputs: Any) -> Any:
+            return answer(*inputs)
 
-    given = {"vision": torch.randn(1, 3, 224, 224), "audio": torch.randn(1, 4000), "text": torch.randint(3, 100, (1, 12))}
-    return First(), (given[kind],)
+    return Wrapped()
+
+
+def _pair(probe: bool = False) -> tuple[Any, tuple[Any, ...]]:
+    """Words and pictures, compared; with a ``probe`` that asks all places of a picture."""
+    import torch
+    import transformers
+
+    words = {**MODEL, "vocab_size": 120, "max_position_embeddings": 12 if probe else 32, "eos_token_id": 2}
+    config = (transformers.SiglipConfig if probe else transformers.CLIPConfig)(
+        text_config=words, vision_config={**MODEL, "image_size": 64, "patch_size": 16}
+    )
+    config._attn_implementation = "eager"
+    model = (transformers.SiglipModel if probe else transformers.CLIPModel)(config)
+    inputs = (torch.randint(3, 100, (2, 12)), torch.randn(2, 3, 64, 64))
+    return _wrapped(lambda ids, pixels: model(input_ids=ids, pixel_values=pixels).logits_per_image, model), inputs
+
+
+def _pair_by_probe() -> tuple[Any, tuple[Any, ...]]:
+    return _pair(True)
+
+
+def _diffusers(name: str) -> tuple[Any, tuple[Any, ...]]:
+    import diffusers
+    import torch
+
+    blocks, turn = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}, torch.tensor([3])
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    heads = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "sample_size": 16, "in_channels": 4, "norm_num_groups": 8}
+    latent, words = torch.randn(1, 4, 16, 16), torch.randn(1, 7, 32)
+    if name == "unet_cond":
+        options = {"down_block_types": down, "up_block_types": up, "cross_attention_dim": 32, "attention_head_dim": 8}
+        model = diffusers.UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, **blocks, **options)
+        return _wrapped(lambda x, t, c: model(x, t, c).sample, model), (latent, turn, words)
+    if name == "vae":
+        kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        model = diffusers.AutoencoderKL(latent_channels=4, **blocks, **kinds)
+        return _wrapped(lambda x: model.encode(x).latent_dist.mode(), model), (torch.randn(1, 3, 32, 32),)
+    if name == "dit":
+        model = diffusers.DiTTransformer2DModel(out_channels=4, patch_size=2, num_embeds_ada_norm=10, **heads)
+        return _wrapped(lambda x, t, c: model(x, t, c).sample, model), (latent, turn, torch.tensor([1]))
+    model = diffusers.PixArtTransformer2DModel(out_channels=8, cross_attention_dim=64, caption_channels=32, **heads)
+    more = {"resolution": None, "aspect_ratio": None}
+    return _wrapped(lambda x, t, c: model(x, c, t, added_cond_kwargs=more).sample, model), (latent, turn, words)
 
 
 def build(folder: Path, only: str) -> None:
@@ -158,11 +240,14 @@ def build(folder: Path, only: str) -> None:
 
 
 def _how(export: Export, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    text = inputs[0].ndim == 2
+    names = [f"x{number}" if number else "x" for number in range(len(inputs))]
     if export.dynamo:
-        return {"dynamo": True, "external_data": False, "opset_version": 18, "input_names": ["x"], "verbose": False}
-    axes = {"x": {0: "batch", 1: "length"}} if text else {"x": {0: "batch"}}
-    return {"dynamo": False, "opset_version": 17, "input_names": ["x"], "dynamic_axes": axes, "do_constant_folding": True}
+        return {"dynamo": True, "external_data": False, "opset_version": 18, "input_names": names, "verbose": False}
+    fixed = export.name.startswith("df_")  # a step of time has no batch
+    axes = {name: {0: "batch", 1: "length"} if array.ndim == 2 else {0: "batch"} for name, array in zip(names, inputs, strict=True)}
+    return {
+        "dynamo": False, "opset_version": 17, "input_names": names, "do_constant_folding": True, "dynamic_axes": {} if fixed else axes
+    }  # fmt: skip
 
 
 class _limited:

@@ -929,6 +929,23 @@ def positions_as_floats(b: Builder, y: str, op: str) -> str:
     return b.op("Mul", y, b.reduce("ReduceMean", b.op("Relu", numbers), [0], keepdims=0))
 
 
+def transformed(b: Builder, y: str, op: str, axis: int) -> str:
+    """Real and imaginary part, summed up."""
+    y = b.axes_op("Unsqueeze", y, [4])
+    y = b.op(op, y, axis=axis) if b.opset < 20 else b.op(op, y, "", b.const(axis, np.int64))
+    return b.reduce("ReduceSum", y, [4], keepdims=0)
+
+
+@case("DFT", since=17)
+def dft(b: Builder, y: str, op: str) -> str:
+    return transformed(b, y, op, 2)
+
+
+@case("DFT", since=17, pinned="DFT transforms this axis")
+def dft_channels(b: Builder, y: str, op: str) -> str:
+    return transformed(b, y, op, 1)
+
+
 @case("Pad")
 def pad_channels(b: Builder, y: str, op: str) -> str:
     return b.pad(y, [0, 2, 0, 0, 0, 3, 0, 0])

@@ -172,6 +172,7 @@ def local_response_normalization(ctx: Context) -> list[Labels]:
 POOLING = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
 SUMS = "ReduceSum ReduceL1 ReduceL2 ReduceSumSquare".split()
 COMPARED = "ReduceProd ReduceLogSum ReduceLogSumExp ArgMax ArgMin".split()
+FIRST_AXIS = 20  # opset from which DFT takes its axis as an input
 FIRST_BROADCAST = 8  # opset from which Max and Min broadcast
 
 
@@ -269,6 +270,17 @@ def top_k(ctx: Context) -> list[Labels]:
     axis = ctx.attribute("axis", -1) % ctx.rank(0)
     passed = ctx.whole([0], (axis,), "TopK compares all channels of this axis", passes=False)
     return [passed, passed][: len(ctx.node.outputs)]
+
+
+@rule("DFT", does="passes the other axes; the axis that is transformed keeps its size (freed by --expand)")
+def fourier(ctx: Context) -> list[Labels]:
+    """Real and imaginary part lie along the last axis. The axis is an attribute, or (from opset 20) input 2."""
+    rank, given = ctx.rank(0), ctx.value(2)
+    axis = int(given.reshape(-1)[0]) if given is not None else ctx.attribute("axis", 1 if ctx.opset < FIRST_AXIS else -2)
+    if ctx.has(2) and given is None:
+        ctx.pin_input(0, "its axis depends on the input data")
+        return [()]
+    return [ctx.settle(0, [axis % rank, rank - 1], "DFT transforms this axis")]
 
 
 @rule("CumSum", does="passes labels; a removed channel adds nothing to the running sum")
