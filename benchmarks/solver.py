@@ -2,7 +2,8 @@
 
   pictures  top-1 at 70 % of the MACs by the number of calibration pictures, widths free and with the layer before the classifier kept;
             EfficientNet-Lite0
-  seeds     top-1 and agreement at 70 / 50 / 30 % of the MACs with three draws of calibration images (1024; ResNet-56: 2048); ResNet-20, VGG-11, ResNet-56
+  seeds     top-1 and agreement at 70 / 50 / 30 % of the MACs with three draws of calibration images (1024; ResNet-56: 2048);
+            ResNet-20, VGG-11, ResNet-56
   cost      plan and repair in plain forward passes (processor time), peak memory, bytes written to files; EfficientNet-Lite0 with 1000
             pictures (ROWS: so many), `--memory` as by default (Linux)
 
