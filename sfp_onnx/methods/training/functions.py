@@ -288,6 +288,16 @@ def cumulative(call: Call, x: Tensor, axis: Any) -> Tensor:
     return summed.flip(along) if call.get("reverse") else summed
 
 
+@computes("DFT", host=(1, 2))
+def fourier(call: Call, x: Tensor, length: Any = None, axis: Any = None) -> Tensor:
+    """Real and imaginary part (none: it is zero) lie along the last axis."""
+    along = int(axis) if axis is not None else call.get("axis", 1 if call.opset < 20 else -2) % x.ndim
+    wave = torch.complex(x[..., 0], x[..., 1] if x.shape[-1] > 1 else torch.zeros_like(x[..., 0]))
+    transform = torch.fft.ifft if call.get("inverse") else torch.fft.fft
+    y = torch.view_as_real(transform(wave, None if length is None else int(length), along % x.ndim))
+    return y.narrow(along, 0, y.shape[along] // 2 + 1) if call.get("onesided") else y
+
+
 @computes("Softmax", "LogSoftmax", "Hardmax")
 def softmax(call: Call, x: Tensor) -> Tensor:
     old = call.opset < 13  # then over all axes from the given one on
