@@ -2,7 +2,8 @@
 
   pictures  top-1 at 70 % of the MACs by the number of calibration pictures, widths free and with the layer before the classifier kept;
             EfficientNet-Lite0
-  seeds     top-1 and agreement at 70 / 50 / 30 % of the MACs with three draws of 1024 calibration images; ResNet-20, VGG-11
+  seeds     top-1 and agreement at 70 / 50 / 30 % of the MACs with three draws of calibration images (1024; ResNet-56: 2048);
+            ResNet-20, VGG-11, ResNet-56
   cost      plan and repair in plain forward passes (processor time), peak memory, bytes written to files; EfficientNet-Lite0 with 1000
             pictures (ROWS: so many), `--memory` as by default (Linux)
 
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from accuracy import REPAIR, Rows
 from files import HOME, needed
-from ranking import RESNET20, VGG11, Case
+from ranking import RESNET20, RESNET56, VGG11, Case
 
 import sfp_onnx
 from sfp_onnx.core.options import PlanOptions
@@ -38,7 +39,8 @@ from sfp_onnx.runtime import open_model
 LITE0, LAST = "efficientnet_lite0_imagenet.onnx", "node_Conv_865"
 PIXELS = sfp_onnx.Preprocessing(mean=(127.0,) * 3, std=(128.0,) * 3, scale=1.0)
 PICTURES = (64, 125, 250, 500, 1000)
-SEEDS, IMAGES, SHARES = 3, 1024, (70, 50, 30)
+SEEDS, SHARES = 3, (70, 50, 30)
+IMAGES = {RESNET20.title: 1024, VGG11.title: 1024, RESNET56.title: 2048}
 
 
 def pictures(root: Path, samples: int, seed: int = 0) -> tuple[sfp_onnx.Analysis, sfp_onnx.Dataset]:
@@ -74,7 +76,7 @@ def by_pictures(root: Path, rows: Rows, only: str) -> None:
 
 def by_seeds(root: Path, rows: Rows, only: str) -> None:
     """Top-1 by the draw of the images."""
-    for case, seed, share in product((RESNET20, VGG11), range(SEEDS), SHARES):
+    for case, seed, share in product((RESNET20, VGG11, RESNET56), range(SEEDS), SHARES):
         name = f"{case.title} | {seed} | {share}"
         if only in name:
             rows.measure(name, _cell_of_seed, case, root, seed, share)
@@ -85,7 +87,7 @@ def by_seeds(root: Path, rows: Rows, only: str) -> None:
 def _scored(case: Case, root: Path, seed: int) -> Candidates:
     """A network that is ready to be planned for, on images drawn with the seed."""
     whole = case.images(root, "calib")
-    drawn = np.sort(np.random.default_rng(seed).permutation(whole.samples)[:IMAGES])
+    drawn = np.sort(np.random.default_rng(seed).permutation(whole.samples)[: IMAGES[case.title]])
     inputs = Inputs(case.analysis(root), replace(whole.part(drawn), labels=None))
     return candidates(inputs, PlanOptions(targets=("macs=50%",), align="none"), Scoring(repair=REPAIR))
 

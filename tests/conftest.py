@@ -22,6 +22,12 @@ CLASSES = 5
 IMAGE = (3, 8, 8)
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are as wide as where there is no terminal; processes that share out tests set a width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def weights_of(dtype: Any = np.float32, seed: int = 0, widths: tuple[int, int] = (8, 12)) -> dict[str, np.ndarray]:
     """Random weights of `classifier`."""
     random = np.random.default_rng(seed)

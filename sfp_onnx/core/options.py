@@ -461,7 +461,7 @@ class OutputOptions(Checked):
     quantize: str | None = option(None, "8-bit integers, by onnxruntime's quantiser; static with --data.", FORMS, choices=("int8",))
     vocabulary: str | None = rare(
         None, "Of tables that are looked up (words) keep these rows: a file, a number a line, or those that --data hold; others share one.",
-        FORMS, metavar="FILE|from-data", example="from-data",
+        FORMS, metavar="FILE|from-data",
     )  # fmt: skip
     unknown_token: int | None = rare(None, "The number whose row all others share.  [default: a new one, their mean]", FORMS, low=0)
     save_ort: Any = rare(None, "Also write onnxruntime's .ort format, with the operators that a reduced build needs.", FORMS, path=True)
