@@ -27,7 +27,8 @@ def encoder(mask: str = "sub", flat: bool = False, pooled: bool = True, hidden: 
     """One layer of attention and one of two products. ``mask``: how it gets into the Softmax ("": not at all); ``flat``: the inner products
     see tokens of all samples in a row; ``pooled``: the output is one vector for each sample, else one for each token."""
     b = Builder()
-    ids, given = (b.input(["batch", "length"], name, onnx.TensorProto.INT64) for name in ("ids", "mask"))
+    kinds = {"ids": onnx.TensorProto.INT64, "mask": onnx.TensorProto.FLOAT if mask in ("floating", "added") else onnx.TensorProto.INT64}
+    ids, given = (b.input(["batch", "length"], name, kind) for name, kind in kinds.items())
     x = b.op("Gather", b.weight(WORDS, WIDTH, fan_in=1), ids)
 
     def dense(data: str, inputs: int, outputs: int, name: str) -> str:
@@ -39,7 +40,9 @@ def encoder(mask: str = "sub", flat: bool = False, pooled: bool = True, hidden: 
     logits = b.op("Mul", b.op("MatMul", heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1])), b.const(SIZE**-0.5))
     wide = b.axes_op("Unsqueeze", given, [1, 2])
     seen = b.op("Cast", given, to=1)
-    if mask == "sub":
+    if mask == "added":
+        logits, seen = b.op("Add", logits, wide), b.op("Cast", b.op("Equal", given, b.const(0.0)), to=1)
+    elif mask in ("sub", "floating"):
         off = b.op("Mul", b.op("Sub", b.const(1.0), b.op("Cast", wide, to=1)), b.const(hidden))
         logits = b.op("Add", logits, off)
     elif mask == "where":
@@ -72,13 +75,13 @@ def known(model: onnx.ModelProto) -> Tokens | None:
     return sfp_onnx.inspect(model).prepared.tokens
 
 
-@pytest.mark.parametrize("mask", ["sub", "where", "inverted"])
+@pytest.mark.parametrize("mask", ["sub", "where", "inverted", "floating", "added"])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_mask_and_its_tokens_are_found(mask: str, flat: bool) -> None:
     model = encoder(mask, flat)
     analysis = sfp_onnx.inspect(model)
     tokens = analysis.prepared.tokens
-    assert tokens is not None and tokens.mask == "mask" and tokens.inverted == (mask == "inverted")
+    assert tokens is not None and tokens.mask == "mask" and tokens.inverted == (mask in ("inverted", "added"))
     made = {layer.node.name: layer.node.outputs[0] for layer in analysis.coupling.layers if layer.linear is not None}
     assert {made[name] for name in ("q", "k", "v", "proj")} <= tokens.laid and made["last"] not in tokens
     assert {made[name] for name in ("up", "down")} <= (tokens.flat if flat else tokens.laid)
@@ -125,6 +128,17 @@ def test_the_repaired_model_does_not_depend_on_tokens_that_are_off(
     assert pruned(model, sentences(1), score_name=score) == first
     monkeypatch.setattr(analysed, "tokens_of", lambda prepared: None)
     assert pruned(model, sentences(0), score_name=score) != pruned(model, sentences(1), score_name=score)  # or this would prove nothing
+
+
+def test_samples_without_tokens_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where they come first; data of nothing else are refused."""
+    model, data = encoder(pooled=False), sentences()
+    empty = {name: np.concatenate([np.zeros((20, LENGTH), np.int64), array]) for name, array in data.items()}
+    caplog.set_level("INFO", "sfp_onnx")
+    pruned(model, empty)
+    assert "20 samples have no others" in caplog.text
+    with pytest.raises(sfp_onnx.DataError, match=f"switches off all {96 * LENGTH} tokens"):
+        pruned(model, {**data, "mask": np.zeros_like(data["mask"])})
 
 
 def test_statistics_are_those_of_the_tokens_that_are_there() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import ModelError
+from ..core.errors import DataError, ModelError
 from ..core.system import quiet
 from ..core.types import Array, BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, one_by_one, open_data
@@ -228,7 +228,11 @@ def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
 
 
 def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:
-    """A word on the tokens of data that a mask switches off, if there are any, and on the layers of which all rows count all the same."""
+    """A word on the tokens of data that a mask switches off, if there are any, and on the layers of which all rows count all the same.
+
+    Raises:
+        DataError: all tokens are off.
+    """
     tokens = analysis.prepared.tokens
     if tokens is None:
         return ()
@@ -237,9 +241,14 @@ def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:
     off, whole = sum(int((~on).sum()) for on in there), sum(on.size for on in there)
     if not off:
         return ()
+    if off == whole:
+        means = f"{'anything but 0 switches' if tokens.inverted else '0 switches'} a token off"
+        raise DataError(f"{data.name}: '{tokens.mask}' switches off all {off:,} tokens ({means}). Give data with tokens that are on")
+    empty = sum(int((~on.any(1)).sum()) for on in there)
+    none = f"; {empty} samples have no others, and say nothing" if empty else ""
     others = [layer for layer in analysis.coupling.layers if layer.linear is not None and layer.node.outputs[0] not in tokens]
-    but = f"; all rows of {len(others)} layers count, which are none of tokens" if others else ""
-    return (f"rows of {off:,} tokens that '{tokens.mask}' switches off ({off / whole:.0%}) are left out{but}",)
+    but = f"; all rows of {len(others)} layers count, which are none of such tokens" if others else ""
+    return (f"rows of {off:,} tokens that '{tokens.mask}' switches off ({off / whole:.0%}) are left out{none}{but}",)
 
 
 def free_share(analysis: Analysis) -> float:

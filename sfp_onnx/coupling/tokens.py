@@ -1,6 +1,6 @@
 """Which input switches tokens off, and which rows of which tensors are tokens: told by the graph, and confirmed by trial.
 
-An integer or bool input (batch, positions) that the graph uses as the mask of an attention is one if, with some places switched off,
+An input (batch, positions) that the graph uses as the mask of an attention is one if, with some places switched off,
 what other inputs hold there changes no output elsewhere. A tensor holds tokens if its rows change there and nowhere else.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ..graph import Prepared, edit, inputs, outputs
 from ..rules.masks import masks
 from ..runtime import Feeds, Session, open_model
 
+HIDES = -1e4  # what masks add to hide; float16 holds it
 SAME = 1e-5  # of the largest value: rounding
 AT_ONCE = 2**28  # bytes of tensors that a trial looks at together
 
@@ -31,7 +33,7 @@ def tokens_of(prepared: Prepared) -> Tokens | None:
         batch, length = prepared.feeds[name].shape
         kept = np.arange(length) < length - 1 - np.arange(batch)[:, None] % (length - 1)
         for inverted in (False, True):
-            masked: Feeds = {**prepared.feeds, name: (kept != inverted).astype(prepared.feeds[name].dtype)}
+            masked: Feeds = {**prepared.feeds, name: _mask(kept, inverted, prepared.feeds[name].dtype)}
             varied = _varied(masked, name, kept)
             masked = masked if _ran(session, varied, names) is None else varied
             trial = _ran(session, masked, names)
@@ -41,9 +43,14 @@ def tokens_of(prepared: Prepared) -> Tokens | None:
     return None
 
 
+def _mask(kept: BoolArray, inverted: bool, kind: np.dtype[Any]) -> Array:
+    """A mask that keeps these; ``inverted``: 0 does, and floating numbers are added."""
+    return np.where(kept, 0, HIDES).astype(kind) if inverted and kind.kind == "f" else (kept != inverted).astype(kind)
+
+
 def _may_mask(prepared: Prepared, name: str) -> bool:
     array = prepared.feeds.get(name)
-    return array is not None and array.dtype.kind in "iub" and array.ndim == 2 and array.shape[1] > 1 and masks(prepared.index, name)
+    return array is not None and array.dtype.kind in "iubf" and array.ndim == 2 and array.shape[1] > 1 and masks(prepared.index, name)
 
 
 def _ran(session: Session, feeds: Feeds, names: Sequence[str]) -> list[Array] | None:

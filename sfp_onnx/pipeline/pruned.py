@@ -150,7 +150,7 @@ def _in_rounds(
         told = {**made.options, "targets": list(options.targets), "rounds": count}
         whole = replace(planning.make_plan(analysis, removed, told), notes=made.notes, figures=held)
         result = make(whole, weights=weights)
-        log.info(f"Note: round {number} of {count} ({', '.join(aim.targets)}): {' '.join(result.notes[:2])}")
+        log.info(f"Note: round {number} of {count} ({', '.join(aim.targets)}): {'; '.join(result.notes[:2])}")
         if number == count:
             return result
         number += 1

@@ -127,7 +127,8 @@ class Scatter:
         """c (g, k), after what waits for it was added."""
         if self.centre is None:
             pieces = [parts.reshape(len(parts), -1, parts.shape[3]) if on is None else parts[:, on] for parts, on in self.waiting]
-            self.centre = np.concatenate(pieces, 1).mean(1)
+            rows = np.concatenate(pieces, 1)
+            self.centre = rows.mean(1) if rows.shape[1] else np.zeros((len(rows), rows.shape[2]), rows.dtype)  # all tokens so far are off
         for parts, on in self.waiting:
             parts = parts - self.centre[:, None, None]
             if on is not None:
