@@ -196,6 +196,7 @@ def ort_file(model: Model) -> OrtFile:
 # ---- vocabularies ----------------------------------------------------------------------------------------------------
 
 FROM_DATA = "from-data"
+DIGITS = 18  # of a whole number of 64 bits, at the most
 
 
 def rows_kept(analysis: Analysis, options: OutputOptions, data: Dataset | None) -> OutputOptions:
@@ -206,40 +207,49 @@ def rows_kept(analysis: Analysis, options: OutputOptions, data: Dataset | None) 
     """
     if options.vocabulary is None:
         return options
-    known: dict[str, int] = {}
-    for table in vocabulary.tables(analysis.model):
-        known[table.numbers] = max(known.get(table.numbers, 0), table.shape[0])
+    known = vocabulary.tables(analysis.model)
     if not known:
         raise OptionError("--vocabulary: no table of the model is looked up by an input of whole numbers as they come. Leave it out")
+    most, words = max(table.shape[0] for table in known), f"--vocabulary {options.vocabulary}"
+    if (options.unknown_token or 0) >= most:
+        raise OptionError(f"--unknown-token {options.unknown_token} is no row of {most}")
     if options.vocabulary == FROM_DATA:
         if data is None:
             raise OptionError(f"--vocabulary {FROM_DATA} needs --data")
-        batches = [feeds for feeds, _ in data.batches()]
-        rows = {name: vocabulary.numbers_in([feeds[name] for feeds in batches], size) for name, size in known.items()}
+        read = replace(data, ports=tuple(port for port in data.ports if any(port.name in table.numbers for table in known)))
+        batches = [feeds for feeds, _ in read.batches()]
+        rows = {port.name: vocabulary.numbers_in(feeds[port.name] for feeds in batches) for port in read.ports}
     else:
-        kept, most = _numbers_of(Path(options.vocabulary)), max(known.values())
-        if kept[-1] >= most or (options.unknown_token or 0) >= most:
-            raise OptionError(f"--vocabulary {options.vocabulary}: {max(kept[-1], options.unknown_token or 0)} is no row of {most}")
-        rows = {name: kept for name, size in known.items() if size == most}
-        if len(rows) > 1:
-            shown = ", ".join(sorted(rows))
+        kept, readers = _numbers_of(Path(options.vocabulary)), {table.numbers for table in known if table.shape[0] == most}
+        if kept[-1] >= most:
+            raise OptionError(f"{words}: {kept[-1]} is no row of {most}")
+        if len(readers) > 1:
+            shown = ", ".join(" and ".join(names) for names in sorted(readers))
             raise OptionError(f"--vocabulary FILE: several inputs look up tables of {most} rows ({shown}); give {FROM_DATA}")
+        rows = dict.fromkeys(readers.pop(), kept)
     if not vocabulary.shrinking(analysis.model, rows):
-        counts = ", ".join(f"{len(kept)} of {known[name]} rows for {name}" for name, kept in rows.items())
-        raise OptionError(f"--vocabulary {options.vocabulary}: nothing would be saved ({counts}). Leave it out, or keep fewer")
+        asked = [table for table in known if rows.keys() >= set(table.numbers)]
+        counts = ", ".join(f"{len(table.kept(rows))} of {table.shape[0]} rows of '{table.name}'" for table in asked)
+        raise OptionError(f"{words}: nothing would be saved ({counts}). Leave it out, or keep fewer")
     return replace(options, rows=rows)
+
+
+def shares_kept(analysis: Analysis, options: OutputOptions) -> dict[str, float]:
+    """How much is left of each table that becomes smaller, whatever channels leave."""
+    found = [] if options.rows is None else vocabulary.shrinking(analysis.prepared.model, options.rows)
+    return {table.name: (1 + len(table.kept(options.rows))) / table.shape[0] for table in found}
 
 
 def _numbers_of(path: Path) -> IntArray:
     """The whole numbers of a file, one a line, in order."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--vocabulary {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     found = list[int]()
     for number, line in enumerate(lines, 1):
         if line.strip():
-            if not line.strip().isdecimal():
+            if not line.strip().isdecimal() or len(line.strip()) > DIGITS:
                 raise OptionError(f"--vocabulary {path}, line {number}: expected the number of a row, got '{line.strip()[:40]}'")
             found.append(int(line))
     if not found:
@@ -249,13 +259,18 @@ def _numbers_of(path: Path) -> IntArray:
 
 def _told_of_rows(model: Model, options: OutputOptions, judge: Dataset | None) -> list[str]:
     """What the rows are that are kept, and how often others are asked for on held-out data."""
-    words = []
-    for table in vocabulary.shrinking(model, options.rows):
-        kept, size = options.rows[table.numbers], table.shape[0]
-        others = "the mean of the others" if options.unknown_token is None else f"that of {options.unknown_token}"
-        said = f"vocabulary: {int((kept < size).sum())} of {size} rows of '{table.name}' are kept; all others share one, {others}"
+    words, smaller = [], {table.name for table in vocabulary.shrinking(model, options.rows)}
+    for table in vocabulary.tables(model):
+        if not options.rows.keys() >= set(table.numbers):
+            continue
+        kept, size, unknown = table.kept(options.rows), table.shape[0], options.unknown_token
+        if table.name not in smaller:
+            words.append(f"vocabulary: '{table.name}' keeps all {size} rows: a map would take more bytes than it saves")
+            continue
+        others = f"that of {unknown}" if unknown is not None and unknown < size else "the mean of the others"
+        said = f"vocabulary: {len(kept)} of {size} rows of '{table.name}' are kept; all others share one, {others}"
         if judge is not None:
-            asked = np.concatenate([feeds[table.numbers].reshape(-1) for feeds, _ in judge.batches()])
+            asked = np.concatenate([feeds[name].reshape(-1).astype(np.int64) for feeds, _ in judge.batches() for name in table.numbers])
             said += f". Of the held-out numbers {1 - np.isin(np.where(asked < 0, asked + size, asked), kept).mean():.2%} are such"
         words.append(said)
     return words

@@ -3,52 +3,64 @@ stands in front, so that inputs stay what they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 import numpy as np
 
 from ..core.types import Array, IntArray, Node
-from . import Constants, GraphIndex, Model, initializers, inputs, nodes
+from . import Constants, GraphIndex, Model, initializers, inputs, nodes, outputs
 from .edit import Editor
 
-AS_THEY_ARE = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")  # what may stand between an input and a lookup
+# What may stand between an input and a lookup: the same numbers, or some of them.
+AS_THEY_ARE = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Expand")
+WHOLE_NUMBERS = (6, 7)  # types that a Cast may make of them: int32 and int64 hold every number of a row
 PLACE_BYTES = 4  # of an entry of the map
 
 
 class Table(NamedTuple):
-    """An initializer (rows, ...) whose rows are looked up, only by these nodes, by what an input of the model holds (``numbers``)."""
+    """An initializer (rows, ...) whose rows are looked up, only by these nodes, by what inputs of the model hold (``numbers``)."""
 
     name: str
     shape: tuple[int, ...]
     itemsize: int
-    numbers: str
+    numbers: tuple[str, ...]
     lookups: tuple[Node, ...]
 
     def saved(self, kept: int) -> int:
         """Bytes that are saved if so many rows are left; negative: the map takes more."""
         return (self.shape[0] - kept) * int(np.prod(self.shape[1:])) * self.itemsize - PLACE_BYTES * self.shape[0]
 
+    def kept(self, rows: Mapping[str, IntArray]) -> IntArray:
+        """The rows, in order, that are looked up by these numbers of its inputs; those below 0 count from the end."""
+        asked = np.unique(np.concatenate([rows[name] for name in self.numbers]))
+        return np.unique(np.where(asked < 0, asked + self.shape[0], asked)[asked < self.shape[0]])
+
 
 def tables(model: Model) -> list[Table]:
     """All such tables of a model."""
     index, ports, found = GraphIndex(nodes(model)), {port.name for port in inputs(model)}, []
+    scalars = {name for name, held in initializers(model).items() if np.prod(held.shape) == 1}
+    given = ports | {port.name for port in outputs(model)}  # whoever runs the model may set or read these
     for name, held in initializers(model).items():
-        lookups = _lookups(index, name, name) if len(held.shape) > 1 and name not in ports else []
+        lookups = _lookups(index, name, given, scalars) if len(held.shape) > 1 else []
         numbers = {_source(index, node.inputs[1]) for node in lookups or ()}
-        if lookups and len(numbers) == 1 and numbers <= ports:
-            found.append(Table(name, held.shape, held.dtype.itemsize, numbers.pop(), tuple(lookups)))
+        if lookups and numbers <= ports:
+            found.append(Table(name, held.shape, held.dtype.itemsize, tuple(sorted(numbers)), tuple(lookups)))
     return found
 
 
-def _lookups(index: GraphIndex, name: str, value: str) -> list[Node] | None:
-    """The nodes that look up rows of a table, or of what a Cast makes of it; None: something else reads it."""
+def _lookups(index: GraphIndex, value: str, given: Set[str], scalars: Set[str]) -> list[Node] | None:
+    """The nodes that look up rows of a table, or of what a Cast or one scale makes of it; None: something else reads it."""
+    if value in given:
+        return None
     found = list[Node]()
     for node, position in index.readers(value):
         if node.operator == "Gather" and position == 0 and node.attributes.get("axis", 0) == 0:
             found.append(node)
             continue
-        behind = _lookups(index, name, node.outputs[0]) if node.operator == "Cast" and position == 0 else None
+        alike = node.operator == "Cast" or (node.operator == "DequantizeLinear" and node.inputs[1] in scalars)
+        behind = _lookups(index, node.outputs[0], given, scalars) if alike and position == 0 else None
         if behind is None:
             return None
         found += behind
@@ -58,7 +70,7 @@ def _lookups(index: GraphIndex, name: str, value: str) -> list[Node] | None:
 def _source(index: GraphIndex, name: str) -> str:
     """The tensor that numbers come from."""
     maker = index.maker(name)
-    while maker is not None and maker.operator in AS_THEY_ARE:
+    while maker is not None and maker.operator in AS_THEY_ARE and maker.attributes.get("to", WHOLE_NUMBERS[0]) in WHOLE_NUMBERS:
         name = maker.inputs[0]
         maker = index.maker(name)
     return name
@@ -66,11 +78,7 @@ def _source(index: GraphIndex, name: str) -> str:
 
 def shrinking(model: Model, rows: Mapping[str, IntArray]) -> list[Table]:
     """The tables that become smaller if of the numbers of each input only these are kept, besides one for all others."""
-    return [table for table in tables(model) if table.numbers in rows and table.saved(1 + _count(table, rows[table.numbers])) > 0]
-
-
-def _count(table: Table, kept: IntArray) -> int:
-    return int((kept < table.shape[0]).sum())
+    return [table for table in tables(model) if rows.keys() >= set(table.numbers) and table.saved(1 + len(table.kept(rows))) > 0]
 
 
 def with_rows(model: Model, rows: Mapping[str, IntArray], unknown: int | None = None) -> Model:
@@ -81,8 +89,7 @@ def with_rows(model: Model, rows: Mapping[str, IntArray], unknown: int | None = 
         return model
     editor, held = Editor(model), Constants(model)
     for table in found:
-        value, kept = held[table.name], rows[table.numbers][: _count(table, rows[table.numbers])]
-        places, small = _shrunk(value, kept, unknown)
+        places, small = _shrunk(held[table.name], table.kept(rows), unknown)
         editor.set_constant(table.name, small)
         places_name = editor.constant(f"{table.name}_places", places)
         for node in table.lookups:
@@ -105,8 +112,6 @@ def _shrunk(value: Array, kept: IntArray, unknown: int | None) -> tuple[Array, A
     return places, np.ascontiguousarray(np.concatenate(rows))
 
 
-def numbers_in(batches: Sequence[Array], rows: int) -> IntArray:
-    """The numbers, from 0, that these arrays hold, in order; those below 0 count from the end of so many ``rows``."""
-    found = [np.unique(array.astype(np.int64)) for array in batches]
-    every = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-    return np.unique(np.where(every < 0, every + rows, every))
+def numbers_in(batches: Iterable[Array]) -> IntArray:
+    """The numbers that these arrays hold, in order."""
+    return np.unique(np.concatenate([np.unique(array.astype(np.int64)) for array in batches]))

@@ -110,10 +110,10 @@ def prune(
     log.debug(plan_text(made))
     make = partial(applied_to, inputs, verify=verify, repair=as_planned(made, repair, inputs.data), progress=progress)
     result = make(made) if steps < 2 or ready is None else _in_rounds(inputs, options, scoring, ready, steps, make, progress)
-    if lock is not None:
-        lock.check(result, output)
     if output.packaged:
         result = _packaged(result, inputs, options, scoring, output)
+    if lock is not None:
+        lock.check(result, output)
     result = counted_on(result, inputs, output)
     result = replace(_measured(result, inputs, output, progress), command=used)
     page = None if output.report is None else _page(result, ready, inputs, options, progress)

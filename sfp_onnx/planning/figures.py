@@ -8,7 +8,7 @@ A *candidate* is a vector of kept units, one number per group; functions here ta
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from math import prod
@@ -283,14 +283,19 @@ def peak(model: Model, analysis: Analysis, batch: int) -> float:
 class Form:
     """In which form a cut model is written: ``finished`` makes the written model of it, its removal and its factors, but for the values of
     its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
-    ``biases`` gives parameters that come on top. Weights that are ``storable`` may be stored in fewer bits, each as its *code* says
-    (`graph.stored.STORED`)."""
+    ``biases`` gives parameters that come on top; ``shares`` says how much is left of tables of which rows leave. Weights that are
+    ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`)."""
 
     finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
     each: Callable[[cost.Parameter], float] = attrgetter("itemsize")
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
     storable: tuple[Storable, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def share(self, parameter: cost.Parameter) -> float:
+        """How much of a weight is left, whatever channels leave."""
+        return self.shares.get(parameter.name, 1.0)
 
 
 AS_CUT = Form()
@@ -325,9 +330,14 @@ def macs(scene: Scene) -> Gauge:
 def params(scene: Scene) -> Gauge:
     """Number of weights; with the biases that a repair adds, which are counted on built models."""
     analysis, form, biases = scene.analysis, scene.form, scene.form.biases()
+    tables = [parameter for parameter in analysis.parameters if form.share(parameter) < 1]
+
+    def rows(removed: BoolArray) -> float:
+        return sum((1 - form.share(table)) * cost.params([table], removed) for table in tables)
+
     return Gauge(
-        predicted=lambda removed: float(analysis.size(removed).params + cost.params(biases, removed)),
-        cost=weight_terms(analysis.coupling, [*analysis.parameters, *biases]).total,
+        predicted=lambda removed: float(analysis.size(removed).params + cost.params(biases, removed) - rows(removed)),
+        cost=weight_terms(analysis.coupling, [*analysis.parameters, *biases], form.share).total,
         measured=(lambda model: float(cost.params_of(model))) if form.finished else None,
         before=float(cost.params_of(analysis.model)), saved=lambda halves: halves.weights.sum(-1),
     )  # fmt: skip

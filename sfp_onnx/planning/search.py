@@ -16,7 +16,7 @@ from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import Parameter
 from ..cut.factor import by_weight, split
 from ..data.dataset import Dataset
-from ..export import packaged
+from ..export import packaged, shares_kept
 from ..graph import INLINE_BYTES, Model
 from ..graph.save import saved_bytes
 from ..graph.stored import STORED
@@ -149,11 +149,12 @@ def form_for(
 
     def each(parameter: Parameter) -> float:
         if output.quantize and parameter.name in weighed and parameter.itemsize in (2, 4):
-            return 1.0
-        large = parameter.itemsize == 4 and np.prod(parameter.shape) * 4 > INLINE_BYTES
-        return 2.0 if output.fp16 and not output.quantize and large else parameter.itemsize
+            return kept.share(parameter)
+        large = parameter.itemsize == 4 and kept.share(parameter) * np.prod(parameter.shape) * 4 > INLINE_BYTES
+        return kept.share(parameter) * (2.0 if output.fp16 and not output.quantize and large else parameter.itemsize)
 
-    return replace(form, finished=finished, each=each, biases=cache(lambda: _biases(analysis)) if fitted else tuple)
+    kept = replace(form, shares=shares_kept(analysis, output))
+    return replace(kept, finished=finished, each=each, biases=cache(lambda: _biases(analysis)) if fitted else tuple)
 
 
 def _biases(analysis: Analysis) -> tuple[Parameter, ...]:

@@ -182,7 +182,8 @@ class Lock:
         name, expected = Path(then["path"] or path.name).name, then["sha256"]
         digest = fingerprint(result.model, path.with_name(name), output.external)[0]
         if digest != expected:
-            why = "; ".join(self.versions) or "all versions are the same; the processor or its number of threads may differ"
+            others = "the processor, its number of threads or a file that an option names may differ"
+            why = "; ".join(self.versions) or f"all versions are the same; {others}"
             raise TargetError(
                 f"{self.path}: the result is another one: SHA-256 {expected[:16]} then, {digest[:16]} now ({why}). Nothing was written."
             )
