@@ -13,6 +13,8 @@ import onnx
 import onnx.numpy_helper as nh
 import pytest
 from building import Builder, error, feeds_for, run
+from conftest import model_of
+from onnx import helper
 
 import sfp_onnx
 from sfp_onnx import planning
@@ -24,7 +26,7 @@ from sfp_onnx.cut import factor as factors
 from sfp_onnx.latency import Block, DeviceProfile, profiling, to_json
 from sfp_onnx.planning.figures import ruler_for
 from sfp_onnx.planning.ranks import Axis
-from sfp_onnx.repair import ridge
+from sfp_onnx.repair import ridge, steps
 from sfp_onnx.repair.linear import Normal, Samples
 from sfp_onnx.report.text import plan_text
 
@@ -186,12 +188,13 @@ def sums(count: int, inputs: int, outputs: int, seed: int = 0) -> tuple[Normal |
 
 @pytest.mark.parametrize("count", [400, 20])
 @pytest.mark.parametrize("side", SIDES)
-def test_the_lower_weight_is_nearest_in_what_it_makes(count: int, side: str) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_lower_weight_is_nearest_in_what_it_makes(count: int, side: str, alone: bool) -> None:
     taps, rank = 4, 3
     found, weight = sums(count, 24, 10)
     none = np.zeros(found.shape)
     change = next(ridge.solutions(found, [1e-6]))
-    low = ridge.lowered(found, 1e-6, none, change, Factor("", rank, side), taps)
+    low = ridge.lowered(found, 1e-6, none, change, Factor("", rank, side), taps, alone)
     matrix = factors.arranged(low[0][0], taps, side)
     assert np.linalg.matrix_rank(matrix, 1e-6 * np.abs(matrix).max()) == rank
     plain = factors.restored(np.matmul(*factors.halves(factors.arranged(weight[0], taps, side), rank)), taps, side)
@@ -200,7 +203,7 @@ def test_the_lower_weight_is_nearest_in_what_it_makes(count: int, side: str) -> 
         rows = found.rows[0] if isinstance(found, Samples) else None
         if rows is not None:
             made = (rows - rows.mean(0)) @ weight[0]
-            even = ridge.evened(np.square(made).mean(0))
+            even = ridge.evened(np.square(made).mean(0)) if alone else np.ones(10)
             rest = np.linalg.svd(made * even, compute_uv=False)[rank:]
             assert (found.left(*low) * even**2).sum() == pytest.approx(np.square(rest).sum(), rel=2e-2)
 
@@ -212,9 +215,30 @@ def test_a_lower_rank_gives_up_no_faint_output() -> None:
     weight = np.linalg.qr(random.standard_normal((8, 8)))[0][None] * np.asarray([10.0] * 7 + [1.0])
     weight[..., 0] = weight[..., 1] + weight[..., 0] / 5  # nearly a copy of another
     found = Samples(rows, (rows @ weight).astype(np.float32)).summed()
-    low = ridge.lowered(found, 1e-6, np.zeros(found.shape), next(ridge.solutions(found, [1e-6])), Factor("", 7), 1)
+    low = ridge.lowered(found, 1e-6, np.zeros(found.shape), next(ridge.solutions(found, [1e-6])), Factor("", 7), 1, True)
     left = found.left(*low)[0] / np.square(rows[0] @ weight[0]).sum(0)
     assert left[-1] < 0.01 and left.max() < 0.1
+
+
+@pytest.mark.parametrize("groups", [1, 12])
+def test_what_a_depthwise_layer_reads_is_read_alone(groups: int) -> None:
+    random = np.random.default_rng(0)
+    held = {
+        "w1": random.standard_normal((12, 3, 1, 1)), "w2": random.standard_normal((12, 12 // groups, 3, 3)),
+        "w3": random.standard_normal((5, 12, 1, 1)),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w1"], ["a"], "first"), node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "w2"], ["c"], "second", group=groups, pads=[1] * 4), node("Conv", ["c", "w3"], ["y"], "third"),
+    ]  # fmt: skip
+    constants = {name: array.astype(np.float32) for name, array in held.items()}
+    model = model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("y", np.float32, ["N", 5, 8, 8])], constants)
+    analysis = sfp_onnx.inspect(model)
+    scene = steps.Scene(analysis.prepared.model, analysis.coupling, analysis.prepared.nodes, analysis.prepared.trace.shapes)
+    planned = steps.plan_steps(scene, [[layer] for layer in analysis.coupling.layers], {})
+    found = {task[0].layer: task[0].alone for task in planned if isinstance(task, tuple)}
+    assert found == {"first": groups > 1, "second": False, "third": False}
 
 
 @pytest.mark.parametrize(("name", "side"), [("conv", "outputs"), ("stride", "inputs"), ("gemm", "outputs"), ("matmul", "outputs")])
@@ -307,7 +331,8 @@ def test_moves_that_are_none_are_refused(text: str) -> None:
         moves(text)
 
 
-def test_estimated_errors_are_those_of_the_best_product() -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_estimated_errors_are_those_of_the_best_product(alone: bool) -> None:
     """Of a layer on inputs that all its taps see alike: what `ridge.lowered` leaves of it."""
     random = np.random.default_rng(0)
     taps, channels, made, rank = 4, 6, 10, 3
@@ -316,7 +341,7 @@ def test_estimated_errors_are_those_of_the_best_product() -> None:
     found = Samples(rows.astype(np.float32), (rows @ weight).astype(np.float32)).summed()
     outputs = Samples((rows @ weight).astype(np.float32), np.zeros((1, 40000, 0), np.float32)).summed()
     covariance = outputs.of_channels(1)
-    even = ridge.evened(np.diag(covariance))
+    even = ridge.evened(np.diag(covariance)) if alone else np.ones(made)
     spectrum = Spectrum(even[:, None] * covariance * even, found.of_channels(taps), even)
     whole = sfp_onnx.inspect(chain()).wholes["middle"]
     whole = replace(whole, form=replace(whole.form, kernel=(2, 2)), shape=(made, channels, 2, 2))  # type: ignore[type-var]
@@ -324,7 +349,7 @@ def test_estimated_errors_are_those_of_the_best_product() -> None:
     expected = axis.errors(np.ones(channels, bool), np.ones(made, bool), weight[0])
     change = next(ridge.solutions(found, [1e-6]))
     for factor, value in zip(axis.options, expected[1:], strict=True):
-        low = ridge.lowered(found, 1e-6, np.zeros(found.shape), change, factor, taps)
+        low = ridge.lowered(found, 1e-6, np.zeros(found.shape), change, factor, taps, alone)
         left = (found.left(*low) * even**2).sum() / found.count
         assert left == pytest.approx(value, rel=0.02)
 

@@ -1,7 +1,7 @@
 """Which layers become two, and with how many channels between: chosen together with the widths, by the same error and the same cost.
 
 The error of rank r is what the best weight of that rank leaves of what the layer makes, its inputs given (reduced-rank regression). To
-narrow outputs, with S the covariance of what is made, of the outputs that stay, all of which vary alike (`ridge.evened`),
+narrow outputs, with S the covariance of what is made, of the outputs that stay (`ridge.evened` where they are read alone),
 
     error(r) = sum of the eigenvalues of S after the first r.
 

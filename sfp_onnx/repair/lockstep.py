@@ -364,7 +364,7 @@ def _limit(coding: Coding) -> Limit:
     if step.factor is None:
         return unlimited
     weight, factor, taps = coding.target, step.factor, prod(step.linear.form.kernel)
-    return lambda sums, ridge, change: lowered(sums, ridge, weight, change, factor, taps)
+    return lambda sums, ridge, change: lowered(sums, ridge, weight, change, factor, taps, step.alone)
 
 
 def _sums(uses: Sequence[Use], part: int) -> Sums:

@@ -200,17 +200,19 @@ def best_ridge(fit: Sums, held: Sums, ridges: Sequence[float], limit: Limit = un
 def evened(variances: FloatArray) -> FloatArray:
     """Factors on outputs with which all vary alike, sqrt(mean v / v), and no variance v counts as less than a share `FAINT` of their mean.
 
-    A lower rank gives up what varies least. Where outputs vary more than others that may be whole channels, on which a depthwise layer or a
-    BatchNormalization behind them leans as much as on any.
+    A lower rank gives up what varies least. Where outputs vary more than others that may be whole channels, on which a depthwise layer
+    behind them leans as much as on any.
     """
     mean = max(float(variances.mean()), TINY)
     return np.asarray((mean / np.maximum(variances, FAINT * mean)) ** 0.5)
 
 
-def lowered(sums: Sums, ridge: float, weight: FloatArray, change: Change, factor: Factor, taps: int) -> Change:
+def lowered(
+    sums: Sums, ridge: float, weight: FloatArray, change: Change, factor: Factor, taps: int, alone: bool = False
+) -> Change:  # fmt: skip
     """The change of a weight W (1, k, o) to one of lower rank that makes nearly of the rows what W + D makes (reduced-rank regression,
-    Izenman, J. Multivariate Analysis 5, 1975): with M = C + r I, W + D = X, the factors E of `evened` outputs, and the first eigenvectors V
-    of E X' M X E, X E V V' E^-1.
+    Izenman, J. Multivariate Analysis 5, 1975): with M = C + r I, W + D = X, the factors E of `evened` outputs (where each is read
+    ``alone``, else 1), and the first eigenvectors V of E X' M X E, X E V V' E^-1.
 
     To narrow inputs, X E is seen as (channels, taps x outputs), and the taps as independent: with K the sum of the blocks of M of each tap,
     and the first eigenvectors U of K^1/2 X E^2 X' K^1/2, every tap reads A = K^-1/2 U; then what is made of these channels is fitted again.
@@ -218,7 +220,7 @@ def lowered(sums: Sums, ridge: float, weight: FloatArray, change: Change, factor
     assert not isinstance(sums, Joint)
     aim, inner = (weight + change[0])[0], _Inner.of(sums, ridge)
     made = inner(aim, aim)
-    even = evened(np.diag(made))
+    even = evened(np.diag(made)) if alone else np.ones(len(made))
     if factor.narrow == OUTPUTS:
         _, vectors = np.linalg.eigh(even[:, None] * made * even)
         low = (aim * even) @ vectors[:, -factor.rank :] @ vectors[:, -factor.rank :].T / even

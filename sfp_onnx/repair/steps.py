@@ -67,6 +67,11 @@ class Scene:
         """Names of its outputs."""
         return frozenset(port.name for port in outputs(self.model))
 
+    @cached_property
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers, by their first output."""
+        return {layer.node.outputs[0]: layer for layer in self.coupling.layers}
+
     def node(self, layer: Layer) -> Node:
         """A layer as it is in the changed model."""
         return self.index.makers[layer.node.outputs[0]]
@@ -261,8 +266,22 @@ def _step(
         bias = None
     target, reference = _target(scene, node.outputs[0], layer.linear.form.out_axis, pending)
     inside, name = place is None or place.inside, node.inputs[layer.weight.position]
-    bound = masks.get(name), factors.get(name)
+    bound = masks.get(name), factors.get(name), _read_alone(scene, node.outputs[0])
     return Step(node.name, node.outputs[0], target, reference, layer.linear, scene.data(layer), weight, bias, inside, *bound)
+
+
+def _read_alone(scene: Scene, name: str) -> bool:
+    """Whether the next layers behind a tensor, or some of them, are convolutions of one channel each."""
+    met, waiting = {name}, [name]
+    while waiting:
+        for node in scene.index.reading(waiting.pop()):
+            layer = scene.layers.get(node.outputs[0])
+            if layer is None:
+                waiting += sorted({output for output in node.outputs if output} - met)
+                met.update(node.outputs)
+            elif layer.weight is not None and layer.weight.in_axis == layer.weight.out_axis:
+                return True
+    return False
 
 
 def _end(scene: Scene, name: str, pending: Collection[str]) -> list[End]:

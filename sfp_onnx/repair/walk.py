@@ -329,7 +329,8 @@ class Step(Aim):
     """One layer of the changed model.
 
     ``bias`` is the constant that is its bias, which is added inside the layer if ``inside``, else by the node behind it. ``mask`` (the
-    weight's shape) tells which weights may be other than zero; None: all. ``factor``: the weight has a lower rank, and keeps it.
+    weight's shape) tells which weights may be other than zero; None: all. ``factor``: the weight has a lower rank, and keeps it. ``alone``:
+    a layer that does not mix channels reads what it makes, so that no channel stands in for another.
     """
 
     linear: Linear
@@ -339,6 +340,7 @@ class Step(Aim):
     inside: bool
     mask: BoolArray | None = None
     factor: Factor | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)

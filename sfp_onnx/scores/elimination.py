@@ -429,7 +429,7 @@ def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[See
     for block, inverse in enumerate(ridge.ridge_inverse(sums, strength, scatter)):
         units = source[block * (len(source) // blocks) + channels]
         key, held, scarce = (step.layer, "inverse", block), scaled[block].astype(np.float32), scatter.shares[block] if scatter else 0.0
-        spectrum = None if read is None else _spectrum(*read, scaled[0], scarce, variance, seen.scale)
+        spectrum = None if read is None else _spectrum(*read, scaled[0], scarce, variance, seen.scale, step.alone)
         place = Place(layer, block, blocks, means[block], seen.scale, scarce, count / len(channels), spectrum)
         yield Inputs(key, place, held, channels, units, max(variance, ridge.TINY)), inverse
 
@@ -442,15 +442,15 @@ def _variance(step: walk.Step, seen: Seen, sums: linear.Normal | linear.Samples,
 
 
 def _spectrum(
-    read: FloatArray, made: FloatArray, weight: FloatArray, scarce: float, variance: float, scale: Array
+    read: FloatArray, made: FloatArray, weight: FloatArray, scarce: float, variance: float, scale: Array, alone: bool
 ) -> Spectrum:
     """Both covariances, shrunk as far as the samples are too few to know them: C by (1 - s) C + s m I, and what is made of that. Errors of
-    all outputs count alike, relative to their variance (`ridge.evened`)."""
+    outputs that are read ``alone`` count alike, relative to their variance (`ridge.evened`)."""
     unit, taps = max(variance, ridge.TINY), len(weight) // len(read)
     mean = float(np.trace(read)) / len(weight)
     outputs = ((1 - scarce) * made + scarce * mean * (weight.T @ weight)) / unit
     inputs = (1 - scarce) * read + scarce * mean * taps * np.eye(len(read)) if taps > 1 else read[:0, :0]  # without a window nobody asks
-    even = ridge.evened(np.diag(outputs))
+    even = ridge.evened(np.diag(outputs)) if alone else np.ones(len(outputs))
     factor = np.broadcast_to(scale, (weight.shape[1],)) / np.sqrt(unit) * even
     return Spectrum(*(np.asarray(array, np.float32) for array in (even[:, None] * outputs * even, inputs, factor)))
 
