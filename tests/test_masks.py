@@ -218,6 +218,24 @@ def test_padded_sentences_say_what_sentences_of_their_length_say(tmp_path: Path)
         scored.calibrate(encoder(), tmp_path / "part.npz", "1/2", data=own)
 
 
+def test_the_first_sentence_may_be_one_word() -> None:
+    """Of which a trial could tell nothing; without a mask, outputs of other lengths have the same channels."""
+    data = sentences(samples=60)
+    own = [{name: array[row, : 1 if row < 3 else 8 - row % 3] for name, array in data.items()} for row in range(60)]
+    model = encoder(pooled=False)
+    opened = sfp_onnx.open_data(own, analysed.inputs(sfp_onnx.load(model)))
+    assert sfp_onnx.inspect(model, data=opened).prepared.tokens is not None
+    constant = onnx.helper.make_node("ConstantOfShape", ["size"], ["mask"], value=onnx.helper.make_tensor("one", 7, [1], [1]))
+    model.graph.node.insert(0, constant)
+    model.graph.node.insert(0, onnx.helper.make_node("Shape", ["ids"], ["size"]))
+    del model.graph.input[1]
+    lone = [{"ids": feeds["ids"]} for feeds in own]
+    assert pruned(model, lone)
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_param = "classes"
+    with pytest.raises(sfp_onnx.DataError, match="longer in some samples"):
+        pruned(model, lone)
+
+
 def test_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     data = sentences()
     off = int((data["mask"] == 0).sum())

@@ -181,9 +181,17 @@ def inspect(
         ModelError: the model cannot be loaded or run. DataError: shapes or labels do not fit it.
     """
     model = load(source)
-    real = None if data is None else next(data.part(np.arange(min(2, data.samples))).batches())
+    real = None if data is None else _traced_on(data)
     inside, outside = cut_layernorm or expand == "all", expand_outputs or expand == "all"
-    return _inspected(model, input_shapes, None if real is None else real[0], inside, outside)
+    return _inspected(model, input_shapes, real, inside, outside)
+
+
+def _traced_on(data: Dataset) -> Feeds:
+    """The first two samples; where samples have shapes of their own, those of the first ones that have fewest axes of length 1, which say
+    nothing of what lies along them."""
+    starts = range(0, 1 if data.groups is None else min(LOOKED_AT, data.samples), 2)
+    found = [next(data.part(np.arange(start, min(start + 2, data.samples))).batches())[0] for start in starts]
+    return min(found, key=lambda feeds: sum(size == 1 for array in feeds.values() for size in np.shape(array)[1:]))
 
 
 def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, inside: bool, outside: bool) -> Analysis:
@@ -295,6 +303,7 @@ def describe(data: Dataset) -> dict[str, Any]:
 
 ACTIVATION_BYTES = 512 * 2**20
 BATCH, LEAST_BATCHES = 64, 8
+LOOKED_AT = 16  # samples that one to trace on is chosen from
 PASS_BATCH = 32
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import DataError, OptionError
 from ..core.options import MeasureOptions
 from ..core.types import Array, FloatArray, Tokens
-from ..graph import Model
+from ..graph import Model, outputs
 from ..rules.tails import Tail, tails
 from ..runtime import Observed
 
@@ -42,7 +42,8 @@ LEAST = 1e-12  # probabilities below are taken as this
 class Meaning:
     """What ``outputs`` (one; of boxes, several together) are, and the ``reason``. Of class scores and maps: ``axis`` is that of the
     ``classes`` (how many there are), None where the values are class numbers, or marks that hold above ``threshold``. Of multi-label
-    scores: the axis of the classes, each of which holds above the threshold. ``labelled``: the labels of the data fit it."""
+    scores: the axis of the classes, each of which holds above the threshold. ``labelled``: the labels of the data fit it. ``channels``: of
+    the second and the last axis the one of which alone the model declares how long it is."""
 
     outputs: tuple[str, ...]
     kind: Kind
@@ -52,6 +53,7 @@ class Meaning:
     classes: int = 0
     threshold: float | None = None
     labelled: bool = False
+    channels: int | None = None
 
     @property
     def name(self) -> str:
@@ -307,7 +309,8 @@ def read(
     ]
     if options.output_name is not None and options.output_name not in batch.values:
         raise OptionError(f"--output-name '{options.output_name}': the outputs are {', '.join(batch.values)}")
-    meanings = [_meaning(item) for item in seen]
+    declared = {port.name: port.shape for port in outputs(model)}
+    meanings = [replace(_meaning(item), channels=_channels(declared.get(item.name))) for item in seen]
     task = None if options.task is None else TASKS[options.task]
     boxes = _boxes(seen, options, task)
     if boxes is not None:
@@ -329,6 +332,11 @@ def read(
     if labels is not None and not judged.labelled:
         notes.append(f"labels ({labels.dtype} of shape {list(labels.shape)}) are not used: they do not fit {judged.kind.value}")
     return Reading(tuple(meanings), judged, options.metric, tuple(notes))
+
+
+def _channels(declared: Sequence[int | str | None] | None) -> int | None:
+    fixed = [axis for axis in (1, len(declared or ()) - 1) if declared and axis < len(declared) and isinstance(declared[axis], int)]
+    return fixed[0] if len(fixed) == 1 and len(declared or ()) > 2 else None
 
 
 def _chosen(meanings: Sequence[Meaning]) -> Meaning:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import DataError
 from ..core.types import Array, BoolArray, FloatArray, IntArray, Tokens
 from . import boxes
 from .meaning import IGNORED, Kind, Meaning, log_probabilities
@@ -347,12 +348,13 @@ def _similarities(pair: Pair) -> FloatArray | None:
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _channelled(array: Array) -> FloatArray:
-    """Values as (rows, positions, channels) in float64: channels are the shorter of the second and the last axis."""
+def _channelled(array: Array, axis: int | None) -> FloatArray:
+    """Values as (rows, positions, channels) in float64: channels are this ``axis``, else the shorter of the second and the last one."""
     array = array.astype(np.float64)
     if array.ndim < 2:
         return array.reshape(-1, 1, 1)
-    axis = 1 if array.ndim == 2 or array.shape[1] <= array.shape[-1] else array.ndim - 1
+    if axis is None:
+        axis = 1 if array.ndim == 2 or array.shape[1] <= array.shape[-1] else array.ndim - 1
     channels = array.shape[axis]
     flat = np.moveaxis(array, axis, -1).reshape(len(array), -1, channels)
     return flat if channels <= MOST_CHANNELS else flat.reshape(len(array), -1, 1)
@@ -362,9 +364,10 @@ def _moments(pair: Pair, truth: Array) -> FloatArray:
     """Per sample, or for the whole batch: squared errors of both, sum of squares and sum of the truth, and count, for each channel."""
     tables = []
     arrays = [np.atleast_1d(array) for array in (pair.old[0], pair.new[0], truth)]
+    axis = pair.meaning.channels if arrays[0].ndim == len(pair.meaning.shape) else None
     step = max(1, AT_ONCE // max(1, arrays[0][:1].size))
     for start in range(0, len(arrays[0]), step):
-        old, new, right = (_channelled(array[start : start + step]) for array in arrays)
+        old, new, right = (_channelled(array[start : start + step], axis) for array in arrays)
         known = np.isfinite(right)  # of an infinite truth there is no distance
         if not known.all():
             old, new, right = (np.where(known, part, 0.0) for part in (old, new, right))
@@ -496,6 +499,9 @@ class Tally:
     def update(self, pair: Pair) -> None:
         """Add a batch."""
         rows = self.measure.rows(pair)
+        if rows is not None and self.parts and self.parts[0].shape[1] != rows.shape[1] - 1:
+            far = f"output {pair.meaning.name} has an axis of channels that is longer in some samples than in others"
+            raise DataError(f"{self.measure.name}: {far}. Give samples of one shape, --metric, or declare its shape in the model")
         self.samples += pair.samples
         if rows is None:
             self.skipped += 0 if pair.alike else pair.samples
