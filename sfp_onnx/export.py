@@ -396,7 +396,8 @@ def _measured(
             far = f"relative error {error:.3g} to the model that it was made from, allowed {allowed:g}"
             raise VerificationError(f"step '{name}': {far}. Nothing was written. Leave this step out.")
         if sums.lost:
-            raise VerificationError(f"step '{name}': {sums.lost} of the float model. Nothing was written. Leave this step out.")
+            advice = "Keep more rows, or leave this step out." if name == "vocabulary" else "Leave this step out."
+            raise VerificationError(f"step '{name}': {sums.lost} of the float model. Nothing was written. {advice}")
     steps, times = [], latency.of_sessions(sessions, analysis)
     for (name, size), sums, time in zip(sizes.items(), answers[: len(sizes)], times, strict=True):
         shares = sums.shares

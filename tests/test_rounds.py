@@ -11,6 +11,7 @@ from conftest import classifier, images, invoke, labels_of, masked_reference, re
 
 import sfp_onnx
 from sfp_onnx.core.options import PlanOptions, RepairOptions
+from sfp_onnx.planning import search
 from sfp_onnx.planning.rounds import targets_of
 from sfp_onnx.report.manifest import Pruned
 
@@ -55,6 +56,14 @@ def test_one_round_is_the_usual_run() -> None:
 
 def test_rounds_repeat_to_the_byte(three: Pruned) -> None:
     assert rounds(3).to_proto().SerializeToString(deterministic=True) == three.to_proto().SerializeToString(deterministic=True)
+
+
+def test_no_layer_becomes_two_and_none_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plan_for = search.plan_for
+    monkeypatch.setattr(search, "plan_for", lambda ready, options, *more: seen.append(options.moves) or plan_for(ready, options, *more))
+    rounds(2)
+    assert len(seen) == 3 and set(seen) == {("cut",)}
 
 
 def test_what_does_not_go_with_rounds(model_file: Path, data_file: Path) -> None:

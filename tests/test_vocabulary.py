@@ -156,6 +156,15 @@ def test_a_file_of_numbers_on_the_command_line(tmp_path: Path) -> None:
     assert invoke(*half, "--locked", tmp_path / "run.json").exit_code == 0
 
 
+@pytest.mark.parametrize("vocabulary", [None, "from-data"])
+def test_targets_count_tables_as_the_quantiser_leaves_them(vocabulary: str | None, tmp_path: Path) -> None:
+    """In a byte: a target that can be reached was refused."""
+    limit = 15_000 if vocabulary is None else 9_000
+    output = OutputOptions(path=tmp_path / "small.onnx", quantize="int8", vocabulary=vocabulary)
+    sfp_onnx.prune(encoder(), PlanOptions(targets=(f"size={limit}",)), output=output, data={"words": sentences(60, 100)})
+    assert 0.8 * limit < (tmp_path / "small.onnx").stat().st_size <= limit
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

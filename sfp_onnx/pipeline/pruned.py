@@ -106,7 +106,8 @@ def prune(
     if made is not None and (made.options.get("cut_layernorm") or made.options.get("expand_outputs")):
         inputs = inputs.wider() or inputs
     if made is None:
-        inputs, ready, made = planned_for(inputs, options, scoring, progress, output)
+        first = replace(options, moves=(records.CUT,)) if steps > 1 else options  # layers stay one over rounds
+        inputs, ready, made = planned_for(inputs, first, scoring, progress, output)
     log.debug(plan_text(made))
     make = partial(applied_to, inputs, verify=verify, repair=as_planned(made, repair, inputs.data), progress=progress)
     result = make(made) if steps < 2 or ready is None else _in_rounds(inputs, options, scoring, ready, steps, make, progress)

@@ -24,6 +24,7 @@ from ..latency import measure
 from ..repair import distances, rebuilt
 from ..repair.lockstep import prepared_for
 from ..repair.steps import bias_place
+from ..rules.registry import Trait, has
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
@@ -139,6 +140,7 @@ def form_for(
     if not fitted and not packs and not storable:
         return form
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
+    weighed |= {node.inputs[0] for node in analysis.prepared.nodes if has(node, Trait.TAKES)}  # the quantiser takes tables, too
     weighed |= {name for cast in map(analysis.prepared.index.maker, weighed) if cast is not None for name in cast.inputs}  # stored so
 
     def finished(model: Model, removed: BoolArray, factors: Sequence[Factor]) -> Model:
