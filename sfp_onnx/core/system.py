@@ -125,6 +125,7 @@ def _guard() -> IO[bytes] | None:
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 MEMINFO = Path("/proc/meminfo")
+STATM = Path("/proc/self/statm")
 
 
 def available() -> int | None:
@@ -139,6 +140,14 @@ def available() -> int | None:
         with suppress(OSError, ValueError, AttributeError):
             limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(limits, default=None)
+
+
+def resident() -> int:
+    """Bytes of its own that this process has in memory now (Linux; elsewhere 0, since that is not known)."""
+    with suppress(OSError, ValueError, AttributeError):
+        _, pages, shared, *_ = map(int, STATM.read_text().split())
+        return (pages - shared) * int(os.sysconf("SC_PAGE_SIZE"))
+    return 0
 
 
 def bound() -> None:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ..core.options import RepairOptions
+from ..core.system import resident
 from ..core.types import Array, BoolArray, Coupling, Factor, FloatArray, IntArray, Layer
 from ..coupling.cost import kept_masks
 from ..graph import Model, Prepared, extract
@@ -253,10 +254,12 @@ def solvable(inputs: int, rows: float) -> bool:
 
 
 def budget_of(memory: int, steps: Iterable[Step]) -> int:
-    """Bytes that are left to remember activations in when the matrices of the widest layer have their share, and those of one batch."""
+    """Bytes that are left to remember activations in when what is held already, the matrices of the widest layer and those of one batch
+    have their share."""
     inputs = [len(step.linear.form.inputs_of(step.weight.shape, 1)) for step in steps]
     largest = max((count for count in inputs if solvable(count, np.inf)), default=0)
-    return max(memory - BATCH_BYTES - (GRAM_COPIES + 1) * 8 * largest**2, memory // 4)  # one for rows on their way into the sums
+    taken = resident() + BATCH_BYTES + (GRAM_COPIES + 1) * 8 * largest**2  # one for rows on their way into the sums
+    return max(memory - taken, memory // 4)
 
 
 def operands(walk: Walk, step: Aim) -> list[str]:
