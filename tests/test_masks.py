@@ -242,7 +242,7 @@ def test_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "sfp_onnx")
     result = sfp_onnx.prune(encoder(), options=HALF, data=data)
     assert f"rows of {off} tokens that 'mask' switches off" in caplog.text
-    assert any("tokens that 'mask' switches off" in note and "all rows of 1 layers count" in note for note in result.notes)
+    assert any("tokens that 'mask' switches off" in note and "all rows count of 1 layers" in note for note in result.notes)
     caplog.clear()
     result = sfp_onnx.prune(encoder(), options=HALF, data={**data, "mask": np.ones_like(data["mask"])})
     assert not any("switches off" in text for text in (*result.notes, caplog.text))

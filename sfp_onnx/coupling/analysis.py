@@ -255,7 +255,7 @@ def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:
     empty = sum(int((~on.any(1)).sum()) for on in there)
     none = f"; {empty} samples have no others, and say nothing" if empty else ""
     others = [layer for layer in analysis.coupling.layers if layer.linear is not None and layer.node.outputs[0] not in tokens]
-    but = f"; all rows of {len(others)} layers count, which are none of such tokens" if others else ""
+    but = f"; all rows count of {len(others)} layers that do not have such tokens on their first axes" if others else ""
     return (f"rows of {off:,} tokens that '{tokens.mask}' switches off ({off / whole:.0%}) are left out{none}{but}",)
 
 
