@@ -4,6 +4,7 @@
             EfficientNet-Lite0
   seeds     top-1 and agreement at 70 / 50 / 30 % of the MACs with three draws of calibration images (1024; ResNet-56: 2048);
             ResNet-20, VGG-11, ResNet-56
+  images    the same at 30 % of the MACs with 256 to 2048 images; ResNet-20, two draws
   cost      plan and repair in plain forward passes (processor time), peak memory, bytes written to files; EfficientNet-Lite0 with 1000
             pictures (ROWS: so many), `--memory` as by default (Linux)
 
@@ -83,17 +84,26 @@ def by_seeds(root: Path, rows: Rows, only: str) -> None:
     rows.table("network | seed", SHARES)
 
 
+def by_images(root: Path, rows: Rows, only: str) -> None:
+    """Top-1 by the number of images."""
+    for images, seed in product((256, 512, 1024, 2048), range(2)):
+        name = f"ResNet-20 | {seed} | {images}"
+        if only in name:
+            rows.measure(name, _cell_of_seed, RESNET20, root, seed, 30, images)
+    rows.table("network | draw", (256, 512, 1024, 2048))
+
+
 @cache
-def _scored(case: Case, root: Path, seed: int) -> Candidates:
-    """A network that is ready to be planned for, on images drawn with the seed."""
+def _scored(case: Case, root: Path, seed: int, images: int) -> Candidates:
+    """A network that is ready to be planned for, on so many images drawn with the seed."""
     whole = case.images(root, "calib")
-    drawn = np.sort(np.random.default_rng(seed).permutation(whole.samples)[: IMAGES[case.title]])
+    drawn = np.sort(np.random.default_rng(seed).permutation(whole.samples)[:images])
     inputs = Inputs(case.analysis(root), replace(whole.part(drawn), labels=None))
     return candidates(inputs, PlanOptions(targets=("macs=50%",), align="none"), Scoring(repair=REPAIR))
 
 
-def _cell_of_seed(case: Case, root: Path, seed: int, share: int) -> str:
-    ready = _scored(case, root, seed)
+def _cell_of_seed(case: Case, root: Path, seed: int, share: int, images: int = 0) -> str:
+    ready = _scored(case, root, seed, images or IMAGES[case.title])
     plan = plan_for(ready, PlanOptions(targets=(f"macs={share}%",), align="none"))
     model = sfp_onnx.apply(ready.analysis, plan, ready.data, verify=False, repair=REPAIR).model
     return judged(ready.analysis, model, case.images(root, "test"))
@@ -140,7 +150,7 @@ def main() -> None:
         cost(root, int(sys.argv[3]) if len(sys.argv) > 3 else PICTURES[-1])
         return
     rows = Rows(Path(sys.argv[3] if len(sys.argv) > 3 else f"{table}.txt"))
-    {"pictures": by_pictures, "seeds": by_seeds}[table](root, rows, sys.argv[4] if len(sys.argv) > 4 else "")
+    {"pictures": by_pictures, "seeds": by_seeds, "images": by_images}[table](root, rows, sys.argv[4] if len(sys.argv) > 4 else "")
 
 
 if __name__ == "__main__":
