@@ -227,8 +227,8 @@ def rows_kept(analysis: Analysis, options: OutputOptions, data: Dataset | None) 
             shown = ", ".join(" and ".join(names) for names in sorted(readers))
             raise OptionError(f"--vocabulary FILE: several inputs look up tables of {most} rows ({shown}); give {FROM_DATA}")
         rows = dict.fromkeys(readers.pop(), kept)
-    if not vocabulary.shrinking(analysis.model, rows):
-        asked = [table for table in known if rows.keys() >= set(table.numbers)]
+    if not any(table.shrinks(rows) for table in known):
+        asked = [table for table in known if table.asked(rows)]
         counts = ", ".join(f"{len(table.kept(rows))} of {table.shape[0]} rows of '{table.name}'" for table in asked)
         raise OptionError(f"{words}: nothing would be saved ({counts}). Leave it out, or keep fewer")
     return replace(options, rows=rows)
@@ -259,12 +259,10 @@ def _numbers_of(path: Path) -> IntArray:
 
 def _told_of_rows(model: Model, options: OutputOptions, judge: Dataset | None) -> list[str]:
     """What the rows are that are kept, and how often others are asked for on held-out data."""
-    words, smaller = [], {table.name for table in vocabulary.shrinking(model, options.rows)}
-    for table in vocabulary.tables(model):
-        if not options.rows.keys() >= set(table.numbers):
-            continue
+    words = []
+    for table in filter(lambda table: table.asked(options.rows), vocabulary.tables(model)):
         kept, size, unknown = table.kept(options.rows), table.shape[0], options.unknown_token
-        if table.name not in smaller:
+        if not table.shrinks(options.rows):
             words.append(f"vocabulary: '{table.name}' keeps all {size} rows: a map would take more bytes than it saves")
             continue
         others = f"that of {unknown}" if unknown is not None and unknown < size else "the mean of the others"

@@ -20,7 +20,6 @@ from .common import answer, bar, conclude, say
 JUDGED = MeasureOptions.__dataclass_fields__["output_name"].metadata["option"].help  # no file is written here: it has the short name, too
 
 
-
 @take.command(
     "evaluate", take.argument("models", nargs=-1, required=True),
     take.file_option("--data", help=f"Test data: {take.SOURCES}", section=DATA, required=True), DataOptions,

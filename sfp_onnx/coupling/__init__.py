@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.types import Affine, AxisUnits, BoolArray, Channels, Coupling, Group, IntArray, Layer, Node, Pinned, Weight
-from ..graph import Constants, Prepared, initializers, outputs
+from ..graph import Prepared, initializers, outputs
 from ..rules.context import TOGETHER, Context
 from ..rules.foreign import unruled
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
@@ -25,13 +25,11 @@ GRAPH_OUTPUT = "graph output"
 
 def state(prepared: Prepared, expand: bool) -> Facts:
     """Facts of every node, and labels of every tensor."""
-    constants = Constants(prepared.model)
-    trace = replace(prepared.trace, values={**constants, **prepared.trace.values})
-    facts, names = Facts(), frozenset(constants)
+    trace, facts, names = prepared.known, Facts(), frozenset(initializers(prepared.model))
     computed = frozenset(from_constants(prepared, names) - names)
     shared = _shared(prepared, computed)
     for node in prepared.nodes:
-        ctx = Context(node, prepared.model.opset, trace, facts, names, shared, computed, expand)
+        ctx = Context(node, prepared.model.opset, prepared.known, facts, names, shared, computed, expand)
         values = (prepared.trace.values.get(name) for name in node.outputs if name)
         if all(value is not None and value.dtype.kind in "iub" for value in values):  # no channels: integers that no data change
             for position in range(len(node.inputs)) if not has(node, Trait.SIZES) else ():

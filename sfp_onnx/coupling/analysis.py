@@ -15,7 +15,7 @@ from ..core.system import quiet
 from ..core.types import Array, BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, one_by_one, open_data
 from ..data.layout import traced_samples
-from ..graph import Constants, Model, Prepared, initializers, inputs, nodes, outputs
+from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
 from ..graph.edit import with_projections
 from ..graph.extract import body
 from ..graph.load import ModelSource as ModelSource, load as load
@@ -125,8 +125,7 @@ def stated(prepared: Prepared, expand: bool = False) -> Facts:
 def inside(prepared: Prepared, node: Node) -> float:
     """Multiply-accumulates of the graphs that a node runs, of one run of the model; of several that may run, those of the dearest. What
     cannot be run by itself counts nothing."""
-    trace = replace(prepared.trace, values={**Constants(prepared.model), **prepared.trace.values})
-    found = [0.0]
+    trace, found = prepared.known, [0.0]
     for run in bodies(node, trace):
         model, own = body(prepared.model, node, run.attribute, prepared.types)
         known = {**trace.shapes, **trace.values, **dict(zip(own, run.fed, strict=False))}

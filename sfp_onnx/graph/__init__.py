@@ -175,6 +175,11 @@ class Prepared:
         return frozenset(tensor.name for tensor in self.model.proto.graph.initializer)
 
     @cached_property
+    def known(self) -> Trace:
+        """The trace, with the constants of the model among its values."""
+        return replace(self.trace, values={**Constants(self.model), **self.trace.values})
+
+    @cached_property
     def index(self) -> GraphIndex:
         """Who makes and who reads the tensors."""
         return GraphIndex(self.nodes)

@@ -31,6 +31,14 @@ class Table(NamedTuple):
         """Bytes that are saved if so many rows are left; negative: the map takes more."""
         return (self.shape[0] - kept) * int(np.prod(self.shape[1:])) * self.itemsize - PLACE_BYTES * self.shape[0]
 
+    def asked(self, rows: Mapping[str, IntArray]) -> bool:
+        """Whether the numbers of all its inputs are told."""
+        return rows.keys() >= set(self.numbers)
+
+    def shrinks(self, rows: Mapping[str, IntArray]) -> bool:
+        """Whether it becomes smaller if of the numbers of each input only these are kept, besides one for all others."""
+        return self.asked(rows) and self.saved(1 + len(self.kept(rows))) > 0
+
     def kept(self, rows: Mapping[str, IntArray]) -> IntArray:
         """The rows, in order, that are looked up by these numbers of its inputs; those below 0 count from the end."""
         asked = np.unique(np.concatenate([rows[name] for name in self.numbers]))
@@ -77,8 +85,8 @@ def _source(index: GraphIndex, name: str) -> str:
 
 
 def shrinking(model: Model, rows: Mapping[str, IntArray]) -> list[Table]:
-    """The tables that become smaller if of the numbers of each input only these are kept, besides one for all others."""
-    return [table for table in tables(model) if rows.keys() >= set(table.numbers) and table.saved(1 + len(table.kept(rows))) > 0]
+    """The tables that become smaller with these numbers."""
+    return [table for table in tables(model) if table.shrinks(rows)]
 
 
 def with_rows(model: Model, rows: Mapping[str, IntArray], unknown: int | None = None) -> Model:

@@ -172,8 +172,8 @@ def _measured(result: Pruned, inputs: Inputs, output: OutputOptions, progress: P
     if data is None:
         return result
     how = Latency.of(result.plan.options)
-    known = inputs.analysis if output.energy else None
-    first, last = measure([result.original, result.model], data, how, progress, inputs.read(data), known, how if output.energy else None)
+    energy = how if output.energy else None
+    first, last = measure([result.original, result.model], data, how, progress, inputs.read(data), energy=energy)
     if output.path is not None:
         size = replace(last.size, bytes=fingerprint(result.model, output.path, output.external)[1])
         last = replace(last, model=str(output.path), size=size)

@@ -120,10 +120,11 @@ def _tap(editor: edit.Editor, site: Site, rank: int, needs: Iterable[str], token
     tensor = editor.append("Cast", [editor.tensor(name)], {"to": 1}, name=f"{name}/float")
     axes = [other for other in range(rank) if other not in (0, axis)]
     added = {"shape": editor.add_output(editor.append("Shape", [tensor], name=f"{name}/{axis}/shape"))}
+    weights = _weights(editor, tokens, name, rank) if tokens is not None and _masked(tokens, site, rank) else None
     for kind in needs:
         summed = STATISTICS[kind].tap(editor, tensor, name)
-        if tokens is not None and _masked(tokens, site, rank):
-            summed = editor.append("Mul", [summed, _weights(editor, tokens, name, rank)], name=f"{name}/{axis}/{kind}/on")
+        if weights is not None:
+            summed = editor.append("Mul", [summed, weights], name=f"{name}/{axis}/{kind}/on")
         added[kind] = editor.add_output(editor.mean(summed, rank, axes, f"{name}/{axis}/{kind}"))
     return added
 
