@@ -129,7 +129,7 @@ def resolve(facts: Facts, prepared: Prepared) -> Coupling:
             carried[item.node.index, item.weight] = (*carried.get((item.node.index, item.weight), ()), AxisUnits(1, found))
     places = ((prepared.nodes[node].inputs[at], constants.get((node, at), ())) for node, at in facts.masked_inputs)
     return Coupling(
-        units=sum(widths) + sum(second.widths) + sum(inside.widths), groups=_groups(widths, layers, tensors, second, inside), layers=layers,
+        units=sum((*widths, *second.widths, *inside.widths)), groups=_groups(widths, layers, tensors, second, inside), layers=layers,
         tensors={name: channels for name, channels in tensors.items() if channels},
         constants={key: channels for key, channels in carried.items() if channels},
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
@@ -177,8 +177,8 @@ def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
 
 
 def _choose(facts: Facts, stated: Sequence[Choice], parent: IntArray, nodes: Sequence[Node]) -> IntArray:
-    """Resolve the choices that rules ``stated``, and those of tensors, in the order of their nodes, and against it, each by what it leaves; and all those that nodes state alike, by their
-    first option or by their last; keep the outcome with most free classes.
+    """Resolve the choices that rules ``stated`` and those of tensors, in the order of their nodes, and against it, each by what it leaves;
+    and all those that nodes state alike, by their first option or by their last; keep the outcome with most free classes.
 
     What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early, and grouped
     convolutions behind each other gain only if all of them lose whole groups, or all of them channels of every group.
@@ -332,7 +332,7 @@ def _groups(
     names = [name for name, channels in tensors.items() for _ in channels]
     carriers = _touching(group_of, len(widths), names, [carried.units for channels in tensors.values() for carried in channels])
     whole = _wholes(tensors.values(), group_of, plain)
-    groups, taken = [], dict[str, int]()
+    groups, taken = list[Group](), dict[str, int]()
     for index in range(len(widths)):
         base = (producers[index] or carriers[index])[0]
         if first <= index < plain:

@@ -56,7 +56,9 @@ def insides(facts: Facts, constants: Mapping[tuple[int, int], Labels], left: Int
         rectangular(wanted, [classes for array in arrays if wanted[classes := parent[array]].any()])
         parts = _Parts.of(parent, wanted, asked, arrays)
         left_out = {item.node.index for item in asked} - {item.node.index for item, matrix in parts.rows if wanted[matrix].any()}
-        left_out |= {item.node.index for item, matrix in parts.rows if (wanted == pinned)[matrix].any() or parts.uneven(wanted[matrix], matrix)}
+        for item, matrix in parts.rows:
+            if (wanted == pinned)[matrix].any() or parts.uneven(wanted[matrix], matrix):
+                left_out.add(item.node.index)
         if not left_out:
             return parts.numbered(parent, asked)
         asked = [item for item in asked if item.node.index not in left_out]
@@ -88,8 +90,8 @@ def _wanted(facts: Facts, parent: IntArray, asked: Sequence[Blocked], settled: C
 
 @dataclass(frozen=True)
 class _Parts:
-    """The classes that may leave (``roots``), the block of each class (``block_of``, -1: none), the ``sizes`` of the blocks and the set that
-    each belongs to (``sets``): those that one convolution reads or makes. ``rows`` are the sides of the convolutions, as classes."""
+    """The classes that may leave (``roots``), the block of each class (``block_of``, -1: none), the ``sizes`` of the blocks and the set of
+    each (``sets``): those that one convolution reads or makes. ``rows`` are the sides of the convolutions, as classes."""
 
     rows: Sequence[tuple[Blocked, IntArray]]
     roots: IntArray

@@ -9,7 +9,22 @@ from math import prod
 import numpy as np
 
 from ..core.types import (
-    INPUTS, OUTPUTS, SIDES, Array, BoolArray, Branch, Channels, Coupling, Cut, Factor, Form, Group, IntArray, Layer, Node, Trace,
+    INPUTS,
+    OUTPUTS,
+    SIDES,
+    Array,
+    BoolArray,
+    Branch,
+    Channels,
+    Coupling,
+    Cut,
+    Factor,
+    Form,
+    Group,
+    IntArray,
+    Layer,
+    Node,
+    Trace,
 )  # fmt: skip
 from ..graph import GraphIndex, Initializer, Model, Prepared, initializers, nodes, outputs
 from ..rules.scales import quantised_operands
@@ -191,7 +206,9 @@ def wholes(prepared: Prepared, coupling: Coupling) -> dict[str, Whole]:
     dimensions = np.concatenate([np.zeros(0, np.int64), *(group.units for group in coupling.groups if group.dimensions)])
     found = {}
     for layer in coupling.layers:
-        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1 or np.isin(layer.columns, dimensions).any():
+        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1:
+            continue
+        if np.isin(layer.columns, dimensions).any():
             continue  # queries and keys lose dimensions instead
         at, name = layer.weight.position, layer.node.inputs[layer.weight.position]
         if name in held and held[name].dtype.kind == "f" and len(prepared.index.readers(name)) == 1 and name not in final:

@@ -114,7 +114,7 @@ class Ranks:
 
     def tie(self, number: int, removed: BoolArray, widths: Sequence[Sequence[int]]) -> Tie:
         """Errors of one layer's options, at all widths of the group that owns its outputs, near the solution ``removed``."""
-        axis, owner = self.axes[number], self._owners[number]
+        owner = self._owners[number]
         if owner < 0:
             return Tie(-1, self._errors(number, removed, removed)[None])
         group, offers = self.groups[owner], [width for width in widths[owner] if width > 0]

@@ -38,8 +38,8 @@ class Inner:
 
 
 def _grouped(ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: Inner) -> None:
-    """Constraints of a convolution with g groups: whole groups leave, or one channel of every group; where nothing else asks for more, both,
-    and each group loses channels of its own (`Blocked`).
+    """Constraints of a convolution with g groups: whole groups leave, or one channel of every group; where nothing else asks for more,
+    both, and each group loses channels of its own (`Blocked`).
 
     ``data`` are the g * i input channels, ``written`` the g * o output channels, ``inner`` the axis of the weight that all groups share.
     That axis of a ``weight`` which is computed stands on a tensor of its own: where it follows no side, it must not shrink alone.

@@ -26,7 +26,8 @@ Site = tuple[str, int]
 
 def sites(coupling: Coupling) -> list[Site]:
     """Activations that mixing layers read and that hold units."""
-    return list(dict.fromkeys((layer.data_name, layer.data_axis) for layer in coupling.layers if any((units >= 0).any() for units in layer.sources)))
+    reading = [layer for layer in coupling.layers if any((units >= 0).any() for units in layer.sources)]
+    return list(dict.fromkeys((layer.data_name, layer.data_axis) for layer in reading))
 
 
 @dataclass
@@ -157,7 +158,8 @@ def views(prepared: Prepared, coupling: Coupling, moments: Mapping[Site, Moments
     for index, group in enumerate(coupling.groups):
         position[:] = -1
         position[group.units] = np.arange(group.width)
-        slices = [part for at in (() if group.dimensions else layers[index]) for part in _slices(read, coupling.layers[at], position, factors, moments)]
+        found = [] if group.dimensions else [coupling.layers[at] for at in layers[index]]
+        slices = [part for layer in found for part in _slices(read, layer, position, factors, moments)]
         norms = [coupling.affines[at] for at in affines[index]]
         gammas = [(positions(norm.units, position), np.abs(norm.gamma)) for norm in norms]
         yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
@@ -215,7 +217,7 @@ def _by_channel(weight: Array, layer: Layer, channels: int) -> Array:
     """One row for each channel that a layer reads, of a weight that has the same axis for those of all groups."""
     assert layer.weight is not None
     rows = np.moveaxis(weight, layer.weight.in_axis, 0)
-    return rows.reshape(len(rows), channels // len(rows), -1).swapaxes(0, 1).reshape(channels, -1)
+    return np.asarray(rows.reshape(len(rows), channels // len(rows), -1).swapaxes(0, 1).reshape(channels, -1))
 
 
 def _effective(weight: Array, layer: Layer, scales: Mapping[str, FloatArray]) -> Array:
