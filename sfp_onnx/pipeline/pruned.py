@@ -46,7 +46,7 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
     if options.max_drop is not None and made.model is not result.model:
         judge = judge_of(inputs, options, scoring)[0]
         drop = judge.drop(made.model)
-        notes += judge.notes(drop)[:1]
+        notes += tuple(f"as packaged: {note}" for note in judge.notes(drop)[:1])
         if not judge.holds(drop):
             advice = "Nothing was written. Package less, or loosen it."
             raise TargetError(f"--max-drop cannot be held by the packaged model: {notes[-1]}. {advice}")
