@@ -3,7 +3,7 @@
 
 ResNet-20 as a module of PyTorch with the weights of the ONNX file; channels inside of the blocks by Torch-Pruning (global L2 norm; its
 shortcuts pad channels, which it does not follow) to PERCENT (default 30, 50) of the MACs; then SECONDS of processor time of distillation
-from the original on the 2048 calibration images, mirrored and shifted, Adam with a cosine, for each of three learning rates: the best on
+from the original on the 2048 calibration images, mirrored and shifted, Adam with a cosine, for each of two learning rates: the best on
 an eighth that is held out is looked at on the test images. Needs torch and ``pip install torch-pruning==1.6.1``.
 """
 
@@ -28,7 +28,7 @@ from torch.nn import functional
 import sfp_onnx
 from sfp_onnx.graph import Constants
 
-RATES, BATCH = (1e-3, 3e-4, 1e-4), 128
+RATES, BATCH = (1e-3, 3e-4), 128
 MEAN, STD = (np.array(values, np.float32) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 

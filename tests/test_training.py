@@ -114,6 +114,19 @@ def test_labels_are_learned_where_they_are_given(place: Path, tmp_path: Path) ->
         tuning.finetune(place / "small.onnx", options, tmp_path / "odd.npz")
 
 
+@pytest.mark.parametrize("recipe", ["blocks", "features"])
+def test_a_diluted_model_stays_diluted(place: Path, tmp_path: Path, recipe: str) -> None:
+    sparse = sfp_onnx.methods.dilution.stages.dilute(place / "model.onnx", DiluteOptions("magnitude", 0.7, layers="in|out"))
+    sparse.save(tmp_path / "sparse.onnx")
+    options = TrainOptions(recipe=recipe, epochs=3, lr=3e-3, train_batch=64)
+    result = tuning.finetune(tmp_path / "sparse.onnx", options, place / "data.npz", place / "model.onnx")
+    assert result.kept and any("diluted weights stay zero" in note for note in result.notes)
+    before, after = Constants(sparse.model), Constants(result.model)
+    names = [item.weight for item in sparse.layers]
+    assert len(names) == 6 and all(((before[name] == 0) == (after[name] == 0)).all() for name in names)
+    assert any((before[name] != after[name]).any() for name in names)
+
+
 def test_the_same_seed_gives_the_same_bytes(place: Path, tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         tune(place, output=tmp_path / name)

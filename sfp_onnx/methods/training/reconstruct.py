@@ -20,6 +20,7 @@ from .engine import Checkpoint, Schedule, Task, Tell, fit
 from .functions import Tensor
 
 LEAST = 2  # matrices (or kernels) that a block holds at least: they are fitted jointly
+DILUTED = 0.05  # share of zeros from which on a weight counts as diluted
 Kept = Mapping[str, Sequence[tuple[int, IntArray]]]
 """Of tensors of the original: axes that lost channels, and which indices are left."""
 
@@ -241,7 +242,7 @@ class Reconstruction:
                 return sum(float(compared(part)) * len(part) for part in parts) / max(1, len(held))
 
         weights = {weight: self.student.parameters[weight] for weight in block.weights}
-        return Task(name, weights, lambda places, random: compared(places), inputs.train, judge)
+        return Task(name, weights, lambda places, random: compared(places), inputs.train, judge, diluted(weights))
 
     def end_to_end(self, ends: Sequence[str], answers: bool) -> None:
         """Fit tensors all at once, on what the teacher gives beside; ``answers``: the first is compared as class scores, on mixtures, or as
@@ -284,8 +285,15 @@ class Reconstruction:
                 return sum(float(taught(part)) * len(part) for part in parts) / max(1, sum(map(len, parts)))
 
         weights = weights_between(self.student, (), tuple(ends))
-        task = Task("all", {name: self.student.parameters[name] for name in weights}, loss, inputs.train, judge)
+        trained = {name: self.student.parameters[name] for name in weights}
+        task = Task("all", trained, loss, inputs.train, judge, diluted(trained))
         self._fitted(task, self.schedule.seconds)
+
+
+def diluted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of the matrices and kernels that were diluted: what is zero there stays so."""
+    masks = {name: (value.detach() != 0).to(value.dtype) for name, value in weights.items() if value.ndim > 1}
+    return {name: mask for name, mask in masks.items() if float(mask.mean()) <= 1 - DILUTED}
 
 
 def log_probabilities(scores: Tensor) -> Tensor:

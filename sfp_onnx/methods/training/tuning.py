@@ -31,7 +31,7 @@ from . import TrainOptions
 from .bridge import Network, as_tensor, write
 from .engine import Checkpoint, Schedule, Stopped, Tell, settle
 from .functions import Tensor
-from .reconstruct import Kept, Reconstruction, Samples, blocks, comparable, features
+from .reconstruct import Kept, Reconstruction, Samples, blocks, comparable, diluted, features
 
 HELD_OUT, FEWEST, MOST = 1 / 8, 16, 512
 RATES = {"blocks": 1e-3, "features": 3e-4, "logits": 1e-4, "labels": 3e-4}
@@ -221,7 +221,8 @@ def tuned(
     schedule = Schedule(options.epochs, rate, options.train_batch, samples.batch, samples.whole, options.seed, options.budget)
     labels = classes_of(original, fitted, held, mirror, options.device) if options.recipe == "labels" else None
     run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory, labels)
-    notes = _run(run, options) + (["mirrored images were trained on, too"] if mirror else [])
+    notes = [] if not (sparse := diluted(student.parameters)) else [f"zeros of {len(sparse)} diluted weights stay zero"]
+    notes += _run(run, options) + (["mirrored images were trained on, too"] if mirror else [])
     after = student.written()
     (name, first, tie), (_, last, other) = judged([original, pruned, after], held, tokens)
     better = (last, other) > (first, tie)
