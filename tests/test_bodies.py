@@ -13,7 +13,9 @@ from building import FLOAT, Builder, assert_exact, assert_valid, error, masked, 
 
 import sfp_onnx
 from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.coupling.cost import cuts
 from sfp_onnx.graph import filled
+from sfp_onnx.planning import removal_of
 from sfp_onnx.report.text import inspection, inspection_text
 
 INT64, BOOL = onnx.TensorProto.INT64, onnx.TensorProto.BOOL
@@ -146,12 +148,15 @@ def test_what_is_inside_of_branches_is_pruned_and_stays_inside(kind: Callable[[B
     assert inspection(analysis, "m")["inside"] == {}
     flat = filled(analysis.prepared.base)
     for seed in range(4):
-        result = sfp_onnx.apply(analysis, random_plan(analysis, seed))
+        plan = random_plan(analysis, seed)
+        result = sfp_onnx.apply(analysis, plan)
+        listed = cuts(analysis.coupling, analysis.prepared.trace, removal_of(plan, analysis.coupling, plan.model_sha256))
+        assert {cut.tensor for cut in result.cuts} == {cut.tensor for cut in listed if "choice/" not in cut.tensor}
         proto = result.to_proto()
         assert inside(proto) == inside(model) and not any(node.op_type == "Where" for node in proto.graph.node)
         assert_valid(proto, model)
         for x in WAYS:
-            expected, = run(masked(flat, result.cuts), {"x": x})
+            expected, = run(masked(flat, listed), {"x": x})
             assert error(run(flat, {"x": x})[0], run(model, {"x": x})[0]) <= 1e-6
             assert error(run(proto, {"x": x})[0], expected) <= 1e-4
         again = sfp_onnx.inspect(proto).size()
@@ -166,6 +171,14 @@ def test_branches_with_layers_are_pruned_for_a_target_and_repaired() -> None:
     assert results[0].to_proto().SerializeToString() == results[1].to_proto().SerializeToString()
     assert results[0].plan.after.macs <= 0.5 * results[0].plan.before.macs
     assert results[0].repaired is not None and {"choice/Conv", "last"} & {fit.layer for fit in results[0].repaired.fits}
+
+
+def test_dilution_leaves_branches_in_their_place() -> None:
+    model = chosen_model(layers)
+    diluted = sfp_onnx.dilute(sfp_onnx.inspect(model), sfp_onnx.DiluteOptions(method="magnitude", rate=0.5))
+    assert inside(diluted.to_proto()) == inside(model)
+    zeros = [float((nh.to_array(tensor) == 0).mean()) for tensor in diluted.to_proto().graph.initializer if tensor.name == "choice/w1"]
+    assert zeros == [pytest.approx(0.5, abs=0.05)]
 
 
 def test_branches_of_other_shapes_stay_with_the_reason() -> None:

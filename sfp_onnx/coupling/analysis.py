@@ -78,7 +78,7 @@ class Analysis(Shown):
             return counted(self.model, self.prepared.feeds, self.samples)
         if removed is None:
             none = np.zeros(self.coupling.units, bool)
-            held = self.prepared.base if self.prepared.nest is not None else None
+            held = self.prepared.base if self.prepared.nest else None
             return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(held or self.model))
         layers, parameters = self.left(removed)
         saved = [self.wholes[factor.layer].saved(removed, factor) for factor in factors]

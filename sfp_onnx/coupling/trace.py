@@ -255,7 +255,7 @@ def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) 
     names = [node.name for node in graph.nodes(model) if not set(joined).isdisjoint(node.outputs)]
     shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
     log.info(f"Note: what is inside of both branches is counted, and pruned like the rest: {shown}")
-    return replace(prepared, nest=model)
+    return replace(prepared, nest=(*prepared.nest, model))
 
 
 def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:

@@ -159,7 +159,7 @@ class Prepared:
     """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
     dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`); ``base`` is
     the loaded model, in which what its declared shapes decide is decided; ``tokens``: rows that an input switches off (None: not known).
-    ``nest`` is the model as it was before its branches were flattened (None: nothing was), as which all that is written is `nested`."""
+    ``nest`` is the model as it was each time before branches were flattened, the last first: as these all that is written is `nested`."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -169,7 +169,7 @@ class Prepared:
     types: Mapping[str, Any] = field(default_factory=dict)
     base: Model | None = None
     tokens: Tokens | None = None
-    nest: Model | None = None
+    nest: tuple[Model, ...] = ()
 
     @cached_property
     def held(self) -> frozenset[str]:

@@ -206,12 +206,13 @@ def decided(model: Model, chosen: Mapping[int, bool]) -> Model:
 
 
 def flattened(model: Model, asked: Collection[int]) -> tuple[Model, list[str]]:
-    """The model with the nodes of both branches in place of each of these nodes (by index), as far as no graphs are in them, and behind
-    them nodes that take either output by the condition; and the names of these outputs. `nested` is the inverse."""
+    """The model with the nodes of both branches in place of each of these nodes (by index), as far as the only graphs in them are branches
+    again, and behind them nodes that take either output by the condition; and the names of these outputs. `nested` is the inverse."""
     unpacked, joined = _Unpacked(model), list[str]()
     placed: list[NodeProto] = []
     for index, node in enumerate(model.proto.graph.node):
-        if index not in asked or any(below.node for graph in sub_graphs(node) for inner in graph.node for below in sub_graphs(inner)):
+        below = [inner for graph in sub_graphs(node) for inner in graph.node if any(part.node for part in sub_graphs(inner))]
+        if index not in asked or not all(map(_branching, below)):
             placed.append(node)
             continue
         sides = [unpacked.ends(node, index, branch, placed) for branch in BRANCHES]
@@ -222,6 +223,10 @@ def flattened(model: Model, asked: Collection[int]) -> tuple[Model, list[str]]:
             placed += [helper.make_node("Where", [way, *ends], [name])] if name else []
             joined += [name] if name else []
     return (unpacked.finish(placed), joined) if joined else (model, [])
+
+
+def _branching(node: NodeProto) -> bool:
+    return {attribute.name for attribute in node.attribute} >= {*BRANCHES}
 
 
 class _Unpacked:
@@ -261,16 +266,20 @@ class _Unpacked:
         return replace(model, proto=self.proto, weights=weights, edited=True)
 
 
-def nested(model: Model, original: Model | None) -> Model:
-    """A model that was made from the flattened ``original`` (None: it was not), with everything that only one branch needs back in there.
-    Constants stay outside."""
-    if original is None:
-        return model
+def nested(model: Model, originals: Sequence[Model]) -> Model:
+    """A model that was made from one that was flattened, with everything that only one branch needs back in there; ``originals``: what it
+    was before each time, the last first. Constants stay outside."""
+    for original in originals:
+        model = _nested(model, original)
+    return model
+
+
+def _nested(model: Model, original: Model) -> Model:
     proto = model.copied()
     outer = {name for node in original.proto.graph.node for name in node.output} | {item.name for item in proto.graph.output}
     for node in original.proto.graph.node:
         joins = [join for join in proto.graph.node if join.op_type == "Where" and join.output[0] in node.output]
-        if joins and {attribute.name for attribute in node.attribute} >= {*BRANCHES}:
+        if joins and _branching(node):
             _nest(proto.graph, node, joins, outer)
     _sort_nodes(proto.graph)
     made = {name for node in proto.graph.node for name in node.output}

@@ -145,9 +145,11 @@ def applied_to(
         again = None if plan.factors else repair  # layers that became two are rounded, and not re-fitted after it
         model, words = rounded(analysis, model, removed, stores, data, again, progress, how)
         notes = (*words, *notes)
-    if verify and analysis.prepared.nest is not None:
+    if verify and analysis.prepared.nest:
         compare(nested(model, analysis.prepared.nest), model, {}, [], {"sample": analysis.prepared.feeds})
-    model = nested(model, analysis.prepared.nest)
+    if analysis.prepared.nest:
+        model, outer = nested(model, analysis.prepared.nest), graph.GraphIndex(graph.nodes(analysis.model)).makers
+        listed = [item for item in listed if item.tensor in outer]  # what lies in a branch has no name there
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
 
 
