@@ -234,11 +234,14 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = known.held() if known else list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, setting.memory, advance)
-    factors = sensitivity.factors(found.cuts, reached)
-    found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, factors))
+    ratios = sensitivity.ratios(found.cuts, reached)
+    middle = sensitivity.middle_of(ratios, analysis.expanding)
+    factors = sensitivity.factors(ratios, middle)
+    known_of_one = {name: factor for name, factor in factors.items() if name not in analysis.expanding}
+    found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, known_of_one))
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
-    return replace(weighed(analysis.coupling, found, factors, looks), reach=sensitivity.middle_of(sensitivity.ratios(found.cuts, reached)))
+    return replace(weighed(analysis.coupling, found, factors, looks), reach=middle)
 
 
 def _gathered(analysis: Analysis, data: Dataset, found: Sequence[heads.Pair]) -> dict[str, FloatArray]:
@@ -256,7 +259,8 @@ def _with_dimensions(analysis: Analysis, found: Elimination, known: Worth) -> El
 
 
 def _weighed_spectra(coupling: Coupling, spectra: Mapping[str, Spectrum], factors: Mapping[str, float]) -> dict[str, Spectrum]:
-    """Errors of what layers make, times the mean factor of the groups that they read: it tells what of such errors reaches the outputs."""
+    """Errors of what layers make, times the mean factor of the groups that they read: it tells what of such errors reaches the outputs.
+    That of a residual stream which can only be cut with an expansion is of errors at a dozen layers at once, and says nothing of one."""
     found = {}
     for name, spectrum in spectra.items():
         known = [factors[group.name] for group in coupling.groups if name in group.consumers and group.name in factors]
