@@ -6,7 +6,7 @@ same network as ONNX (written node by node, no torch), calibration sentences, an
 ``sts-test.csv`` of the STS benchmark (tab-separated): 2048 training sentences of at most 32 tokens calibrate, without scores; those of
 the test only report. Prints a Markdown table: mean cosine of the embeddings to the original's, and Spearman correlation of the cosine of
 pairs with the given scores.
-``--dev`` reports on ``sts-dev.csv`` instead, to choose by.
+``--dev`` reports on ``sts-dev.csv`` instead, to choose by; ``--expand=none`` or ``all`` says what may be expanded (default: auto).
 """
 
 from __future__ import annotations
@@ -221,12 +221,14 @@ def main() -> None:
     feeds = tokens(first + second, known, TOKENS)
     original, library = embedded(model, feeds), folder / "library.zip"
     library.unlink(missing_ok=True)
+    how = next((text.partition("=")[2] for text in sys.argv if text.startswith("--expand=")), "auto")
     print("| MACs | mean cosine to the original | 5th percentile | Spearman |\n|---|---|---|---|")
     print(f"| 100 % | 1 | 1 | {100 * spearman(original, scores):.2f} |", flush=True)
     for share in shares:
         path = folder / f"macs{share}.onnx"
         known_as = ["--library" if library.exists() else "--save-library", library]  # the same plans as without, in less time
-        call = [sys.executable, "-m", "sfp_onnx", "prune", model, "-o", path, "--data", data, "--target", f"macs={share}%", *known_as]
+        asked = ["--data", data, "--target", f"macs={share}%", "--expand", how, *known_as]
+        call = [sys.executable, "-m", "sfp_onnx", "prune", model, "-o", path, *asked]
         with (folder / f"macs{share}.log").open("w") as log:
             subprocess.run(list(map(str, call)), check=True, stdout=log, stderr=log)
         made = embedded(path, feeds)
