@@ -56,7 +56,8 @@ def concat() -> onnx.ModelProto:
 
 def grouped() -> onnx.ModelProto:
     """Two convolutions in groups, each with units of two kinds on both sides; what stands between them reads and makes such."""
-    held = {"a": weight(12, 3, 1, 1), "g": weight(12, 4, 3, 3), "b": weight(16, 12, 1, 1), "h": weight(8, 4, 3, 3), "last": weight(5, 8, 1, 1)}
+    held = {"a": weight(12, 3, 1, 1), "g": weight(12, 4, 3, 3), "b": weight(16, 12, 1, 1), "h": weight(8, 4, 3, 3)}
+    held["last"] = weight(5, 8, 1, 1)
     nodes = [
         helper.make_node("Conv", ["x", "a"], ["c1"], "first"),
         helper.make_node("Conv", ["c1", "g"], ["c2"], "three", pads=[1] * 4, group=3),
