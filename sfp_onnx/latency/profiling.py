@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +19,13 @@ from ..cut import cut
 from ..planning import SECONDS, Gauge, Halves, figure
 from ..planning.figures import BLOCKED_RANK, Kind, Scene, Terms, node_terms
 from ..planning.library import read_library
+from ..planning.precision import Codes, as_float, integer, led
 from ..planning.widths import choices, of_widths, steps_of
 from ..runtime import Setup
 from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
 from .timing import Latency
 
+Changed = Callable[[graph.Model], graph.Model]
 FITTED, CHECKED = 12, 3
 HEAVY = 3e8  # multiply-accumulates
 TOGETHER = 4  # variants that are open at once
@@ -73,7 +75,72 @@ def latency(scene: Scene) -> Gauge:
     return _gauge(scene, scaled(device_profile, measure.latencies_of([analysis.model], analysis, scene.setup, options.batch)[0]), True)
 
 
-def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
+def integers_profile(scene: Scene, floating: DeviceProfile) -> DeviceProfile:
+    """The device profile of the model with all its layers on integers, on the machine (in its present mood) of that with none."""
+    analysis, setup, batch, make = scene.analysis, scene.setup, scene.options.batch, scene.form.integers
+    assert make is not None
+    layers = {layer.node.outputs[0] for layer in analysis.coupling.layers}
+
+    def every(model: graph.Model) -> graph.Model:
+        return make(model, layers)
+
+    known = measure_device_profile(analysis, setup, batch, scene.progress, budget=scene.options.profile_budget, changed=every)
+    before, now = measure.latencies_of([analysis.model, every(analysis.prepared.model)], analysis, setup, batch)
+    return scaled(known, floating.seconds * now / before)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Seconds of models of which some layers are computed in integers: what follows a layer counts with it (``led``: as
+    `planning.precision.led`), and of what is no node's the share of such layers."""
+
+    floating: Clock
+    integers: Clock
+    led: IntArray
+
+    def __call__(self, lengths: FloatArray, codes: Codes) -> FloatArray:
+        """Seconds (...) at lengths (..., axes) with codes (..., weights)."""
+        clock = self.floating
+        on = integer(codes, self.led[clock.terms.owner])
+        share = integer(codes, np.arange(np.shape(codes)[-1])).mean(-1)
+        values = clock.terms.values(lengths, clock.block.width, clock.block.slow)
+        constant = clock.constant + share * (self.integers.constant - clock.constant)
+        return np.asarray(constant + (values * np.where(on, self.integers.costs, clock.costs)).sum(-1))
+
+    def slower(self) -> tuple[int, ...]:
+        """Weights whose layers would take no less time on integers, with all channels."""
+        clock = self.floating
+        gained = clock.terms.values(clock.terms.full, clock.block.width, clock.block.slow) * (clock.costs - self.integers.costs)
+        which = self.led[clock.terms.owner]
+        sums = np.bincount(which[which >= 0], gained[which >= 0], self.led.max(initial=-1) + 1)
+        return tuple(np.flatnonzero(sums <= 0).tolist())
+
+
+def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: DeviceProfile | None = None) -> Gauge:
+    """``known``: the profile of integers, where some layers may become so and it was measured already."""
+    integers = known or (integers_profile(scene, device_profile) if here and scene.form.integers else None)
+    plain = _plain_gauge(scene, device_profile, here, integers)
+    if integers is None:
+        return plain
+    analysis, storable = scene.analysis, scene.form.storable
+    follow, terms, groups = led(storable, analysis.prepared.nodes, analysis.coupling), terms_of(analysis), len(analysis.coupling.groups)
+    kernels = Kernels(clock_of(analysis, device_profile), clock_of(analysis, integers), follow)
+    share = integers.seconds / device_profile.seconds
+    words = f"with all layers in 8-bit integers, the original takes {share:.0%} of its time here"
+    slower = kernels.slower() if share < 1 else tuple(range(len(storable)))
+    words += f"; {len(slower)} of {len(storable)} layers would be no faster, and stay as they are" if slower else ""
+
+    def at(codes: Sequence[int]) -> Gauge:
+        return replace(
+            plain, predicted=lambda removed: float(kernels(terms.lengths_after(removed), codes)), at=at, slower=slower,
+            notes=(*plain.notes, words),
+            cost=lambda kept: kernels(terms.lengths(kept[..., :groups]), kept[..., groups:]),
+        )  # fmt: skip
+
+    return at(as_float(storable))
+
+
+def _plain_gauge(scene: Scene, device_profile: DeviceProfile, here: bool, integers: DeviceProfile | None) -> Gauge:
     analysis, batch, seconds = scene.analysis, scene.options.batch, device_profile.seconds
     seconds_of, short = clock_of(analysis, device_profile), device_profile.cut_short
 
@@ -81,7 +148,8 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
         return _saved(halves, seconds_of, analysis)
 
     def again(removed: BoolArray) -> Gauge:
-        return _gauge(scene, scaled(device_profile_around(analysis, scene.setup, batch, kept_of(analysis, removed)), seconds), here)
+        anew = device_profile_around(analysis, scene.setup, batch, kept_of(analysis, removed))
+        return _gauge(scene, scaled(anew, seconds), here, integers)
 
     def measured(model: graph.Model) -> float:
         """The ratio of interleaved minima times the original's latency."""
@@ -128,11 +196,13 @@ def _saved(halves: Halves, clock: Clock, analysis: Analysis) -> FloatArray:
 
 
 def measure_device_profile(
-    analysis: Analysis, setup: Setup, batch: int = 1, progress: Progress = silent, fresh: bool = False, budget: float = BUDGET
-) -> DeviceProfile:
+    analysis: Analysis, setup: Setup, batch: int = 1, progress: Progress = silent, fresh: bool = False, budget: float = BUDGET,
+    changed: Changed | None = None,
+) -> DeviceProfile:  # fmt: skip
     """The device profile of a model on this machine, measured or from the user's cache.
 
     Args:
+        changed: what the model, and every variant of it, becomes before it is timed: all its layers on integers.
         budget: seconds of wall time; where they do not suffice, fewer widths are timed, and less often. A device profile in the cache
             that another budget cut short counts if that was no smaller.
 
@@ -141,12 +211,13 @@ def measure_device_profile(
     """
     bench = measure.Bench(analysis, setup, batch)
     shapes = {name: list(array.shape) for name, array in bench.feeds.items()}
-    key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, **measure.device(setup)}
+    what = "profile of integers" if changed else "profile"
+    key = {"what": what, "model": analysis.model.sha256, "shapes": shapes, **measure.device(setup)}
     with suppress(ProfileError):  # there is none, or none that can be read
         known = from_json(None if fresh else measure.read_cache("profile", key), analysis.model.sha256)
         if not 0 < known.cut_short < budget:
             return known
-    device_profile = _measure(bench, None, budget, progress)
+    device_profile = _measure(bench, None, budget, progress, changed)
     measure.write_cache("profile", key, to_json(device_profile))
     return device_profile
 
@@ -160,7 +231,9 @@ def device_profile_around(analysis: Analysis, setup: Setup, batch: int, kept: In
     return _measure(measure.Bench(analysis, setup, batch), kept, BUDGET, silent)
 
 
-def _measure(bench: measure.Bench, around: IntArray | None, budget: float, progress: Progress) -> DeviceProfile:
+def _measure(
+    bench: measure.Bench, around: IntArray | None, budget: float, progress: Progress, changed: Changed | None = None
+) -> DeviceProfile:
     """Time variants of several widths, as many as the budget allows, and fit the device profile."""
     analysis, block = bench.analysis, measure.block(bench.setup)
     candidates, last_first = _candidates(analysis, block.width, around), -np.arange(analysis.coupling.units, dtype=float)
@@ -175,6 +248,7 @@ def _measure(bench: measure.Bench, around: IntArray | None, budget: float, progr
                 break
             removals = [of_widths(analysis.coupling, last_first, row.tolist()) for row in candidates[len(kept) : len(kept) + TOGETHER]]
             models = [cut(analysis.prepared, analysis.coupling, flags) if flags.any() else analysis.prepared.model for flags in removals]
+            models = [changed(model) for model in models] if changed else models
             wall = max(0.0, budget - spent) * len(models) / (len(candidates) - len(kept))
             timings += bench.time(models, len(models) / len(candidates) * total, wall)
             kept += [kept_of(analysis, removed) for removed in removals]

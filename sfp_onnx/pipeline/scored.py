@@ -10,15 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..core import options as records
 from ..core.errors import OptionError, TargetError
 from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
 from ..core.system import log, quiet
 from ..core.types import FloatArray, traced_text
 from ..core.workers import each
-from ..coupling.analysis import Analysis, DataSource, Progress, describe, reasons, silent
+from ..coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, reasons, silent
 from ..data.dataset import Dataset
 from ..evaluation import parse_drop, unknown_meaning
+from ..export.integers import Integers, histograms, ranges_of
 from ..graph.arrays import write_arrays
 from ..graph.load import ModelSource
 from ..latency import to_json as profile_to_json
@@ -26,9 +29,9 @@ from ..latency.profiling import measure_device_profile, read_device_profile
 from ..planning import library, max_drop, parse_target, search, widths
 from ..planning.precision import Storable, storables
 from ..rules.foreign import sentences
-from ..runtime import Setup, threaded, using_threads
+from ..runtime import PROVIDERS, Setup, full_provider, threaded, using_threads
 from ..scores import parts
-from ..scores.rounding import with_errors
+from ..scores.rounding import SAMPLES, with_errors
 from ..scores.scoring import Scored, default_score, meaning, parse, save_scores, scored
 from .opened import AS_PLANNED, Inputs, Sources, as_it_stands, measured_by, settled
 
@@ -97,18 +100,35 @@ def candidates(
     notes = known.notes
     if weighed and any(shape["guessed"] for shape in analysis.traced.values()):
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
-    storable = () if options.precision == "float32" else _storable(inputs, options, scoring, progress)
-    form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable)
+    storable, integers = ((), None) if options.precision == "float32" else _storable(inputs, options, scoring, progress)
+    if options.precision == "auto" and _timed(options) and integers is None:
+        notes += ("8-bit integers are weighed as storage alone, which saves no time: kernels on them need --data, and this processor",)
+    form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable, integers)
     return search.Candidates(
         analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
         known.spectra if repair is not None and repair.kind == "lstsq" else {}, reach,
     )
 
 
-def _storable(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress) -> tuple[Storable, ...]:
-    """The weights that may be stored in fewer bits, with what their rounding does."""
+def _timed(options: PlanOptions, further: Sequence[str] = ()) -> bool:
+    return any(parse_target(text).figure.timed for text in (*options.targets, *further))
+
+
+def _storable(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress
+) -> tuple[tuple[Storable, ...], Integers | None]:
+    """The weights that may be stored in fewer bits, with what their rounding does; and, where time counts that is measured on this
+    processor, what makes layers integers."""
     analysis, seed = inputs.analysis, (scoring.options or ScoreOptions()).seed
-    return with_errors(analysis, storables(analysis.prepared, analysis.coupling), inputs.data, seed, progress)
+    setup, integers = Setup.of(options), None
+    here = options.device_profile is None and setup.board is None and full_provider(setup.provider) in PROVIDERS
+    if options.precision == "auto" and _timed(options) and here and inputs.data is not None:
+        layers = frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
+        some = inputs.data.part(np.arange(min(inputs.data.samples, SAMPLES)))
+        found = histograms(analysis.prepared.model, lambda: feeds_of(analysis, some))
+        integers = Integers(layers, ranges_of(found))
+    weights = storables(analysis.prepared, analysis.coupling)
+    return with_errors(analysis, weights, inputs.data, seed, progress, integers), integers
 
 
 def _of_parts(analysis: Analysis, scoring: Scoring, asked: Mapping[str, Any], progress: Progress) -> library.Library:

@@ -30,7 +30,7 @@ from ..graph.save import file_bytes
 from ..graph.stored import stored
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, Halves, figure, parse_target
-from .precision import Codes, Storable, as_float, overhead, shares, stores
+from .precision import Codes, Storable, as_float, on_integers, overhead, shares, stores
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 3  # most unit-carrying axes that one product may have
@@ -284,7 +284,8 @@ class Form:
     """In which form a cut model is written: ``finished`` makes the written model of it, its removal and its factors, but for the values of
     its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
     ``biases`` gives parameters that come on top; ``shares`` says how much is left of tables of which rows leave. Weights that are
-    ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`)."""
+    ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`); ``integers`` makes layers, by their first
+    outputs, integers (None: none may become so)."""
 
     finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
@@ -292,6 +293,7 @@ class Form:
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
     storable: tuple[Storable, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+    integers: Callable[[Model, Collection[str]], Model] | None = None
 
     def share(self, parameter: cost.Parameter) -> float:
         """How much of a weight is left, whatever channels leave."""
@@ -478,7 +480,11 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
         model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
-        return model if self.codes is None else stored(model, stores(self.form.storable, self.codes))
+        if self.codes is None:
+            return model
+        kinds = stores(self.form.storable, self.codes)
+        model, chosen = stored(model, kinds), on_integers(kinds)
+        return self.form.integers(model, chosen) if self.form.integers and chosen else model
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

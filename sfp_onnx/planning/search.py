@@ -17,6 +17,7 @@ from ..coupling.cost import Parameter
 from ..cut.factor import by_weight, split
 from ..data.dataset import Dataset
 from ..export import packaged, shares_kept
+from ..export.integers import Integers
 from ..graph import INLINE_BYTES, Model
 from ..graph.save import saved_bytes
 from ..graph.stored import STORED
@@ -28,7 +29,7 @@ from ..rules.registry import Trait, has
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
-from .precision import Storable, chosen
+from .precision import Storable, chosen, stores, without
 from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
@@ -76,7 +77,7 @@ class Candidates:
 class Trial:
     """A removal, ``factors`` and ``codes`` of the storable weights, and the options, with everything settled, that they were chosen for;
     ``notes`` on how they were found; the bounds (``limits``) that they shall hold, and their figures by name: predicted when they were
-    chosen, and actual (counted, built or measured)."""
+    chosen, and actual (counted, built or measured); the ``error`` that was estimated, where the solver chose."""
 
     options: PlanOptions
     removed: BoolArray
@@ -86,6 +87,7 @@ class Trial:
     actual: Mapping[str, float] = field(default_factory=dict)
     factors: tuple[Factor, ...] = ()
     codes: tuple[int, ...] = ()
+    error: float = 0.0
 
     def same(self, other: Trial) -> bool:
         """Whether both are one model."""
@@ -94,7 +96,7 @@ class Trial:
     @property
     def changes(self) -> bool:
         """Whether it is another model than the original."""
-        return bool(self.removed.any() or self.factors)
+        return bool(self.removed.any() or self.factors or any(code != 4 for code in self.codes))
 
     @property
     def used(self) -> float:
@@ -129,14 +131,15 @@ FITS = ("lstsq", "bias")  # repairs that give layers biases
 
 
 def form_for(
-    analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool, storable: tuple[Storable, ...] = ()
+    analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool, storable: tuple[Storable, ...] = (),
+    integers: Integers | None = None,
 ) -> Form:  # fmt: skip
     """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample.
-    Where weights are ``storable``, all layers are re-fitted."""
+    Where weights are ``storable``, all layers are re-fitted, and some made ``integers``."""
     batches = (lambda: [analysis.prepared.feeds]) if with_data else None
     fitted = repair is not None and repair.kind in FITS
     packs = output.fp16 or output.quantize is not None or output.rows is not None
-    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable)
+    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable, integers=integers)
     if not fitted and not packs and not storable:
         return form
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
@@ -211,7 +214,7 @@ def choice_for(
     trial = None
     if solution is not None:
         kept, chosen = solution.kept[: len(offers)].tolist(), tuple(solution.kept[len(offers) :].tolist())
-        trial = Trial(options, widths.of_widths(coupling, scores, kept), (widths.compared(solution),), codes=chosen)
+        trial = Trial(options, widths.of_widths(coupling, scores, kept), (widths.compared(solution),), codes=chosen, error=solution.error)
     least = np.inf if solution is None else solution.error
     return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
 
@@ -309,9 +312,10 @@ class History:
 
     @property
     def held(self) -> Trial | None:
-        """The trial that holds all bounds and removes least, the last of several."""
+        """The trial that holds all bounds and removes least, the last of several; where weights are stored in fewer bits, too, the one with
+        the least estimated error."""
         holding = [trial for trial in reversed(self.trials) if trial.excess <= NOISE]
-        return max(holding, key=lambda trial: trial.actual["macs"], default=None)
+        return max(holding, key=lambda trial: (-trial.error if trial.codes else 0.0, trial.actual["macs"]), default=None)
 
     def aims(self, limits: Mapping[str, float], misses: int = 0) -> dict[str, float]:
         """Bounds for what widths are chosen by: corrected by what that was wrong by last, and lower with every round that led to no plan
@@ -431,7 +435,8 @@ def nearest(candidates: Candidates, trials: Mapping[str, Trial], progress: Progr
     models = []
     with progress("comparing widths", len(trials)) as advance:
         for trial in trials.values():
-            models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors))
+            kinds = stores(candidates.form.storable, trial.codes) if any(code != 4 for code in trial.codes) else {}
+            models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors, kinds))
             advance(1)
     found = distances(analysis, models, judge, candidates.measures)
     left = dict(zip(trials, found.values, strict=True))
@@ -454,6 +459,8 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
         OptionError: bad options. TargetError: a target cannot be held.
     """
     ruler = ruler or ruler_for(candidates.analysis, options, progress, candidates.form)
+    slower = {at for gauge in ruler.gauges.values() for at in gauge.slower}
+    candidates = replace(candidates, form=replace(candidates.form, storable=without(candidates.form.storable, slower)))
     asked, data = replace(options, allocation=allocation_of(candidates, options)), candidates.data
     known = candidates.errors if asked.allocation == "solve" else {}  # a share of the dimensions of all heads is nothing one asks for
     candidates = replace(candidates, groups=[group for group in candidates.groups if not group.dimensions or group.name in known])

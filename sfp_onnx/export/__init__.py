@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from .core import system
-from .core.errors import ModelError, OptionError, VerificationError
-from .core.options import MeasureOptions, OutputOptions
-from .core.types import Array, IntArray, Node
-from .coupling.analysis import Analysis
-from .data.dataset import Dataset
-from .evaluation import tally
-from .evaluation.meaning import read
-from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, vocabulary, with_node_names
-from .graph.edit import with_full_weights, without_dead
-from .graph.load import load, raised
-from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
-from .latency.timing import AS_DEFAULT, Latency
-from .rules.scales import on_integers
-from .runtime import Batches, Session, open_model, open_ort, open_timed, quantize, save_ort
+from ..core import system
+from ..core.errors import ModelError, OptionError, VerificationError
+from ..core.options import MeasureOptions, OutputOptions
+from ..core.types import Array, IntArray, Node
+from ..coupling.analysis import Analysis
+from ..data.dataset import Dataset
+from ..evaluation import tally
+from ..evaluation.meaning import read
+from ..graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, vocabulary, with_node_names
+from ..graph.edit import with_full_weights, without_dead
+from ..graph.load import load, raised
+from ..graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
+from ..latency.timing import AS_DEFAULT, Latency
+from ..rules.scales import on_integers
+from ..runtime import Batches, Session, open_model, open_ort, open_timed, quantize, save_ort
 
 Feeding = Callable[[], Iterable[Mapping[str, Array]]]
 """Gives batches of inputs, from the first one on each time."""
@@ -81,10 +81,10 @@ def halved(model: Model) -> tuple[Model, Model, str]:
     return small, rounded, f"fp16: weights are stored as float16 and computed with as float32{words}"
 
 
-def quantized(model: Model, batches: Feeding | None) -> Model:
+def quantized(model: Model, batches: Feeding | None, **known: Any) -> Model:
     """The model on 8-bit integers: static (QuantizeLinear/DequantizeLinear, ranges from the batches that ``batches()`` gives) or, without
     data, dynamic. The opset is raised where scales per channel need it (else there is one per tensor); nodes on which the quantiser fails
-    stay floating.
+    stay floating. ``known``: what else `runtime.quantize` takes; nodes are named as `with_node_names` does.
 
     Raises:
         OptionError: it is quantised already, or its type cannot be. ModelError: onnxruntime cannot quantise it.
@@ -92,18 +92,20 @@ def quantized(model: Model, batches: Feeding | None) -> Model:
     half = any(held.dtype == np.float16 and len(held.shape) > 1 for held in initializers(model).values())
     if half and batches is None:
         raise OptionError("--quantize int8: float16 weights are quantised with --data only. Give data, or the float32 export.")
-    facts: dict[str, Any] = {}
+    facts = dict(known)
     try:
         ready = raised(model, HALF_OPSET if half else CHANNELS_OPSET)
     except ModelError as error:
         if half or model.opset < (FIRST_OPSET if batches else DYNAMIC_OPSET):
             raise ModelError(f"{error}. --quantize int8 needs it: export the model with opset {CHANNELS_OPSET} or later.") from error
-        ready, facts = model, {"per_channel": False}
+        ready, facts = model, {**known, "per_channel": False}
     named = with_node_names(ready)
     try:
-        return _quantized(model, ready, batches, facts)
+        return _quantized(model, named if known else ready, batches, facts)
     except ModelError:
+        among = known.get("nodes_to_quantize")
         weighed = [node.name for node in nodes(named) if any(len(held.shape) > 1 for held in _weights_of(node, named))]
+        weighed = [name for name in weighed if among is None or name in among]
         left = [name for name in weighed if not _quantizes(model, named, batches, {**facts, "nodes_to_quantize": [name]})]
         if not left or len(left) == len(weighed):
             raise
