@@ -1,4 +1,4 @@
-"""Layers that are computed in 8-bit integers: which nodes become so with them, and in what ranges activations are rounded.
+"""Models that are computed in 8-bit integers, or layers of them: which nodes become so, and in what ranges activations are rounded.
 
 A layer takes along what follows it up to the next layers (`planning.precision.leaders`): activation functions, additions, pooling. All is
 written by onnxruntime's own quantiser (QuantizeLinear/DequantizeLinear), which is told the nodes and the ranges.
@@ -7,19 +7,29 @@ written by onnxruntime's own quantiser (QuantizeLinear/DequantizeLinear), which 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from ..core.types import Array, FloatArray
-from ..graph import Model, extract, initializers, inputs, nodes, with_node_names
+from ..core import system
+from ..core.errors import ModelError, OptionError
+from ..core.types import Array, FloatArray, Node
+from ..graph import Initializer, Model, extract, initializers, inputs, nodes, with_node_names
+from ..graph.load import load, raised
+from ..graph.save import save
 from ..planning.precision import leaders
-from ..runtime import open_model
-from . import quantized
+from ..runtime import open_model, quantize
 
+Feeding = Callable[[], Iterable[Mapping[str, Array]]]
+"""Gives batches of inputs, from the first one on each time."""
+# Opsets: of scales per channel, of float16 beside integers, of QuantizeLinear at all, and of its dynamic form.
+CHANNELS_OPSET, HALF_OPSET, FIRST_OPSET, DYNAMIC_OPSET = 13, 19, 10, 11
+CALIBRATED = 512  # samples that ranges are taken from
 BINS, LEVELS = 2048, 255
 OUTSIDE = 1e-4  # share of the values that percentiles leave outside, of both ends together
-SHRINKS = np.linspace(1, 0.3, 29)  # of the whole range, that mean squared errors are compared at
+SHRINKS = np.linspace(1, 0.3, 29)  # of an end of the whole range, that squared errors are compared at
 MOST_VALUES = 2**17  # of a tensor and a batch, that a histogram is made of
 
 Ranges = Mapping[str, FloatArray]
@@ -52,6 +62,69 @@ def taken(model: Model, original: Model, layers: Collection[str]) -> bool:
     read = {name for node in nodes(original) if set(node.outputs) & set(layers) for name in node.inputs}
     weights = {name for name in read & known.keys() if len(known[name].shape) > 1}
     return bool(weights) and not weights & held.keys()
+
+
+# ---- onnxruntime's quantiser ------------------------------------------------------------------------------------------
+
+
+def quantized(model: Model, batches: Feeding | None, **known: Any) -> Model:
+    """The model on 8-bit integers: static (QuantizeLinear/DequantizeLinear, ranges from the batches that ``batches()`` gives) or, without
+    data, dynamic. The opset is raised where scales per channel need it (else there is one per tensor); nodes on which the quantiser fails
+    stay floating. ``known``: what else `runtime.quantize` takes; nodes are named as `with_node_names` does.
+
+    Raises:
+        OptionError: it is quantised already, or its type cannot be. ModelError: onnxruntime cannot quantise it.
+    """
+    half = any(held.dtype == np.float16 and len(held.shape) > 1 for held in initializers(model).values())
+    if half and batches is None:
+        raise OptionError("--quantize int8: float16 weights are quantised with --data only. Give data, or the float32 export.")
+    facts = dict(known)
+    try:
+        ready = raised(model, HALF_OPSET if half else CHANNELS_OPSET)
+    except ModelError as error:
+        if half or model.opset < (FIRST_OPSET if batches else DYNAMIC_OPSET):
+            raise ModelError(f"{error}. --quantize int8 needs it: export the model with opset {CHANNELS_OPSET} or later.") from error
+        ready, facts = model, {**known, "per_channel": False}
+    named = with_node_names(ready)
+    try:
+        return _quantized(model, named if known else ready, batches, facts)
+    except ModelError:
+        among = known.get("nodes_to_quantize")
+        weighed = [node.name for node in nodes(named) if any(len(held.shape) > 1 for held in _weights_of(node, named))]
+        weighed = [name for name in weighed if among is None or name in among]
+        left = [name for name in weighed if not _quantizes(model, named, batches, {**facts, "nodes_to_quantize": [name]})]
+        if not left or len(left) == len(weighed):
+            raise
+        return _quantized(model, named, batches, {**facts, "nodes_to_exclude": left})
+
+
+def _weights_of(node: Node, model: Model) -> list[Initializer]:
+    held = initializers(model)
+    return [held[name] for name in node.inputs if name in held]
+
+
+def _quantizes(model: Model, ready: Model, batches: Feeding | None, facts: Mapping[str, Any]) -> bool:
+    """Whether the quantiser can do it, as far as one batch tells."""
+    try:
+        _quantized(model, ready, None if batches is None else lambda: islice(batches(), 1), facts)
+    except ModelError:
+        return False
+    return True
+
+
+def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mapping[str, Any]) -> Model:
+    with system.temporary("another form of the model") as folder:
+        source, target = folder / "float.onnx", folder / "int8.onnx"
+        save(replace(ready, source=None, files=()), source)
+        quantize(source, target, None if batches is None else batches(), model.name, **facts)
+        try:
+            converted = load(target)
+        except ModelError as error:
+            raise ModelError(str(error).replace(str(target), f"{model.name}, as onnxruntime quantised it")) from error
+        weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
+    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True, libraries=model.libraries)
+    open_model(converted)  # the quantiser writes models that onnxruntime cannot run, too
+    return converted
 
 
 # ---- ranges ----------------------------------------------------------------------------------------------------------
@@ -114,12 +187,15 @@ def percentile(held: Histogram) -> FloatArray:
 
 
 def least_squares(held: Histogram) -> FloatArray:
-    """The range, of all that are a share of the whole, in which rounding to `LEVELS` steps changes the values least."""
-    low, high = np.minimum(held.least, 0) * SHRINKS, np.maximum(held.most, 0) * SHRINKS
-    scale, values = np.maximum((high - low) / LEVELS, np.finfo(np.float32).tiny)[:, None], held.centers
-    rounded = np.clip(np.rint(values / scale) * scale, low[:, None], high[:, None])
-    best = int(np.argmin((np.square(rounded - values) * held.counts).sum(1)))
-    return np.asarray([low[best], high[best]])
+    """The range, each end a share of what it could be, in which rounding to `LEVELS` steps changes the values least."""
+    ends, values = np.asarray([min(held.least, 0), max(held.most, 0)]), held.centers
+    for end in (1, 0):
+        tried = np.tile(ends, (len(SHRINKS), 1))
+        tried[:, end] *= SHRINKS
+        scale = np.maximum((tried[:, 1] - tried[:, 0]) / LEVELS, np.finfo(np.float32).tiny)[:, None]
+        rounded = np.clip(np.rint(values / scale) * scale, tried[:, :1], tried[:, 1:])
+        ends = tried[np.argmin((np.square(rounded - values) * held.counts).sum(1))]
+    return np.asarray(ends)
 
 
 KINDS: Mapping[str, Callable[[Histogram], FloatArray]] = {

@@ -17,8 +17,7 @@ from ..core.types import BoolArray, Cut, Factor, FloatArray
 from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, left_out, silent
 from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
-from ..export import CALIBRATED
-from ..export.integers import KINDS, Integers, histograms, ranges_of
+from ..export.integers import CALIBRATED, KINDS, Integers, histograms, ranges_of
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
 from ..planning.precision import on_integers
