@@ -75,10 +75,12 @@ def latency(scene: Scene) -> Gauge:
     return _gauge(scene, scaled(device_profile, measure.latencies_of([analysis.model], analysis, scene.setup, options.batch)[0]), True)
 
 
-def integers_profile(scene: Scene, floating: DeviceProfile) -> DeviceProfile:
-    """The device profile of the model with all its layers on integers, on the machine (in its present mood) of that with none."""
+def integers_profile(scene: Scene, floating: DeviceProfile) -> DeviceProfile | None:
+    """The device profile of the model with all its layers on integers, on the machine (in its present mood) of that with none; None where
+    nothing makes them so."""
     analysis, setup, batch, make = scene.analysis, scene.setup, scene.options.batch, scene.form.integers
-    assert make is not None
+    if make is None:
+        return None
     layers = {layer.node.outputs[0] for layer in analysis.coupling.layers}
 
     def every(model: graph.Model) -> graph.Model:
@@ -118,7 +120,7 @@ class Kernels:
 
 def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: DeviceProfile | None = None) -> Gauge:
     """``known``: the profile of integers, where some layers may become so and it was measured already."""
-    integers = known or (integers_profile(scene, device_profile) if here and scene.form.integers else None)
+    integers = known or (integers_profile(scene, device_profile) if here else None)
     plain = _plain_gauge(scene, device_profile, here, integers)
     if integers is None:
         return plain

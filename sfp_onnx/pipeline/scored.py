@@ -27,7 +27,7 @@ from ..graph.load import ModelSource
 from ..latency import to_json as profile_to_json
 from ..latency.profiling import measure_device_profile, read_device_profile
 from ..planning import library, max_drop, parse_target, search, widths
-from ..planning.precision import Storable, storables
+from ..planning.precision import INTEGER, Storable, storables
 from ..rules.foreign import sentences
 from ..runtime import PROVIDERS, Setup, full_provider, threaded, using_threads
 from ..scores import parts
@@ -100,9 +100,9 @@ def candidates(
     notes = known.notes
     if weighed and any(shape["guessed"] for shape in analysis.traced.values()):
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
-    storable, integers = ((), None) if options.precision == "float32" else _storable(inputs, options, scoring, progress)
-    if options.precision == "auto" and _timed(options) and integers is None:
-        notes += ("8-bit integers are weighed as storage alone, which saves no time: kernels on them need --data, and this processor",)
+    storable, integers = ((), None) if options.precision == "float32" else _storable(inputs, options, scoring, progress, further)
+    if options.precision == "auto" and _timed(options, further) and integers is None:
+        notes += ("8-bit integers are weighed as storage alone, which saves no time: kernels on them need --data, this processor, and layers that they can take",)
     form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable, integers)
     return search.Candidates(
         analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
@@ -110,25 +110,26 @@ def candidates(
     )
 
 
-def _timed(options: PlanOptions, further: Sequence[str] = ()) -> bool:
+def _timed(options: PlanOptions, further: Sequence[str]) -> bool:
+    """Whether time is a target."""
     return any(parse_target(text).figure.timed for text in (*options.targets, *further))
 
 
 def _storable(
-    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, further: Sequence[str]
 ) -> tuple[tuple[Storable, ...], Integers | None]:
     """The weights that may be stored in fewer bits, with what their rounding does; and, where time counts that is measured on this
     processor, what makes layers integers."""
     analysis, seed = inputs.analysis, (scoring.options or ScoreOptions()).seed
-    setup, integers = Setup.of(options), None
+    setup, weights, integers = Setup.of(options), storables(analysis.prepared, analysis.coupling), None
     here = options.device_profile is None and setup.board is None and full_provider(setup.provider) in PROVIDERS
-    if options.precision == "auto" and _timed(options) and here and inputs.data is not None:
+    if options.precision == "auto" and _timed(options, further) and here and inputs.data is not None and weights:
         layers = frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
         some = inputs.data.part(np.arange(min(inputs.data.samples, SAMPLES)))
         found = histograms(analysis.prepared.model, lambda: feeds_of(analysis, some))
         integers = Integers(layers, ranges_of(found))
-    weights = storables(analysis.prepared, analysis.coupling)
-    return with_errors(analysis, weights, inputs.data, seed, progress, integers), integers
+    weights = with_errors(analysis, weights, inputs.data, seed, progress, integers)
+    return weights, integers if any(np.isfinite(item.errors[INTEGER]) for item in weights) else None
 
 
 def _of_parts(analysis: Analysis, scoring: Scoring, asked: Mapping[str, Any], progress: Progress) -> library.Library:
@@ -167,8 +168,9 @@ def _asked(recorded: Mapping[str, Any], scoring: Scoring, repair: RepairOptions 
 
 def with_tables(options: PlanOptions, targets: Sequence[str] = ()) -> PlanOptions:
     """Latency as the library knows it, where time is a target and nothing else says it."""
-    timed = any(parse_target(text).figure.timed for text in (*options.targets, *targets))
-    if not timed or options.library is None or options.device_profile is not None or library.read_library(options.library).profile is None:
+    if not _timed(options, targets) or options.library is None or options.device_profile is not None:
+        return options
+    if library.read_library(options.library).profile is None:
         return options
     return replace(options, device_profile=str(options.library))
 
@@ -176,7 +178,7 @@ def with_tables(options: PlanOptions, targets: Sequence[str] = ()) -> PlanOption
 def _keep(known: library.Library, inputs: Inputs, options: PlanOptions, progress: Progress, further: Sequence[str]) -> None:
     """Write what was measured for further plans."""
     profile, sha256 = known.profile, inputs.analysis.model.sha256
-    if any(parse_target(text).figure.timed for text in (*options.targets, *further)):
+    if _timed(options, further):
         setup = Setup.of(options)
         if options.device_profile is not None:
             profile = profile_to_json(read_device_profile(options.device_profile, sha256))
