@@ -24,7 +24,8 @@ from sfp_onnx.coupling.cost import params_of
 from sfp_onnx.export.integers import BINS, KINDS, Histogram, Integers, histograms, ranges_of, taken
 from sfp_onnx.graph.save import file_bytes, to_proto
 from sfp_onnx.latency import Block, DeviceProfile, measure, profiling
-from sfp_onnx.planning.figures import Kind
+from sfp_onnx.planning import search, widths
+from sfp_onnx.planning.figures import Kind, edges
 from sfp_onnx.planning.precision import INTEGER, leaders, led, storables
 from sfp_onnx.scores.rounding import with_errors
 
@@ -215,18 +216,52 @@ def test_without_data_time_is_saved_by_widths_alone(model: Path, monkeypatch: py
     assert "int8" not in {item.stored for item in made.precisions} and any("need --data" in note for note in made.notes)
 
 
+def kernels_of(analysis: sfp_onnx.Analysis, machine: Machine) -> profiling.Kernels:
+    prepared = analysis.prepared
+    clocks = [profiling.clock_of(analysis, machine.profile(analysis, changed=changed)) for changed in (None, True)]
+    weights, between = storables(prepared, analysis.coupling), edges(analysis.coupling, prepared.nodes, prepared.trace)
+    return profiling.Kernels(*clocks, led(weights, prepared.nodes, analysis.coupling), between)
+
+
 def test_predictions_go_from_one_table_to_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(0.5, monkeypatch)
     analysis = sfp_onnx.inspect(classifier(**WIDE))
-    weights, nodes = storables(analysis.prepared, analysis.coupling), analysis.prepared.nodes
-    clocks = [profiling.clock_of(analysis, machine.profile(analysis, changed=changed)) for changed in (None, True)]
-    kernels = profiling.Kernels(*clocks, led(weights, nodes, analysis.coupling))
-    full = clocks[0].terms.full
-    plain, first, both = (float(kernels(full, codes)) for codes in ([4, 1], [INTEGER, 2], [INTEGER, INTEGER]))
-    assert plain == pytest.approx(clocks[0](full)) and both < first < plain and not kernels.slower()
+    kernels = kernels_of(analysis, machine)
+    full, between = kernels.floating.terms.full, kernels.edges.terms.full
+    plain, first, both = (float(kernels(full, between, codes)) for codes in ([4, 1], [INTEGER, 2], [INTEGER, INTEGER]))
+    assert plain == pytest.approx(kernels.floating(full)) and both < first < plain and not kernels.slower()
     head = next(layer for layer in analysis.coupling.layers if layer.node.name == "head").macs / analysis.samples
     assert both == pytest.approx(0.5 * (plain - head * 1e-9 / 64) + head * 1e-9 / 64)
-    assert replace(kernels, floating=clocks[1], integers=clocks[0]).slower() == (0, 1)
+    assert replace(kernels, floating=kernels.integers, integers=kernels.floating).slower() == (0, 1)
+
+
+def test_steps_between_floating_and_integer_layers_are_learnt_from_mixed_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(0.5, monkeypatch)
+    analysis = sfp_onnx.inspect(classifier(**WIDE))
+    kernels = kernels_of(analysis, machine)
+    full, between = kernels.floating.terms.full, kernels.edges.terms.full
+    codes = np.asarray([[INTEGER, 4], [4, INTEGER]])
+    samples, image, first, second = analysis.samples, 3 * 64, 32 * 64, 48
+    assert kernels.crossing(between, codes).tolist() == [samples * (image + first), samples * (first + second)]
+    assert kernels.crossing(between, [4, 4]) == 0
+    seconds = kernels(full, between, codes) + 3e-9 * kernels.crossing(between, codes)
+    taught = kernels.fitted(profiling.OnIntegers(machine.profile(analysis), codes, seconds))
+    assert taught.step == pytest.approx(3e-9) and taught(full, between, codes) == pytest.approx(seconds)
+    assert kernels.fitted(profiling.OnIntegers(machine.profile(analysis), codes, 0.1 * seconds)).step == 0
+
+
+def test_integers_that_pay_only_together_are_found() -> None:
+    """Every layer that is alone on integers takes two steps more than it saves."""
+
+    def cost(kept: np.ndarray) -> np.ndarray:
+        on = kept[..., 1:] == INTEGER
+        return 10.0 * kept[..., 0] / 8 + (np.where(on, 5, 10)).sum(-1) + 6.0 * (np.diff(on, axis=-1, prepend=False, append=False)).sum(-1)
+
+    codes, losses = [[8, 4]] + [[4, INTEGER]] * 4, [[0.0, 9.0]] + [[0.0, 0.1]] * 4
+    problem = widths.Problem(codes, losses, [cost], [43.0])
+    found = search._solved(problem, 1)
+    assert found is not None and found.kept.tolist() == [8, INTEGER, INTEGER, INTEGER, INTEGER] and found.error == pytest.approx(0.4)
+    assert search._solved(replace(problem, bounds=[60.0]), 1).kept.tolist() == [8, 4, 4, 4, 4], "and are given back where there is room"
 
 
 def test_a_plan_of_integers_is_refused_without_data(model: Path) -> None:

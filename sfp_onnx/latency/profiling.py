@@ -17,9 +17,9 @@ from ..core.types import Align, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
 from ..planning import SECONDS, Gauge, Halves, figure
-from ..planning.figures import BLOCKED_RANK, Kind, Scene, Terms, node_terms
+from ..planning.figures import BLOCKED_RANK, Edges, Kind, Scene, Terms, edges, node_terms
 from ..planning.library import read_library
-from ..planning.precision import Codes, as_float, integer, led
+from ..planning.precision import INTEGER, Codes, as_float, integer, led, on_integers, stores
 from ..planning.widths import choices, of_widths, steps_of
 from ..runtime import Setup
 from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
@@ -75,9 +75,19 @@ def latency(scene: Scene) -> Gauge:
     return _gauge(scene, scaled(device_profile, measure.latencies_of([analysis.model], analysis, scene.setup, options.batch)[0]), True)
 
 
-def integers_profile(scene: Scene, floating: DeviceProfile) -> DeviceProfile | None:
-    """The device profile of the model with all its layers on integers, on the machine (in its present mood) of that with none; None where
-    nothing makes them so."""
+@dataclass(frozen=True)
+class OnIntegers:
+    """What was measured of a model with layers on integers: the device profile with ``all`` of them, and the ``seconds`` with those of
+    which the ``codes`` (models, weights) say so."""
+
+    all: DeviceProfile
+    codes: IntArray
+    seconds: FloatArray
+
+
+def integers_measured(scene: Scene, floating: DeviceProfile) -> OnIntegers | None:
+    """On the machine in the mood in which it ``floating`` was measured; None where nothing makes layers integers. Of two models every other
+    layer is one, which tells what the steps between cost."""
     analysis, setup, batch, make = scene.analysis, scene.setup, scene.options.batch, scene.form.integers
     if make is None:
         return None
@@ -87,27 +97,47 @@ def integers_profile(scene: Scene, floating: DeviceProfile) -> DeviceProfile | N
         return make(model, layers)
 
     known = measure_device_profile(analysis, setup, batch, scene.progress, budget=scene.options.profile_budget, changed=every)
-    before, now = measure.latencies_of([analysis.model, every(analysis.prepared.model)], analysis, setup, batch)
-    return scaled(known, floating.seconds * now / before)
+    storable = scene.form.storable
+    odd = np.arange(len(storable)) % 2 == [[0], [1]]
+    codes = np.where(odd & [np.isfinite(item.errors[INTEGER]) for item in storable], INTEGER, as_float(storable))
+    mixed = [make(analysis.prepared.model, on_integers(stores(storable, row))) for row in codes.tolist()]
+    times = measure.latencies_of([analysis.model, every(analysis.prepared.model), *mixed], analysis, setup, batch)
+    _, now, *others = floating.seconds * np.asarray(times) / times[0]
+    return OnIntegers(scaled(known, float(now)), codes, np.asarray(others))
 
 
 @dataclass(frozen=True)
 class Kernels:
     """Seconds of models of which some layers are computed in integers: what follows a layer counts with it (``led``: as
-    `planning.precision.led`), and of what is no node's the share of such layers."""
+    `planning.precision.led`), and of what is no node's the share of such layers. Each element that goes from such a node to another, or
+    back, takes a ``step``."""
 
     floating: Clock
     integers: Clock
     led: IntArray
+    edges: Edges
+    step: float = 0.0
 
-    def __call__(self, lengths: FloatArray, codes: Codes) -> FloatArray:
-        """Seconds (...) at lengths (..., axes) with codes (..., weights)."""
+    def __call__(self, lengths: FloatArray, between: FloatArray, codes: Codes) -> FloatArray:
+        """Seconds (...) at lengths (..., axes) of nodes and ``between`` them, with codes (..., weights)."""
         clock = self.floating
         on = integer(codes, self.led[clock.terms.owner])
         share = integer(codes, np.arange(np.shape(codes)[-1])).mean(-1)
         values = clock.terms.values(lengths, clock.block.width, clock.block.slow)
         constant = clock.constant + share * (self.integers.constant - clock.constant)
-        return np.asarray(constant + (values * np.where(on, self.integers.costs, clock.costs)).sum(-1))
+        seconds = constant + (values * np.where(on, self.integers.costs, clock.costs)).sum(-1)
+        return np.asarray(seconds + self.step * self.crossing(between, codes))
+
+    def crossing(self, between: FloatArray, codes: Codes) -> FloatArray:
+        """Elements (...) that go from nodes on integers to others, or back; inputs of the model are floating."""
+        ends = (integer(codes, np.where(nodes < 0, -1, self.led[nodes])) for nodes in (self.edges.makers, self.edges.readers))
+        return np.asarray((self.edges.terms.values(between) * np.not_equal(*ends)).sum(-1))
+
+    def fitted(self, measured: OnIntegers) -> Kernels:
+        """With the step that models of which some layers are integers took."""
+        full, between = self.floating.terms.full, self.edges.terms.full
+        late, elements = measured.seconds - self(full, between, measured.codes), self.crossing(between, measured.codes)
+        return replace(self, step=max(0.0, float(late @ elements) / max(float(elements @ elements), 1.0)))
 
     def slower(self) -> tuple[int, ...]:
         """Weights whose layers would take no less time on integers, with all channels."""
@@ -118,31 +148,36 @@ class Kernels:
         return tuple(np.flatnonzero(sums <= 0).tolist())
 
 
-def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: DeviceProfile | None = None) -> Gauge:
-    """``known``: the profile of integers, where some layers may become so and it was measured already."""
-    integers = known or (integers_profile(scene, device_profile) if here else None)
-    plain = _plain_gauge(scene, device_profile, here, integers)
-    if integers is None:
+def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: OnIntegers | None = None) -> Gauge:
+    """``known``: what was measured of integers already."""
+    measured = known or (integers_measured(scene, device_profile) if here else None)
+    plain = _plain_gauge(scene, device_profile, here, measured)
+    if measured is None:
         return plain
-    analysis, storable = scene.analysis, scene.form.storable
-    follow, terms, groups = led(storable, analysis.prepared.nodes, analysis.coupling), terms_of(analysis), len(analysis.coupling.groups)
-    kernels = Kernels(clock_of(analysis, device_profile), clock_of(analysis, integers), follow)
-    share = integers.seconds / device_profile.seconds
+    analysis, storable, prepared = scene.analysis, scene.form.storable, scene.analysis.prepared
+    between = edges(analysis.coupling, prepared.nodes, prepared.trace)
+    floating, integers = clock_of(analysis, device_profile), clock_of(analysis, measured.all)
+    kernels = Kernels(floating, integers, led(storable, prepared.nodes, analysis.coupling), between).fitted(measured)
+    own, groups = floating.terms, len(analysis.coupling.groups)
+    share = measured.all.seconds / device_profile.seconds
     words = f"with all layers in 8-bit integers, the original takes {share:.0%} of its time here"
     slower = kernels.slower() if share < 1 else tuple(range(len(storable)))
     words += f"; {len(slower)} of {len(storable)} layers would be no faster, and stay as they are" if slower else ""
 
+    def cost(kept: IntArray) -> FloatArray:
+        units = kept[..., :groups]
+        return kernels(own.lengths(units), between.terms.lengths(units), kept[..., groups:])
+
     def at(codes: Sequence[int]) -> Gauge:
-        return replace(
-            plain, predicted=lambda removed: float(kernels(terms.lengths_after(removed), codes)), at=at, slower=slower,
-            notes=(*plain.notes, words),
-            cost=lambda kept: kernels(terms.lengths(kept[..., :groups]), kept[..., groups:]),
-        )  # fmt: skip
+        def predicted(removed: BoolArray) -> float:
+            return float(kernels(own.lengths_after(removed), between.terms.lengths_after(removed), codes))
+
+        return replace(plain, predicted=predicted, cost=cost, at=at, slower=slower, notes=(*plain.notes, words))
 
     return at(as_float(storable))
 
 
-def _plain_gauge(scene: Scene, device_profile: DeviceProfile, here: bool, integers: DeviceProfile | None) -> Gauge:
+def _plain_gauge(scene: Scene, device_profile: DeviceProfile, here: bool, integers: OnIntegers | None) -> Gauge:
     analysis, batch, seconds = scene.analysis, scene.options.batch, device_profile.seconds
     seconds_of, short = clock_of(analysis, device_profile), device_profile.cut_short
 

@@ -102,7 +102,7 @@ def candidates(
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
     storable, integers = ((), None) if options.precision == "float32" else _storable(inputs, options, scoring, progress, further)
     if options.precision == "auto" and _timed(options, further) and integers is None:
-        notes += ("8-bit integers are weighed as storage alone, which saves no time: kernels on them need --data, this processor, and layers that they can take",)
+        notes += ("8-bit integers are weighed as storage alone: kernels that save time need --data, this processor, and layers they take",)
     form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable, integers)
     return search.Candidates(
         analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,

@@ -184,6 +184,29 @@ def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms
     return terms(coupling, products)
 
 
+@dataclass(frozen=True)
+class Edges:
+    """What nodes read of each other: ``terms`` are elements, one each, ``makers`` and ``readers`` (edges,) indices of nodes (-1: an input
+    of the model)."""
+
+    terms: Terms
+    makers: IntArray
+    readers: IntArray
+
+
+def edges(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Edges:
+    """All activations on their way from node to node, on the traced shapes."""
+    made = {name: node.index for node in nodes for name in node.outputs}
+    found = [
+        (made.get(name, -1), node.index, name) for node in nodes for position, name in enumerate(node.inputs)
+        if name in trace.shapes and (node.index, position) not in coupling.constants
+    ]  # fmt: skip
+    names = [name for *_, name in found]
+    products = (Product(float(prod(trace.shapes[name])), _axes(name, coupling, trace), at, Kind.READ) for at, name in enumerate(names))
+    ends = np.asarray([row[:2] for row in found], np.int64).reshape(-1, 2)
+    return Edges(terms(coupling, products), ends[:, 0], ends[:, 1])
+
+
 def macs_terms(coupling: Coupling, samples: int) -> Terms:
     """Multiply-accumulates for one sample."""
     layers = coupling.layers

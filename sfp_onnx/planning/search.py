@@ -29,7 +29,7 @@ from ..rules.registry import Trait, has
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
-from .precision import Storable, chosen, stores, without
+from .precision import INTEGER, Storable, chosen, stores, without
 from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
@@ -210,13 +210,24 @@ def choice_for(
     codes, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
     costs = [ruler.cost(name) for name in limits]
     problem = widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values()))
-    solution = widths.solve(problem)
+    solution = _solved(problem, len(offers))
     trial = None
     if solution is not None:
         kept, chosen = solution.kept[: len(offers)].tolist(), tuple(solution.kept[len(offers) :].tolist())
         trial = Trial(options, widths.of_widths(coupling, scores, kept), (widths.compared(solution),), codes=chosen, error=solution.error)
     least = np.inf if solution is None else solution.error
     return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
+
+
+def _solved(problem: widths.Problem, groups: int) -> widths.Allocation | None:
+    """The better of what the solver finds from floating layers on and, since the first of them may not pay alone, from integers on."""
+    solution, fixed = widths.solve(problem), [[row[-1]] if row[-1] == INTEGER else row for row in problem.widths[groups:]]
+    if not any(row == [INTEGER] for row in fixed):
+        return solution
+    errors = [table[-len(row) :] for table, row in zip(problem.errors[groups:], fixed, strict=True)]
+    other = widths.solve(replace(problem, widths=[*problem.widths[:groups], *fixed], errors=[*problem.errors[:groups], *errors]))
+    other = other and widths.widened(problem, other)
+    return solution if other is None or (solution is not None and solution.error <= other.error) else other
 
 
 def offered_codes(storable: Sequence[Storable], options: PlanOptions) -> list[list[int]]:
@@ -295,7 +306,7 @@ def narrowest(candidates: Candidates, options: PlanOptions) -> Trial:
     narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
     removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
     codes = tuple(offer[-1] for offer in offered_codes(candidates.form.storable, options))
-    return Trial(options, removed, ("allocation: the narrowest widths",), codes=codes)
+    return Trial(options, removed, ("allocation: the narrowest widths",), codes=codes, error=np.inf)
 
 
 # ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
@@ -465,7 +476,7 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     known = candidates.errors if asked.allocation == "solve" else {}  # a share of the dimensions of all heads is nothing one asks for
     candidates = replace(candidates, groups=[group for group in candidates.groups if not group.dimensions or group.name in known])
     align, first = Align.parse(asked.align), settled(asked, ruler)
-    best = attempt(candidates, replace(asked, align=first), ruler, progress)
+    best = _with_or_without_integers(candidates, replace(asked, align=first), ruler, progress)
     judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
     if align.written == "default" and str(first) == BLOCKS:
         if best.used < FULL:
@@ -480,6 +491,29 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     }
     stored = chosen(candidates.form.storable, best.codes, asked.precision != "auto")
     return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures, precisions=stored)
+
+
+def _with_or_without_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """A trial; where layers may become integers, and that was not enough alone, the better of two, of which one has none.
+
+    Raises:
+        TargetError: neither holds the targets.
+    """
+    storable = candidates.form.storable
+    if not any(np.isfinite(item.errors[INTEGER]) for item in storable):
+        return attempt(candidates, options, ruler, progress)
+    floating = replace(candidates, form=replace(candidates.form, storable=without(storable, range(len(storable)))))
+    try:
+        best = attempt(candidates, options, ruler, progress)
+    except TargetError:
+        return attempt(floating, options, ruler, progress)
+    if not best.removed.any():
+        return best
+    try:
+        other = attempt(floating, options, ruler, progress)
+    except TargetError:
+        return best
+    return other if other.error < best.error else best
 
 
 def allocation_of(candidates: Candidates, options: PlanOptions) -> str:
