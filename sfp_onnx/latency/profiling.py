@@ -159,10 +159,8 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: OnInt
     floating, integers = clock_of(analysis, device_profile), clock_of(analysis, measured.all)
     kernels = Kernels(floating, integers, led(storable, prepared.nodes, analysis.coupling), between).fitted(measured)
     own, groups = floating.terms, len(analysis.coupling.groups)
-    share = measured.all.seconds / device_profile.seconds
-    words = f"with all layers in 8-bit integers, the original takes {share:.0%} of its time here"
-    slower = kernels.slower() if share < 1 else tuple(range(len(storable)))
-    words += f"; {len(slower)} of {len(storable)} layers would be no faster, and stay as they are" if slower else ""
+    slower = kernels.slower()
+    words = f"{len(slower)} of {len(storable)} layers would be no faster in 8-bit integers, and stay as they are"
 
     def cost(kept: IntArray) -> FloatArray:
         units = kept[..., :groups]
@@ -172,7 +170,7 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: OnInt
         def predicted(removed: BoolArray) -> float:
             return float(kernels(own.lengths_after(removed), between.terms.lengths_after(removed), codes))
 
-        return replace(plain, predicted=predicted, cost=cost, at=at, slower=slower, notes=(*plain.notes, words))
+        return replace(plain, predicted=predicted, cost=cost, at=at, slower=slower, notes=(*plain.notes, *([words] if slower else [])))
 
     return at(as_float(storable))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core import options as records
-from ..core.errors import OptionError, TargetError
+from ..core.errors import ModelError, OptionError, TargetError
 from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
 from ..core.system import log, quiet
 from ..core.types import FloatArray, traced_text
@@ -25,9 +25,10 @@ from ..export.integers import Integers, histograms, ranges_of
 from ..graph.arrays import write_arrays
 from ..graph.load import ModelSource
 from ..latency import to_json as profile_to_json
+from ..latency.measure import latency_ratio
 from ..latency.profiling import measure_device_profile, read_device_profile
 from ..planning import library, max_drop, parse_target, search, widths
-from ..planning.precision import INTEGER, Storable, storables
+from ..planning.precision import INTEGER, Storable, storables, without
 from ..rules.foreign import sentences
 from ..runtime import PROVIDERS, Setup, full_provider, threaded, using_threads
 from ..scores import parts
@@ -100,9 +101,9 @@ def candidates(
     notes = known.notes
     if weighed and any(shape["guessed"] for shape in analysis.traced.values()):
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
-    storable, integers = ((), None) if options.precision == "float32" else _storable(inputs, options, scoring, progress, further)
-    if options.precision == "auto" and _timed(options, further) and integers is None:
-        notes += ("8-bit integers are weighed as storage alone: kernels that save time need --data, this processor, and layers they take",)
+    stored = options.precision != "float32"
+    storable, integers, words = _storable(inputs, options, scoring, progress, further) if stored else ((), None, ())
+    notes += words
     form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable, integers)
     return search.Candidates(
         analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
@@ -117,19 +118,38 @@ def _timed(options: PlanOptions, further: Sequence[str]) -> bool:
 
 def _storable(
     inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, further: Sequence[str]
-) -> tuple[tuple[Storable, ...], Integers | None]:
-    """The weights that may be stored in fewer bits, with what their rounding does; and, where time counts that is measured on this
-    processor, what makes layers integers."""
+) -> tuple[tuple[Storable, ...], Integers | None, tuple[str, ...]]:
+    """The weights that may be stored in fewer bits, with what their rounding does; where time counts that is measured on this processor,
+    what makes layers integers, if that saves any; and words on it."""
     analysis, seed = inputs.analysis, (scoring.options or ScoreOptions()).seed
-    setup, weights, integers = Setup.of(options), storables(analysis.prepared, analysis.coupling), None
-    here = options.device_profile is None and setup.board is None and full_provider(setup.provider) in PROVIDERS
-    if options.precision == "auto" and _timed(options, further) and here and inputs.data is not None and weights:
-        layers = frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
-        some = inputs.data.part(np.arange(min(inputs.data.samples, SAMPLES)))
-        found = histograms(analysis.prepared.model, lambda: feeds_of(analysis, some))
-        integers = Integers(layers, ranges_of(found))
+    weights, integers, words = storables(analysis.prepared, analysis.coupling), None, tuple[str, ...]()
+    if options.precision == "auto" and _timed(options, further):
+        integers, words = _integers(inputs, options) if weights else (None, (NO_KERNELS,))
+        weights = weights if integers else without(weights, range(len(weights)))
     weights = with_errors(analysis, weights, inputs.data, seed, progress, integers)
-    return weights, integers if any(np.isfinite(item.errors[INTEGER]) for item in weights) else None
+    if integers is None or any(np.isfinite(item.errors[INTEGER]) for item in weights):
+        return weights, integers, words
+    return weights, None, (NO_KERNELS,)
+
+
+NO_KERNELS = "8-bit integers are weighed as storage alone: kernels that save time need --data, this processor, and layers they take"
+
+
+def _integers(inputs: Inputs, options: PlanOptions) -> tuple[Integers | None, tuple[str, ...]]:
+    """What makes layers integers, if the model with all of them is faster here; and words on it."""
+    analysis, data, setup = inputs.analysis, inputs.data, Setup.of(options)
+    here = options.device_profile is None and setup.board is None and full_provider(setup.provider) in PROVIDERS
+    if not here or data is None:
+        return None, (NO_KERNELS,)
+    model, layers = analysis.prepared.model, frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
+    some = data.part(np.arange(min(data.samples, SAMPLES)))
+    try:
+        integers = Integers(layers, ranges_of(histograms(model, lambda: feeds_of(analysis, some))))
+        share = latency_ratio(analysis, integers(model, layers), setup, options.batch)
+    except ModelError:
+        return None, (NO_KERNELS,)
+    words = f"with all layers in 8-bit integers, the original takes {share:.0%} of its time here"
+    return (integers, (words,)) if share < 1 else (None, (f"{words}: none is computed so",))
 
 
 def _of_parts(analysis: Analysis, scoring: Scoring, asked: Mapping[str, Any], progress: Progress) -> library.Library:
