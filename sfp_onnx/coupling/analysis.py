@@ -262,7 +262,8 @@ def free_share(analysis: Analysis) -> float:
     """The share of the MACs that goes if half of every group does."""
     removed = np.zeros(analysis.coupling.units, bool)
     for group in analysis.coupling.groups:
-        removed[group.units[: group.width // 2]] = not analysis.coupling.transforms.intersection(group.producers)
+        half = group.order(np.zeros(group.width))[: group.width // group.blocks // 2 * group.blocks]
+        removed[group.units[half]] = not group.inside and not analysis.coupling.transforms.intersection(group.producers)
     before = analysis.size().macs
     return 1 - analysis.size(removed).macs / before if before else 0.0
 

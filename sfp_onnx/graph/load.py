@@ -78,6 +78,11 @@ def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
     return replace(model, complaint=problem)
 
 
+def from_bytes(data: bytes, custom_ops: Sequence[str] = ()) -> Model:
+    """A model from the bytes of a self-contained file; as `load`."""
+    return load(ModelProto.FromString(data), custom_ops)
+
+
 def _parse(path: Path) -> tuple[ModelProto, Any]:
     try:
         data = path.read_bytes()

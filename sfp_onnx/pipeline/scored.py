@@ -89,7 +89,7 @@ def candidates(
     else:
         name = default_score(data, repair) if scoring.name is None else scoring.name
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
-        plain = [group for group in groups if not group.dimensions]  # searches cannot judge dimensions
+        plain = [group for group in groups if not group.dimensions and not group.inside]  # searches judge one kind of units
         scores = scored(analysis, name, data, scoring.options, progress, options, plain, inputs.told)
         known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes, spectra=scores.spectra)
         details, reach = scores.brief, scores.reach

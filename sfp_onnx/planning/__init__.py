@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.errors import OptionError, PlanError
 from ..core.types import OUTPUTS, BoolArray, Coupling, Factor, FloatArray, Group, GroupPlan, IntArray, Plan, Precision, Size
-from ..coupling.cost import Whole, emptied, layer_macs, removal
+from ..coupling.cost import Whole, emptied, layer_macs, removal, uneven
 from ..graph import Model
 from ..graph.stored import STORED
 
@@ -307,6 +307,11 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
         listed.add(item.group)
         _check(item, groups[item.group], item.group in coupling.branches)
     removed = removal(coupling, {item.group: item.remove for item in plan.groups})
+    for group in uneven(coupling, removed):
+        raise PlanError(
+            f"group '{group.name}': the {group.blocks} groups of channels of its convolutions must keep as many each, and the plan leaves "
+            f"{(~removed[group.units]).reshape(group.blocks, -1).sum(1).tolist()}. Remove as many from each, or none."
+        )
     empty = emptied(coupling, removed)
     if empty:
         raise PlanError(f"the plan removes all {len(empty[0][1])} channels of tensor '{empty[0][0]}'; at least one must stay.")

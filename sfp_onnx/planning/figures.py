@@ -33,7 +33,7 @@ from . import COUNTS, FIGURES, Gauge, Halves, figure, parse_target
 from .precision import Codes, Storable, as_float, on_integers, overhead, shares, stores
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
-AXES = 3  # most unit-carrying axes that one product may have
+AXES = 4  # most unit-carrying axes that one product may have
 
 
 class Kind(IntEnum):
@@ -138,7 +138,7 @@ def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
     widths = np.asarray([group.width for group in coupling.groups], np.int64)
     group_of = np.repeat(np.arange(len(widths)), widths)
     counts = np.stack([np.bincount(group_of[axis.units[axis.units >= 0]], minlength=len(widths)).astype(float) for axis in axes])
-    full = np.asarray([len(axis.units) for axis in axes], float)
+    full = np.asarray([axis.units.size for axis in axes], float)
     return Terms(
         base=np.asarray([product.value for product in every], float), axes=numbers,
         owner=np.asarray([product.owner for product in every], np.int64), kind=np.asarray([product.kind for product in every], np.int64),
@@ -473,8 +473,8 @@ class Ruler:
         """The same at candidates (..., groups)."""
         products, all_channels = [], self.wholes(wholes)
         for whole, axis in [*((whole, whole.reads) for whole in wholes), *((whole, whole.makes) for whole in wholes)]:
-            units = next((carried.units for carried in whole.carried if carried.axis == axis), np.full(whole.shape[axis], -1, np.int64))
-            products.append(Product(float(whole.shape[axis]), [Axis(units)], 0, Kind.READ))
+            carried = [Axis(carried.units) for carried in whole.carried if carried.axis == axis]
+            products.append(Product(float(whole.shape[axis]), carried, 0, Kind.READ))
         both = terms(self.analysis.coupling, products)
 
         def halves(kept: IntArray) -> Halves:

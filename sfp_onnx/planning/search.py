@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -184,7 +184,7 @@ def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatA
     that read it (as the errors of `obs` are: a residual stream is worth more than what one layer reads)."""
     errors = []
     for group in groups:
-        squares = np.sort(np.maximum(scores[group.units], 0)) ** 2
+        squares = np.maximum(scores[group.units][group.order(scores[group.units])], 0) ** 2
         total = squares.sum()
         lost = np.concatenate([[0.0], np.cumsum(squares)])[::-1]
         errors.append(max(1, len(group.consumers)) * (lost / total if total > 0 else np.linspace(1, 0, group.width + 1)))
@@ -474,7 +474,7 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     candidates = replace(candidates, form=replace(candidates.form, storable=without(candidates.form.storable, slower)))
     asked, data = replace(options, allocation=allocation_of(candidates, options)), candidates.data
     known = candidates.errors if asked.allocation == "solve" else {}  # a share of the dimensions of all heads is nothing one asks for
-    candidates = replace(candidates, groups=[group for group in candidates.groups if not group.dimensions or group.name in known])
+    candidates = replace(candidates, groups=_judged(candidates, known, asked.allocation == "solve"))
     align, first = Align.parse(asked.align), settled(asked, ruler)
     best = _with_or_without_integers(candidates, replace(asked, align=first), ruler, progress)
     judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
@@ -514,6 +514,21 @@ def _with_or_without_integers(candidates: Candidates, options: PlanOptions, rule
     except TargetError:
         return best
     return other if other.error < best.error else best
+
+
+def _judged(candidates: Candidates, known: Container[str], solved: bool) -> list[Group]:
+    """The groups that may shrink: not dimensions whose errors are not ``known``; and of whole groups of a convolution and what is inside of
+    them both, where a solver weighs them against each other by what is known of both, or those that leave in finer steps."""
+    left = [group for group in candidates.groups if not group.dimensions or group.name in known]
+    if solved and candidates.errors:
+        return [group for group in left if not group.inside or group.name in known]
+    scored = {group.name for group in left if candidates.scores[group.units].any()}
+    if solved:
+        return [group for group in left if not group.inside or group.name in scored]
+    parts = {name: [group for group in left if name in group.inside] for group in left for name in group.inside}
+    steps = {name: min(part.width // part.blocks if part.name in scored else 0 for part in some) for name, some in parts.items()}
+    whole = {group.name for group in left if group.width > steps.get(group.name, group.width)}
+    return [group for group in left if whole.isdisjoint(group.inside) and (group.name not in parts or group.name in whole)]
 
 
 def allocation_of(candidates: Candidates, options: PlanOptions) -> str:

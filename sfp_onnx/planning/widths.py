@@ -62,12 +62,12 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 
 
 def steps_of(coupling: Coupling, group: Group, align: Align) -> Align:
-    """The alignment of a group's kept units that brings every weight axis that it fills to an alignment."""
+    """The alignment of a group's kept units that brings every weight axis that it fills to an alignment, and keeps blocks even."""
     widths = (align.block, align.fine, align.start)
     makers = set(group.producers)
     layers = [layer for layer in coupling.layers if layer.node.name in makers] if max(widths) > 1 else []
     counts = [count for layer in layers if (count := sum(int((made.units == group.units[0]).sum()) for made in layer.made))]
-    return Align(*(math.lcm(*(width // math.gcd(width, count) for count in counts)) for width in widths))
+    return Align(*(math.lcm(group.blocks, *(width // math.gcd(width, count) for count in counts)) for width in widths))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class _Chooser:
     @cached_property
     def orders(self) -> list[IntArray]:
         """Positions of each group from least to most important; ties leave in the order of the channels."""
-        return [np.argsort(self.scores[group.units], kind="stable") for group in self.groups]
+        return [group.order(self.scores[group.units]) for group in self.groups]
 
     @cached_property
     def keys(self) -> FloatArray:

@@ -245,7 +245,7 @@ def _retrained(
     from ..training.masked import DECAY, MOMENTUM, retrained
 
     schedule = Schedule(options.retrain, options.retrain_lr, 64, seed=options.seed, momentum=MOMENTUM, decay=DECAY)
-    return retrained(analysis.model, diluted, masks, data, schedule, lambda said: log.info(words(said)))
+    return retrained(analysis, diluted, masks, data, schedule, lambda said: log.info(words(said)))
 
 
 class Masked(NamedTuple):
