@@ -421,7 +421,8 @@ EXPANSIONS = ("expand", "cut_layernorm", "expand_outputs")
 class InspectOptions(Checked):
     """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
     of operators that onnxruntime loads with it; ``expand``: whether channels may leave that an operator or an output needs, which gets
-    them again ("auto": where a plan needs that). ``cut_layernorm`` and ``expand_outputs`` are older names of its two halves."""
+    them again ("auto": where a plan is better for it, or needs that). ``cut_layernorm`` and ``expand_outputs`` are older names of its
+    two halves."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
@@ -431,7 +432,7 @@ class InspectOptions(Checked):
     )
     expand: str = rare(
         "auto", "Let channels leave that an operator needs (a normalisation over them, an output that several layers add to): it gets "
-        "them again, exactly, at some cost in time. auto: where the target needs that.", CHANNELS,
+        "them again, exactly, at some cost in time. auto: where the target has less error so, or needs it.", CHANNELS,
         choices=("auto", "none", "all"))  # fmt: skip
     cut_layernorm: bool = rare(False, "Older name of --expand all, without outputs.", CHANNELS)
     expand_outputs: bool = rare(False, "Older name of --expand all, for outputs alone.", CHANNELS)

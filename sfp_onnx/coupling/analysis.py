@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..core.errors import DataError, ModelError
 from ..core.system import quiet
-from ..core.types import Array, BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
+from ..core.types import Array, BoolArray, Branch, Coupling, Factor, Group, IntArray, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, one_by_one, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
@@ -72,6 +73,33 @@ class Analysis(Shown):
         found = cost.wholes(self.prepared, self.coupling)
         return {name: whole for name, whole in found.items() if whole.layer.node.outputs[0] not in self.projected}
 
+    @cached_property
+    def expanding(self) -> frozenset[str]:
+        """The groups that can only shrink if something is expanded, or an output projected."""
+        axes = [*(units for _, units in self._expandable), *(layer.reads for layer in self.projections)]
+        units = set(np.concatenate([np.zeros(0, np.int64), *axes]).tolist())
+        return frozenset(group.name for group in self.coupling.groups if units.intersection(group.units.tolist()))
+
+    def expansions(self, removed: BoolArray) -> dict[str, int]:
+        """What a removal has expanded: at how many places, by operator, and outputs that it has projected."""
+        places = {node.index: node.op for node, units in self._expandable if not cost.keep_mask(units, removed).all()}
+        outputs = ("output" for layer in self.projections if not cost.keep_mask(layer.reads, removed).all())
+        return dict(Counter([*places.values(), *outputs]))
+
+    @cached_property
+    def _expandable(self) -> list[tuple[Node, IntArray]]:
+        """The units along each axis that an operator may be given again."""
+        nodes, found = {node.index: node for node in self.prepared.nodes}, list[tuple[Node, IntArray]]()
+        for index, position, axis in sorted(self.coupling.expanded):
+            carried = self.coupling.constants.get((index, position), self.coupling.tensors.get(nodes[index].inputs[position], ()))
+            found += [(nodes[index], one.units) for one in carried if one.axis == axis]
+        return found
+
+    @cached_property
+    def projections(self) -> list[Layer]:
+        """The layers that give outputs all their channels again."""
+        return [layer for layer in self.coupling.layers if layer.node.outputs[0] in self.projected]
+
     def size(self, removed: BoolArray | None = None, factors: Sequence[Factor] = ()) -> Size:
         """MACs for one sample and parameters after a removal (default: of the original), and with factors."""
         if removed is None and self.projected:  # the original has no projections
@@ -85,12 +113,15 @@ class Analysis(Shown):
         return Size(macs, cost.params(parameters, removed) - sum(weights for _, weights in saved))
 
     def left(self, removed: BoolArray) -> tuple[Sequence[Layer], Sequence[cost.Parameter]]:
-        """Layers and parameters without those that only branches which vanish needed."""
+        """Layers and parameters without those that only branches which vanish needed, and projections that do nothing."""
         gone = cost.vanishing(self.coupling, removed)
-        if not gone:
+        idle = [layer for layer in self.projections if cost.keep_mask(layer.reads, removed).all()]
+        if not gone and not idle:
             return self.coupling.layers, self.parameters
         constants = {name for branch in gone for name in branch.constant}
         needed = self.prepared.index.needed([port.name for port in outputs(self.prepared.model)], constants)
+        unused = {layer.node.index for layer in idle}
+        needed = [node for node in needed if node.index not in unused]
         indices, read = {node.index for node in needed}, {name for node in needed for name in node.reads}
         layers = [layer for layer in self.coupling.layers if layer.node.index in indices]
         return layers, [parameter for parameter in self.parameters if parameter.name in read]
@@ -224,6 +255,11 @@ def _expandable(prepared: Prepared, expand: bool) -> dict[str, int]:
         if np.dtype(prepared.types.get(name) or object) == np.float32 and (axis == len(shape) - 1 > 0 or (axis == 1 and len(shape) > 2)):
             axes[name] = axis
     return axes
+
+
+def expandable(analysis: Analysis) -> bool:
+    """Whether anything is pinned but outputs of one layer each, of which an expansion frees nothing. Costs no run of the model."""
+    return any(pin.reason != GRAPH_OUTPUT or len(pin.layers) > 1 for pin in analysis.coupling.pinned)
 
 
 def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:

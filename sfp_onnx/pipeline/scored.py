@@ -72,7 +72,7 @@ def candidates(
     analysis, data = inputs.analysis, inputs.data
     coupling = analysis.coupling
     if not coupling.groups:
-        raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
+        raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}{inputs.advice}")
     for text in sentences(coupling.unruled):
         log.info(f"Note: {text}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
@@ -107,7 +107,7 @@ def candidates(
     form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable, integers)
     return search.Candidates(
         analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
-        known.spectra if repair is not None and repair.kind == "lstsq" else {}, reach,
+        known.spectra if repair is not None and repair.kind == "lstsq" else {}, reach, inputs.expanding,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -270,6 +270,20 @@ def _precision(data: object) -> Precision:
     if stored not in STORED:
         raise PlanError(f"the plan stores a layer as '{stored}'; expected one of {', '.join(STORED)}.")
     return Precision(_field(data, "layer", str), stored, error, str(_field(data, "reason", str)))
+
+
+def standing(plan: Plan, coupling: Coupling) -> Plan | None:
+    """A plan that was made with what may be expanded, as one for the model as it stands, of which this is the coupling; None if something
+    has to be expanded for it."""
+    widths = {group.name: group.width for group in coupling.groups}
+    if any(item.remove if item.group not in widths else item.width != widths[item.group] for item in plan.groups):
+        return None
+    layers = {layer.node.name for layer in coupling.layers}
+    options = {name: value for name, value in plan.options.items() if name != "expand_outputs"}
+    return replace(
+        plan, groups=tuple(item for item in plan.groups if item.group in widths), options={**options, "cut_layernorm": False},
+        precisions=tuple(item for item in plan.precisions if item.layer in layers),
+    )  # fmt: skip
 
 
 def sample_shapes(plan: Plan) -> dict[str, list[int]] | None:

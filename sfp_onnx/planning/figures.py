@@ -100,6 +100,11 @@ class Terms:
         """Sum of all terms (...) of candidates (..., groups)."""
         return np.asarray(self.values(self.lengths(kept)).sum(-1), float)
 
+    def whole(self, kept: IntArray) -> FloatArray:
+        """Sum of those terms (...) of which all axes have their full length."""
+        full = self.lengths(kept) >= self.full - 1e-6
+        return np.asarray(np.where(full[..., self.axes].all(-1), self.base, 0.0).sum(-1), float)
+
     def per_owner(self, lengths: FloatArray, owners: int, block: int = 1, slow: float = 1.0) -> FloatArray:
         """Sums (..., owners, kinds) at lengths (..., axes)."""
         values = self.values(lengths, block, slow)
@@ -345,10 +350,16 @@ class Scene:
 def macs(scene: Scene) -> Gauge:
     """Multiply-accumulates for one sample, exact."""
     analysis = scene.analysis
-    total = macs_terms(analysis.coupling, analysis.samples).total
+    terms = macs_terms(analysis.coupling, analysis.samples)
+    projections = macs_terms(replace(analysis.coupling, layers=tuple(analysis.projections)), analysis.samples)
+
+    def total(kept: IntArray) -> FloatArray:  # a projection that has all channels in front of it does nothing
+        return np.asarray(terms.total(kept) - projections.whole(kept))
+
     return Gauge(
-        lambda removed: analysis.size(removed).macs, total, before=analysis.size().macs, saved=lambda halves: halves.macs.sum(-1)
-    )
+        lambda removed: analysis.size(removed).macs, total if analysis.projections else terms.total, before=analysis.size().macs,
+        saved=lambda halves: halves.macs.sum(-1),
+    )  # fmt: skip
 
 
 @figure("params", COUNTS, "params=120k", shaped=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -43,6 +44,7 @@ REPEATS = 2  # further measurements after a surprise; the median counts
 FULL = 0.95  # of a bound: less than this used, finer steps are worth more than whole blocks
 HELD_OUT = 1 / 4  # of the data, to compare two alignments on
 FEWEST = 16  # samples to compare on
+EXPANDED = 0.95  # of the error as it stands: less than this is worth what is expanded
 BLOCKS = "16:1:12"  # channels are made in blocks of 16 (AVX-512) or 8 (AVX2), and fewer than 12 read one by one (measured, AVX-512)
 LIGHT = "4:1:12"  # other widths are slower than the next wider multiple of 4
 
@@ -55,7 +57,8 @@ class Candidates:
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``, and judged by what ``measures`` say of the outputs.
     ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written. ``spectra`` tell the error of
-    layers that become two; ``reach`` is the share of the outputs' variance that an error of 1 means (0: unknown).
+    layers that become two; ``reach`` is the share of the outputs' variance that an error of 1 means (0: unknown). Groups that are
+    ``expanding`` shrink only if that is worth what has to be expanded for it; the plan says which is better.
     """
 
     analysis: Analysis
@@ -71,13 +74,14 @@ class Candidates:
     form: Form = AS_CUT
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
     reach: float = 0.0
+    expanding: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Trial:
     """A removal, ``factors`` and ``codes`` of the storable weights, and the options, with everything settled, that they were chosen for;
-    ``notes`` on how they were found; the bounds (``limits``) that they shall hold, and their figures by name: predicted when they were
-    chosen, and actual (counted, built or measured); the ``error`` that was estimated, where the solver chose."""
+    ``notes`` on how they were found, ``error`` that which the solver expects; the bounds (``limits``) that they shall hold, and their
+    figures by name: predicted when they were chosen, and actual (counted, built or measured)."""
 
     options: PlanOptions
     removed: BoolArray
@@ -87,7 +91,7 @@ class Trial:
     actual: Mapping[str, float] = field(default_factory=dict)
     factors: tuple[Factor, ...] = ()
     codes: tuple[int, ...] = ()
-    error: float = 0.0
+    error: float = np.inf
 
     def same(self, other: Trial) -> bool:
         """Whether both are one model."""
@@ -279,7 +283,7 @@ def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | Non
         factors = ranks.factors(solution.kept, removed)
         if factors and solution.error < WORTH * least:
             words = f"{len(factors)} layers become two: estimated error {least:.4g} -> {solution.error:.4g}"
-            best = Trial(aim.options, removed, (words,), factors=factors)
+            best = Trial(aim.options, removed, (words,), factors=factors, error=solution.error)
     return best
 
 
@@ -306,7 +310,7 @@ def narrowest(candidates: Candidates, options: PlanOptions) -> Trial:
     narrow = [offer[-1] for offer in offered(coupling, groups, options)] if solved else []
     removed = widths.of_widths(coupling, scores, narrow) if solved else widths.least(coupling, groups, scores, options)
     codes = tuple(offer[-1] for offer in offered_codes(candidates.form.storable, options))
-    return Trial(options, removed, ("allocation: the narrowest widths",), codes=codes, error=np.inf)
+    return Trial(options, removed, ("allocation: the narrowest widths",), codes=codes)
 
 
 # ---- the loop for one alignment: choose, build, measure, correct -----------------------------------------------------
@@ -472,17 +476,10 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     ruler = ruler or ruler_for(candidates.analysis, options, progress, candidates.form)
     slower = {at for gauge in ruler.gauges.values() for at in gauge.slower}
     candidates = replace(candidates, form=replace(candidates.form, storable=without(candidates.form.storable, slower)))
-    asked, data = replace(options, allocation=allocation_of(candidates, options)), candidates.data
+    asked = replace(options, allocation=allocation_of(candidates, options))
     known = candidates.errors if asked.allocation == "solve" else {}  # a share of the dimensions of all heads is nothing one asks for
     candidates = replace(candidates, groups=_judged(candidates, known, asked.allocation == "solve"))
-    align, first = Align.parse(asked.align), settled(asked, ruler)
-    best = _with_or_without_integers(candidates, replace(asked, align=first), ruler, progress)
-    judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
-    if align.written == "default" and str(first) == BLOCKS:
-        if best.used < FULL:
-            best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
-    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.changes:
-        best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
+    best = worthwhile(candidates, asked, ruler, progress)
     recorded = {**best.options.told, "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
     plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded}, best.factors)
     figures = {
@@ -514,6 +511,53 @@ def _with_or_without_integers(candidates: Candidates, options: PlanOptions, rule
     except TargetError:
         return best
     return other if other.error < best.error else best
+
+
+def worthwhile(candidates: Candidates, asked: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """The better of what all groups allow and of what those do that shrink as the model stands, by the error that the solver expects, with
+    a word on it.
+
+    Raises:
+        TargetError: not even all groups allow a target.
+    """
+    plain = [group for group in candidates.groups if group.name not in candidates.expanding]
+    if len(plain) == len(candidates.groups):
+        return better_aligned(candidates, asked, ruler, progress)
+    standing = None
+    with suppress(TargetError):
+        standing = better_aligned(replace(candidates, groups=plain), asked, ruler, progress) if plain else None
+    if standing is not None and (asked.allocation != "solve" or not candidates.errors):  # nothing to weigh by
+        return standing
+    wide = better_aligned(candidates, asked, ruler, progress)
+    found = candidates.analysis.expansions(wide.removed)
+    what = ", ".join(f"{name} at {count} place{'s' if count > 1 else ''}" for name, count in found.items())
+    if standing is None:
+        best, words = wide, f"expanded: {what}, since the target cannot be met as it stands"
+    elif found and wide.error < EXPANDED * standing.error:
+        best, words = wide, f"expanded: {what}: estimated error {wide.error:.3g} against {standing.error:.3g} as it stands"
+    elif found:
+        best, words = standing, f"not expanded: estimated error {standing.error:.3g} as it stands, {wide.error:.3g} with {what}"
+    else:
+        best, words = standing, f"not expanded: no better plan was found with that (estimated error {standing.error:.3g} as it stands)"
+    return replace(best, notes=(words, *best.notes))
+
+
+def better_aligned(candidates: Candidates, asked: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """Which units leave, with the alignment that is asked for or the better of two.
+
+    Raises:
+        as `plan_for`.
+    """
+    data = candidates.data
+    align, first = Align.parse(asked.align), settled(asked, ruler)
+    best = _with_or_without_integers(candidates, replace(asked, align=first), ruler, progress)
+    judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
+    if align.written == "default" and str(first) == BLOCKS:
+        if best.used < FULL:
+            best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
+    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.changes:
+        best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
+    return best
 
 
 def _judged(candidates: Candidates, known: Container[str], solved: bool) -> list[Group]:

@@ -235,11 +235,13 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = known.held() if known else list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, setting.memory, advance)
-    factors = sensitivity.factors(found.cuts, reached)
-    found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, factors))
+    ratios = sensitivity.ratios(found.cuts, reached)
+    middle = sensitivity.middle_of(ratios, analysis.expanding)
+    factors = sensitivity.factors(ratios, middle)
+    found = replace(found, spectra=_weighed_spectra(analysis, found.spectra, factors))
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
-    return replace(weighed(analysis.coupling, found, factors, looks), reach=sensitivity.middle_of(sensitivity.ratios(found.cuts, reached)))
+    return replace(weighed(analysis.coupling, found, factors, looks), reach=middle)
 
 
 def _gathered(analysis: Analysis, data: Dataset, found: Sequence[heads.Pair]) -> dict[str, FloatArray]:
@@ -256,11 +258,16 @@ def _with_dimensions(analysis: Analysis, found: Elimination, known: Worth) -> El
     return replace(found, scores=scores, errors={**found.errors, **known.errors}, blind=blind, cuts={**found.cuts, **known.cuts})
 
 
-def _weighed_spectra(coupling: Coupling, spectra: Mapping[str, Spectrum], factors: Mapping[str, float]) -> dict[str, Spectrum]:
-    """Errors of what layers make, times the mean factor of the groups that they read: it tells what of such errors reaches the outputs."""
-    found = {}
+def _weighed_spectra(analysis: Analysis, spectra: Mapping[str, Spectrum], factors: Mapping[str, float]) -> dict[str, Spectrum]:
+    """Errors of what layers make, times the mean factor of the groups that they read: it tells what of such errors reaches the outputs.
+    That of a residual stream which can only be cut with an expansion is of errors at a dozen layers at once, and says nothing of one:
+    layers that read nothing else stay one, as where nothing is expanded."""
+    standing, found = [group for group in analysis.coupling.groups if group.name not in analysis.expanding], {}
+    every = {name for group in standing for name in group.consumers} if analysis.expanding else spectra.keys()
     for name, spectrum in spectra.items():
-        known = [factors[group.name] for group in coupling.groups if name in group.consumers and group.name in factors]
+        if name not in every:
+            continue
+        known = [factors[group.name] for group in standing if name in group.consumers and group.name in factors]
         root = np.float32(np.exp(np.mean(np.log(known)) / 2) if known else 1.0)
         found[name] = replace(spectrum, made=spectrum.made * root**2, scale=spectrum.scale * root)
     return found
