@@ -23,7 +23,7 @@ from ..data import Preprocessing
 from ..data.checks import training_mode
 from ..data.dataset import Dataset
 from ..graph.edit import without_projections
-from ..graph.load import ModelSource
+from ..graph.load import ModelSource, nested
 from ..graph.save import saved_bytes, together, write_text
 from ..planning import figures, max_drop, rounds
 from ..planning.precision import of_plan
@@ -146,6 +146,11 @@ def applied_to(
         again = None if plan.factors else repair  # layers that became two are rounded, and not re-fitted after it
         model, words = rounded(analysis, model, removed, stores, data, again, progress, how)
         notes = (*words, *notes)
+    if verify and analysis.prepared.nest:
+        compare(nested(model, analysis.prepared.nest), model, {}, [], {"sample": analysis.prepared.feeds})
+    if analysis.prepared.nest:
+        model, outer = nested(model, analysis.prepared.nest), graph.GraphIndex(graph.nodes(analysis.model)).makers
+        listed = [item for item in listed if item.tensor in outer]  # what lies in a branch has no name there
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
 
 

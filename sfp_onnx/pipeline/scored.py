@@ -139,7 +139,7 @@ def _integers(inputs: Inputs, options: PlanOptions) -> tuple[Integers | None, tu
     """What makes layers integers, if the model with all of them is faster here; and words on it."""
     analysis, data, setup = inputs.analysis, inputs.data, Setup.of(options)
     here = options.device_profile is None and setup.board is None and full_provider(setup.provider) in PROVIDERS
-    if not here or data is None:
+    if not here or data is None or analysis.prepared.nest:  # the quantiser does not look into branches
         return None, (NO_KERNELS,)
     model, layers = analysis.prepared.model, frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
     some = data.part(np.arange(min(data.samples, SAMPLES)))

@@ -26,6 +26,7 @@ from ..cut import cut
 from ..cut.factor import split
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
+from ..graph.load import nested
 from ..graph.save import file_bytes
 from ..graph.stored import stored
 from ..runtime import Setup
@@ -514,11 +515,9 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
         model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
-        if self.codes is None:
-            return model
-        kinds = stores(self.form.storable, self.codes)
+        kinds = stores(self.form.storable, self.codes or as_float(self.form.storable))
         model, chosen = stored(model, kinds), on_integers(kinds)
-        return self.form.integers(model, chosen) if self.form.integers and chosen else model
+        return nested(self.form.integers(model, chosen) if self.form.integers and chosen else model, analysis.prepared.nest)
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""
