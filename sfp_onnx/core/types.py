@@ -551,8 +551,8 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Precision:
-    """As what the weight of a layer is stored (see `graph.stored`), what of the outputs' variance its rounding alone was estimated to cost,
-    and why that was chosen."""
+    """As what the weight of a layer is stored (see `graph.stored`; "int8": its activations are rounded, too, and its kernel takes
+    integers), what of the outputs' variance its rounding alone was estimated to cost, and why that was chosen."""
 
     layer: str
     stored: str

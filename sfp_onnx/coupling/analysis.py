@@ -96,7 +96,8 @@ class Analysis(Shown):
             return counted(self.model, self.prepared.feeds, self.samples)
         if removed is None:
             none = np.zeros(self.coupling.units, bool)
-            return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(self.model))
+            held = self.prepared.base if self.prepared.nest else None
+            return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(held or self.model))
         layers, parameters = self.left(removed)
         saved = [self.wholes[factor.layer].saved(removed, factor) for factor in factors]
         macs = cost.macs(layers, removed, self.samples) - sum(macs for macs, _ in saved) / self.samples
@@ -127,7 +128,9 @@ def counted(model: Model, feeds: Feeds, samples: int) -> Size:
     whole = model
     if any(has(node, Trait.CHOOSES) for node in nodes(model)):
         with quiet():  # what is chosen was said when the model was inspected
-            whole = prepare(model, None, feeds).base or model
+            known = prepare(model, None, feeds)
+        whole = known.base or model
+        model = whole if known.nest else model  # weights of branches count
     prepared = observed(whole, feeds)
     live = {node.index for node in prepared.index.needed([port.name for port in outputs(model)])}
     layers = (layer for layer in stated(prepared).layers if layer.node.index in live)

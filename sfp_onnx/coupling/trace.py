@@ -22,7 +22,7 @@ from ..core.types import Array, BoolArray, Node, Port, Trace
 from ..data.layout import traced_samples, with_samples
 from ..graph.edit import Editor, without_dead
 from ..graph.extract import segment
-from ..graph.load import decided
+from ..graph.load import decided, flattened
 from ..rules.foreign import advice
 from ..rules.registry import Trait, has
 from ..runtime import Optimize, open_model, tensor_types
@@ -227,11 +227,35 @@ def _prepared(
         if ways:
             shown = ", ".join(ways[:SHOWN]) + (", ..." if ways[SHOWN:] else "")
             log.info(f"Note: declared shapes or constants choose one branch for all inputs, and the other one goes: {shown}")
+        if (flat := _flat(model, shapes, data)) is not None:
+            return flat
         final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
         nodes = tuple(graph.nodes(final))
         return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types, model)
     hint = "give the right one with --input-shape, or real inputs with --data" if data is None else "do the data fit the model?"
     raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; {hint}.")
+
+
+def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared | None:
+    """The model with the branches of nodes that choose as parts of its graph; None where there are none, they do not run on all inputs, or
+    give other shapes."""
+    flat, joined = flattened(model, [node.index for node in graph.nodes(model) if has(node, Trait.CHOOSES)])
+    if not joined:
+        return None
+    try:
+        prepared = _prepared(flat, tensor_types(flat), shapes, data)
+    except ModelError:
+        return None
+    trace, makers = prepared.trace, prepared.index.makers
+    for name in joined:
+        sides = [name, *makers[name].inputs[1:]] if name in makers else []
+        asked = (trace.shapes[name], trace.dynamic_axes[name])
+        if any((trace.shapes.get(side), trace.dynamic_axes.get(side, ())) != asked for side in sides):
+            return None
+    names = [node.name for node in graph.nodes(model) if not set(joined).isdisjoint(node.outputs)]
+    shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
+    log.info(f"Note: what is inside of both branches is counted, and pruned like the rest: {shown}")
+    return replace(prepared, nest=(*prepared.nest, model))
 
 
 def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:

@@ -197,11 +197,11 @@ def middle_of(found: Mapping[str, float], aside: Collection[str] = ()) -> float:
 
 def ratios(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Error at the outputs over that at the readers of each group: the geometric mean over its cuts; not of groups of which nothing is
-    known."""
+    known, such as those in a branch that no sample takes."""
     return {
         name: float(np.exp(np.mean(np.log(np.maximum(reached[name], 1e-30)) - np.log([cut.error for cut in some]))))
         for name, some in cuts.items()
-        if np.isfinite(reached[name]).all() and all(cut.error > 0 for cut in some)
+        if np.isfinite(reached[name]).all() and max(reached[name]) > 0 and all(cut.error > 0 for cut in some)
     }
 
 
