@@ -75,7 +75,8 @@ class Gauge:
     ``saved`` is what of it (...) layers save that become two (None: unknown, so that none does).
 
     For what is timed: ``again`` is this gauge after a new measurement around the widths after a removal, ``block`` the channels in which
-    the device makes convolutions, ``how`` the figure is known (for messages), ``notes`` what the user should know of it.
+    the device makes convolutions, ``how`` the figure is known (for messages), ``notes`` what the user should know of it, ``slower`` the
+    storable weights whose layers integers would not make faster.
     """
 
     predicted: Callable[[BoolArray], float]
@@ -88,6 +89,7 @@ class Gauge:
     notes: tuple[str, ...] = ()
     saved: Callable[[Halves], FloatArray] | None = None
     at: Callable[[Sequence[int]], Gauge] | None = None
+    slower: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from ..graph.save import file_bytes
 from ..graph.stored import stored
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, Halves, figure, parse_target
-from .precision import Codes, Storable, as_float, overhead, shares, stores
+from .precision import Codes, Storable, as_float, on_integers, overhead, shares, stores
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 4  # most unit-carrying axes that one product may have
@@ -190,6 +190,29 @@ def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms
     return terms(coupling, products)
 
 
+@dataclass(frozen=True)
+class Edges:
+    """What nodes read of each other: ``terms`` are elements, one each, ``makers`` and ``readers`` (edges,) indices of nodes (-1: an input
+    of the model)."""
+
+    terms: Terms
+    makers: IntArray
+    readers: IntArray
+
+
+def edges(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Edges:
+    """All activations on their way from node to node, on the traced shapes."""
+    made = {name: node.index for node in nodes for name in node.outputs}
+    found = [
+        (made.get(name, -1), node.index, name) for node in nodes for position, name in enumerate(node.inputs)
+        if name in trace.shapes and (node.index, position) not in coupling.constants
+    ]  # fmt: skip
+    names = [name for *_, name in found]
+    products = (Product(float(prod(trace.shapes[name])), _axes(name, coupling, trace), at, Kind.READ) for at, name in enumerate(names))
+    ends = np.asarray([row[:2] for row in found], np.int64).reshape(-1, 2)
+    return Edges(terms(coupling, products), ends[:, 0], ends[:, 1])
+
+
 def macs_terms(coupling: Coupling, samples: int) -> Terms:
     """Multiply-accumulates for one sample."""
     layers = coupling.layers
@@ -290,7 +313,8 @@ class Form:
     """In which form a cut model is written: ``finished`` makes the written model of it, its removal and its factors, but for the values of
     its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
     ``biases`` gives parameters that come on top; ``shares`` says how much is left of tables of which rows leave. Weights that are
-    ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`)."""
+    ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`); ``integers`` makes layers, by their first
+    outputs, integers (None: none may become so)."""
 
     finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
@@ -298,6 +322,7 @@ class Form:
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
     storable: tuple[Storable, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+    integers: Callable[[Model, Collection[str]], Model] | None = None
 
     def share(self, parameter: cost.Parameter) -> float:
         """How much of a weight is left, whatever channels leave."""
@@ -490,8 +515,9 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
         model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
-        model = model if self.codes is None else stored(model, stores(self.form.storable, self.codes))
-        return nested(model, analysis.prepared.nest)
+        kinds = stores(self.form.storable, self.codes or as_float(self.form.storable))
+        model, chosen = stored(model, kinds), on_integers(kinds)
+        return nested(self.form.integers(model, chosen) if self.form.integers and chosen else model, analysis.prepared.nest)
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

@@ -18,6 +18,7 @@ from ..coupling.cost import Parameter
 from ..cut.factor import by_weight, split
 from ..data.dataset import Dataset
 from ..export import packaged, shares_kept
+from ..export.integers import Integers
 from ..graph import INLINE_BYTES, Model
 from ..graph.save import saved_bytes
 from ..graph.stored import STORED
@@ -29,7 +30,7 @@ from ..rules.registry import Trait, has
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
-from .precision import Storable, chosen
+from .precision import INTEGER, Storable, chosen, stores, without
 from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
@@ -99,7 +100,7 @@ class Trial:
     @property
     def changes(self) -> bool:
         """Whether it is another model than the original."""
-        return bool(self.removed.any() or self.factors)
+        return bool(self.removed.any() or self.factors or any(code != 4 for code in self.codes))
 
     @property
     def used(self) -> float:
@@ -134,14 +135,15 @@ FITS = ("lstsq", "bias")  # repairs that give layers biases
 
 
 def form_for(
-    analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool, storable: tuple[Storable, ...] = ()
+    analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool, storable: tuple[Storable, ...] = (),
+    integers: Integers | None = None,
 ) -> Form:  # fmt: skip
     """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample.
-    Where weights are ``storable``, all layers are re-fitted."""
+    Where weights are ``storable``, all layers are re-fitted, and some made ``integers``."""
     batches = (lambda: [analysis.prepared.feeds]) if with_data else None
     fitted = repair is not None and repair.kind in FITS
     packs = output.fp16 or output.quantize is not None or output.rows is not None
-    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable)
+    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable, integers=integers)
     if not fitted and not packs and not storable:
         return form
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
@@ -212,13 +214,24 @@ def choice_for(
     codes, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
     costs = [ruler.cost(name) for name in limits]
     problem = widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values()))
-    solution = widths.solve(problem)
+    solution = _solved(problem, len(offers))
     trial = None
     if solution is not None:
         kept, chosen = solution.kept[: len(offers)].tolist(), tuple(solution.kept[len(offers) :].tolist())
         trial = Trial(options, widths.of_widths(coupling, scores, kept), (widths.compared(solution),), codes=chosen, error=solution.error)
     least = np.inf if solution is None else solution.error
     return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
+
+
+def _solved(problem: widths.Problem, groups: int) -> widths.Allocation | None:
+    """The better of what the solver finds from floating layers on and, since the first of them may not pay alone, from integers on."""
+    solution, fixed = widths.solve(problem), [[row[-1]] if row[-1] == INTEGER else row for row in problem.widths[groups:]]
+    if not any(row == [INTEGER] for row in fixed):
+        return solution
+    errors = [table[-len(row) :] for table, row in zip(problem.errors[groups:], fixed, strict=True)]
+    other = widths.solve(replace(problem, widths=[*problem.widths[:groups], *fixed], errors=[*problem.errors[:groups], *errors]))
+    other = other and widths.widened(problem, other)
+    return solution if other is None or (solution is not None and solution.error <= other.error) else other
 
 
 def offered_codes(storable: Sequence[Storable], options: PlanOptions) -> list[list[int]]:
@@ -314,9 +327,10 @@ class History:
 
     @property
     def held(self) -> Trial | None:
-        """The trial that holds all bounds and removes least, the last of several."""
+        """The trial that holds all bounds and removes least, the last of several; where weights are stored in fewer bits, too, the one with
+        the least estimated error."""
         holding = [trial for trial in reversed(self.trials) if trial.excess <= NOISE]
-        return max(holding, key=lambda trial: trial.actual["macs"], default=None)
+        return max(holding, key=lambda trial: (-trial.error if trial.codes else 0.0, trial.actual["macs"]), default=None)
 
     def aims(self, limits: Mapping[str, float], misses: int = 0) -> dict[str, float]:
         """Bounds for what widths are chosen by: corrected by what that was wrong by last, and lower with every round that led to no plan
@@ -436,7 +450,8 @@ def nearest(candidates: Candidates, trials: Mapping[str, Trial], progress: Progr
     models = []
     with progress("comparing widths", len(trials)) as advance:
         for trial in trials.values():
-            models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors))
+            kinds = stores(candidates.form.storable, trial.codes) if any(code != 4 for code in trial.codes) else {}
+            models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors, kinds))
             advance(1)
     found = distances(analysis, models, judge, candidates.measures)
     left = dict(zip(trials, found.values, strict=True))
@@ -459,6 +474,8 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
         OptionError: bad options. TargetError: a target cannot be held.
     """
     ruler = ruler or ruler_for(candidates.analysis, options, progress, candidates.form)
+    slower = {at for gauge in ruler.gauges.values() for at in gauge.slower}
+    candidates = replace(candidates, form=replace(candidates.form, storable=without(candidates.form.storable, slower)))
     asked = replace(options, allocation=allocation_of(candidates, options))
     known = candidates.errors if asked.allocation == "solve" else {}  # a share of the dimensions of all heads is nothing one asks for
     best = of_kinds(candidates, _judged(candidates, known, asked), asked, ruler, progress)
@@ -470,6 +487,29 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     }
     stored = chosen(candidates.form.storable, best.codes, asked.precision != "auto")
     return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures, precisions=stored)
+
+
+def _with_or_without_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """A trial; where layers may become integers, and that was not enough alone, the better of two, of which one has none.
+
+    Raises:
+        TargetError: neither holds the targets.
+    """
+    storable = candidates.form.storable
+    if not any(np.isfinite(item.errors[INTEGER]) for item in storable):
+        return attempt(candidates, options, ruler, progress)
+    floating = replace(candidates, form=replace(candidates.form, storable=without(storable, range(len(storable)))))
+    try:
+        best = attempt(candidates, options, ruler, progress)
+    except TargetError:
+        return attempt(floating, options, ruler, progress)
+    if not best.removed.any():
+        return best
+    try:
+        other = attempt(floating, options, ruler, progress)
+    except TargetError:
+        return best
+    return other if other.error < best.error else best
 
 
 def worthwhile(candidates: Candidates, asked: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
@@ -509,7 +549,7 @@ def better_aligned(candidates: Candidates, asked: PlanOptions, ruler: Ruler, pro
     """
     data = candidates.data
     align, first = Align.parse(asked.align), settled(asked, ruler)
-    best = attempt(candidates, replace(asked, align=first), ruler, progress)
+    best = _with_or_without_integers(candidates, replace(asked, align=first), ruler, progress)
     judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
     if align.written == "default" and str(first) == BLOCKS:
         if best.used < FULL:

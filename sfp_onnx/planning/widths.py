@@ -6,7 +6,7 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -283,6 +283,13 @@ def solve(problem: Problem) -> Allocation | None:
     errors = {name: problem.error(state) for name, state in states.items()}
     best = min(errors, key=lambda name: errors[name])
     return Allocation(problem.kept(states[best]), errors[best], best, errors)
+
+
+def widened(problem: Problem, found: Allocation) -> Allocation:
+    """What was found with fewer choices, widened among all that a problem has."""
+    state = np.asarray([list(widths).index(at) for widths, at in zip(problem.widths, found.kept.tolist(), strict=True)], np.int64)
+    state = widen(problem, state)
+    return replace(found, kept=problem.kept(state), error=problem.error(state))
 
 
 @dataclass(frozen=True)
