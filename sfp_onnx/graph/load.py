@@ -134,7 +134,7 @@ def _lifted(graph: GraphProto, read: Reading) -> dict[str, Array]:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if tensor.data_location == TensorProto.EXTERNAL and entries.get("location") == LIFTED:
             array = np.empty(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
-            read(int(entries["offset"]), memoryview(array.reshape(-1)).cast("B"))
+            read(int(entries["offset"]), array.reshape(-1).data.cast("B"))
             array.flags.writeable = False
             weights[tensor.name] = array
             stub = make_stub(tensor.name, array)

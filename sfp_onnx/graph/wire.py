@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 from onnx import TensorProto, helper
 
 from ..core.types import Array
@@ -157,5 +158,5 @@ def filled(data: bytes, weights: Mapping[str, Array], names: list[str]) -> list[
 
 
 def _memory(array: Array) -> Piece:
-    held = array if array.flags.c_contiguous else array.copy()
-    return memoryview(held).cast("B") if held.dtype.isbuiltin == 1 else held.tobytes()
+    held = np.ascontiguousarray(array)
+    return held.data.cast("B") if held.dtype.isbuiltin == 1 else held.tobytes()
