@@ -1682,7 +1682,7 @@ def skip_normalised(b: Builder, y: str, op: str) -> str:
     return swap(b, normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), b.weight(CHANNELS)))
 
 
-@case("com.microsoft.SkipLayerNormalization", pinned="SkipLayerNormalization normalises")
+@case("com.microsoft.SkipLayerNormalization", pinned="LayerNormalization normalises")
 def skip_normalised_and_summed(b: Builder, y: str, op: str) -> str:
     made = normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), outputs=["normal", "", "", "summed"])
     return swap(b, b.op("Add", made[0], made[3]))

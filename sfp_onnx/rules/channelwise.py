@@ -104,12 +104,11 @@ def _skipped(ctx: Context) -> Labels:
 
 @rule("com.microsoft.SkipLayerNormalization", does="as LayerNormalization, of a sum")
 def skip_layer_normalization(ctx: Context) -> list[Labels]:
-    """x, skip, scale, and if given bias and what is added in front. The sum itself, output 3, would be that of the padded inputs."""
-    last, merged = ctx.rank(0) - 1, _skipped(ctx)
-    if len(ctx.node.outputs) > 1:
-        labels = ctx.fix_axes(merged, [last], "SkipLayerNormalization normalises over this axis")
-        return [labels, (), (), labels][: len(ctx.node.outputs)]
-    return [_normalised(ctx, merged, last, (0, 1), (2, 3, 4))]
+    """x, skip, scale, and if given bias and what is added in front; output 3 is the sum."""
+    last, merged, summed = ctx.rank(0) - 1, _skipped(ctx), len(ctx.node.outputs) > 3
+    vectors, beside = (2, 3, 4), ((3,) if summed else ())
+    labels = ctx.whole((0, 1), [last], REWRITABLE, merged, ordered=False, vectors=vectors, beside=beside)
+    return [labels, (), (), labels][: len(ctx.node.outputs)]
 
 
 @rule("RMSNormalization", "SimplifiedLayerNormalization", does="passes channels; the mean square keeps its original divisor")

@@ -101,12 +101,12 @@ def _left_out(kept: BoolArray, axis: int, rank: int, ordered: bool) -> list[Step
 
 @dataclass(frozen=True)
 class Expansion:
-    """The axes that an operator needs whole, of all the inputs at ``positions``; ``passes``: output 0 has the channels that stay.
+    """The axes that an operator needs whole, of all the inputs at ``positions``; ``passes``: the outputs that have the channels that stay.
     ``vectors`` are values of inputs that go along with what lies along the axes. Inputs of fewer axes are aligned at the last one."""
 
     positions: Sequence[int]
     sites: Sequence[Site]
-    passes: bool
+    passes: Sequence[int]
     vectors: Mapping[int, Array]
     rank: int
 
@@ -126,11 +126,17 @@ class Expansion:
                 here = replace(site, axis=len(shape) + site.axis - self.rank)
                 made += [InsertBefore(at, step.op, step.constants, step.attributes) for step in here.steps(mask, shape, False)]
                 shape[here.axis] = len(mask)
+        for output in self.passes:
+            made += [InsertAfter(step.op, step.constants, step.attributes, output) for step in self._behind(after, masks, output)]
+        return made
+
+    def _behind(self, after: After, masks: Mapping[Site, BoolArray], output: int) -> list[Step]:
+        """What cuts an output again, the last first."""
         behind: list[Step] = []
-        shape = list(after.output_shape(0)) if self.passes else []
-        for site in masks if self.passes else ():
+        shape = list(after.output_shape(output))
+        for site in masks:
             shape[site.axis] = len(masks[site])
-        for site, mask in masks.items() if self.passes else ():
+        for site, mask in masks.items():
             behind += site.steps(mask, shape, True)
             shape[site.axis] = int(mask.sum())
-        return made + [InsertAfter(step.op, step.constants, step.attributes) for step in behind[::-1]]
+        return behind[::-1]
