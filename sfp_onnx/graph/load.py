@@ -44,7 +44,7 @@ def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
         return replace(source, libraries=(*source.libraries, *custom_ops)) if custom_ops else source
     if isinstance(source, ModelProto):
         data, path = source.SerializeToString(deterministic=True), None
-        proto, digest = ModelProto.FromString(hollow(data, LIFTED)), hashlib.sha256(data)
+        proto, digest = ModelProto.FromString(hollow(data, LIFTED, inline)), hashlib.sha256(data)
         inside = _lifted(proto.graph, lambda offset, target: target.__setitem__(slice(None), data[offset : offset + len(target)]))
         del data
     else:
@@ -101,7 +101,7 @@ def _parse(path: Path) -> tuple[ModelProto, Any, dict[str, Array]]:
             _refuse_others(path, _at(stream, 0, 8))
             whole = stream.getvalue() if isinstance(stream, BytesIO) else b""
             with mmap(stream.fileno(), 0, access=ACCESS_READ) if size > len(whole) else nullcontext(whole) as data:
-                proto = ModelProto.FromString(hollow(data, LIFTED))
+                proto = ModelProto.FromString(hollow(data, LIFTED, inline))
             inside = _lifted(proto.graph, lambda offset, target: (stream.seek(offset), stream.readinto(target)))
             digest = hashlib.sha256(_at(stream, 0, 0))
             _hash_stream(stream, digest)

@@ -6,7 +6,7 @@ as many bytes (2), or 4 bytes (5); see protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -14,12 +14,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from ..core.types import Array
-from . import inline
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # of ModelProto, GraphProto, TensorProto
 FIXED = {1: 8, 5: 4}  # bytes of a field, by wire type
 Piece = Any
 """Bytes, or what can be seen as bytes (an array's memory)."""
+Small = Callable[[int, Any, int], bool]
+"""Whether a tensor of so many bytes, of this dtype and rank, stays in the protobuf (`graph.inline`)."""
 
 
 class Field(NamedTuple):
@@ -95,7 +96,7 @@ def _rewritten(data: Any, at: Iterable[Field], change: Mapping[int, Any]) -> lis
 # ---- reading: large weights stay in the file --------------------------------------------------------------------------
 
 
-def hollow(data: Any, location: str) -> bytes:
+def hollow(data: Any, location: str, small: Small) -> bytes:
     """The bytes of a ModelProto in which large tensors are external, in a file of this name: where they stand in ``data`` now.
 
     Tensors whose bytes do not fit their shape stay as they are, for others to complain about.
@@ -111,7 +112,7 @@ def hollow(data: Any, location: str) -> bytes:
             return None
         head = TensorProto.FromString(b"".join(bytes(data[item.start : item.end]) for item in held if item is not raw[0]))
         size = raw[0].end - raw[0].payload
-        if head.data_location or not _fits(head, size):
+        if head.data_location or not _fits(head, size, small):
             return None
         head.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", str(raw[0].payload)), ("length", str(size))):
@@ -127,11 +128,11 @@ def hollow(data: Any, location: str) -> bytes:
 LEAST = 1 << 12  # bytes; less is not worth it
 
 
-def _fits(head: TensorProto, size: int) -> bool:
+def _fits(head: TensorProto, size: int, small: Small) -> bool:
     if head.data_type not in helper.get_all_tensor_dtypes() or head.data_type == TensorProto.STRING or any(dim < 0 for dim in head.dims):
         return False
     dtype = helper.tensor_dtype_to_np_dtype(head.data_type)
-    return not inline(size, dtype, len(head.dims)) and prod(head.dims) * dtype.itemsize == size
+    return not small(size, dtype, len(head.dims)) and prod(head.dims) * dtype.itemsize == size
 
 
 # ---- writing: large weights go straight to the file --------------------------------------------------------------------

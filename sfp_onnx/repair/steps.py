@@ -117,10 +117,11 @@ class Scene:
         name, floats = node.inputs[layer.weight.position], self.around(layer)
         if floats is None:
             return None if self.constants.get(name, FLOATING).dtype.kind in "iu" else self.held(name)
-        shape = self.constants[name].shape if name in self.constants else ()
-        axis = layer.weight.out_axis
-        one = prod(self.constants[floats.scale].shape) in (1, shape[axis] if shape else 1)
-        return Held(name, shape, floats.scale, floats.zero_point, axis, len(self.index.readers(floats.scale)) == 1) if shape and one else None
+        if name not in self.constants:
+            return None
+        shape, axis, alone = self.constants[name].shape, layer.weight.out_axis, len(self.index.readers(floats.scale)) == 1
+        fits = prod(self.constants[floats.scale].shape) in (1, shape[axis])
+        return Held(name, shape, floats.scale, floats.zero_point, axis, alone) if fits else None
 
 
 FLOATING = Initializer((), np.dtype(np.float32))

@@ -325,7 +325,7 @@ class Context:
         """Where channels can be put back, if that is allowed and can be done: they vary along one axis, and are no integers with a zero
         point; an axis of changing size has them side by side, or one behind the other."""
         names = [self.node.inputs[at] for at in positions]
-        if not self.expand or self.opset < FIRST_PAD or len(varying(array)) != 1 or any(name in self.facts.zero_points for name in names):
+        if not self.expand or self.opset < FIRST_PAD or len(varying(array)) != 1 or any(map(self.facts.zero_points.get, names)):
             return None
         axis, = varying(array)
         tiling, rank = Tiling.of(array.reshape(-1)), array.ndim

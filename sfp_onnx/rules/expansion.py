@@ -112,7 +112,7 @@ class Expansion:
 
     def edits(self, after: After) -> list[Edit]:
         """What is put around the node."""
-        masks = {site: mask for site in self.sites if not (mask := after.input_keep(self.positions[0], site.axis)).all()}
+        masks = {site: mask for site in self.sites if not (mask := self._kept(after, site)).all()}
         made: list[Edit] = []
         for at, value in self.vectors.items() if masks else ():
             for site, mask in masks.items():
@@ -124,11 +124,20 @@ class Expansion:
             shape = list(after.input_shape(at))
             for site, mask in masks.items():
                 here = replace(site, axis=len(shape) + site.axis - self.rank)
+                if shape[here.axis] == len(mask):  # it has none of the channels that leave, and stays whole
+                    order = np.argsort(~mask, kind="stable")
+                    made += [] if site.ordered else [InsertBefore(at, "Gather", (order,), {"axis": here.axis})]
+                    continue
                 made += [InsertBefore(at, step.op, step.constants, step.attributes) for step in here.steps(mask, shape, False)]
                 shape[here.axis] = len(mask)
         for output in self.passes:
             made += [InsertAfter(step.op, step.constants, step.attributes, output) for step in self._behind(after, masks, output)]
         return made
+
+    def _kept(self, after: After, site: Site) -> BoolArray:
+        """Which channels stay: inputs that carry them agree, others keep all."""
+        inputs = ((at, len(after.input_shape(at)) + site.axis - self.rank) for at in self.positions)
+        return np.asarray(np.logical_and.reduce([after.input_keep(at, axis) for at, axis in inputs]))
 
     def _behind(self, after: After, masks: Mapping[Site, BoolArray], output: int) -> list[Step]:
         """What cuts an output again, the last first."""
