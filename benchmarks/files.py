@@ -16,7 +16,7 @@ VGG = "The VGG-11 for CIFAR-100 was trained by the authors: name the other netwo
 OTHER = "Any ONNX model of that name will do: the networks there are public architectures with random weights"
 
 
-PACKAGES = {"sklearn": "scikit-learn", "torch": "torch==2.13.0"}
+PACKAGES = {"sklearn": "scikit-learn", "torch": "torch==2.13.0", "torch_pruning": "torch-pruning==1.6.1"}
 
 
 def needed(path: Path) -> Path:

@@ -6,7 +6,8 @@ same network as ONNX (written node by node, no torch), calibration sentences, an
 ``sts-test.csv`` of the STS benchmark (tab-separated): 2048 training sentences of at most 32 tokens calibrate, without scores; those of
 the test only report. Prints a Markdown table: mean cosine of the embeddings to the original's, and Spearman correlation of the cosine of
 pairs with the given scores.
-``--dev`` reports on ``sts-dev.csv`` instead, to choose by.
+``--dev`` reports on ``sts-dev.csv`` instead, to choose by; ``--expand=none`` or ``all`` says what may be expanded (default: auto);
+``--finetune`` adds a row after `finetune --epochs 2` on the same sentences (PyTorch).
 """
 
 from __future__ import annotations
@@ -204,6 +205,12 @@ def calibration(folder: Path, stsb: Path, known: dict[str, int]) -> Path:
     return path
 
 
+def run(call: list[object], log: Path) -> None:
+    """One command of the program; what it says goes to a file."""
+    with log.open("w") as stream:
+        subprocess.run([sys.executable, "-m", "sfp_onnx", *map(str, call)], check=True, stdout=stream, stderr=stream)
+
+
 def main() -> None:
     """The table."""
     given = [text for text in sys.argv[1:] if not text.startswith("--")]
@@ -221,17 +228,23 @@ def main() -> None:
     feeds = tokens(first + second, known, TOKENS)
     original, library = embedded(model, feeds), folder / "library.zip"
     library.unlink(missing_ok=True)
+    how = next((text.partition("=")[2] for text in sys.argv if text.startswith("--expand=")), "auto")
     print("| MACs | mean cosine to the original | 5th percentile | Spearman |\n|---|---|---|---|")
     print(f"| 100 % | 1 | 1 | {100 * spearman(original, scores):.2f} |", flush=True)
     for share in shares:
         path = folder / f"macs{share}.onnx"
         known_as = ["--library" if library.exists() else "--save-library", library]  # the same plans as without, in less time
-        call = [sys.executable, "-m", "sfp_onnx", "prune", model, "-o", path, "--data", data, "--target", f"macs={share}%", *known_as]
-        with (folder / f"macs{share}.log").open("w") as log:
-            subprocess.run(list(map(str, call)), check=True, stdout=log, stderr=log)
-        made = embedded(path, feeds)
-        cosine = (made * original).sum(1)
-        print(f"| {share} % | {cosine.mean():.4f} | {np.quantile(cosine, 0.05):.4f} | {100 * spearman(made, scores):.2f} |", flush=True)
+        manifest = ["--manifest", path.with_suffix(".json"), "--expand", how, *known_as]
+        call = ["prune", model, "-o", path, "--data", data, "--target", f"macs={share}%", *manifest]
+        made, tuned = {f"{share} %": path}, path.with_name(f"tuned{share}.onnx")
+        run(call, folder / f"macs{share}.log")
+        if "--finetune" in sys.argv:
+            run(["finetune", path, "--teacher", model, "--data", data, "-o", tuned, "--epochs", 2], folder / f"tuned{share}.log")
+            made[f"{share} %, fine-tuned"] = tuned
+        for name, place in made.items():
+            vectors = embedded(place, feeds)
+            cosine = (vectors * original).sum(1)
+            print(f"| {name} | {cosine.mean():.4f} | {np.quantile(cosine, 0.05):.4f} | {100 * spearman(vectors, scores):.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,19 @@
-"""What training on top brings: ``python benchmarks/training.py [network:target:epochs ...] [--shared DIR] [--seeds 0,1,2] [--work DIR]``.
+"""What training on top brings: ``python benchmarks/training.py [CASE ...] [--shared DIR] [--seeds 0,1,2] [--work DIR]``.
 
-Prints a Markdown row per network, target and seed: top-1, KL divergence to the original and agreement with it on the 2000 test images,
-after the repair and after `finetune` (block-wise, no labels), processor seconds of the training on one thread, and the peak of the
-memory. The training sees the 2048 calibration images without their labels; the held-out guard judges on an eighth of them. The test
-images are looked at once, at the end. The case ``lottery``: tickets and controls on the digits sample, from random first weights.
+CASE is NETWORK:PERCENT[:HOW[:SAMPLES]]: a network, the share of its MACs that is left (any width, ``--align none``), and
+
+  blocks, features, logits, labels   a recipe of `finetune` (default: blocks)
+  rounds                             three rounds with a fine-tuning each
+  groups                             sparse training by groups of channels first, then the cut and its repair alone
+
+Each prints a row: top-1, KL divergence to the original and agreement with it on the 2000 test images, after the repair and after the
+training, processor seconds of all that was trained on one thread, and the peak of the memory. Training sees the calibration images
+(SAMPLES of them) without their labels, but for ``labels``; the held-out guard judges on an eighth of them. The test images are looked at
+once, at the end. Networks: resnet20, resnet56, vgg11 (2048 of its 4000 images), lite0 (EfficientNet-Lite0; test pictures: imagenet/val).
+
+Other cases: ``lottery`` (tickets and controls on the digits sample, from random first weights), ``dilution`` (ResNet-20's third stage by
+AFCC and controls: masked, retrained, re-fitted, both) and ``nodes`` (a small transformer for the digits sample: nodal performance of its
+nodes and heads, ANDC masks and controls: masked, re-fitted, both, retrained).
 """
 
 # ruff: noqa: E402
@@ -12,65 +22,106 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from files import HOME, needed, packages
 
 packages("torch")  # before it is imported
+import onnx
 import torch
+from onnx import helper, numpy_helper
 
 import sfp_onnx
-from sfp_onnx.core.options import DataOptions, OutputOptions, PlanOptions, ScoreOptions
+from sfp_onnx.core.options import DataOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
 from sfp_onnx.graph import Constants
 from sfp_onnx.graph.extract import with_constants
-from sfp_onnx.methods.training import TicketOptions, TrainOptions
+from sfp_onnx.methods.dilution.stages import DiluteOptions, dilute
+from sfp_onnx.methods.training import SparseOptions, TicketOptions, TrainOptions
 from sfp_onnx.methods.training.lottery import Trainer, ticket
-from sfp_onnx.methods.training.tuning import Finetuned, finetune
+from sfp_onnx.methods.training.sparse import sparsify
+from sfp_onnx.methods.training.tuning import finetune
 
 IMAGENET = DataOptions(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), layout="nhwc")
 CIFAR100 = DataOptions(scale=255.0, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), layout="nhwc")
+PIXELS = DataOptions(scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3)
 NETWORKS = {
-    "resnet20": ("resnet20_cifar10.onnx", "cifar10", IMAGENET), "resnet56": ("resnet56_cifar10_bn.onnx", "cifar10", IMAGENET),
-    "vgg11": ("vgg11_cifar100.onnx", "cifar100", CIFAR100),
+    "resnet20": ("resnet20_cifar10.onnx", "data/cifar10", IMAGENET), "resnet56": ("resnet56_cifar10_bn.onnx", "data/cifar10", IMAGENET),
+    "vgg11": ("vgg11_cifar100.onnx", "data/cifar100", CIFAR100), "lite0": ("efficientnet_lite0_imagenet.onnx", "imagenet", PIXELS),
 }  # fmt: skip
+MOST = {"lite0": 1000}
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 DIGITS = sfp_onnx.Preprocessing(scale=16.0, mean=(0.3,), std=(0.35,), layout="nhwc")
-DEFAULT = ("resnet20:30:4", "resnet20:50:4", "resnet56:50:4", "resnet56:30:4")
+DEFAULT = ("resnet20:30", "resnet20:50", "resnet56:50", "resnet56:30")
+EPOCHS, ROUNDS = 4, 3
 
 
-def images(path: Path) -> dict[str, np.ndarray]:
-    """The images of a file without its labels."""
-    return {"images": np.load(path)["images"]}
+class Case:
+    """A network at a share of its MACs, its data, and how it is trained."""
 
+    def __init__(self, text: str, seed: int, shared: Path, work: Path) -> None:
+        given = text.split(":")
+        name, percent, how, samples = [*given, *("", "", "blocks", "0")[len(given) :]]
+        self.name, self.how, self.seed, self.work = name, how, seed, work
+        file, data, reading = NETWORKS[name]
+        self.model, self.reading = needed(shared / "models" / file), reading
+        self.options = PlanOptions(targets=(f"macs={percent}%",), align="none")
+        self.samples = int(samples) or MOST.get(name, 2048)
+        folder = shared / data
+        self.calibration = needed(folder / "calib" if data == "imagenet" else Path(f"{folder}_calib.npz"))
+        self.test = needed(folder / "val" if data == "imagenet" else Path(f"{folder}_test.npz"))
+        self.path = work / f"{name}_{percent}_{seed}.onnx"
+        self.shown = f"{name} | {percent} % | {seed} | {how}{f' ({samples})' if int(samples) else ''}"
 
-def pruned(name: str, percent: int, seed: int, shared: Path, work: Path) -> Path:
-    """The model at a share of its MACs, with its manifest beside; made once."""
-    file, data, reading = NETWORKS[name]
-    path = work / f"{name}_{percent}_{seed}.onnx"
-    if not path.exists():
-        output = OutputOptions(path=path, manifest=path.with_suffix(".json"))
-        options, source = PlanOptions(targets=(f"macs={percent}%",)), images(needed(shared / "data" / f"{data}_calib.npz"))
-        model = needed(shared / "models" / file)
-        sfp_onnx.prune(model, options, data=source["images"], score_options=ScoreOptions(seed=seed), data_options=reading, output=output)
-    return path
+    def data(self, samples: int, labelled: bool = False) -> object:
+        """So many of the calibration images, drawn with the seed."""
+        if self.calibration.is_dir():
+            return self.calibration
+        held = np.load(self.calibration)
+        drawn = np.sort(np.random.default_rng(self.seed).permutation(len(held["images"]))[:samples])
+        images = {"images": held["images"][drawn]}
+        return {**images, "labels": held["labels"][drawn]} if labelled else images["images"]
 
+    def cut(self, model: object = None, **more: object) -> sfp_onnx.Model:
+        """The model (default: the original) at the share of its MACs, repaired."""
+        data = self.data(MOST.get(self.name, 2048))
+        return sfp_onnx.prune(model or self.model, self.options, data=data, score_options=ScoreOptions(seed=self.seed),
+                              data_options=self.read(), **more).model  # fmt: skip
 
-def row(case: str, seed: int, shared: Path, work: Path) -> str:
-    """One line of the table."""
-    name, percent, epochs = case.split(":")
-    file, data, reading = NETWORKS[name]
-    path = pruned(name, int(percent), seed, shared, work)
-    source = images(needed(shared / "data" / f"{data}_calib.npz"))["images"]
-    began = time.process_time()
-    result: Finetuned = finetune(path, TrainOptions(epochs=int(epochs), seed=seed), source, shared / "models" / file, data_options=reading)
-    seconds = time.process_time() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    models = [shared / "models" / file, path, result.model]
-    before, after = sfp_onnx.evaluate(models, needed(shared / "data" / f"{data}_test.npz"), latency=False, data_options=reading)[1:]
-    shown = [f"{100 * one.top1:.2f} / {one.kl:.3f} / {100 * one.agreement:.2f}" for one in (before, after)]
-    guard = f"{result.before:.3f} -> {result.after:.3f}{'' if result.kept else ' (not kept)'}"
-    return f"| {name} | {percent} % | {seed} | {shown[0]} | {shown[1]} | {guard} | {epochs} | {seconds:.0f} | {peak:.1f} |"
+    def read(self) -> DataOptions:
+        return replace(self.reading, samples=self.samples) if self.calibration.is_dir() else self.reading
+
+    def repaired(self) -> Path:
+        """Cut and repaired, with its manifest beside; made once."""
+        if not self.path.exists():
+            self.cut(output=OutputOptions(path=self.path, manifest=self.path.with_suffix(".json")))
+        return self.path
+
+    def trained(self) -> tuple[sfp_onnx.Model, str]:
+        """The network trained in the way of the case, and what the guard saw."""
+        if self.how == "rounds":
+            return self.cut(repair=RepairOptions(finetune=EPOCHS), steps=ROUNDS), "-"
+        if self.how == "groups":
+            options = SparseOptions(epochs=EPOCHS, max_drop="100%", seed=self.seed, lr=1e-4)
+            found = sparsify(self.model, options, self.data(self.samples), data_options=self.read())
+            return self.cut(found.model), f"{found.before:.3f} -> {found.after:.3f}"
+        options = TrainOptions(recipe=self.how, epochs=EPOCHS, seed=self.seed)
+        data = self.data(self.samples, self.how == "labels")
+        result = finetune(self.path, options, data, self.model, data_options=self.read())
+        guard = f"{result.before:.3f} -> {result.after:.3f}{'' if result.kept else ' (not kept)'}"
+        return result.model, guard
+
+    def row(self) -> str:
+        """One line of the table."""
+        path = self.repaired()
+        began = time.process_time()
+        model, guard = self.trained()
+        seconds, peak = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        reading = replace(self.reading, center_crop=(224, 224), labels=self.test / "labels.csv") if self.test.is_dir() else self.reading
+        before, after = sfp_onnx.evaluate([self.model, path, model], self.test, latency=False, data_options=reading)[1:]
+        figures = [f"{100 * one.top1:.2f} / {one.kl:.3f} / {100 * one.agreement:.2f}" for one in (before, after)]
+        return f"| {self.shown} | {figures[0]} | {figures[1]} | {guard} | {seconds:.0f} | {peak:.1f} |"
 
 
 def lottery(seed: int, work: Path) -> str:
@@ -96,21 +147,133 @@ def lottery(seed: int, work: Path) -> str:
     return "\n".join(rows)
 
 
+# ---- a small transformer for the digits sample -------------------------------------------------------------------------
+
+WIDTH, HEADS, INNER, LAYERS, TOKENS = 32, 4, 64, 2, 16
+
+
+class Transformer:
+    """Patches of 2 x 2 pixels, two layers of attention and feed-forward part behind LayerNormalizations, the mean of tokens."""
+
+    def __init__(self, seed: int) -> None:
+        self.random, self.nodes, self.held = np.random.default_rng(seed), list[onnx.NodeProto](), dict[str, np.ndarray]()
+
+    def op(self, kind: str, *inputs: str, name: str = "", **attributes: object) -> str:
+        name = name or f"{kind}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [f"{name}.out"], name=name, **attributes))
+        return f"{name}.out"
+
+    def const(self, name: str, value: object) -> str:
+        self.held[name] = np.asarray(value)
+        return name
+
+    def drawn(self, name: str, *shape: int) -> str:
+        scale = 1 / np.sqrt(np.prod(shape[1:]) if len(shape) > 2 else shape[0])
+        return self.const(name, (self.random.standard_normal(shape) * scale).astype(np.float32))
+
+    def dense(self, data: str, inputs: int, outputs: int, name: str) -> str:
+        made = self.op("MatMul", data, self.drawn(f"{name}.weight", inputs, outputs), name=name)
+        return self.op("Add", made, self.const(f"{name}.bias", np.zeros(outputs, np.float32)))
+
+    def norm(self, data: str, name: str) -> str:
+        scale, shift = (self.const(f"{name}.{part}", np.full(WIDTH, part == "scale", np.float32)) for part in ("scale", "shift"))
+        return self.op("LayerNormalization", data, scale, shift, axis=-1)
+
+    def attention(self, data: str, name: str) -> str:
+        shape = self.const("heads", np.array([0, 0, HEADS, WIDTH // HEADS]))
+        q, k, v = (self.op("Transpose", self.op("Reshape", self.dense(data, WIDTH, WIDTH, f"{name}.{part}"), shape), perm=perm)
+                   for part, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])))  # fmt: skip
+        logits = self.op("Mul", self.op("MatMul", q, k), self.const("scale", np.float32((WIDTH // HEADS) ** -0.5)))
+        mixed = self.op("Transpose", self.op("MatMul", self.op("Softmax", logits, axis=-1), v), perm=[0, 2, 1, 3])
+        return self.dense(self.op("Reshape", mixed, self.const("joined", np.array([0, 0, WIDTH]))), WIDTH, WIDTH, f"{name}.proj")
+
+    def model(self) -> onnx.ModelProto:
+        patches = self.op("Conv", "x", self.drawn("patches.weight", WIDTH, 1, 2, 2), strides=[2, 2], name="patches")
+        flat = self.op("Reshape", patches, self.const("tokens", np.array([0, WIDTH, TOKENS])))
+        x = self.op("Add", self.op("Transpose", flat, perm=[0, 2, 1]), self.drawn("places", 1, TOKENS, WIDTH))
+        for number in range(LAYERS):
+            x = self.op("Add", x, self.attention(self.norm(x, f"{number}.before"), str(number)))
+            inner = self.op("Relu", self.dense(self.norm(x, f"{number}.middle"), WIDTH, INNER, f"{number}.up"))
+            x = self.op("Add", x, self.dense(inner, INNER, WIDTH, f"{number}.down"))
+        mean = self.op("ReduceMean", self.norm(x, "last"), axes=[1], keepdims=0)
+        scores = self.dense(mean, WIDTH, 10, "classes")
+        ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+                 for name, shape in (("x", ["N", 1, 8, 8]), (scores, ["N", 10]))]  # fmt: skip
+        kept = [numpy_helper.from_array(value, name) for name, value in self.held.items()]
+        made = helper.make_graph(self.nodes, "digits", ports[:1], ports[1:], kept)
+        return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def shifted(path: Path) -> dict[str, np.ndarray]:
+    """The images of a file and the same one pixel further to each of eight sides: 300 are few for a transformer."""
+    held = np.load(path)
+    images, labels = held["images"], held["labels"]
+    moved = [np.roll(images, (down, right), (1, 2)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    return {"images": np.concatenate(moved), "labels": np.tile(labels, 9)}
+
+
+def diluted(seed: int, shared: Path) -> str:
+    """The third stage of ResNet-20 by AFCC, its control, and kernels of smallest L1 norm at the same rate; 1024 labelled images retrain."""
+    case = Case("resnet20:50", seed, shared, Path("."))
+    analysis, rows, rate = sfp_onnx.inspect(case.model), [], None
+    data, test = case.data(1024, True), np.load(case.test)
+    for method in ("afcc", "random-afcc", "l1"):
+        shown = []
+        for more in ({"refit": False}, {"refit": False, "retrain": 3}, {}, {"retrain": 3}):
+            given = rate if method == "l1" else None
+            options = DiluteOptions(method, given, layers="layer3.*Conv", seed=seed, force=True, retrain_lr=1e-3, **more)
+            result = dilute(analysis, options, data, test_data=dict(test), data_options=case.reading)
+            gone, total = (sum(getattr(item, name) for item in result.layers) for name in ("weights_removed", "weights"))
+            rate = gone / total if method == "afcc" else rate
+            shown.append(f"{100 * (result.evaluation[1].top1 or 0):.2f}")
+        rows.append(f"| {seed} | {method} | {gone / total:.1%} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def nodes(seed: int) -> str:
+    """ANDC on the transformer, its control and kernels of smallest L1 norm at the same rate: masked, re-fitted, retrained."""
+    data, test = SAMPLES / "digits_calibration.npz", SAMPLES / "digits_heldout.npz"
+    first = sfp_onnx.load(Transformer(seed).model())
+    used, judge = (sfp_onnx.data_for(first, source, preprocessing=DIGITS) for source in (shifted(data), test))
+    trainer = Trainer(used, judge, TicketOptions(epochs=25, lr=3e-3, seed=seed), lambda said: None)
+    dense = trainer.train(first, {}, "dense")
+    ours = dilute(dense, DiluteOptions("andc", seed=seed, refit=False), used)
+    heads = "; ".join(note for note in ours.notes if note.startswith("heads"))
+    rows = [f"| {seed} | original | 0 | {100 * trainer.accuracy(dense):.2f} | | | {heads} |"]
+    names = "|".join(item.layer.replace(".", r"\.") for item in ours.layers)
+    gone, total = (sum(getattr(item, name) for item in ours.layers) for name in ("weights_removed", "weights"))
+    for method, rate in (("andc", None), ("random", gone / total), ("l1", gone / total)):
+        shown = []
+        for more in ({"refit": False}, {}, {"retrain": 10}, {"retrain": 10, "refit": False}):
+            options = DiluteOptions(method, rate, layers=f"^({names})$", seed=seed, **more)
+            shown.append(f"{100 * trainer.accuracy(dilute(dense, options, used).model):.2f}")
+        rows.append(f"| {seed} | {method} | {gone / total:.1%} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def made(text: str, seed: int, shared: Path, work: Path) -> str:
+    """The rows of a case."""
+    if text == "lottery":
+        return lottery(seed, work)
+    if text in ("nodes", "dilution"):
+        return nodes(seed) if text == "nodes" else diluted(seed, shared)
+    return Case(text, seed, shared, work).row()
+
+
 def main() -> None:
     """Print the rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=DEFAULT)
     parser.add_argument("--shared", type=Path, default=HOME)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--work", type=Path, default=Path("."))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    heads = ["network", "MACs left", "seed", "repair: top-1 / KL / agreement", "trained", "held-out agreement", "epochs", "CPU s", "GB"]
+    heads = ["network", "MACs left", "seed", "how", "repair: top-1 / KL / agreement", "trained", "held-out agreement", "CPU s", "GB"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for case in arguments.cases:
+    for text in arguments.cases:
         for seed in map(int, arguments.seeds.split(",")):
-            made = lottery(seed, arguments.work) if case == "lottery" else row(case, seed, arguments.shared, arguments.work)
-            print(made, flush=True)
+            print(made(text, seed, arguments.shared, arguments.work), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ NEED = {
     "minilm.py": ["EMPTY", "EMPTY"], "ranking.py": ["EMPTY"], "readings.py": ["--shared", "EMPTY"],
     "reach.py": ["EMPTY"], "sfp.py": ["EMPTY", "layers"], "targets.py": ["equal", "EMPTY"],
     "solver.py": ["seeds", "EMPTY", "ROWS"], "training.py": ["--shared", "EMPTY"],
+    "training_peer.py": ["1", "EMPTY"],
 }  # fmt: skip
 ALONE = {  # these need no such files
     "arms.py", "bandits_tabular.py", "farm.py", "files.py", "make_cifar.py", "models.py", "others.py", "scaling.py", "speed.py",

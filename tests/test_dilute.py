@@ -142,6 +142,42 @@ def test_afcc_at_a_classifier_keeps_the_labels_of_each_filter() -> None:
     assert (chosen(own, "afcc").mask[:, :, 0] == reads.labels.T).all()
 
 
+def test_heads_stand_for_what_their_dimensions_say_together() -> None:
+    from sfp_onnx.methods.sfp import probe, profiles
+
+    random = np.random.default_rng(2)
+    means, weights = (random.standard_normal((6, 4, 5)).astype(np.float32) for _ in range(2))
+    sets = probe.label_sets(means, weights)
+    units = np.asarray([7, 7, 7, 3, 3, 3])
+    known = profiles.LayerProfile("a", "t", 2, np.arange(6), units, means, weights, *sets, 0.5)
+    heads = known.heads()
+    assert heads is not None and heads.units.tolist() == [7, 3]
+    for head in range(2):
+        field = sum(known.matrix(index) for index in range(3 * head, 3 * head + 3))
+        np.testing.assert_allclose(heads.matrix(head), field, rtol=1e-4, atol=1e-5)
+        assert (np.flatnonzero(heads.label_sets[head]) == np.flatnonzero(np.diag(field) >= 0.3 * field.max())).all()
+    assert replace(known, units=np.arange(6)).heads() is None and replace(known, units=np.asarray([7, 7, 7, 7, 3, 3])).heads() is None
+
+
+def test_andc_is_of_nodes_and_queries_stand_for_their_head() -> None:
+    from test_masks import HEADS, LENGTH, SIZE, encoder, sentences
+
+    data = sentences(0, 300)
+    data["labels"] = data["ids"][:, 0] % 5
+    analysis = sfp_onnx.inspect(encoder(), {name: [32, LENGTH] for name in ("ids", "mask")})
+    opened = sfp_onnx.data_for(analysis.model, data)
+    seen = look(analysis, "^(q|proj|up|down|last)$", opened, ProfileOptions())
+    found = choose_masks(analysis, seen, DiluteOptions("andc"))
+    masks = {figures.layer: found.masks[figures.weight] for figures in found.figures}
+    assert set(masks) == {"proj", "up", "down"}  # embeddings are read by no layer that could say what they stand for
+    assert "makes the class scores" in next(item.reason for item in found.skipped if item.layer == "last")
+    ends = seen.ends["proj"]
+    assert isinstance(ends, Ends) and ends.reads.labels.shape == (HEADS * SIZE, 5)
+    for i, j in np.ndindex(HEADS * SIZE, 12):
+        assert masks["proj"][i, j] == bool((ends.reads.labels[i] & ends.writes.labels[j]).any())
+    assert any(note.startswith("heads in front of") for note in found.notes)
+
+
 def test_random_label_sets_keep_their_sizes_and_are_even() -> None:
     sizes = np.asarray([3, 1, 0, 6, 2, 4, 4, 4])
     found = even_labels(sizes, 6, np.random.default_rng(0))

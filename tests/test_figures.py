@@ -77,7 +77,7 @@ def removals(analysis: sfp_onnx.Analysis) -> Iterator[tuple[IntArray, BoolArray]
     """Units that groups keep, fewer and fewer, and the removals."""
     scores = np.random.default_rng(0).random(analysis.coupling.units)
     for share in (1.0, 0.8, 0.5, 0.2):
-        kept = np.asarray([max(1, int(share * group.width)) for group in analysis.coupling.groups])
+        kept = np.asarray([group.blocks * max(1, int(share * group.width / group.blocks)) for group in analysis.coupling.groups])
         yield kept, of_widths(analysis.coupling, scores, kept.tolist())
 
 

@@ -130,6 +130,27 @@ def test_the_repaired_model_does_not_depend_on_tokens_that_are_off(
     assert pruned(model, sentences(0), score_name=score) != pruned(model, sentences(1), score_name=score)  # or this would prove nothing
 
 
+@pytest.mark.parametrize(("pooled", "recipe"), [(True, "blocks"), (False, "features")])
+def test_training_does_not_depend_on_tokens_that_are_off(pooled: bool, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from sfp_onnx.methods.training import TrainOptions, tuning
+
+    model = encoder(pooled=pooled)
+    small = sfp_onnx.prune(model, options=HALF, data=sentences(), repair=None)
+
+    def tuned(garbage: int) -> bytes:
+        data = sfp_onnx.open_data(sentences(garbage, 200), analysed.inputs(small.original))
+        options = TrainOptions(recipe=recipe, epochs=3, lr=3e-3, train_batch=32)
+        result = tuning.tuned(small.model, small.original, tuning.kept_channels(small.cuts), data, options)
+        assert result.kept and result.tasks
+        return bytes(sfp_onnx.graph.save.to_proto(result.model).SerializeToString(deterministic=True))
+
+    first = tuned(0)
+    assert tuned(1) == first
+    monkeypatch.setattr(analysed, "tokens_of", lambda prepared: None)
+    assert tuned(0) != tuned(1)  # or this would prove nothing
+
+
 def test_samples_without_tokens_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Also where they come first; data of nothing else are refused."""
     model, data = encoder(pooled=False), sentences()

@@ -177,6 +177,15 @@ def test_flags_win(model_file: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
 
 
+def test_what_a_file_says_of_data_waits_for_data(model_file: Path, tmp_path: Path) -> None:
+    """One configuration serves commands with data and without; a flag that has nothing to read is still an error."""
+    own = toml(tmp_path / "sfp.toml", "mean = [0.1, 0.2, 0.3]\nscale = 255\n")
+    assert "prunable" in good("inspect", model_file, "--config", own).stdout
+    good("prune", model_file, "--config", own, "--ratio", 0.5, "-o", tmp_path / "a.onnx")
+    refused = invoke("inspect", model_file, "--config", own, "--scale", 2)
+    assert refused.exit_code == 2 and refused.stderr.count("--scale") == 1 and "--mean" not in refused.stderr
+
+
 def test_sweep_from_a_file(model_file: Path, data_file: Path, tmp_path: Path) -> None:
     """What is meant for prune at the top of the file does not disturb a sweep."""
     text = f'model = "{model_file}"\noutput = "{tmp_path}/a.onnx"\nratio = 0.5\n[sweep]\ntargets = "macs=80%:60%:20%"\njson = true\n'

@@ -10,6 +10,7 @@ import pytest
 from conftest import classifier, images, invoke, labels_of, masked_reference, relative, run_model as run
 
 import sfp_onnx
+from sfp_onnx.core.errors import OptionError
 from sfp_onnx.core.options import PlanOptions, RepairOptions
 from sfp_onnx.planning import search
 from sfp_onnx.planning.rounds import targets_of
@@ -58,6 +59,32 @@ def test_rounds_repeat_to_the_byte(three: Pruned) -> None:
     assert rounds(3).to_proto().SerializeToString(deterministic=True) == three.to_proto().SerializeToString(deterministic=True)
 
 
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(three: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first round and after the second; a file of another run is refused."""
+    seen, file, plan_for = [0], tmp_path / "state", search.plan_for
+
+    def stopping(*arguments: object) -> object:
+        seen[0] += 1
+        if seen[0] == 3:  # the first is asked for twice
+            raise KeyboardInterrupt
+        return plan_for(*arguments)
+
+    for count in (3, 2):
+        monkeypatch.setattr(search, "plan_for", stopping)
+        seen[0] = 3 - count
+        with pytest.raises(KeyboardInterrupt):
+            rounds(3, resume=file)
+        monkeypatch.undo()
+    again = rounds(3, resume=file)
+    assert again.to_proto().SerializeToString(deterministic=True) == three.to_proto().SerializeToString(deterministic=True)
+    assert again.cuts == three.cuts and again.plan == three.plan
+    with pytest.raises(OptionError, match="another model, other data or options"):
+        rounds(2, resume=file)
+    file.write_text("nothing")
+    with pytest.raises(OptionError, match="cannot read it"):
+        rounds(3, resume=file)
+
+
 def test_no_layer_becomes_two_and_none_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     plan_for = search.plan_for
@@ -71,6 +98,7 @@ def test_what_does_not_go_with_rounds(model_file: Path, data_file: Path) -> None
     for words, said in (
         (("--data", data_file, "--ratio", "0.5"), "--rounds needs"), (("--target", "macs=50%"), "--rounds needs"),
         (("--data", data_file, "--target", "latency=50%"), "--rounds takes targets that are counted"),
+        (("--data", data_file, "--target", "macs=50%", "--rounds", "1", "--resume", "state"), "--resume goes with --rounds"),
     ):  # fmt: skip
         done = invoke(*run_, *words)
         assert done.exit_code == 2 and said in done.stderr, done.stderr

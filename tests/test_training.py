@@ -96,6 +96,37 @@ def test_it_comes_nearer_to_the_original(place: Path, recipe: str) -> None:
     assert initializers(result.model) == initializers(sfp_onnx.load(place / "small.onnx"))
 
 
+def test_labels_are_learned_where_they_are_given(place: Path, tmp_path: Path) -> None:
+    x = np.load(place / "data.npz")["x"]
+    answers = run(onnx.load(place / "model.onnx"), {"x": x})[0].argmax(1)
+    counts = np.bincount(answers, minlength=6)
+    common, rare = np.argsort(counts)[-2], counts.argmin()
+    labels = np.where(answers == common, rare, answers)  # not always what the original says: they must count
+    np.savez(tmp_path / "data.npz", x=x, labels=labels)
+    options = TrainOptions(recipe="labels", epochs=30, lr=1e-2, train_batch=64)
+    result = tuning.finetune(place / "small.onnx", options, tmp_path / "data.npz")
+    after = run(to_proto(result.model), {"x": x})[0].argmax(1)
+    assert result.kept and result.measure == "top-1" and (after == rare)[answers == common].mean() > 0.5
+    with pytest.raises(DataError, match="--recipe labels takes a classifier, and data with a class number per sample"):
+        tune(place, recipe="labels")
+    np.savez(tmp_path / "odd.npz", x=x, labels=np.arange(len(x)) % 7 + 1)
+    with pytest.raises(DataError, match="labels run from 1 to 7, but the model has classes 0 to 5"):
+        tuning.finetune(place / "small.onnx", options, tmp_path / "odd.npz")
+
+
+@pytest.mark.parametrize("recipe", ["blocks", "features"])
+def test_a_diluted_model_stays_diluted(place: Path, tmp_path: Path, recipe: str) -> None:
+    sparse = sfp_onnx.methods.dilution.stages.dilute(place / "model.onnx", DiluteOptions("magnitude", 0.7, layers="in|out"))
+    sparse.save(tmp_path / "sparse.onnx")
+    options = TrainOptions(recipe=recipe, epochs=3, lr=3e-3, train_batch=64)
+    result = tuning.finetune(tmp_path / "sparse.onnx", options, place / "data.npz", place / "model.onnx")
+    assert result.kept and any("diluted weights stay zero" in note for note in result.notes)
+    before, after = Constants(sparse.model), Constants(result.model)
+    names = [item.weight for item in sparse.layers]
+    assert len(names) == 6 and all(((before[name] == 0) == (after[name] == 0)).all() for name in names)
+    assert any((before[name] != after[name]).any() for name in names)
+
+
 def test_the_same_seed_gives_the_same_bytes(place: Path, tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         tune(place, output=tmp_path / name)

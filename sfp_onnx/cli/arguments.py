@@ -174,10 +174,17 @@ def scoring(values: Mapping[str, Any]) -> dict[str, Any]:
 def reading(values: Mapping[str, Any]) -> dict[str, Any]:
     """Which data there are, and how they and the model are read, as arguments of a stage."""
     read = {name: values[name] for name in ("data", "eval_data", "test_data") if name in values}
+    if not any(value is not None for value in read.values()):
+        values = {name: value for name, value in values.items() if name not in READING | MEANING or not _configured(name)}
     read["data_options"] = build(DataOptions, values)
     if "task" in values:
         read["measure_options"] = build(MeasureOptions, values)
     return {**read, "inspect_options": build(InspectOptions, values)} if "input_shapes" in values else read
+
+
+def _configured(name: str) -> bool:
+    """Whether only a configuration says it, which is for commands with data and without."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.DEFAULT_MAP
 
 
 THIS_DATA = {"labels", "samples", "seed"}  # options that are about --data alone

@@ -24,15 +24,17 @@ from .config import settle
     DataOptions, MeasureOptions, InspectOptions, RepairOptions, OutputOptions, take.verify_option, take.json_option,
     take.option("--rounds", type=click.IntRange(1), default=1, show_default=True, section=REPAIR, advanced=True,
                 help="Rank, cut, repair and fine-tune in so many rounds, each by the same factor."),
+    take.option("--resume", type=click.Path(path_type=Path), section=REPAIR, advanced=True,
+                help="--rounds: go on from this file if it is there; write it after every round."),
     take.gated)  # fmt: skip
-def command(model: Path, output: Path, verify: bool, as_json: bool, rounds: int, **options: Any) -> None:
+def command(model: Path, output: Path, verify: bool, as_json: bool, rounds: int, resume: Path | None, **options: Any) -> None:
     """Plan, cut, verify and write in one.
 
     Example: sfp-onnx prune model.onnx -o smaller.onnx --data calibration.npz --target macs=50%
     """
     settle(options)
     result = pruned.prune(
-        model, take.build(PlanOptions, options), verify=verify, progress=bar, steps=rounds,
+        model, take.build(PlanOptions, options), verify=verify, progress=bar, steps=rounds, resume=resume,
         output=take.build(OutputOptions, options, path=output), **take.scoring(options), **take.reading(options))  # fmt: skip
     show(result, output, as_json)
     if not as_json:

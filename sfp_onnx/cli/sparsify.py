@@ -37,8 +37,8 @@ def command(model: Path, output: Path, store: str, as_json: bool, **options: Any
         answer(result.manifest)
         return
     what = "weights" if chosen.method in ("rigl", "set") else "sets of coupled channels"
-    answer(f"{result.zeros} of {result.total} {what} are zero")
-    answer(f"{result.measure} on held-out samples: {result.before:.4g} -> {result.after:.4g}")
+    answer(f"{result.zeros} of {result.total} {what} became zero")
+    answer(f"{result.measure} on held-out samples: {result.before:.4g} -> {result.after:.4g}{'' if result.kept else ' (not kept)'}")
     answer(f"wrote {output}")
     if chosen.method not in ("rigl", "set"):
         words_ = (output, "-o", f"{output.stem}-pruned.onnx", "--target", "macs=50%")

@@ -158,7 +158,8 @@ def _met(names: Iterable[str], beside: Callable[[str], Iterable[Node]], onward: 
 class Prepared:
     """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
     dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`); ``base`` is
-    the loaded model, in which what its declared shapes decide is decided; ``tokens``: rows that an input switches off (None: not known)."""
+    the loaded model, in which what its declared shapes decide is decided; ``tokens``: rows that an input switches off (None: not known).
+    ``nest`` is the model as it was each time before branches were flattened, the last first: as these all that is written is `nested`."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -168,6 +169,7 @@ class Prepared:
     types: Mapping[str, Any] = field(default_factory=dict)
     base: Model | None = None
     tokens: Tokens | None = None
+    nest: tuple[Model, ...] = ()
 
     @cached_property
     def held(self) -> frozenset[str]:

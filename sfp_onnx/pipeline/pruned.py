@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,8 +17,10 @@ from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOp
 from ..core.system import log
 from ..coupling.analysis import Analysis, DataSource, Progress, describe, inspect, silent
 from ..cut import cut
+from ..data.dataset import Dataset
 from ..evaluation import evaluate as measure
 from ..export import package, refuse, rows_kept, written_by
+from ..graph import Model
 from ..graph.load import ModelSource
 from ..graph.save import fingerprint
 from ..latency.timing import Latency
@@ -43,7 +46,7 @@ def _packaged(result: Pruned, inputs: Inputs, options: PlanOptions, scoring: Sco
     if options.max_drop is not None and made.model is not result.model:
         judge = judge_of(inputs, options, scoring)[0]
         drop = judge.drop(made.model)
-        notes += judge.notes(drop)[:1]
+        notes += tuple(f"as packaged: {note}" for note in judge.notes(drop)[:1])
         if not judge.holds(drop):
             advice = "Nothing was written. Package less, or loosen it."
             raise TargetError(f"--max-drop cannot be held by the packaged model: {notes[-1]}. {advice}")
@@ -57,6 +60,7 @@ def prune(
     repair: RepairOptions | None = AS_PLANNED, eval_data: DataSource | None = None, *, test_data: DataSource | None = None,
     data_options: DataOptions = DataOptions(), inspect_options: InspectOptions = InspectOptions(),
     output: OutputOptions = OutputOptions(), measure_options: MeasureOptions = MeasureOptions(), steps: int = 1,
+    resume: Path | None = None,
 ) -> Pruned:  # fmt: skip
     """Plan and apply in one; then make other forms, measure, and write what ``output`` asks for.
 
@@ -70,6 +74,7 @@ def prune(
         data_options, inspect_options: how data and model are read.
         measure_options: what the outputs mean, and what is measured by, where that cannot be told.
         steps: rounds of ranking, cutting, repairing (and fine-tuning), each of which goes the same factor of the way.
+        resume: a file that holds where a run in rounds stands; it is gone on from if it is there.
 
     Raises:
         TargetError: nothing can be pruned, a target cannot be met, or the run of ``output.locked`` does not come out.
@@ -80,6 +85,8 @@ def prune(
     records.expect(OutputOptions, output=output)
     if steps > 1 and (not options.targets or options.max_drop is not None or output.locked is not None or data is None):
         raise OptionError("--rounds needs --data and --target, and goes neither with --max-drop nor with --locked")
+    if resume is not None and steps < 2:
+        raise OptionError("--resume goes with --rounds: it is written after every round")
     if steps > 1:
         rounds.check(options.targets)
     scoring = Scoring(score_name, score_options, repair)
@@ -92,7 +99,8 @@ def prune(
     if output.energy and test_data is None:
         raise OptionError("--energy is measured with the models that --test-data measures: give --test-data, or use `sfp-onnx evaluate`")
     sources = sources_of(options, data, eval_data, test_data, data_options, inspect_options, measures, output.locked)
-    inputs = sources.open(source, [output.path, output.manifest, output.report, output.card, options.save_library, *written_by(output)])
+    files = [output.path, output.manifest, output.report, output.card, options.save_library, resume]
+    inputs = sources.open(source, [*files, *written_by(output)])
     tell(inputs.reading)
     refuse(inputs.analysis, output)
     output = rows_kept(inputs.analysis, output, inputs.data)
@@ -102,15 +110,16 @@ def prune(
     more = {"rounds": steps} if steps > 1 else {}
     given = (options, score_options, repair, data_options, inspect_options, replace(output, rows=None), measures)
     used = command_of(*given, score=score_name, verify=verify, **more)
+    file = None if resume is None or inputs.data is None else _kept(resume, inputs.analysis.model, inputs.data, used)
     ready, made = None, None if lock is None else lock.plan(inputs.analysis.model, inputs.data, used)
     if made is not None and (made.options.get("cut_layernorm") or made.options.get("expand_outputs")):
         inputs = inputs.wider() or inputs
     if made is None:
         first = replace(options, moves=(records.CUT,)) if steps > 1 else options  # layers stay one over rounds
-        inputs, ready, made = planned_for(inputs, first, scoring, progress, output)
+        inputs, ready, made = planned_for(inputs, first, scoring, progress, output, steps < 2)
     log.debug(plan_text(made))
     make = partial(applied_to, inputs, verify=verify, repair=as_planned(made, repair, inputs.data), progress=progress)
-    result = make(made) if steps < 2 or ready is None else _in_rounds(inputs, options, scoring, ready, steps, make, progress)
+    result = make(made) if steps < 2 or ready is None else _in_rounds(inputs, options, scoring, ready, steps, make, progress, file)
     if output.packaged:
         result = _packaged(result, inputs, options, scoring, output)
     if lock is not None:
@@ -121,15 +130,21 @@ def prune(
     return written_out(result, inputs, output, page)
 
 
+def _kept(path: Path, model: Model, data: Dataset, used: object) -> rounds.File:
+    """Where a run in rounds is kept, for this model, these data and options."""
+    return rounds.File(path, hashlib.sha256(repr((model.sha256, describe(data), used)).encode()).hexdigest())
+
+
 def _in_rounds(
     inputs: Inputs, options: PlanOptions, scoring: Scoring, ready: search.Candidates, count: int, make: Callable[..., Pruned],
-    progress: Progress,
+    progress: Progress, file: rounds.File | None,
 ) -> Pruned:  # fmt: skip
     """Rank the present network, cut, repair towards the original (and fine-tune), and again. Every round is a cut of the original, proven
     as any; its weights are those of the round before. Layers stay one.
 
     Args:
         ready: what the first round plans with. make: cuts the original by a plan, and repairs it from other weights, if there are any.
+        file: where it is kept what the rounds gave so far.
 
     Raises:
         OptionError: targets that are timed, or outputs that are expanded. TargetError: a target cannot be held.
@@ -140,9 +155,20 @@ def _in_rounds(
     shapes = {name: list(array.shape) for name, array in analysis.prepared.feeds.items()}
     ruler = figures.ruler_for(analysis, options, progress, ready.form)
     removed, weights, number = np.zeros(analysis.coupling.units, bool), None, 1
+
+    def aim(number: int) -> PlanOptions:
+        return replace(options, targets=rounds.targets_of(options.targets, ruler.before, number / count), moves=(records.CUT,))
+
+    def following(model: Model, number: int) -> tuple[Analysis, search.Candidates]:
+        present = inspect(model, shapes, inputs.data)
+        return present, candidates(replace(inputs, analysis=present), aim(number), scoring, progress)
+
+    if file is not None and (stands := file.read(analysis.model.libraries)) is not None:
+        log.info(f"Note: round {stands.number} of {count} was done before")
+        removed, number = stands.removed, stands.number + 1
+        present, ready = following(stands.model, number)
     while True:
-        aim = replace(options, targets=rounds.targets_of(options.targets, ruler.before, number / count), moves=(records.CUT,))
-        made = search.plan_for(ready, aim, progress)
+        made = search.plan_for(ready, aim(number), progress)
         more = planning.removal_of(made, present.coupling, made.model_sha256)
         if number > 1:
             weights = rounds.weights_of(cut(present.prepared, present.coupling, more))
@@ -151,12 +177,13 @@ def _in_rounds(
         told = {**made.options, "targets": list(options.targets), "rounds": count}
         whole = replace(planning.make_plan(analysis, removed, told), notes=made.notes, figures=held)
         result = make(whole, weights=weights)
-        log.info(f"Note: round {number} of {count} ({', '.join(aim.targets)}): {'; '.join(result.notes[:2])}")
+        log.info(f"Note: round {number} of {count} ({', '.join(aim(number).targets)}): {'; '.join(result.notes[:2])}")
         if number == count:
             return result
+        if file is not None:
+            file.write(rounds.Standing(number, removed, result.model))
         number += 1
-        present = inspect(result.model, shapes, inputs.data)
-        ready = candidates(replace(inputs, analysis=present), aim, scoring, progress)
+        present, ready = following(result.model, number)
 
 
 def _page(result: Pruned, ready: search.Candidates | None, inputs: Inputs, options: PlanOptions, progress: Progress) -> Page:

@@ -7,6 +7,8 @@ so that each result is a cut of the original, with its numbering and its proof.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from ..coupling.analysis import Analysis
 from ..coupling.cost import kept_masks
 from ..graph import Constants, Model, initializers
 from ..graph.extract import with_constants
+from ..graph.load import from_bytes
+from ..graph.save import atomic, check_output, to_proto, writing
 from . import FIGURES, bounds, parse_target
 
 
@@ -78,3 +82,49 @@ def weights_of(model: Model) -> dict[str, Array]:
     """All floating constants of a model."""
     constants = Constants(model)
     return {name: constants[name] for name, held in initializers(model).items() if np.dtype(held.dtype).kind == "f"}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run in rounds stands: ``number`` of them are done, ``removed`` are units of the original, ``model`` is what is left."""
+
+    number: int
+    removed: BoolArray
+    model: Model
+
+
+@dataclass(frozen=True)
+class File:
+    """Where it is kept how a run stands; ``key`` says which run it is."""
+
+    path: Path
+    key: str
+
+    def write(self, stands: Standing) -> None:
+        """Write it, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        held = np.frombuffer(to_proto(stands.model).SerializeToString(deterministic=True), np.uint8)
+        with writing(self.path), atomic(self.path) as (stream,):
+            np.savez(stream, key=self.key, number=stands.number, removed=stands.removed, model=held)
+
+    def read(self, custom_ops: Sequence[str] = ()) -> Standing | None:
+        """How the run stands; None: there is no file yet.
+
+        Raises:
+            OptionError: it is the file of another run, or of none. OutputError: it could not be written.
+        """
+        check_output(self.path)
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as held:
+                found, number, removed, model = (held[name] for name in ("key", "number", "removed", "model"))
+            stands = Standing(int(number), removed.astype(bool), from_bytes(model.tobytes(), custom_ops))
+        except Exception as error:  # numpy and protobuf raise whatever they meet
+            raise OptionError(f"--resume {self.path}: cannot read it: {error}. Expected what --resume wrote, or no file.") from error
+        if str(found) != self.key:
+            raise OptionError(f"--resume {self.path}: it is of a run with another model, other data or options. Give another file.")
+        return stands

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.types import After, Edit, IntArray, Linear, SetAttribute
 from .context import STIFF, Context
 from .forms import Dense, Window
-from .labels import Labels, Operand, Reads, TiePair, Writes, align, keep_varying, varying, vector
+from .labels import Blocked, Labels, Operand, Reads, TiePair, Writes, align, keep_varying, varying, vector
 from .registry import rule
 
 SLIDES = "a convolution slides along this axis"
@@ -38,7 +38,8 @@ class Inner:
 
 
 def _grouped(ctx: Context, weight: int, data: IntArray | None, written: IntArray | None, inner: Inner) -> None:
-    """Constraints of a convolution with g groups: whole groups leave, or one channel of every group.
+    """Constraints of a convolution with g groups: whole groups leave, or one channel of every group; where nothing else asks for more,
+    both, and each group loses channels of its own (`Blocked`).
 
     ``data`` are the g * i input channels, ``written`` the g * o output channels, ``inner`` the axis of the weight that all groups share.
     That axis of a ``weight`` which is computed stands on a tensor of its own: where it follows no side, it must not shrink alone.
@@ -63,6 +64,8 @@ def _grouped(ctx: Context, weight: int, data: IntArray | None, written: IntArray
     elif shared is None:
         each += loose
     ctx.choose(*options, each)
+    if ctx.is_constant(weight) and ctx.node.inputs[weight] not in ctx.shared_constants:
+        ctx.facts.blocked.append(Blocked(ctx.node, (left, right), weight, inner.side))
 
 
 def _convolved(ctx: Context, weight: int = 1) -> tuple[int, IntArray | None, Labels]:

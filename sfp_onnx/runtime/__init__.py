@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import time
 import warnings
@@ -18,7 +19,11 @@ from enum import Enum
 from functools import cache, partial, wraps
 from inspect import signature
 from pathlib import Path
+<<<<<<< HEAD
 from types import MappingProxyType
+=======
+from types import SimpleNamespace
+>>>>>>> main
 from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
@@ -321,7 +326,8 @@ def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] 
     """Quantise a model file to 8-bit integers with onnxruntime's own tool: static with data, else dynamic.
 
     Weights are signed, one scale per output channel; activations unsigned, from their least to their largest value on the data. ``facts``
-    say otherwise: ``per_channel``, ``nodes_to_quantize`` or ``nodes_to_exclude`` (lists of names).
+    say otherwise: ``per_channel``, ``nodes_to_quantize`` or ``nodes_to_exclude`` (lists of names), ``ranges`` (least and largest value of
+    each tensor; nothing is run then).
 
     Raises:
         ModelError: the tool cannot do it.
@@ -341,6 +347,10 @@ def _quantize(source: Path, target: Path, batches: Iterable[Feeds] | None, facts
     from onnxruntime import quantization as tool  # imports slowly, and is seldom needed
     from onnxruntime.quantization import quant_utils
 
+    if "ranges" in facts:
+        with patch.object(sys.modules[tool.quantize_static.__module__], "create_calibrator", _calibrated(tool, facts["ranges"])):
+            return _run_tool(tool, source, target, (), {name: fact for name, fact in facts.items() if name != "ranges"})
+
     class Kept(_ort().SessionOptions):  # type: ignore[misc]
         """Options of the sessions that the tool opens, which takes none from its callers."""
 
@@ -350,6 +360,15 @@ def _quantize(source: Path, target: Path, batches: Iterable[Feeds] | None, facts
 
     with patch.object(_ort(), "SessionOptions", Kept), patch.object(quant_utils, "SessionOptions", Kept):
         _run_tool(tool, source, target, batches, facts)
+
+
+def _calibrated(tool: Any, ranges: Mapping[str, Array]) -> Callable[..., Any]:
+    """In place of what makes the tool's calibrator: one that knows the ranges."""
+    known = {name: tuple(np.asarray(value, np.float32)) for name, value in ranges.items()}
+    calibrator = SimpleNamespace(
+        collect_data=lambda reader: None, compute_data=lambda: tool.calibrate.TensorsData(tool.CalibrationMethod.MinMax, dict(known))
+    )
+    return lambda *given, **named: calibrator
 
 
 def _run_tool(tool: Any, source: Path, target: Path, batches: Iterable[Feeds] | None, facts: Mapping[str, Any]) -> None:

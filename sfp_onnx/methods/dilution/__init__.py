@@ -170,7 +170,7 @@ class Method:
 
     ``function`` gives scores per tile (larger = keep; shape as `tile_sums`), or, if the rate is ``fixed`` by the method, a mask per
     tile. ``needs`` is a subset of "activations", "losses", "profiles"; ``pattern`` shows the numbers that the name takes (``nm:N:M``);
-    ``gated``: the layer is skipped where its labels carry too little signal.
+    ``gated``: the layer is skipped where its labels carry too little signal; ``nodal``: convolutions are, and the layer of class scores.
     """
 
     name: str
@@ -182,6 +182,7 @@ class Method:
     fixed: bool
     pattern: str
     gated: bool
+    nodal: bool
 
 
 METHODS: dict[str, Method] = {}
@@ -191,10 +192,11 @@ def method(
     name: str, summary: str, source: str, *, tile: TileFunction = lambda options: KERNEL, needs: tuple[str, ...] = (), kind: str = "",
     pattern: str = "",
 ) -> Callable[[MethodFunction], MethodFunction]:  # fmt: skip
-    """Register a method; ``kind`` may hold the words "fixed" (the method sets the rate) and "gated"."""
+    """Register a method; ``kind`` may hold the words "fixed" (the method sets the rate), "gated" and "nodal"."""
 
     def register(function: MethodFunction) -> MethodFunction:
-        METHODS[name] = Method(name, function, tile, summary, source, frozenset(needs), "fixed" in kind, pattern, "gated" in kind)
+        words = ("gated" in kind, "nodal" in kind)
+        METHODS[name] = Method(name, function, tile, summary, source, frozenset(needs), "fixed" in kind, pattern, *words)
         return function
 
     return register
@@ -297,6 +299,15 @@ def afcc(view: KernelView, options: MethodOptions) -> Array:
     """keep[o, i] = labels of o and labels of i intersect (for a classifier: label o is in a cluster of i)."""
     assert view.ends is not None
     return _pairs(intersect(view.ends.writes.labels, view.ends.reads.labels), view)
+
+
+@method("andc", "weights between nodes without a common label on the diagonals of their matrices",
+        "as the abstract of Koresh et al., Physica A 666 (2025) defines it", needs=("profiles",), kind="fixed nodal")  # fmt: skip
+def andc(view: KernelView, options: MethodOptions) -> Array:
+    """keep[o, i] = diagonals of o and i intersect: labels for which a node alone speaks on their own samples, at 0.3 of the most that it
+    says. Nodes are those of feed-forward and attention parts; queries and keys stand for their head. The labels are those of `afcc`,
+    whose clusters part the same diagonal; what differs is where it is applied."""
+    return afcc(view, options)
 
 
 @method("random-afcc", "AFCC with random label sets of the same sizes (its control)", SOURCE, needs=("profiles",), kind="fixed gated")

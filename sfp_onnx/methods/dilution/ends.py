@@ -41,6 +41,7 @@ def ends_of(
     notes = [f"class profiles from {known.samples} samples, with {labels}; {len(known.layers)} probes"]
     if known.missing:
         notes.append(f"{len(known.missing)} of {known.classes} labels do not occur in the data")
+    notes += [words for read in known.layers if (words := _said_of_heads(read))]
     return ends, notes
 
 
@@ -64,12 +65,32 @@ def _ends(
         writes = layers.get(Site(later.data_name, later.data_axis))
         if writes is None:
             return f"no class profile of what it makes: {reasons.get(later.data_name, 'no layer reads it')}"
-        order = {int(unit): index for index, unit in enumerate(writes.units)}
-        return Ends(near, _profile(writes, np.asarray([order[int(unit)] for unit in target.layer.writes])))
+        return Ends(near, _made(target.layer, writes))
     last = max(other.node.index for other in analysis.coupling.layers)
     if node.index == last and analysis.prepared.trace.shapes[node.outputs[0]][1:] == (known.classes,):
         return Ends(near, label_profile(node.outputs[0], known.classes))
     return "no single later layer reads all its filters, and they are not the class scores"
+
+
+def _made(layer: Layer, known: profiles.LayerProfile) -> Profile:
+    """The profile of what a layer makes, from that of the tensor in which it is read. Queries and keys are no part of that: they stand for
+    their head."""
+    if (layer.columns >= 0).any() and (heads := known.heads()) is not None:
+        order = {int(unit): index for index, unit in enumerate(dict.fromkeys(known.units.tolist()))}
+        return _profile(heads, np.asarray([order[int(unit)] for unit in layer.writes]))
+    if np.array_equal(known.units, layer.writes):  # dimensions of a head share its unit
+        return _profile(known, np.arange(len(known.units)))
+    order = {int(unit): index for index, unit in enumerate(known.units)}
+    return _profile(known, np.asarray([order[int(unit)] for unit in layer.writes]))
+
+
+def _said_of_heads(known: profiles.LayerProfile) -> str:
+    """For how many labels the heads speak that a tensor joins; empty if it joins none."""
+    heads = known.heads()
+    if heads is None:
+        return ""
+    counts, every = heads.label_sets.sum(1), int(heads.label_sets.all(0).sum())
+    return f"heads in front of '{known.tensor}' stand for {', '.join(map(str, counts))} labels, for {every} of them all of them do"
 
 
 def _profile(known: profiles.LayerProfile, rows: IntArray) -> Profile:
@@ -164,6 +185,9 @@ def gated(
         profiles = ends[target.name]
         if isinstance(profiles, str):
             refused.append(SkippedLayer(target.name, profiles))
+            continue
+        if method.nodal and (profiles.to_labels or target.layer.grouped):
+            refused.append(SkippedLayer(target.name, f"a convolution, or it makes the class scores: {method.name} is of the nodes between"))
             continue
         least = SNR_LABELS if profiles.to_labels else SNR_FEATURES
         if method.gated and min(profiles.reads.snr, profiles.writes.snr) < least:

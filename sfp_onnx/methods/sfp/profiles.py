@@ -73,6 +73,17 @@ class LayerProfile(Shown):
         shape = (len(self.units), self.label_sets.shape[1], self.label_sets.shape[1])
         return np.stack([self.matrix(index) for index in range(shape[0])]).astype(np.float32).reshape(shape)
 
+    def heads(self) -> LayerProfile | None:
+        """Each head of an attention as one filter (its dimensions share a unit; None: no units are shared): the fields of its dimensions
+        add up, as all other heads are silent (after Koresh et al., Physica A 666, 2025)."""
+        every = np.array(list(dict.fromkeys(self.units.tolist())), np.int64)
+        rows = [np.flatnonzero(self.units == unit) for unit in every]
+        if len(every) == len(self.units) or (every < 0).any() or len({len(own) for own in rows}) > 1:
+            return None
+        means, weights = (array[np.stack(rows)].reshape(len(every), -1, array.shape[2]) for array in (self.means, self.weights))
+        sets = label_sets(means, weights)
+        return replace(self, filters=np.arange(len(every)), units=every, means=means, weights=weights, loss_ratio=None, **sets._asdict())
+
     @property
     def signal(self) -> IntArray:
         """(F,): ones inside the clusters."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...data.dataset import Dataset
     from ...graph import Model
 
-RECIPES = ("blocks", "features", "logits")
+RECIPES = ("blocks", "features", "logits", "labels")
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,18 @@ class TrainOptions(Checked):
     """How to train.
 
     ``recipe``: "blocks" (each part between two tensors that separate the graph, on its own), "features" (all of them at once, end to
-    end), "logits" (the answers alone, on mixtures of samples). ``epochs`` passes over the data (over those of each block, with
-    mirrored images where these help); ``budget``: seconds that take their place. ``lr``: that of Adam at the start of a cosine.
+    end), "logits" (the answers alone, on mixtures of samples), "labels" (the answers and the given class numbers, on samples as they
+    are). ``epochs`` passes over the data (over those of each block, with mirrored images where these help); ``budget``: seconds that
+    take their place. ``lr``: that of Adam at the start of a cosine.
     ``memory``: bytes of activations held in memory, the rest in a temporary file. ``resume``: a file that holds where the run stands.
     """
 
-    recipe: str = option("blocks", "What is fitted to the original: the output of each block on its own, all of them end to end, or the "
-                         "answers alone (with mixtures of samples).", REPAIR, choices=RECIPES)  # fmt: skip
+    recipe: str = option("blocks", "What is fitted to the original: the output of each block on its own, all of them end to end, the "
+                         "answers alone (with mixtures of samples), or the answers and given labels.", REPAIR, choices=RECIPES)  # fmt: skip
     epochs: int = option(4, "Passes over the data, for each block.", AMOUNT, low=1)
     budget: float | None = option(None, "Time for all of it, in place of --epochs.", AMOUNT, parse=seconds, metavar="10m", low=0,
                                   low_open=True, high=float("inf"), high_open=True)  # fmt: skip
-    lr: float | None = option(None, "Learning rate at the start.  [default: 1e-3 for blocks, 3e-4 for features, 1e-4 for logits]", REPAIR,
+    lr: float | None = option(None, "Learning rate at the start.  [default: 1e-3 for blocks, 1e-4 for logits, else 3e-4]", REPAIR,
                               low=0, low_open=True, high=float("inf"), high_open=True)  # fmt: skip
     device: str = option("cpu", "Where it is computed.", RUN, choices=("cpu", "cuda"))
     resume: Any = option(None, "Go on from this file if it is there; write it after every epoch.", RUN, path=True)
@@ -75,7 +76,7 @@ class SparseOptions(Checked):
     ``method``: "groups" (sets of coupled channels lose norm, the small ones most), "slimming" (so do scales of BatchNormalization), "rigl"
     and "set" (a fixed share ``rate`` of the weights is zero; after each epoch the smallest leave, and those with the largest gradient,
     or random ones, come). ``strength``: what the smallest set loses over all epochs, in mean norms. ``moved``: share of the weights that
-    move after the first epoch.
+    move after the first epoch. ``max_drop``: what loses more on held-out samples is not kept.
     """
 
     method: str = option("groups", "What becomes zero: sets of coupled channels, channels by their BatchNormalization scale, or single "
@@ -85,6 +86,8 @@ class SparseOptions(Checked):
     strength: float = option(1.0, "groups, slimming: what the smallest lose over all epochs, in mean norms.", AMOUNT, low=0, low_open=True,
                              high=float("inf"), high_open=True)  # fmt: skip
     lr: float = option(3e-4, "Learning rate at the start.", REPAIR, low=0, low_open=True, high=1)
+    max_drop: str = option("2%", "How much the measure of the task (top-1; without labels agreement) may fall on held-out samples; else "
+                           "the model is left as it was.", AMOUNT, metavar="2%")  # fmt: skip
     moved: float = rare(0.3, "rigl, set: share of the weights that move after the first epoch.", REPAIR, low=0, high=1)
     device: str = option("cpu", "Where it is computed.", RUN, choices=("cpu", "cuda"))
     resume: Any = option(None, "Go on from this file if it is there; write it after every epoch.", RUN, path=True)

@@ -13,6 +13,7 @@ from ...core.errors import DataError, ModelError
 from ...core.options import MeasureOptions
 from ...core.system import log
 from ...core.types import BoolArray, IntArray
+from ...coupling.analysis import Analysis
 from ...data.dataset import Dataset
 from ...evaluation import reading_of
 from ...evaluation.meaning import Kind, Meaning
@@ -51,6 +52,7 @@ def learning(
         assert teacher is not None
         with torch.no_grad():
             target = teacher.run(rows, output)[0]
+        own, target = samples.there([*output, *output], [own, target], rows)
         return divergence(own, target) if scores else ((own - target) ** 2).mean() / target.var()
 
     return loss
@@ -71,7 +73,7 @@ def task_of(name: str, network: Network, loss: Callable[[Any], Tensor], samples:
 
 
 def retrained(
-    original: graph.Model, diluted: graph.Model, masks: Mapping[str, BoolArray], data: Dataset, schedule: Schedule,
+    original: Analysis, diluted: graph.Model, masks: Mapping[str, BoolArray], data: Dataset, schedule: Schedule,
     tell: Tell = lambda said: None,
 ) -> tuple[graph.Model, str]:  # fmt: skip
     """Train what masks leave of a model (stochastic gradient descent with momentum), and keep it if held-out samples are answered better:
@@ -82,17 +84,18 @@ def retrained(
     """
     settle("cpu")
     fitted, held = apart(data, schedule.seed)
-    samples = stacked(fitted, held, False, schedule.batch)
+    tokens = original.prepared.tokens
+    samples = stacked(fitted, held, False, schedule.batch, tokens)
     labels = None if fitted.classes is None or held.classes is None else np.concatenate([fitted.classes, held.classes])
-    network, judged_output = Network(diluted), reading_of(original, held, MeasureOptions()).judged
-    teacher = None if labels is not None else Network(original)
+    network, judged_output = Network(diluted), reading_of(original.model, held, MeasureOptions()).judged
+    teacher = None if labels is not None else Network(original.model)
     task = task_of("retraining", network, learning(network, judged_output, teacher, samples, labels), samples, masks)
     try:
         fit(task, schedule, Checkpoint(None, ""), tell)
     except Stopped:
         log.warning("the retraining was stopped; what was best so far is judged")
     after = network.written()
-    (name, first, tie), (_, last, other) = judged([original, diluted, after], held)
+    (name, first, tie), (_, last, other) = judged([original.model, diluted, after], held, tokens)
     better = (last, other) > (first, tie)
     first, last = abs(first), abs(last)
     by = "the answers of the original" if labels is None else "labels"

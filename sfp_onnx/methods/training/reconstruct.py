@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from math import prod
 from typing import Any
@@ -14,12 +14,13 @@ import torch
 
 from ... import graph
 from ...core.system import folder
-from ...core.types import IntArray
+from ...core.types import IntArray, Tokens
 from .bridge import Network
 from .engine import Checkpoint, Schedule, Task, Tell, fit
 from .functions import Tensor
 
 LEAST = 2  # matrices (or kernels) that a block holds at least: they are fitted jointly
+DILUTED = 0.05  # share of zeros from which on a weight counts as diluted
 Kept = Mapping[str, Sequence[tuple[int, IntArray]]]
 """Of tensors of the original: axes that lost channels, and which indices are left."""
 
@@ -35,12 +36,14 @@ class Block:
 
 @dataclass
 class Samples:
-    """Tensors by name, one row a sample: the first ``train`` are trained on, the others judge. ``batch`` are run at once."""
+    """Tensors by name, one row a sample: the first ``train`` are trained on, the others judge. ``batch`` are run at once. ``tokens``: rows
+    that an input switches off."""
 
     values: dict[str, Tensor]
     train: int
     batch: int
     whole: bool = False
+    tokens: Tokens | None = None
 
     @property
     def count(self) -> int:
@@ -50,6 +53,13 @@ class Samples:
     def rows(self, chosen: Any) -> dict[str, Tensor]:
         """Some of the rows."""
         return {name: value[chosen] for name, value in self.values.items()}
+
+    def there(self, names: Sequence[str], made: Sequence[Tensor], rows: Mapping[str, Tensor]) -> list[Tensor]:
+        """Tensors of some rows without the tokens that are switched off: these count in no loss."""
+        if self.tokens is None:
+            return list(made)
+        on = self.tokens.on({self.tokens.mask: rows[self.tokens.mask].cpu().numpy()})
+        return [self.tokens.there(name, value, on) for name, value in zip(names, made, strict=True)]
 
 
 # ---- where blocks begin and end --------------------------------------------------------------------------------------
@@ -159,6 +169,17 @@ def _held(shape: tuple[int, ...], memory: int) -> Tensor:
     return torch.from_numpy(array)
 
 
+def spread(value: Tensor, name: str, kept: Kept, inputs: Samples) -> float:
+    """Variance of what is left of a tensor over the samples that are trained on (1 where it is constant), a batch at a time: it may lie in
+    a file."""
+    count, total, squares = 0, 0.0, 0.0
+    for first in range(0, inputs.train, inputs.batch):
+        places = np.arange(first, min(first + inputs.batch, inputs.train))
+        part = inputs.there([name], [chosen(value[places], name, kept)], inputs.rows(places))[0].double()
+        count, total, squares = count + part.numel(), total + float(part.sum()), squares + float((part * part).sum())
+    return (squares - total * total / max(1, count)) / max(1, count - 1) or 1.0
+
+
 def distance(own: Sequence[Tensor], target: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
     """Sum over tensors of the mean squared difference by the target's variance."""
     return sum(((a - b.to(a.device)) ** 2).mean() / scale for a, b, scale in zip(own, target, scales, strict=True))
@@ -176,6 +197,7 @@ class Reconstruction:
     keep: Checkpoint
     tell: Tell
     memory: int
+    labels: Tensor | None = None
     figures: list[dict[str, Any]] = field(default_factory=list)
 
     def by_blocks(self, parts: Sequence[Block]) -> None:
@@ -188,7 +210,7 @@ class Reconstruction:
         own, other = dict(self.samples.values), dict(self.samples.values)
         began, most = time.monotonic(), self.schedule.seconds
         for number, block in enumerate(parts):
-            inputs, theirs = (Samples(values, self.samples.train, self.samples.batch, self.samples.whole) for values in (own, other))
+            inputs, theirs = (replace(self.samples, values=values) for values in (own, other))
             target = through(self.teacher, theirs, block.ends, self.memory // 4)
             seconds = None if most is None else max(0.0, (most - (time.monotonic() - began)) / (len(parts) - number))
             task = self.task(f"block {number + 1}/{len(parts)}", block, inputs, target)
@@ -204,12 +226,14 @@ class Reconstruction:
 
     def task(self, name: str, block: Block, inputs: Samples, target: Mapping[str, Tensor]) -> Task:
         """The fit of one block."""
-        kept = {end: chosen(value, end, self.kept) for end, value in target.items()}
-        scales = [float(value[: inputs.train].var()) or 1.0 for value in kept.values()]
+        known = tuple(target)
+        scales = [spread(value, end, self.kept, inputs) for end, value in target.items()]
 
         def compared(places: Any) -> Tensor:
-            made = self.student.run(inputs.rows(places), block.ends)
-            return distance(made, [value[places] for value in kept.values()], scales)
+            rows = inputs.rows(places)
+            made = inputs.there(block.ends, self.student.run(rows, block.ends), rows)
+            theirs = inputs.there(known, [chosen(value[places], end, self.kept) for end, value in target.items()], rows)
+            return distance(made, theirs, scales)
 
         def judge() -> float:
             held = range(inputs.train, inputs.count - (inputs.count - inputs.train) % (inputs.batch if inputs.whole else 1))
@@ -218,23 +242,35 @@ class Reconstruction:
                 return sum(float(compared(part)) * len(part) for part in parts) / max(1, len(held))
 
         weights = {weight: self.student.parameters[weight] for weight in block.weights}
-        return Task(name, weights, lambda places, random: compared(places), inputs.train, judge)
+        return Task(name, weights, lambda places, random: compared(places), inputs.train, judge, diluted(weights))
 
     def end_to_end(self, ends: Sequence[str], answers: bool) -> None:
-        """Fit tensors all at once, on what the teacher gives beside; ``answers``: the first is compared as class scores, on mixtures."""
+        """Fit tensors all at once, on what the teacher gives beside; ``answers``: the first is compared as class scores, on mixtures, or as
+        they are and with the labels, too, if there are any."""
         inputs = self.samples
-        with torch.no_grad():
-            first = self.teacher.run(inputs.rows(np.arange(min(inputs.batch, inputs.count))), ends)
-        scales = [float(chosen(value, name, self.kept).var()) or 1.0 for name, value in zip(ends, first, strict=True)]
 
-        def compared(rows: Mapping[str, Tensor]) -> Tensor:
+        def wanted(rows: Mapping[str, Tensor]) -> list[Tensor]:
             with torch.no_grad():
                 target = [chosen(value, name, self.kept) for name, value in zip(ends, self.teacher.run(rows, ends), strict=True)]
-            own = self.student.run(rows, ends)
+            return inputs.there(ends, target, rows)
+
+        scales = [float(value.var()) or 1.0 for value in wanted(inputs.rows(np.arange(min(inputs.batch, inputs.count))))]
+
+        def compared(rows: Mapping[str, Tensor]) -> Tensor:
+            target, own = wanted(rows), inputs.there(ends, self.student.run(rows, ends), rows)
             return divergence(own[0], target[0]) if answers else distance(own, target, scales)
+
+        def taught(places: IntArray) -> Tensor:
+            rows = inputs.rows(places)
+            if not answers or self.labels is None:
+                return compared(rows)
+            own, labels = self.student.run(rows, ends[:1])[0], self.labels[places]
+            return divergence(own, wanted(rows)[0]) - log_probabilities(own)[torch.arange(len(labels)), labels].mean()
 
         def loss(places: IntArray, random: np.random.Generator) -> Tensor:
             rows = inputs.rows(places)
+            if self.labels is not None:
+                return taught(places)
             if answers:
                 share, others = float(random.beta(1, 1)), inputs.rows(random.permutation(places))
                 mixed = {name: share * value + (1 - share) * others[name] for name, value in rows.items() if value.is_floating_point()}
@@ -246,11 +282,18 @@ class Reconstruction:
             parts = [held[place : place + inputs.batch] for place in range(0, len(held), inputs.batch)]
             parts = [part for part in parts if not inputs.whole or len(part) == inputs.batch]
             with torch.no_grad():
-                return sum(float(compared(inputs.rows(part))) * len(part) for part in parts) / max(1, sum(map(len, parts)))
+                return sum(float(taught(part)) * len(part) for part in parts) / max(1, sum(map(len, parts)))
 
         weights = weights_between(self.student, (), tuple(ends))
-        task = Task("all", {name: self.student.parameters[name] for name in weights}, loss, inputs.train, judge)
+        trained = {name: self.student.parameters[name] for name in weights}
+        task = Task("all", trained, loss, inputs.train, judge, diluted(trained))
         self._fitted(task, self.schedule.seconds)
+
+
+def diluted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of the matrices and kernels that were diluted: what is zero there stays so."""
+    masks = {name: (value.detach() != 0).to(value.dtype) for name, value in weights.items() if value.ndim > 1}
+    return {name: mask for name, mask in masks.items() if float(mask.mean()) <= 1 - DILUTED}
 
 
 def log_probabilities(scores: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ...core.system import log, versions
 from ...coupling.analysis import Analysis, DataSource, describe, inspect
 from ...data.checks import opened
 from ...data.dataset import Dataset
-from ...evaluation import reading_of
+from ...evaluation import parse_drop, reading_of
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, save, together
 from ...report.manifest import write_json
@@ -42,8 +42,9 @@ STILL = 0.75  # of the epochs after which weights no longer move
 
 @dataclass(frozen=True)
 class Sparse:
-    """The result of `sparsify`: ``zeros`` are sets of coupled channels or single weights that are zero, of ``total``; ``measure`` is that
-    of the task on held-out samples, of the given model and of this one."""
+    """The result of `sparsify`: ``zeros`` are sets of coupled channels or single weights that became zero, of ``total``; ``measure`` is
+    that of the task on held-out samples, ``before`` and ``after``. It is the given model where more is lost than may be (``kept`` False).
+    """
 
     model: graph.Model
     zeros: int
@@ -51,6 +52,7 @@ class Sparse:
     measure: str
     before: float
     after: float
+    kept: bool = True
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -217,7 +219,7 @@ def sparsify(
         OptionError, DataError, ModelError: options, data or model do not allow it.
     """
     settle(options.device)
-    model = load(source)
+    model, most = load(source), parse_drop(options.max_drop)
     paths = [*model.paths, *(Path(item) for item in (data,) if isinstance(item, (str, Path)))]
     for path in (output, manifest, options.resume):
         if path is not None:
@@ -226,7 +228,8 @@ def sparsify(
     if used is None:
         raise DataError("sparse training needs data")
     parts, network, analysis = apart(used, options.seed), Network(model, options.device), inspect(model, data=used)
-    samples = stacked(*parts, False, options.train_batch)
+    tokens = analysis.prepared.tokens
+    samples = stacked(*parts, False, options.train_batch, tokens)
     task = _task(analysis, network, samples, parts, options)
     said = {name: value for name, value in asdict(options).items() if name != "resume"}
     key = hashlib.sha256(repr([model.sha256, used.sha256, used.samples, said]).encode()).hexdigest()
@@ -237,9 +240,14 @@ def sparsify(
         log.warning("the training was stopped; what there is so far is written")
     after = network.written()
     zeros, total = _counted(task, after, analysis, network, options)
-    (name, first, _), (_, last, _) = judged([model, model, after], parts[1])
-    result = Sparse(after, zeros, total, name, abs(first), abs(last))
-    shown = {key: getattr(result, key) for key in ("zeros", "total", "measure", "before", "after")}
+    (name, first, _), (_, last, _) = judged([model, model, after], parts[1], tokens)
+    kept = last >= first - most
+    after = after if kept else model
+    if not kept:
+        words = f"{name} on {parts[1].samples} held-out samples falls from {abs(first):.4g} to {abs(last):.4g}"
+        log.warning(f"{words}, by more than --max-drop {options.max_drop} allows, so the model is left as it was")
+    result = Sparse(after, zeros, total, name, abs(first), abs(last), kept)
+    shown = {key: getattr(result, key) for key in ("zeros", "total", "measure", "before", "after", "kept")}
     recorded = {
         "format": "sfp_onnx sparse training manifest", "version": 1, "versions": {**versions(), "torch": str(torch.__version__)},
         "model": {"path": str(model.source), "sha256": model.sha256}, "output": {"path": str(output) if output else None},

@@ -16,8 +16,8 @@ from ... import graph
 from ...core.errors import DataError, ModelError, OptionError
 from ...core.options import DataOptions, MeasureOptions
 from ...core.system import log, versions
-from ...core.types import Array, Cut
-from ...coupling.analysis import DataSource, Progress, describe, silent
+from ...core.types import Array, Cut, Tokens
+from ...coupling.analysis import DataSource, Progress, describe, inspect, silent
 from ...data.checks import opened
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate, measure, reading_of
@@ -28,12 +28,13 @@ from ...graph.save import check_output, fingerprint, together
 from ...report.manifest import write_json
 from ...runtime import observe
 from . import TrainOptions
-from .bridge import Network, write
+from .bridge import Network, as_tensor, write
 from .engine import Checkpoint, Schedule, Stopped, Tell, settle
-from .reconstruct import Kept, Reconstruction, Samples, blocks, comparable, features
+from .functions import Tensor
+from .reconstruct import Kept, Reconstruction, Samples, blocks, comparable, diluted, features
 
 HELD_OUT, FEWEST, MOST = 1 / 8, 16, 512
-RATES = {"blocks": 1e-3, "features": 3e-4, "logits": 1e-4}
+RATES = {"blocks": 1e-3, "features": 3e-4, "logits": 1e-4, "labels": 3e-4}
 ALIKE = 0.8  # share of mirrored images that the original answers as it does the images, from which on they are trained on
 FEW_BLOCKS = 2
 
@@ -158,23 +159,35 @@ def columns(data: Dataset) -> int:
     return 3 if data.axis == 1 else 2
 
 
-def stacked(fitted: Dataset, held: Dataset, mirror: bool, batch: int) -> Samples:
-    """All inputs of both, with mirror images of the first if wanted."""
+def stacked(fitted: Dataset, held: Dataset, mirror: bool, batch: int, tokens: Tokens | None = None) -> Samples:
+    """All inputs of both, with mirror images of the first if wanted; ``tokens`` that an input switches off are no data."""
     arrays, judged = _arrays(fitted), _arrays(held)
     if mirror:
         arrays = {name: np.concatenate([array, np.flip(array, columns(fitted))]) for name, array in arrays.items()}
     train = len(next(iter(arrays.values())))
     values = {name: torch.from_numpy(np.concatenate([array, judged[name]])) for name, array in arrays.items()}
-    return Samples(values, train, fitted.batch if fitted.fixed else batch, fitted.fixed)
+    return Samples(values, train, fitted.batch if fitted.fixed else batch, fitted.fixed, tokens)
+
+
+def classes_of(original: graph.Model, fitted: Dataset, held: Dataset, mirror: bool, device: str) -> Tensor:
+    """The class number of every row of `stacked`.
+
+    Raises:
+        DataError: there are none, or the model has no such classes.
+    """
+    kind = reading_of(original, held, MeasureOptions()).judged.kind
+    if fitted.classes is None or held.classes is None or kind is not Kind.CLASSES:
+        raise DataError(f"{fitted.name}: --recipe labels takes a classifier, and data with a class number per sample")
+    return as_tensor(np.concatenate([fitted.classes, *([fitted.classes] if mirror else []), held.classes]), device)
 
 
 # ---- the guard -------------------------------------------------------------------------------------------------------
 
 
-def judged(models: Sequence[graph.Model], held: Dataset) -> list[tuple[str, float, float]]:
+def judged(models: Sequence[graph.Model], held: Dataset, tokens: Tokens | None = None) -> list[tuple[str, float, float]]:
     """Of every model but the first, the original: the measure of the task, its value, and what decides where that is equal (larger is
     better), as onnxruntime runs it."""
-    reading = reading_of(models[0], held, MeasureOptions())
+    reading = reading_of(models[0], held, MeasureOptions(), tokens=tokens)
     found = []
     for compared in measure(models, held.batches(), held.labels, reading)[0][1:]:
         chosen, distance = compared.metric[0], compared.distance
@@ -198,17 +211,20 @@ def tuned(
     settle(options.device)
     fitted, held = apart(data, options.seed)
     mirror = _mirrors(original, held) if options.mirror is None else options.mirror
-    samples = stacked(fitted, held, mirror, options.train_batch)
+    tokens = inspect(original, data=held).prepared.tokens
+    samples = stacked(fitted, held, mirror, options.train_batch, tokens)
     student, teacher = Network(pruned, options.device), Network(original, options.device)
     said = {name: value for name, value in asdict(options).items() if name not in ("resume", "memory")}
     told = [fingerprint(pruned, "model.onnx")[0], original.sha256, data.sha256, data.samples, said, mirror]
     keep = Checkpoint(None if options.resume is None else Path(options.resume), hashlib.sha256(repr(told).encode()).hexdigest())
     rate = options.lr or RATES[options.recipe]
     schedule = Schedule(options.epochs, rate, options.train_batch, samples.batch, samples.whole, options.seed, options.budget)
-    run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory)
-    notes = _run(run, options) + (["mirrored images were trained on, too"] if mirror else [])
+    labels = classes_of(original, fitted, held, mirror, options.device) if options.recipe == "labels" else None
+    run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory, labels)
+    notes = [] if not (sparse := diluted(student.parameters)) else [f"zeros of {len(sparse)} diluted weights stay zero"]
+    notes += _run(run, options) + (["mirrored images were trained on, too"] if mirror else [])
     after = student.written()
-    (name, first, tie), (_, last, other) = judged([original, pruned, after], held)
+    (name, first, tie), (_, last, other) = judged([original, pruned, after], held, tokens)
     better = (last, other) > (first, tie)
     first, last = (value if MEASURES[name].larger else -value for value in (first, last))
     words = f"{name} on {held.samples} held-out samples {first:.4g} -> {last:.4g}"
@@ -232,8 +248,11 @@ def _run(run: Reconstruction, options: TrainOptions) -> list[str]:
             run.by_blocks(parts)
             return [f"{len(parts)} blocks"]
         ends = [*answers, *comparable(run.student, run.teacher, features(run.student), run.kept, probe)]
-        score = options.recipe == "logits" and run.student.run(probe, answers[:1])[0].ndim == 2
-        run.end_to_end(answers if options.recipe == "logits" else ends, score)
+        end = options.recipe in ("logits", "labels")
+        score = end and run.student.run(probe, answers[:1])[0].ndim == 2
+        if run.labels is not None and not score:
+            raise ModelError(f"{run.student.model.name}: its first output holds no row of class scores per sample for --recipe labels")
+        run.end_to_end(answers if end else ends, score)
         few = options.recipe == "blocks"
         return ["too few tensors separate the graph, so its features were fitted end to end"] if few else []
     except Stopped:
