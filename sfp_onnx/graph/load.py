@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-<<<<<<< HEAD
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-=======
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
->>>>>>> main
 from dataclasses import replace
 from io import SEEK_END, BytesIO
 from math import prod
@@ -92,7 +88,11 @@ def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
     return replace(model, complaint=problem)
 
 
-<<<<<<< HEAD
+def from_bytes(data: bytes, custom_ops: Sequence[str] = ()) -> Model:
+    """A model from the bytes of a self-contained file; as `load`."""
+    return load(ModelProto.FromString(data), custom_ops)
+
+
 LIFTED = "\0inside"  # no name of a file
 Reading = Callable[[int, memoryview], Any]
 """Fills memory with the bytes from an offset on."""
@@ -100,14 +100,6 @@ Reading = Callable[[int, memoryview], Any]
 
 def _parse(path: Path) -> tuple[ModelProto, Any, dict[str, Array]]:
     """The protobuf with stubs for its large weights, the hash of the file, and these weights, each read into memory of its own."""
-=======
-def from_bytes(data: bytes, custom_ops: Sequence[str] = ()) -> Model:
-    """A model from the bytes of a self-contained file; as `load`."""
-    return load(ModelProto.FromString(data), custom_ops)
-
-
-def _parse(path: Path) -> tuple[ModelProto, Any]:
->>>>>>> main
     try:
         with path.open("rb") if path.is_file() else BytesIO(path.read_bytes()) as stream:
             size = stream.seek(0, SEEK_END)

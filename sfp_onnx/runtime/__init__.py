@@ -19,11 +19,7 @@ from enum import Enum
 from functools import cache, partial, wraps
 from inspect import signature
 from pathlib import Path
-<<<<<<< HEAD
-from types import MappingProxyType
-=======
-from types import SimpleNamespace
->>>>>>> main
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
