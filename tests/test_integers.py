@@ -231,10 +231,10 @@ def test_predictions_go_from_one_table_to_the_other(monkeypatch: pytest.MonkeyPa
     kernels = kernels_of(analysis, machine)
     full, between = kernels.floating.terms.full, kernels.edges.terms.full
     plain, first, both = (float(kernels(full, between, codes)) for codes in ([4, 1], [INTEGER, 2], [INTEGER, INTEGER]))
-    assert plain == pytest.approx(kernels.floating(full)) and both < first < plain and not kernels.slower()
+    assert plain == pytest.approx(kernels.floating(full)) and both < first < plain and not kernels.slower(2)
     head = next(layer for layer in analysis.coupling.layers if layer.node.name == "head").macs / analysis.samples
     assert both == pytest.approx(0.5 * (plain - head * 1e-9 / 64) + head * 1e-9 / 64)
-    assert replace(kernels, floating=kernels.integers, integers=kernels.floating).slower() == (0, 1)
+    assert replace(kernels, floating=kernels.integers, integers=kernels.floating).slower(2) == (0, 1)
 
 
 def test_steps_between_floating_and_integer_layers_are_learnt_from_mixed_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +248,8 @@ def test_steps_between_floating_and_integer_layers_are_learnt_from_mixed_models(
     assert kernels.crossing(between, [4, 4]) == 0
     seconds = kernels(full, between, codes) + 3e-9 * kernels.crossing(between, codes)
     taught = kernels.fitted(profiling.OnIntegers(machine.profile(analysis), codes, seconds))
+    alike = replace(kernels, integers=kernels.floating)
+    assert alike.slower(2) == (0, 1) and not replace(alike, step=1.0).slower(2), "a layer between integers saves two steps"
     assert taught.step == pytest.approx(3e-9) and taught(full, between, codes) == pytest.approx(seconds)
     assert kernels.fitted(profiling.OnIntegers(machine.profile(analysis), codes, 0.1 * seconds)).step == 0
 
