@@ -408,7 +408,8 @@ class Coupling(Shown):
     ``branches`` maps groups that may leave altogether to what vanishes with them.
     ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights; ``transforms`` are layers that
     nobody trained, and those that only leave together with them: they stay unless they are named.
-    ``expanded`` are inputs that get removed channels again: index of the node, position, axis.
+    ``expanded`` are inputs that get removed channels again: index of the node, position, axis; ``expanding`` groups can shrink only
+    because of that, or because an output is projected.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -430,6 +431,7 @@ class Coupling(Shown):
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     transforms: frozenset[str] = frozenset()
     expanded: frozenset[tuple[int, int, int]] = frozenset()
+    expanding: frozenset[str] = frozenset()
 
     def summary(self) -> str:
         """How much can be removed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -73,32 +73,22 @@ class Analysis(Shown):
         found = cost.wholes(self.prepared, self.coupling)
         return {name: whole for name, whole in found.items() if whole.layer.node.outputs[0] not in self.projected}
 
-    @cached_property
+    @property
     def expanding(self) -> frozenset[str]:
         """The groups that can only shrink if something is expanded, or an output projected."""
-        axes = [*(units for _, units in self._expandable), *(layer.reads for layer in self.projections)]
-        units = set(np.concatenate([np.zeros(0, np.int64), *axes]).tolist())
-        return frozenset(group.name for group in self.coupling.groups if units.intersection(group.units.tolist()))
+        return self.coupling.expanding
 
     def expansions(self, removed: BoolArray) -> dict[str, int]:
         """What a removal has expanded: at how many places, by operator, and outputs that it has projected."""
-        places = {node.index: node.op for node, units in self._expandable if not cost.keep_mask(units, removed).all()}
+        every = _expandable_axes(self.prepared, self.coupling)
+        places = {node.index: node.op for node, units in every if not cost.keep_mask(units, removed).all()}
         outputs = ("output" for layer in self.projections if not cost.keep_mask(layer.reads, removed).all())
         return dict(Counter([*places.values(), *outputs]))
 
     @cached_property
-    def _expandable(self) -> list[tuple[Node, IntArray]]:
-        """The units along each axis that an operator may be given again."""
-        nodes, found = {node.index: node for node in self.prepared.nodes}, list[tuple[Node, IntArray]]()
-        for index, position, axis in sorted(self.coupling.expanded):
-            carried = self.coupling.constants.get((index, position), self.coupling.tensors.get(nodes[index].inputs[position], ()))
-            found += [(nodes[index], one.units) for one in carried if one.axis == axis]
-        return found
-
-    @cached_property
     def projections(self) -> list[Layer]:
         """The layers that give outputs all their channels again."""
-        return [layer for layer in self.coupling.layers if layer.node.outputs[0] in self.projected]
+        return _projections(self.coupling, self.projected)
 
     def size(self, removed: BoolArray | None = None, factors: Sequence[Factor] = ()) -> Size:
         """MACs for one sample and parameters after a removal (default: of the original), and with factors."""
@@ -236,13 +226,34 @@ def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, in
         again = prepare(projected, shapes, real)
         prepared = replace(again, base=again.base or projected)
     prepared = replace(prepared, tokens=tokens_of(prepared))
-    coupling = couple(prepared, inside)
+    coupling = _with_expanding(couple(prepared, inside), prepared, axes)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
     samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
     guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or ())}
     return Analysis(model, prepared, coupling, tuple(parameters), samples, inside, guessed, tuple(axes))
+
+
+def _projections(coupling: Coupling, names: Container[str]) -> list[Layer]:
+    return [layer for layer in coupling.layers if layer.node.outputs[0] in names]
+
+
+def _expandable_axes(prepared: Prepared, coupling: Coupling) -> list[tuple[Node, IntArray]]:
+    """The units along each axis that an operator may be given again."""
+    nodes, found = {node.index: node for node in prepared.nodes}, list[tuple[Node, IntArray]]()
+    for index, position, axis in sorted(coupling.expanded):
+        carried = coupling.constants.get((index, position), coupling.tensors.get(nodes[index].inputs[position], ()))
+        found += [(nodes[index], one.units) for one in carried if one.axis == axis]
+    return found
+
+
+def _with_expanding(coupling: Coupling, prepared: Prepared, projected: Container[str]) -> Coupling:
+    """The same, knowing what shrinks only because of an expansion."""
+    axes = [*(units for _, units in _expandable_axes(prepared, coupling)), *(item.reads for item in _projections(coupling, projected))]
+    units = set(np.concatenate([np.zeros(0, np.int64), *axes]).tolist())
+    groups = (group for group in coupling.groups if units.intersection(group.units.tolist()))
+    return replace(coupling, expanding=frozenset(group.name for group in groups))
 
 
 def _expandable(prepared: Prepared, expand: bool) -> dict[str, int]:

@@ -334,6 +334,7 @@ class Look:
     ) -> None:  # fmt: skip
         scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
         self.layers = [layer for layer in coupling.layers if scene.weight(layer) and wanted(layer)]
+        self._numbers = _numbers(coupling, self.layers)
         planned = steps.plan_steps(scene, [[layer] for layer in self.layers], {})
         self._steps, self._shapes = [task[0] for task in planned if isinstance(task, tuple)], scene.shapes
         self.store, self._ridge = walk.Store(lockstep.budget_of(options.memory, self._steps)), (strength, shrinks)
@@ -360,9 +361,18 @@ class Look:
         for feeds in batches:
             self._setting.after.feed(feeds)
         setting = replace(self._setting, batches=share.batches)
-        for number, step in enumerate(self._steps):
+        for number, step in zip(self._numbers, self._steps, strict=True):
             yield _see(setting, step, number, share, self._ridge[1], self._shapes)
             advance(1)
+
+
+def _numbers(coupling: Coupling, layers: Sequence[Layer]) -> list[int]:
+    """Numbers of layers, by which rows are drawn: those that read nothing but what shrinks with an expansion have the last ones, so that
+    the others see the rows that they would see without."""
+    standing = np.ones(coupling.units + 1, bool)  # the last place stands for -1
+    standing[[-1, *(unit for group in coupling.groups if group.name in coupling.expanding for unit in group.units)]] = False
+    late = [not any(standing[units].any() for units in layer.sources) for layer in layers]
+    return np.argsort(np.argsort(late, kind="stable")).tolist() if coupling.expanding else list(range(len(layers)))
 
 
 def _see(
