@@ -6,6 +6,7 @@ dynamic dimensions tells which sizes and shape constants depend on them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, permutations, product
@@ -37,6 +38,7 @@ NARROW = ("float16", "bfloat16")  # types in which weights are stored for others
 WHOLE = graph.Initializer((), np.int64)
 LARGEST_INPUT = 1 << 28  # numbers
 MOST_NAMES = 5  # of dynamic dimensions that may be sums of each other
+SIZES_NAMED = re.compile(r"\b(\d+) by (\d+)\b|Expected: (\d+)\b")  # in what onnxruntime says of inputs that do not fit
 Shapes = Mapping[str, Sequence[int]]
 Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
 """Shapes of all tensors, values of those that do not depend on data."""
@@ -151,8 +153,10 @@ def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) ->
     return {name: random[name] if like[name].dtype.kind == "f" else like[name] for name in like}
 
 
-def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array] | None) -> Iterable[dict[str, Array]]:
-    """Sample inputs to try in turn."""
+def _candidates(
+    ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array] | None, failures: Sequence[ModelError] = ()
+) -> Iterable[dict[str, Array]]:  # fmt: skip
+    """Sample inputs to try in turn; ``failures`` are those of what was tried so far."""
     if data is not None and not shapes:
         yield dict(data)
         return
@@ -165,13 +169,21 @@ def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array]
     tried = set()
     *named, nameless = _readings(ports)
     sizes_first = product(BATCHES, SIDES, LENGTHS, integers, named)  # small ones: long sequences may not fit into memory
-    for *sizes, whole, known in chain(sizes_first, product(BATCHES, SIDES, LENGTHS, integers, [nameless])):
+    nameless_then = product(BATCHES, SIDES, LENGTHS, integers, [nameless])
+    for *sizes, whole, known in chain(sizes_first, nameless_then, _asked(failures, integers, ports)):
         guesses = {port.name: [_meant(axis, len(port.shape or ()), sizes) for axis in range(len(port.shape or ()))] for port in ports}
         wanted = _shapes(known, guesses, shapes)
         key = (whole, *map(tuple, wanted.values()))
         if key not in tried:
             tried.add(key)
             yield _like(_feed(ports, wanted, 0, whole), data or {})
+
+
+def _asked(failures: Sequence[ModelError], integers: Sequence[int], ports: Sequence[Port]) -> Iterable[Sequence[Any]]:
+    """Sizes that onnxruntime named where all guesses failed ("12 by 16"): an axis may be declared as dynamic and have one size inside."""
+    found = dict.fromkeys(int(text) for failure in failures for pair in SIZES_NAMED.findall(str(failure)) for text in pair if text)
+    sizes = [size for size in found if size > 1][:MOST_NAMES]
+    yield from product(BATCHES, [*sizes, SIDES[0]], [*sizes, LENGTHS[0]], integers, [ports]) if sizes else ()
 
 
 def _like(feeds: Mapping[str, Array], real: Mapping[str, Array]) -> dict[str, Array]:
@@ -208,13 +220,13 @@ def _prepared(
     observe = _observer(model, types)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
     tried: list[list[list[int]]] = []
-    failure: ModelError | None = None
-    for feeds in _candidates(ports, shapes, data):
+    failures: list[ModelError] = []
+    for feeds in _candidates(ports, shapes, data, failures):
         tried.append([list(array.shape) for array in feeds.values()])
         try:
             first = observe(feeds)
         except ModelError as error:
-            failure = failure or error
+            failures.append(error)
             continue
         others, variant, complete = _vary(observe, feeds, ports)
         trusted = set(first[1]) if complete else pure
@@ -233,7 +245,7 @@ def _prepared(
         nodes = tuple(graph.nodes(final))
         return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types, model)
     hint = "give the right one with --input-shape, or real inputs with --data" if data is None else "do the data fit the model?"
-    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; {hint}.")
+    raise ModelError(f"{failures[0] if failures else None} Tried sample inputs of shapes {tried[:4]}; {hint}.")
 
 
 def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared | None:
