@@ -328,7 +328,8 @@ def _groups(
     group_of = np.repeat(np.arange(len(widths)), widths)
     names = [layer.node.name for layer in layers]
     producers = _touching(group_of, len(widths), names, [np.concatenate([layer.writes, layer.columns]) for layer in layers])
-    consumers = _touching(group_of, len(widths), names, [np.concatenate([layer.reads, layer.second]) for layer in layers])
+    read = [np.concatenate([layer.reads, *(layer.sources if layer.grouped else ())]) for layer in layers]
+    consumers = _touching(group_of, len(widths), names, read)
     names = [name for name, channels in tensors.items() for _ in channels]
     carriers = _touching(group_of, len(widths), names, [carried.units for channels in tensors.values() for carried in channels])
     whole = _wholes(tensors.values(), group_of, plain)

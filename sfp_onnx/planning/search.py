@@ -478,8 +478,7 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     candidates = replace(candidates, form=replace(candidates.form, storable=without(candidates.form.storable, slower)))
     asked = replace(options, allocation=allocation_of(candidates, options))
     known = candidates.errors if asked.allocation == "solve" else {}  # a share of the dimensions of all heads is nothing one asks for
-    candidates = replace(candidates, groups=_judged(candidates, known, asked.allocation == "solve"))
-    best = worthwhile(candidates, asked, ruler, progress)
+    best = of_kinds(candidates, _judged(candidates, known, asked), asked, ruler, progress)
     recorded = {**best.options.told, "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
     plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded}, best.factors)
     figures = {
@@ -572,19 +571,48 @@ def better_aligned(candidates: Candidates, asked: PlanOptions, ruler: Ruler, pro
     return best
 
 
-def _judged(candidates: Candidates, known: Container[str], solved: bool) -> list[Group]:
+def of_kinds(
+    candidates: Candidates, kinds: Sequence[Sequence[Group]], asked: PlanOptions, ruler: Ruler, progress: Progress
+) -> Trial:
+    """Of the trials that these groups, or those, allow the one that loses least of the scores.
+
+    Raises:
+        TargetError: none allow a target.
+    """
+    found, failure = list[Trial](), None
+    for groups in kinds:
+        try:
+            found.append(worthwhile(replace(candidates, groups=groups), asked, ruler, progress))
+        except TargetError as error:
+            failure = error
+    if failure is not None and not found:
+        raise failure
+    every = candidates.analysis.coupling.groups
+    rows = errors_of_scores(every, candidates.scores) if found[1:] else []
+
+    def loss(trial: Trial) -> float:
+        return sum(float(row[np.count_nonzero(~trial.removed[group.units])]) for group, row in zip(every, rows, strict=True))
+
+    return min(found, key=loss) if found[1:] else found[0]
+
+
+def _judged(candidates: Candidates, known: Container[str], asked: PlanOptions) -> list[list[Group]]:
     """The groups that may shrink: not dimensions whose errors are not ``known``; and of whole groups of a convolution and what is inside of
-    them both, where a solver weighs them against each other by what is known of both, or those that leave in finer steps."""
+    them both, where a solver weighs them against each other by what is known of both; else these or those, where targets tell which is
+    better, or those that leave in finer steps."""
     left = [group for group in candidates.groups if not group.dimensions or group.name in known]
-    if solved and candidates.errors:
-        return [group for group in left if not group.inside or group.name in known]
+    if asked.allocation == "solve" and candidates.errors:
+        return [[group for group in left if not group.inside or group.name in known]]
     scored = {group.name for group in left if candidates.scores[group.units].any()}
-    if solved:
-        return [group for group in left if not group.inside or group.name in scored]
+    if asked.allocation == "solve":
+        return [[group for group in left if not group.inside or group.name in scored]]
+    names = {name for group in left if group.name in scored for name in group.inside}
+    if names and asked.ratio is None:
+        return [[group for group in left if group.name not in names], [group for group in left if not group.inside]]
     parts = {name: [group for group in left if name in group.inside] for group in left for name in group.inside}
     steps = {name: min(part.width // part.blocks if part.name in scored else 0 for part in some) for name, some in parts.items()}
     whole = {group.name for group in left if group.width > steps.get(group.name, group.width)}
-    return [group for group in left if whole.isdisjoint(group.inside) and (group.name not in parts or group.name in whole)]
+    return [[group for group in left if whole.isdisjoint(group.inside) and (group.name not in parts or group.name in whole)]]
 
 
 def allocation_of(candidates: Candidates, options: PlanOptions) -> str:
