@@ -62,7 +62,8 @@ class Bench:
             data = cases[self.title].images(self.root, part, count)
         else:
             folder = needed(self.root / "imagenet" / ("calib" if count else "val"))
-            found = sfp_onnx.data_for(self.analysis.model, folder, preprocessing=LITE, samples=count)
+            labels = None if count else folder / "labels.csv"
+            found = sfp_onnx.data_for(self.analysis.model, folder, preprocessing=LITE, samples=count, labels=labels)
             assert found is not None
             data = found
         return replace(data, labels=None) if count else data

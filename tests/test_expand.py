@@ -115,11 +115,15 @@ def test_a_projection_that_does_nothing_costs_nothing() -> None:
 
 def test_what_is_measured_once_serves_both(path: Path, tmp_path: Path) -> None:
     """A library, a sweep, workers, and a limit on what is lost: all of them weigh."""
-    library = tmp_path / "library.zip"
+    library, loose = tmp_path / "library.zip", ("macs=95%",)
     first = sfp_onnx.plan(path, PlanOptions(targets=TIGHT.targets, save_library=library), data=rows())
-    for data in (rows(), None):
-        again = sfp_onnx.plan(path, PlanOptions(targets=TIGHT.targets, library=library), data=data)
-        assert again.groups == first.groups and told(again) == told(first)
+    other = sfp_onnx.plan(path, PlanOptions(targets=loose), data=rows())
+    for plan in (first, other):
+        for data in (rows(), None):
+            again = sfp_onnx.plan(path, PlanOptions(targets=tuple(plan.options["targets"]), library=library), data=data)
+            assert (again.groups, again.after, told(again)) == (plan.groups, plan.after, told(plan))
+            assert again.options["cut_layernorm"] == plan.options["cut_layernorm"]
+    assert first.options["cut_layernorm"] and not other.options["cut_layernorm"]
     with ThreadPoolExecutor(2) as pool:
         arrays = tmp_path / "rows.npz"
         np.savez(arrays, **rows())
@@ -164,6 +168,7 @@ def test_errors_name_the_expansion(data: bool, path: Path) -> None:
         sfp_onnx.prune(gated(), TIGHT, inspect_options=STANDING, **given)
     assert str(found.value).count("--expand") == 1
     result = sfp_onnx.prune(gated(), TIGHT, **given)
+    assert "since nothing can be pruned as it stands" in told(result.plan)
     assert result.plan.after.macs <= 0.6 * result.plan.before.macs
     further = {"data": rows()} if data else {}
     with pytest.raises(sfp_onnx.TargetError, match=r"cannot be met.* may leave with --expand auto or all"):

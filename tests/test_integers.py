@@ -139,25 +139,25 @@ def test_the_error_of_integers_is_that_of_the_outputs_and_no_less_than_that_of_t
 
 
 class Machine:
-    """A processor on which a layer takes as long as its multiply-accumulates, and on integers ``times`` as long."""
+    """A processor on which a layer takes as long as its multiply-accumulates, and on integers ``times`` as long; tables say ``told``."""
 
-    def __init__(self, times: float, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.times = times
+    def __init__(self, times: float, monkeypatch: pytest.MonkeyPatch, told: float = 0.0) -> None:
+        self.times, self.told = times, told or times
         monkeypatch.setattr(profiling, "measure_device_profile", self.profile)
-        monkeypatch.setattr(measure, "latencies_of", lambda models, *others: [self.seconds(model) for model in models])
+        monkeypatch.setattr(measure, "latencies_of", lambda models, *others: [self.seconds(model, self.told) for model in models])
         for room in (measure, scored):
             monkeypatch.setattr(room, "latency_ratio", lambda analysis, model, *others: self.seconds(model) / self.seconds(analysis.model))
         monkeypatch.setattr(measure, "block", lambda setup: Block(1, 1.0, {}))
 
-    def seconds(self, model: graph.Model) -> float:
-        held = graph.initializers(model).values()
-        return sum(np.prod(item.shape) * (self.times if item.dtype == np.int8 else 1) for item in held if len(item.shape) == 4) * 1e-9
+    def seconds(self, model: graph.Model, times: float = 0.0) -> float:
+        held = [item for item in graph.initializers(model).values() if len(item.shape) == 4]
+        return sum(np.prod(item.shape) * ((times or self.times) if item.dtype == np.int8 else 1) for item in held) * 1e-9
 
     def profile(self, analysis: sfp_onnx.Analysis, *others: Any, changed: Any = None, **named: Any) -> DeviceProfile:
         costs = np.zeros((len(analysis.prepared.nodes), len(Kind)))
-        costs[:, Kind.MACS] = 1e-9 / 64 / analysis.samples * (self.times if changed else 1)
+        costs[:, Kind.MACS] = 1e-9 / 64 / analysis.samples * (self.told if changed else 1)
         nodes = dict(zip(profiling.names_of(analysis), map(tuple, costs.tolist()), strict=True))
-        whole = self.seconds(analysis.model) * (self.times if changed else 1)
+        whole = self.seconds(analysis.model) * (self.told if changed else 1)
         return DeviceProfile({"cpu": "fake"}, analysis.model.sha256, 1, whole, Block(1, 1.0, {}), 0.0, nodes, 1.0, 0.0, 0)
 
 
@@ -187,6 +187,16 @@ def test_a_latency_target_takes_integers_before_channels(model: Path, data: Path
     without = invoke("apply", model, plan, "-o", tmp_path / "none.onnx", "--repair", "none")
     assert without.exit_code == 2 or "give --data" in without.stderr
     assert not (tmp_path / "none.onnx").exists()
+
+
+def test_all_layers_on_integers_are_measured_before_channels_leave(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables promise little of integers, and built models show that they are enough."""
+    Machine(0.4, monkeypatch, told=0.9)
+    held = run(model, data, tmp_path, "latency=42%", "--align", "none")
+    assert {item["stored"] for item in held["plan"]["precisions"]} == {"int8"}
+    assert not any(group["remove"] for group in held["plan"]["groups"])
 
 
 def test_channels_leave_where_integers_are_not_enough(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,10 +241,10 @@ def test_predictions_go_from_one_table_to_the_other(monkeypatch: pytest.MonkeyPa
     kernels = kernels_of(analysis, machine)
     full, between = kernels.floating.terms.full, kernels.edges.terms.full
     plain, first, both = (float(kernels(full, between, codes)) for codes in ([4, 1], [INTEGER, 2], [INTEGER, INTEGER]))
-    assert plain == pytest.approx(kernels.floating(full)) and both < first < plain and not kernels.slower()
+    assert plain == pytest.approx(kernels.floating(full)) and both < first < plain and not kernels.slower(2)
     head = next(layer for layer in analysis.coupling.layers if layer.node.name == "head").macs / analysis.samples
     assert both == pytest.approx(0.5 * (plain - head * 1e-9 / 64) + head * 1e-9 / 64)
-    assert replace(kernels, floating=kernels.integers, integers=kernels.floating).slower() == (0, 1)
+    assert replace(kernels, floating=kernels.integers, integers=kernels.floating).slower(2) == (0, 1)
 
 
 def test_steps_between_floating_and_integer_layers_are_learnt_from_mixed_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +258,8 @@ def test_steps_between_floating_and_integer_layers_are_learnt_from_mixed_models(
     assert kernels.crossing(between, [4, 4]) == 0
     seconds = kernels(full, between, codes) + 3e-9 * kernels.crossing(between, codes)
     taught = kernels.fitted(profiling.OnIntegers(machine.profile(analysis), codes, seconds))
+    alike = replace(kernels, integers=kernels.floating)
+    assert alike.slower(2) == (0, 1) and not replace(alike, step=1.0).slower(2), "a layer between integers saves two steps"
     assert taught.step == pytest.approx(3e-9) and taught(full, between, codes) == pytest.approx(seconds)
     assert kernels.fitted(profiling.OnIntegers(machine.profile(analysis), codes, 0.1 * seconds)).step == 0
 

@@ -284,6 +284,11 @@ def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
     return replace(whole, guessed=analysis.guessed) if whole.coupling.channels_prunable > analysis.coupling.channels_prunable else None
 
 
+def standing(analysis: Analysis) -> Analysis:
+    """The same, traced on the same inputs, with nothing expanded."""
+    return replace(_inspected(analysis.model, None, analysis.prepared.feeds, False, False), guessed=analysis.guessed)
+
+
 def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:
     """A word on the tokens of data that a mask switches off, if there are any, and on the layers of which all rows count all the same.
 

@@ -19,7 +19,7 @@ from ..cut import cut
 from ..planning import SECONDS, Gauge, Halves, figure
 from ..planning.figures import BLOCKED_RANK, Edges, Kind, Scene, Terms, edges, node_terms
 from ..planning.library import read_library
-from ..planning.precision import INTEGER, Codes, as_float, integer, led, on_integers, stores
+from ..planning.precision import INTEGER, LEAST, Codes, as_float, integer, led, on_integers, stores
 from ..planning.widths import choices, of_widths, steps_of
 from ..runtime import Setup
 from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
@@ -139,13 +139,14 @@ class Kernels:
         late, elements = measured.seconds - self(full, between, measured.codes), self.crossing(between, measured.codes)
         return replace(self, step=max(0.0, float(late @ elements) / max(float(elements @ elements), 1.0)))
 
-    def slower(self) -> tuple[int, ...]:
-        """Weights whose layers would take no less time on integers, with all channels."""
-        clock = self.floating
-        gained = clock.terms.values(clock.terms.full, clock.block.width, clock.block.slow) * (clock.costs - self.integers.costs)
-        which = self.led[clock.terms.owner]
-        sums = np.bincount(which[which >= 0], gained[which >= 0], self.led.max(initial=-1) + 1)
-        return tuple(np.flatnonzero(sums <= 0).tolist())
+    def slower(self, count: int) -> tuple[int, ...]:
+        """Which of so many weights are of layers that would take no less time on integers, with all channels: neither alone nor with all
+        others."""
+        ends, own = self.floating.terms.full, np.eye(count, dtype=bool)
+        alone, none = np.where(own, INTEGER, LEAST), np.full(count, LEAST)
+        others, every = np.where(own, LEAST, INTEGER), np.full(count, INTEGER)
+        times = [self(ends, self.edges.terms.full, codes) for codes in (alone, none, every, others)]
+        return tuple(np.flatnonzero((times[0] >= times[1]) & (times[2] >= times[3])).tolist())
 
 
 def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: OnIntegers | None = None) -> Gauge:
@@ -159,7 +160,7 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: OnInt
     floating, integers = clock_of(analysis, device_profile), clock_of(analysis, measured.all)
     kernels = Kernels(floating, integers, led(storable, prepared.nodes, analysis.coupling), between).fitted(measured)
     own, groups = floating.terms, len(analysis.coupling.groups)
-    slower = kernels.slower()
+    slower = kernels.slower(len(storable))
     words = f"{len(slower)} of {len(storable)} layers would be no faster in 8-bit integers, and stay as they are"
 
     def cost(kept: IntArray) -> FloatArray:

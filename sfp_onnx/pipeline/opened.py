@@ -12,7 +12,7 @@ from ..core.errors import OptionError
 from ..core.options import DataOptions, InspectOptions, MeasureOptions, PlanOptions, RepairOptions
 from ..core.system import NEEDS, log
 from ..core.types import Size
-from ..coupling.analysis import Analysis, DataSource, expandable, free_share, inspect, left_out, wider
+from ..coupling.analysis import Analysis, DataSource, expandable, free_share, inspect, left_out, standing, wider
 from ..data.checks import opened, training_mode
 from ..data.dataset import Dataset
 from ..evaluation import parse_drop, reading_of
@@ -62,6 +62,10 @@ class Inputs:
             return None
         text = default_score(self.data, settled(repair, self.data)) if score is None else parse(score).text
         return self.wider(WORTH_A_LOOK) if text.partition(",")[0] == OBS else None
+
+    def standing(self) -> Inputs:
+        """The same with nothing expanded."""
+        return replace(self, analysis=standing(self.analysis))
 
     @property
     def advice(self) -> str:

@@ -91,9 +91,9 @@ def planned_for(
     cannot be met as it stands. Where nothing is expanded in the end, the plan is one for the model as it stands."""
     whole = inputs.weighing(options, scoring.name, scoring.repair) if weighed else None
     if whole is not None:
-        ready, made = _planned_on(whole, options, scoring, progress, output)
-        plain = planning.standing(made, inputs.analysis.coupling)
-        return (whole, ready, made) if plain is None else (inputs, ready, plain)
+        return _weighed(inputs, whole, options, scoring, progress, output)
+    if inputs.expanding:  # as a library is
+        return _weighed(inputs.standing(), inputs, options, scoring, progress, output)
     try:
         return inputs, *_planned_on(inputs, options, scoring, progress, output)
     except TargetError as failure:
@@ -104,6 +104,15 @@ def planned_for(
             raise TargetError(f"{failure}{inputs.advice}") from failure
         log.info(f"Note: as it stands, {failure}")
         return whole, *_planned_on(whole, options, scoring, progress, output)
+
+
+def _weighed(
+    inputs: Inputs, whole: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions
+) -> tuple[Inputs, search.Candidates, Plan]:
+    """The plan for the ``whole`` of what may be expanded; where nothing is, as one for the model as it stands."""
+    ready, made = _planned_on(whole, options, scoring, progress, output)
+    plain = planning.standing(made, inputs.analysis.coupling)
+    return (whole, ready, made) if plain is None else (inputs, ready, plain)
 
 
 def _planned_on(

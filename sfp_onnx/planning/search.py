@@ -490,26 +490,38 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
 
 
 def _with_or_without_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
-    """A trial; where layers may become integers, and that was not enough alone, the better of two, of which one has none.
+    """A trial; where layers may become integers, and that was not enough alone, the best of three: one has none, and one all of them and
+    all channels.
 
     Raises:
-        TargetError: neither holds the targets.
+        TargetError: none holds the targets.
     """
-    storable = candidates.form.storable
+    storable, best, failure = candidates.form.storable, list[Trial](), None
     if not any(np.isfinite(item.errors[INTEGER]) for item in storable):
         return attempt(candidates, options, ruler, progress)
     floating = replace(candidates, form=replace(candidates.form, storable=without(storable, range(len(storable)))))
-    try:
-        best = attempt(candidates, options, ruler, progress)
-    except TargetError:
-        return attempt(floating, options, ruler, progress)
-    if not best.removed.any():
-        return best
-    try:
-        other = attempt(floating, options, ruler, progress)
-    except TargetError:
-        return best
-    return other if other.error < best.error else best
+    for known in (candidates, floating):
+        try:
+            best.append(attempt(known, options, ruler, progress))
+        except TargetError as error:
+            failure = failure or error
+        if best and not best[0].removed.any():
+            return best[0]
+    if not best:
+        assert failure is not None
+        raise failure
+    whole = _all_on_integers(candidates, options, ruler, best[0])
+    return min((trial for trial in (*best, whole) if trial.excess <= NOISE), key=lambda trial: trial.error, default=best[0])
+
+
+def _all_on_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, like: Trial) -> Trial:
+    """All layers on integers that may become so, with all channels, measured against the bounds of another trial."""
+    offers, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
+    codes = tuple(INTEGER if INTEGER in offer else offer[0] for offer in offers)
+    error = sum(row[offer.index(code)] for row, offer, code in zip(rounding, offers, codes, strict=True))
+    removed, there, words = np.zeros_like(like.removed), ruler.at(codes), ("allocation: all layers on integers", *like.notes[1:])
+    figures = there.predicted(removed), there.actual(removed)
+    return Trial(like.options, removed, words, like.limits, *figures, codes=codes, error=error)
 
 
 def worthwhile(candidates: Candidates, asked: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
@@ -531,7 +543,8 @@ def worthwhile(candidates: Candidates, asked: PlanOptions, ruler: Ruler, progres
     found = candidates.analysis.expansions(wide.removed)
     what = ", ".join(f"{name} at {count} place{'s' if count > 1 else ''}" for name, count in found.items())
     if standing is None:
-        best, words = wide, f"expanded: {what}, since the target cannot be met as it stands"
+        why = "the target cannot be met" if plain else "nothing can be pruned"
+        best, words = wide, f"expanded: {what}, since {why} as it stands"
     elif found and wide.error < EXPANDED * standing.error:
         best, words = wide, f"expanded: {what}: estimated error {wide.error:.3g} against {standing.error:.3g} as it stands"
     elif found:
