@@ -249,8 +249,8 @@ def _prepared(
 
 
 def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared | None:
-    """The model with the branches of nodes that choose as parts of its graph; None where there are none, they do not run on all inputs, or
-    give other shapes."""
+    """The model with the branches of nodes that choose as parts of its graph; None where there are none, they do not run on all inputs (or
+    make no numbers of them), or give other shapes."""
     flat, joined = flattened(model, [node.index for node in graph.nodes(model) if has(node, Trait.CHOOSES)])
     if not joined:
         return None
@@ -264,10 +264,22 @@ def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) 
         asked = (trace.shapes[name], trace.dynamic_axes[name])
         if any((trace.shapes.get(side), trace.dynamic_axes.get(side, ())) != asked for side in sides):
             return None
+    known = graph.GraphIndex(graph.nodes(model)).makers
+    if not _finite(prepared, [name for name in makers if name not in known]):
+        return None
     names = [node.name for node in graph.nodes(model) if not set(joined).isdisjoint(node.outputs)]
     shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
     log.info(f"Note: what is inside of both branches is counted, and pruned like the rest: {shown}")
     return replace(prepared, nest=(*prepared.nest, model))
+
+
+def _finite(prepared: graph.Prepared, names: Iterable[str]) -> bool:
+    """Whether all floating ones of these tensors are finite on the sample."""
+    wanted = {name: dtype for name in names if np.dtype(dtype := prepared.types.get(name) or np.int64).kind == "f"}
+    part = segment(prepared.model, [], wanted, prepared.index)
+    read = {port.name for port in graph.inputs(part)}
+    feeds = {name: array for name, array in prepared.feeds.items() if name in read}
+    return all(np.isfinite(value).all() for value in open_model(part, Optimize.NONE).run(feeds, list(wanted)))
 
 
 def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:
