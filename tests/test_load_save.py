@@ -664,7 +664,8 @@ def test_weights_that_are_handed_over_in_another_order_stay_where_they_lie() -> 
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     weights: dict[str, np.ndarray] = {}
     held = [graph.make_initializer("w", weight, weights)]
-    proto = helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:], held), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = helper.make_graph(nodes, "g", ports[:1], ports[1:], held)
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = runtime.open_model(graph.Model(proto, weights, ""))
     junk = [np.full((300, 200), np.nan, np.float32) for _ in range(8)]
     np.testing.assert_allclose(session.run({"x": x})[0], x @ weight, rtol=1e-4, atol=1e-4)
