@@ -192,6 +192,17 @@ def test_dilution_leaves_branches_in_their_place() -> None:
     assert zeros == [pytest.approx(0.5, abs=0.05)]
 
 
+def test_branches_that_only_pass_a_weight_on() -> None:
+    """Nothing in them depends on data."""
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    y, weight = b.conv(x, 3, 16, name="stem"), b.const(b.random.standard_normal((16, 8, 8)).astype(np.float32))
+    either = (branch([oh.make_node(op, [weight], [name])], [name]) for op, name in (("Identity", "t"), ("Neg", "e")))
+    made = b.op("Add", y, choosing(b, x, *either)[0])
+    analysis = sfp_onnx.inspect(b.model(b.conv(made, 16, 5, name="last"), infer=False))
+    assert [group.name for group in analysis.coupling.groups] == ["stem"]
+
+
 @pytest.mark.parametrize("from_start", [True, False])
 def test_a_branch_that_makes_no_numbers_of_data_that_do_not_take_it(from_start: bool) -> None:
     """On the sample already: it stays. Later: what it reads tells nothing, and its layers are left as they were cut."""

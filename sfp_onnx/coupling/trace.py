@@ -277,8 +277,11 @@ def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) 
 
 
 def _finite(prepared: graph.Prepared, names: Iterable[str]) -> bool:
-    """Whether all floating ones of these tensors are finite on the sample."""
-    wanted = {name: dtype for name in names if np.dtype(dtype := prepared.types.get(name) or np.int64).kind == "f"}
+    """Whether all floating ones of these tensors that depend on data are finite on the sample."""
+    kinds = {name: prepared.types.get(name) or np.int64 for name in names if name not in prepared.trace.data_free}
+    wanted = {name: dtype for name, dtype in kinds.items() if np.dtype(dtype).kind == "f"}
+    if not wanted:
+        return True
     part = segment(prepared.model, [], wanted, prepared.index)
     read = {port.name for port in graph.inputs(part)}
     feeds = {name: array for name, array in prepared.feeds.items() if name in read}
