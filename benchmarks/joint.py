@@ -5,7 +5,7 @@ Top-1 on test images, bytes of the file and latency relative to the original (in
   cut     widths alone, float32
   int8    onnxruntime's static quantisation of the original alone (it holds no target)
   both    cut, then quantised (``--quantize int8``; the target is that of the quantised file)
-  joint   ``--precision auto``: widths and as what weights are stored from one solver, re-fitted after rounding
+  joint   ``--precision auto``: widths and as what weights are stored, or layers computed, from one solver
 
 IMAGES is how many calibration images are used (default: `IMAGES`). FOLDER holds models/, data/ and imagenet/ (default: ../shared beside the
 repository). Calibration is unlabelled images of the training split; test images are looked at once, to report. Prints Markdown.
@@ -62,7 +62,8 @@ class Bench:
             data = cases[self.title].images(self.root, part, count)
         else:
             folder = needed(self.root / "imagenet" / ("calib" if count else "val"))
-            found = sfp_onnx.data_for(self.analysis.model, folder, preprocessing=LITE, samples=count)
+            labels = None if count else folder / "labels.csv"
+            found = sfp_onnx.data_for(self.analysis.model, folder, preprocessing=LITE, samples=count, labels=labels)
             assert found is not None
             data = found
         return replace(data, labels=None) if count else data
@@ -70,7 +71,7 @@ class Bench:
     @cached_property
     def scored(self) -> Candidates:
         """Scores and errors, once for all arms."""
-        options = PlanOptions(targets=("size=50%",), precision="auto", threads=1)
+        options = PlanOptions(targets=("size=50%", "latency=50%"), precision="auto", threads=1)
         return candidates(Inputs(self.analysis, self.calib), options, Scoring("obs", repair=REPAIR))
 
     @cached_property
@@ -88,7 +89,8 @@ class Bench:
         if arm == "int8":
             return packaged(self.analysis.model, output, feeds)
         joint = arm == "joint"
-        form = form_for(self.analysis, REPAIR, output, True, self.scored.form.storable if joint else ())
+        known = self.scored.form
+        form = form_for(self.analysis, REPAIR, output, True, *((known.storable, known.integers) if joint else ()))
         options = PlanOptions(targets=(target,), threads=1, precision="auto" if joint else "float32")
         plan = plan_for(replace(self.scored, form=form), options)
         done = sfp_onnx.apply(self.analysis, plan, self.calib, verify=False, repair=REPAIR)

@@ -6,8 +6,8 @@ same network as ONNX (written node by node, no torch), calibration sentences, an
 ``sts-test.csv`` of the STS benchmark (tab-separated): 2048 training sentences of at most 32 tokens calibrate, without scores; those of
 the test only report. Prints a Markdown table: mean cosine of the embeddings to the original's, and Spearman correlation of the cosine of
 pairs with the given scores.
-``--dev`` reports on ``sts-dev.csv`` instead, to choose by; ``--finetune`` adds a row after `finetune` end to end on the same
-sentences (PyTorch).
+``--dev`` reports on ``sts-dev.csv`` instead, to choose by; ``--expand=none`` or ``all`` says what may be expanded (default: auto);
+``--finetune`` adds a row after `finetune` end to end on the same sentences (PyTorch).
 """
 
 from __future__ import annotations
@@ -228,18 +228,19 @@ def main() -> None:
     feeds = tokens(first + second, known, TOKENS)
     original, library = embedded(model, feeds), folder / "library.zip"
     library.unlink(missing_ok=True)
+    how = next((text.partition("=")[2] for text in sys.argv if text.startswith("--expand=")), "auto")
     print("| MACs | mean cosine to the original | 5th percentile | Spearman |\n|---|---|---|---|")
     print(f"| 100 % | 1 | 1 | {100 * spearman(original, scores):.2f} |", flush=True)
     for share in shares:
         path = folder / f"macs{share}.onnx"
         known_as = ["--library" if library.exists() else "--save-library", library]  # the same plans as without, in less time
-        manifest = ["--manifest", path.with_suffix(".json"), *known_as]
+        manifest = ["--manifest", path.with_suffix(".json"), "--expand", how, *known_as]
         call = ["prune", model, "-o", path, "--data", data, "--target", f"macs={share}%", *manifest]
         made, tuned = {f"{share} %": path}, path.with_name(f"tuned{share}.onnx")
         run(call, folder / f"macs{share}.log")
         if "--finetune" in sys.argv:
-            how = ["--recipe", "logits", "--epochs", 2, "--train-batch", 32]
-            run(["finetune", path, "--teacher", model, "--data", data, "-o", tuned, *how], folder / f"tuned{share}.log")
+            recipe = ["--recipe", "logits", "--epochs", 2, "--train-batch", 32]
+            run(["finetune", path, "--teacher", model, "--data", data, "-o", tuned, *recipe], folder / f"tuned{share}.log")
             made[f"{share} %, fine-tuned"] = tuned
         for name, place in made.items():
             vectors = embedded(place, feeds)

@@ -342,13 +342,16 @@ def random_plan(analysis: Analysis, seed: int) -> Plan:
     removed, sure = np.zeros(coupling.units, bool), int(generator.integers(len(coupling.groups)))
     for index, group in enumerate(coupling.groups):
         if index == sure or generator.random() < 0.7:
-            removed[generator.permutation(group.units)[: int(generator.integers(1, group.width))]] = True
+            step = group.width // group.blocks
+            count = group.blocks * int(generator.integers(1, step))
+            removed[group.units[group.order(generator.random(group.width))[:count]]] = True
     for channels in coupling.tensors.values():
         for own in channels:
             if (own.units >= 0).all() and removed[own.units].all():
                 removed[own.units[0]] = False
     if not removed.any():
-        removed[coupling.groups[sure].units[0]] = True
+        group = coupling.groups[sure]
+        removed[group.units[:: group.width // group.blocks]] = True
     return plan_of(analysis, {group.name: np.flatnonzero(removed[group.units]).tolist() for group in coupling.groups})
 
 

@@ -348,3 +348,32 @@ def test_a_pooled_head_needs_as_many_samples_as_channels(samples: int, noted: bo
     assert len(notes) == noted
     if noted:
         assert f"{samples} samples are few" in notes[0] and "most for head" in notes[0] and "About 200 samples would do" in notes[0]
+
+
+# ---- whole groups of a convolution, and what is inside of them -------------------------------------------------------
+
+
+def grouped(alike: bool) -> tuple[onnx.ModelProto, np.ndarray]:
+    """Two groups of six channels of one convolution; either the second group is worth little, or (not ``alike``) half of either."""
+    b = Builder(17, 4)
+    x = b.input(["N", 3, 8, 8])
+    worth = np.repeat([1.0, 0.02], 6) if alike else np.tile([1.0, 0.02, 1.0, 0.02, 0.02, 1.0], 2)
+    stem = b.random.standard_normal((12, 3, 3, 3)) * worth[:, None, None, None]
+    y = b.op("Relu", b.op("Conv", x, b.const(stem), pads=[1] * 4, name="stem"))
+    kernel = b.random.standard_normal((12, 6, 3, 3)) / 7 * worth[:, None, None, None]
+    y = b.op("Relu", b.op("Conv", y, b.const(kernel, name="grouped.w"), pads=[1] * 4, group=2, name="grouped"))
+    return b.model(b.conv(y, 12, 5, name="last")), np.random.default_rng(0).standard_normal((96, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("score", [None, "magnitude"])
+@pytest.mark.parametrize("alike", [True, False])
+def test_whole_groups_or_channels_inside_leave_whichever_is_worth_less(alike: bool, score: str | None) -> None:
+    model, x = grouped(alike)
+    data = {"x": x} if score is None else None
+    result = sfp_onnx.prune(model, PlanOptions(targets=("macs=55%",), align=None), score, data)
+    shape = next(list(item.dims[:2]) for item in result.to_proto().graph.initializer if item.name == "grouped.w")
+    kept = {group.group: group.width - len(group.remove) for group in result.plan.groups}
+    if alike:
+        assert kept["stem"] == 1 and shape == [6, 6]
+    else:
+        assert kept["stem"] == 2 and shape[1] < 6

@@ -21,7 +21,9 @@ from hypothesis.extra import numpy as hn
 import sfp_onnx
 from sfp_onnx import graph, runtime
 from sfp_onnx.core.options import PlanOptions, RepairOptions, ScoreOptions
+from sfp_onnx.coupling.cost import cuts, uneven
 from sfp_onnx.cut import cut
+from sfp_onnx.cut.verify import masked
 from sfp_onnx.evaluation.meaning import Kind, Meaning
 from sfp_onnx.methods.bandits import bandit_search as search
 from sfp_onnx.methods.bandits.ablation import Ablations, Block, Running
@@ -249,7 +251,11 @@ def engine_of(model: onnx.ModelProto, count: int = 4, blocks: int = 2, **how: An
 def truly_cut(analysis: sfp_onnx.Analysis, unit: int, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     removed = np.zeros(analysis.coupling.units, bool)
     removed[unit] = True
-    model = cut(analysis.prepared, analysis.coupling, removed)
+    if uneven(analysis.coupling, removed):  # one channel of one group of a convolution, which only a mask can take alone
+        listed = cuts(analysis.coupling, analysis.prepared.trace, removed)
+        model = masked(analysis.prepared.model, analysis.prepared.types, listed)
+    else:
+        model = cut(analysis.prepared, analysis.coupling, removed)
     names = [port.name for port in graph.outputs(analysis.model)]
     return open_model(model, Optimize.BASIC).run(feeds, names)  # without fused integer kernels: they saturate on processors without VNNI
 

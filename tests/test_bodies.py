@@ -1,16 +1,21 @@
-"""What the sub-graphs of If, Loop and Scan cost: counted, named, and left as it is."""
+"""What the sub-graphs of If, Loop and Scan cost: counted, named, and left as it is; but branches of If are pruned like the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
 import onnx.helper as oh
+import onnx.numpy_helper as nh
 import pytest
-from building import FLOAT, Builder, assert_exact, random_plan
+from building import FLOAT, Builder, assert_exact, assert_valid, error, masked, random_plan, run
 
 import sfp_onnx
+from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.coupling.cost import cuts
+from sfp_onnx.graph import filled
+from sfp_onnx.planning import removal_of
 from sfp_onnx.report.text import inspection, inspection_text
 
 INT64, BOOL = onnx.TensorProto.INT64, onnx.TensorProto.BOOL
@@ -72,3 +77,150 @@ def test_what_runs_inside_is_counted_and_stays(kind, known: bool) -> None:
     result = sfp_onnx.apply(analysis, random_plan(analysis, 0))
     assert_exact(model, result)
     assert result.plan.after.macs == sfp_onnx.inspect(result.to_proto()).size().macs
+
+
+# ---- branches of If --------------------------------------------------------------------------------------------------
+
+
+def branch(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], **held: np.ndarray) -> onnx.GraphProto:
+    tensors = [nh.from_array(array.astype(np.float32), name) for name, array in held.items()]
+    ports = [oh.make_tensor_value_info(name, FLOAT, [None] * 4) for name in outputs]
+    return oh.make_graph(nodes, "branch", [], ports, tensors)
+
+
+def choosing(b: Builder, x: str, then: onnx.GraphProto, other: onnx.GraphProto, outputs: int = 1, rank: int = 0) -> list[str]:
+    """The first where the mean input is positive. The condition may have an axis."""
+    way = b.op("Greater", b.op("ReduceMean", x, keepdims=0), b.const(np.zeros([1] * rank)))
+    names = [f"chosen{at}" for at in range(outputs)]
+    b.op("If", way, then_branch=then, else_branch=other, name="choice", outputs=names)
+    return names
+
+
+def layers(b: Builder, x: str, y: str) -> str:
+    """Two convolutions with weights of the branch itself, or one with a weight from outside."""
+    kernels = {"w1": b.random.standard_normal((12, 16, 3, 3)) / 9, "w2": b.random.standard_normal((8, 12, 3, 3)) / 9}
+    first = [oh.make_node("Conv", [y, "w1"], ["a"], pads=[1] * 4), oh.make_node("Relu", ["a"], ["r"])]
+    then = branch([*first, oh.make_node("Conv", ["r", "w2"], ["t"], pads=[1] * 4)], ["t"], **kernels)
+    other = branch([oh.make_node("Conv", [y, b.weight(8, 16, 1, 1)], ["a"]), oh.make_node("Abs", ["a"], ["e"])], ["e"])
+    return choosing(b, x, then, other)[0]
+
+
+def captured(b: Builder, x: str, y: str) -> str:
+    """What goes in is only scaled, by a condition with an axis; its convolution is outside."""
+    then = branch([oh.make_node("Mul", [y, "s"], ["t"])], ["t"], s=b.random.standard_normal((16, 1, 1)))
+    made = choosing(b, x, then, branch([oh.make_node("Relu", [y], ["e"])], ["e"]), rank=1)[0]
+    return b.conv(made, 16, 8, name="behind")
+
+
+def several(b: Builder, x: str, y: str) -> str:
+    """Two outputs: one branch gives the same tensor twice, the other one from outside."""
+    then = branch([oh.make_node("Neg", [y], ["t"])], ["t", "t"])
+    then.node.append(oh.make_node("Identity", ["t"], ["u"]))
+    then.output[1].name = "u"
+    nodes = [oh.make_node("Conv", [y, "w"], ["e"], pads=[1] * 4), oh.make_node("Identity", [y], ["f"])]
+    other = branch(nodes, ["e", "f"], w=b.random.standard_normal((16, 16, 3, 3)) / 9)
+    left, right = choosing(b, x, then, other, 2)
+    return b.conv(b.op("Concat", left, right, axis=1), 32, 8, name="behind")
+
+
+def twice(b: Builder, x: str, y: str) -> str:
+    """A branch that chooses again, by another condition, between a layer and what is captured two graphs up."""
+    deep = branch([oh.make_node("Conv", [y, "v"], ["p"], pads=[1] * 4)], ["p"], v=b.random.standard_normal((16, 16, 3, 3)) / 9)
+    plain = branch([oh.make_node("Relu", [y], ["q"])], ["q"])
+    way = b.op("Less", b.op("ReduceMax", x, keepdims=0), b.const(2.5))
+    nodes = [oh.make_node("If", [way], ["r"], name="again", then_branch=deep, else_branch=plain)]
+    then = branch([*nodes, oh.make_node("Conv", ["r", b.weight(8, 16, 1, 1)], ["t"])], ["t"])
+    return choosing(b, x, then, branch([oh.make_node("Conv", [y, b.weight(8, 16, 1, 1)], ["e"])], ["e"]))[0]
+
+
+def chosen_model(kind: Callable[[Builder, str, str], str]) -> onnx.ModelProto:
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    inner = kind(b, x, b.op("Relu", b.conv(x, 3, 16, name="stem")))
+    return b.model(b.conv(b.op("Relu", inner), 8, 5, name="last"), infer=False)
+
+
+def inside(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """What either branch does, but for passing tensors on."""
+    choice, = (node for node in model.graph.node if node.op_type == "If")
+    return {item.name: [node.op_type for node in item.g.node if node.op_type != "Identity"] for item in choice.attribute}
+
+
+WAYS = [np.random.default_rng(3).standard_normal((2, 3, 8, 8)).astype(np.float32) + shift for shift in (-1, 1)]
+
+
+@pytest.mark.parametrize("kind", [layers, captured, several, twice])
+def test_what_is_inside_of_branches_is_pruned_and_stays_inside(kind: Callable[[Builder, str, str], str]) -> None:
+    model = chosen_model(kind)
+    analysis = sfp_onnx.inspect(model)
+    assert {pin.reason for pin in analysis.coupling.pinned} == {"graph output"}
+    assert analysis.coupling.channels_prunable == analysis.coupling.channels_total - 5
+    assert inspection(analysis, "m")["inside"] == {}
+    flat = filled(analysis.prepared.base)
+    for seed in range(4):
+        plan = random_plan(analysis, seed)
+        result = sfp_onnx.apply(analysis, plan)
+        listed = cuts(analysis.coupling, analysis.prepared.trace, removal_of(plan, analysis.coupling, plan.model_sha256))
+        outer = {name for node in model.graph.node for name in node.output}
+        assert {cut.tensor for cut in result.cuts} == {cut.tensor for cut in listed} & outer
+        proto = result.to_proto()
+        assert inside(proto) == inside(model) and not any(node.op_type == "Where" for node in proto.graph.node)
+        assert_valid(proto, model)
+        for x in WAYS:
+            expected, = run(masked(flat, listed), {"x": x})
+            assert error(run(flat, {"x": x})[0], run(model, {"x": x})[0]) <= 1e-6
+            assert error(run(proto, {"x": x})[0], expected) <= 1e-4
+        again = sfp_onnx.inspect(proto).size()
+        assert (result.plan.after.macs, result.plan.after.params) == (again.macs, again.params)
+        assert result.plan.after.params < result.plan.before.params
+
+
+def test_branches_with_layers_are_pruned_for_a_target_and_repaired() -> None:
+    model = chosen_model(layers)
+    data = np.random.default_rng(4).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    results = [sfp_onnx.prune(model, PlanOptions(targets=("macs=50%",)), data={"x": data}) for _ in range(2)]
+    assert results[0].to_proto().SerializeToString() == results[1].to_proto().SerializeToString()
+    assert results[0].plan.after.macs <= 0.5 * results[0].plan.before.macs
+    assert results[0].repaired is not None and {"choice/Conv", "last"} & {fit.layer for fit in results[0].repaired.fits}
+
+
+def test_dilution_leaves_branches_in_their_place() -> None:
+    model = chosen_model(layers)
+    diluted = sfp_onnx.dilute(sfp_onnx.inspect(model), sfp_onnx.DiluteOptions(method="magnitude", rate=0.5))
+    assert inside(diluted.to_proto()) == inside(model)
+    zeros = [float((nh.to_array(tensor) == 0).mean()) for tensor in diluted.to_proto().graph.initializer if tensor.name == "choice/w1"]
+    assert zeros == [pytest.approx(0.5, abs=0.05)]
+
+
+@pytest.mark.parametrize("from_start", [True, False])
+def test_a_branch_that_makes_no_numbers_of_data_that_do_not_take_it(from_start: bool) -> None:
+    """On the sample already: it stays. Later: what it reads tells nothing, and its layers are left as they were cut."""
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    y = b.op("Relu", b.conv(x, 3, 16, name="stem"))
+    nodes = [oh.make_node("Sub", ["k", y], ["s"]), oh.make_node("Log", ["s"], ["l"]), oh.make_node("Conv", ["l", "w"], ["c"], pads=[1] * 4)]
+    held = {"k": np.asarray(-1.0 if from_start else 50.0), "w": b.random.standard_normal((12, 16, 3, 3)) / 9}
+    nodes += [oh.make_node("Relu", ["c"], ["r"]), oh.make_node("Conv", ["r", "v"], ["e"], pads=[1] * 4)]
+    other = branch(nodes, ["e"], **held, v=b.random.standard_normal((8, 12, 3, 3)) / 9)
+    made = choosing(b, x, branch([oh.make_node("Conv", [y, b.weight(8, 16, 1, 1)], ["t"])], ["t"]), other)[0]
+    model = b.model(b.conv(b.op("Relu", made), 8, 5, name="last"), infer=False)
+    data = np.abs(np.random.default_rng(0).standard_normal((64, 3, 8, 8))).astype(np.float32)
+    data[20:] *= 100
+    analysis = sfp_onnx.inspect(model, data=sfp_onnx.data_for(sfp_onnx.inspect(model).model, {"x": data}))
+    assert bool(analysis.coupling.groups) is not from_start
+    if not from_start:
+        result = sfp_onnx.prune(model, PlanOptions(targets=("macs=60%",)), data={"x": data})
+        assert all(np.isfinite(nh.to_array(tensor)).all() for tensor in result.to_proto().graph.initializer)
+        assert result.plan.after.macs <= 0.6 * result.plan.before.macs
+
+
+def test_branches_of_other_shapes_stay_with_the_reason() -> None:
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    y = b.op("Relu", b.conv(x, 3, 16, name="stem"))
+    then = branch([oh.make_node("MaxPool", [y], ["t"], kernel_shape=[2, 2])], ["t"])
+    made = choosing(b, x, then, branch([oh.make_node("Relu", [y], ["e"])], ["e"]))[0]
+    model = b.model(b.op("GlobalAveragePool", b.conv(made, 16, 5, name="last")), infer=False)
+    analysis = sfp_onnx.inspect(model)
+    assert not analysis.coupling.groups
+    assert ("a sub-graph of If reads it", "choice") in {(pin.reason, pin.node) for pin in analysis.coupling.pinned}

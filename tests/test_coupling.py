@@ -9,7 +9,10 @@ import pytest
 from building import FLOAT, Builder, assert_exact, assert_listed, error, masked, plan_of, random_plan, run
 
 import sfp_onnx
+from sfp_onnx.core.errors import PlanError
 from sfp_onnx.coupling.analysis import Analysis
+from sfp_onnx.planning import removal_of
+from sfp_onnx.report.page import widths_of
 
 
 def groups(analysis: Analysis) -> dict[str, int]:
@@ -142,20 +145,65 @@ def test_attention_heads_leave_whole() -> None:
 # ---- grouped convolutions --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("groups_", "each", "width", "step"), [(8, 4, 8, 4), (2, 16, 16, 2)])
-def test_the_finer_way_through_a_grouped_convolution_is_taken(groups_: int, each: int, width: int, step: int) -> None:
-    """Many small groups leave whole (ResNeXt); of few large groups one channel of each leaves (old AlexNet)."""
-    total = groups_ * each
-    b, y = start(channels=total)
-    inner = b.op("Relu", b.conv(b.op("Relu", y), total, total, group=groups_, name="grouped"))
-    analysis = check(b.model(b.conv(inner, total, 5, name="last")))
-    assert width == groups(analysis)["stem"]
-    result = sfp_onnx.apply(analysis, plan_of(analysis, {"stem": [0]}))
-    removed = next(cut.removed for cut in result.cuts if cut.tensor == "stem.out")
-    assert len(removed) == step
+def in_groups(b: Builder, y: str, width: int, made: int, count: int, transposed: bool = False) -> str:
+    """Its kernel has channels of every group along its second axis."""
+    if transposed:
+        weight = b.weight(width, made // count, 3, 3, name="grouped.weight")
+        return b.op("ConvTranspose", y, weight, pads=[1] * 4, group=count, name="grouped")
+    return b.conv(y, width, made, group=count, name="grouped")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("count", "each", "made"), [(8, 4, 4), (2, 16, 6), (3, 2, 1), (3, 1, 2)])
+def test_groups_leave_whole_and_lose_channels_of_their_own_inside(count: int, each: int, made: int, transposed: bool) -> None:
+    """Both kinds at once, on both sides of the convolution: every group keeps as many channels, each its own."""
+    b, y = start(channels=count * each)
+    inner = b.op("Relu", in_groups(b, b.op("Relu", y), count * each, count * made, count, transposed))
+    model = b.model(b.conv(inner, count * made, 5, name="last"))
+    analysis = check(model)
+    whole = next(group for group in analysis.coupling.groups if group.name == "stem")
+    insides = [group for group in analysis.coupling.groups if group.blocks > 1]
+    assert whole.width == count and whole.blocks == 1
+    assert [group.width for group in insides] == [count * width for width in (each, made) if width > 1]
+    assert all(group.blocks == count and group.inside == ("stem",) for group in insides)
+    own = {group.name: [at * (group.width // count) + at % (group.width // count) for at in range(count)] for group in insides}
+    result = sfp_onnx.apply(analysis, plan_of(analysis, {"stem": [0], **own}))
+    assert_exact(model, result)
     node = next(node for node in result.to_proto().graph.node if node.name == "grouped")
-    group = next(attribute.i for attribute in node.attribute if attribute.name == "group")
-    assert group == (groups_ - 1 if step == each else groups_)
+    assert next(attribute.i for attribute in node.attribute if attribute.name == "group") == count - 1
+    shape = next(list(tensor.dims) for tensor in result.to_proto().graph.initializer if tensor.name == "grouped.weight")
+    left, right = each - (each > 1), made - (made > 1)
+    assert shape[:2] == ([(count - 1) * left, right] if transposed else [(count - 1) * right, left])
+    assert result.plan.after.macs == sfp_onnx.inspect(result.to_proto()).size().macs
+    if not transposed:  # a transposed one has the channels of all groups along no axis of its weight
+        told = {own.name: own.width for own in widths_of(analysis, removal_of(result.plan, analysis.coupling, result.plan.model_sha256))}
+        assert (told["stem"], told["grouped"]) == ((count - 1) * left, (count - 1) * right)
+
+
+def test_groups_behind_each_other_share_blocks_and_a_plan_must_keep_them_even() -> None:
+    """Two groups, then four: each half of one of the two loses as many. A squeeze-and-excite gate and a residual follow."""
+    b, y = start(channels=16)
+    gate = b.op("Sigmoid", b.conv(b.op("GlobalAveragePool", y), 16, 16, 1, name="gate"))
+    inner = b.op("Relu", b.conv(b.op("Relu", b.op("Mul", y, gate)), 16, 16, group=2, name="two"))
+    inner = b.op("Add", b.conv(inner, 16, 16, group=4, name="four"), y)
+    model = b.model(b.conv(inner, 16, 5, name="last"))
+    analysis = check(model)
+    inside = [group for group in analysis.coupling.groups if group.inside]
+    assert {(group.blocks, group.width) for group in inside} == {(4, 16)}
+    assert groups(analysis)["stem"] == 2
+    even = {inside[0].name: [0, 5, 10, 15]}
+    assert_exact(model, sfp_onnx.apply(analysis, plan_of(analysis, even)))
+    with pytest.raises(PlanError, match=r"4 groups of channels.*leaves \[3, 4, 3, 3\]"):
+        sfp_onnx.apply(analysis, plan_of(analysis, {inside[0].name: [0, 8, 15]}))
+
+
+def test_where_groups_cannot_be_even_one_channel_of_each_leaves() -> None:
+    """A concatenation that no groups fit: the blocks would be of 6, 2 and 8 channels, so that all groups lose the same places."""
+    b, y = start(channels=6)
+    other = b.conv(b.op("Relu", y), 6, 10, name="beside")
+    inner = b.conv(b.op("Concat", y, other, axis=1), 16, 16, group=2, name="grouped")
+    analysis = check(b.model(b.conv(b.op("Relu", inner), 16, 5, name="last")))
+    assert not any(group.inside or group.blocks > 1 for group in analysis.coupling.groups) and analysis.coupling.groups
 
 
 def test_a_depthwise_convolution_passes_channels_through() -> None:
@@ -244,18 +292,30 @@ def test_a_custom_operator_that_onnxruntime_knows_is_pinned_by_name() -> None:
     assert reason(analysis, "stem") == ("operator com.microsoft.CDist has no rule", "culprit")
 
 
-def test_what_a_sub_graph_reads_is_pinned_and_the_rest_is_pruned() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_branch_reads_may_leave_unless_a_loop_is_in_it(whole: bool) -> None:
     b, y = start()
     z = b.op("Relu", b.conv(y, 8, 8, name="captured"))
     branches = {}
     for name, op in (("then_branch", "Neg"), ("else_branch", "Abs")):
-        inner = oh.make_node(op, [z], [f"{name}.y"])
-        branches[name] = oh.make_graph([inner], name, [], [oh.make_tensor_value_info(f"{name}.y", FLOAT, [None, 8, 8, 8])])
+        inner = [oh.make_node(op, [z], [f"{name}.y"])]
+        if whole:
+            kinds = {"i": onnx.TensorProto.INT64, "c": onnx.TensorProto.BOOL}
+            ports = [oh.make_tensor_value_info(port, kind, []) for port, kind in kinds.items()]
+            carried = [oh.make_tensor_value_info(port, FLOAT, None) for port in ("h", "g")]
+            steps = [oh.make_node("Identity", ["c"], ["d"]), oh.make_node("Relu", ["h"], ["g"])]
+            last = oh.make_tensor_value_info("d", onnx.TensorProto.BOOL, [])
+            body = oh.make_graph(steps, "body", [*ports, carried[0]], [last, carried[1]])
+            inner.append(oh.make_node("Loop", [b.const(2, np.int64), "", f"{name}.y"], [f"{name}.z"], body=body))
+            inner.append(oh.make_node("Identity", [f"{name}.z"], [f"{name}.w"]))
+        name_of = inner[-1].output[0]
+        branches[name] = oh.make_graph(inner, name, [], [oh.make_tensor_value_info(name_of, FLOAT, [None, 8, 8, 8])])
     flag = b.input([1], "flag", onnx.TensorProto.BOOL)
     made = b.op("If", flag, name="choice", **branches)
     analysis = check(behind(b, made))
-    assert groups(analysis) == {"stem": 8, "hidden": 6}
-    assert reason(analysis, "captured") == ("a sub-graph of If reads it", "choice")
+    assert groups(analysis) == ({"stem": 8, "hidden": 6} if whole else {"stem": 8, "captured": 8, "hidden": 6})
+    if whole:
+        assert reason(analysis, "captured") == ("a sub-graph of If reads it", "choice")
 
 
 def test_a_weight_that_is_computed_from_data_keeps_its_channels() -> None:

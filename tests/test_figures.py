@@ -54,7 +54,21 @@ def concat() -> onnx.ModelProto:
     return model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("y", np.float32, ["N", 4, 8, 8])], held)
 
 
-MODELS = {"classifier": classifier, "residual": residual, "concat": concat}
+def grouped() -> onnx.ModelProto:
+    """Two convolutions in groups, each with units of two kinds on both sides; what stands between them reads and makes such."""
+    held = {"a": weight(12, 3, 1, 1), "g": weight(12, 4, 3, 3), "b": weight(16, 12, 1, 1), "h": weight(8, 4, 3, 3)}
+    held["last"] = weight(5, 8, 1, 1)
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["c1"], "first"),
+        helper.make_node("Conv", ["c1", "g"], ["c2"], "three", pads=[1] * 4, group=3),
+        helper.make_node("Conv", ["c2", "b"], ["c3"], "between"),
+        helper.make_node("Conv", ["c3", "h"], ["c4"], "four", pads=[1] * 4, group=4),
+        helper.make_node("Conv", ["c4", "last"], ["y"], "last"),
+    ]
+    return model_of(nodes, [("x", np.float32, ["N", 3, 8, 8])], [("y", np.float32, ["N", 5, 8, 8])], held)
+
+
+MODELS = {"classifier": classifier, "residual": residual, "concat": concat, "grouped": grouped}
 NAMES = [*FIGURES, "channels"]
 
 
@@ -77,7 +91,7 @@ def removals(analysis: sfp_onnx.Analysis) -> Iterator[tuple[IntArray, BoolArray]
     """Units that groups keep, fewer and fewer, and the removals."""
     scores = np.random.default_rng(0).random(analysis.coupling.units)
     for share in (1.0, 0.8, 0.5, 0.2):
-        kept = np.asarray([max(1, int(share * group.width)) for group in analysis.coupling.groups])
+        kept = np.asarray([group.blocks * max(1, int(share * group.width / group.blocks)) for group in analysis.coupling.groups])
         yield kept, of_widths(analysis.coupling, scores, kept.tolist())
 
 

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
 from sfp_onnx.core.options import OutputOptions
-from sfp_onnx.export import TOLERANCES, halved, package, quantized
+from sfp_onnx.export import TOLERANCES, halved, package
+from sfp_onnx.export.integers import quantized
 from sfp_onnx.planning import max_drop
 
 

@@ -51,8 +51,8 @@ def repaired(
     """Cut (by default the copies that the stem makes) and repair."""
     analysis = sfp_onnx.inspect(model)
     if remove is None:
-        group = next(group for group in analysis.coupling.groups if "stem" in group.producers)
-        remove = {group.name: [3, 7] if group.width == WIDTH else [3]}
+        group = max((group for group in analysis.coupling.groups if "stem" in group.producers), key=lambda group: group.width)
+        remove = {group.name: [3, 7]}
     return sfp_onnx.apply(analysis, plan_of(analysis, remove), sfp_onnx.data_for(analysis.model, {"x": data}), repair=options)
 
 

@@ -331,16 +331,17 @@ def test_a_score_reads_what_the_layer_reads() -> None:
 
 
 def test_a_grouped_convolution_is_read_by_group() -> None:
-    """contribution of a unit (one channel of each of two groups): mean over its rows of the weight's input axis."""
+    """contribution of a channel inside of one of two groups: what it is times the weights of its group that read it."""
     b = Builder(17, 4)
     y = b.op("Relu", b.conv(b.input(["N", 3, 8, 8]), 3, 8, name="stem"), outputs=["read"])
     model = b.model(b.conv(b.op("Relu", b.conv(y, 8, 8, group=2, name="grouped")), 8, 4, name="last"))
     weight = arrays(model)[model.graph.node[2].input[1]]
     read = activations(model, "read")
     squares = (read**2).mean((0, 2, 3))
-    mean_rms = np.sqrt(squares).reshape(2, 4).mean(0)
-    values = mean_rms * np.sqrt((weight**2).sum((0, 2, 3)))
-    np.testing.assert_allclose(stem_scores(model, "contribution"), values / values.mean(), rtol=1e-5)
+    values = np.sqrt(squares) * np.sqrt((weight.reshape(2, 4, 4, -1) ** 2).sum((1, 3))).reshape(-1)
+    analysis, scored = scores(model, "contribution")
+    inside = next(group for group in analysis.coupling.groups if group.inside and "stem" in group.producers)
+    np.testing.assert_allclose(scored[inside.units], values / values.mean(), rtol=1e-5)
 
 
 # ---- class profiles --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from building import Builder
 from conftest import CLASSES, IMAGE, images, masked_reference, model_of, relative, run_model, weights_of
 from onnx import helper
 
@@ -83,3 +84,27 @@ def test_no_sample_shape_is_tried_twice(ports: list[Port], count: int) -> None:
     found = [tuple(array.shape for array in feeds.values()) for feeds in _candidates(ports, {}, None)]
     assert len(found) == count
     assert len(list(_candidates(ports, {"x": [2, *[4] * (len(found[0][0]) - 1)]}, None))) == count // len(set(found))
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_an_axis_that_is_declared_open_and_has_one_size_inside(rank: int, save: Callable[..., Path]) -> None:
+    """An exporter traced with 12 tokens, or 12 x 12 pixels, and named the axis all the same: onnxruntime names the size that fits."""
+    b = Builder()
+    x = b.input(["N", *["L"] * (rank - 2), 8])
+    middle = b.op("Relu", b.op("MatMul", b.op("Add", x, b.weight(1, *[12] * (rank - 2), 8)), b.weight(8, 16, fan_in=8)))
+    path = save(b.model(b.op("MatMul", middle, b.weight(16, 4, fan_in=16))))
+    analysis = sfp_onnx.inspect(path)
+    assert [group.width for group in analysis.coupling.groups] == [16]
+    assert analysis.prepared.feeds["x"].shape[1] == 12
+
+
+def test_sound_is_long(save: Callable[..., Path]) -> None:
+    """Convolutions with strides leave nothing of a short wave."""
+    b = Builder()
+    x, width = b.input(["N", "T"]), 1
+    x = b.axes_op("Unsqueeze", x, [1])
+    for _ in range(6):
+        x = b.op("Relu", b.op("Conv", x, b.weight(8, width, 5), strides=[4]))
+        width = 8
+    path = save(b.model(b.op("Conv", x, b.weight(2, 8, 1))))
+    assert sfp_onnx.inspect(path).prepared.feeds["x"].shape[1] == 16384

@@ -245,7 +245,8 @@ class PlanOptions(Checked):
     elsewhere. ``max_drop`` ("1%") is how much the measure of the task (``metric`` is that of `MeasureOptions`) may fall on data to judge
     on, or else calibration data that are held out from scoring; alone, it asks for the smallest model that holds it. The drop must hold
     with a ``confidence`` (one-sided; 0.5: as measured). ``precision`` is as what weights are stored ("float32": as they are; "auto": the
-    solver chooses for each layer, beside its width). ``moves``: what may happen to a layer, "cut" and "factor". ``profile_budget``:
+    solver chooses for each layer, beside its width, and with a latency target whether its kernel takes 8-bit integers). ``moves``: what
+    may happen to a layer, "cut" and "factor". ``profile_budget``:
     seconds of wall time in which the model's layers are timed.
     ``host`` or ``adb``: the board on which is timed, with its ``board_python``, or ``perf_test``, a program that is sent.
     ``library`` is a file that ``save_library`` of an earlier run wrote: what was measured then is not measured again.
@@ -276,7 +277,8 @@ class PlanOptions(Checked):
     metric: str | None = None
     precision: str = rare(
         "float32", "As what weights are stored: float32, float16, or 8-bit integers with a scale per channel; arithmetic stays float32. "
-        "auto: of each layer what holds the targets at the least estimated error, with the widths.", AMOUNT,
+        "auto: of each layer what holds the targets at the least estimated error, with the widths; with a latency target integer kernels, "
+        "too, where they are measured to be faster.", AMOUNT,
         choices=("float32", "float16", "int8-weights", "auto"))  # fmt: skip
     confidence: float = rare(
         0.95, "How sure --max-drop must be held, given how few samples it is judged on; 50%: take the measured drop as it is.", AMOUNT,
@@ -419,7 +421,8 @@ EXPANSIONS = ("expand", "cut_layernorm", "expand_outputs")
 class InspectOptions(Checked):
     """How a model is traced: concrete ``input_shapes`` by input name, where dynamic dimensions cannot be guessed; ``custom_ops``: libraries
     of operators that onnxruntime loads with it; ``expand``: whether channels may leave that an operator or an output needs, which gets
-    them again ("auto": where a plan needs that). ``cut_layernorm`` and ``expand_outputs`` are older names of its two halves."""
+    them again ("auto": where a plan is better for it, or needs that). ``cut_layernorm`` and ``expand_outputs`` are older names of its
+    two halves."""
 
     input_shapes: Mapping[str, list[int]] | None = rare(
         None, "Concrete shape to trace an input with; needed only where dynamic dimensions cannot be guessed.", RUN, flag="input-shape",
@@ -429,7 +432,7 @@ class InspectOptions(Checked):
     )
     expand: str = rare(
         "auto", "Let channels leave that an operator needs (a normalisation over them, an output that several layers add to): it gets "
-        "them again, exactly, at some cost in time. auto: where the target needs that.", CHANNELS,
+        "them again, exactly, at some cost in time. auto: where the target has less error so, or needs it.", CHANNELS,
         choices=("auto", "none", "all"))  # fmt: skip
     cut_layernorm: bool = rare(False, "Older name of --expand all, without outputs.", CHANNELS)
     expand_outputs: bool = rare(False, "Older name of --expand all, for outputs alone.", CHANNELS)

@@ -130,7 +130,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class AxisUnits:
-    """Which unit each index of one axis belongs to; -1 where the index cannot be removed."""
+    """Which unit each index of one axis belongs to; -1 where the index cannot be removed. ``units`` may be (blocks, size): the indices of
+    this axis in each of so many equal blocks of the first axis, which keep as many each (the weight of a convolution in groups)."""
 
     axis: int
     units: IntArray
@@ -185,11 +186,12 @@ class InsertBefore:
 
 @dataclass(frozen=True)
 class InsertAfter:
-    """Put ``op(output 0, *constants)`` right behind the node; floating constants take the type of the output."""
+    """Put ``op(output, *constants)`` right behind the node; floating constants take the type of the output."""
 
     op: str
     constants: tuple[Array, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    output: int = 0
 
 
 Edit = SetInput | SetAttribute | InsertBefore | InsertAfter
@@ -288,8 +290,9 @@ class Layer:
     for one sample of the traced shape. ``linear`` is None where the weight cannot be re-fitted. ``reads``/``writes``
     give the unit of each index of the weight's input and output
     axis, ``source`` the unit of each channel of input ``data`` along ``data_axis``; ``columns`` is a second unit of each index of the
-    output axis (empty: there is none): its dimension in all heads, where ``writes`` has its head. ``grouped`` is the attribute that holds
-    the number of groups of a convolution; empty for layers without groups.
+    output axis (empty: there is none): its dimension in all heads, where ``writes`` has its head, or itself, where that has the whole group
+    of a convolution; ``second`` is the same of each channel that it reads. ``grouped`` is the attribute that holds the number of groups of
+    a convolution; empty for layers without groups.
     """
 
     node: Node
@@ -304,6 +307,12 @@ class Layer:
     linear: Linear | None = None
     grouped: str = ""
     columns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    second: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def sources(self) -> tuple[IntArray, ...]:
+        """The units of the channels that it reads, of both kinds."""
+        return tuple(units for units in (self.source, self.second) if len(units))
 
     @property
     def made(self) -> Channels:
@@ -341,13 +350,23 @@ class Affine:
 @dataclass(frozen=True, repr=False)
 class Group(Shown):
     """Units that touch the same tensors and axes; the thing a ratio applies to. Unit i of the group is ``units[i]``. ``dimensions``: a unit
-    is a dimension of queries and keys in all heads, which a score must know how to judge."""
+    is a dimension of queries and keys in all heads, which a score must know how to judge. The units stand in so many equal ``blocks``, one
+    behind the other, of which every one loses as many (those of a convolution in groups); ``inside`` names the groups in which they may
+    leave whole."""
 
     name: str
     units: IntArray
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     dimensions: bool = False
+    blocks: int = 1
+    inside: tuple[str, ...] = ()
+
+    def order(self, scores: FloatArray) -> IntArray:
+        """Positions from least to most important, by one score of each: first the least important of every block, then the next ones; ties
+        leave in the order of the channels."""
+        inner = np.argsort(scores.reshape(self.blocks, -1), axis=1, kind="stable")
+        return np.asarray((inner + np.arange(self.blocks)[:, None] * inner.shape[1]).T.reshape(-1), np.int64)
 
     def summary(self) -> str:
         """Its name and width, and how many layers make and read it."""
@@ -390,7 +409,8 @@ class Coupling(Shown):
     ``branches`` maps groups that may leave altogether to what vanishes with them.
     ``unruled`` maps operators without a rule to the names of those of their nodes that hold weights; ``transforms`` are layers that
     nobody trained, and those that only leave together with them: they stay unless they are named.
-    ``expanded`` are inputs that get removed channels again: index of the node, position, axis.
+    ``expanded`` are inputs that get removed channels again: index of the node, position, axis; ``expanding`` groups can shrink only
+    because of that, or because an output is projected.
     ``tensors`` maps activation tensors, ``constants`` maps (node index, input position) of constant operands to their
     unit-carrying axes. Units are numbered 0 .. ``units`` - 1.
     """
@@ -412,6 +432,7 @@ class Coupling(Shown):
     unruled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     transforms: frozenset[str] = frozenset()
     expanded: frozenset[tuple[int, int, int]] = frozenset()
+    expanding: frozenset[str] = frozenset()
 
     def summary(self) -> str:
         """How much can be removed."""
@@ -531,8 +552,8 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Precision:
-    """As what the weight of a layer is stored (see `graph.stored`), what of the outputs' variance its rounding alone was estimated to cost,
-    and why that was chosen."""
+    """As what the weight of a layer is stored (see `graph.stored`; "int8": its activations are rounded, too, and its kernel takes
+    integers), what of the outputs' variance its rounding alone was estimated to cost, and why that was chosen."""
 
     layer: str
     stored: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ..rules.context import TOGETHER, Context
 from ..rules.foreign import unruled
 from ..rules.labels import FIXED, Choice, Facts, Labels, LayerFact, PinFact, TiePair, compact, components, varying
 from ..rules.registry import RULES, Trait, has
+from .blocked import Insides, insides
 from .contracted import Dimensions, dimensions
 
 NOWHERE = (-1, -1)
@@ -105,23 +107,31 @@ TIED = "it can only leave together with channels that cannot be removed"
 def resolve(facts: Facts, prepared: Prepared) -> Coupling:
     """Number the units and rewrite all facts in terms of them."""
     left, right = _edges(facts.ties)
+    constants = _constants(facts, prepared.nodes)
+    inside = insides(facts, constants, left, right)
     rows = [(item.matrix, np.broadcast_to(item.rows[:, None], item.matrix.shape)) for item in facts.contracted]
     parent = components(facts.labels, *_edges([*facts.ties, *rows]))
-    parent = _choose(facts, parent, prepared.nodes)
-    constants = _constants(facts, prepared.nodes)
+    parent = _choose(facts, inside.settled(facts.choices), parent, prepared.nodes)
     read = (labels for name, labels in facts.tensors.items() if prepared.index.readers(name))
     distinct = {id(array): array for labels in read for array in labels}
     unit_of, widths = _number(facts, parent, [parent[array] for array in distinct.values()])
     units = unit_of[parent]
     second = dimensions(facts, constants, left, right)
     columns = np.where(second.unit_of < 0, -1, second.unit_of + sum(widths))
+    own = np.where(inside.unit_of < 0, -1, inside.unit_of + sum(widths) + sum(second.widths))
+    columns = np.where(own < 0, columns, own)
     tensors = {name: _channels(labels, units, columns) for name, labels in facts.tensors.items()}
-    layers = tuple(_layer(fact, units, columns, tensors) for fact in facts.layers)
+    inner = {item.node.index: own[side] for item in inside.stated if (side := item.sides[item.inner]) is not None}
+    layers = tuple(_layer(fact, (units, columns, own), inner.get(fact.node.index), tensors) for fact in facts.layers)
+    carried = {key: _channels(labels, units, columns) for key, labels in constants.items()}
+    for item in inside.stated:
+        if (found := inner.get(item.node.index)) is not None and (found >= 0).any():
+            carried[item.node.index, item.weight] = (*carried.get((item.node.index, item.weight), ()), AxisUnits(1, found))
     places = ((prepared.nodes[node].inputs[at], constants.get((node, at), ())) for node, at in facts.masked_inputs)
     return Coupling(
-        units=sum(widths) + sum(second.widths), groups=_groups(widths, layers, tensors, second), layers=layers,
+        units=sum((*widths, *second.widths, *inside.widths)), groups=_groups(widths, layers, tensors, second, inside), layers=layers,
         tensors={name: channels for name, channels in tensors.items() if channels},
-        constants={key: channels for key, labels in constants.items() if (channels := _channels(labels, units, columns))},
+        constants={key: channels for key, channels in carried.items() if channels},
         affines=tuple(Affine(f.node, f.node.inputs[0], f.gamma, f.scale, units[f.labels], f.moments) for f in facts.affines),
         follows=tuple(facts.follows), pinned=_reasons(facts, parent, unit_of), additive=facts.additive, expanded=frozenset(facts.expanded),
         unruled=unruled(prepared.nodes, prepared.model),
@@ -166,14 +176,13 @@ def _rectangles(facts: Facts, nodes: Sequence[Node]) -> Iterator[Choice]:
             yield Choice(node, tuple(((array, np.broadcast_to(first, array.shape)),) for first in firsts))
 
 
-def _choose(facts: Facts, parent: IntArray, nodes: Sequence[Node]) -> IntArray:
-    """Resolve choices in the order of their nodes, and against it, each by what it leaves; and all those that nodes state alike, by their
-    first option or by their last; keep the outcome with most free classes.
+def _choose(facts: Facts, stated: Sequence[Choice], parent: IntArray, nodes: Sequence[Node]) -> IntArray:
+    """Resolve the choices that rules ``stated`` and those of tensors, in the order of their nodes, and against it, each by what it leaves;
+    and all those that nodes state alike, by their first option or by their last; keep the outcome with most free classes.
 
     What a choice leaves depends on the others: constraints that are stated late may rule out what looked best early, and grouped
     convolutions behind each other gain only if all of them lose whole groups, or all of them channels of every group.
     """
-    stated = facts.choices
     choices = sorted([*stated, *_rectangles(facts, nodes)], key=lambda choice: choice.node.index)
     alike = ([replace(own, options=own.options[part]) for own in stated] for part in (slice(1), slice(-1, None)) if len(stated) > 1)
     orders = [choices, choices[::-1], *([*first, *choices] for first in alike)]
@@ -282,46 +291,71 @@ def _axes(labels: Labels, units: IntArray) -> Channels:
     return tuple(AxisUnits(axis, values) for axis, values in units_by_axis.items())
 
 
-def _layer(fact: LayerFact, units: IntArray, columns: IntArray, tensors: Mapping[str, Channels]) -> Layer:
+def _layer(fact: LayerFact, kinds: Sequence[IntArray], inner: IntArray | None, tensors: Mapping[str, Channels]) -> Layer:
+    """A layer, with the units of each label of the first kind, of the second, and of those of the second that are ``own`` channels; where
+    there is none of the first, these stand in its place. ``inner``: those of the axis of a weight that all groups share."""
     reads, writes, none = fact.reads, fact.writes, np.zeros(0, np.int64)
-    data = tensors.get(fact.node.inputs[reads.data], ())
+    units, columns, own = kinds
+    data = [carried.units for carried in tensors.get(fact.node.inputs[reads.data], ()) if carried.axis == reads.data_axis]
+    second = [axis for axis in data[1:] if np.isin(axis, own).any()]
+    made = [none, none] if writes.labels is None else [units[writes.labels], columns[writes.labels]]
+    if (made[0] < 0).all() and writes.labels is not None and (own[writes.labels] >= 0).any():
+        made = [made[1], none]
+    read = none if reads.labels is None else units[reads.labels]
+    if (read < 0).all() and reads.labels is not None:
+        read = own[reads.labels]
     return Layer(
         node=fact.node, macs=fact.macs, extents=(
             *(units[array].reshape(-1) for array in fact.extents),
             *(columns[array].reshape(-1) for array in fact.extents if (columns[array] >= 0).any()),
+            *([] if inner is None or (inner < 0).all() else [inner.reshape(-1)]),
         ),
-        columns=none if writes.labels is None or (columns[writes.labels] < 0).all() else columns[writes.labels],
+        columns=none if (made[1] < 0).all() else made[1],
         weight=Weight(writes.weight, writes.weight_axis, reads.weight_axis) if fact.constant else None,
-        reads=none if reads.labels is None else units[reads.labels], writes=none if writes.labels is None else units[writes.labels],
-        data=reads.data, data_axis=reads.data_axis,
-        source=next((carried.units for carried in data if carried.axis == reads.data_axis), none),
-        linear=fact.linear if fact.constant else None, grouped=fact.grouped,
+        reads=read, writes=made[0], data=reads.data, data_axis=reads.data_axis, source=data[0] if data else none,
+        second=second[0] if second else none, linear=fact.linear if fact.constant else None, grouped=fact.grouped,
     )  # fmt: skip
 
 
 def _groups(
-    widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels], second: Dimensions
+    widths: list[int], layers: Sequence[Layer], tensors: Mapping[str, Channels], second: Dimensions, inside: Insides
 ) -> tuple[Group, ...]:  # fmt: skip
     """Groups with the names of their producers and consumers; a group is called after its first producer, one of dimensions after the
     product that sums over them."""
-    widths = [*widths, *second.widths]
+    first, plain = len(widths), len(widths) + len(second.widths)
+    blocks = [*[1] * plain, *inside.blocks]
+    widths = [*widths, *second.widths, *inside.widths]
     group_of = np.repeat(np.arange(len(widths)), widths)
     names = [layer.node.name for layer in layers]
     producers = _touching(group_of, len(widths), names, [np.concatenate([layer.writes, layer.columns]) for layer in layers])
-    consumers = _touching(group_of, len(widths), names, [layer.reads for layer in layers])
+    read = [np.concatenate([layer.reads, *(layer.sources if layer.grouped else ())]) for layer in layers]
+    consumers = _touching(group_of, len(widths), names, read)
     names = [name for name, channels in tensors.items() for _ in channels]
     carriers = _touching(group_of, len(widths), names, [carried.units for channels in tensors.values() for carried in channels])
-    groups, taken, plain = [], dict[str, int](), len(widths) - len(second.nodes)
+    whole = _wholes(tensors.values(), group_of, plain)
+    groups, taken = list[Group](), dict[str, int]()
     for index in range(len(widths)):
         base = (producers[index] or carriers[index])[0]
-        if index >= plain:
-            base = second.nodes[index - plain].name
+        if first <= index < plain:
+            base = second.nodes[index - first].name
             consumers[index] = [base]
         taken[base] = taken.get(base, 0) + 1
         name = base if taken[base] == 1 else f"{base}#{taken[base]}"
         units = np.flatnonzero(group_of == index)
-        groups.append(Group(name, units, tuple(producers[index]), tuple(consumers[index]), index >= plain))
+        within = tuple(groups[other].name for other in sorted(whole.get(index, ())))
+        groups.append(Group(name, units, tuple(producers[index]), tuple(consumers[index]), first <= index < plain, blocks[index], within))
     return tuple(groups)
+
+
+def _wholes(tensors: Iterable[Channels], group_of: IntArray, plain: int) -> dict[int, set[int]]:
+    """For each group from number ``plain`` on, those whose units share an axis with it, index by index."""
+    found: dict[int, set[int]] = {}
+    for one, other in ((one, other) for channels in tensors for one, other in pairwise(channels) if one.axis == other.axis):
+        both = (one.units >= 0) & (other.units >= 0)
+        for pair in {*zip(group_of[one.units[both]].tolist(), group_of[other.units[both]].tolist(), strict=True)}:
+            if max(pair) >= plain:
+                found.setdefault(max(pair), set()).add(min(pair))
+    return found
 
 
 def _touching(group_of: IntArray, count: int, names: Sequence[str], carried: Sequence[IntArray]) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..core.errors import DataError, ModelError
 from ..core.system import quiet
-from ..core.types import Array, BoolArray, Branch, Coupling, Factor, Group, Layer, Node, Pinned, Shown, Size, number
+from ..core.types import Array, BoolArray, Branch, Coupling, Factor, Group, IntArray, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, one_by_one, open_data
 from ..data.layout import traced_samples
 from ..graph import Model, Prepared, initializers, inputs, nodes, outputs
@@ -72,25 +73,46 @@ class Analysis(Shown):
         found = cost.wholes(self.prepared, self.coupling)
         return {name: whole for name, whole in found.items() if whole.layer.node.outputs[0] not in self.projected}
 
+    @property
+    def expanding(self) -> frozenset[str]:
+        """The groups that can only shrink if something is expanded, or an output projected."""
+        return self.coupling.expanding
+
+    def expansions(self, removed: BoolArray) -> dict[str, int]:
+        """What a removal has expanded: at how many places, by operator, and outputs that it has projected."""
+        every = _expandable_axes(self.prepared, self.coupling)
+        places = {node.index: node.op for node, units in every if not cost.keep_mask(units, removed).all()}
+        outputs = ("output" for layer in self.projections if not cost.keep_mask(layer.reads, removed).all())
+        return dict(Counter([*places.values(), *outputs]))
+
+    @cached_property
+    def projections(self) -> list[Layer]:
+        """The layers that give outputs all their channels again."""
+        return _projections(self.coupling, self.projected)
+
     def size(self, removed: BoolArray | None = None, factors: Sequence[Factor] = ()) -> Size:
         """MACs for one sample and parameters after a removal (default: of the original), and with factors."""
         if removed is None and self.projected:  # the original has no projections
             return counted(self.model, self.prepared.feeds, self.samples)
         if removed is None:
             none = np.zeros(self.coupling.units, bool)
-            return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(self.model))
+            held = self.prepared.base if self.prepared.nest else None
+            return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(held or self.model))
         layers, parameters = self.left(removed)
         saved = [self.wholes[factor.layer].saved(removed, factor) for factor in factors]
         macs = cost.macs(layers, removed, self.samples) - sum(macs for macs, _ in saved) / self.samples
         return Size(macs, cost.params(parameters, removed) - sum(weights for _, weights in saved))
 
     def left(self, removed: BoolArray) -> tuple[Sequence[Layer], Sequence[cost.Parameter]]:
-        """Layers and parameters without those that only branches which vanish needed."""
+        """Layers and parameters without those that only branches which vanish needed, and projections that do nothing."""
         gone = cost.vanishing(self.coupling, removed)
-        if not gone:
+        idle = [layer for layer in self.projections if cost.keep_mask(layer.reads, removed).all()]
+        if not gone and not idle:
             return self.coupling.layers, self.parameters
         constants = {name for branch in gone for name in branch.constant}
         needed = self.prepared.index.needed([port.name for port in outputs(self.prepared.model)], constants)
+        unused = {layer.node.index for layer in idle}
+        needed = [node for node in needed if node.index not in unused]
         indices, read = {node.index for node in needed}, {name for node in needed for name in node.reads}
         layers = [layer for layer in self.coupling.layers if layer.node.index in indices]
         return layers, [parameter for parameter in self.parameters if parameter.name in read]
@@ -106,7 +128,9 @@ def counted(model: Model, feeds: Feeds, samples: int) -> Size:
     whole = model
     if any(has(node, Trait.CHOOSES) for node in nodes(model)):
         with quiet():  # what is chosen was said when the model was inspected
-            whole = prepare(model, None, feeds).base or model
+            known = prepare(model, None, feeds)
+        whole = known.base or model
+        model = whole if known.nest else model  # weights of branches count
     prepared = observed(whole, feeds)
     live = {node.index for node in prepared.index.needed([port.name for port in outputs(model)])}
     layers = (layer for layer in stated(prepared).layers if layer.node.index in live)
@@ -202,13 +226,34 @@ def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, in
         again = prepare(projected, shapes, real)
         prepared = replace(again, base=again.base or projected)
     prepared = replace(prepared, tokens=tokens_of(prepared))
-    coupling = couple(prepared, inside)
+    coupling = _with_expanding(couple(prepared, inside), prepared, axes)
     read = {name for node in prepared.nodes for name in node.reads}
     weights = {name: held for name, held in cost.weights_of(prepared.model).items() if name in read}
     parameters = cost.parameters(weights, prepared.index, coupling)
     samples = traced_samples(inputs(model), {name: array.shape for name, array in prepared.feeds.items()})
     guessed = frozenset(prepared.feeds) - {*(input_shapes or {}), *(real or ())}
     return Analysis(model, prepared, coupling, tuple(parameters), samples, inside, guessed, tuple(axes))
+
+
+def _projections(coupling: Coupling, names: Container[str]) -> list[Layer]:
+    return [layer for layer in coupling.layers if layer.node.outputs[0] in names]
+
+
+def _expandable_axes(prepared: Prepared, coupling: Coupling) -> list[tuple[Node, IntArray]]:
+    """The units along each axis that an operator may be given again."""
+    nodes, found = {node.index: node for node in prepared.nodes}, list[tuple[Node, IntArray]]()
+    for index, position, axis in sorted(coupling.expanded):
+        carried = coupling.constants.get((index, position), coupling.tensors.get(nodes[index].inputs[position], ()))
+        found += [(nodes[index], one.units) for one in carried if one.axis == axis]
+    return found
+
+
+def _with_expanding(coupling: Coupling, prepared: Prepared, projected: Container[str]) -> Coupling:
+    """The same, knowing what shrinks only because of an expansion."""
+    axes = [*(units for _, units in _expandable_axes(prepared, coupling)), *(item.reads for item in _projections(coupling, projected))]
+    units = set(np.concatenate([np.zeros(0, np.int64), *axes]).tolist())
+    groups = (group for group in coupling.groups if units.intersection(group.units.tolist()))
+    return replace(coupling, expanding=frozenset(group.name for group in groups))
 
 
 def _expandable(prepared: Prepared, expand: bool) -> dict[str, int]:
@@ -226,12 +271,22 @@ def _expandable(prepared: Prepared, expand: bool) -> dict[str, int]:
     return axes
 
 
+def expandable(analysis: Analysis) -> bool:
+    """Whether anything is pinned but outputs of one layer each, of which an expansion frees nothing. Costs no run of the model."""
+    return any(pin.reason != GRAPH_OUTPUT or len(pin.layers) > 1 for pin in analysis.coupling.pinned)
+
+
 def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
     """The same, traced on the same inputs, with all that may be expanded (``outside``: outputs too); None if that frees no channel."""
     if analysis.expanded or analysis.projected:
         return None
     whole = _inspected(analysis.model, None, analysis.prepared.feeds, True, outside)
     return replace(whole, guessed=analysis.guessed) if whole.coupling.channels_prunable > analysis.coupling.channels_prunable else None
+
+
+def standing(analysis: Analysis) -> Analysis:
+    """The same, traced on the same inputs, with nothing expanded."""
+    return replace(_inspected(analysis.model, None, analysis.prepared.feeds, False, False), guessed=analysis.guessed)
 
 
 def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:
@@ -262,7 +317,8 @@ def free_share(analysis: Analysis) -> float:
     """The share of the MACs that goes if half of every group does."""
     removed = np.zeros(analysis.coupling.units, bool)
     for group in analysis.coupling.groups:
-        removed[group.units[: group.width // 2]] = not analysis.coupling.transforms.intersection(group.producers)
+        half = group.order(np.zeros(group.width))[: group.width // group.blocks // 2 * group.blocks]
+        removed[group.units[half]] = not group.inside and not analysis.coupling.transforms.intersection(group.producers)
     before = analysis.size().macs
     return 1 - analysis.size(removed).macs / before if before else 0.0
 

@@ -39,7 +39,7 @@ def dimensions(facts: Facts, constants: Mapping[tuple[int, int], Labels], left: 
         wanted[parent[item.matrix]] = True
     wanted &= ~_held(facts, parent)
     arrays = [labels for some in (facts.tensors, constants) for value in some.values() for labels in value]
-    _rectangular(wanted, [classes for labels in {id(array): array for array in arrays}.values() if wanted[classes := parent[labels]].any()])
+    rectangular(wanted, [classes for labels in {id(array): array for array in arrays}.values() if wanted[classes := parent[labels]].any()])
     return _numbered(facts, parent, wanted)
 
 
@@ -61,7 +61,7 @@ def _held(facts: Facts, parent: IntArray) -> BoolArray:
     return held
 
 
-def _rectangular(wanted: BoolArray, arrays: Sequence[IntArray]) -> None:
+def rectangular(wanted: BoolArray, arrays: Sequence[IntArray]) -> None:
     """Give up classes that would leave a tensor ragged or empty, until none is left that would."""
     while True:
         before = int(wanted.sum())

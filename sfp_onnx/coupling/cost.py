@@ -8,15 +8,32 @@ from math import prod
 
 import numpy as np
 
-from ..core.types import INPUTS, OUTPUTS, SIDES, BoolArray, Branch, Channels, Coupling, Cut, Factor, Form, IntArray, Layer, Node, Trace
+from ..core.types import (
+    INPUTS,
+    OUTPUTS,
+    SIDES,
+    Array,
+    BoolArray,
+    Branch,
+    Channels,
+    Coupling,
+    Cut,
+    Factor,
+    Form,
+    Group,
+    IntArray,
+    Layer,
+    Node,
+    Trace,
+)  # fmt: skip
 from ..graph import GraphIndex, Initializer, Model, Prepared, initializers, nodes, outputs
 from ..rules.scales import quantised_operands
 
 
 def keep_mask(units: IntArray, removed: BoolArray) -> BoolArray:
-    """Which indices of an axis stay; index i belongs to unit ``units[i]`` (-1: stays)."""
+    """Which indices of an axis stay; index i belongs to unit ``units[i]`` (-1: stays), as `AxisUnits` has them."""
     if not len(removed):
-        return np.ones(len(units), bool)
+        return np.ones(units.shape, bool)
     return (units < 0) | ~removed[np.maximum(units, 0)]
 
 
@@ -27,6 +44,24 @@ def kept_masks(channels: Channels, removed: BoolArray) -> dict[int, BoolArray]:
         mask = keep_mask(carried.units, removed)
         masks[carried.axis] = masks[carried.axis] & mask if carried.axis in masks else mask
     return masks
+
+
+def length(mask: BoolArray) -> int:
+    """How many indices of an axis stay; of one in blocks (blocks, size) those of every block."""
+    return int(mask.reshape(-1, mask.shape[-1])[0].sum())
+
+
+def without(array: Array, axis: int, mask: BoolArray) -> Array:
+    """What stays of an array whose axis is masked; in blocks of the first axis each its own."""
+    if mask.ndim == 1:
+        return np.compress(mask, array, axis)
+    return np.concatenate([np.compress(own, part, axis) for own, part in zip(mask, np.split(array, len(mask)), strict=True)])
+
+
+def uneven(coupling: Coupling, removed: BoolArray) -> list[Group]:
+    """Groups of which the blocks do not lose as many units each."""
+    counts = ((group, removed[group.units].reshape(group.blocks, -1).sum(1)) for group in coupling.groups if group.blocks > 1)
+    return [group for group, lost in counts if (lost != lost[0]).any()]
 
 
 def removal(coupling: Coupling, chosen: Mapping[str, Sequence[int]]) -> BoolArray:
@@ -96,7 +131,7 @@ def params(parameters: Iterable[Parameter], removed: BoolArray) -> int:
         sizes = set()
         for channels in parameter.uses:
             masks = kept_masks(channels, removed)
-            shape = [int(masks[axis].sum()) if axis in masks else size for axis, size in enumerate(parameter.shape)]
+            shape = [length(masks[axis]) if axis in masks else size for axis, size in enumerate(parameter.shape)]
             sizes.add((tuple((axis, mask.tobytes()) for axis, mask in masks.items() if not mask.all()), int(np.prod(shape))))
         total += sum(size for _, size in sizes)
     return total
@@ -168,9 +203,12 @@ class Whole:
 def wholes(prepared: Prepared, coupling: Coupling) -> dict[str, Whole]:
     """The layers that may become two, by name: linear in a floating weight of one block that nothing else reads."""
     held, final = initializers(prepared.model), {port.name for port in outputs(prepared.model)}
+    dimensions = np.concatenate([np.zeros(0, np.int64), *(group.units for group in coupling.groups if group.dimensions)])
     found = {}
     for layer in coupling.layers:
-        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1 or len(layer.columns):
+        if layer.weight is None or layer.linear is None or not layer.linear.form.front or layer.groups() > 1:
+            continue
+        if np.isin(layer.columns, dimensions).any():
             continue  # queries and keys lose dimensions instead
         at, name = layer.weight.position, layer.node.inputs[layer.weight.position]
         if name in held and held[name].dtype.kind == "f" and len(prepared.index.readers(name)) == 1 and name not in final:

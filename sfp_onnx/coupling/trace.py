@@ -6,6 +6,7 @@ dynamic dimensions tells which sizes and shape constants depend on them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, permutations, product
@@ -22,7 +23,7 @@ from ..core.types import Array, BoolArray, Node, Port, Trace
 from ..data.layout import traced_samples, with_samples
 from ..graph.edit import Editor, without_dead
 from ..graph.extract import segment
-from ..graph.load import decided
+from ..graph.load import decided, flattened
 from ..rules.foreign import advice
 from ..rules.registry import Trait, has
 from ..runtime import Optimize, open_model, tensor_types
@@ -30,6 +31,7 @@ from ..runtime import Optimize, open_model, tensor_types
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8, 512)
+LONGER = (4096, 16384)  # of sound
 TEXT = "a"
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
@@ -37,6 +39,7 @@ NARROW = ("float16", "bfloat16")  # types in which weights are stored for others
 WHOLE = graph.Initializer((), np.int64)
 LARGEST_INPUT = 1 << 28  # numbers
 MOST_NAMES = 5  # of dynamic dimensions that may be sums of each other
+SIZES_NAMED = re.compile(r"\b(\d+) by (\d+)\b|Expected: (\d+)\b")  # in what onnxruntime says of inputs that do not fit
 Shapes = Mapping[str, Sequence[int]]
 Observation = tuple[dict[str, tuple[int, ...]], dict[str, Array]]
 """Shapes of all tensors, values of those that do not depend on data."""
@@ -151,8 +154,10 @@ def random_feeds(ports: Iterable[Port], like: Mapping[str, Array], seed: int) ->
     return {name: random[name] if like[name].dtype.kind == "f" else like[name] for name in like}
 
 
-def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array] | None) -> Iterable[dict[str, Array]]:
-    """Sample inputs to try in turn."""
+def _candidates(
+    ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array] | None, failures: Sequence[ModelError] = ()
+) -> Iterable[dict[str, Array]]:  # fmt: skip
+    """Sample inputs to try in turn; ``failures`` are those of what was tried so far."""
     if data is not None and not shapes:
         yield dict(data)
         return
@@ -164,14 +169,24 @@ def _candidates(ports: Sequence[Port], shapes: Shapes, data: Mapping[str, Array]
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
     tried = set()
     *named, nameless = _readings(ports)
-    sizes_first = product(BATCHES, SIDES, LENGTHS, integers, named)  # small ones: long sequences may not fit into memory
-    for *sizes, whole, known in chain(sizes_first, product(BATCHES, SIDES, LENGTHS, integers, [nameless])):
+    sound = len(integers) == 1 and all(len(port.shape or ()) <= 3 for port in ports)
+    lengths = LENGTHS + LONGER if sound else LENGTHS
+    sizes_first = product(BATCHES, SIDES, lengths, integers, named)  # small ones: long sequences may not fit into memory
+    nameless_then = product(BATCHES, SIDES, lengths, integers, [nameless])
+    for *sizes, whole, known in chain(sizes_first, nameless_then, _asked(failures, integers, ports)):
         guesses = {port.name: [_meant(axis, len(port.shape or ()), sizes) for axis in range(len(port.shape or ()))] for port in ports}
         wanted = _shapes(known, guesses, shapes)
         key = (whole, *map(tuple, wanted.values()))
         if key not in tried:
             tried.add(key)
             yield _like(_feed(ports, wanted, 0, whole), data or {})
+
+
+def _asked(failures: Sequence[ModelError], integers: Sequence[int], ports: Sequence[Port]) -> Iterable[Sequence[Any]]:
+    """Sizes that onnxruntime named where all guesses failed ("12 by 16"): an axis may be declared as dynamic and have one size inside."""
+    found = dict.fromkeys(int(text) for failure in failures for pair in SIZES_NAMED.findall(str(failure)) for text in pair if text)
+    sizes = [size for size in found if size > 1][:MOST_NAMES]
+    yield from product(BATCHES, [*sizes, SIDES[0]], [*sizes, LENGTHS[0]], integers, [ports]) if sizes else ()
 
 
 def _like(feeds: Mapping[str, Array], real: Mapping[str, Array]) -> dict[str, Array]:
@@ -208,13 +223,13 @@ def _prepared(
     observe = _observer(model, types)
     pure = data_free(graph.nodes(model), graph.initializers(model), shapes_too=False)
     tried: list[list[list[int]]] = []
-    failure: ModelError | None = None
-    for feeds in _candidates(ports, shapes, data):
+    failures: list[ModelError] = []
+    for feeds in _candidates(ports, shapes, data, failures):
         tried.append([list(array.shape) for array in feeds.values()])
         try:
             first = observe(feeds)
         except ModelError as error:
-            failure = failure or error
+            failures.append(error)
             continue
         others, variant, complete = _vary(observe, feeds, ports)
         trusted = set(first[1]) if complete else pure
@@ -227,11 +242,47 @@ def _prepared(
         if ways:
             shown = ", ".join(ways[:SHOWN]) + (", ..." if ways[SHOWN:] else "")
             log.info(f"Note: declared shapes or constants choose one branch for all inputs, and the other one goes: {shown}")
+        if (flat := _flat(model, shapes, data)) is not None:
+            return flat
         final = _reshaped(_fold(model, trace), _straight(model, [first, *others], trusted), trace)
         nodes = tuple(graph.nodes(final))
         return graph.Prepared(final, nodes, _current(trace, final, nodes), feeds, variant, types, model)
     hint = "give the right one with --input-shape, or real inputs with --data" if data is None else "do the data fit the model?"
-    raise ModelError(f"{failure} Tried sample inputs of shapes {tried[:4]}; {hint}.")
+    raise ModelError(f"{failures[0] if failures else None} Tried sample inputs of shapes {tried[:4]}; {hint}.")
+
+
+def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared | None:
+    """The model with the branches of nodes that choose as parts of its graph; None where there are none, they do not run on all inputs (or
+    make no numbers of them), or give other shapes."""
+    flat, joined = flattened(model, [node.index for node in graph.nodes(model) if has(node, Trait.CHOOSES)])
+    if not joined:
+        return None
+    try:
+        prepared = _prepared(flat, tensor_types(flat), shapes, data)
+    except ModelError:
+        return None
+    trace, makers = prepared.trace, prepared.index.makers
+    for name in joined:
+        sides = [name, *makers[name].inputs[1:]] if name in makers else []
+        asked = (trace.shapes[name], trace.dynamic_axes[name])
+        if any((trace.shapes.get(side), trace.dynamic_axes.get(side, ())) != asked for side in sides):
+            return None
+    known = graph.GraphIndex(graph.nodes(model)).makers
+    if not _finite(prepared, [name for name in makers if name not in known]):
+        return None
+    names = [node.name for node in graph.nodes(model) if not set(joined).isdisjoint(node.outputs)]
+    shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
+    log.info(f"Note: what is inside of both branches is counted, and pruned like the rest: {shown}")
+    return replace(prepared, nest=(*prepared.nest, model))
+
+
+def _finite(prepared: graph.Prepared, names: Iterable[str]) -> bool:
+    """Whether all floating ones of these tensors are finite on the sample."""
+    wanted = {name: dtype for name in names if np.dtype(dtype := prepared.types.get(name) or np.int64).kind == "f"}
+    part = segment(prepared.model, [], wanted, prepared.index)
+    read = {port.name for port in graph.inputs(part)}
+    feeds = {name: array for name, array in prepared.feeds.items() if name in read}
+    return all(np.isfinite(value).all() for value in open_model(part, Optimize.NONE).run(feeds, list(wanted)))
 
 
 def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:

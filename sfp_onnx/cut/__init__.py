@@ -10,7 +10,7 @@ import numpy as np
 from .. import graph
 from ..core.errors import ModelError
 from ..core.types import Array, BoolArray, Branch, Channels, Coupling, Edit, InsertBefore, Node, Port, SetAttribute, SetInput
-from ..coupling.cost import kept_masks, vanishing
+from ..coupling.cost import kept_masks, length, vanishing, without
 from ..graph.edit import Editor
 from ..graph.extract import segment, shape_program
 from ..rules.channelwise import size_of
@@ -97,13 +97,14 @@ def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Couplin
     constants = graph.Constants(prepared.model)
     captured = {name for node in prepared.nodes for name in node.captures}
     outputs = {port.name for port in graph.outputs(prepared.model)}
-    variants: dict[str, dict[tuple[tuple[int, bytes], ...], list[tuple[int, int]]]] = {}
+    variants: dict[str, dict[tuple[tuple[int, tuple[int, ...], bytes], ...], list[tuple[int, int]]]] = {}
     for node in prepared.nodes:
         for position, name in enumerate(node.inputs):
             if name in constants:
                 channels = coupling.constants.get((node.index, position), ())
                 masks = kept_masks(channels, removed).items()
-                key = tuple((axis, mask.tobytes()) for axis, mask in masks if not mask.all())
+                blocked = sorted(masks, key=lambda item: -item[1].ndim)  # blocks are those of the whole first axis
+                key = tuple((axis, mask.shape, mask.tobytes()) for axis, mask in blocked if not mask.all())
                 variants.setdefault(name, {}).setdefault(key, []).append((node.index, position))
     for name, uses in variants.items():
         keeps_name = () if () in uses or name in captured or name in outputs else next(iter(uses))
@@ -111,8 +112,8 @@ def _slice_constants(editor: Editor, prepared: graph.Prepared, coupling: Couplin
             if key == ():
                 continue
             array = constants[name]
-            for axis, mask in key:
-                array = np.compress(np.frombuffer(mask, bool), array, axis)
+            for axis, shape, mask in key:
+                array = without(array, axis, np.frombuffer(mask, bool).reshape(shape))
             if key == keeps_name:
                 editor.set_constant(name, array)
                 continue
@@ -145,7 +146,7 @@ class _After:
     def _shape(self, name: str, position: int | None = None) -> tuple[int, ...]:
         shape = list(self.prepared.trace.shapes[name])
         for axis, mask in kept_masks(self._channels(name, position), self.removed).items():
-            shape[axis] = int(mask.sum())
+            shape[axis] = length(mask)
         return tuple(shape)
 
     def _keep(self, name: str, axis: int, position: int | None = None) -> BoolArray:
@@ -183,7 +184,7 @@ def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> 
         operands = [editor.input(node.index, edit.position), *(editor.constant(f"{name}/{edit.op}", array) for array in edit.constants)]
         editor.set_input(node.index, edit.position, editor.insert_before(node.index, edit.op, operands, edit.attributes))
     else:
-        name = node.outputs[0]
+        name = node.outputs[edit.output]
         dtype = prepared.types.get(name) or np.float32
         arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in edit.constants]
         operands = [editor.constant(f"{name}/{edit.op}", array) for array in arrays]

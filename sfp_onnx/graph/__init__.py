@@ -158,7 +158,8 @@ def _met(names: Iterable[str], beside: Callable[[str], Iterable[Node]], onward: 
 class Prepared:
     """A model with constants folded, its nodes, the trace, the sample inputs it was traced on, other inputs with which the
     dynamic dimensions differ (None: there are none, or no other sizes run), and the inferred types (see `tensor_types`); ``base`` is
-    the loaded model, in which what its declared shapes decide is decided; ``tokens``: rows that an input switches off (None: not known)."""
+    the loaded model, in which what its declared shapes decide is decided; ``tokens``: rows that an input switches off (None: not known).
+    ``nest`` is the model as it was each time before branches were flattened, the last first: as these all that is written is `nested`."""
 
     model: Model
     nodes: tuple[Node, ...]
@@ -168,6 +169,7 @@ class Prepared:
     types: Mapping[str, Any] = field(default_factory=dict)
     base: Model | None = None
     tokens: Tokens | None = None
+    nest: tuple[Model, ...] = ()
 
     @cached_property
     def held(self) -> frozenset[str]:
@@ -418,8 +420,21 @@ def handed_over(model: Model) -> dict[str, Array]:
     """The weights that onnxruntime can take from memory: those that only nodes of the main graph read. It looks for what sub-graphs read
     before it takes them, and has thrown out by then what no node reads."""
     read = {name for node in model.proto.graph.node for name in node.input}
-    early = {name for node in model.proto.graph.node for name in captured(node)}
-    return {name: array for name, array in model.weights.items() if name in read - early}
+    read -= {name for node in model.proto.graph.node for name in captured(node)}
+    return {name: array for name, array in model.weights.items() if name in read}
+
+
+def without_weights(model: Model, names: Container[str]) -> Model:
+    """The model with some of its large weights as inputs."""
+    proto = model.copied()
+    taken = [tensor for tensor in proto.graph.initializer if tensor.name in names]
+    listed = {item.name for item in proto.graph.input}
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in taken if tensor.name not in listed
+    )
+    replace_items(proto.graph.initializer, [tensor for tensor in proto.graph.initializer if tensor.name not in names])
+    kept = {name: array for name, array in model.weights.items() if name not in names}
+    return replace(model, proto=proto, weights=kept, edited=True)
 
 
 @cache

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from io import SEEK_END, BytesIO
 from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -16,6 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorPro
 from ..core.errors import DataError, ModelError
 from ..core.types import Array
 from . import ONNX_DOMAINS, Model, annotate, captured, complaint, filled, graphs, inline, make_stub, replace_items, sub_graphs, too_old
+from .wire import hollow
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -40,12 +44,14 @@ def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
         return replace(source, libraries=(*source.libraries, *custom_ops)) if custom_ops else source
     if isinstance(source, ModelProto):
         data, path = source.SerializeToString(deterministic=True), None
-        proto, digest = ModelProto.FromString(data), hashlib.sha256(data)
+        proto, digest = ModelProto.FromString(hollow(data, LIFTED, inline)), hashlib.sha256(data)
+        inside = _lifted(proto.graph, lambda offset, target: target.__setitem__(slice(None), data[offset : offset + len(target)]))
+        del data
     else:
         if not isinstance(source, (str, Path)):
             raise ModelError(f"model {repr(source)[:80]}: expected a path, a ModelProto or a loaded model")
         path = Path(source)
-        proto, digest = _parse(path)
+        proto, digest, inside = _parse(path)
     name = str(path) if path else "the model"
     if proto.functions:
         try:
@@ -60,13 +66,17 @@ def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
     _bypass_identities(graph)
     _name_apart(graph)
     _drop_unread(graph)
-    external = [tensor for tensor in (*graph.initializer, *_inner_tensors(graph)) if tensor.data_location == TensorProto.EXTERNAL]
+    kept = (tensor for tensor in graph.initializer if tensor.name not in inside)
+    external = [tensor for tensor in (*kept, *_inner_tensors(graph)) if tensor.data_location == TensorProto.EXTERNAL]
     files = tuple(dict.fromkeys(_external_path(tensor, path, name) for tensor in external))
     hash_files(files, digest)
     weights: dict[str, Array] = {}
     _sort_nodes(graph)
     for tensor in graph.initializer:
-        _detach(tensor, weights, path, name)
+        if tensor.name in inside:
+            weights[tensor.name] = inside[tensor.name]
+        else:
+            _detach(tensor, weights, path, name)
     for tensor in _inner_tensors(graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             _attach(tensor, _map_external(tensor, path, name))
@@ -83,30 +93,71 @@ def from_bytes(data: bytes, custom_ops: Sequence[str] = ()) -> Model:
     return load(ModelProto.FromString(data), custom_ops)
 
 
-def _parse(path: Path) -> tuple[ModelProto, Any]:
+LIFTED = "\0inside"  # no name of a file
+Reading = Callable[[int, memoryview], Any]
+"""Fills memory with the bytes from an offset on."""
+
+
+def _parse(path: Path) -> tuple[ModelProto, Any, dict[str, Array]]:
+    """The protobuf with stubs for its large weights, the hash of the file, and these weights, each read into memory of its own."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") if path.is_file() else BytesIO(path.read_bytes()) as stream:
+            size = stream.seek(0, SEEK_END)
+            _refuse_others(path, _at(stream, 0, 8))
+            whole = stream.getvalue() if isinstance(stream, BytesIO) else b""
+            with mmap(stream.fileno(), 0, access=ACCESS_READ) if size > len(whole) else nullcontext(whole) as data:
+                proto = ModelProto.FromString(hollow(data, LIFTED, inline))
+            inside = _lifted(proto.graph, lambda offset, target: (stream.seek(offset), stream.readinto(target)))
+            digest = hashlib.sha256(_at(stream, 0, 0))
+            _hash_stream(stream, digest)
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from error
-    if data.startswith(b"PK\x03\x04"):
-        raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
-    if data[4:8] == b"ORTM":
-        raise ModelError(f"{path}: onnxruntime's own format (.ort), which is no ONNX. Give the .onnx file that it was made from.")
-    try:
-        proto = ModelProto.FromString(data)
-    except DecodeError as error:
-        raise ModelError(f"{path}: not an ONNX file, or a truncated one ({len(data)} bytes do not parse). Export it again.") from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one ({size} bytes do not parse). Export it again.") from error
     if not proto.ir_version or not proto.graph.output:
         raise ModelError(f"{path}: not an ONNX file: it parses, but holds no graph with outputs. Expected an exported .onnx model.")
-    return proto, hashlib.sha256(data)
+    return proto, digest, inside
+
+
+def _at(stream: IO[bytes], place: int, count: int) -> bytes:
+    stream.seek(place)
+    return stream.read(count)
+
+
+def _refuse_others(path: Path, start: bytes) -> None:
+    """Files of other formats, by their first bytes."""
+    if start.startswith(b"PK\x03\x04"):
+        raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
+    if start[4:8] == b"ORTM":
+        raise ModelError(f"{path}: onnxruntime's own format (.ort), which is no ONNX. Give the .onnx file that it was made from.")
+
+
+def _lifted(graph: GraphProto, read: Reading) -> dict[str, Array]:
+    """The weights that `hollow` left where they stand; their tensors become stubs."""
+    weights = {}
+    for tensor in graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.data_location == TensorProto.EXTERNAL and entries.get("location") == LIFTED:
+            array = np.empty(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            read(int(entries["offset"]), array.reshape(-1).data.cast("B"))
+            array.flags.writeable = False
+            weights[tensor.name] = array
+            stub = make_stub(tensor.name, array)
+            annotate(stub, tensor)
+            tensor.CopyFrom(stub)
+    return weights
 
 
 def hash_files(files: Iterable[Path], digest: Any) -> None:
     """Add the contents of files to a hash."""
     for file in files:
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            _hash_stream(stream, digest)
+
+
+def _hash_stream(stream: IO[bytes], digest: Any) -> None:
+    while block := stream.read(1 << 20):
+        digest.update(block)
 
 
 def _inner_tensors(graph: GraphProto) -> Iterator[TensorProto]:
@@ -186,43 +237,153 @@ def _map_external(tensor: TensorProto, path: Path | None, name: str) -> Array:
     return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=(length,)) if length else np.zeros(0, np.uint8)
 
 
-# ---- one branch in place of a node that chooses between two -----------------------------------------------------------
+# ---- branches in place of a node that chooses between two ------------------------------------------------------------
+
+BRANCHES = "then_branch", "else_branch"
 
 
 def decided(model: Model, chosen: Mapping[int, bool]) -> Model:
     """The model with the nodes of one branch in place of each of these nodes (by index) with a ``then_branch`` and an ``else_branch``."""
-    proto = model.copied()
-    graph = proto.graph
-    taken = {name for each in graphs(graph) for node in each.node for name in (*node.input, *node.output, node.name)}
+    unpacked = _Unpacked(model)
     placed: list[NodeProto] = []
     for index, node in enumerate(model.proto.graph.node):
         if index not in chosen:
             placed.append(node)
             continue
-        wanted = "then_branch" if chosen[index] else "else_branch"
-        branch = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
-        made = [name for inner in branch.node for name in inner.output if name] + [tensor.name for tensor in branch.initializer]
-        names = {name: _fresh(f"{node.name or index}/{name}", taken) for name in made}
-        for sparse in branch.sparse_initializer:
-            tensor = numpy_helper.from_array(to_dense(sparse, model.name), _fresh(sparse.values.name, taken))
+        ends = unpacked.ends(node, index, BRANCHES[0 if chosen[index] else 1], placed)
+        pairs = zip(node.output, ends, strict=False)
+        placed += [helper.make_node("Identity", [end], [name]) for name, end in pairs if name]
+    return unpacked.finish(placed)
+
+
+def flattened(model: Model, asked: Collection[int]) -> tuple[Model, list[str]]:
+    """The model with the nodes of both branches in place of each of these nodes (by index), as far as the only graphs in them are branches
+    again, and behind them nodes that take either output by the condition; and the names of these outputs. `nested` is the inverse."""
+    unpacked, joined = _Unpacked(model), list[str]()
+    placed: list[NodeProto] = []
+    for index, node in enumerate(model.proto.graph.node):
+        below = [inner for graph in sub_graphs(node) for inner in graph.node if any(part.node for part in sub_graphs(inner))]
+        if index not in asked or not all(map(_branching, below)):
+            placed.append(node)
+            continue
+        sides = [unpacked.ends(node, index, branch, placed) for branch in BRANCHES]
+        way, size = (_fresh(f"{node.name or index}/{name}", unpacked.taken) for name in ("condition", "scalar"))
+        unpacked.proto.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.int64), size))
+        placed.append(helper.make_node("Reshape", [node.input[0], size], [way]))
+        for name, *ends in zip(node.output, *sides, strict=False):
+            placed += [helper.make_node("Where", [way, *ends], [name])] if name else []
+            joined += [name] if name else []
+    return (unpacked.finish(placed), joined) if joined else (model, [])
+
+
+def _branching(node: NodeProto) -> bool:
+    return {attribute.name for attribute in node.attribute} >= {*BRANCHES}
+
+
+class _Unpacked:
+    """A copy of a model into whose graph branches are put, with names that are ``taken`` there."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.proto = model, model.copied()
+        self.taken = {name for each in graphs(self.proto.graph) for node in each.node for name in (*node.input, *node.output, node.name)}
+
+    def ends(self, node: NodeProto, index: int, branch: str, placed: list[NodeProto]) -> list[str]:
+        """Put the nodes of a branch behind those that are ``placed``; returns the names of what it gives."""
+        graph, inner = self.proto.graph, next(attribute.g for attribute in node.attribute if attribute.name == branch)
+        made = [name for below in inner.node for name in below.output if name] + [tensor.name for tensor in inner.initializer]
+        names = {name: _fresh(f"{node.name or index}/{name}", self.taken) for name in made}
+        for sparse in inner.sparse_initializer:
+            tensor = numpy_helper.from_array(to_dense(sparse, self.model.name), _fresh(sparse.values.name, self.taken))
             names[sparse.values.name] = tensor.name
             graph.initializer.append(tensor)
-        for tensor in branch.initializer:
+        for tensor in inner.initializer:
             graph.initializer.append(tensor)
             graph.initializer[-1].name = names[tensor.name]
-        placed += [_renamed(inner, names) for inner in branch.node]
-        pairs = zip(node.output, branch.output, strict=False)
-        placed += [helper.make_node("Identity", [names.get(end.name, end.name)], [name]) for name, end in pairs if name]
-    replace_items(graph.node, placed)
-    _constants_to_initializers(proto)
-    _name_apart(graph)
-    _drop_unread(graph)
-    held = {tensor.name for tensor in graph.initializer}
-    weights = {name: array for name, array in model.weights.items() if name in held}
-    for tensor in graph.initializer:
-        if tensor.name not in weights:
-            _detach(tensor, weights, None, model.name)
-    return replace(model, proto=proto, weights=weights, edited=True)
+        placed += [_renamed(below, names) for below in inner.node]
+        return [names.get(end.name, end.name) for end in inner.output]
+
+    def finish(self, placed: Sequence[NodeProto]) -> Model:
+        """The model with these nodes, whose constants are held as those of all models are."""
+        graph, model = self.proto.graph, self.model
+        replace_items(graph.node, placed)
+        _constants_to_initializers(self.proto)
+        _name_apart(graph)
+        _drop_unread(graph)
+        held = {tensor.name for tensor in graph.initializer}
+        weights = {name: array for name, array in model.weights.items() if name in held}
+        for tensor in graph.initializer:
+            if tensor.name not in weights:
+                _detach(tensor, weights, None, model.name)
+        return replace(model, proto=self.proto, weights=weights, edited=True)
+
+
+def nested(model: Model, originals: Sequence[Model]) -> Model:
+    """A model that was made from one that was flattened, with everything that only one branch needs back in there; ``originals``: what it
+    was before each time, the last first. Constants stay outside."""
+    for original in originals:
+        model = _nested(model, original)
+    return model
+
+
+def _nested(model: Model, original: Model) -> Model:
+    proto = model.copied()
+    outer = {name for node in original.proto.graph.node for name in node.output} | {item.name for item in proto.graph.output}
+    for node in original.proto.graph.node:
+        joins = [join for join in proto.graph.node if join.op_type == "Where" and join.output[0] in node.output]
+        if joins and _branching(node):
+            _nest(proto.graph, node, joins, outer)
+    _sort_nodes(proto.graph)
+    made = {name for node in proto.graph.node for name in node.output}
+    replace_items(proto.graph.value_info, [item for item in proto.graph.value_info if item.name in made])
+    _drop_unread(proto.graph)
+    held = {tensor.name for tensor in proto.graph.initializer}
+    return replace(model, proto=proto, weights={name: array for name, array in model.weights.items() if name in held}, edited=True)
+
+
+def _nest(graph: GraphProto, node: NodeProto, joins: Sequence[NodeProto], outer: Collection[str]) -> None:
+    """One node that chooses, in place of those that took either of its outputs."""
+    way = next((made for made in graph.node if joins[0].input[0] in made.output), None)
+    chooses = NodeProto(op_type=node.op_type, domain=node.domain, name=node.name, doc_string=node.doc_string)
+    chooses.input.append(way.input[0] if way is not None else node.input[0])
+    chooses.output.extend(join.output[0] for join in joins)
+    gone = {join.output[0] for join in joins} | {joins[0].input[0]}
+    for position, branch in enumerate(BRANCHES, 1):
+        inner = next(attribute.g for attribute in node.attribute if attribute.name == branch)
+        members = _only_for(graph, joins, position, outer)
+        made, ends = {name for member in members for name in member.output}, list[str]()
+        gone |= made
+        for join in joins:
+            name = join.input[position]
+            if name not in made or name in ends:  # what a branch gives must be made in it
+                members.append(helper.make_node("Identity", [name], [f"{join.output[0]}/{branch}"]))
+                name = members[-1].output[0]
+            ends.append(name)
+        outputs = [inner.output[list(node.output).index(join.output[0])] for join in joins]
+        body = helper.make_graph(members, inner.name or branch, [], outputs)
+        for item, name in zip(body.output, ends, strict=True):
+            item.name = name
+            for size in item.type.tensor_type.shape.dim:
+                size.Clear()
+        chooses.attribute.append(helper.make_attribute(branch, body))
+    replace_items(graph.node, [*(item for item in graph.node if gone.isdisjoint(filter(None, item.output))), chooses])
+
+
+def _only_for(graph: GraphProto, joins: Sequence[NodeProto], position: int, outer: Collection[str]) -> list[NodeProto]:
+    """The nodes that nothing needs but one branch, in their order."""
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        for name in _read_names(node):
+            readers.setdefault(name, []).append(index)
+    ends = {join.output[0] for join in joins}
+    shared = {*outer, *(name for join in joins for name in (join.input[0], join.input[3 - position]))}
+    inside, found = {index for index, node in enumerate(graph.node) if node.output[0] in ends}, list[NodeProto]()
+    for index in range(len(graph.node) - 1, -1, -1):
+        node = graph.node[index]
+        reading = [reader for name in node.output for reader in readers.get(name, ())]
+        if reading and shared.isdisjoint(node.output) and inside.issuperset(reading):
+            inside.add(index)
+            found.append(node)
+    return found[::-1]
 
 
 def _fresh(name: str, taken: set[str]) -> str:

@@ -17,8 +17,10 @@ from . import Constants, GraphIndex, Model, initializers, nodes
 from .edit import Editor
 
 MOST = 127  # int8 is used symmetrically
-STORED = {"float32": 4, "float16": 2, "int8-weights": 1}
-"""Codes by the name of what a weight is stored as: bytes of an element."""
+STORED = {"float32": 4, "float16": 2, "int8-weights": 1, "int8": 0}
+"""Codes by the name of what a weight is stored as: bytes of an element that is computed with as float32. 0: 8-bit integers that are
+multiplied as such, with activations that are rounded, too (see `export.integers`, which writes them)."""
+KERNELS = "int8"
 
 
 class Store(NamedTuple):
@@ -38,7 +40,7 @@ def coded(weight: Array, axis: int) -> tuple[Array, Array]:
 
 def rounded(weight: Array, kind: str, axis: int) -> FloatArray:
     """What is left of a weight that is stored so."""
-    if kind == "int8-weights":
+    if kind in ("int8-weights", KERNELS):
         whole, scale = coded(weight, axis)
         return np.asarray(whole.astype(np.float32) * scale, np.float64)
     return np.asarray(weight.astype(np.float16 if kind == "float16" else np.float32), np.float64)
@@ -58,7 +60,8 @@ def replaceable(model: Model) -> dict[str, tuple[int, ...]]:
 
 def stored(model: Model, weights: Mapping[str, Store]) -> Model:
     """The model with weights stored in fewer bits; they are named by the first output of the node that reads them, each weight once. What
-    is not `replaceable` stays as it is."""
+    is not `replaceable` stays as it is; so does, here, what becomes `KERNELS`."""
+    weights = {name: store for name, store in weights.items() if store.kind != KERNELS}
     if all(store.kind == "float32" for store in weights.values()):
         return model
     editor, index, held = Editor(model), GraphIndex(nodes(model)), Constants(model)

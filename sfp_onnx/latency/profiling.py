@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +17,15 @@ from ..core.types import Align, BoolArray, FloatArray, IntArray
 from ..coupling.analysis import Analysis, Progress, silent
 from ..cut import cut
 from ..planning import SECONDS, Gauge, Halves, figure
-from ..planning.figures import BLOCKED_RANK, Kind, Scene, Terms, node_terms
+from ..planning.figures import BLOCKED_RANK, Edges, Kind, Scene, Terms, edges, node_terms
 from ..planning.library import read_library
+from ..planning.precision import INTEGER, LEAST, Codes, as_float, integer, led, on_integers, stores
 from ..planning.widths import choices, of_widths, steps_of
 from ..runtime import Setup
 from . import Clock, DeviceProfile, from_json, measure, scaled, to_json
 from .timing import Latency
 
+Changed = Callable[[graph.Model], graph.Model]
 FITTED, CHECKED = 12, 3
 HEAVY = 3e8  # multiply-accumulates
 TOGETHER = 4  # variants that are open at once
@@ -73,7 +75,108 @@ def latency(scene: Scene) -> Gauge:
     return _gauge(scene, scaled(device_profile, measure.latencies_of([analysis.model], analysis, scene.setup, options.batch)[0]), True)
 
 
-def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
+@dataclass(frozen=True)
+class OnIntegers:
+    """What was measured of a model with layers on integers: the device profile with ``all`` of them, and the ``seconds`` with those of
+    which the ``codes`` (models, weights) say so."""
+
+    all: DeviceProfile
+    codes: IntArray
+    seconds: FloatArray
+
+
+def integers_measured(scene: Scene, floating: DeviceProfile) -> OnIntegers | None:
+    """On the machine in the mood in which it ``floating`` was measured; None where nothing makes layers integers. Of two models every other
+    layer is one, which tells what the steps between cost."""
+    analysis, setup, batch, make = scene.analysis, scene.setup, scene.options.batch, scene.form.integers
+    if make is None:
+        return None
+    layers = {layer.node.outputs[0] for layer in analysis.coupling.layers}
+
+    def every(model: graph.Model) -> graph.Model:
+        return make(model, layers)
+
+    known = measure_device_profile(analysis, setup, batch, scene.progress, budget=scene.options.profile_budget, changed=every)
+    storable = scene.form.storable
+    odd = np.arange(len(storable)) % 2 == [[0], [1]]
+    codes = np.where(odd & [np.isfinite(item.errors[INTEGER]) for item in storable], INTEGER, as_float(storable))
+    mixed = [make(analysis.prepared.model, on_integers(stores(storable, row))) for row in codes.tolist()]
+    times = measure.latencies_of([analysis.model, every(analysis.prepared.model), *mixed], analysis, setup, batch)
+    _, now, *others = floating.seconds * np.asarray(times) / times[0]
+    return OnIntegers(scaled(known, float(now)), codes, np.asarray(others))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Seconds of models of which some layers are computed in integers: what follows a layer counts with it (``led``: as
+    `planning.precision.led`), and of what is no node's the share of such layers. Each element that goes from such a node to another, or
+    back, takes a ``step``."""
+
+    floating: Clock
+    integers: Clock
+    led: IntArray
+    edges: Edges
+    step: float = 0.0
+
+    def __call__(self, lengths: FloatArray, between: FloatArray, codes: Codes) -> FloatArray:
+        """Seconds (...) at lengths (..., axes) of nodes and ``between`` them, with codes (..., weights)."""
+        clock = self.floating
+        on = integer(codes, self.led[clock.terms.owner])
+        share = integer(codes, np.arange(np.shape(codes)[-1])).mean(-1)
+        values = clock.terms.values(lengths, clock.block.width, clock.block.slow)
+        constant = clock.constant + share * (self.integers.constant - clock.constant)
+        seconds = constant + (values * np.where(on, self.integers.costs, clock.costs)).sum(-1)
+        return np.asarray(seconds + self.step * self.crossing(between, codes))
+
+    def crossing(self, between: FloatArray, codes: Codes) -> FloatArray:
+        """Elements (...) that go from nodes on integers to others, or back; inputs of the model are floating."""
+        ends = (integer(codes, np.where(nodes < 0, -1, self.led[nodes])) for nodes in (self.edges.makers, self.edges.readers))
+        return np.asarray((self.edges.terms.values(between) * np.not_equal(*ends)).sum(-1))
+
+    def fitted(self, measured: OnIntegers) -> Kernels:
+        """With the step that models of which some layers are integers took."""
+        full, between = self.floating.terms.full, self.edges.terms.full
+        late, elements = measured.seconds - self(full, between, measured.codes), self.crossing(between, measured.codes)
+        return replace(self, step=max(0.0, float(late @ elements) / max(float(elements @ elements), 1.0)))
+
+    def slower(self, count: int) -> tuple[int, ...]:
+        """Which of so many weights are of layers that would take no less time on integers, with all channels: neither alone nor with all
+        others."""
+        ends, own = self.floating.terms.full, np.eye(count, dtype=bool)
+        alone, none = np.where(own, INTEGER, LEAST), np.full(count, LEAST)
+        others, every = np.where(own, LEAST, INTEGER), np.full(count, INTEGER)
+        times = [self(ends, self.edges.terms.full, codes) for codes in (alone, none, every, others)]
+        return tuple(np.flatnonzero((times[0] >= times[1]) & (times[2] >= times[3])).tolist())
+
+
+def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: OnIntegers | None = None) -> Gauge:
+    """``known``: what was measured of integers already."""
+    measured = known or (integers_measured(scene, device_profile) if here else None)
+    plain = _plain_gauge(scene, device_profile, here, measured)
+    if measured is None:
+        return plain
+    analysis, storable, prepared = scene.analysis, scene.form.storable, scene.analysis.prepared
+    between = edges(analysis.coupling, prepared.nodes, prepared.trace)
+    floating, integers = clock_of(analysis, device_profile), clock_of(analysis, measured.all)
+    kernels = Kernels(floating, integers, led(storable, prepared.nodes, analysis.coupling), between).fitted(measured)
+    own, groups = floating.terms, len(analysis.coupling.groups)
+    slower = kernels.slower(len(storable))
+    words = f"{len(slower)} of {len(storable)} layers would be no faster in 8-bit integers, and stay as they are"
+
+    def cost(kept: IntArray) -> FloatArray:
+        units = kept[..., :groups]
+        return kernels(own.lengths(units), between.terms.lengths(units), kept[..., groups:])
+
+    def at(codes: Sequence[int]) -> Gauge:
+        def predicted(removed: BoolArray) -> float:
+            return float(kernels(own.lengths_after(removed), between.terms.lengths_after(removed), codes))
+
+        return replace(plain, predicted=predicted, cost=cost, at=at, slower=slower, notes=(*plain.notes, *([words] if slower else [])))
+
+    return at(as_float(storable))
+
+
+def _plain_gauge(scene: Scene, device_profile: DeviceProfile, here: bool, integers: OnIntegers | None) -> Gauge:
     analysis, batch, seconds = scene.analysis, scene.options.batch, device_profile.seconds
     seconds_of, short = clock_of(analysis, device_profile), device_profile.cut_short
 
@@ -81,7 +184,8 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool) -> Gauge:
         return _saved(halves, seconds_of, analysis)
 
     def again(removed: BoolArray) -> Gauge:
-        return _gauge(scene, scaled(device_profile_around(analysis, scene.setup, batch, kept_of(analysis, removed)), seconds), here)
+        anew = device_profile_around(analysis, scene.setup, batch, kept_of(analysis, removed))
+        return _gauge(scene, scaled(anew, seconds), here, integers)
 
     def measured(model: graph.Model) -> float:
         """The ratio of interleaved minima times the original's latency."""
@@ -128,11 +232,13 @@ def _saved(halves: Halves, clock: Clock, analysis: Analysis) -> FloatArray:
 
 
 def measure_device_profile(
-    analysis: Analysis, setup: Setup, batch: int = 1, progress: Progress = silent, fresh: bool = False, budget: float = BUDGET
-) -> DeviceProfile:
+    analysis: Analysis, setup: Setup, batch: int = 1, progress: Progress = silent, fresh: bool = False, budget: float = BUDGET,
+    changed: Changed | None = None,
+) -> DeviceProfile:  # fmt: skip
     """The device profile of a model on this machine, measured or from the user's cache.
 
     Args:
+        changed: what the model, and every variant of it, becomes before it is timed: all its layers on integers.
         budget: seconds of wall time; where they do not suffice, fewer widths are timed, and less often. A device profile in the cache
             that another budget cut short counts if that was no smaller.
 
@@ -141,12 +247,13 @@ def measure_device_profile(
     """
     bench = measure.Bench(analysis, setup, batch)
     shapes = {name: list(array.shape) for name, array in bench.feeds.items()}
-    key = {"what": "profile", "model": analysis.model.sha256, "shapes": shapes, **measure.device(setup)}
+    what = "profile of integers" if changed else "profile"
+    key = {"what": what, "model": analysis.model.sha256, "shapes": shapes, **measure.device(setup)}
     with suppress(ProfileError):  # there is none, or none that can be read
         known = from_json(None if fresh else measure.read_cache("profile", key), analysis.model.sha256)
         if not 0 < known.cut_short < budget:
             return known
-    device_profile = _measure(bench, None, budget, progress)
+    device_profile = _measure(bench, None, budget, progress, changed)
     measure.write_cache("profile", key, to_json(device_profile))
     return device_profile
 
@@ -160,7 +267,9 @@ def device_profile_around(analysis: Analysis, setup: Setup, batch: int, kept: In
     return _measure(measure.Bench(analysis, setup, batch), kept, BUDGET, silent)
 
 
-def _measure(bench: measure.Bench, around: IntArray | None, budget: float, progress: Progress) -> DeviceProfile:
+def _measure(
+    bench: measure.Bench, around: IntArray | None, budget: float, progress: Progress, changed: Changed | None = None
+) -> DeviceProfile:
     """Time variants of several widths, as many as the budget allows, and fit the device profile."""
     analysis, block = bench.analysis, measure.block(bench.setup)
     candidates, last_first = _candidates(analysis, block.width, around), -np.arange(analysis.coupling.units, dtype=float)
@@ -175,6 +284,7 @@ def _measure(bench: measure.Bench, around: IntArray | None, budget: float, progr
                 break
             removals = [of_widths(analysis.coupling, last_first, row.tolist()) for row in candidates[len(kept) : len(kept) + TOGETHER]]
             models = [cut(analysis.prepared, analysis.coupling, flags) if flags.any() else analysis.prepared.model for flags in removals]
+            models = [changed(model) for model in models] if changed else models
             wall = max(0.0, budget - spent) * len(models) / (len(candidates) - len(kept))
             timings += bench.time(models, len(models) / len(candidates) * total, wall)
             kept += [kept_of(analysis, removed) for removed in removals]

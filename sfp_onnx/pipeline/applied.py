@@ -23,7 +23,7 @@ from ..data import Preprocessing
 from ..data.checks import training_mode
 from ..data.dataset import Dataset
 from ..graph.edit import without_projections
-from ..graph.load import ModelSource
+from ..graph.load import ModelSource, nested
 from ..graph.save import saved_bytes, together, write_text
 from ..planning import figures, max_drop, rounds
 from ..planning.precision import of_plan
@@ -121,7 +121,8 @@ def applied_to(
             same = factor.original(analysis.prepared.model, wholes, removed, low) if wholes else None
             verification = _verify(analysis, pruned, removed, data, same)
             advance(1)
-    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed, len(wholes)))
+    less = any(item.stored != "float32" for item in plan.precisions)
+    notes = (*(verification.notes if verification else ()), *_notes(analysis.coupling, removed, changed or less))
     if analysis.model.complaint:
         notes += (f"onnx.checker rejects the original ({analysis.model.complaint}), so the result was not checked with it",)
     final = planning.make_plan(analysis, removed, plan.options, plan.factors)
@@ -141,10 +142,15 @@ def applied_to(
         mended = finished(analysis, done, listed, data, repair)
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
-    if any(item.stored != "float32" for item in plan.precisions):
+    if less:
         again = None if plan.factors else repair  # layers that became two are rounded, and not re-fitted after it
         model, words = rounded(analysis, model, removed, stores, data, again, progress, how)
         notes = (*words, *notes)
+    if verify and analysis.prepared.nest:
+        compare(nested(model, analysis.prepared.nest), model, {}, [], {"sample": analysis.prepared.feeds})
+    if analysis.prepared.nest:
+        model, outer = nested(model, analysis.prepared.nest), graph.GraphIndex(graph.nodes(analysis.model)).makers
+        listed = [item for item in listed if item.tensor in outer]  # what lies in a branch has no name there
     return Pruned(model, analysis.model, final, tuple(listed), verification, notes, describe(data) if data else {}, mended)
 
 
@@ -169,9 +175,9 @@ def counted_on(result: Pruned, inputs: Inputs, output: OutputOptions, strict: bo
     return replace(result, plan=replace(plan, before=size_of(analysis), after=size, figures=held))
 
 
-def _notes(coupling: Coupling, removed: BoolArray, factors: int) -> tuple[str, ...]:
-    """What the user should know about a removal."""
-    if not removed.any() and not factors:
+def _notes(coupling: Coupling, removed: BoolArray, changed: bool) -> tuple[str, ...]:
+    """What the user should know about a removal, whether or not the plan ``changed`` anything."""
+    if not changed:
         return ("the plan removes nothing; the model is written unchanged",)
     masks = [kept_masks(layer.made, removed)[0] for layer in coupling.layers if layer.free]
     odd = sum(int(kept.sum()) % SLOW_WIDTHS != 0 and int(kept.sum()) > SLOW_FROM for kept in masks if not kept.all())

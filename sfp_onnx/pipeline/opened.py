@@ -12,7 +12,7 @@ from ..core.errors import OptionError
 from ..core.options import DataOptions, InspectOptions, MeasureOptions, PlanOptions, RepairOptions
 from ..core.system import NEEDS, log
 from ..core.types import Size
-from ..coupling.analysis import Analysis, DataSource, inspect, left_out, wider
+from ..coupling.analysis import Analysis, DataSource, expandable, free_share, inspect, left_out, standing, wider
 from ..data.checks import opened, training_mode
 from ..data.dataset import Dataset
 from ..evaluation import parse_drop, reading_of
@@ -20,15 +20,18 @@ from ..evaluation.meaning import TASKS, Reading
 from ..graph.load import ModelSource, load
 from ..graph.save import check_output, file_bytes
 from ..planning import library, parse_target
+from ..scores.parts import OBS
+from ..scores.scoring import default_score, parse
 
 AS_PLANNED = RepairOptions()
+WORTH_A_LOOK = 0.05  # of the MACs: expansion frees so much more, or only what cannot be met without it has it
 
 
 @dataclass(frozen=True)
 class Inputs:
     """A model and its data, opened. ``data`` are scored with and repaired with, ``eval_data`` (if any) are what ``max_drop`` is judged
     on, ``test_data`` what the result is measured on; ``paths`` are all files that are read. ``measures`` is what is known of the outputs,
-    ``reading`` what they mean (None without data); ``auto``: what may be expanded is, if a plan needs that."""
+    ``reading`` what they mean (None without data); ``auto``: what may be expanded is, where a plan needs that or is better for it."""
 
     analysis: Analysis
     data: Dataset | None
@@ -43,14 +46,41 @@ class Inputs:
         """The same, expanded if it may be and nothing can be pruned as it stands."""
         return self if self.analysis.coupling.groups else self.wider() or self
 
-    def wider(self) -> Inputs | None:
+    def wider(self, least: float = 0.0) -> Inputs | None:
         """The same with all that may be expanded (outputs if there are data to fit what gives them all channels); None where that is not
-        asked for, or frees nothing."""
-        whole = wider(self.analysis, self.data is not None) if self.auto else None
-        if whole is None:
+        asked for, or does not free more than a share of the MACs (``least``)."""
+        whole = wider(self.analysis, self.data is not None) if self.auto and expandable(self.analysis) else None
+        if whole is None or (least and free_share(whole) - free_share(self.analysis) < least):
             return None
-        log.info("Note: channels leave that an operator or an output needs; it gets them again (--expand none: not so)")
-        return replace(self, analysis=whole, auto=False)
+        return replace(self, analysis=whole)
+
+    def weighing(self, options: PlanOptions, score: str | None, repair: RepairOptions | None) -> Inputs | None:
+        """The same with all that may be expanded, if that frees a real share, and a plan with this score can weigh it: errors are in one
+        unit, and solved with. None otherwise."""
+        asked = options.ratio is None and options.allocation in ("default", "solve") and options.library is None
+        if not asked or not self.auto or self.data is None:
+            return None
+        text = default_score(self.data, settled(repair, self.data)) if score is None else parse(score).text
+        return self.wider(WORTH_A_LOOK) if text.partition(",")[0] == OBS else None
+
+    def standing(self) -> Inputs:
+        """The same with nothing expanded."""
+        return replace(self, analysis=standing(self.analysis))
+
+    @property
+    def advice(self) -> str:
+        """What could leave if an expansion were not ruled out, as the end of an error; empty where nothing could."""
+        ruled_out = not self.auto and expandable(self.analysis)
+        whole = wider(self.analysis, self.data is not None) if ruled_out else None
+        if whole is None:
+            return ""
+        shares = f"half of every group takes {free_share(whole):.0%} of the MACs, {free_share(self.analysis):.0%} as it stands"
+        return f" Channels that an operator or an output needs may leave with --expand auto or all: {shares}."
+
+    @property
+    def expanding(self) -> frozenset[str]:
+        """The groups of which a plan has to say whether they are worth what must be expanded for them."""
+        return self.analysis.expanding if self.auto else frozenset()
 
     def read(self, data: Dataset) -> Reading:
         """What the outputs mean, told once more by the labels of other data, if these have any."""
@@ -69,7 +99,7 @@ class Inputs:
 @dataclass(frozen=True)
 class Sources:
     """Where the data of a run are, and how they and the model are read. Labels, number of samples and seed of ``data_options`` are those of
-    ``data``; the preprocessing is that of all."""
+    ``data``; the preprocessing is that of all. ``weighs``: what is expanded by the options is a question for the plan even so."""
 
     data: DataSource | None = None
     eval_data: DataSource | None = None
@@ -78,12 +108,19 @@ class Sources:
     inspect_options: InspectOptions = InspectOptions()
     others: Sequence[str | Path | None] = ()
     measures: MeasureOptions = MeasureOptions()
+    weighs: bool = False
 
     def __post_init__(self) -> None:
         """Refuse options that are none."""
         records.expect(DataOptions, data_options=self.data_options)
         records.expect(InspectOptions, inspect_options=self.inspect_options)
         records.expect(MeasureOptions, measure_options=self.measures)
+
+    def traced_as(self, inputs: Inputs) -> Sources:
+        """The same for workers, who expand what was expanded here."""
+        analysis = inputs.analysis
+        how = replace(self.inspect_options, expand="none", cut_layernorm=analysis.expanded, expand_outputs=bool(analysis.projected))
+        return replace(self, inspect_options=how)
 
     def paths(self) -> list[Path]:
         """All files that are named."""
@@ -114,7 +151,8 @@ class Sources:
         data = opened(model, self.data, DataOptions(seed=self.data_options.seed) if only_beside else self.data_options, self.measures)
         traced = self.inspect_options
         analysis = source if isinstance(source, Analysis) else inspect(model, traced.input_shapes, data, **traced.expansion)
-        auto = analysis is not source and traced.expand == "auto" and not analysis.expanded and not analysis.projected
+        whole = analysis.expanded or bool(analysis.projected)
+        auto = analysis is not source and (self.weighs if whole else traced.expand == "auto")
         there = [item for item in (judge, data, test) if item is not None]
         first = next((item for item in there if item.labels is not None), there[0] if there else None)
         reading = None if first is None else reading_of(analysis.model, first, self.measures, None, analysis.prepared.tokens)
@@ -128,12 +166,17 @@ def sources_of(
     inspect_options: InspectOptions, measures: MeasureOptions, *others: Any,
 ) -> Sources:  # fmt: skip
     """What a plan is made from; without data as those of its library were."""
-    if options.library is not None and data is None:
-        inspect_options = library.traced_as(library.read_library(options.library).recorded, inspect_options)
+    weighs = False
     if options.library is not None:
+        recorded = library.read_library(options.library).recorded
+        weighs = inspect_options.expand == "auto" and not (inspect_options.cut_layernorm or inspect_options.expand_outputs)
+        if data is None:
+            inspect_options = library.traced_as(recorded, inspect_options)
+        elif weighs:
+            inspect_options = library.expanded_as(recorded, inspect_options)
         inspect_options = as_it_stands(inspect_options)
     named = [options.device_profile, options.library, *others]
-    return Sources(data, eval_data, test_data, data_options, inspect_options, named, measures)
+    return Sources(data, eval_data, test_data, data_options, inspect_options, named, measures, weighs)
 
 
 def as_it_stands(options: InspectOptions) -> InspectOptions:

@@ -52,23 +52,28 @@ def plan(
         held: list[parts.Source] = [files.enter_context(closing(parts.Arrays(path, *parts.WRITTEN))) for path in statistics]
         if held and data is None:
             inspect_options = library.traced_as(held[0].facts["recorded"], inspect_options)
-        if held or executor is not None:
+        if held:
             inspect_options = as_it_stands(inspect_options)
         sources = sources_of(options, data, eval_data, None, data_options, inspect_options, measures, *statistics)
         inputs = sources.open(source, [output, options.save_library])
         tell(inputs.reading, options.max_drop is not None)
         if executor is not None:
-            held = shared_out(Calibration(source, sources, scoring, options), inputs, executor, progress)
-        ready, made = planned_for(inputs, options, replace(scoring, parts=tuple(held)), progress)[1:]
-    made = _built(ready, made)
+            whole = inputs.weighing(options, score_name, repair)
+            inputs, sources = inputs if whole else replace(inputs, auto=False), sources.traced_as(whole or inputs)
+            held = shared_out(Calibration(source, sources, scoring, options), whole or inputs, executor, progress)
+        planned = planned_for(inputs, options, replace(scoring, parts=tuple(held)), progress)
+    made = _built(*planned)
     if output is not None:
         write_json(output, planning.to_json(made), inputs.paths)
     return made
 
 
-def _built(ready: search.Candidates, plan: Plan) -> Plan:
+def _built(inputs: Inputs, ready: search.Candidates, plan: Plan) -> Plan:
     """A plan with the size of the file that it will give, with the biases that a repair adds."""
-    analysis, form = ready.analysis, ready.form
+    analysis, form = inputs.analysis, ready.form
+    if analysis is not ready.analysis:  # nothing is expanded
+        with_data = ready.recorded.get("data") is not None
+        form = search.form_for(analysis, ready.repair, OutputOptions(), with_data, form.storable)
     removed = planning.removal_of(plan, analysis.coupling, plan.model_sha256)
     ruler = figures.ruler_for(analysis, PlanOptions(), form=form)
     built = ruler.at(codes_of(form.storable, plan.precisions)).built(removed, plan.factors)
@@ -78,18 +83,36 @@ def _built(ready: search.Candidates, plan: Plan) -> Plan:
 
 
 def planned_for(
-    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions = OutputOptions()
-) -> tuple[Inputs, search.Candidates, Plan]:
-    """The plan for what is written as ``output`` says, with the scores that it was made from; on a model that is expanded if the target
-    cannot be met as it stands, and that is not ruled out."""
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions = OutputOptions(),
+    weighed: bool = True,
+) -> tuple[Inputs, search.Candidates, Plan]:  # fmt: skip
+    """The plan for what is written as ``output`` says, with the scores that it was made from. Where errors are known in one unit, and an
+    expansion frees a real share of the model, the plan weighs that (if it may be ``weighed``); else the model is expanded if the target
+    cannot be met as it stands. Where nothing is expanded in the end, the plan is one for the model as it stands."""
+    whole = inputs.weighing(options, scoring.name, scoring.repair) if weighed else None
+    if whole is not None:
+        return _weighed(inputs, whole, options, scoring, progress, output)
+    if inputs.expanding:  # as a library is
+        return _weighed(inputs.standing(), inputs, options, scoring, progress, output)
     try:
         return inputs, *_planned_on(inputs, options, scoring, progress, output)
     except TargetError as failure:
         whole = inputs.wider()
-        if whole is None:
+        if whole is None and str(failure).endswith(inputs.advice):
             raise
+        if whole is None:
+            raise TargetError(f"{failure}{inputs.advice}") from failure
         log.info(f"Note: as it stands, {failure}")
         return whole, *_planned_on(whole, options, scoring, progress, output)
+
+
+def _weighed(
+    inputs: Inputs, whole: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, output: OutputOptions
+) -> tuple[Inputs, search.Candidates, Plan]:
+    """The plan for the ``whole`` of what may be expanded; where nothing is, as one for the model as it stands."""
+    ready, made = _planned_on(whole, options, scoring, progress, output)
+    plain = planning.standing(made, inputs.analysis.coupling)
+    return (whole, ready, made) if plain is None else (inputs, ready, plain)
 
 
 def _planned_on(

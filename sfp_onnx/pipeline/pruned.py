@@ -116,7 +116,7 @@ def prune(
         inputs = inputs.wider() or inputs
     if made is None:
         first = replace(options, moves=(records.CUT,)) if steps > 1 else options  # layers stay one over rounds
-        inputs, ready, made = planned_for(inputs, first, scoring, progress, output)
+        inputs, ready, made = planned_for(inputs, first, scoring, progress, output, steps < 2)
     log.debug(plan_text(made))
     make = partial(applied_to, inputs, verify=verify, repair=as_planned(made, repair, inputs.data), progress=progress)
     result = make(made) if steps < 2 or ready is None else _in_rounds(inputs, options, scoring, ready, steps, make, progress, file)

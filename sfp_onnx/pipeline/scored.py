@@ -10,25 +10,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..core import options as records
-from ..core.errors import OptionError, TargetError
+from ..core.errors import ModelError, OptionError, TargetError
 from ..core.options import DataOptions, InspectOptions, MeasureOptions, OutputOptions, PlanOptions, RepairOptions, ScoreOptions
 from ..core.system import log, quiet
 from ..core.types import FloatArray, traced_text
 from ..core.workers import each
-from ..coupling.analysis import Analysis, DataSource, Progress, describe, reasons, silent
+from ..coupling.analysis import Analysis, DataSource, Progress, describe, feeds_of, reasons, silent
 from ..data.dataset import Dataset
 from ..evaluation import parse_drop, unknown_meaning
+from ..export.integers import Integers, histograms, ranges_of
 from ..graph.arrays import write_arrays
 from ..graph.load import ModelSource
 from ..latency import to_json as profile_to_json
+from ..latency.measure import latency_ratio
 from ..latency.profiling import measure_device_profile, read_device_profile
 from ..planning import library, max_drop, parse_target, search, widths
-from ..planning.precision import Storable, storables
+from ..planning.precision import INTEGER, Storable, storables, without
 from ..rules.foreign import sentences
-from ..runtime import Setup, threaded, using_threads
+from ..runtime import PROVIDERS, Setup, full_provider, threaded, using_threads
 from ..scores import parts
-from ..scores.rounding import with_errors
+from ..scores.rounding import SAMPLES, with_errors
 from ..scores.scoring import Scored, default_score, meaning, parse, save_scores, scored
 from .opened import AS_PLANNED, Inputs, Sources, as_it_stands, measured_by, settled
 
@@ -68,7 +72,7 @@ def candidates(
     analysis, data = inputs.analysis, inputs.data
     coupling = analysis.coupling
     if not coupling.groups:
-        raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}")
+        raise TargetError(f"{analysis.model.name}: nothing can be pruned. {reasons(coupling)}{inputs.advice}")
     for text in sentences(coupling.unruled):
         log.info(f"Note: {text}")
     weights_of = {layer.node.name: layer.node.inputs[layer.weight.position] for layer in coupling.layers if layer.weight}
@@ -85,7 +89,7 @@ def candidates(
     else:
         name = default_score(data, repair) if scoring.name is None else scoring.name
         log.info(f"score: {name}{' (default)' if scoring.name is None else ''}{meaning(name)}")
-        plain = [group for group in groups if not group.dimensions]  # searches cannot judge dimensions
+        plain = [group for group in groups if not group.dimensions and not group.inside]  # searches judge one kind of units
         scores = scored(analysis, name, data, scoring.options, progress, options, plain, inputs.told)
         known = library.Library({"score": scores.name, **recorded}, scores.values, scores.errors, scores.notes, spectra=scores.spectra)
         details, reach = scores.brief, scores.reach
@@ -97,18 +101,55 @@ def candidates(
     notes = known.notes
     if weighed and any(shape["guessed"] for shape in analysis.traced.values()):
         notes += (f"{', '.join(weighed)}: {traced_text(analysis.traced)}",)
-    storable = () if options.precision == "float32" else _storable(inputs, options, scoring, progress)
-    form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable)
+    stored = options.precision != "float32"
+    storable, integers, words = _storable(inputs, options, scoring, progress, further) if stored else ((), None, ())
+    notes += words
+    form = search.form_for(analysis, repair, output, known.recorded.get("data") is not None, storable, integers)
     return search.Candidates(
         analysis, groups, known.scores, known.recorded, known.errors, notes, data, repair, details, told, form,
-        known.spectra if repair is not None and repair.kind == "lstsq" else {}, reach,
+        known.spectra if repair is not None and repair.kind == "lstsq" else {}, reach, inputs.expanding,
     )
 
 
-def _storable(inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress) -> tuple[Storable, ...]:
-    """The weights that may be stored in fewer bits, with what their rounding does."""
+def _timed(options: PlanOptions, further: Sequence[str]) -> bool:
+    """Whether time is a target."""
+    return any(parse_target(text).figure.timed for text in (*options.targets, *further))
+
+
+def _storable(
+    inputs: Inputs, options: PlanOptions, scoring: Scoring, progress: Progress, further: Sequence[str]
+) -> tuple[tuple[Storable, ...], Integers | None, tuple[str, ...]]:
+    """The weights that may be stored in fewer bits, with what their rounding does; where time counts that is measured on this processor,
+    what makes layers integers, if that saves any; and words on it."""
     analysis, seed = inputs.analysis, (scoring.options or ScoreOptions()).seed
-    return with_errors(analysis, storables(analysis.prepared, analysis.coupling), inputs.data, seed, progress)
+    weights, integers, words = storables(analysis.prepared, analysis.coupling), None, tuple[str, ...]()
+    if options.precision == "auto" and _timed(options, further):
+        integers, words = _integers(inputs, options) if weights else (None, (NO_KERNELS,))
+        weights = weights if integers else without(weights, range(len(weights)))
+    weights = with_errors(analysis, weights, inputs.data, seed, progress, integers)
+    if integers is None or any(np.isfinite(item.errors[INTEGER]) for item in weights):
+        return weights, integers, words
+    return weights, None, (NO_KERNELS,)
+
+
+NO_KERNELS = "8-bit integers are weighed as storage alone: kernels that save time need --data, this processor, and layers they take"
+
+
+def _integers(inputs: Inputs, options: PlanOptions) -> tuple[Integers | None, tuple[str, ...]]:
+    """What makes layers integers, if the model with all of them is faster here; and words on it."""
+    analysis, data, setup = inputs.analysis, inputs.data, Setup.of(options)
+    here = options.device_profile is None and setup.board is None and full_provider(setup.provider) in PROVIDERS
+    if not here or data is None or analysis.prepared.nest:  # the quantiser does not look into branches
+        return None, (NO_KERNELS,)
+    model, layers = analysis.prepared.model, frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
+    some = data.part(np.arange(min(data.samples, SAMPLES)))
+    try:
+        integers = Integers(layers, ranges_of(histograms(model, lambda: feeds_of(analysis, some))))
+        share = latency_ratio(analysis, integers(model, layers), setup, options.batch)
+    except ModelError:
+        return None, (NO_KERNELS,)
+    words = f"with all layers in 8-bit integers, the original takes {share:.0%} of its time here"
+    return (integers, (words,)) if share < 1 else (None, (f"{words}: none is computed so",))
 
 
 def _of_parts(analysis: Analysis, scoring: Scoring, asked: Mapping[str, Any], progress: Progress) -> library.Library:
@@ -147,8 +188,9 @@ def _asked(recorded: Mapping[str, Any], scoring: Scoring, repair: RepairOptions 
 
 def with_tables(options: PlanOptions, targets: Sequence[str] = ()) -> PlanOptions:
     """Latency as the library knows it, where time is a target and nothing else says it."""
-    timed = any(parse_target(text).figure.timed for text in (*options.targets, *targets))
-    if not timed or options.library is None or options.device_profile is not None or library.read_library(options.library).profile is None:
+    if not _timed(options, targets) or options.library is None or options.device_profile is not None:
+        return options
+    if library.read_library(options.library).profile is None:
         return options
     return replace(options, device_profile=str(options.library))
 
@@ -156,7 +198,7 @@ def with_tables(options: PlanOptions, targets: Sequence[str] = ()) -> PlanOption
 def _keep(known: library.Library, inputs: Inputs, options: PlanOptions, progress: Progress, further: Sequence[str]) -> None:
     """Write what was measured for further plans."""
     profile, sha256 = known.profile, inputs.analysis.model.sha256
-    if any(parse_target(text).figure.timed for text in (*options.targets, *further)):
+    if _timed(options, further):
         setup = Setup.of(options)
         if options.device_profile is not None:
             profile = profile_to_json(read_device_profile(options.device_profile, sha256))

@@ -74,7 +74,8 @@ def sweep(
     if folder is not None:
         _make(Path(folder))
     sources = sources_of(options, data, None, test_data, data_options, inspect_options, measure_options)
-    inputs = sources.open(source, [output, report, options.save_library]).with_groups()
+    inputs = sources.open(source, [output, report, options.save_library])
+    inputs = inputs.weighing(options, score_name, repair) or inputs.with_groups()
     tell(inputs.reading)
     seed = (score_options or ScoreOptions()).seed
     held = inputs.test_data is None and inputs.data is not None
@@ -86,7 +87,7 @@ def sweep(
     ready = candidates(inputs, aim, Scoring(score_name, score_options, repair), progress, further=wanted)
     for note in ready.notes:
         log.info(f"Note: {note}")
-    work = Work(source, sources, seed if held else None, _sendable(ready), options)
+    work = Work(source, sources.traced_as(inputs), seed if held else None, _sendable(ready), options)
     points, models = [], [inputs.analysis.model]
     for target, result in zip(wanted, _worked(work, inputs, ready, wanted, executor, progress), strict=True):
         if isinstance(result, BaseException):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.errors import OptionError, PlanError
 from ..core.types import OUTPUTS, BoolArray, Coupling, Factor, FloatArray, Group, GroupPlan, IntArray, Plan, Precision, Size
-from ..coupling.cost import Whole, emptied, layer_macs, removal
+from ..coupling.cost import Whole, emptied, layer_macs, removal, uneven
 from ..graph import Model
 from ..graph.stored import STORED
 
@@ -75,7 +75,8 @@ class Gauge:
     ``saved`` is what of it (...) layers save that become two (None: unknown, so that none does).
 
     For what is timed: ``again`` is this gauge after a new measurement around the widths after a removal, ``block`` the channels in which
-    the device makes convolutions, ``how`` the figure is known (for messages), ``notes`` what the user should know of it.
+    the device makes convolutions, ``how`` the figure is known (for messages), ``notes`` what the user should know of it, ``slower`` the
+    storable weights whose layers integers would not make faster.
     """
 
     predicted: Callable[[BoolArray], float]
@@ -88,6 +89,7 @@ class Gauge:
     notes: tuple[str, ...] = ()
     saved: Callable[[Halves], FloatArray] | None = None
     at: Callable[[Sequence[int]], Gauge] | None = None
+    slower: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,20 @@ def _precision(data: object) -> Precision:
     return Precision(_field(data, "layer", str), stored, error, str(_field(data, "reason", str)))
 
 
+def standing(plan: Plan, coupling: Coupling) -> Plan | None:
+    """A plan that was made with what may be expanded, as one for the model as it stands, of which this is the coupling; None if something
+    has to be expanded for it."""
+    widths = {group.name: group.width for group in coupling.groups}
+    if any(item.remove if item.group not in widths else item.width != widths[item.group] for item in plan.groups):
+        return None
+    layers = {layer.node.name for layer in coupling.layers}
+    options = {name: value for name, value in plan.options.items() if name != "expand_outputs"}
+    return replace(
+        plan, groups=tuple(item for item in plan.groups if item.group in widths), options={**options, "cut_layernorm": False},
+        precisions=tuple(item for item in plan.precisions if item.layer in layers),
+    )  # fmt: skip
+
+
 def sample_shapes(plan: Plan) -> dict[str, list[int]] | None:
     """Input shapes that the plan was made on, by name.
 
@@ -305,6 +321,11 @@ def removal_of(plan: Plan, coupling: Coupling, sha256: str) -> BoolArray:
         listed.add(item.group)
         _check(item, groups[item.group], item.group in coupling.branches)
     removed = removal(coupling, {item.group: item.remove for item in plan.groups})
+    for group in uneven(coupling, removed):
+        raise PlanError(
+            f"group '{group.name}': the {group.blocks} groups of channels of its convolutions must keep as many each, and the plan leaves "
+            f"{(~removed[group.units]).reshape(group.blocks, -1).sum(1).tolist()}. Remove as many from each, or none."
+        )
     empty = emptied(coupling, removed)
     if empty:
         raise PlanError(f"the plan removes all {len(empty[0][1])} channels of tensor '{empty[0][0]}'; at least one must stay.")

@@ -26,14 +26,15 @@ from ..cut import cut
 from ..cut.factor import split
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
+from ..graph.load import nested
 from ..graph.save import file_bytes
 from ..graph.stored import stored
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, Halves, figure, parse_target
-from .precision import Codes, Storable, as_float, overhead, shares, stores
+from .precision import Codes, Storable, as_float, on_integers, overhead, shares, stores
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
-AXES = 3  # most unit-carrying axes that one product may have
+AXES = 4  # most unit-carrying axes that one product may have
 
 
 class Kind(IntEnum):
@@ -100,6 +101,11 @@ class Terms:
         """Sum of all terms (...) of candidates (..., groups)."""
         return np.asarray(self.values(self.lengths(kept)).sum(-1), float)
 
+    def whole(self, kept: IntArray) -> FloatArray:
+        """Sum of those terms (...) of which all axes have their full length."""
+        full = self.lengths(kept) >= self.full - 1e-6
+        return np.asarray(np.where(full[..., self.axes].all(-1), self.base, 0.0).sum(-1), float)
+
     def per_owner(self, lengths: FloatArray, owners: int, block: int = 1, slow: float = 1.0) -> FloatArray:
         """Sums (..., owners, kinds) at lengths (..., axes)."""
         values = self.values(lengths, block, slow)
@@ -138,7 +144,7 @@ def terms(coupling: Coupling, products: Iterable[Product]) -> Terms:
     widths = np.asarray([group.width for group in coupling.groups], np.int64)
     group_of = np.repeat(np.arange(len(widths)), widths)
     counts = np.stack([np.bincount(group_of[axis.units[axis.units >= 0]], minlength=len(widths)).astype(float) for axis in axes])
-    full = np.asarray([len(axis.units) for axis in axes], float)
+    full = np.asarray([axis.units.size for axis in axes], float)
     return Terms(
         base=np.asarray([product.value for product in every], float), axes=numbers,
         owner=np.asarray([product.owner for product in every], np.int64), kind=np.asarray([product.kind for product in every], np.int64),
@@ -182,6 +188,29 @@ def node_terms(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Terms
         extents, owner = _extents(layer, trace), layer.node.index
         products += [Product(layer.macs, extents, owner, Kind.MACS), Product(1.0, extents, owner, Kind.RUNS)]
     return terms(coupling, products)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What nodes read of each other: ``terms`` are elements, one each, ``makers`` and ``readers`` (edges,) indices of nodes (-1: an input
+    of the model)."""
+
+    terms: Terms
+    makers: IntArray
+    readers: IntArray
+
+
+def edges(coupling: Coupling, nodes: Sequence[Node], trace: Trace) -> Edges:
+    """All activations on their way from node to node, on the traced shapes."""
+    made = {name: node.index for node in nodes for name in node.outputs}
+    found = [
+        (made.get(name, -1), node.index, name) for node in nodes for position, name in enumerate(node.inputs)
+        if name in trace.shapes and (node.index, position) not in coupling.constants
+    ]  # fmt: skip
+    names = [name for *_, name in found]
+    products = (Product(float(prod(trace.shapes[name])), _axes(name, coupling, trace), at, Kind.READ) for at, name in enumerate(names))
+    ends = np.asarray([row[:2] for row in found], np.int64).reshape(-1, 2)
+    return Edges(terms(coupling, products), ends[:, 0], ends[:, 1])
 
 
 def macs_terms(coupling: Coupling, samples: int) -> Terms:
@@ -284,7 +313,8 @@ class Form:
     """In which form a cut model is written: ``finished`` makes the written model of it, its removal and its factors, but for the values of
     its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
     ``biases`` gives parameters that come on top; ``shares`` says how much is left of tables of which rows leave. Weights that are
-    ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`)."""
+    ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`); ``integers`` makes layers, by their first
+    outputs, integers (None: none may become so)."""
 
     finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
@@ -292,6 +322,7 @@ class Form:
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
     storable: tuple[Storable, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+    integers: Callable[[Model, Collection[str]], Model] | None = None
 
     def share(self, parameter: cost.Parameter) -> float:
         """How much of a weight is left, whatever channels leave."""
@@ -320,10 +351,16 @@ class Scene:
 def macs(scene: Scene) -> Gauge:
     """Multiply-accumulates for one sample, exact."""
     analysis = scene.analysis
-    total = macs_terms(analysis.coupling, analysis.samples).total
+    terms = macs_terms(analysis.coupling, analysis.samples)
+    projections = macs_terms(replace(analysis.coupling, layers=tuple(analysis.projections)), analysis.samples)
+
+    def total(kept: IntArray) -> FloatArray:  # a projection that has all channels in front of it does nothing
+        return np.asarray(terms.total(kept) - projections.whole(kept))
+
     return Gauge(
-        lambda removed: analysis.size(removed).macs, total, before=analysis.size().macs, saved=lambda halves: halves.macs.sum(-1)
-    )
+        lambda removed: analysis.size(removed).macs, total if analysis.projections else terms.total, before=analysis.size().macs,
+        saved=lambda halves: halves.macs.sum(-1),
+    )  # fmt: skip
 
 
 @figure("params", COUNTS, "params=120k", shaped=False)
@@ -448,8 +485,8 @@ class Ruler:
         """The same at candidates (..., groups)."""
         products, all_channels = [], self.wholes(wholes)
         for whole, axis in [*((whole, whole.reads) for whole in wholes), *((whole, whole.makes) for whole in wholes)]:
-            units = next((carried.units for carried in whole.carried if carried.axis == axis), np.full(whole.shape[axis], -1, np.int64))
-            products.append(Product(float(whole.shape[axis]), [Axis(units)], 0, Kind.READ))
+            carried = [Axis(carried.units) for carried in whole.carried if carried.axis == axis]
+            products.append(Product(float(whole.shape[axis]), carried, 0, Kind.READ))
         both = terms(self.analysis.coupling, products)
 
         def halves(kept: IntArray) -> Halves:
@@ -478,7 +515,9 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
         model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
-        return model if self.codes is None else stored(model, stores(self.form.storable, self.codes))
+        kinds = stores(self.form.storable, self.codes or as_float(self.form.storable))
+        model, chosen = stored(model, kinds), on_integers(kinds)
+        return nested(self.form.integers(model, chosen) if self.form.integers and chosen else model, analysis.prepared.nest)
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

@@ -120,6 +120,10 @@ def _flat(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def traced_as(recorded: Mapping[str, Any], options: InspectOptions) -> InspectOptions:
     """How a model is traced without the data: with the shapes that something was measured on."""
+    return replace(expanded_as(recorded, options), input_shapes=options.input_shapes or recorded.get("sample_shapes"))
+
+
+def expanded_as(recorded: Mapping[str, Any], options: InspectOptions) -> InspectOptions:
+    """The same options, and what is expanded of what was measured."""
     layernorm, projected = (bool(getattr(options, name) or recorded.get(name)) for name in ("cut_layernorm", "expand_outputs"))
-    shapes = options.input_shapes or recorded.get("sample_shapes")
-    return replace(options, input_shapes=shapes, cut_layernorm=layernorm, expand_outputs=projected)
+    return replace(options, cut_layernorm=layernorm, expand_outputs=projected)

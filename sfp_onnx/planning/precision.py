@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core.errors import PlanError
-from ..core.types import Coupling, FloatArray, IntArray, Layer, Precision
+from ..core.types import BoolArray, Coupling, FloatArray, IntArray, Layer, Node, Precision
 from ..graph import Prepared
-from ..graph.stored import STORED, Store, replaceable
+from ..graph.stored import KERNELS, STORED, Store, replaceable
 
 Codes = Sequence[int] | IntArray
 LEAST_BYTES = 1024  # smaller weights stay as they are: what a Cast and a scale take would be more
-NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0}  # of the nodes and names that unpack a weight, by code, about
+NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0, 0: 1200.0}  # of the nodes and names that unpack a weight, or quantise, by code, about
 LEAST = 1  # the code of the fewest bits that float32 is computed with
+INTEGER = STORED[KERNELS]
 
 
 @dataclass(frozen=True)
 class Storable:
     """A weight that may be stored in fewer bits, and the layers that read it. ``errors``: what the rounding of it alone does, as a share of
-    the variance of the outputs, by code (see `graph.stored.STORED`); infinite where it cannot be stored so."""
+    the variance of the outputs, by code (see `graph.stored.STORED`); infinite where it cannot be stored so. ``slower``: integer kernels
+    are no faster, where it is timed."""
 
     weight: str
     layers: tuple[Layer, ...]
     channels: int
     errors: Mapping[int, float]
+    slower: bool = False
 
     @property
     def first(self) -> Layer:
@@ -46,8 +49,47 @@ def storables(prepared: Prepared, coupling: Coupling) -> tuple[Storable, ...]:
         alike = len({layer.weight for layer in layers}) == 1 and len(layers) == len(prepared.index.readers(name))
         if alike and 4 * np.prod(shape) >= LEAST_BYTES:
             axis = layers[0].weight.out_axis if layers[0].weight else 0
-            found.append(Storable(name, tuple(layers), shape[axis], dict.fromkeys(STORED.values(), 0.0)))
+            errors = {code: np.inf if code == INTEGER else 0.0 for code in STORED.values()}
+            found.append(Storable(name, tuple(layers), shape[axis], errors))
     return tuple(found)
+
+
+def leaders(nodes: Sequence[Node], layers: Collection[str]) -> dict[str, str]:
+    """The layer (of these first outputs) that each tensor comes from without another between; of several, the last in the graph."""
+    place, lead = dict[str, int](), dict[str, str]()
+    for node in nodes:
+        own = node.outputs[0] if node.outputs else ""
+        if own in layers:
+            place[own] = len(place)
+        found = [own] if own in layers else [lead[name] for name in node.reads if name in lead]
+        if found:
+            lead |= dict.fromkeys(node.outputs, max(found, key=lambda name: place[name]))
+    return lead
+
+
+def led(weights: Sequence[Storable], nodes: Sequence[Node], coupling: Coupling) -> IntArray:
+    """Which of the weights the layer reads that each node follows (nodes,); -1: none."""
+    of = {layer.node.outputs[0]: at for at, item in enumerate(weights) for layer in item.layers}
+    lead = leaders(nodes, {layer.node.outputs[0] for layer in coupling.layers})
+    return np.asarray([of.get(lead.get(node.outputs[0] if node.outputs else "", ""), -1) for node in nodes], np.int64)
+
+
+def integer(codes: Codes, which: IntArray) -> BoolArray:
+    """Whether weights at these places (...; -1: none) are of layers on integers, of candidates (..., weights)."""
+    on = np.asarray(codes) == INTEGER
+    return np.asarray(np.concatenate([on, np.zeros((*on.shape[:-1], 1), bool)], -1)[..., which])
+
+
+def without(weights: Sequence[Storable], slower: Collection[int]) -> tuple[Storable, ...]:
+    """The weights, some of which (by their places) are of layers that integers would not make faster."""
+    return tuple(
+        replace(item, slower=True, errors={**item.errors, INTEGER: np.inf}) if at in slower else item for at, item in enumerate(weights)
+    )
+
+
+def on_integers(stores: Mapping[str, Store]) -> set[str]:
+    """Layers whose kernels take integers, by their first outputs."""
+    return {output for output, store in stores.items() if store.kind == KERNELS}
 
 
 def as_float(weights: Sequence[Storable]) -> tuple[int, ...]:
@@ -83,13 +125,17 @@ def of_plan(precisions: Sequence[Precision], coupling: Coupling) -> dict[str, St
 def chosen(weights: Sequence[Storable], codes: Sequence[int], forced: bool) -> tuple[Precision, ...]:
     """The choice for a plan, with reasons."""
     kinds = {code: kind for kind, code in STORED.items()}
-    costs = [item.errors[LEAST] for item in weights]
-    middle = float(np.median(costs)) if costs else 0.0
+    least = INTEGER if any(np.isfinite(item.errors[INTEGER]) for item in weights) else LEAST
+    costs = [item.errors[least] for item in weights]
+    finite = [cost for cost in costs if np.isfinite(cost)]
+    middle = float(np.median(finite)) if finite else 0.0
     found = []
     for item, code, cost in zip(weights, codes, costs, strict=True):
         times = f", {cost / middle:.3g} times the median of all layers" if middle > 0 else ""
-        why = f"rounded to {kinds[LEAST]} it alone takes {cost:.2g} of the outputs' variance{times}"
-        reason = "as asked" if forced else "" if code == LEAST else f"{why}; the targets hold without"
+        why = f"rounded to {kinds[least]} it alone takes {cost:.2g} of the outputs' variance{times}"
+        why = f"{why}; the targets hold without" if np.isfinite(cost) else f"{kinds[least]} is no choice for it"
+        why = "kernels on 8-bit integers are no faster here" if item.slower else why
+        reason = "as asked" if forced else "" if code == least else why
         found += [Precision(layer.node.name, kinds[code], item.errors[code], reason) for layer in item.layers]
     return tuple(found)
 
@@ -104,7 +150,7 @@ def shares(weights: Sequence[Storable], names: Sequence[str], codes: Codes) -> F
     """Bytes of an element over those of float32 (..., parameters) of candidates (..., weights), for parameters by name."""
     place = {item.weight: at for at, item in enumerate(weights)}
     known = np.asarray([place.get(name, -1) for name in names], np.int64)
-    each = np.concatenate([np.asarray(codes, float), np.full((*np.shape(codes)[:-1], 1), 4.0)], -1)  # the last stands for -1
+    each = np.concatenate([np.maximum(np.asarray(codes, float), 1), np.full((*np.shape(codes)[:-1], 1), 4.0)], -1)  # the last stands for -1
     return np.asarray(each[..., known] / 4)
 
 
@@ -112,4 +158,4 @@ def overhead(weights: Sequence[Storable], codes: Codes) -> FloatArray:
     """Bytes (...) of scales and nodes of candidates (..., weights), about."""
     scales = 4.0 * np.asarray([item.channels for item in weights])
     nodes = np.select([np.asarray(codes) == size for size in NODES_BYTES], list(NODES_BYTES.values()))
-    return np.asarray((nodes + np.where(np.asarray(codes) == LEAST, scales, 0)).sum(-1), float)
+    return np.asarray((nodes + np.where(np.asarray(codes) <= LEAST, scales, 0)).sum(-1), float)

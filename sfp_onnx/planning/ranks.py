@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core.types import INPUTS, OUTPUTS, SIDES, Align, BoolArray, Factor, FloatArray, Group, IntArray, Spectrum
 from ..coupling.analysis import Analysis
-from ..coupling.cost import Whole, keep_mask
+from ..coupling.cost import Whole
 from ..graph import Constants
 from . import Halves
 from .widths import Problem, Tie, choices
@@ -114,25 +114,25 @@ class Ranks:
 
     def tie(self, number: int, removed: BoolArray, widths: Sequence[Sequence[int]]) -> Tie:
         """Errors of one layer's options, at all widths of the group that owns its outputs, near the solution ``removed``."""
-        axis, owner = self.axes[number], self._owners[number]
-        writes = axis.whole.layer.writes if len(axis.whole.layer.writes) else np.full(axis.whole.shape[axis.whole.makes], -1)
+        owner = self._owners[number]
         if owner < 0:
-            return Tie(-1, self._errors(number, removed, keep_mask(writes, removed))[None])
+            return Tie(-1, self._errors(number, removed, removed)[None])
         group, offers = self.groups[owner], [width for width in widths[owner] if width > 0]
         looks = np.unique(np.linspace(0, len(offers) - 1, LOOKS).round().astype(int))
-        order, rows = group.units[np.argsort(self.scores[group.units], kind="stable")], []
+        order, rows = group.units[group.order(self.scores[group.units])], []
         for at in looks:
             flags = removed.copy()
             flags[group.units] = False
             flags[order[: group.width - offers[at]]] = True
-            rows.append(self._errors(number, removed, keep_mask(writes, flags)))
+            rows.append(self._errors(number, removed, flags))
         known = np.asarray([offers[at] for at in looks], float)[::-1]
         columns = np.stack(rows)[::-1].T
         return Tie(owner, np.stack([np.interp(widths[owner], known, column) for column in columns], 1))
 
-    def _errors(self, number: int, removed: BoolArray, made: BoolArray) -> FloatArray:
-        """Those of `Axis.errors`, once."""
+    def _errors(self, number: int, removed: BoolArray, flags: BoolArray) -> FloatArray:
+        """Those of `Axis.errors`, once; ``flags``: what is removed of its outputs."""
         axis = self.axes[number]
+        made = axis.whole.masks(flags)[axis.whole.makes]
         kept = axis.whole.masks(removed)[axis.whole.reads] & axis.looks  # what narrows outputs does not look at inputs
         key = number, kept.tobytes(), made.tobytes()
         if key not in self.known:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -17,6 +18,7 @@ from ..coupling.cost import Parameter
 from ..cut.factor import by_weight, split
 from ..data.dataset import Dataset
 from ..export import packaged, shares_kept
+from ..export.integers import Integers
 from ..graph import INLINE_BYTES, Model
 from ..graph.save import saved_bytes
 from ..graph.stored import STORED
@@ -28,7 +30,7 @@ from ..rules.registry import Trait, has
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
-from .precision import Storable, chosen
+from .precision import INTEGER, Storable, chosen, stores, without
 from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
@@ -42,6 +44,7 @@ REPEATS = 2  # further measurements after a surprise; the median counts
 FULL = 0.95  # of a bound: less than this used, finer steps are worth more than whole blocks
 HELD_OUT = 1 / 4  # of the data, to compare two alignments on
 FEWEST = 16  # samples to compare on
+EXPANDED = 0.95  # of the error as it stands: less than this is worth what is expanded
 BLOCKS = "16:1:12"  # channels are made in blocks of 16 (AVX-512) or 8 (AVX2), and fewer than 12 read one by one (measured, AVX-512)
 LIGHT = "4:1:12"  # other widths are slower than the next wider multiple of 4
 
@@ -54,7 +57,8 @@ class Candidates:
     group by the number of units that it keeps (0 .. width), for the allocation "solve" (default: from the scores). Where models are
     built to be measured, they are repaired with ``repair`` on ``data``, and judged by what ``measures`` say of the outputs.
     ``details`` is what the score's plug-in shows in reports; ``form`` that in which the result is written. ``spectra`` tell the error of
-    layers that become two; ``reach`` is the share of the outputs' variance that an error of 1 means (0: unknown).
+    layers that become two; ``reach`` is the share of the outputs' variance that an error of 1 means (0: unknown). Groups that are
+    ``expanding`` shrink only if that is worth what has to be expanded for it; the plan says which is better.
     """
 
     analysis: Analysis
@@ -70,13 +74,14 @@ class Candidates:
     form: Form = AS_CUT
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
     reach: float = 0.0
+    expanding: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Trial:
     """A removal, ``factors`` and ``codes`` of the storable weights, and the options, with everything settled, that they were chosen for;
-    ``notes`` on how they were found; the bounds (``limits``) that they shall hold, and their figures by name: predicted when they were
-    chosen, and actual (counted, built or measured)."""
+    ``notes`` on how they were found, ``error`` that which the solver expects; the bounds (``limits``) that they shall hold, and their
+    figures by name: predicted when they were chosen, and actual (counted, built or measured)."""
 
     options: PlanOptions
     removed: BoolArray
@@ -86,6 +91,7 @@ class Trial:
     actual: Mapping[str, float] = field(default_factory=dict)
     factors: tuple[Factor, ...] = ()
     codes: tuple[int, ...] = ()
+    error: float = np.inf
 
     def same(self, other: Trial) -> bool:
         """Whether both are one model."""
@@ -94,7 +100,7 @@ class Trial:
     @property
     def changes(self) -> bool:
         """Whether it is another model than the original."""
-        return bool(self.removed.any() or self.factors)
+        return bool(self.removed.any() or self.factors or any(code != 4 for code in self.codes))
 
     @property
     def used(self) -> float:
@@ -129,14 +135,15 @@ FITS = ("lstsq", "bias")  # repairs that give layers biases
 
 
 def form_for(
-    analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool, storable: tuple[Storable, ...] = ()
+    analysis: Analysis, repair: RepairOptions | None, output: OutputOptions, with_data: bool, storable: tuple[Storable, ...] = (),
+    integers: Integers | None = None,
 ) -> Form:  # fmt: skip
     """The form of results of this repair and these options; ranges of activations, on which no size depends, are those of the sample.
-    Where weights are ``storable``, all layers are re-fitted."""
+    Where weights are ``storable``, all layers are re-fitted, and some made ``integers``."""
     batches = (lambda: [analysis.prepared.feeds]) if with_data else None
     fitted = repair is not None and repair.kind in FITS
     packs = output.fp16 or output.quantize is not None or output.rows is not None
-    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable)
+    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable, integers=integers)
     if not fitted and not packs and not storable:
         return form
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
@@ -181,7 +188,7 @@ def errors_of_scores(groups: Sequence[Group], scores: FloatArray) -> list[FloatA
     that read it (as the errors of `obs` are: a residual stream is worth more than what one layer reads)."""
     errors = []
     for group in groups:
-        squares = np.sort(np.maximum(scores[group.units], 0)) ** 2
+        squares = np.maximum(scores[group.units][group.order(scores[group.units])], 0) ** 2
         total = squares.sum()
         lost = np.concatenate([[0.0], np.cumsum(squares)])[::-1]
         errors.append(max(1, len(group.consumers)) * (lost / total if total > 0 else np.linspace(1, 0, group.width + 1)))
@@ -207,13 +214,24 @@ def choice_for(
     codes, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
     costs = [ruler.cost(name) for name in limits]
     problem = widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values()))
-    solution = widths.solve(problem)
+    solution = _solved(problem, len(offers))
     trial = None
     if solution is not None:
         kept, chosen = solution.kept[: len(offers)].tolist(), tuple(solution.kept[len(offers) :].tolist())
-        trial = Trial(options, widths.of_widths(coupling, scores, kept), (widths.compared(solution),), codes=chosen)
+        trial = Trial(options, widths.of_widths(coupling, scores, kept), (widths.compared(solution),), codes=chosen, error=solution.error)
     least = np.inf if solution is None else solution.error
     return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
+
+
+def _solved(problem: widths.Problem, groups: int) -> widths.Allocation | None:
+    """The better of what the solver finds from floating layers on and, since the first of them may not pay alone, from integers on."""
+    solution, fixed = widths.solve(problem), [[row[-1]] if row[-1] == INTEGER else row for row in problem.widths[groups:]]
+    if not any(row == [INTEGER] for row in fixed):
+        return solution
+    errors = [table[-len(row) :] for table, row in zip(problem.errors[groups:], fixed, strict=True)]
+    other = widths.solve(replace(problem, widths=[*problem.widths[:groups], *fixed], errors=[*problem.errors[:groups], *errors]))
+    other = other and widths.widened(problem, other)
+    return solution if other is None or (solution is not None and solution.error <= other.error) else other
 
 
 def offered_codes(storable: Sequence[Storable], options: PlanOptions) -> list[list[int]]:
@@ -265,7 +283,7 @@ def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | Non
         factors = ranks.factors(solution.kept, removed)
         if factors and solution.error < WORTH * least:
             words = f"{len(factors)} layers become two: estimated error {least:.4g} -> {solution.error:.4g}"
-            best = Trial(aim.options, removed, (words,), factors=factors)
+            best = Trial(aim.options, removed, (words,), factors=factors, error=solution.error)
     return best
 
 
@@ -309,9 +327,10 @@ class History:
 
     @property
     def held(self) -> Trial | None:
-        """The trial that holds all bounds and removes least, the last of several."""
+        """The trial that holds all bounds and removes least, the last of several; where weights are stored in fewer bits, too, the one with
+        the least estimated error."""
         holding = [trial for trial in reversed(self.trials) if trial.excess <= NOISE]
-        return max(holding, key=lambda trial: trial.actual["macs"], default=None)
+        return max(holding, key=lambda trial: (-trial.error if trial.codes else 0.0, trial.actual["macs"]), default=None)
 
     def aims(self, limits: Mapping[str, float], misses: int = 0) -> dict[str, float]:
         """Bounds for what widths are chosen by: corrected by what that was wrong by last, and lower with every round that led to no plan
@@ -326,7 +345,8 @@ class History:
         """Figures by which the solver chose widths: those of a group of which every unit holds the same share of an axis."""
         if trial.options.allocation != "solve" or trial.factors:
             return {}
-        kept = np.asarray([np.count_nonzero(~trial.removed[group.units]) for group in self.ruler.analysis.coupling.groups])
+        counts = [np.count_nonzero(~trial.removed[group.units]) for group in self.ruler.analysis.coupling.groups]
+        kept = np.asarray([*counts, *trial.codes])
         return {name: cost for name in names if (cost := float(self.ruler.cost(name)(kept))) > 0}
 
     def known(self, choice: Trial) -> bool:
@@ -431,7 +451,8 @@ def nearest(candidates: Candidates, trials: Mapping[str, Trial], progress: Progr
     models = []
     with progress("comparing widths", len(trials)) as advance:
         for trial in trials.values():
-            models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors))
+            kinds = stores(candidates.form.storable, trial.codes) if any(code != 4 for code in trial.codes) else {}
+            models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors, kinds))
             advance(1)
     found = distances(analysis, models, judge, candidates.measures)
     left = dict(zip(trials, found.values, strict=True))
@@ -454,17 +475,11 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
         OptionError: bad options. TargetError: a target cannot be held.
     """
     ruler = ruler or ruler_for(candidates.analysis, options, progress, candidates.form)
-    asked, data = replace(options, allocation=allocation_of(candidates, options)), candidates.data
+    slower = {at for gauge in ruler.gauges.values() for at in gauge.slower}
+    candidates = replace(candidates, form=replace(candidates.form, storable=without(candidates.form.storable, slower)))
+    asked = replace(options, allocation=allocation_of(candidates, options))
     known = candidates.errors if asked.allocation == "solve" else {}  # a share of the dimensions of all heads is nothing one asks for
-    candidates = replace(candidates, groups=[group for group in candidates.groups if not group.dimensions or group.name in known])
-    align, first = Align.parse(asked.align), settled(asked, ruler)
-    best = attempt(candidates, replace(asked, align=first), ruler, progress)
-    judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
-    if align.written == "default" and str(first) == BLOCKS:
-        if best.used < FULL:
-            best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
-    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.changes:
-        best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
+    best = of_kinds(candidates, _judged(candidates, known, asked), asked, ruler, progress)
     recorded = {**best.options.told, "align": Align.parse(best.options.align).written, "targets": list(best.options.targets)}
     plan = make_plan(candidates.analysis, best.removed, {**recorded, **candidates.recorded}, best.factors)
     figures = {
@@ -473,6 +488,133 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     }
     stored = chosen(candidates.form.storable, best.codes, asked.precision != "auto")
     return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures, precisions=stored)
+
+
+def _with_or_without_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """A trial; where layers may become integers, and that was not enough alone, the best of three: one has none, and one all of them and
+    all channels.
+
+    Raises:
+        TargetError: none holds the targets.
+    """
+    storable, best, failure = candidates.form.storable, list[Trial](), None
+    if not any(np.isfinite(item.errors[INTEGER]) for item in storable):
+        return attempt(candidates, options, ruler, progress)
+    floating = replace(candidates, form=replace(candidates.form, storable=without(storable, range(len(storable)))))
+    for known in (candidates, floating):
+        try:
+            best.append(attempt(known, options, ruler, progress))
+        except TargetError as error:
+            failure = failure or error
+        if best and not best[0].removed.any():
+            return best[0]
+    if not best:
+        assert failure is not None
+        raise failure
+    whole = _all_on_integers(candidates, options, ruler, best[0])
+    return min((trial for trial in (*best, whole) if trial.excess <= NOISE), key=lambda trial: trial.error, default=best[0])
+
+
+def _all_on_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, like: Trial) -> Trial:
+    """All layers on integers that may become so, with all channels, measured against the bounds of another trial."""
+    offers, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
+    codes = tuple(INTEGER if INTEGER in offer else offer[0] for offer in offers)
+    error = sum(row[offer.index(code)] for row, offer, code in zip(rounding, offers, codes, strict=True))
+    removed, there, words = np.zeros_like(like.removed), ruler.at(codes), ("allocation: all layers on integers", *like.notes[1:])
+    figures = there.predicted(removed), there.actual(removed)
+    return Trial(like.options, removed, words, like.limits, *figures, codes=codes, error=error)
+
+
+def worthwhile(candidates: Candidates, asked: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """The better of what all groups allow and of what those do that shrink as the model stands, by the error that the solver expects, with
+    a word on it.
+
+    Raises:
+        TargetError: not even all groups allow a target.
+    """
+    plain = [group for group in candidates.groups if group.name not in candidates.expanding]
+    if len(plain) == len(candidates.groups):
+        return better_aligned(candidates, asked, ruler, progress)
+    standing = None
+    with suppress(TargetError):
+        standing = better_aligned(replace(candidates, groups=plain), asked, ruler, progress) if plain else None
+    if standing is not None and (asked.allocation != "solve" or not candidates.errors):  # nothing to weigh by
+        return standing
+    wide = better_aligned(candidates, asked, ruler, progress)
+    found = candidates.analysis.expansions(wide.removed)
+    what = ", ".join(f"{name} at {count} place{'s' if count > 1 else ''}" for name, count in found.items())
+    if standing is None:
+        why = "the target cannot be met" if plain else "nothing can be pruned"
+        best, words = wide, f"expanded: {what}, since {why} as it stands"
+    elif found and wide.error < EXPANDED * standing.error:
+        best, words = wide, f"expanded: {what}: estimated error {wide.error:.3g} against {standing.error:.3g} as it stands"
+    elif found:
+        best, words = standing, f"not expanded: estimated error {standing.error:.3g} as it stands, {wide.error:.3g} with {what}"
+    else:
+        best, words = standing, f"not expanded: no better plan was found with that (estimated error {standing.error:.3g} as it stands)"
+    return replace(best, notes=(words, *best.notes))
+
+
+def better_aligned(candidates: Candidates, asked: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
+    """Which units leave, with the alignment that is asked for or the better of two.
+
+    Raises:
+        as `plan_for`.
+    """
+    data = candidates.data
+    align, first = Align.parse(asked.align), settled(asked, ruler)
+    best = _with_or_without_integers(candidates, replace(asked, align=first), ruler, progress)
+    judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
+    if align.written == "default" and str(first) == BLOCKS:
+        if best.used < FULL:
+            best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
+    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.changes:
+        best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
+    return best
+
+
+def of_kinds(
+    candidates: Candidates, kinds: Sequence[Sequence[Group]], asked: PlanOptions, ruler: Ruler, progress: Progress
+) -> Trial:
+    """Of the trials that these groups, or those, allow the one that loses least of the scores.
+
+    Raises:
+        TargetError: none allow a target.
+    """
+    found, failure = list[Trial](), None
+    for groups in kinds:
+        try:
+            found.append(worthwhile(replace(candidates, groups=groups), asked, ruler, progress))
+        except TargetError as error:
+            failure = error
+    if failure is not None and not found:
+        raise failure
+    every = candidates.analysis.coupling.groups
+    rows = errors_of_scores(every, candidates.scores) if found[1:] else []
+
+    def loss(trial: Trial) -> float:
+        return sum(float(row[np.count_nonzero(~trial.removed[group.units])]) for group, row in zip(every, rows, strict=True))
+
+    return min(found, key=loss) if found[1:] else found[0]
+
+
+def _judged(candidates: Candidates, known: Container[str], asked: PlanOptions) -> list[list[Group]]:
+    """The groups that may shrink: not dimensions whose errors are not ``known``; and of whole groups of a convolution and what is inside of
+    them both, where a solver weighs them against each other by what is known of both; else these or those, where targets tell which is
+    better, or those that leave in finer steps."""
+    left = [group for group in candidates.groups if not group.dimensions or group.name in known]
+    if asked.allocation == "solve" and candidates.errors:
+        return [[group for group in left if not group.inside or group.name in known]]
+    scored = {group.name for group in left if candidates.scores[group.units].any()}
+    if asked.allocation == "solve":
+        return [[group for group in left if not group.inside or group.name in scored]]
+    names = {name for group in left if group.name in scored for name in group.inside}
+    if names and asked.ratio is None:
+        return [[group for group in left if group.name not in names], [group for group in left if not group.inside]]
+    parts = {name: [group for group in left if name in group.inside] for group in left for name in group.inside}
+    steps = {name: min(part.width // part.blocks if part.name in scored else 0 for part in some) for name, some in parts.items()}
+    whole = {group.name for group in left if group.width > steps.get(group.name, group.width)}
+    return [[group for group in left if whole.isdisjoint(group.inside) and (group.name not in parts or group.name in whole)]]
 
 
 def allocation_of(candidates: Candidates, options: PlanOptions) -> str:

@@ -6,7 +6,7 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -62,12 +62,12 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
 
 
 def steps_of(coupling: Coupling, group: Group, align: Align) -> Align:
-    """The alignment of a group's kept units that brings every weight axis that it fills to an alignment."""
+    """The alignment of a group's kept units that brings every weight axis that it fills to an alignment, and keeps blocks even."""
     widths = (align.block, align.fine, align.start)
     makers = set(group.producers)
     layers = [layer for layer in coupling.layers if layer.node.name in makers] if max(widths) > 1 else []
     counts = [count for layer in layers if (count := sum(int((made.units == group.units[0]).sum()) for made in layer.made))]
-    return Align(*(math.lcm(*(width // math.gcd(width, count) for count in counts)) for width in widths))
+    return Align(*(math.lcm(group.blocks, *(width // math.gcd(width, count) for count in counts)) for width in widths))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class _Chooser:
     @cached_property
     def orders(self) -> list[IntArray]:
         """Positions of each group from least to most important; ties leave in the order of the channels."""
-        return [np.argsort(self.scores[group.units], kind="stable") for group in self.groups]
+        return [group.order(self.scores[group.units]) for group in self.groups]
 
     @cached_property
     def keys(self) -> FloatArray:
@@ -283,6 +283,13 @@ def solve(problem: Problem) -> Allocation | None:
     errors = {name: problem.error(state) for name, state in states.items()}
     best = min(errors, key=lambda name: errors[name])
     return Allocation(problem.kept(states[best]), errors[best], best, errors)
+
+
+def widened(problem: Problem, found: Allocation) -> Allocation:
+    """What was found with fewer choices, widened among all that a problem has."""
+    state = np.asarray([list(widths).index(at) for widths, at in zip(problem.widths, found.kept.tolist(), strict=True)], np.int64)
+    state = widen(problem, state)
+    return replace(found, kept=problem.kept(state), error=problem.error(state))
 
 
 @dataclass(frozen=True)

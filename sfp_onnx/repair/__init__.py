@@ -10,15 +10,17 @@ from types import MappingProxyType
 import numpy as np
 
 from .. import cut, evaluation
-from ..core.errors import ModelError, OptionError, VerificationError
+from ..core.errors import DataError, ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
 from ..core.system import FINISHERS
 from ..core.types import BoolArray, Cut, Factor, FloatArray
 from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, left_out, silent
 from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
+from ..export.integers import CALIBRATED, KINDS, Integers, histograms, ranges_of
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
+from ..planning.precision import on_integers
 from . import confidence
 from .heads import turned
 from .lockstep import LayerFit, prepared_for, repair
@@ -131,20 +133,33 @@ def rounded(
     analysis: Analysis, model: Model, removed: BoolArray, stores: Mapping[str, Stored], data: Dataset | None, options: RepairOptions | None,
     progress: Progress = silent, how: MeasureOptions = MeasureOptions(),
 ) -> tuple[Model, tuple[str, ...]]:  # fmt: skip
-    """A cut and repaired model with weights that are stored as ``stores`` say, and a word on it. With a least-squares repair, layers are
+    """A cut and repaired model with weights that are stored as ``stores`` say, and words on it. With a least-squares repair, layers are
     re-fitted once more in their order, each on what the rounded layers in front of it give: weights are rounded again, with the scales that
     they have or those that they just fit into, whichever is nearer on rows that the fit did not see, and biases take what is left. What
-    comes of that is kept where it is nearer to the original on samples that it did not see.
+    comes of that is kept where it is nearer to the original on samples that it did not see. Layers whose kernels take integers are last.
 
     Raises:
-        ModelError: the model cannot be run in segments. VerificationError: the result does not run.
+        DataError: layers become integers, and there are no data. ModelError: the model cannot be run in segments, or not quantised.
+        VerificationError: the result does not run.
     """
     fitted = data is not None and options is not None and options.kind == "lstsq"
     if fitted:
         model = prepared_for(analysis.prepared, analysis.coupling, removed, model, every=True)[0].model
-    plain = stored(model, stores)
-    if data is None or options is None or not fitted:
-        return plain, ()
+    plain, integers, words = stored(model, stores), on_integers(stores), tuple[str, ...]()
+    if data is not None and options is not None and fitted and plain is not model:
+        plain, words = _rounded_again(analysis, plain, removed, data, options, progress, how)
+    if not integers:
+        return plain, words
+    if data is None:
+        raise DataError("the plan computes layers in 8-bit integers, with ranges of activations from calibration data: give --data")
+    made, more = _on_integers(analysis, plain, integers, data, options.seed if options else 0, how)
+    return made, (more, *words)
+
+
+def _rounded_again(
+    analysis: Analysis, plain: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress, how: MeasureOptions
+) -> tuple[Model, tuple[str, ...]]:
+    """The better of a model as it was rounded and as it is re-fitted after it."""
     fit_on, judge = _part(data, options.seed)
     with progress("re-fitting after rounding", len(analysis.coupling.layers)) as advance:
         feeds = feeds_of(analysis, fit_on)
@@ -156,6 +171,22 @@ def rounded(
     result = f"relative error of the outputs on {judge.samples} samples: {before:.4g} -> {after:.4g}"
     words = f"re-fit after rounding: {changed} of {len(fits)} layers; {result}" + ("" if kept else "; left as rounded")
     return better if kept else plain, (words,)
+
+
+def _on_integers(
+    analysis: Analysis, model: Model, chosen: set[str], data: Dataset, seed: int, how: MeasureOptions
+) -> tuple[Model, str]:
+    """A finished model with chosen layers on integers, their ranges of the kind that is nearest to the original on held-out samples."""
+    fit_on, judge = _part(data, seed)
+    ranged = fit_on.part(np.arange(min(fit_on.samples, CALIBRATED)))
+    found = histograms(model, lambda: feeds_of(analysis, ranged))
+    layers = frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
+    models = {kind: Integers(layers, ranges_of(found, kind))(model, chosen) for kind in KINDS}
+    left = dict(zip(models, _drifts(analysis, [*models.values()], judge, how), strict=True))
+    best = min(left, key=lambda kind: left[kind])
+    shown = ", ".join(f"{error:.4g} {kind}" for kind, error in left.items())
+    words = f"{len(chosen)} layers are computed in 8-bit integers; relative error of the outputs on {judge.samples} samples by the ranges"
+    return models[best], f"{words} of activations (from {ranged.samples} others): {shown}; taken: {best}"
 
 
 def _part(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:

@@ -13,7 +13,8 @@ from ..graph import Model, holds_weights, initializers, nodes, too_old
 from .registry import RULES, Trait, has, state
 
 HINTS = {
-    r"If|Loop|Scan": "the insides of sub-graphs are not pruned",
+    r"If": "its branches do not both run on all inputs, give other shapes or hold loops: they are not pruned",
+    r"Loop|Scan": "the insides of sub-graphs are not pruned",
     r"com\.microsoft\.(\w*NBits|MatMulBnb4|GatherBlockQuantized|QMoE)":
         "their weights are packed: use the float model, and quantise what comes of it",
     r"com\.microsoft\..*":

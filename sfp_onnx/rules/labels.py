@@ -213,6 +213,17 @@ class Contracted:
     rows: IntArray
 
 
+@dataclass(frozen=True)
+class Blocked:
+    """A convolution in groups with a constant weight: the labels of its input (groups, i) and of its output channels (groups, o), of which
+    every group may lose some of its own, as many as the others. The second axis of input ``weight`` holds those of side ``inner``."""
+
+    node: Node
+    sides: tuple[IntArray | None, IntArray | None]
+    weight: int
+    inner: int
+
+
 @dataclass
 class Facts:
     """Everything stated so far about one graph. ``constants`` holds the labels of constant operands by storage key; ``joins`` says where
@@ -226,6 +237,7 @@ class Facts:
     choices: list[Choice] = field(default_factory=list)
     layers: list[LayerFact] = field(default_factory=list)
     contracted: list[Contracted] = field(default_factory=list)
+    blocked: list[Blocked] = field(default_factory=list)
     affines: list[AffineFact] = field(default_factory=list)
     follows: list[Follow] = field(default_factory=list)
     tensors: dict[str, Labels] = field(default_factory=dict)

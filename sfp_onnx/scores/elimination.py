@@ -141,14 +141,15 @@ class Order:
         return np.asarray(np.concatenate([[0.0], np.cumsum(self.added)])[::-1].copy())
 
 
-def eliminate(readers: Sequence[Reader], width: int, shares: Sequence[float] = ()) -> Order:
-    """Remove all units of a group, always the one that adds least to the summed error of its readers. A look is taken at each of these
-    (falling) shares of units left, or as soon as the error is worth one."""
-    left, together, inputs = np.arange(width), max(1, -(-width // PASSES)), [len(reader.unit) for reader in readers]
+def eliminate(readers: Sequence[Reader], width: int, shares: Sequence[float] = (), blocks: int = 1) -> Order:
+    """Remove all units of a group, always the one (of ``blocks`` one each) that adds least to the summed error of its readers. A look is
+    taken at each of these (falling) shares of units left, or as soon as the error is worth one."""
+    left, together, inputs = np.arange(width), max(1, -(-width // (blocks * PASSES))), [len(reader.unit) for reader in readers]
     order, added, looks, ahead = list[int](), list[float](), dict[int, Sequence[FloatArray]](), list(shares)
     while len(left):
         costs = sum((reader.costs(left) for reader in readers), np.zeros(len(left)))
-        leaving = left[np.argsort(costs, kind="stable")[:together]]
+        least = np.argsort(costs.reshape(blocks, -1), axis=1, kind="stable")[:, :together]
+        leaving = np.take_along_axis(left.reshape(blocks, -1), least, 1).T.reshape(-1)
         cost = sum(reader.remove(leaving) for reader in readers)
         order += leaving.tolist()
         added += [cost / len(leaving)] * len(leaving)
@@ -200,14 +201,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one block of a layer reads: weights (k, o) in units of the target, the channel of the block and the unit of each row, the
-    variance of the target. ``key`` is that of H^-1 (k, k) in a store."""
+    """What one block of a layer reads: weights (k, o) in units of the target, the channel of the block and the units of each row, of each
+    kind that there is, the variance of the target. ``key`` is that of H^-1 (k, k) in a store."""
 
     key: Hashable
     place: Place
     weights: Array
     channels: IntArray
-    units: IntArray
+    units: Sequence[IntArray]
     variance: float
 
 
@@ -234,11 +235,13 @@ def eliminated(analysis: Analysis, data: Any, setting: Setting) -> Elimination:
     with setting.progress("weighing", sum(map(len, found.cuts.values()))) as advance:
         held = known.held() if known else list(feeds_of(analysis, looks.held))
         reached = sensitivity.reaching(analysis.prepared, analysis.coupling, found.cuts, held, setting.memory, advance)
-    factors = sensitivity.factors(found.cuts, reached)
-    found = replace(found, spectra=_weighed_spectra(analysis.coupling, found.spectra, factors))
+    ratios = sensitivity.ratios(found.cuts, reached)
+    middle = sensitivity.middle_of(ratios, analysis.expanding)
+    factors = sensitivity.factors(ratios, middle)
+    found = replace(found, spectra=_weighed_spectra(analysis, found.spectra, factors))
     for name in sensitivity.streams(analysis.prepared, analysis.coupling) & factors.keys():
         factors[name] *= sensitivity.STREAM
-    return replace(weighed(analysis.coupling, found, factors, looks), reach=sensitivity.middle_of(sensitivity.ratios(found.cuts, reached)))
+    return replace(weighed(analysis.coupling, found, factors, looks), reach=middle)
 
 
 def _gathered(analysis: Analysis, data: Dataset, found: Sequence[heads.Pair]) -> dict[str, FloatArray]:
@@ -255,11 +258,16 @@ def _with_dimensions(analysis: Analysis, found: Elimination, known: Worth) -> El
     return replace(found, scores=scores, errors={**found.errors, **known.errors}, blind=blind, cuts={**found.cuts, **known.cuts})
 
 
-def _weighed_spectra(coupling: Coupling, spectra: Mapping[str, Spectrum], factors: Mapping[str, float]) -> dict[str, Spectrum]:
-    """Errors of what layers make, times the mean factor of the groups that they read: it tells what of such errors reaches the outputs."""
-    found = {}
+def _weighed_spectra(analysis: Analysis, spectra: Mapping[str, Spectrum], factors: Mapping[str, float]) -> dict[str, Spectrum]:
+    """Errors of what layers make, times the mean factor of the groups that they read: it tells what of such errors reaches the outputs.
+    That of a residual stream which can only be cut with an expansion is of errors at a dozen layers at once, and says nothing of one:
+    layers that read nothing else stay one, as where nothing is expanded."""
+    standing, found = [group for group in analysis.coupling.groups if group.name not in analysis.expanding], {}
+    every = {name for group in standing for name in group.consumers} if analysis.expanding else spectra.keys()
     for name, spectrum in spectra.items():
-        known = [factors[group.name] for group in coupling.groups if name in group.consumers and group.name in factors]
+        if name not in every:
+            continue
+        known = [factors[group.name] for group in standing if name in group.consumers and group.name in factors]
         root = np.float32(np.exp(np.mean(np.log(known)) / 2) if known else 1.0)
         found[name] = replace(spectrum, made=spectrum.made * root**2, scale=spectrum.scale * root)
     return found
@@ -308,7 +316,7 @@ def elimination(
 
 def look_of(prepared: Prepared, coupling: Coupling, options: RepairOptions) -> Look:
     """A pass that sees all that an elimination needs."""
-    return Look(prepared, coupling, lambda layer: bool((layer.source >= 0).any()), options, RIDGE, shrinks=True)
+    return Look(prepared, coupling, lambda layer: any((units >= 0).any() for units in layer.sources), options, RIDGE, shrinks=True)
 
 
 Blocks = Iterator[tuple[Inputs, FloatArray]]
@@ -326,6 +334,7 @@ class Look:
     ) -> None:  # fmt: skip
         scene = steps.Scene(prepared.model, coupling, prepared.nodes, prepared.trace.shapes)
         self.layers = [layer for layer in coupling.layers if scene.weight(layer) and wanted(layer)]
+        self._numbers = _numbers(coupling, self.layers)
         planned = steps.plan_steps(scene, [[layer] for layer in self.layers], {})
         self._steps, self._shapes = [task[0] for task in planned if isinstance(task, tuple)], scene.shapes
         self.store, self._ridge = walk.Store(lockstep.budget_of(options.memory, self._steps)), (strength, shrinks)
@@ -352,9 +361,18 @@ class Look:
         for feeds in batches:
             self._setting.after.feed(feeds)
         setting = replace(self._setting, batches=share.batches)
-        for number, step in enumerate(self._steps):
+        for number, step in zip(self._numbers, self._steps, strict=True):
             yield _see(setting, step, number, share, self._ridge[1], self._shapes)
             advance(1)
+
+
+def _numbers(coupling: Coupling, layers: Sequence[Layer]) -> list[int]:
+    """Numbers of layers, by which rows are drawn: those that read nothing but what shrinks with an expansion have the last ones, so that
+    the others see the rows that they would see without."""
+    standing = np.ones(coupling.units + 1, bool)  # the last place stands for -1
+    standing[[-1, *(unit for group in coupling.groups if group.name in coupling.expanding for unit in group.units)]] = False
+    late = [not any(standing[units].any() for units in layer.sources) for layer in layers]
+    return np.argsort(np.argsort(late, kind="stable")).tolist() if coupling.expanding else list(range(len(layers)))
 
 
 def _see(
@@ -364,14 +382,15 @@ def _see(
     weight = step.weight.value(after.constant)
     summed, made = step.target != step.output, _Made(after, step, shapes)
     segment = after.advance([step.data, *([step.output, *lockstep.operands(after, step)] if summed else made.reads)])
-    chain, seen = lockstep.Chain(), None
+    chain, seen, known = lockstep.Chain(), None, True
     for batch in range(after.batches):
         values, at = segment(batch), share.place(batch)
         data = values[step.data]
         output = values[step.output].shape if summed else made.shape(values)
         blocks = form.blocks(data.shape, weight.shape, output)
         matrix = form.matrix(weight, blocks)
-        if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf):
+        if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf) or not np.isfinite(data).all():
+            known = known and bool(np.isfinite(data).all())  # a branch that is not taken may make no numbers of its data
             continue  # the segment must still run on every batch
         if summed and not batch:
             chain = lockstep.measure_chain(after, step, values[step.output], values, after)
@@ -386,7 +405,7 @@ def _see(
             target = lockstep.target_at(step, chain, values[step.output], values)
             seen.answered(form.answers(target, chosen, blocks).astype(np.float64), on)
     after.finish()
-    return seen
+    return seen if known else None
 
 
 class _Made:
@@ -421,13 +440,13 @@ def _blocks(after: walk.Walk, step: walk.Step, layer: Layer, every: Iterator[See
     matrix = form.matrix(weight, blocks)
     scaled = matrix.astype(np.float64) * walk.per_block(seen.scale, matrix)
     channels, count = form.inputs_of(weight.shape, blocks), sums.count
-    source = layer.source if len(layer.source) else np.full(blocks * (int(channels.max()) + 1), -1)
+    sources = layer.sources or (np.full(blocks * (int(channels.max()) + 1), -1),)
     means, taps = sums.means[0], prod(form.kernel)
     known = seen.scatter is not None and blocks == 1 and matrix.shape[2] <= MOST_MADE  # before the sums are used up
     read = (sums.of_channels(taps), sums.of_products(scaled[0])) if known else None
     variance = _variance(step, seen, sums, scaled) if read is None or step.target != step.output else float(np.trace(read[1]))
     for block, inverse in enumerate(ridge.ridge_inverse(sums, strength, scatter)):
-        units = source[block * (len(source) // blocks) + channels]
+        units = [source[block * (len(source) // blocks) + channels] for source in sources]
         key, held, scarce = (step.layer, "inverse", block), scaled[block].astype(np.float32), scatter.shares[block] if scatter else 0.0
         spectrum = None if read is None else _spectrum(*read, scaled[0], scarce, variance, seen.scale, step.alone)
         place = Place(layer, block, blocks, means[block], seen.scale, scarce, count / len(channels), spectrum)
@@ -469,16 +488,16 @@ class _Ledger:
         self._group = np.full(coupling.units + 1, -1, np.int64)  # the last place stands for -1
         for number, group in enumerate(coupling.groups):
             self._group[group.units] = number
-        self._expected = Counter(number for layer in layers for number in self._groups(layer.source))
+        self._expected = Counter(number for layer in layers for number in self._groups(layer.sources))
         self._readers: dict[int, list[Layer]] = {}
         for layer in coupling.layers:
-            for number in self._groups(layer.source):
+            for number in self._groups(layer.sources):
                 self._readers.setdefault(number, []).append(layer)
         self._waiting: dict[int, list[Inputs]] = {}
         self._uses: Counter[Hashable] = Counter()
 
-    def _groups(self, units: IntArray) -> list[int]:
-        return sorted(set(self._group[units].tolist()) - {-1})
+    def _groups(self, kinds: Sequence[IntArray]) -> list[int]:
+        return sorted({number for units in kinds for number in self._group[units].tolist()} - {-1})
 
     def add(self, layer: Layer, blocks: Blocks) -> None:
         """One more layer was seen; eliminates the groups of which it was the last reader."""
@@ -493,7 +512,7 @@ class _Ledger:
             for number in groups:
                 self._waiting.setdefault(number, []).append(inputs)
             del matrix
-        for number in self._groups(layer.source):
+        for number in self._groups(layer.sources):
             self._expected[number] -= 1
             if not self._expected[number]:
                 self._eliminate(number)
@@ -510,9 +529,10 @@ class _Ledger:
                 matrix = matrix.copy()  # the elimination changes it
             else:
                 self._store.drop(inputs.key)
-            readers.append(Reader(matrix, inputs.weights.astype(np.float64), place[inputs.units], inputs.variance))
+            own = np.max([place[units] for units in inputs.units], axis=0)
+            readers.append(Reader(matrix, inputs.weights.astype(np.float64), own, inputs.variance))
         if readers:
-            order = eliminate(readers, group.width, self._shares if self._is_seen(number, seen) else ())
+            order = eliminate(readers, group.width, self._shares if self._is_seen(number, seen) else (), group.blocks)
             self.scores[group.units[order.units]] = order.added
             self.errors[group.name] = order.errors
             cuts = [Cut(kept, float(order.errors[kept]), _changes(seen, weights)) for kept, weights in order.looks.items()]
@@ -522,7 +542,7 @@ class _Ledger:
     def _is_seen(self, number: int, seen: Sequence[Inputs]) -> bool:
         """Whether all layers that mix units of a group with others were seen, so that their weights tell what its cut does."""
         units, known = self._coupling.groups[number].units, {id(inputs.place.layer) for inputs in seen}
-        return all(id(layer) in known or np.isin(units, layer.writes).all() for layer in self._readers[number])
+        return all(id(layer) in known or np.isin(units, (*layer.writes, *layer.columns)).all() for layer in self._readers[number])
 
 
 def _changes(readers: Sequence[Inputs], weights: Sequence[FloatArray]) -> list[Change]:

@@ -10,7 +10,7 @@ both of the same cuts, the first measured on samples that no fit saw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -73,8 +73,8 @@ class Looks:
 
 
 def looks(analysis: Analysis, data: Dataset, seed: int, memory: int) -> Looks:
-    """As many cuts and samples as the limits above allow."""
-    groups, held = len(analysis.coupling.groups), initializers(analysis.prepared.model)
+    """As many cuts and samples as the limits above allow; the same whether more groups could shrink if something were expanded."""
+    groups, held = len(analysis.coupling.groups) - len(analysis.expanding), initializers(analysis.prepared.model)
     size = 4 * sum(int(np.prod(held[name].shape)) for name in held)
     few = groups * len(LOOKS) * FEWEST > PASSES * data.samples or size * len(LOOKS) > MEMORY * memory
     shares = ONE_LOOK if few else LOOKS
@@ -148,14 +148,15 @@ def lost(new: FloatArray, old: FloatArray) -> float | None:
 
 def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:
     """The model in which each of these layers has a weight of its own, of numbers that are not rounded: a cut may change one of those that
-    share it, and further than integers reach."""
+    share it, and further than integers reach (those of a product of integers stay integers)."""
     editor = edit.Editor(scene.model)
     for layer in layers:
         node, held = scene.node(layer), scene.weight(layer)
         assert layer.weight is not None and held is not None
         name = node.inputs[layer.weight.position]
-        if held.scale or len(scene.index.readers(name)) > 1:
-            value = held.value(lambda constant: scene.values[constant])
+        shared, kept = len(scene.index.readers(name)) > 1, scene.around(layer) is not None
+        if shared or (held.scale and not kept):
+            value = scene.values[name] if kept else held.value(lambda constant: scene.values[constant])
             editor.set_input(node.index, layer.weight.position, editor.constant(name, value))
     return replace(scene, model=editor.finish())
 
@@ -188,26 +189,25 @@ def _rows(arrays: Sequence[Array]) -> FloatArray:
     return rows
 
 
-def middle_of(found: Mapping[str, float]) -> float:
-    """The median of what `ratios` gives; 0 where nothing reaches an output."""
-    middle = float(np.median(list(found.values()))) if found else 0.0
+def middle_of(found: Mapping[str, float], aside: Collection[str] = ()) -> float:
+    """The median of what `ratios` gives, of groups that are not put ``aside`` if there are any; 0 where nothing reaches an output."""
+    values = [value for name, value in found.items() if name not in aside] or list(found.values())
+    middle = float(np.median(values)) if values else 0.0
     return middle if middle > 1e-20 else 0.0
 
 
 def ratios(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Error at the outputs over that at the readers of each group: the geometric mean over its cuts; not of groups of which nothing is
-    known."""
+    known, such as those in a branch that no sample takes."""
     return {
         name: float(np.exp(np.mean(np.log(np.maximum(reached[name], 1e-30)) - np.log([cut.error for cut in some]))))
         for name, some in cuts.items()
-        if np.isfinite(reached[name]).all() and all(cut.error > 0 for cut in some)
+        if np.isfinite(reached[name]).all() and max(reached[name]) > 0 and all(cut.error > 0 for cut in some)
     }
 
 
-def factors(cuts: Mapping[str, Sequence[Cut]], reached: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def factors(found: Mapping[str, float], middle: float) -> dict[str, float]:
     """`ratios` relative to their median; none where nothing reaches an output."""
-    found = ratios(cuts, reached)
-    middle = middle_of(found)
     return {name: float(np.clip(value / middle, 1 / SPAN, SPAN)) for name, value in found.items()} if middle else {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,8 @@ Site = tuple[str, int]
 
 def sites(coupling: Coupling) -> list[Site]:
     """Activations that mixing layers read and that hold units."""
-    return list(dict.fromkeys((layer.data_name, layer.data_axis) for layer in coupling.layers if (layer.source >= 0).any()))
+    reading = [layer for layer in coupling.layers if any((units >= 0).any() for units in layer.sources)]
+    return list(dict.fromkeys((layer.data_name, layer.data_axis) for layer in reading))
 
 
 @dataclass
@@ -152,12 +153,13 @@ def views(prepared: Prepared, coupling: Coupling, moments: Mapping[Site, Moments
         return np.asarray(open_model(program, Optimize.NONE).run({}, [name])[0])  # dequantised, say
 
     position = np.full(coupling.units, -1, np.int64)
-    layers = by_group(coupling, (np.concatenate([layer.reads, layer.writes, layer.source]) for layer in coupling.layers))
+    layers = by_group(coupling, (np.concatenate([layer.reads, *layer.sources, layer.writes, layer.columns]) for layer in coupling.layers))
     affines = by_group(coupling, (affine.units for affine in coupling.affines))
     for index, group in enumerate(coupling.groups):
         position[:] = -1
         position[group.units] = np.arange(group.width)
-        slices = [part for at in layers[index] for part in _slices(read, coupling.layers[at], position, factors, moments)]
+        found = [] if group.dimensions else [coupling.layers[at] for at in layers[index]]
+        slices = [part for layer in found for part in _slices(read, layer, position, factors, moments)]
         norms = [coupling.affines[at] for at in affines[index]]
         gammas = [(positions(norm.units, position), np.abs(norm.gamma)) for norm in norms]
         yield GroupView(group.name, index, group.width, tuple(slices), tuple(gammas))
@@ -188,10 +190,9 @@ def scales(index: GraphIndex, coupling: Coupling) -> dict[str, FloatArray]:
 def _slices(
     read: Callable[[str], Array], layer: Layer, position: IntArray, scales: Mapping[str, FloatArray], moments: Mapping[Site, Moments]
 ) -> Iterator[WeightSlices]:
-    writes, reads = positions(layer.writes, position), positions(layer.reads, position)
-    activation = _activation(layer, moments)
+    writes, reads = _own([layer.writes, layer.columns], position), _own([layer.reads], position)
+    source, activation = _own(layer.sources, position), _activation(layer, moments)
     if layer.weight is None:
-        source = positions(layer.source, position)
         yield WeightSlices(layer.node.name, "in", source, np.zeros((len(source), 0), np.float32), activation)
         return
     weight = _effective(read(layer.node.inputs[layer.weight.position]), layer, scales)
@@ -202,6 +203,21 @@ def _slices(
         rows = _rows(weight, layer.weight.in_axis)
         per_row = {name: _per_row(values, layer) for name, values in activation.items()}
         yield WeightSlices(layer.node.name, "through" if through else "in", reads, rows, per_row)
+    elif (source >= 0).any() and not through and len(source) == weight.shape[layer.weight.in_axis] * layer.groups():
+        yield WeightSlices(layer.node.name, "in", source, _by_channel(weight, layer, len(source)), activation)
+
+
+def _own(kinds: Sequence[IntArray], position: IntArray) -> IntArray:
+    """Positions in the group by the first kind of units that belongs to it."""
+    every = [positions(units, position) for units in kinds if len(units)] or [np.zeros(0, np.int64)]
+    return next((own for own in every if (own >= 0).any()), every[0])
+
+
+def _by_channel(weight: Array, layer: Layer, channels: int) -> Array:
+    """One row for each channel that a layer reads, of a weight that has the same axis for those of all groups."""
+    assert layer.weight is not None
+    rows = np.moveaxis(weight, layer.weight.in_axis, 0)
+    return np.asarray(rows.reshape(len(rows), channels // len(rows), -1).swapaxes(0, 1).reshape(channels, -1))
 
 
 def _effective(weight: Array, layer: Layer, scales: Mapping[str, FloatArray]) -> Array:

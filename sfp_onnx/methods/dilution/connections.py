@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core.errors import OptionError
 from ...core.types import Array, BoolArray, Coupling, FloatArray, IntArray, Layer
-from ...coupling.cost import emptied
+from ...coupling.cost import emptied, uneven
 from ...graph import Constants, Initializer, Model, Prepared, edit, extract, initializers, outputs
 from ...runtime import observe, unpadded
 from . import KERNEL, Ends, KernelView, Method, MethodOptions, Site, keep_by_rank, l1, spread, tile_sums
@@ -221,6 +221,8 @@ def unread(model: Model, coupling: Coupling) -> BoolArray:
     """Units that can be cut because nobody reads them; no tensor is left empty."""
     read, _, plain_readers, _ = connections(model, coupling)
     dead: BoolArray = plain_readers & ~read
+    for group in uneven(coupling, dead):
+        dead[group.units] = False
     for _, units in emptied(coupling, dead):
         dead[units.min()] = False
     return dead

@@ -20,7 +20,7 @@ from ...coupling.trace import random_feeds
 from ...cut import cut, verify
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate
-from ...graph.load import ModelSource
+from ...graph.load import ModelSource, nested
 from ...graph.save import file_bytes, fingerprint, full_size, save, to_proto, together
 from ...pipeline.opened import Sources, tell
 from ...repair.lockstep import repair
@@ -153,7 +153,7 @@ def without_dead(result: Diluted, data: Dataset | None) -> Diluted:
             left = known.left
             break
         try:
-            smaller = cut(replace(analysis.prepared, model=known.model), analysis.coupling, dead)
+            smaller = nested(cut(replace(analysis.prepared, model=known.model), analysis.coupling, dead), analysis.prepared.nest)
             error = max(verify.compare(model, smaller, graph.tensor_types(model), [], feeds).errors.values(), default=0.0)
         except (VerificationError, ModelError):
             notes.append(f"{int(dead.sum())} channels without connections were left: the model would not stay the same without them")
@@ -224,6 +224,7 @@ def _diluted(
         notes += (words,)
     check(diluted, masked.masks, batches(analysis, data))
     size, told = analysis.size(), describe(data) if data else {}
+    diluted = nested(diluted, analysis.prepared.nest)
     result = Diluted(
         graph.stamped(diluted), analysis.model, options, masked.figures, masked.skipped, notes, 0, {}, size, size, told, analysis.traced
     )

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .core import system
-from .core.errors import ModelError, OptionError, VerificationError
-from .core.options import MeasureOptions, OutputOptions
-from .core.types import Array, IntArray, Node
-from .coupling.analysis import Analysis
-from .data.dataset import Dataset
-from .evaluation import tally
-from .evaluation.meaning import read
-from .graph import GraphIndex, Initializer, Model, initializers, nodes, outputs, vocabulary, with_node_names
-from .graph.edit import with_full_weights, without_dead
-from .graph.load import load, raised
-from .graph.save import atomic, check_output, file_bytes, half_weights, save, to_proto, writing
-from .latency.timing import AS_DEFAULT, Latency
-from .rules.scales import on_integers
-from .runtime import Batches, Session, open_model, open_ort, open_timed, quantize, save_ort
-
-Feeding = Callable[[], Iterable[Mapping[str, Array]]]
-"""Gives batches of inputs, from the first one on each time."""
-# Opsets: of scales per channel, of float16 beside integers, of QuantizeLinear at all, and of its dynamic form.
-CHANNELS_OPSET, HALF_OPSET, FIRST_OPSET, DYNAMIC_OPSET = 13, 19, 10, 11
+from ..core import system
+from ..core.errors import OptionError, VerificationError
+from ..core.options import MeasureOptions, OutputOptions
+from ..core.types import Array, IntArray, Node
+from ..coupling.analysis import Analysis
+from ..data.dataset import Dataset
+from ..evaluation import tally
+from ..evaluation.meaning import read
+from ..graph import GraphIndex, Model, initializers, nodes, outputs, vocabulary
+from ..graph.edit import with_full_weights, without_dead
+from ..graph.save import atomic, check_output, file_bytes, half_weights, to_proto, writing
+from ..latency.timing import AS_DEFAULT, Latency
+from ..rules.scales import on_integers
+from ..runtime import Batches, Session, open_ort, open_timed, save_ort
+from .integers import CALIBRATED, Feeding, quantized
 
 
 @dataclass(frozen=True)
@@ -79,64 +73,6 @@ def halved(model: Model) -> tuple[Model, Model, str]:
         raise OptionError("--fp16: the model has no float32 weights of more than 1 KiB that float16 can hold")
     words = f"; {len(left)} weights are too large for float16 and stay float32" if left else ""
     return small, rounded, f"fp16: weights are stored as float16 and computed with as float32{words}"
-
-
-def quantized(model: Model, batches: Feeding | None) -> Model:
-    """The model on 8-bit integers: static (QuantizeLinear/DequantizeLinear, ranges from the batches that ``batches()`` gives) or, without
-    data, dynamic. The opset is raised where scales per channel need it (else there is one per tensor); nodes on which the quantiser fails
-    stay floating.
-
-    Raises:
-        OptionError: it is quantised already, or its type cannot be. ModelError: onnxruntime cannot quantise it.
-    """
-    half = any(held.dtype == np.float16 and len(held.shape) > 1 for held in initializers(model).values())
-    if half and batches is None:
-        raise OptionError("--quantize int8: float16 weights are quantised with --data only. Give data, or the float32 export.")
-    facts: dict[str, Any] = {}
-    try:
-        ready = raised(model, HALF_OPSET if half else CHANNELS_OPSET)
-    except ModelError as error:
-        if half or model.opset < (FIRST_OPSET if batches else DYNAMIC_OPSET):
-            raise ModelError(f"{error}. --quantize int8 needs it: export the model with opset {CHANNELS_OPSET} or later.") from error
-        ready, facts = model, {"per_channel": False}
-    named = with_node_names(ready)
-    try:
-        return _quantized(model, ready, batches, facts)
-    except ModelError:
-        weighed = [node.name for node in nodes(named) if any(len(held.shape) > 1 for held in _weights_of(node, named))]
-        left = [name for name in weighed if not _quantizes(model, named, batches, {**facts, "nodes_to_quantize": [name]})]
-        if not left or len(left) == len(weighed):
-            raise
-        return _quantized(model, named, batches, {**facts, "nodes_to_exclude": left})
-
-
-def _weights_of(node: Node, model: Model) -> list[Initializer]:
-    held = initializers(model)
-    return [held[name] for name in node.inputs if name in held]
-
-
-def _quantizes(model: Model, ready: Model, batches: Feeding | None, facts: Mapping[str, Any]) -> bool:
-    """Whether the quantiser can do it, as far as one batch tells."""
-    try:
-        _quantized(model, ready, None if batches is None else lambda: islice(batches(), 1), facts)
-    except ModelError:
-        return False
-    return True
-
-
-def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mapping[str, Any]) -> Model:
-    with system.temporary("another form of the model") as folder:
-        source, target = folder / "float.onnx", folder / "int8.onnx"
-        save(replace(ready, source=None, files=()), source)
-        quantize(source, target, None if batches is None else batches(), model.name, **facts)
-        try:
-            converted = load(target)
-        except ModelError as error:
-            raise ModelError(str(error).replace(str(target), f"{model.name}, as onnxruntime quantised it")) from error
-        weights = {name: array.copy() for name, array in converted.weights.items()}  # the files go
-    converted = replace(converted, weights=weights, source=model.source, files=model.files, edited=True, libraries=model.libraries)
-    open_model(converted)  # the quantiser writes models that onnxruntime cannot run, too
-    return converted
 
 
 def refuse(analysis: Analysis, options: OutputOptions) -> None:
@@ -285,7 +221,6 @@ def packaged(model: Model, options: OutputOptions, batches: Feeding | None) -> M
 
 # ---- all forms, one after the other ----------------------------------------------------------------------------------
 
-CALIBRATED = 512  # samples that ranges are taken from
 SHOWN = 5  # names in a sentence
 TOLERANCES = {"fp16": 1e-2, "ort": 1e-2}  # largest relative error (root mean square) to what the step started from
 
