@@ -1733,6 +1733,16 @@ def skip_a_table(b: Builder, y: str, op: str) -> str:
     return swap(b, made)
 
 
+@case("com.microsoft.EmbedLayerNormalization")
+def embedded(b: Builder, y: str, op: str) -> str:
+    """Added to what a layer makes of them."""
+    ids = b.input(["N", SIDE * SIDE], "ids", INT32)
+    tables = [b.weight(10, CHANNELS), b.weight(SIDE * SIDE, CHANNELS)]
+    given = [ids, None, *tables, None, b.uniform(CHANNELS), b.weight(CHANNELS)]
+    made = b.op("EmbedLayerNormalization", *given, domain=MICROSOFT, epsilon=1e-3, outputs=["embedded", "indices"])[0]
+    return swap(b, b.op("Add", tokens(b, y), made))
+
+
 @case("com.microsoft.SkipSimplifiedLayerNormalization")
 def skip_rms(b: Builder, y: str, op: str) -> str:
     return swap(b, normalised(b, y, b.uniform(CHANNELS), kind="SkipSimplifiedLayerNormalization"))
