@@ -206,11 +206,13 @@ def _open(model: graph.Model, options: Any, providers: Sequence[str], fed: Mappi
     if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
         with temporary("the model's weights") as place:
             path = save(replace(model, source=None, files=()), place / "model.onnx", external=True)
-            return _loaded(str(path), model.name, options, providers)
-    if weights:
-        options.add_external_initializers(list(weights), list(_held(weights).values()))
+            return replace(_loaded(str(path), model.name, options, providers), fed=_held(fed))
+    values = _held(weights)  # they own what they were copied to, until the session has taken it
+    if values:
+        options.add_external_initializers(list(values), list(values.values()))
     session = _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
-    return replace(session, fed=_held(fed)) if fed else session
+    del values
+    return replace(session, fed=_held(fed))
 
 
 def _held(weights: Mapping[str, Array]) -> dict[str, Any]:
