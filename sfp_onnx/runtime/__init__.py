@@ -72,11 +72,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Session:
-    """An open onnxruntime session. ``name`` is what messages call the model; ``fed``: weights that it takes with every run."""
+    """An open onnxruntime session. ``name`` is what messages call the model; ``fed``: weights that it takes with every run; ``held``: those
+    that it reads where they lie, which must stay there as long."""
 
     handle: Any
     name: str
     fed: Mapping[str, Any] = field(default_factory=dict)
+    held: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
         """Run once.
@@ -207,12 +209,11 @@ def _open(model: graph.Model, options: Any, providers: Sequence[str], fed: Mappi
         with temporary("the model's weights") as place:
             path = save(replace(model, source=None, files=()), place / "model.onnx", external=True)
             return replace(_loaded(str(path), model.name, options, providers), fed=_held(fed))
-    values = _held(weights)  # they own what they were copied to, until the session has taken it
-    if values:
-        options.add_external_initializers(list(values), list(values.values()))
+    held = _held(weights)
+    if held:
+        options.add_external_initializers(list(held), list(held.values()))
     session = _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
-    del values
-    return replace(session, fed=_held(fed))
+    return replace(session, fed=_held(fed), held=held)
 
 
 def _held(weights: Mapping[str, Array]) -> dict[str, Any]:
