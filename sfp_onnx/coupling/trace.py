@@ -31,6 +31,7 @@ from ..runtime import Optimize, open_model, tensor_types
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8, 512)
+LONGER = (4096, 16384)  # of sound
 TEXT = "a"
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
@@ -168,8 +169,10 @@ def _candidates(
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
     tried = set()
     *named, nameless = _readings(ports)
-    sizes_first = product(BATCHES, SIDES, LENGTHS, integers, named)  # small ones: long sequences may not fit into memory
-    nameless_then = product(BATCHES, SIDES, LENGTHS, integers, [nameless])
+    sound = len(integers) == 1 and all(len(port.shape or ()) <= 3 for port in ports)
+    lengths = LENGTHS + LONGER if sound else LENGTHS
+    sizes_first = product(BATCHES, SIDES, lengths, integers, named)  # small ones: long sequences may not fit into memory
+    nameless_then = product(BATCHES, SIDES, lengths, integers, [nameless])
     for *sizes, whole, known in chain(sizes_first, nameless_then, _asked(failures, integers, ports)):
         guesses = {port.name: [_meant(axis, len(port.shape or ()), sizes) for axis in range(len(port.shape or ()))] for port in ports}
         wanted = _shapes(known, guesses, shapes)
