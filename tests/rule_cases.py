@@ -1493,6 +1493,20 @@ def matmul_integer_zero_points(b: Builder, y: str, op: str) -> str:
     return b.op("Mul", b.op("Cast", made, to=FLOAT), b.const(1e-3))
 
 
+@case("com.microsoft.DynamicQuantizeMatMul", select=True)
+def dynamic_quantize_matmul(b: Builder, y: str, op: str) -> str:
+    weight, scale = b.const(b.random.integers(-127, 127, (CHANNELS, 6)), np.int8), b.const(np.full(6, 0.01, np.float32))
+    given = [b.op("Relu", pooled(b, y)), weight, scale, b.const(np.arange(6), np.int8), b.weight(6)]
+    return b.op("DynamicQuantizeMatMul", *given, domain="com.microsoft")
+
+
+@case("com.microsoft.MatMulIntegerToFloat", select=True)
+def matmul_integer_to_float(b: Builder, y: str, op: str) -> str:
+    weight, scales = b.const(b.random.integers(-127, 127, (CHANNELS, 6)), np.int8), [b.const(0.05), b.const(np.full(6, 0.01, np.float32))]
+    given = [integers(b, pooled(b, y), 120), weight, *scales, b.const(120, np.uint8), b.const(np.arange(6), np.int8), b.weight(6)]
+    return b.op("MatMulIntegerToFloat", *given, domain="com.microsoft")
+
+
 # ---- integers throughout ---------------------------------------------------------------------------------------------
 
 
@@ -1682,10 +1696,18 @@ def skip_normalised(b: Builder, y: str, op: str) -> str:
     return swap(b, normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), b.weight(CHANNELS)))
 
 
-@case("com.microsoft.SkipLayerNormalization", pinned="SkipLayerNormalization normalises")
+@case("com.microsoft.SkipLayerNormalization", pinned="LayerNormalization normalises")
 def skip_normalised_and_summed(b: Builder, y: str, op: str) -> str:
     made = normalised(b, y, b.uniform(CHANNELS), b.weight(CHANNELS), outputs=["normal", "", "", "summed"])
     return swap(b, b.op("Add", made[0], made[3]))
+
+
+@case("com.microsoft.SkipLayerNormalization", pinned="LayerNormalization normalises")
+def skip_a_table(b: Builder, y: str, op: str) -> str:
+    """Of what no layer makes."""
+    given = b.input([SIDE * SIDE, CHANNELS], name="positions")
+    made = b.op("SkipLayerNormalization", tokens(b, y), given, b.uniform(CHANNELS), b.weight(CHANNELS), domain=MICROSOFT, epsilon=1e-3)
+    return swap(b, made)
 
 
 @case("com.microsoft.SkipSimplifiedLayerNormalization")

@@ -407,10 +407,14 @@ def test_every_exit_code_is_in_the_help() -> None:
 
 
 def test_a_model_that_may_not_be_read(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
+    opened = Path.open
 
-    monkeypatch.setattr(Path, "read_bytes", deny)
+    def deny(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path == model_file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", deny)
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
     result = invoke("inspect", model_file)
     assert result.exit_code == 4 and "model.onnx: cannot read the model: Permission denied" in result.stderr

@@ -192,6 +192,28 @@ def test_dilution_leaves_branches_in_their_place() -> None:
     assert zeros == [pytest.approx(0.5, abs=0.05)]
 
 
+@pytest.mark.parametrize("from_start", [True, False])
+def test_a_branch_that_makes_no_numbers_of_data_that_do_not_take_it(from_start: bool) -> None:
+    """On the sample already: it stays. Later: what it reads tells nothing, and its layers are left as they were cut."""
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    y = b.op("Relu", b.conv(x, 3, 16, name="stem"))
+    nodes = [oh.make_node("Sub", ["k", y], ["s"]), oh.make_node("Log", ["s"], ["l"]), oh.make_node("Conv", ["l", "w"], ["c"], pads=[1] * 4)]
+    held = {"k": np.asarray(-1.0 if from_start else 50.0), "w": b.random.standard_normal((12, 16, 3, 3)) / 9}
+    nodes += [oh.make_node("Relu", ["c"], ["r"]), oh.make_node("Conv", ["r", "v"], ["e"], pads=[1] * 4)]
+    other = branch(nodes, ["e"], **held, v=b.random.standard_normal((8, 12, 3, 3)) / 9)
+    made = choosing(b, x, branch([oh.make_node("Conv", [y, b.weight(8, 16, 1, 1)], ["t"])], ["t"]), other)[0]
+    model = b.model(b.conv(b.op("Relu", made), 8, 5, name="last"), infer=False)
+    data = np.abs(np.random.default_rng(0).standard_normal((64, 3, 8, 8))).astype(np.float32)
+    data[20:] *= 100
+    analysis = sfp_onnx.inspect(model, data=sfp_onnx.data_for(sfp_onnx.inspect(model).model, {"x": data}))
+    assert bool(analysis.coupling.groups) is not from_start
+    if not from_start:
+        result = sfp_onnx.prune(model, PlanOptions(targets=("macs=60%",)), data={"x": data})
+        assert all(np.isfinite(nh.to_array(tensor)).all() for tensor in result.to_proto().graph.initializer)
+        assert result.plan.after.macs <= 0.6 * result.plan.before.macs
+
+
 def test_branches_of_other_shapes_stay_with_the_reason() -> None:
     b = Builder(17, 1)
     x = b.input(["N", 3, 8, 8])

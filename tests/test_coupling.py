@@ -11,6 +11,8 @@ from building import FLOAT, Builder, assert_exact, assert_listed, error, masked,
 import sfp_onnx
 from sfp_onnx.core.errors import PlanError
 from sfp_onnx.coupling.analysis import Analysis
+from sfp_onnx.planning import removal_of
+from sfp_onnx.report.page import widths_of
 
 
 def groups(analysis: Analysis) -> dict[str, int]:
@@ -173,6 +175,9 @@ def test_groups_leave_whole_and_lose_channels_of_their_own_inside(count: int, ea
     left, right = each - (each > 1), made - (made > 1)
     assert shape[:2] == ([(count - 1) * left, right] if transposed else [(count - 1) * right, left])
     assert result.plan.after.macs == sfp_onnx.inspect(result.to_proto()).size().macs
+    if not transposed:  # a transposed one has the channels of all groups along no axis of its weight
+        told = {own.name: own.width for own in widths_of(analysis, removal_of(result.plan, analysis.coupling, result.plan.model_sha256))}
+        assert (told["stem"], told["grouped"]) == ((count - 1) * left, (count - 1) * right)
 
 
 def test_groups_behind_each_other_share_blocks_and_a_plan_must_keep_them_even() -> None:

@@ -168,6 +168,7 @@ def test_errors_name_the_expansion(data: bool, path: Path) -> None:
         sfp_onnx.prune(gated(), TIGHT, inspect_options=STANDING, **given)
     assert str(found.value).count("--expand") == 1
     result = sfp_onnx.prune(gated(), TIGHT, **given)
+    assert "since nothing can be pruned as it stands" in told(result.plan)
     assert result.plan.after.macs <= 0.6 * result.plan.before.macs
     further = {"data": rows()} if data else {}
     with pytest.raises(sfp_onnx.TargetError, match=r"cannot be met.* may leave with --expand auto or all"):

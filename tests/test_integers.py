@@ -25,7 +25,7 @@ from sfp_onnx.export.integers import BINS, KINDS, Histogram, Integers, histogram
 from sfp_onnx.graph.save import file_bytes, to_proto
 from sfp_onnx.latency import Block, DeviceProfile, measure, profiling
 from sfp_onnx.pipeline import scored
-from sfp_onnx.planning import search, widths
+from sfp_onnx.planning import max_drop, search, widths
 from sfp_onnx.planning.figures import Kind, edges
 from sfp_onnx.planning.precision import INTEGER, leaders, led, storables
 from sfp_onnx.scores.rounding import with_errors
@@ -165,7 +165,7 @@ def run(model: Path, data: Path, folder: Path, target: str, *options: object) ->
     saved = ("-o", folder / "out.onnx", "--manifest", folder / "out.json")
     done = invoke("prune", model, "--data", data, "--target", target, "--precision", "auto", *saved, *options)
     assert done.exit_code == 0, done.stderr
-    return json.loads((folder / "out.json").read_text())
+    return {**json.loads((folder / "out.json").read_text()), "said": done.stderr}
 
 
 def test_a_latency_target_takes_integers_before_channels(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +210,18 @@ def test_one_target_over_time_and_bytes(model: Path, data: Path, tmp_path: Path,
     held = run(model, data, tmp_path, "latency=60%", "--target", "size=45%", "--max-drop", "30%", "--confidence", "50%")
     assert (tmp_path / "out.onnx").stat().st_size <= 0.45 * model.stat().st_size
     assert "int8" in {item["stored"] for item in held["plan"]["precisions"]}
+
+
+def test_the_gate_judges_the_model_with_integers(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(0.4, monkeypatch)
+    held = run(model, data, tmp_path, "latency=60%", "--max-drop", "30%", "--confidence", "50%")
+    assert "macs=" in held["said"] and "size=" not in held["said"] and "int8" in {item["stored"] for item in held["plan"]["precisions"]}
+    judged = list[graph.Model]()
+    own = max_drop.Judge.drop
+    monkeypatch.setattr(max_drop.Judge, "drop", lambda judge, found: judged.append(found) or own(judge, found))
+    again = run(model, data, tmp_path, "latency=60%", "--max-drop", "30%", "--confidence", "50%")
+    assert len(judged) == 1 and to_proto(judged[0]).SerializeToString(deterministic=True) == (tmp_path / "out.onnx").read_bytes()
+    assert again["plan"]["precisions"] == held["plan"]["precisions"]
 
 
 def test_where_integers_are_slower_none_is_used_and_the_plan_says_so(

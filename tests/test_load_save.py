@@ -38,6 +38,7 @@ from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.report.manifest import Pruned
 
 saving = importlib.import_module("sfp_onnx.graph.save")
+loading = importlib.import_module("sfp_onnx.graph.load")
 HALF = PlanOptions(ratio=0.5)
 
 
@@ -617,3 +618,37 @@ def test_truncated_at_any_byte(model_file: Path, tmp_path: Path) -> None:
         path.write_bytes(good[:end])
         with pytest.raises(ModelError, match=r"short\.onnx"):
             sfp_onnx.load(path)
+
+
+def test_large_weights_are_neither_parsed_nor_copied_as_a_whole(tmp_path: Path) -> None:
+    """Whatever their type, they are read from where they stand, and the file that is written is the one that protobuf would write."""
+    kinds = [np.float32, np.float16, np.int8, np.int64]
+    arrays = [np.arange(4096).reshape(64, 64).astype(kind) for kind in kinds]
+    held = [numpy_helper.from_array(array, f"w{index}") for index, array in enumerate(arrays)]
+    held[0].doc_string = "words"
+    inner = helper.make_node("MatMul", ["x", "w0"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in "xy")
+    uses = [helper.make_node("Identity", [f"w{index}"], [f"y{index}"]) for index in range(1, 4)]
+    ends = [helper.make_tensor_value_info(f"y{index}", held[index].data_type, [64, 64]) for index in range(1, 4)]
+    proto = helper.make_model(helper.make_graph([inner, *uses], "g", [x], [y, *ends], held), opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(proto, tmp_path / "a.onnx")
+    model = loading.load(tmp_path / "a.onnx")
+    assert model.proto.ByteSize() < 2500 and [*model.weights] == ["w0", "w1", "w2", "w3"]
+    for array, weight in zip(arrays, model.weights.values(), strict=True):
+        assert weight.dtype == array.dtype and np.array_equal(weight, array) and weight.flags.aligned
+    saving.save(model, tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx").read_bytes() == saving.to_proto(model).SerializeToString(deterministic=True)
+    again = onnx.load(tmp_path / "b.onnx")
+    assert again.graph.initializer[0] == held[0]
+
+
+def test_a_damaged_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    data = (tmp_path / "whole.onnx").with_suffix("")
+    held = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in "xy")
+    proto = helper.make_model(helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [held]))
+    whole = proto.SerializeToString()
+    for end in (*range(1, len(whole) - 1, 97), len(whole) - 1):
+        data.write_bytes(whole[:end])
+        with pytest.raises(ModelError):
+                loading.load(data)

@@ -84,6 +84,53 @@ def test_a_model_quantised_by_onnxruntime(tmp_path: Path) -> None:
     assert kinds[0] == kinds[1]
 
 
+def products(kind: str, per_channel: bool, zero: bool, reduce: bool) -> onnx.ModelProto:
+    """Two layers on integers, of data that are quantised at run time, as onnxruntime's quantiser and its fusions write them."""
+    b, rows, most = Builder(seed=3), kind != "ConvInteger", 63 if reduce else 127
+    y, width = b.input(["N", 12] if rows else ["N", 12, 5, 5]), 12
+
+    def layer(x: str, ins: int, outs: int, name: str) -> str:
+        weight = b.random.standard_normal((ins, outs) if rows else (outs, ins, 1, 1)) / np.sqrt(ins)
+        along = ((0,) if rows else (1, 2, 3)) if per_channel else None
+        scale = np.asarray(np.abs(weight).max(along, keepdims=per_channel) / most, np.float32)
+        point = np.full(outs if per_channel and rows else (), 5 if zero else 0, np.int8)
+        values = np.clip(np.rint(weight / scale), -most, most - 5) + (5 if zero else 0)
+        flat = scale.reshape(-1) if rows and per_channel else scale.reshape(-1, 1, 1) if per_channel else scale
+        held, factor, shift = b.const(values.astype(np.int8), name=f"{name}/weight"), b.const(flat), b.const(point)
+        bias = b.weight(outs) if rows else b.weight(outs, 1, 1)
+        if kind == "DynamicQuantizeMatMul":
+            return b.op(kind, x, held, factor, shift, bias, domain="com.microsoft", name=name)
+        whole, size, own = b.op("DynamicQuantizeLinear", x, outputs=3)
+        if kind == "MatMulIntegerToFloat":
+            return b.op(kind, whole, held, size, factor, own, shift, bias, domain="com.microsoft", name=name)
+        made = b.op("Cast", b.op(kind, whole, held, own, shift, name=name), to=onnx.TensorProto.FLOAT)
+        return b.op("Add", b.op("Mul", made, b.op("Mul", size, factor)), bias)
+
+    y = b.op("Relu", layer(y, width, WIDTH, "stem"))
+    return b.model(layer(y, WIDTH, 6, "reader"))
+
+
+KINDS = ["MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("per_channel", "zero", "reduce"), [(False, False, False), (True, True, False), (True, False, True)])
+def test_products_of_integers_are_fitted_and_rounded(kind: str, per_channel: bool, zero: bool, reduce: bool) -> None:
+    """Between floats; the integers keep type, shape and range."""
+    model = products(kind, per_channel, zero, reduce)
+    sizes = (12, 5, 5) if kind == "ConvInteger" else (12,)
+    mixed = np.random.default_rng(5).standard_normal((12, 12))
+    data, fresh = (np.einsum("nc...,cd->nd...", images(300, *sizes, seed=seed), mixed).astype(np.float32) for seed in (0, 9))
+    result, bare = (repaired(model, data, options, {"stem": [0, 3, 7]}) for options in (RepairOptions(), None))
+    assert fits(result)["reader"] == "weights"
+    dense, before, after = (run(proto, {"x": fresh})[0] for proto in (model, bare.to_proto(), result.to_proto()))
+    assert np.square(after - dense).sum() < 0.8 * np.square(before - dense).sum()
+    own, plain = (arrays(proto.to_proto()) for proto in (result, bare))
+    assert {name: (array.shape, array.dtype) for name, array in own.items()} == {n: (a.shape, a.dtype) for n, a in plain.items()}
+    assert not np.array_equal(own["reader/weight"], plain["reader/weight"])
+    assert not reduce or np.abs(own["reader/weight"]).max() <= 64
+
+
 @pytest.mark.parametrize("zero", [0, 100])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_rounding(zero: int, axis: int) -> None:

@@ -96,3 +96,15 @@ def test_an_axis_that_is_declared_open_and_has_one_size_inside(rank: int, save: 
     analysis = sfp_onnx.inspect(path)
     assert [group.width for group in analysis.coupling.groups] == [16]
     assert analysis.prepared.feeds["x"].shape[1] == 12
+
+
+def test_sound_is_long(save: Callable[..., Path]) -> None:
+    """Convolutions with strides leave nothing of a short wave."""
+    b = Builder()
+    x, width = b.input(["N", "T"]), 1
+    x = b.axes_op("Unsqueeze", x, [1])
+    for _ in range(6):
+        x = b.op("Relu", b.op("Conv", x, b.weight(8, width, 5), strides=[4]))
+        width = 8
+    path = save(b.model(b.op("Conv", x, b.weight(2, 8, 1))))
+    assert sfp_onnx.inspect(path).prepared.feeds["x"].shape[1] == 16384

@@ -186,11 +186,12 @@ class InsertBefore:
 
 @dataclass(frozen=True)
 class InsertAfter:
-    """Put ``op(output 0, *constants)`` right behind the node; floating constants take the type of the output."""
+    """Put ``op(output, *constants)`` right behind the node; floating constants take the type of the output."""
 
     op: str
     constants: tuple[Array, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    output: int = 0
 
 
 Edit = SetInput | SetAttribute | InsertBefore | InsertAfter

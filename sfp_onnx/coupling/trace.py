@@ -31,6 +31,7 @@ from ..runtime import Optimize, open_model, tensor_types
 BATCHES = (2, 1)
 SIDES = (64, 224, 32, 128, 320, 640, 16, 512)
 LENGTHS = (16, 64, 128, 8, 512)
+LONGER = (4096, 16384)  # of sound
 TEXT = "a"
 INTEGERS = (1, 0)  # ones first: an attention mask of zeros attends to nothing, and zero divides badly
 FOLD_BYTES = 1 << 16
@@ -168,8 +169,10 @@ def _candidates(
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
     tried = set()
     *named, nameless = _readings(ports)
-    sizes_first = product(BATCHES, SIDES, LENGTHS, integers, named)  # small ones: long sequences may not fit into memory
-    nameless_then = product(BATCHES, SIDES, LENGTHS, integers, [nameless])
+    sound = len(integers) == 1 and all(len(port.shape or ()) <= 3 for port in ports)
+    lengths = LENGTHS + LONGER if sound else LENGTHS
+    sizes_first = product(BATCHES, SIDES, lengths, integers, named)  # small ones: long sequences may not fit into memory
+    nameless_then = product(BATCHES, SIDES, lengths, integers, [nameless])
     for *sizes, whole, known in chain(sizes_first, nameless_then, _asked(failures, integers, ports)):
         guesses = {port.name: [_meant(axis, len(port.shape or ()), sizes) for axis in range(len(port.shape or ()))] for port in ports}
         wanted = _shapes(known, guesses, shapes)
@@ -262,7 +265,8 @@ def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) 
 
 
 def _flattened(model: graph.Model, asked: Sequence[Node], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared | None:
-    """The model with the branches of these nodes as parts of its graph; None where they do not run on all inputs, or give other shapes."""
+    """The model with the branches of these nodes as parts of its graph; None where they do not run on all inputs (or
+    make no numbers of them), or give other shapes."""
     flat, joined = flattened(model, [node.index for node in asked])
     if not joined:
         return None
@@ -276,10 +280,22 @@ def _flattened(model: graph.Model, asked: Sequence[Node], shapes: Shapes, data: 
         wanted = (trace.shapes[name], trace.dynamic_axes[name])
         if any((trace.shapes.get(side), trace.dynamic_axes.get(side, ())) != wanted for side in sides):
             return None
+    known = graph.GraphIndex(graph.nodes(model)).makers
+    if not _finite(prepared, [name for name in makers if name not in known]):
+        return None
     names = [node.name for node in asked if not set(joined).isdisjoint(node.outputs)]
     shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
     log.info(f"Note: what is inside of both branches is counted, and pruned like the rest: {shown}")
     return replace(prepared, nest=(*prepared.nest, model))
+
+
+def _finite(prepared: graph.Prepared, names: Iterable[str]) -> bool:
+    """Whether all floating ones of these tensors are finite on the sample."""
+    wanted = {name: dtype for name in names if np.dtype(dtype := prepared.types.get(name) or np.int64).kind == "f"}
+    part = segment(prepared.model, [], wanted, prepared.index)
+    read = {port.name for port in graph.inputs(part)}
+    feeds = {name: array for name, array in prepared.feeds.items() if name in read}
+    return all(np.isfinite(value).all() for value in open_model(part, Optimize.NONE).run(feeds, list(wanted)))
 
 
 def _vary(observe: Observer, feeds: Mapping[str, Array], ports: Sequence[Port]) -> tuple[list[Observation], dict[str, Array] | None, bool]:

@@ -184,7 +184,7 @@ def _apply(editor: Editor, prepared: graph.Prepared, node: Node, edit: Edit) -> 
         operands = [editor.input(node.index, edit.position), *(editor.constant(f"{name}/{edit.op}", array) for array in edit.constants)]
         editor.set_input(node.index, edit.position, editor.insert_before(node.index, edit.op, operands, edit.attributes))
     else:
-        name = node.outputs[0]
+        name = node.outputs[edit.output]
         dtype = prepared.types.get(name) or np.float32
         arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in edit.constants]
         operands = [editor.constant(f"{name}/{edit.op}", array) for array in arrays]

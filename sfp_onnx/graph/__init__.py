@@ -422,8 +422,21 @@ def handed_over(model: Model) -> dict[str, Array]:
     """The weights that onnxruntime can take from memory: those that only nodes of the main graph read. It looks for what sub-graphs read
     before it takes them, and has thrown out by then what no node reads."""
     read = {name for node in model.proto.graph.node for name in node.input}
-    early = {name for node in model.proto.graph.node for name in captured(node)}
-    return {name: array for name, array in model.weights.items() if name in read - early}
+    read -= {name for node in model.proto.graph.node for name in captured(node)}
+    return {name: array for name, array in model.weights.items() if name in read}
+
+
+def without_weights(model: Model, names: Container[str]) -> Model:
+    """The model with some of its large weights as inputs."""
+    proto = model.copied()
+    taken = [tensor for tensor in proto.graph.initializer if tensor.name in names]
+    listed = {item.name for item in proto.graph.input}
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in taken if tensor.name not in listed
+    )
+    replace_items(proto.graph.initializer, [tensor for tensor in proto.graph.initializer if tensor.name not in names])
+    kept = {name: array for name, array in model.weights.items() if name not in names}
+    return replace(model, proto=proto, weights=kept, edited=True)
 
 
 @cache

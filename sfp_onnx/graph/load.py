@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from io import SEEK_END, BytesIO
 from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -16,6 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorPro
 from ..core.errors import DataError, ModelError
 from ..core.types import Array
 from . import ONNX_DOMAINS, Model, annotate, captured, complaint, filled, graphs, inline, make_stub, replace_items, sub_graphs, too_old
+from .wire import hollow
 
 # What onnx.checker says of operators that it does not know or no longer allows; onnxruntime may run them all the same.
 RUNTIME_DECIDES = ("No Op registered for", "deprecated", "No opset import for domain", "No schema", "Field 'shape' of 'type'")
@@ -40,12 +44,14 @@ def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
         return replace(source, libraries=(*source.libraries, *custom_ops)) if custom_ops else source
     if isinstance(source, ModelProto):
         data, path = source.SerializeToString(deterministic=True), None
-        proto, digest = ModelProto.FromString(data), hashlib.sha256(data)
+        proto, digest = ModelProto.FromString(hollow(data, LIFTED, inline)), hashlib.sha256(data)
+        inside = _lifted(proto.graph, lambda offset, target: target.__setitem__(slice(None), data[offset : offset + len(target)]))
+        del data
     else:
         if not isinstance(source, (str, Path)):
             raise ModelError(f"model {repr(source)[:80]}: expected a path, a ModelProto or a loaded model")
         path = Path(source)
-        proto, digest = _parse(path)
+        proto, digest, inside = _parse(path)
     name = str(path) if path else "the model"
     if proto.functions:
         try:
@@ -60,13 +66,17 @@ def load(source: ModelSource, custom_ops: Sequence[str] = ()) -> Model:
     _bypass_identities(graph)
     _name_apart(graph)
     _drop_unread(graph)
-    external = [tensor for tensor in (*graph.initializer, *_inner_tensors(graph)) if tensor.data_location == TensorProto.EXTERNAL]
+    kept = (tensor for tensor in graph.initializer if tensor.name not in inside)
+    external = [tensor for tensor in (*kept, *_inner_tensors(graph)) if tensor.data_location == TensorProto.EXTERNAL]
     files = tuple(dict.fromkeys(_external_path(tensor, path, name) for tensor in external))
     hash_files(files, digest)
     weights: dict[str, Array] = {}
     _sort_nodes(graph)
     for tensor in graph.initializer:
-        _detach(tensor, weights, path, name)
+        if tensor.name in inside:
+            weights[tensor.name] = inside[tensor.name]
+        else:
+            _detach(tensor, weights, path, name)
     for tensor in _inner_tensors(graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             _attach(tensor, _map_external(tensor, path, name))
@@ -83,30 +93,71 @@ def from_bytes(data: bytes, custom_ops: Sequence[str] = ()) -> Model:
     return load(ModelProto.FromString(data), custom_ops)
 
 
-def _parse(path: Path) -> tuple[ModelProto, Any]:
+LIFTED = "\0inside"  # no name of a file
+Reading = Callable[[int, memoryview], Any]
+"""Fills memory with the bytes from an offset on."""
+
+
+def _parse(path: Path) -> tuple[ModelProto, Any, dict[str, Array]]:
+    """The protobuf with stubs for its large weights, the hash of the file, and these weights, each read into memory of its own."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") if path.is_file() else BytesIO(path.read_bytes()) as stream:
+            size = stream.seek(0, SEEK_END)
+            _refuse_others(path, _at(stream, 0, 8))
+            whole = stream.getvalue() if isinstance(stream, BytesIO) else b""
+            with mmap(stream.fileno(), 0, access=ACCESS_READ) if size > len(whole) else nullcontext(whole) as data:
+                proto = ModelProto.FromString(hollow(data, LIFTED, inline))
+            inside = _lifted(proto.graph, lambda offset, target: (stream.seek(offset), stream.readinto(target)))
+            digest = hashlib.sha256(_at(stream, 0, 0))
+            _hash_stream(stream, digest)
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from error
-    if data.startswith(b"PK\x03\x04"):
-        raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
-    if data[4:8] == b"ORTM":
-        raise ModelError(f"{path}: onnxruntime's own format (.ort), which is no ONNX. Give the .onnx file that it was made from.")
-    try:
-        proto = ModelProto.FromString(data)
-    except DecodeError as error:
-        raise ModelError(f"{path}: not an ONNX file, or a truncated one ({len(data)} bytes do not parse). Export it again.") from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one ({size} bytes do not parse). Export it again.") from error
     if not proto.ir_version or not proto.graph.output:
         raise ModelError(f"{path}: not an ONNX file: it parses, but holds no graph with outputs. Expected an exported .onnx model.")
-    return proto, hashlib.sha256(data)
+    return proto, digest, inside
+
+
+def _at(stream: IO[bytes], place: int, count: int) -> bytes:
+    stream.seek(place)
+    return stream.read(count)
+
+
+def _refuse_others(path: Path, start: bytes) -> None:
+    """Files of other formats, by their first bytes."""
+    if start.startswith(b"PK\x03\x04"):
+        raise ModelError(f"{path}: not an ONNX file but a zip archive (NumPy's .npz? a PyTorch checkpoint? export that to ONNX first).")
+    if start[4:8] == b"ORTM":
+        raise ModelError(f"{path}: onnxruntime's own format (.ort), which is no ONNX. Give the .onnx file that it was made from.")
+
+
+def _lifted(graph: GraphProto, read: Reading) -> dict[str, Array]:
+    """The weights that `hollow` left where they stand; their tensors become stubs."""
+    weights = {}
+    for tensor in graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.data_location == TensorProto.EXTERNAL and entries.get("location") == LIFTED:
+            array = np.empty(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            read(int(entries["offset"]), array.reshape(-1).data.cast("B"))
+            array.flags.writeable = False
+            weights[tensor.name] = array
+            stub = make_stub(tensor.name, array)
+            annotate(stub, tensor)
+            tensor.CopyFrom(stub)
+    return weights
 
 
 def hash_files(files: Iterable[Path], digest: Any) -> None:
     """Add the contents of files to a hash."""
     for file in files:
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            _hash_stream(stream, digest)
+
+
+def _hash_stream(stream: IO[bytes], digest: Any) -> None:
+    while block := stream.read(1 << 20):
+        digest.update(block)
 
 
 def _inner_tensors(graph: GraphProto) -> Iterator[TensorProto]:

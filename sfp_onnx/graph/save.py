@@ -25,6 +25,7 @@ from ..core.errors import ModelError, OptionError, OutputError
 from ..core.system import goes_at_the_end
 from ..core.types import Array
 from . import Model, filled, make_initializer, rejection, replace_items
+from .wire import filled as with_weights
 
 try:
     import fcntl
@@ -133,6 +134,7 @@ def atomic(*paths: Path) -> Iterator[list[IO[bytes]]]:
 # ---- writing models and text files -----------------------------------------------------------------------------------
 
 PROTOBUF_LIMIT = 2**31 - 2**20
+TOO_LARGE = "over 2 GB does not fit one protobuf; save it with external data"
 PAGE = 4096  # external data start at a multiple, so that they can be mapped
 
 
@@ -176,7 +178,7 @@ def to_proto(model: Model, sparse: bool = False) -> ModelProto:
         ModelError: over protobuf's 2 GB limit (save it with external data instead).
     """
     if full_size(model) > PROTOBUF_LIMIT:
-        raise ModelError(f"{model.name}: over 2 GB does not fit one protobuf; save it with external data")
+        raise ModelError(f"{model.name}: {TOO_LARGE}")
     proto = filled(model)
     if sparse:
         proto = proto if proto is not model.proto else model.copied()
@@ -212,7 +214,7 @@ def fingerprint(model: Model, path: str | Path, external: bool | None = None, sp
     for _, pieces in _contents(model, Path(path), external, sparse):
         for piece in pieces:
             digest.update(piece)
-            count += len(piece)
+            count += len(piece)  # of bytes, or of memory seen as bytes
     return digest.hexdigest(), count
 
 
@@ -222,7 +224,7 @@ def _contents(model: Model, path: Path, external: bool | None, sparse: bool) -> 
     if external and sparse:
         raise OptionError("sparse initializers cannot be kept as external data (models over 2 GB need those): store the model dense")
     if not external:
-        return [(path, [to_proto(model, sparse).SerializeToString(deterministic=True)])]
+        return [(path, [to_proto(model, True).SerializeToString(deterministic=True)] if sparse else _whole(model))]
     proto = model.copied()
     data, offset, arrays = path.with_name(path.name + ".data"), 0, []
     for tensor in proto.graph.initializer:
@@ -235,6 +237,23 @@ def _contents(model: Model, path: Path, external: bool | None, sparse: bool) -> 
                 tensor.external_data.add(key=key, value=value)
             offset += array.nbytes
     return [(path, [proto.SerializeToString(deterministic=True)]), (data, _pages(arrays))]
+
+
+def _whole(model: Model) -> list[Any]:
+    """The pieces of one file; the large weights are those in memory, and not copied.
+
+    Raises:
+        ModelError: over protobuf's 2 GB limit.
+    """
+    if full_size(model) > PROTOBUF_LIMIT:
+        raise ModelError(f"{model.name}: {TOO_LARGE}")
+    proto = model.copied()
+    for tensor in proto.graph.initializer:
+        if tensor.name in model.weights:
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
+            tensor.raw_data = b""
+    return with_weights(proto.SerializeToString(deterministic=True), model.weights, [tensor.name for tensor in proto.graph.initializer])
 
 
 def _pages(arrays: Iterable[Array]) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from ..evaluation.meaning import Reading
 from ..evaluation.measures import PARTS, Drop, Measure, needed, quantile, spread
 from ..graph import Model
 from ..repair import rebuilt
-from . import removal_of
+from . import parse_target, removal_of
 from .precision import of_plan
 from .search import Candidates, plan_for
 
@@ -218,7 +218,8 @@ def plan_with_drop(candidates: Candidates, options: PlanOptions, judge: Judge, p
     analysis = candidates.analysis
 
     known: dict[tuple[bytes, tuple[Factor, ...], tuple[Precision, ...]], Drop] = {}
-    figure = "size" if options.precision == "auto" else "macs"
+    sized = not options.targets or "size" in [parse_target(text).what for text in options.targets]
+    figure = "size" if options.precision == "auto" and sized else "macs"
 
     def trial(targets: tuple[str, ...]) -> _Trial:
         plan = plan_for(candidates, replace(options, targets=targets))

@@ -544,7 +544,8 @@ def worthwhile(candidates: Candidates, asked: PlanOptions, ruler: Ruler, progres
     found = candidates.analysis.expansions(wide.removed)
     what = ", ".join(f"{name} at {count} place{'s' if count > 1 else ''}" for name, count in found.items())
     if standing is None:
-        best, words = wide, f"expanded: {what}, since the target cannot be met as it stands"
+        why = "the target cannot be met" if plain else "nothing can be pruned"
+        best, words = wide, f"expanded: {what}, since {why} as it stands"
     elif found and wide.error < EXPANDED * standing.error:
         best, words = wide, f"expanded: {what}: estimated error {wide.error:.3g} against {standing.error:.3g} as it stands"
     elif found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..core.types import Additive, Array, BoolArray, Coupling, Factor, Layer, No
 from ..coupling.cost import keep_mask, vanishing
 from ..graph import Constants, GraphIndex, Initializer, Model, edit, initializers, nodes, outputs
 from ..rules.registry import Trait, has
-from ..rules.scales import coded
+from ..rules.scales import Around, around, coded
 from .walk import End, Held, Step, Task
 
 
@@ -76,9 +77,20 @@ class Scene:
         """A layer as it is in the changed model."""
         return self.index.makers[layer.node.outputs[0]]
 
+    def around(self, layer: Layer) -> Around | None:
+        """The floats around a layer that multiplies integers."""
+        node = self.index.maker(layer.node.outputs[0])
+        return around(node, self.index, self.constants) if node else None
+
     def data(self, layer: Layer) -> str:
         """What a layer reads in the changed model: a rewritten normalisation leaves its own output to a slice of it."""
-        return self.node(layer).inputs[layer.data]
+        floats = self.around(layer)
+        return floats.data if floats else self.node(layer).inputs[layer.data]
+
+    def made(self, layer: Layer) -> str:
+        """What a layer makes: its weight times what it reads."""
+        floats = self.around(layer)
+        return floats.output if floats else layer.node.outputs[0]
 
     def held(self, name: str) -> Held | None:
         """A constant that can be given another value: an initializer, or one that only this tensor is dequantised or cast from."""
@@ -97,11 +109,22 @@ class Scene:
         readers = self.index.readers(name)
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
-
     def weight(self, layer: Layer) -> Held | None:
         """The weight of a layer that is linear in it, where it can be given another value."""
         node = self.index.maker(layer.node.outputs[0])
-        return self.held(node.inputs[layer.weight.position]) if node and layer.linear and layer.weight else None
+        if node is None or layer.linear is None or layer.weight is None:
+            return None
+        name, floats = node.inputs[layer.weight.position], self.around(layer)
+        if floats is None:
+            return None if self.constants.get(name, FLOATING).dtype.kind in "iu" else self.held(name)
+        if name not in self.constants:
+            return None
+        shape, axis, alone = self.constants[name].shape, layer.weight.out_axis, len(self.index.readers(floats.scale)) == 1
+        fits = prod(self.constants[floats.scale].shape) in (1, shape[axis])
+        return Held(name, shape, floats.scale, floats.zero_point, axis, alone) if fits else None
+
+
+FLOATING = Initializer((), np.dtype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -124,7 +147,7 @@ def bias_place(scene: Scene, layer: Layer) -> BiasPlace | None:
     node = scene.node(layer)
     if layer.linear.bias is not None and layer.linear.bias_scale:
         return BiasPlace(node, layer.linear.bias, True)
-    reader = scene.only_reader(node.outputs[0])
+    reader = scene.only_reader(scene.made(layer))
     added = scene.additive.get(reader[0].outputs[0]) if reader else None
     if reader is None or added is None or added.shift is None or reader[0].inputs[added.shift] not in scene.constants:
         return None
@@ -141,9 +164,9 @@ def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
                 editor.set_input(place.node.index, place.position, editor.constant(place.name, scene.values[place.name]))
         elif place is not None:
             editor.set_input(node.index, place.position, editor.constant(f"{node.name}/bias", _zeros(scene, layer, 1)))
-        elif scene.only_reader(node.outputs[0]):
-            zeros = editor.constant(f"{node.name}/bias", _zeros(scene, layer, len(scene.shapes[node.outputs[0]])))
-            added[editor.insert_after(editor.tensor(node.outputs[0]), "Add", [zeros], first=0)] = Additive((0,), 1)
+        elif scene.only_reader(made := scene.made(layer)):
+            zeros = editor.constant(f"{node.name}/bias", _zeros(scene, layer, len(scene.shapes[made])))
+            added[editor.insert_after(editor.tensor(made), "Add", [zeros], first=0)] = Additive((0,), 1)
     return Scene(editor.finish(), scene.coupling, scene.original, scene.shapes, added)
 
 
@@ -251,7 +274,7 @@ def plan_steps(
         meet()
         steps = tuple(_step(scene, layer, pending, masks, factors) for layer in layers)
         planned.append(steps)
-        pending -= {step.output for step in steps}
+        pending -= {layer.node.outputs[0] for layer in layers}
     meet()
     return planned
 
@@ -264,10 +287,11 @@ def _step(
     bias = scene.held(place.name) if place else None
     if place is None or bias is None or not _is_vector(scene, layer, place, bias) or len(scene.index.readers(place.name)) > 1:
         bias = None
-    target, reference = _target(scene, node.outputs[0], layer.linear.form.out_axis, pending)
+    made = scene.made(layer)
+    target, reference = _target(scene, made, layer.linear.form.out_axis, pending)
     inside, name = place is None or place.inside, node.inputs[layer.weight.position]
-    bound = masks.get(name), factors.get(name), _read_alone(scene, node.outputs[0])
-    return Step(node.name, node.outputs[0], target, reference, layer.linear, scene.data(layer), weight, bias, inside, *bound)
+    bound = masks.get(name), factors.get(name), _read_alone(scene, made)
+    return Step(node.name, made, target, reference, layer.linear, scene.data(layer), weight, bias, inside, *bound)
 
 
 def _read_alone(scene: Scene, name: str) -> bool:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -235,23 +235,41 @@ class Store:
 
 # ---- constants that layers read --------------------------------------------------------------------------------------
 
+class Limits(NamedTuple):
+    """Least and largest number, and whether there are whole numbers only."""
+
+    least: float
+    most: float
+    whole: bool
+
+
 @cache
-def limits(dtype: Any) -> tuple[float, float, bool]:
+def limits(dtype: Any) -> Limits:
     """Least and largest number of a type in which weights are stored, be it one that numpy does not know (int4, float8), and whether it
     holds whole numbers."""
     known = re.fullmatch(r"(u?)int(\d+)", np.dtype(dtype).name)
     if known:
         bits = int(known[2]) - (not known[1])
-        return 0 if known[1] else -(2**bits), 2**bits - 1, True
+        return Limits(0 if known[1] else -(2**bits), 2**bits - 1, True)
     width = 8 * np.dtype(dtype).itemsize
     every = np.arange(2**width).astype(f"uint{width}").view(dtype).astype(np.float32) if width <= 16 else np.zeros(0)
     most = float(every[np.isfinite(every)].max()) if len(every) else float(np.finfo(dtype).max)
-    return -most, most, False
+    return Limits(-most, most, False)
 
 
-def _rounded(value: Array, dtype: Any) -> Array:
+def _used(integers: Array) -> Limits:
+    """The limits of the numbers that stand for a weight: those of the type, or of seven bits where it needs no more (quantised with
+    ``reduce_range``, so that products of pairs do not saturate)."""
+    least, most, whole = limits(integers.dtype)
+    if not whole or integers.dtype.itemsize > 1 or not integers.size:
+        return Limits(least, most, whole)
+    low, high = least // 2, -(least // 2) if least else most // 2
+    return Limits(low, high, True) if integers.min() >= low and integers.max() <= high else Limits(least, most, True)
+
+
+def _rounded(value: Array, dtype: Any, within: Limits | None = None) -> Array:
     """The nearest numbers of a type."""
-    least, most, whole = limits(dtype)
+    least, most, whole = within or limits(dtype)
     return np.asarray(np.clip(np.rint(value) if whole else value, least, most).astype(dtype))
 
 
@@ -296,13 +314,13 @@ class Held:
         changed = {} if ratio is None else {self.scale: (scale * ratio).astype(scale.dtype)}
         steps = self._along(changed.get(self.scale, scale)).astype(np.float64)
         steps = np.where(steps == 0, 1.0, steps)
-        changed[self.name] = _rounded(value / steps + self._zero(get), integers.dtype)
+        changed[self.name] = _rounded(value / steps + self._zero(get), integers.dtype, _used(integers))
         coded: Array = (changed[self.name].astype(np.float64) - self._zero(get)) * steps
         return changed, coded
 
     def fitting(self, get: Get, value: Array) -> Array:
         """The factor on the scale with which a value just fits into the integers."""
-        scale, (least, most, _) = get(self.scale), limits(get(self.name).dtype)
+        scale, (least, most, _) = get(self.scale), _used(get(self.name))
         zero = self._zero(get)
         steps = np.maximum(value / np.maximum(most - zero, 1), value / np.minimum(least - zero, -1))
         axes = tuple(axis for axis in range(value.ndim) if scale.size == 1 or axis != self.axis % value.ndim)

@@ -13,7 +13,7 @@ from ..core.options import MeasureOptions
 from ..core.system import command_line, versions
 from ..core.types import Array, BoolArray, FloatArray, Pinned, Size
 from ..coupling.analysis import Analysis, Progress, channels_by_reason, silent
-from ..coupling.cost import keep_mask, layer_macs
+from ..coupling.cost import kept_masks, layer_macs, length
 from ..data.dataset import Dataset
 from ..evaluation import Evaluation, evaluate, loss_of
 from ..evaluation.meaning import Kind, log_probabilities, read
@@ -50,7 +50,7 @@ def widths_of(analysis: Analysis, removed: BoolArray | None = None) -> list[Widt
     """All layers in network order, after a removal (default: none)."""
     gone = np.zeros(analysis.coupling.units, bool) if removed is None else removed
     return [
-        Widths(layer.node.name, int(keep_mask(layer.writes, gone).sum()), layer_macs(layer, gone) / analysis.samples)
+        Widths(layer.node.name, sum(map(length, kept_masks(layer.made, gone).values())), layer_macs(layer, gone) / analysis.samples)
         for layer in analysis.coupling.layers
     ]
 

@@ -91,12 +91,18 @@ def _normalised(ctx: Context, labels: Labels, axis: int, data: Sequence[int], ve
     return ctx.whole(data, range(axis, ctx.rank(0)), REWRITABLE, labels, ordered=False, vectors=vectors)
 
 
-def _skipped(ctx: Context) -> Labels:
-    """Labels of the sum of inputs 0 and 1; a removed channel of a constant adds nothing."""
-    rank = ctx.rank(0)
-    shapes = {at: (1,) * (rank - ctx.rank(at)) + ctx.shape(at) for at in (0, 1) if not ctx.is_constant(at)}
-    merged = ctx.merge([Operand(tuple(align(array, rank) for array in ctx.labels(at)), shape) for at, shape in shapes.items()])
-    if 1 not in shapes:
+def _skipped(ctx: Context, whole: bool = False) -> Labels:
+    """Labels of the sum of inputs 0 and 1; a removed channel of a constant adds nothing. ``whole``: of an input without channels all is
+    added where channels are put back."""
+    rank, operands = ctx.rank(0), {}
+    for at in (0, 1):
+        if not ctx.is_constant(at):
+            missing = rank - ctx.rank(at)
+            labels, places = tuple(align(array, rank) for array in ctx.labels(at)), [-1] * missing + list(range(ctx.rank(at)))
+            operands[at] = Operand(labels, (1,) * missing + ctx.shape(at), at, places)
+    met = [operand for operand in operands.values() if operand.labels or not (whole and ctx.expand)]
+    merged = ctx.merge(met or list(operands.values()))
+    if 1 not in operands:
         ctx.adopt(1, merged)
         ctx.mask_input(1)
     return merged
@@ -104,12 +110,11 @@ def _skipped(ctx: Context) -> Labels:
 
 @rule("com.microsoft.SkipLayerNormalization", does="as LayerNormalization, of a sum")
 def skip_layer_normalization(ctx: Context) -> list[Labels]:
-    """x, skip, scale, and if given bias and what is added in front. The sum itself, output 3, would be that of the padded inputs."""
-    last, merged = ctx.rank(0) - 1, _skipped(ctx)
-    if len(ctx.node.outputs) > 1:
-        labels = ctx.fix_axes(merged, [last], "SkipLayerNormalization normalises over this axis")
-        return [labels, (), (), labels][: len(ctx.node.outputs)]
-    return [_normalised(ctx, merged, last, (0, 1), (2, 3, 4))]
+    """x, skip, scale, and if given bias and what is added in front; output 3 is the sum."""
+    last, merged, summed = ctx.rank(0) - 1, _skipped(ctx, True), len(ctx.node.outputs) > 3
+    vectors, beside = (2, 3, 4), ((3,) if summed else ())
+    labels = ctx.whole((0, 1), [last], REWRITABLE, merged, ordered=False, vectors=vectors, beside=beside)
+    return [labels, (), (), labels][: len(ctx.node.outputs)]
 
 
 @rule("RMSNormalization", "SimplifiedLayerNormalization", does="passes channels; the mean square keeps its original divisor")
@@ -333,15 +338,16 @@ def elementwise(ctx: Context) -> list[Labels]:
     rank = len(ctx.out_shape())
     present = [position for position in range(len(ctx.node.inputs)) if ctx.has(position)]
     free = [position for position in present if ctx.is_constant(position)]
+    alone = len(free) == 1 and all(_is_number(ctx, position) for position in present if position not in free)
     operands = []
     for position in present:
-        if position in free and len(free) < len(present):
+        if position in free and len(free) < len(present) and not alone:
             continue
         labels = tuple(align(array, rank) for array in ctx.labels(position))
         missing = rank - ctx.rank(position)
         operands.append(Operand(labels, (1,) * missing + ctx.shape(position), position, [-1] * missing + list(range(ctx.rank(position)))))
     merged = ctx.merge(operands)
-    for position in free:
+    for position in () if alone else free:
         ctx.adopt(position, merged)
         missing = rank - ctx.rank(position)
         for axis in range(ctx.rank(position) if len(free) < len(present) else 0):
@@ -352,6 +358,11 @@ def elementwise(ctx: Context) -> list[Labels]:
     varies = [rank - len(factor) + axis for axis, size in enumerate(factor) if size > 1]
     ctx.additive(*_additive(ctx.node.op, present, free), shift=shift, varies=varies)
     return [merged for _ in ctx.node.outputs]
+
+
+def _is_number(ctx: Context, position: int) -> bool:
+    """Whether an input holds one value, whatever is fed: what a constant vector makes of it has the channels of the vector."""
+    return prod(ctx.shape(position)) == 1 and not any(ctx.dynamic_axis(position, axis) for axis in range(ctx.rank(position)))
 
 
 @in_training("Dropout")

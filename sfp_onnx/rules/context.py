@@ -289,7 +289,7 @@ class Context:
 
     def whole(
         self, positions: Sequence[int], axes: Sequence[int], reason: str, labels: Labels | None = None, passes: bool = True,
-        ordered: bool = True, vectors: Sequence[int] = (),
+        ordered: bool = True, vectors: Sequence[int] = (), beside: Sequence[int] = (),
     ) -> Labels:  # fmt: skip
         """State that the operator needs all of some axes of the inputs at ``positions``, which carry the same ``labels`` (default: those of
         the first). Where expansion is allowed they may shrink even so, else they keep their size.
@@ -297,6 +297,7 @@ class Context:
         Args:
             passes: output 0 has these axes as they are, and is cut again.
             ordered: the operator reads more than the set of what lies along them. Else ``vectors`` are the inputs that go along with it.
+            beside: further outputs that are as output 0.
 
         Returns:
             The labels that output 0 carries.
@@ -315,7 +316,7 @@ class Context:
             passed += [other for other in left if passes or not {*along} & {*varying(other)}]
         if sites:
             rank = self.rank(positions[0])
-            expansion = Expansion(positions, tuple(sites.values()), passes, {} if ordered else values, rank)
+            expansion = Expansion(positions, tuple(sites.values()), (0, *beside) if passes else (), {} if ordered else values, rank)
             self.facts.follows.append(Follow(self.node.index, expansion.edits, True))
             self.facts.expanded.update((self.node.index, at, self.rank(at) + axis - rank) for at in positions for axis in sites)
         return keep_varying(passed)
@@ -324,7 +325,7 @@ class Context:
         """Where channels can be put back, if that is allowed and can be done: they vary along one axis, and are no integers with a zero
         point; an axis of changing size has them side by side, or one behind the other."""
         names = [self.node.inputs[at] for at in positions]
-        if not self.expand or self.opset < FIRST_PAD or len(varying(array)) != 1 or any(name in self.facts.zero_points for name in names):
+        if not self.expand or self.opset < FIRST_PAD or len(varying(array)) != 1 or any(map(self.facts.zero_points.get, names)):
             return None
         axis, = varying(array)
         tiling, rank = Tiling.of(array.reshape(-1)), array.ndim

@@ -101,18 +101,18 @@ def _left_out(kept: BoolArray, axis: int, rank: int, ordered: bool) -> list[Step
 
 @dataclass(frozen=True)
 class Expansion:
-    """The axes that an operator needs whole, of all the inputs at ``positions``; ``passes``: output 0 has the channels that stay.
+    """The axes that an operator needs whole, of all the inputs at ``positions``; ``passes``: the outputs that have the channels that stay.
     ``vectors`` are values of inputs that go along with what lies along the axes. Inputs of fewer axes are aligned at the last one."""
 
     positions: Sequence[int]
     sites: Sequence[Site]
-    passes: bool
+    passes: Sequence[int]
     vectors: Mapping[int, Array]
     rank: int
 
     def edits(self, after: After) -> list[Edit]:
         """What is put around the node."""
-        masks = {site: mask for site in self.sites if not (mask := after.input_keep(self.positions[0], site.axis)).all()}
+        masks = {site: mask for site in self.sites if not (mask := self._kept(after, site)).all()}
         made: list[Edit] = []
         for at, value in self.vectors.items() if masks else ():
             for site, mask in masks.items():
@@ -124,13 +124,28 @@ class Expansion:
             shape = list(after.input_shape(at))
             for site, mask in masks.items():
                 here = replace(site, axis=len(shape) + site.axis - self.rank)
+                if shape[here.axis] == len(mask):  # it has none of the channels that leave, and stays whole
+                    order = np.argsort(~mask, kind="stable")
+                    made += [] if site.ordered else [InsertBefore(at, "Gather", (order,), {"axis": here.axis})]
+                    continue
                 made += [InsertBefore(at, step.op, step.constants, step.attributes) for step in here.steps(mask, shape, False)]
                 shape[here.axis] = len(mask)
+        for output in self.passes:
+            made += [InsertAfter(step.op, step.constants, step.attributes, output) for step in self._behind(after, masks, output)]
+        return made
+
+    def _kept(self, after: After, site: Site) -> BoolArray:
+        """Which channels stay: inputs that carry them agree, others keep all."""
+        inputs = ((at, len(after.input_shape(at)) + site.axis - self.rank) for at in self.positions)
+        return np.asarray(np.logical_and.reduce([after.input_keep(at, axis) for at, axis in inputs]))
+
+    def _behind(self, after: After, masks: Mapping[Site, BoolArray], output: int) -> list[Step]:
+        """What cuts an output again, the last first."""
         behind: list[Step] = []
-        shape = list(after.output_shape(0)) if self.passes else []
-        for site in masks if self.passes else ():
+        shape = list(after.output_shape(output))
+        for site in masks:
             shape[site.axis] = len(masks[site])
-        for site, mask in masks.items() if self.passes else ():
+        for site, mask in masks.items():
             behind += site.steps(mask, shape, True)
             shape[site.axis] = int(mask.sum())
-        return made + [InsertAfter(step.op, step.constants, step.attributes) for step in behind[::-1]]
+        return behind[::-1]

@@ -115,7 +115,7 @@ def convolution(ctx: Context, weight: int, vectors: Sequence[int], linear: Linea
     return [(*along, *([] if written is None else [vector(written, 1, rank)]))]
 
 
-def _window(ctx: Context, transposed: bool) -> Linear | None:
+def window(ctx: Context, transposed: bool, bias: int | None = 2) -> Linear | None:
     """How the weight of a convolution acts; None where its padding follows from the output's size."""
     kernel = ctx.shape(1)[2:]
     auto_pad = ctx.attribute("auto_pad", "NOTSET")
@@ -127,20 +127,20 @@ def _window(ctx: Context, transposed: bool) -> Linear | None:
     same = auto_pad if auto_pad.startswith("SAME") else ""
     strides, dilations = tuple(ctx.attribute("strides", ones)), tuple(ctx.attribute("dilations", ones))
     padded = any(pads) or bool(same)
-    return Linear(Window(tuple(kernel), strides, dilations, pads[: len(kernel)], same, transposed, padded), 2)
+    return Linear(Window(tuple(kernel), strides, dilations, pads[: len(kernel)], same, transposed, padded), bias)
 
 
 @rule("Conv", does="reads input channels, makes output channels (1-d to 3-d, grouped, depthwise)")
 def conv(ctx: Context) -> list[Labels]:
     """Input 1 is the weight, 2 the bias."""
-    return convolution(ctx, 1, [2], _window(ctx, False))
+    return convolution(ctx, 1, [2], window(ctx, False))
 
 
 @rule("com.microsoft.FusedConv", does="as Conv, with a sum and an activation behind it")
 def fused_conv(ctx: Context) -> list[Labels]:
     """y = activation(conv + z), z (input 3) of the size of the output."""
     fused = ctx.attribute("activation") or ctx.has(3)
-    output = convolution(ctx, 1, [2], None if fused else _window(ctx, False))[0]
+    output = convolution(ctx, 1, [2], None if fused else window(ctx, False))[0]
     if ctx.has(3):
         output = ctx.merge([Operand(output, ctx.out_shape()), Operand(ctx.labels(3), ctx.shape(3))])
         ctx.adopt(3, output)
@@ -178,7 +178,7 @@ def conv_transpose(ctx: Context) -> list[Labels]:
         ctx.follow(edits)
     ctx.match(2, 0, written)
     writes = Writes(1, 0, data) if grouped and inner is None else Writes(1, 1, inner)
-    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, None if along else _window(ctx, True), "group")
+    ctx.layer(macs, [data, inner], Reads(0, 1, 0, data), writes, None if along else window(ctx, True), "group")
     return [(*along, *([] if written is None else [vector(written, 1, rank)]))]
 
 

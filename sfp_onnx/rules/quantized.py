@@ -14,7 +14,7 @@ import numpy as np
 from ..core.types import After, Edit, SetAttribute
 from .context import Context
 from .labels import Labels, Operand, Reads, Writes, align, vector
-from .mixing import Term, convolution, matrix_product, product
+from .mixing import Scales, Term, convolution, matrix_product, product, window
 from .registry import Trait, rule
 
 
@@ -55,7 +55,7 @@ def dynamic_quantize_linear(ctx: Context) -> list[Labels]:
 def conv_integer(ctx: Context) -> list[Labels]:
     """x, w, zero points of both; the result is int32, where a removed channel is 0."""
     ctx.zero_point("")
-    return convolution(ctx, 1, [3])
+    return convolution(ctx, 1, [3], window(ctx, False, None))
 
 
 @rule("QLinearConv", does="as Conv, on integers")
@@ -69,8 +69,26 @@ def qlinear_conv(ctx: Context) -> list[Labels]:
 def matmul_integer(ctx: Context) -> list[Labels]:
     """a, b, zero points of both; the result is int32, where a removed column is 0."""
     ctx.zero_point("")
-    output = matrix_product(ctx, 0, 1)
+    output = matrix_product(ctx, 0, 1, Scales())
     _per_channel(ctx, output, -1, [3])
+    return [output]
+
+
+@rule("com.microsoft.DynamicQuantizeMatMul", does="as MatMul, on integers", traits=Trait.ROUNDS)
+def dynamic_quantize_matmul(ctx: Context) -> list[Labels]:
+    """a (float), b with scale and zero point, bias; the result is float."""
+    return _to_float(ctx, 4, [2, 3])
+
+
+@rule("com.microsoft.MatMulIntegerToFloat", does="as MatMul, on integers", traits=Trait.ROUNDS)
+def matmul_integer_to_float(ctx: Context) -> list[Labels]:
+    """a, b, their scales, their zero points, bias; the result is float."""
+    return _to_float(ctx, 6, [3, 5])
+
+
+def _to_float(ctx: Context, bias: int, vectors: Sequence[int]) -> list[Labels]:
+    output = matrix_product(ctx, 0, 1, Scales(position=bias))
+    _per_channel(ctx, output, -1, [*vectors, bias])
     return [output]
 
 

@@ -73,3 +73,54 @@ def coded(name: str, index: GraphIndex, held: Mapping[str, Initializer]) -> Code
     if (node.op == "Cast" and node.attributes["to"] != FLOAT) or (scale and len(held[scale].shape) > 1):
         return None
     return Coded(values, scale, zero, node.attributes.get("axis", 1) % max(len(held[values].shape), 1))
+
+
+class Around(NamedTuple):
+    """The floats around a product of integers: ``output`` is ``data``, as near as it was quantised, times a weight
+    (values - zero point) * scale. The scale has one value, or one per output channel."""
+
+    data: str
+    output: str
+    scale: str
+    zero_point: str
+
+
+def around(node: Node, index: GraphIndex, held: Mapping[str, Initializer]) -> Around | None:
+    """The floats around an operator that multiplies integers of data that are quantised at run time; None if they are not there."""
+    given = [*node.inputs, "", "", "", ""]
+    found = None
+    if node.operator == "com.microsoft.DynamicQuantizeMatMul":
+        found = Around(given[0], node.outputs[0], given[2], given[3])
+    elif node.operator == "com.microsoft.MatMulIntegerToFloat":
+        source = index.maker(given[0])
+        if source is not None and source.operator == "DynamicQuantizeLinear" and given[2] == source.outputs[1]:
+            found = Around(source.inputs[0], node.outputs[0], given[3], given[5])
+    elif node.operator in ("MatMulInteger", "ConvInteger"):
+        found = _rescaled(node, index, held)
+    if found is None or found.scale not in held or (found.zero_point and found.zero_point not in held):
+        return None
+    return found
+
+
+def _rescaled(node: Node, index: GraphIndex, held: Mapping[str, Initializer]) -> Around | None:
+    """DynamicQuantizeLinear, the product, Cast, and Mul by both scales."""
+    source, zero_points = index.maker(node.inputs[0]), [*node.inputs[2:], "", ""][:2]
+    if source is None or source.operator != "DynamicQuantizeLinear" or zero_points[0] != source.outputs[2]:
+        return None
+    wanted, last, scale = {source.outputs[1]}, _only(index, node.outputs[0], "Cast"), ""
+    while last is not None and (factor := _only(index, last.outputs[0], "Mul")) is not None:
+        other = next((name for name in factor.inputs if name != last.outputs[0]), "")
+        maker = index.maker(other)
+        parts = set(maker.inputs) if maker is not None and maker.operator == "Mul" else {other}
+        if not parts <= {*wanted, *held} or len(parts & set(held)) > (not scale):
+            break
+        scale, wanted, last = next(iter(parts & set(held)), scale), wanted - parts, factor
+        if scale and not wanted:
+            return Around(source.inputs[0], last.outputs[0], scale, zero_points[1])
+    return None
+
+
+def _only(index: GraphIndex, name: str, operator: str) -> Node | None:
+    """The node that reads a tensor, if there is one, of this operator."""
+    readers = index.readers(name)
+    return readers[0][0] if len(readers) == 1 and readers[0][0].operator == operator else None

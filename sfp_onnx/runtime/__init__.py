@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache, partial, wraps
 from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
@@ -72,10 +72,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class Session:
-    """An open onnxruntime session. ``name`` is what messages call the model."""
+    """An open onnxruntime session. ``name`` is what messages call the model; ``fed``: weights that it takes with every run."""
 
     handle: Any
     name: str
+    fed: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
         """Run once.
@@ -86,7 +87,7 @@ class Session:
         if outputs is not None and not outputs:
             return []  # onnxruntime takes an empty list for all outputs
         try:
-            return list(self.handle.run(None if outputs is None else list(outputs), dict(feeds)))
+            return list(self.handle.run(None if outputs is None else list(outputs), {**self.fed, **feeds}))
         except Exception as error:  # onnxruntime's exception classes share no base but Exception
             raise ModelError(f"{self.name}: onnxruntime cannot run the model: {_words(error)}") from error
 
@@ -124,7 +125,8 @@ def open_model(model: graph.Model, optimize: Optimize = Optimize.ALL, threads: i
     if optimize is Optimize.EXACT_INTEGERS:
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return _open(model, options, PROVIDERS)
+        fed = _fed(model) if optimize in (Optimize.NONE, Optimize.BASIC) else {}  # for few runs, and no kernels of their own for constants
+        return _open(model, options, PROVIDERS, fed)
     except ModelError:
         if optimize is not Optimize.ALL:
             raise
@@ -181,19 +183,39 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _open(model: graph.Model, options: Any, providers: Sequence[str]) -> Session:
+FED_BYTES = 1 << 16
+
+
+def _fed(model: graph.Model) -> dict[str, Array]:
+    """Large weights that only nodes of ONNX's own operators read, and which can be inputs of the graph as well: onnxruntime copies what it
+    is given as constants, and reads inputs where they are."""
+    ends = {port.name for port in (*graph.inputs(model), *graph.outputs(model))}
+    foreign = {name for node in model.proto.graph.node if node.domain not in graph.ONNX_DOMAINS for name in node.input}
+    large = {name: array for name, array in graph.handed_over(model).items() if array.nbytes >= FED_BYTES}
+    return {name: array for name, array in large.items() if name not in ends and name not in foreign}
+
+
+def _open(model: graph.Model, options: Any, providers: Sequence[str], fed: Mapping[str, Array] = MappingProxyType({})) -> Session:
+    """A session; of the weights, those of ``fed`` become inputs."""
     model = graph.seeded(model)
     for library in model.libraries:
         _register(options, library)
+    if fed:
+        model = graph.without_weights(model, fed)
     weights = graph.handed_over(model)
     if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
         with temporary("the model's weights") as place:
             path = save(replace(model, source=None, files=()), place / "model.onnx", external=True)
             return _loaded(str(path), model.name, options, providers)
     if weights:
-        values = [_ort().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in weights.values()]
-        options.add_external_initializers(list(weights), values)
-    return _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
+        options.add_external_initializers(list(weights), list(_held(weights).values()))
+    session = _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
+    return replace(session, fed=_held(fed)) if fed else session
+
+
+def _held(weights: Mapping[str, Array]) -> dict[str, Any]:
+    """Weights as onnxruntime's values, which share the memory of the arrays."""
+    return {name: _ort().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()}
 
 
 def _register(options: Any, library: str) -> None:

@@ -382,14 +382,15 @@ def _see(
     weight = step.weight.value(after.constant)
     summed, made = step.target != step.output, _Made(after, step, shapes)
     segment = after.advance([step.data, *([step.output, *lockstep.operands(after, step)] if summed else made.reads)])
-    chain, seen = lockstep.Chain(), None
+    chain, seen, known = lockstep.Chain(), None, True
     for batch in range(after.batches):
         values, at = segment(batch), share.place(batch)
         data = values[step.data]
         output = values[step.output].shape if summed else made.shape(values)
         blocks = form.blocks(data.shape, weight.shape, output)
         matrix = form.matrix(weight, blocks)
-        if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf):
+        if blocks > MOST_BLOCKS or not lockstep.solvable(matrix.shape[1], np.inf) or not np.isfinite(data).all():
+            known = known and bool(np.isfinite(data).all())  # a branch that is not taken may make no numbers of its data
             continue  # the segment must still run on every batch
         if summed and not batch:
             chain = lockstep.measure_chain(after, step, values[step.output], values, after)
@@ -404,7 +405,7 @@ def _see(
             target = lockstep.target_at(step, chain, values[step.output], values)
             seen.answered(form.answers(target, chosen, blocks).astype(np.float64), on)
     after.finish()
-    return seen
+    return seen if known else None
 
 
 class _Made:

@@ -148,14 +148,15 @@ def lost(new: FloatArray, old: FloatArray) -> float | None:
 
 def _own_weights(scene: steps.Scene, layers: Sequence[Layer]) -> steps.Scene:
     """The model in which each of these layers has a weight of its own, of numbers that are not rounded: a cut may change one of those that
-    share it, and further than integers reach."""
+    share it, and further than integers reach (those of a product of integers stay integers)."""
     editor = edit.Editor(scene.model)
     for layer in layers:
         node, held = scene.node(layer), scene.weight(layer)
         assert layer.weight is not None and held is not None
         name = node.inputs[layer.weight.position]
-        if held.scale or len(scene.index.readers(name)) > 1:
-            value = held.value(lambda constant: scene.values[constant])
+        shared, kept = len(scene.index.readers(name)) > 1, scene.around(layer) is not None
+        if shared or (held.scale and not kept):
+            value = scene.values[name] if kept else held.value(lambda constant: scene.values[constant])
             editor.set_input(node.index, layer.weight.position, editor.constant(name, value))
     return replace(scene, model=editor.finish())
 
