@@ -136,6 +136,21 @@ def test_what_is_measured_once_serves_both(path: Path, tmp_path: Path) -> None:
     assert "xpanded" in told(dropped)
 
 
+@pytest.mark.parametrize("output", [False, True])
+def test_several_bounds_and_how_weights_are_stored(output: bool, path: Path, tmp_path: Path) -> None:
+    """Bounds of files are corrected by what files take, with the codes of the weights that are chosen."""
+    small, again = tmp_path / "small.onnx", tmp_path / "again.onnx"
+    onnx.save(transformer(False, output), path)
+    both = PlanOptions(targets=("params=70%", "macs=70%"), moves=("cut",))
+    made = sfp_onnx.prune(path, both, data=rows(), output=OutputOptions(path=small))
+    assert told(made.plan) and all(figure["actual"] <= figure["bound"] for figure in made.plan.figures.values())
+    sfp_onnx.apply(path, made.plan, data=rows(), output=OutputOptions(path=again))
+    assert small.read_bytes() == again.read_bytes()
+    stored = sfp_onnx.plan(path, PlanOptions(targets=("size=80%",), precision="auto"), data=rows())
+    assert told(stored) and stored.figures["size"]["actual"] <= stored.figures["size"]["bound"]
+    assert {item.layer for item in stored.precisions} <= {layer.node.name for layer in sfp_onnx.inspect(path).coupling.layers}
+
+
 def test_without_errors_it_is_done_where_it_must_be(path: Path) -> None:
     """Without data, with another score, or for a share of every group there is nothing to weigh."""
     for given in ({"score_name": "magnitude"}, {"score_name": "contribution", "data": rows()}):

@@ -12,7 +12,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import CLASSES, classifier, images, invoke, labels_of, relative, run_model
-from graphs import sample
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
@@ -128,13 +127,6 @@ def test_one_target_over_widths_and_precisions(model: Path, data: Path, tmp_path
     alone = run(model, data, tmp_path, "--target", "size=40%")
     assert alone.exit_code == 0
     assert json.loads((tmp_path / "out.json").read_text())["after"]["params"] < held["after"]["params"]
-
-
-@pytest.mark.parametrize("share", [0.5, 0.7])
-def test_a_size_that_first_widths_miss_is_met_with_precisions_too(share: float) -> None:
-    model = sample(2).model
-    made = sfp_onnx.prune(model, sfp_onnx.PlanOptions(targets=(f"size={share:.0%}",), precision="auto", align=None))
-    assert len(made.to_proto().SerializeToString()) <= share * len(model.SerializeToString())
 
 
 def test_a_layer_that_rounding_hurts_stays_float_and_the_plan_says_why(data: Path) -> None:

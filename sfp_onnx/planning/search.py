@@ -345,8 +345,8 @@ class History:
         """Figures by which the solver chose widths: those of a group of which every unit holds the same share of an axis."""
         if trial.options.allocation != "solve" or trial.factors:
             return {}
-        widths = [np.count_nonzero(~trial.removed[group.units]) for group in self.ruler.analysis.coupling.groups]
-        kept = np.asarray([*widths, *trial.codes])
+        counts = [np.count_nonzero(~trial.removed[group.units]) for group in self.ruler.analysis.coupling.groups]
+        kept = np.asarray([*counts, *trial.codes])
         return {name: cost for name in names if (cost := float(self.ruler.cost(name)(kept))) > 0}
 
     def known(self, choice: Trial) -> bool:
