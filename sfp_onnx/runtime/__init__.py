@@ -207,8 +207,9 @@ def _open(model: graph.Model, options: Any, providers: Sequence[str], fed: Mappi
         with temporary("the model's weights") as place:
             path = save(replace(model, source=None, files=()), place / "model.onnx", external=True)
             return _loaded(str(path), model.name, options, providers)
-    if weights:
-        options.add_external_initializers(list(weights), list(_held(weights).values()))
+    held = _held(weights)  # until the session has its copies: what does not lie in one piece is nowhere else
+    if held:
+        options.add_external_initializers(list(held), list(held.values()))
     session = _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
     return replace(session, fed=_held(fed)) if fed else session
 
