@@ -33,6 +33,7 @@ from conftest import (
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
+from sfp_onnx import graph, runtime
 from sfp_onnx.core.errors import ModelError, OutputError
 from sfp_onnx.core.options import PlanOptions
 from sfp_onnx.report.manifest import Pruned
@@ -652,3 +653,20 @@ def test_a_damaged_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
         data.write_bytes(whole[:end])
         with pytest.raises(ModelError):
                 loading.load(data)
+
+
+def test_weights_that_are_handed_over_in_another_order_stay_where_they_lie() -> None:
+    """Onnxruntime reads them in C order, from a copy that must live as long as the session."""
+    weight = np.random.default_rng(0).standard_normal((200, 300)).astype(np.float32).T
+    x = np.random.default_rng(1).standard_normal((4, 300)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    shapes = {"x": [4, 300], "y": [4, 200]}
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    weights: dict[str, np.ndarray] = {}
+    held = [graph.make_initializer("w", weight, weights)]
+    made = helper.make_graph(nodes, "g", ports[:1], ports[1:], held)
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = runtime.open_model(graph.Model(proto, weights, ""))
+    junk = [np.full((300, 200), np.nan, np.float32) for _ in range(8)]
+    np.testing.assert_allclose(session.run({"x": x})[0], x @ weight, rtol=1e-4, atol=1e-4)
+    assert len(junk) == 8

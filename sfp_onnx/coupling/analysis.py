@@ -243,7 +243,7 @@ def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, in
         projected = with_projections(prepared.base or model, axes, prepared.types, prepared.trace.shapes)
         shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
         again = prepare(projected, shapes, real)
-        prepared = replace(again, base=again.base or projected)
+        prepared = replace(again, base=again.base or projected, nest=(*again.nest, *prepared.nest))
     prepared = replace(prepared, tokens=tokens_of(prepared))
     coupling = _with_expanding(couple(prepared, inside), prepared, axes)
     read = {name for node in prepared.nodes for name in node.reads}

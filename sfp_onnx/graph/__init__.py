@@ -340,9 +340,11 @@ def live(model: Model) -> list[Node]:
 
 
 def sub_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs in a node's attributes (empty ones stand for other attributes)."""
+    """The graphs in a node's attributes."""
     for attribute in node.attribute:
-        yield from (attribute.g, *attribute.graphs)
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

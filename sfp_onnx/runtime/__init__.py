@@ -72,11 +72,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Session:
-    """An open onnxruntime session. ``name`` is what messages call the model; ``fed``: weights that it takes with every run."""
+    """An open onnxruntime session. ``name`` is what messages call the model; ``fed``: weights that it takes with every run; ``held``: those
+    that it reads where they lie, which must stay there as long."""
 
     handle: Any
     name: str
     fed: Mapping[str, Any] = field(default_factory=dict)
+    held: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Any]:
         """Run once.
@@ -206,12 +208,12 @@ def _open(model: graph.Model, options: Any, providers: Sequence[str], fed: Mappi
     if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
         with temporary("the model's weights") as place:
             path = save(replace(model, source=None, files=()), place / "model.onnx", external=True)
-            return _loaded(str(path), model.name, options, providers)
-    held = _held(weights)  # until the session has its copies: what does not lie in one piece is nowhere else
+            return replace(_loaded(str(path), model.name, options, providers), fed=_held(fed))
+    held = _held(weights)
     if held:
         options.add_external_initializers(list(held), list(held.values()))
     session = _loaded(graph.filled(model, weights).SerializeToString(), model.name, options, providers)
-    return replace(session, fed=_held(fed)) if fed else session
+    return replace(session, fed=_held(fed), held=held)
 
 
 def _held(weights: Mapping[str, Array]) -> dict[str, Any]:
