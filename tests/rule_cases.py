@@ -1303,6 +1303,29 @@ def multi_head(b: Builder, y: str, op: str) -> str:
     return swap(b, b.op("MultiHeadAttention", *operands, domain="com.microsoft", num_heads=4))
 
 
+@case("com.microsoft.MultiHeadAttention")
+def multi_head_masked(b: Builder, y: str, op: str) -> str:
+    """Keys that some samples lack, and a bias of the scores that all heads share."""
+    mask = b.const(np.arange(SIDE * SIDE)[None] % 5 > 0, np.int32)
+    batch = b.op("Slice", b.op("Shape", y), b.const([0], np.int64), b.const([1], np.int64))
+    keys = b.op("Tile", mask, b.op("Concat", batch, b.const([1], np.int64), axis=0))
+    operands = [*threefold(b, y), b.weight(3 * CHANNELS, fan_in=4), keys, b.weight(1, 1, SIDE * SIDE, SIDE * SIDE)]
+    return swap(b, b.op("MultiHeadAttention", *operands, domain="com.microsoft", num_heads=4))
+
+
+@case("com.microsoft.MultiHeadAttention", pinned="a mask per head")
+def multi_head_biases(b: Builder, y: str, op: str) -> str:
+    operands = [*threefold(b, y), b.weight(3 * CHANNELS, fan_in=4), None, b.weight(1, 4, SIDE * SIDE, SIDE * SIDE)]
+    return swap(b, b.op("MultiHeadAttention", *operands, domain="com.microsoft", num_heads=4))
+
+
+@case("com.microsoft.Attention")
+def packed_biased(b: Builder, y: str, op: str) -> str:
+    vector = [b.weight(CHANNELS, 36, fan_in=CHANNELS), b.weight(36, fan_in=4)]
+    operands = [tokens(b, y), *vector, None, None, b.weight(1, 1, SIDE * SIDE, SIDE * SIDE)]
+    return swap(b, b.op("Attention", *operands, domain="com.microsoft", num_heads=3))
+
+
 @case("com.microsoft.Attention")
 def packed(b: Builder, y: str, op: str) -> str:
     operands = [tokens(b, y), b.weight(CHANNELS, 36, fan_in=CHANNELS), b.weight(36, fan_in=4)]
@@ -1708,6 +1731,16 @@ def skip_a_table(b: Builder, y: str, op: str) -> str:
     given = b.input([SIDE * SIDE, CHANNELS], name="positions")
     made = b.op("SkipLayerNormalization", tokens(b, y), given, b.uniform(CHANNELS), b.weight(CHANNELS), domain=MICROSOFT, epsilon=1e-3)
     return swap(b, made)
+
+
+@case("com.microsoft.EmbedLayerNormalization")
+def embedded(b: Builder, y: str, op: str) -> str:
+    """Added to what a layer makes of them."""
+    ids = b.input(["N", SIDE * SIDE], "ids", INT32)
+    tables = [b.weight(10, CHANNELS), b.weight(SIDE * SIDE, CHANNELS)]
+    given = [ids, None, *tables, None, b.uniform(CHANNELS), b.weight(CHANNELS)]
+    made = b.op("EmbedLayerNormalization", *given, domain=MICROSOFT, epsilon=1e-3, outputs=["embedded", "indices"])[0]
+    return swap(b, b.op("Add", tokens(b, y), made))
 
 
 @case("com.microsoft.SkipSimplifiedLayerNormalization")

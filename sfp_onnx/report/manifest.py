@@ -73,7 +73,7 @@ def manifest(result: Pruned, output: Path | None = None, external: bool | None =
         "before": asdict(result.plan.before), "after": asdict(result.plan.after),
         "verification": None if check is None else asdict(check),
         "repair": None if result.repaired is None else result.repaired.figures,
-        "notes": list(result.notes), "plan": to_json(result.plan), "cuts": [asdict(item) for item in result.cuts],
+        "notes": list(result.notes), "plan": to_json(result.plan), "cuts": [dict(vars(item)) for item in result.cuts],
         "command": None if result.command is None else {"name": "prune", "options": dict(result.command)},
         "evaluation": [asdict(measured) for measured in result.evaluation] or None,
         "packaging": None if result.packaged is None else [asdict(step) for step in result.packaged.steps],

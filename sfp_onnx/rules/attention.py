@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -24,6 +25,15 @@ def _heads(ctx: Context, position: int, heads: int) -> tuple[IntArray | None, In
     grid = channels.reshape(heads, -1)
     ctx.tie(grid, grid[:, :1])
     return grid[:, 0], channels
+
+
+def _masked(ctx: Context, plain: Sequence[int], biases: Sequence[int]) -> bool:
+    """Whether all further inputs leave heads alone: those at ``plain`` do, and ``biases`` of the scores where all heads have the same."""
+    known = {*plain, *(at for at in biases if ctx.has(at) and (ctx.rank(at) < 3 or ctx.shape(at)[-3] == 1))}
+    others = [at for at in range(3, len(ctx.node.inputs)) if ctx.has(at)]
+    for at in others:
+        ctx.pin_input(at, "it says what attention may look at")
+    return known.issuperset(others)
 
 
 def _share(ctx: Context, query: IntArray | None, others: list[IntArray | None]) -> None:
@@ -53,9 +63,7 @@ def _attend(ctx: Context, query_heads: int, shared_heads: int) -> tuple[IntArray
 def attention(ctx: Context) -> list[Labels]:
     """ONNX Attention: 4-d operands carry heads on axis 1, 3-d ones in the attributes q_num_heads and kv_num_heads."""
     flat = ctx.rank(0) == 3
-    extra = [position for position in range(3, len(ctx.node.inputs)) if ctx.has(position)]
-    stiff_mask = 3 in extra and ctx.rank(3) == 4 and ctx.shape(3)[1] > 1
-    if any(position > 3 for position in extra) or stiff_mask or len([name for name in ctx.node.outputs if name]) > 1:
+    if not _masked(ctx, (6,), (3,)) or len([name for name in ctx.node.outputs if name]) > 1:
         for position in range(len(ctx.node.inputs)):
             ctx.pin_input(position, "Attention with a cache, a mask per head, or further outputs")
         return [() for _ in ctx.node.outputs]
@@ -78,13 +86,12 @@ def attention(ctx: Context) -> list[Labels]:
 
 @rule("com.microsoft.MultiHeadAttention", does="heads leave whole")
 def multi_head_attention(ctx: Context) -> list[Labels]:
-    """Separate query, key and value (3-d); bias = concatenation of their biases."""
+    """Separate query, key and value (3-d); bias = concatenation of their biases; a mask of keys, and one of scores."""
     heads = ctx.attribute("num_heads")
-    extra = [position for position in range(3, len(ctx.node.inputs)) if ctx.has(position) and position != 3]
     separate = ctx.has(1) and ctx.has(2) and all(ctx.rank(position) == 3 for position in (0, 1, 2))
-    if extra or not separate or len([name for name in ctx.node.outputs if name]) > 1:
+    if not separate or not _masked(ctx, (3, 4), (5,)) or len([name for name in ctx.node.outputs if name]) > 1:
         for position in range(len(ctx.node.inputs)):
-            ctx.pin_input(position, "MultiHeadAttention with packed operands, masks or a cache")
+            ctx.pin_input(position, "MultiHeadAttention with packed operands, a mask per head, or a cache")
         return [() for _ in ctx.node.outputs]
     query, _ = _attend(ctx, heads, heads)
     size = ctx.shape(0)[2] // heads
@@ -103,10 +110,9 @@ def multi_head_attention(ctx: Context) -> list[Labels]:
 
 @rule("com.microsoft.Attention", does="heads leave whole; its packed projection shrinks along")
 def packed_attention(ctx: Context) -> list[Labels]:
-    """Input B x S x I, weights I x (Q + K + V), bias of the same width."""
+    """Input B x S x I, weights I x (Q + K + V), bias of the same width, a mask of keys, and (input 5) one of scores."""
     heads = ctx.attribute("num_heads")
-    extra = [position for position in range(4, len(ctx.node.inputs)) if ctx.has(position)]
-    if extra or not ctx.is_constant(1) or not ctx.has(2) or len([name for name in ctx.node.outputs if name]) > 1:
+    if not _masked(ctx, (3,), (5,)) or not ctx.is_constant(1) or not ctx.has(2) or len([name for name in ctx.node.outputs if name]) > 1:
         ctx.pin_input(0, "com.microsoft.Attention with masks per head, a cache, or computed weights")
         return [() for _ in ctx.node.outputs]
     ctx.fix_input(0, (0, 1), "attention keeps this axis")

@@ -117,6 +117,21 @@ def skip_layer_normalization(ctx: Context) -> list[Labels]:
     return [labels, (), (), labels][: len(ctx.node.outputs)]
 
 
+@rule("com.microsoft.EmbedLayerNormalization", does="looks up and normalises; channels leave behind it (freed by --expand)")
+def embed_layer_normalization(ctx: Context) -> list[Labels]:
+    """Tokens, segments, their tables and those of positions, scale, shift, mask: normalised embeddings, what the mask says, and the sum."""
+    outputs: list[Labels] = [()] * len(ctx.node.outputs)
+    if not ctx.expand or any(ctx.node.outputs[2:]):
+        return outputs
+
+    def edits(after: After) -> list[Edit]:
+        keep = after.output_keep(0, 2)
+        return [] if keep.all() else [InsertAfter("Gather", (np.flatnonzero(keep),), {"axis": 2})]
+
+    ctx.follow(edits)
+    return [(vector(ctx.mint(ctx.out_shape()[2]), 2, 3),), *outputs[1:]]
+
+
 @rule("RMSNormalization", "SimplifiedLayerNormalization", does="passes channels; the mean square keeps its original divisor")
 def rms_normalization(ctx: Context) -> list[Labels]:
     """Over the axes from ``axis`` on."""

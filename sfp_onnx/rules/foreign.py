@@ -17,6 +17,8 @@ HINTS = {
     r"Loop|Scan": "the insides of sub-graphs are not pruned",
     r"com\.microsoft\.(\w*NBits|MatMulBnb4|GatherBlockQuantized|QMoE)":
         "their weights are packed: use the float model, and quantise what comes of it",
+    r"com\.microsoft\.nchwc\..*":
+        "saved at optimisation level 'all', in the layout of one processor: give the original, or a file saved at 'extended' or below",
     r"com\.microsoft\..*":
         "onnxruntime writes such nodes when it saves a model after optimisation: use the file from before",
     r"(qonnx|onnx\.brevitas|finn)\..*":

@@ -208,7 +208,7 @@ def _open(model: graph.Model, options: Any, providers: Sequence[str], fed: Mappi
     if full_size(model) - sum(array.nbytes for array in weights.values()) > PROTOBUF_LIMIT:
         with temporary("the model's weights") as place:
             path = save(replace(model, source=None, files=()), place / "model.onnx", external=True)
-            return _loaded(str(path), model.name, options, providers)
+            return replace(_loaded(str(path), model.name, options, providers), fed=_held(fed))
     held = _held(weights)
     if held:
         options.add_external_initializers(list(held), list(held.values()))
