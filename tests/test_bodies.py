@@ -9,7 +9,7 @@ import onnx
 import onnx.helper as oh
 import onnx.numpy_helper as nh
 import pytest
-from building import FLOAT, Builder, assert_exact, assert_valid, error, masked, random_plan, run
+from building import FLOAT, Builder, assert_exact, assert_valid, error, masked, plan_of, random_plan, run
 
 import sfp_onnx
 from sfp_onnx.core.options import OutputOptions, PlanOptions
@@ -285,3 +285,27 @@ def test_integers_beside_branches_that_read_what_is_quantised() -> None:
     assert "If" in nodes and "QuantizeLinear" in nodes
     for x in WAYS:
         assert np.isfinite(run(result.to_proto(), {"x": x})[0]).all()
+
+
+def test_what_a_branch_gives_keeps_its_shape() -> None:
+    """All channels of a layer inside may leave where what is left is added to, but not where it is all that the branch gives."""
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    y = b.op("Relu", b.conv(x, 3, 8, name="stem"))
+    kernels = {f"w{at}": b.random.standard_normal((8, 8, 3, 3)) / 9 for at in range(4)}
+
+    def two(reads: str, first: str, second: str) -> list[onnx.NodeProto]:
+        made = [oh.make_node("Conv", [reads, first], [f"a{first}"], name=first, pads=[1] * 4)]
+        made.append(oh.make_node("Relu", [f"a{first}"], [f"r{first}"]))
+        return [*made, oh.make_node("Conv", [f"r{first}", second], [f"o{second}"], name=second, pads=[1] * 4)]
+
+    bare = branch(two(y, "w0", "w1"), ["ow1"], w0=kernels["w0"], w1=kernels["w1"])
+    added = branch([*two(y, "w2", "w3"), oh.make_node("Add", ["ow3", y], ["e"])], ["e"], w2=kernels["w2"], w3=kernels["w3"])
+    model = b.model(b.conv(b.op("Relu", choosing(b, x, bare, added)[0]), 8, 5, name="last"), infer=False)
+    analysis = sfp_onnx.inspect(model)
+    names = {group.name: group.producers for group in analysis.coupling.groups}
+    assert [names[name] for name in analysis.coupling.branches] == [("w2",)]
+    whole = {name: range(8) for name, producers in names.items() if producers == ("w2",)}
+    proto = sfp_onnx.apply(analysis, plan_of(analysis, whole)).to_proto()
+    for inputs in WAYS:
+        assert run(proto, {"x": inputs})[0].shape == (2, 5, 8, 8)

@@ -420,9 +420,10 @@ def branches(coupling: Coupling, prepared: Prepared) -> dict[str, Branch]:
     constant: set[str] = set()
     carriers: set[str] = set()
     layers = {layer.node.index: layer for layer in coupling.layers}
+    chosen = {name for model in prepared.nest for node in nodes(model) if has(node, Trait.CHOOSES) for name in node.outputs}
     for group, dead in zip(coupling.groups, _dead(coupling), strict=True):
         walk = _Walk()
-        branch = _branch(group, _Around(coupling, prepared, final, layers, dead), walk)
+        branch = _branch(group, _Around(coupling, prepared, final, layers, dead, chosen), walk)
         if branch is None or walk.carriers & {*constant, *walk.constant} or carriers & set(walk.constant):
             continue  # there is none, or two constants would meet
         constant.update(walk.constant)
@@ -443,13 +444,14 @@ class _Walk:
 @dataclass(frozen=True)
 class _Around:
     """What a branch is followed in: ``outputs`` of the model, ``layers`` by the index of their node, and the ``dead`` tensors of a group,
-    which lose all channels along an axis."""
+    which lose all channels along an axis. ``chosen``: what one of two branches gives, whole, since nothing spreads it."""
 
     coupling: Coupling
     prepared: Prepared
     outputs: set[str]
     layers: Mapping[int, Layer]
     dead: set[str]
+    chosen: set[str]
 
     def goes(self, node: Node) -> bool:
         """Whether all that a node makes is dead."""
@@ -501,7 +503,7 @@ def _follow(name: str, around: _Around, walk: _Walk) -> bool:
         written = [output for output in node.outputs if output]
         if around.goes(node):
             continue
-        if not has(node, Trait.SPREADS) or node.captures:
+        if not has(node, Trait.SPREADS) or node.captures or not around.chosen.isdisjoint(written):
             return False
         others = [other for other in node.inputs if other and other != name and other not in around.prepared.held]
         full = [other for other in others if shapes.get(other) == shapes.get(written[0])]

@@ -291,7 +291,8 @@ class _Unpacked:
         """Put the nodes of a branch behind those that are ``placed``; returns the names of what it gives."""
         graph, inner = self.proto.graph, next(attribute.g for attribute in node.attribute if attribute.name == branch)
         made = [name for below in inner.node for name in below.output if name] + [tensor.name for tensor in inner.initializer]
-        names = {name: _fresh(f"{node.name or index}/{name}", self.taken) for name in made}
+        inside = f"{node.name or index}/"
+        names = {name: _fresh(inside + name.removeprefix(inside), self.taken) for name in made}  # as it was called if it was flat before
         for sparse in inner.sparse_initializer:
             tensor = numpy_helper.from_array(to_dense(sparse, self.model.name), _fresh(sparse.values.name, self.taken))
             names[sparse.values.name] = tensor.name
