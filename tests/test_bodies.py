@@ -283,6 +283,8 @@ def test_integers_beside_branches_that_read_what_is_quantised() -> None:
     result = sfp_onnx.prune(model, PlanOptions(ratio=0.25), data={"x": data}, output=output)
     nodes = [node.op_type for node in result.to_proto().graph.node]
     assert "If" in nodes and "QuantizeLinear" in nodes
+    inner = sfp_onnx.prune(chosen_model(layers), PlanOptions(ratio=0.25), data={"x": data}, output=output)
+    assert any("int8: 3 layers stay floating" in note for note in inner.notes), inner.notes
     for x in WAYS:
         assert np.isfinite(run(result.to_proto(), {"x": x})[0]).all()
 
@@ -309,3 +311,12 @@ def test_what_a_branch_gives_keeps_its_shape() -> None:
     proto = sfp_onnx.apply(analysis, plan_of(analysis, whole)).to_proto()
     for inputs in WAYS:
         assert run(proto, {"x": inputs})[0].shape == (2, 5, 8, 8)
+
+
+def test_rounds_know_what_is_inside_of_branches_by_its_name() -> None:
+    model = chosen_model(layers)
+    data = np.random.default_rng(4).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    result = sfp_onnx.prune(model, PlanOptions(targets=("macs=50%",)), data={"x": data}, steps=2)
+    assert result.plan.after.macs <= 0.5 * result.plan.before.macs
+    twice = [sfp_onnx.inspect(source).coupling.tensors for source in (model, result.to_proto())]
+    assert set(twice[0]) == set(twice[1])

@@ -18,7 +18,7 @@ from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
 from ..evaluation import tally
 from ..evaluation.meaning import read
-from ..graph import GraphIndex, Model, initializers, nodes, outputs, vocabulary
+from ..graph import GraphIndex, Model, graphs, initializers, nodes, outputs, vocabulary
 from ..graph.edit import with_full_weights, without_dead
 from ..graph.save import atomic, check_output, file_bytes, half_weights, to_proto, writing
 from ..latency.timing import AS_DEFAULT, Latency
@@ -95,7 +95,7 @@ def refuse(analysis: Analysis, options: OutputOptions) -> None:
 
 
 def kept_float(analysis: Analysis, model: Model, result: Model) -> list[str]:
-    """Layers of a model whose weights are still floating after it was quantised.
+    """Layers of a model whose weights are still floating after it was quantised: those inside of branches, too.
 
     Raises:
         OptionError: all of them.
@@ -106,7 +106,10 @@ def kept_float(analysis: Analysis, model: Model, result: Model) -> list[str]:
         operators = ", ".join(sorted({node.operator for node in left})) or "every layer"
         known = f"onnxruntime's quantiser leaves {operators} as it is"
         raise OptionError(f"--quantize int8: nothing was quantised: {known}. Nothing was written. Leave the option out.")
-    return [node.name for node in left]
+    made = {name for each in graphs(model.proto.graph) for node in each.node for name in node.output}
+    below = made - GraphIndex(nodes(model)).makers.keys()
+    inside = [layer.node for layer in analysis.coupling.layers if layer.weight and layer.node.outputs[0] in below]
+    return [node.name for node in (*left, *inside)]
 
 
 def _weighed(analysis: Analysis, model: Model) -> list[tuple[Node, str]]:

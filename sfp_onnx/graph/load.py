@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -281,18 +282,20 @@ def _branching(node: NodeProto) -> bool:
 
 
 class _Unpacked:
-    """A copy of a model into whose graph branches are put, with names that are ``taken`` there."""
+    """A copy of a model into whose graph branches are put, with names that are ``taken`` there. What was flat before, and is
+    ``made`` in one place, has its name again."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.proto = model, model.copied()
+        self.made = Counter(name for each in graphs(self.proto.graph) for node in each.node for name in node.output)
         self.taken = {name for each in graphs(self.proto.graph) for node in each.node for name in (*node.input, *node.output, node.name)}
 
     def ends(self, node: NodeProto, index: int, branch: str, placed: list[NodeProto]) -> list[str]:
         """Put the nodes of a branch behind those that are ``placed``; returns the names of what it gives."""
         graph, inner = self.proto.graph, next(attribute.g for attribute in node.attribute if attribute.name == branch)
         made = [name for below in inner.node for name in below.output if name] + [tensor.name for tensor in inner.initializer]
-        inside = f"{node.name or index}/"
-        names = {name: _fresh(inside + name.removeprefix(inside), self.taken) for name in made}  # as it was called if it was flat before
+        own = f"{node.name or index}/"
+        names = {name: name if name.startswith(own) and self.made[name] == 1 else _fresh(own + name, self.taken) for name in made}
         for sparse in inner.sparse_initializer:
             tensor = numpy_helper.from_array(to_dense(sparse, self.model.name), _fresh(sparse.values.name, self.taken))
             names[sparse.values.name] = tensor.name
