@@ -103,7 +103,7 @@ class Case:
         if self.how == "rounds":
             return self.cut(repair=RepairOptions(finetune=EPOCHS), steps=ROUNDS), "-"
         if self.how == "groups":
-            options = SparseOptions(epochs=EPOCHS, max_drop="100%", seed=self.seed, lr=1e-4)
+            options = SparseOptions(epochs=EPOCHS, max_drop="100%", seed=self.seed)
             found = sparsify(self.model, options, self.data(self.samples), data_options=self.read())
             return self.cut(found.model), f"{found.before:.3f} -> {found.after:.3f}"
         options = TrainOptions(recipe=self.how, epochs=EPOCHS, seed=self.seed)

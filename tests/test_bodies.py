@@ -12,7 +12,7 @@ import pytest
 from building import FLOAT, Builder, assert_exact, assert_valid, error, masked, random_plan, run
 
 import sfp_onnx
-from sfp_onnx.core.options import PlanOptions
+from sfp_onnx.core.options import OutputOptions, PlanOptions
 from sfp_onnx.coupling.cost import cuts
 from sfp_onnx.graph import filled
 from sfp_onnx.planning import removal_of
@@ -192,6 +192,17 @@ def test_dilution_leaves_branches_in_their_place() -> None:
     assert zeros == [pytest.approx(0.5, abs=0.05)]
 
 
+def test_branches_that_only_pass_a_weight_on() -> None:
+    """Nothing in them depends on data."""
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    y, weight = b.conv(x, 3, 16, name="stem"), b.const(b.random.standard_normal((16, 8, 8)).astype(np.float32))
+    either = (branch([oh.make_node(op, [weight], [name])], [name]) for op, name in (("Identity", "t"), ("Neg", "e")))
+    made = b.op("Add", y, choosing(b, x, *either)[0])
+    analysis = sfp_onnx.inspect(b.model(b.conv(made, 16, 5, name="last"), infer=False))
+    assert [group.name for group in analysis.coupling.groups] == ["stem"]
+
+
 @pytest.mark.parametrize("from_start", [True, False])
 def test_a_branch_that_makes_no_numbers_of_data_that_do_not_take_it(from_start: bool) -> None:
     """On the sample already: it stays. Later: what it reads tells nothing, and its layers are left as they were cut."""
@@ -224,3 +235,53 @@ def test_branches_of_other_shapes_stay_with_the_reason() -> None:
     analysis = sfp_onnx.inspect(model)
     assert not analysis.coupling.groups
     assert ("a sub-graph of If reads it", "choice") in {(pin.reason, pin.node) for pin in analysis.coupling.pinned}
+
+
+def test_one_choice_of_other_shapes_leaves_the_others_free() -> None:
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    y = b.op("Relu", b.conv(x, 3, 16, name="stem"))
+    then = branch([oh.make_node("MaxPool", [y], ["t"], kernel_shape=[2, 2])], ["t"])
+    way = b.op("Greater", b.op("ReduceMean", x, keepdims=0), b.const(0.0))
+    made = b.op("If", way, then_branch=then, else_branch=branch([oh.make_node("Relu", [y], ["e"])], ["e"]), name="uneven")
+    inner = layers(b, x, b.op("Relu", b.conv(made, 16, 16)))
+    model = b.model(b.op("GlobalAveragePool", b.conv(b.op("Relu", inner), 8, 5, name="last")), infer=False)
+    analysis = sfp_onnx.inspect(model)
+    assert ("a sub-graph of If reads it", "uneven") in {(pin.reason, pin.node) for pin in analysis.coupling.pinned}
+    result = sfp_onnx.prune(analysis, PlanOptions(ratio=0.5))
+    widths = {tensor.name: list(tensor.dims)[:2] for tensor in result.to_proto().graph.initializer}
+    assert (widths["choice/w1"], widths["choice/w2"]) == ([6, 8], [4, 6])
+    assert [node.name for node in result.to_proto().graph.node if node.op_type == "If"] == ["uneven", "choice"]
+    assert (size := sfp_onnx.inspect(result.to_proto()).size()).params == result.plan.after.params and size.macs == result.plan.after.macs
+
+
+def test_a_branch_that_fails_on_the_data_where_it_is_not_taken_stays(caplog: pytest.LogCaptureFixture) -> None:
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    y = b.op("Relu", b.conv(x, 3, 16, name="stem"))
+    row, table = b.op("Cast", b.op("ReduceMax", x, keepdims=0), to=INT64), b.const(np.arange(1.0, 5.0))
+    then = branch([oh.make_node("Gather", [table, row], ["g"]), oh.make_node("Mul", [y, "g"], ["t"])], ["t"])
+    other = branch([oh.make_node("Abs", [y], ["e"])], ["e"])
+    made = b.op("If", b.op("Less", row, b.const(4, np.int64)), then_branch=then, else_branch=other, name="choice")
+    model = b.model(b.conv(b.op("Relu", b.conv(b.op("Relu", b.conv(made, 16, 16)), 16, 16)), 16, 5), infer=False)
+    data = np.random.default_rng(4).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    data[7::8] *= 4
+    assert "stem" in {name for group in sfp_onnx.inspect(model).coupling.groups for name in group.producers}
+    with caplog.at_level("INFO"):
+        result = sfp_onnx.prune(model, PlanOptions(targets=("params=70%",)), data={"x": data})
+    assert "branches stay as they are: on the data, one fails where the other one is taken" in caplog.text
+    assert "stem" not in {name for group in result.plan.groups if group.remove for name in group.producers}
+    assert result.plan.after.params <= 0.7 * result.plan.before.params
+    run(result.to_proto(), {"x": data[:8]})
+
+
+def test_integers_beside_branches_that_read_what_is_quantised() -> None:
+    """The quantiser leaves some activations out, also where a branch reads them."""
+    model = chosen_model(captured)
+    data = np.random.default_rng(4).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    output = OutputOptions(quantize="int8")
+    result = sfp_onnx.prune(model, PlanOptions(ratio=0.25), data={"x": data}, output=output)
+    nodes = [node.op_type for node in result.to_proto().graph.node]
+    assert "If" in nodes and "QuantizeLinear" in nodes
+    for x in WAYS:
+        assert np.isfinite(run(result.to_proto(), {"x": x})[0]).all()

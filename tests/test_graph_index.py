@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from building import Builder
+from building import Builder, error, feeds_for, run
 
 import sfp_onnx
 from sfp_onnx.core.types import Node
 from sfp_onnx.graph import CAPTURED, GraphIndex
+from sfp_onnx.graph.load import load
 from sfp_onnx.repair.steps import Scene, plan_steps
-from sfp_onnx.runtime import Batch, observe, open_model, side_by_side, unpadded
+from sfp_onnx.runtime import Batch, Optimize, observe, open_model, side_by_side, unpadded
 
 
 def node(index: int, reads: str, makes: str, captures: str = "") -> Node:
@@ -75,3 +78,19 @@ def test_batches_side_by_side() -> None:
     sessions = [open_model(model), open_model(model)]
     for first, second in side_by_side(sessions, unpadded([{"x": data}]), [name]):
         assert first.count == 5 and np.array_equal(first.outputs[0], second.outputs[0])
+
+
+def test_weights_that_do_not_lie_in_one_piece_live_until_they_are_copied() -> None:
+    """Cutting leaves some in the order of other axes, and onnxruntime is given copies of these."""
+    b = Builder(17, 2)
+    y = b.input(["N", 3, 8, 8])
+    for _ in range(12):
+        y = b.op("Relu", b.conv(y, 3, 16))
+        y = b.conv(y, 16, 3)
+    proto = b.model(y)
+    model = load(proto)
+    model = replace(model, weights={name: np.asfortranarray(array) for name, array in model.weights.items()})
+    assert model.weights and not any(array.flags.c_contiguous for array in model.weights.values())
+    feeds = feeds_for(proto)
+    for optimize in (Optimize.NONE, Optimize.ALL):
+        assert error(open_model(model, optimize).run(feeds)[0], run(proto, feeds)[0]) < 1e-5

@@ -114,6 +114,23 @@ def test_labels_are_learned_where_they_are_given(place: Path, tmp_path: Path) ->
         tuning.finetune(place / "small.onnx", options, tmp_path / "odd.npz")
 
 
+def test_answers_that_are_no_class_scores_are_fitted_as_they_are(place: Path, tmp_path: Path) -> None:
+    """Embeddings of length one: of a softmax over them nobody has anything."""
+    for name in ("model", "small"):
+        proto = onnx.load(place / f"{name}.onnx")
+        norm = onnx.helper.make_node("LpNormalization", [proto.graph.output[0].name], ["embedding"], axis=1)
+        proto.graph.node.append(norm)
+        proto.graph.output[0].name = "embedding"
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    options = TrainOptions(recipe="logits", epochs=8, lr=3e-3, train_batch=64)
+    result = tuning.finetune(tmp_path / "small.onnx", options, place / "data.npz", tmp_path / "model.onnx")
+    assert result.kept and result.measure == "cosine" and result.after > result.before + 0.01
+    x = np.load(place / "data.npz")["x"]
+    own, other = (run(onnx.load(tmp_path / f"{name}.onnx"), {"x": x[:40]})[0] for name in ("small", "model"))
+    first = ((own - other) ** 2).mean() / other.var(ddof=1)
+    assert result.tasks[0]["before"] == pytest.approx(first, rel=0.5)  # a mean squared error, not a divergence of distributions
+
+
 @pytest.mark.parametrize("recipe", ["blocks", "features"])
 def test_a_diluted_model_stays_diluted(place: Path, tmp_path: Path, recipe: str) -> None:
     sparse = sfp_onnx.methods.dilution.stages.dilute(place / "model.onnx", DiluteOptions("magnitude", 0.7, layers="in|out"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, ModelError
-from ..core.system import quiet
+from ..core.system import log, quiet
 from ..core.types import Array, BoolArray, Branch, Coupling, Factor, Group, IntArray, Layer, Node, Pinned, Shown, Size, number
 from ..data.dataset import Dataset, Source, one_by_one, open_data
 from ..data.layout import traced_samples
@@ -23,7 +23,7 @@ from ..graph.load import ModelSource as ModelSource, load as load
 from ..rules.foreign import bodies, sentences
 from ..rules.labels import Facts, LayerFact, Reads, Writes, varying
 from ..rules.registry import Trait, has
-from ..runtime import Batch, Feeds
+from ..runtime import Batch, Feeds, open_model
 from . import GRAPH_OUTPUT, cost, resolve, state, written
 from .fourier import with_transforms
 from .tokens import tokens_of
@@ -206,7 +206,26 @@ def inspect(
     model = load(source)
     real = None if data is None else _traced_on(data)
     inside, outside = cut_layernorm or expand == "all", expand_outputs or expand == "all"
-    return _inspected(model, input_shapes, real, inside, outside)
+    found = _inspected(model, input_shapes, real, inside, outside)
+    failure = "" if data is None else _failing(found.prepared, data)
+    if not failure:
+        return found
+    log.info(f"Note: branches stay as they are: on the data, one fails where the other one is taken: {failure}")
+    lazy = {node.outputs[0] for flat in found.prepared.nest for node in nodes(flat) if has(node, Trait.CHOOSES)}
+    return _inspected(replace(model, lazy=frozenset(lazy)), input_shapes, real, inside, outside)
+
+
+def _failing(prepared: Prepared, data: Dataset) -> str:
+    """What onnxruntime says where both branches of a model run on all data; nothing if they do, or it has none."""
+    if not prepared.nest:
+        return ""
+    session, names = open_model(prepared.model), [port.name for port in outputs(prepared.model)]
+    try:
+        for feeds, _ in data.batches():
+            session.run(feeds, names)
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 def _traced_on(data: Dataset) -> Feeds:
@@ -280,13 +299,15 @@ def wider(analysis: Analysis, outside: bool = True) -> Analysis | None:
     """The same, traced on the same inputs, with all that may be expanded (``outside``: outputs too); None if that frees no channel."""
     if analysis.expanded or analysis.projected:
         return None
-    whole = _inspected(analysis.model, None, analysis.prepared.feeds, True, outside)
+    with quiet():  # what branches are pruned was said
+        whole = _inspected(analysis.model, None, analysis.prepared.feeds, True, outside)
     return replace(whole, guessed=analysis.guessed) if whole.coupling.channels_prunable > analysis.coupling.channels_prunable else None
 
 
 def standing(analysis: Analysis) -> Analysis:
     """The same, traced on the same inputs, with nothing expanded."""
-    return replace(_inspected(analysis.model, None, analysis.prepared.feeds, False, False), guessed=analysis.guessed)
+    with quiet():
+        return replace(_inspected(analysis.model, None, analysis.prepared.feeds, False, False), guessed=analysis.guessed)
 
 
 def left_out(analysis: Analysis, data: Dataset) -> tuple[str, ...]:

@@ -252,9 +252,22 @@ def _prepared(
 
 
 def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared | None:
-    """The model with the branches of nodes that choose as parts of its graph; None where there are none, they do not run on all inputs (or
+    """The model with the branches of nodes that choose as parts of its graph: of all of them, or of those where both branches run on all
+    inputs and give the same shapes. None where there are none."""
+    asked = [node for node in graph.nodes(model) if has(node, Trait.CHOOSES) and node.outputs[0] not in model.lazy]
+    for some in (asked, *([node] for node in asked if len(asked) > 1)):
+        prepared = _flattened(model, some, shapes, data)
+        if prepared is not None:
+            return prepared
+        if len(some) == 1:
+            model = replace(model, lazy=model.lazy | {some[0].outputs[0]})
+    return None
+
+
+def _flattened(model: graph.Model, asked: Sequence[Node], shapes: Shapes, data: Mapping[str, Array] | None) -> graph.Prepared | None:
+    """The model with the branches of these nodes as parts of its graph; None where they do not run on all inputs (or
     make no numbers of them), or give other shapes."""
-    flat, joined = flattened(model, [node.index for node in graph.nodes(model) if has(node, Trait.CHOOSES)])
+    flat, joined = flattened(model, [node.index for node in asked])
     if not joined:
         return None
     try:
@@ -264,21 +277,24 @@ def _flat(model: graph.Model, shapes: Shapes, data: Mapping[str, Array] | None) 
     trace, makers = prepared.trace, prepared.index.makers
     for name in joined:
         sides = [name, *makers[name].inputs[1:]] if name in makers else []
-        asked = (trace.shapes[name], trace.dynamic_axes[name])
-        if any((trace.shapes.get(side), trace.dynamic_axes.get(side, ())) != asked for side in sides):
+        wanted = (trace.shapes[name], trace.dynamic_axes[name])
+        if any((trace.shapes.get(side), trace.dynamic_axes.get(side, ())) != wanted for side in sides):
             return None
     known = graph.GraphIndex(graph.nodes(model)).makers
     if not _finite(prepared, [name for name in makers if name not in known]):
         return None
-    names = [node.name for node in graph.nodes(model) if not set(joined).isdisjoint(node.outputs)]
+    names = [node.name for node in asked if not set(joined).isdisjoint(node.outputs)]
     shown = ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
     log.info(f"Note: what is inside of both branches is counted, and pruned like the rest: {shown}")
     return replace(prepared, nest=(*prepared.nest, model))
 
 
 def _finite(prepared: graph.Prepared, names: Iterable[str]) -> bool:
-    """Whether all floating ones of these tensors are finite on the sample."""
-    wanted = {name: dtype for name in names if np.dtype(dtype := prepared.types.get(name) or np.int64).kind == "f"}
+    """Whether all floating ones of these tensors that depend on data are finite on the sample."""
+    kinds = {name: prepared.types.get(name) or np.int64 for name in names if name not in prepared.trace.data_free}
+    wanted = {name: dtype for name, dtype in kinds.items() if np.dtype(dtype).kind == "f"}
+    if not wanted:
+        return True
     part = segment(prepared.model, [], wanted, prepared.index)
     read = {port.name for port in graph.inputs(part)}
     feeds = {name: array for name, array in prepared.feeds.items() if name in read}

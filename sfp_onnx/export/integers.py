@@ -26,6 +26,8 @@ Feeding = Callable[[], Iterable[Mapping[str, Array]]]
 """Gives batches of inputs, from the first one on each time."""
 # Opsets: of scales per channel, of float16 beside integers, of QuantizeLinear at all, and of its dynamic form.
 CHANNELS_OPSET, HALF_OPSET, FIRST_OPSET, DYNAMIC_OPSET = 13, 19, 10, 11
+# The quantiser replaces some activations by the ends of ranges, and does not see that a sub-graph reads what they make.
+KEEPING = {"QDQKeepRemovableActivations": True}
 CALIBRATED = 512  # samples that ranges are taken from
 BINS, LEVELS = 2048, 255
 OUTSIDE = 1e-4  # share of the values that percentiles leave outside, of both ends together
@@ -116,7 +118,8 @@ def _quantized(model: Model, ready: Model, batches: Feeding | None, facts: Mappi
     with system.temporary("another form of the model") as folder:
         source, target = folder / "float.onnx", folder / "int8.onnx"
         save(replace(ready, source=None, files=()), source)
-        quantize(source, target, None if batches is None else batches(), model.name, **facts)
+        held = {"extra_options": KEEPING} if any(node.captures for node in nodes(ready)) else {}
+        quantize(source, target, None if batches is None else batches(), model.name, **facts, **held)
         try:
             converted = load(target)
         except ModelError as error:

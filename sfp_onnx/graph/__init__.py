@@ -34,7 +34,8 @@ class Model(Shown):
     """A loaded model. ``proto`` has no local functions and no Constant nodes; ``weights`` holds tensors over 1 KiB by name;
     ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
     ``edited`` says that the model is no longer what these files hold; ``complaint`` is what onnx.checker said of the original,
-    if it does not know or no longer allows an operator (onnxruntime may run it all the same); ``libraries`` hold custom operators."""
+    if it does not know or no longer allows an operator (onnxruntime may run it all the same); ``libraries`` hold custom operators.
+    ``lazy``: first outputs of nodes that choose between branches of which one must not run where the other one is taken."""
 
     proto: onnx.ModelProto
     weights: Mapping[str, Array]
@@ -44,6 +45,7 @@ class Model(Shown):
     edited: bool = False
     complaint: str = ""
     libraries: tuple[str, ...] = ()
+    lazy: frozenset[str] = frozenset()
 
     def summary(self) -> str:
         """Its name, opset, number of nodes, inputs and outputs."""

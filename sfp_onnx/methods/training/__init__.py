@@ -83,9 +83,9 @@ class SparseOptions(Checked):
                          "weights (the largest gradients come back: rigl; random ones: set).", REPAIR, choices=SPARSE)  # fmt: skip
     epochs: int = option(10, "Passes over the data.", AMOUNT, low=1)
     rate: float = option(0.5, "rigl, set: share of the weights that is zero.", AMOUNT, low=0, low_open=True, high=1, high_open=True)
-    strength: float = option(1.0, "groups, slimming: what the smallest lose over all epochs, in mean norms.", AMOUNT, low=0, low_open=True,
+    strength: float = option(0.1, "groups, slimming: what the smallest lose over all epochs, in mean norms.", AMOUNT, low=0, low_open=True,
                              high=float("inf"), high_open=True)  # fmt: skip
-    lr: float = option(3e-4, "Learning rate at the start.", REPAIR, low=0, low_open=True, high=1)
+    lr: float = option(1e-4, "Learning rate at the start.", REPAIR, low=0, low_open=True, high=1)
     max_drop: str = option("2%", "How much the measure of the task (top-1; without labels agreement) may fall on held-out samples; else "
                            "the model is left as it was.", AMOUNT, metavar="2%")  # fmt: skip
     moved: float = rare(0.3, "rigl, set: share of the weights that move after the first epoch.", REPAIR, low=0, high=1)

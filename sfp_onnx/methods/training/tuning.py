@@ -21,7 +21,7 @@ from ...coupling.analysis import DataSource, Progress, describe, inspect, silent
 from ...data.checks import opened
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate, measure, reading_of
-from ...evaluation.meaning import Kind
+from ...evaluation.meaning import Kind, Meaning
 from ...evaluation.measures import MEASURES
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, fingerprint, together
@@ -222,7 +222,8 @@ def tuned(
     labels = classes_of(original, fitted, held, mirror, options.device) if options.recipe == "labels" else None
     run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory, labels)
     notes = [] if not (sparse := diluted(student.parameters)) else [f"zeros of {len(sparse)} diluted weights stay zero"]
-    notes += _run(run, options) + (["mirrored images were trained on, too"] if mirror else [])
+    notes += _run(run, options, reading_of(original, held, MeasureOptions()).judged)
+    notes += ["mirrored images were trained on, too"] if mirror else []
     after = student.written()
     (name, first, tie), (_, last, other) = judged([original, pruned, after], held, tokens)
     better = (last, other) > (first, tie)
@@ -235,12 +236,12 @@ def tuned(
     return Finetuned(after if better else pruned, original, better, name, first, last, held.samples, tuple(run.figures), tuple(notes))
 
 
-def _run(run: Reconstruction, options: TrainOptions) -> list[str]:
-    """Train by the recipe; what to say of it."""
+def _run(run: Reconstruction, options: TrainOptions, meaning: Meaning) -> list[str]:
+    """Train by the recipe; what to say of it. Answers that are no class scores are fitted by their squared error."""
     probe = run.samples.rows(np.arange(run.samples.batch if run.samples.whole else min(3, run.samples.count)))
     parts = blocks(run.student, run.teacher, run.kept, probe) if options.recipe == "blocks" else []
     names = [port.name for port in graph.outputs(run.student.model)]
-    answers = comparable(run.student, run.teacher, names, run.kept, probe)
+    answers = sorted(comparable(run.student, run.teacher, names, run.kept, probe), key=lambda name: name not in meaning.outputs)
     if not answers:
         raise ModelError(f"{run.student.model.name}: no output is floating with one row a sample, so there is nothing to fit")
     try:
@@ -249,7 +250,7 @@ def _run(run: Reconstruction, options: TrainOptions) -> list[str]:
             return [f"{len(parts)} blocks"]
         ends = [*answers, *comparable(run.student, run.teacher, features(run.student), run.kept, probe)]
         end = options.recipe in ("logits", "labels")
-        score = end and run.student.run(probe, answers[:1])[0].ndim == 2
+        score = end and meaning.kind is Kind.CLASSES and run.student.run(probe, answers[:1])[0].ndim == 2
         if run.labels is not None and not score:
             raise ModelError(f"{run.student.model.name}: its first output holds no row of class scores per sample for --recipe labels")
         run.end_to_end(answers if end else ends, score)
