@@ -26,7 +26,7 @@ import sfp_onnx
 
 WIDTH, TOKENS, HEADS = 16, 16, 2
 GIB = 2**30
-BLOCK = 13 * 1024**2 * 4  # bytes of a block of 1024 channels, of 42 nodes
+BLOCK, BLOCK_NODES = 13 * 1024**2 * 4, 49  # bytes of a block of the decoder with 1024 channels, and its nodes
 
 
 def chain(count: int) -> onnx.ModelProto:
@@ -167,7 +167,7 @@ def memory(gib: float) -> None:
         for form in ("one file", "external data"):
             path = Path(folder) / form.split()[0] / "model.onnx"
             path.parent.mkdir()
-            made = decoder(round(gib * GIB / BLOCK) * 42, 1024)
+            made = decoder(round(gib * GIB / BLOCK) * BLOCK_NODES, 1024)
             onnx.save(made, path, save_as_external_data=form != "one file", location="model.onnx.data")
             del made
             size = sum(file.stat().st_size for file in path.parent.iterdir()) / GIB

@@ -92,16 +92,19 @@ class Analysis(Shown):
 
     def size(self, removed: BoolArray | None = None, factors: Sequence[Factor] = ()) -> Size:
         """MACs for one sample and parameters after a removal (default: of the original), and with factors."""
-        if removed is None and self.projected:  # the original has no projections
-            return counted(self.model, self.prepared.feeds, self.samples)
         if removed is None:
-            none = np.zeros(self.coupling.units, bool)
-            held = self.prepared.base if self.prepared.nest else None
-            return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(held or self.model))
+            return self._whole
         layers, parameters = self.left(removed)
         saved = [self.wholes[factor.layer].saved(removed, factor) for factor in factors]
         macs = cost.macs(layers, removed, self.samples) - sum(macs for macs, _ in saved) / self.samples
         return Size(macs, cost.params(parameters, removed) - sum(weights for _, weights in saved))
+
+    @cached_property
+    def _whole(self) -> Size:
+        if self.projected:  # the original has no projections
+            return counted(self.model, self.prepared.feeds, self.samples)
+        none, held = np.zeros(self.coupling.units, bool), self.prepared.base if self.prepared.nest else None
+        return Size(cost.macs(self.coupling.layers, none, self.samples), cost.params_of(held or self.model))
 
     def left(self, removed: BoolArray) -> tuple[Sequence[Layer], Sequence[cost.Parameter]]:
         """Layers and parameters without those that only branches which vanish needed, and projections that do nothing."""
