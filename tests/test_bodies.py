@@ -320,3 +320,14 @@ def test_rounds_know_what_is_inside_of_branches_by_its_name() -> None:
     assert result.plan.after.macs <= 0.5 * result.plan.before.macs
     twice = [sfp_onnx.inspect(source).coupling.tensors for source in (model, result.to_proto())]
     assert set(twice[0]) == set(twice[1])
+
+
+def test_an_output_with_a_projection_that_branches_give_stays_theirs() -> None:
+    b = Builder(17, 1)
+    x = b.input(["N", 3, 8, 8])
+    model = b.model(layers(b, x, b.op("Relu", b.conv(x, 3, 16, name="stem"))), infer=False)
+    result = sfp_onnx.prune(sfp_onnx.inspect(model, expand="all"), PlanOptions(ratio=0.5))
+    nodes = [node.op_type for node in result.to_proto().graph.node]
+    assert nodes[-2:] == ["If", "Conv"] and "Where" not in nodes and inside(result.to_proto()) == inside(model)
+    for inputs in WAYS:
+        assert run(result.to_proto(), {"x": inputs})[0].shape == (2, 8, 8, 8)

@@ -243,10 +243,11 @@ def _inspected(model: Model, input_shapes: Shapes | None, real: Feeds | None, in
     prepared = prepare(model, input_shapes, real)
     axes = _expandable(prepared, inside) if outside else {}
     if axes:
-        projected = with_projections(prepared.base or model, axes, prepared.types, prepared.trace.shapes)
+        start = prepared.nest[-1] if prepared.nest else prepared.base or model  # with the branches where they were
+        projected = with_projections(start, axes, prepared.types, prepared.trace.shapes)
         shapes = None if real is not None else {name: array.shape for name, array in prepared.feeds.items()}
         again = prepare(projected, shapes, real)
-        prepared = replace(again, base=again.base or projected, nest=(*again.nest, *prepared.nest))
+        prepared = replace(again, base=again.base or projected)
     prepared = replace(prepared, tokens=tokens_of(prepared))
     coupling = _with_expanding(couple(prepared, inside), prepared, axes)
     read = {name for node in prepared.nodes for name in node.reads}
