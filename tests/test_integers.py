@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from building import Builder
 from conftest import classifier, images, invoke, relative, run_model
 
 import sfp_onnx
@@ -73,17 +74,44 @@ def test_chosen_layers_become_integers_once_and_all_optimisation_levels_agree(ch
     for node in proto.graph.node:
         before = makers.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
         assert before is None or before.op_type != "DequantizeLinear", f"'{node.name}' rounds what was rounded"
-    feeds, answers = {"x": images(8)}, []
-    for level in LEVELS:
-        options = ort.SessionOptions()
-        options.graph_optimization_level, options.intra_op_num_threads = level, 1
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        answers.append(ort.InferenceSession(proto.SerializeToString(), options).run(None, feeds)[0])
+    feeds = {"x": images(8)}
+    answers = [_at(level, proto, feeds) for level in LEVELS]
     exact = run_model(classifier(**WIDE), feeds)[0]
     assert 0 < relative(answers[0], exact) < 0.1
     assert all(relative(answer, answers[0]) < 0.02 for answer in answers), "no more than single steps of rounding apart"
     assert params_of(made) == params_of(original) and file_bytes(made) < file_bytes(original)
     assert integers(original, set()) is original
+
+
+@pytest.mark.parametrize("follows", [("Relu",), ("Clip", "Relu"), ()], ids=len)
+def test_what_stands_between_integers_is_one_of_them_as_onnxruntime_would_make_it(follows: tuple[str, ...]) -> None:
+    """A floating convolution between rounded values is rounded by onnxruntime as it loads the model, with one scale for its weight: so it
+    becomes an integer layer in the file, and the file means the same everywhere."""
+    b = Builder()
+    x, width, outputs = b.input(["N", 3, 8, 8]), 3, list[str]()
+    for _ in range(3):
+        weight = np.random.default_rng(width).standard_normal((24, width, 3, 3)) * np.geomspace(0.01, 1, 24).reshape(24, 1, 1, 1)
+        x = b.op("Conv", x, b.const(weight, np.float32), b.weight(24), pads=[1] * 4)
+        outputs.append(x)
+        for op in follows:
+            x = b.op(op, x)
+        width = 24
+    original = sfp_onnx.load(b.model(x))
+    feeds = {"x": np.random.default_rng(1).standard_normal((16, 3, 8, 8)).astype(np.float32)}
+    integers = Integers(frozenset(outputs), ranges_of(histograms(original, lambda: [feeds])))
+    chosen = {outputs[0], outputs[2]}
+    assert integers.between(original, chosen) == {outputs[1]} and integers.between(original, {outputs[0]}) == set()
+    made = integers(original, chosen)
+    assert taken(made, original, {outputs[1]})
+    answers = [_at(level, to_proto(made), feeds) for level in LEVELS]
+    assert all(relative(answer, answers[0]) < 0.02 for answer in answers)
+
+
+def _at(level: Any, proto: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
+    options = ort.SessionOptions()
+    options.graph_optimization_level, options.intra_op_num_threads = level, 1
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return ort.InferenceSession(proto.SerializeToString(), options).run(None, feeds)[0]
 
 
 def test_what_follows_a_layer_goes_with_it_and_of_several_layers_with_the_last() -> None:

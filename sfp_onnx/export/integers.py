@@ -20,6 +20,7 @@ from ..graph import Initializer, Model, extract, initializers, inputs, nodes, wi
 from ..graph.load import load, raised
 from ..graph.save import save
 from ..planning.precision import leaders
+from ..rules.quantized import between_integers
 from ..runtime import open_model, quantize
 
 Feeding = Callable[[], Iterable[Mapping[str, Array]]]
@@ -47,15 +48,29 @@ class Integers:
     ranges: Ranges
 
     def __call__(self, model: Model, chosen: Collection[str]) -> Model:
-        """The model with these layers (by their first outputs), and what follows them, on integers.
+        """The model with these layers (by their first outputs), and what follows them, on integers; those `between` them, too.
 
         Raises:
             ModelError: onnxruntime's quantiser fails on all of them.
         """
-        named = with_node_names(model)
+        return self._made(model, chosen)[0]
+
+    def between(self, model: Model, chosen: Collection[str]) -> set[str]:
+        """What becomes integers beside the chosen layers: onnxruntime would round it as it loads the model, with one scale for each whole
+        weight, and answer otherwise than the file says."""
+        return self._made(model, chosen)[1] - set(chosen)
+
+    def _made(self, model: Model, chosen: Collection[str]) -> tuple[Model, set[str]]:
+        named, every = with_node_names(model), set(chosen)
         lead = leaders(nodes(named), self.layers)
-        listed = [node.name for node in nodes(named) if node.outputs and lead.get(node.outputs[0]) in chosen]
-        return quantized(named, list, ranges=self.ranges, nodes_to_quantize=listed) if listed else model
+        while True:
+            listed = [node.name for node in nodes(named) if node.outputs and lead.get(node.outputs[0]) in every]
+            made = quantized(named, list, ranges=self.ranges, nodes_to_quantize=listed) if listed else model
+            floats = {name for name, held in initializers(made).items() if held.dtype == np.float32}
+            more = {lead.get(node.outputs[0], "") for node in between_integers(nodes(made), floats)} - every
+            if not more:
+                return made, every
+            every |= more
 
 
 def taken(model: Model, original: Model, layers: Collection[str]) -> bool:

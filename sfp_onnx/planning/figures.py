@@ -314,7 +314,7 @@ class Form:
     its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
     ``biases`` gives parameters that come on top; ``shares`` says how much is left of tables of which rows leave. Weights that are
     ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`); ``integers`` makes layers, by their first
-    outputs, integers (None: none may become so)."""
+    outputs, integers (None: none may become so), and ``between`` says which it makes so beside them."""
 
     finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
@@ -323,6 +323,7 @@ class Form:
     storable: tuple[Storable, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
     integers: Callable[[Model, Collection[str]], Model] | None = None
+    between: Callable[[Model, Collection[str]], set[str]] = lambda model, chosen: set()
 
     def share(self, parameter: cost.Parameter) -> float:
         """How much of a weight is left, whatever channels leave."""

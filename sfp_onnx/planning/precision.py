@@ -136,7 +136,8 @@ def chosen(weights: Sequence[Storable], codes: Sequence[int], forced: bool) -> t
         why = f"{why}; the targets hold without" if np.isfinite(cost) else f"{kinds[least]} is no choice for it"
         why = "kernels on 8-bit integers are no faster here" if item.slower else why
         reason = "as asked" if forced else "" if code == least else why
-        found += [Precision(layer.node.name, kinds[code], item.errors[code], reason) for layer in item.layers]
+        error = item.errors[code] if np.isfinite(item.errors[code]) else item.errors[LEAST]  # drawn in by those around it
+        found += [Precision(layer.node.name, kinds[code], error, reason) for layer in item.layers]
     return tuple(found)
 
 

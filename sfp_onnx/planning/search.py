@@ -30,7 +30,7 @@ from ..rules.registry import Trait, has
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
-from .precision import INTEGER, Storable, chosen, stores, without
+from .precision import INTEGER, Storable, chosen, on_integers, stores, without
 from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
@@ -143,7 +143,8 @@ def form_for(
     batches = (lambda: [analysis.prepared.feeds]) if with_data else None
     fitted = repair is not None and repair.kind in FITS
     packs = output.fp16 or output.quantize is not None or output.rows is not None
-    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable, integers=integers)
+    form = replace(AS_CUT, bytes=lambda model: saved_bytes(model, output.path, output.external), storable=storable)
+    form = replace(form, integers=integers, between=integers.between) if integers else form
     if not fitted and not packs and not storable:
         return form
     weighed = {layer.node.inputs[layer.weight.position] for layer in analysis.coupling.layers if layer.weight}
@@ -486,8 +487,17 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
         for name, limit in best.limits.items()
     }
-    stored = chosen(candidates.form.storable, best.codes, asked.precision != "auto")
+    codes = _with_those_between(candidates, best.codes)
+    stored = chosen(candidates.form.storable, codes, asked.precision != "auto")
     return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures, precisions=stored)
+
+
+def _with_those_between(candidates: Candidates, codes: Sequence[int]) -> tuple[int, ...]:
+    """The codes of weights, integers among which have drawn in the layers between them."""
+    form, listed = candidates.form, on_integers(stores(candidates.form.storable, codes))
+    more = form.between(candidates.analysis.prepared.model, listed) if listed else set()
+    drawn = [any(layer.node.outputs[0] in more for layer in item.layers) for item in form.storable]
+    return tuple(INTEGER if inside else code for inside, code in zip(drawn, codes, strict=True))
 
 
 def _with_or_without_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:

@@ -6,16 +6,37 @@ can be built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 
 import numpy as np
 
-from ..core.types import After, Edit, SetAttribute
+from ..core.types import After, Edit, Node, SetAttribute
 from .context import Context
 from .labels import Labels, Operand, Reads, Writes, align, vector
 from .mixing import Scales, Term, convolution, matrix_product, product, window
 from .registry import Trait, rule
+
+ROUNDED_BETWEEN, PASSED = ("Conv", "ConvTranspose", "Gemm"), ("Relu", "Clip")
+
+
+def between_integers(nodes: Sequence[Node], floats: Collection[str]) -> list[Node]:
+    """Layers with weights among ``floats`` (names of initializers) that onnxruntime makes integers as it loads a model, with one scale for
+    the whole weight: what they read was rounded, and what they make is rounded next (WeightBiasQuantization of its optimizers)."""
+    makers = {name: node for node in nodes for name in node.outputs}
+    readers = dict[str, list[Node]]()
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+
+    def rounded(node: Node) -> bool:
+        following = readers.get(node.outputs[0], [])
+        if len(following) != 1:
+            return False
+        return following[0].op == "QuantizeLinear" or (following[0].op in PASSED and rounded(following[0]))
+
+    asked = [node for node in nodes if node.op in ROUNDED_BETWEEN and node.inputs[1] in floats and node.inputs[0] in makers]
+    return [node for node in asked if makers[node.inputs[0]].op == "DequantizeLinear" and rounded(node)]
 
 
 def _per_channel(ctx: Context, labels: Labels, axis: int, vectors: Sequence[int]) -> None:
