@@ -23,7 +23,7 @@ INTEGER = STORED[KERNELS]
 class Storable:
     """A weight that may be stored in fewer bits, and the layers that read it. ``errors``: what the rounding of it alone does, as a share of
     the variance of the outputs, by code (see `graph.stored.STORED`); infinite where it cannot be stored so. ``slower``: integer kernels
-    are no faster, where it is timed."""
+    are no faster, where it is timed: it is then made integers only together with all others."""
 
     weight: str
     layers: tuple[Layer, ...]
@@ -35,6 +35,11 @@ class Storable:
     def first(self) -> Layer:
         """The layer by which it is known."""
         return self.layers[0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the layers may become integers, were all others to."""
+        return bool(np.isfinite(self.errors[INTEGER]))
 
 
 def storables(prepared: Prepared, coupling: Coupling) -> tuple[Storable, ...]:
@@ -82,9 +87,7 @@ def integer(codes: Codes, which: IntArray) -> BoolArray:
 
 def without(weights: Sequence[Storable], slower: Collection[int]) -> tuple[Storable, ...]:
     """The weights, some of which (by their places) are of layers that integers would not make faster."""
-    return tuple(
-        replace(item, slower=True, errors={**item.errors, INTEGER: np.inf}) if at in slower else item for at, item in enumerate(weights)
-    )
+    return tuple(replace(item, slower=True) if at in slower else item for at, item in enumerate(weights))
 
 
 def on_integers(stores: Mapping[str, Store]) -> set[str]:
@@ -125,7 +128,7 @@ def of_plan(precisions: Sequence[Precision], coupling: Coupling) -> dict[str, St
 def chosen(weights: Sequence[Storable], codes: Sequence[int], forced: bool) -> tuple[Precision, ...]:
     """The choice for a plan, with reasons."""
     kinds = {code: kind for kind, code in STORED.items()}
-    least = INTEGER if any(np.isfinite(item.errors[INTEGER]) for item in weights) else LEAST
+    least = INTEGER if any(item.whole and not item.slower for item in weights) else LEAST
     costs = [item.errors[least] for item in weights]
     finite = [cost for cost in costs if np.isfinite(cost)]
     middle = float(np.median(finite)) if finite else 0.0

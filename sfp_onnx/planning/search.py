@@ -238,7 +238,10 @@ def _solved(problem: widths.Problem, groups: int) -> widths.Allocation | None:
 def offered_codes(storable: Sequence[Storable], options: PlanOptions) -> list[list[int]]:
     """The codes that each storable weight may have, most bits first."""
     every = list(STORED.values()) if options.precision == "auto" else [STORED[options.precision]]
-    return [[code for code in every if np.isfinite(item.errors[code])] or [max(STORED.values())] for item in storable]
+    return [
+        [code for code in every if np.isfinite(item.errors[code]) and not (item.slower and code == INTEGER)] or [max(STORED.values())]
+        for item in storable
+    ]
 
 
 def _rounding(candidates: Candidates, options: PlanOptions) -> list[list[float]]:
@@ -508,7 +511,7 @@ def _with_or_without_integers(candidates: Candidates, options: PlanOptions, rule
         TargetError: none holds the targets.
     """
     storable, best, failure = candidates.form.storable, list[Trial](), None
-    if not any(np.isfinite(item.errors[INTEGER]) for item in storable):
+    if not any(item.whole and not item.slower for item in storable):
         return attempt(candidates, options, ruler, progress)
     floating = replace(candidates, form=replace(candidates.form, storable=without(storable, range(len(storable)))))
     for known in (candidates, floating):
@@ -526,10 +529,11 @@ def _with_or_without_integers(candidates: Candidates, options: PlanOptions, rule
 
 
 def _all_on_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, like: Trial) -> Trial:
-    """All layers on integers that may become so, with all channels, measured against the bounds of another trial."""
-    offers, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
-    codes = tuple(INTEGER if INTEGER in offer else offer[0] for offer in offers)
-    error = sum(row[offer.index(code)] for row, offer, code in zip(rounding, offers, codes, strict=True))
+    """All layers on integers that may become so, with all channels, measured against the bounds of another trial. Those among them that are
+    slower alone save the steps from integers to numbers and back."""
+    storable, unit = candidates.form.storable, 1 / candidates.reach if candidates.reach else 1.0
+    codes = tuple(INTEGER if item.whole else offer[0] for item, offer in zip(storable, offered_codes(storable, options), strict=True))
+    error = sum(unit * item.errors[code] for item, code in zip(storable, codes, strict=True))
     removed, there, words = np.zeros_like(like.removed), ruler.at(codes), ("allocation: all layers on integers", *like.notes[1:])
     figures = there.predicted(removed), there.actual(removed)
     return Trial(like.options, removed, words, like.limits, *figures, codes=codes, error=error)
