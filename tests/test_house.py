@@ -8,12 +8,12 @@ import pytest
 from house import House
 
 BUDGETS = {  # a later change stays within them, or argues for new ones in its commit
-    "lines of code": 23_600,
-    "Python files": 150,
+    "lines of code": 23_150,
+    "Python files": 148,
     "names at the top level": 18,
     "longest chain of imports": 20,
     "imports of plug-ins by the core": 0,
-    "lines of imports and __all__": 2_000,
+    "lines of imports and __all__": 1_990,
     "lines of a function, 95th percentile": 30,
     "lines of a function, most": 55,
     "parameters that are mixed tuples": 0,

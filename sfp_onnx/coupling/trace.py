@@ -438,7 +438,8 @@ def _fold(model: graph.Model, trace: Trace) -> graph.Model:
     numbers and is one of them is stored as that."""
     nodes, held = graph.nodes(model), graph.initializers(model)
     free = data_free(nodes, held)
-    kept = {*held, *(port.name for port in graph.outputs(model)), *(name for node in nodes for name in node.captures)}
+    kept = {*held, *(port.name for port in graph.outputs(model)), *(name for node in nodes for name in node.captures), *model.conditions}
+    kept |= {node.inputs[0] for node in nodes if has(node, Trait.CHOOSES)}
     roots = {name: prod(shape) * int(np.dtype(dtype).itemsize) for name, (shape, dtype) in held.items()}
     narrow = {name: np.dtype(dtype) for name, (_, dtype) in held.items() if np.dtype(dtype).name in NARROW}
     wanted: dict[str, tuple[Array, Any]] = {}

@@ -35,7 +35,8 @@ class Model(Shown):
     ``source`` is the file, ``files`` those with its external data, ``sha256`` the hash of all of them;
     ``edited`` says that the model is no longer what these files hold; ``complaint`` is what onnx.checker said of the original,
     if it does not know or no longer allows an operator (onnxruntime may run it all the same); ``libraries`` hold custom operators.
-    ``lazy``: first outputs of nodes that choose between branches of which one must not run where the other one is taken."""
+    ``lazy``: first outputs of nodes that choose between branches of which one must not run where the other one is taken;
+    ``conditions``: what chooses between branches that were flattened, and is computed in each run, whatever some runs gave."""
 
     proto: onnx.ModelProto
     weights: Mapping[str, Array]
@@ -46,6 +47,7 @@ class Model(Shown):
     complaint: str = ""
     libraries: tuple[str, ...] = ()
     lazy: frozenset[str] = frozenset()
+    conditions: frozenset[str] = frozenset()
 
     def summary(self) -> str:
         """Its name, opset, number of nodes, inputs and outputs."""

@@ -260,7 +260,7 @@ def decided(model: Model, chosen: Mapping[int, bool]) -> Model:
 def flattened(model: Model, asked: Collection[int]) -> tuple[Model, list[str]]:
     """The model with the nodes of both branches in place of each of these nodes (by index), as far as the only graphs in them are branches
     again, and behind them nodes that take either output by the condition; and the names of these outputs. `nested` is the inverse."""
-    unpacked, joined = _Unpacked(model), list[str]()
+    unpacked, joined, conditions = _Unpacked(model), list[str](), set[str]()
     placed: list[NodeProto] = []
     for index, node in enumerate(model.proto.graph.node):
         below = [inner for graph in sub_graphs(node) for inner in graph.node if any(part.node for part in sub_graphs(inner))]
@@ -271,10 +271,13 @@ def flattened(model: Model, asked: Collection[int]) -> tuple[Model, list[str]]:
         way, size = (_fresh(f"{node.name or index}/{name}", unpacked.taken) for name in ("condition", "scalar"))
         unpacked.proto.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.int64), size))
         placed.append(helper.make_node("Reshape", [node.input[0], size], [way]))
+        conditions.add(way)
         for name, *ends in zip(node.output, *sides, strict=False):
             placed += [helper.make_node("Where", [way, *ends], [name])] if name else []
             joined += [name] if name else []
-    return (unpacked.finish(placed), joined) if joined else (model, [])
+    if not joined:
+        return model, []
+    return replace(unpacked.finish(placed), conditions=model.conditions | conditions), joined
 
 
 def _branching(node: NodeProto) -> bool:
