@@ -108,3 +108,21 @@ def test_sound_is_long(save: Callable[..., Path]) -> None:
         width = 8
     path = save(b.model(b.op("Conv", x, b.weight(2, 8, 1))))
     assert sfp_onnx.inspect(path).prepared.feeds["x"].shape[1] == 16384
+
+
+def test_a_state_whose_size_follows_is_not_gathered_again(save: Callable[..., Path]) -> None:
+    """A state of the shape (batch, channels of a tensor that is cut), as those of an unrolled Mamba, has the channels that are left. That
+    it follows cannot be told from runs of several lengths: the model takes but one."""
+    b = Builder()
+    x = b.op("Add", b.input(["N", "L", 8]), b.weight(1, 12, 8))
+    y = b.reduce("ReduceMean", b.op("Relu", b.op("MatMul", x, b.weight(8, 16, fan_in=8))), [1])
+    shape = b.op("Shape", y)
+    sizes = [b.op("Unsqueeze", b.op("Gather", shape, b.const(at, np.int64)), b.const([0], np.int64)) for at in (0, 1, 2)]
+    state = b.op("ConstantOfShape", b.op("Concat", *sizes, axis=0), value=helper.make_tensor("value", 1, [1], [0.5]))
+    path = save(b.model(b.op("MatMul", b.op("Mul", y, state), b.weight(16, 4, fan_in=16))))
+    result = sfp_onnx.prune(path, sfp_onnx.PlanOptions(ratio=0.5, align=None), "magnitude")
+    assert result.plan.after.params < result.plan.before.params and result.verification is not None
+    reference = masked_reference(onnx.load(path), [{**vars(cut), "removed": list(cut.removed)} for cut in result.cuts])
+    for count in (1, 5):
+        feeds = {"x": np.random.default_rng(count).standard_normal((count, 12, 8)).astype(np.float32)}
+        assert relative(run_model(result.to_proto(), feeds)[0], run_model(reference, feeds)[0]) < 1e-5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
     """
     editor = Editor(prepared.model)
     _slice_constants(editor, prepared, coupling, removed)
-    operands: Operands = {}
+    operands, gathered = Operands(), dict[tuple[int, int], list[InsertBefore]]()
     vanished = vanishing(coupling, removed)
     dead = {name for branch in vanished for name in branch.dead}
     for follow in coupling.follows:
@@ -41,9 +41,14 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
             for edit in follow.edits(after):
                 if isinstance(edit, SetInput) and edit.value is not None and _is_computed(prepared, node, edit.position):
                     operands[node.index, edit.position] = edit.value
+                elif isinstance(edit, InsertBefore) and edit.op == "Gather" and _is_computed(prepared, node, edit.position):
+                    gathered.setdefault((node.index, edit.position), []).append(edit)
                 else:
                     _apply(editor, prepared, node, edit)
-    _correct_computed(editor, prepared, coupling, removed, operands)
+    following = _correct_computed(editor, prepared, coupling, removed, operands, gathered)
+    for (index, position), edits in gathered.items():
+        for edit in edits if (index, position) not in following else ():
+            _apply(editor, prepared, prepared.nodes[index], edit)
     for branch in vanished:
         for name, value in constant_ends(prepared, branch).items():
             for axis, mask in kept_masks(coupling.tensors.get(name, ()), removed).items():
@@ -61,16 +66,27 @@ def _is_computed(prepared: graph.Prepared, node: Node, position: int) -> bool:
     return position < len(node.inputs) and node.inputs[position] in prepared.trace.values
 
 
-def _correct_computed(editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray, wanted: Operands) -> None:
-    """Give every operand that is computed from shapes its wanted value, or the one that it had."""
+def _correct_computed(
+    editor: Editor, prepared: graph.Prepared, coupling: Coupling, removed: BoolArray, wanted: Operands,
+    gathered: Mapping[tuple[int, int], Sequence[InsertBefore]],
+) -> set[tuple[int, int]]:  # fmt: skip
+    """Give every operand that is computed from shapes its wanted value, or the one that it had. Returns those that were to be ``gathered``
+    to the kept channels and have just these by themselves: their sizes are computed from what is cut."""
+    following = set[tuple[int, int]]()
     shapes = dict(prepared.trace.shapes)
     for name, axes in _sizes(coupling, removed).items():
         shapes[name] = tuple(axes.get(axis, size) for axis, size in enumerate(shapes[name]))
     operands = computed_operands(prepared, coupling)
     computed = run_alone(prepared, (node.inputs[position] for node, position in operands), shapes)
     for node, position in operands:
-        name = node.inputs[position]
+        name, edits = node.inputs[position], gathered.get((node.index, position), ())
         value = np.asarray(wanted.get((node.index, position), prepared.trace.values[name])).astype(computed[name].dtype)
+        taken = value
+        for edit in edits:
+            taken = np.take(taken, edit.constants[0], edit.attributes["axis"])
+        if edits and np.array_equal(taken, computed[name]):
+            following.add((node.index, position))
+            continue
         fix = correction(value, computed[name], prepared.trace.dynamic_values[name])
         if fix is None:
             continue
@@ -82,6 +98,7 @@ def _correct_computed(editor: Editor, prepared: graph.Prepared, coupling: Coupli
         else:
             tensor = editor.constant(name, fix)
         editor.set_input(node.index, position, tensor)
+    return following
 
 
 def _sizes(coupling: Coupling, removed: BoolArray) -> dict[str, dict[int, int]]:
