@@ -323,7 +323,7 @@ class Form:
     storable: tuple[Storable, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
     integers: Callable[[Model, Collection[str]], Model] | None = None
-    between: Callable[[Model, Collection[str]], set[str]] = lambda model, chosen: set()
+    between: Callable[[Model, Collection[str]], set[str]] | None = None
 
     def share(self, parameter: cost.Parameter) -> float:
         """How much of a weight is left, whatever channels leave."""

@@ -498,7 +498,7 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
 def _with_those_between(candidates: Candidates, codes: Sequence[int]) -> tuple[int, ...]:
     """The codes of weights, integers among which have drawn in the layers between them."""
     form, listed = candidates.form, on_integers(stores(candidates.form.storable, codes))
-    more = form.between(candidates.analysis.prepared.model, listed) if listed else set()
+    more = form.between(candidates.analysis.prepared.model, listed) if form.between and listed else set()
     drawn = [any(layer.node.outputs[0] in more for layer in item.layers) for item in form.storable]
     return tuple(INTEGER if inside else code for inside, code in zip(drawn, codes, strict=True))
 
