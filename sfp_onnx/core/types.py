@@ -176,12 +176,14 @@ class SetAttribute:
 
 @dataclass(frozen=True)
 class InsertBefore:
-    """Feed input ``position`` of the node through ``op(input, *constants)``."""
+    """Feed input ``position`` of the node through ``op(input, *constants)``; ``selects``: that takes the kept indices, the first constant,
+    along the attribute ``axis``."""
 
     position: int
     op: str
     constants: tuple[Array, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    selects: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def cut(prepared: graph.Prepared, coupling: Coupling, removed: BoolArray) -> gra
             for edit in follow.edits(after):
                 if isinstance(edit, SetInput) and edit.value is not None and _is_computed(prepared, node, edit.position):
                     operands[node.index, edit.position] = edit.value
-                elif isinstance(edit, InsertBefore) and edit.op == "Gather" and _is_computed(prepared, node, edit.position):
+                elif isinstance(edit, InsertBefore) and edit.selects and _is_computed(prepared, node, edit.position):
                     gathered.setdefault((node.index, edit.position), []).append(edit)
                 else:
                     _apply(editor, prepared, node, edit)

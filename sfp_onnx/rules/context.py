@@ -449,7 +449,7 @@ class Context:
 
         def edits(after: After) -> list[Edit]:
             keep = after.input_keep(like.position, other)
-            return [] if keep.all() else [InsertBefore(operand.position, "Gather", (np.flatnonzero(keep),), {"axis": at})]
+            return [] if keep.all() else [InsertBefore(operand.position, "Gather", (np.flatnonzero(keep),), {"axis": at}, True)]
 
         self.follow(edits)
         return True
