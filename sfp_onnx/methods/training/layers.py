@@ -288,24 +288,41 @@ def attention(call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor = None, 
     return _joined(made) if flat else made
 
 
+def _masks(call: Call, keys: Tensor, scores: Tensor) -> Tensor:
+    """What is added to the scores (B, H, S, L): a bias, and a large negative number for keys (B, L) that are 0; None if nothing is."""
+    if keys is None:
+        return scores
+    if keys.ndim != 2:
+        raise Unsupported("masks other than of keys by sample")
+    away = (1 - keys.to(torch.float32))[:, None, None] * (call.get("mask_filter_value") or -1e4)
+    return away if scores is None else scores + away
+
+
 @computes("com.microsoft.MultiHeadAttention")
-def multi_head(call: Call, q: Tensor, k: Tensor, v: Tensor, bias: Tensor = None, *rest: Tensor) -> Tensor:
+def multi_head(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, bias: Tensor = None, keys: Tensor = None, scores: Tensor = None, *rest: Tensor
+) -> Tensor:  # fmt: skip
     _only(call, *rest)
     call.refuse("unidirectional")
     if bias is not None:
         ends = q.shape[-1], q.shape[-1] + k.shape[-1]
         q, k, v = q + bias[: ends[0]], k + bias[ends[0] : ends[1]], v + bias[ends[1] :]
-    count = call.get("num_heads")
-    return _joined(F.scaled_dot_product_attention(*(_heads(item, count) for item in (q, k, v)), scale=call.get("scale") or None))
+    count, mask = call.get("num_heads"), _masks(call, keys, scores)
+    parts = (_heads(item, count) for item in (q, k, v))
+    return _joined(F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=call.get("scale") or None))
 
 
 @computes("com.microsoft.Attention", weights=(1, 2))
-def packed_attention(call: Call, x: Tensor, weight: Tensor, bias: Tensor = None, *rest: Tensor) -> Tensor:
-    _only(call, *rest)
+def packed_attention(
+    call: Call, x: Tensor, weight: Tensor, bias: Tensor = None, keys: Tensor = None, past: Tensor = None, scores: Tensor = None,
+    *rest: Tensor,
+) -> Tensor:  # fmt: skip
+    _only(call, past, *rest)
     call.refuse("unidirectional", "do_rotary")
     made, count = x @ weight, call.get("num_heads")
     parts = (made if bias is None else made + bias).split(list(call.get("qkv_hidden_sizes") or [weight.shape[1] // 3] * 3), -1)
-    return _joined(F.scaled_dot_product_attention(*(_heads(item, count) for item in parts), scale=call.get("scale") or None))
+    heads, mask = (_heads(item, count) for item in parts), _masks(call, keys, scores)
+    return _joined(F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=call.get("scale") or None))
 
 
 @computes("RotaryEmbedding", "com.microsoft.RotaryEmbedding")
