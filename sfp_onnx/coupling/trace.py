@@ -169,7 +169,7 @@ def _candidates(
     integers = INTEGERS if any(port.dtype is None or np.dtype(port.dtype).kind in "iu" for port in ports) else INTEGERS[:1]
     tried = set()
     *named, nameless = _readings(ports)
-    sound = len(integers) == 1 and all(len(port.shape or ()) <= 3 for port in ports)
+    sound = len(integers) == 1 and all(len(port.shape or ()) == 2 for port in ports)
     lengths = LENGTHS + LONGER if sound else LENGTHS
     sizes_first = product(BATCHES, SIDES, lengths, integers, named)  # small ones: long sequences may not fit into memory
     nameless_then = product(BATCHES, SIDES, lengths, integers, [nameless])

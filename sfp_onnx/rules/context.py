@@ -388,7 +388,7 @@ class Context:
         labels there is gathered to the kept indices if it may be, else it keeps the axis from shrinking (``reason``); one of size 1 is
         broadcast and asks for nothing.
         """
-        pool = [Member(array, which) for which, operand in enumerate(operands) for array in operand.labels]
+        pool = [Member(array, which) for which, operand in enumerate(operands) for array in operand.labels if varying(array)]
         merged = []
         while pool:
             axes = set(varying(pool[0][0]))
