@@ -104,12 +104,14 @@ def _parse(path: Path) -> tuple[ModelProto, Any, dict[str, Array]]:
     try:
         with path.open("rb") if path.is_file() else BytesIO(path.read_bytes()) as stream:
             size = stream.seek(0, SEEK_END)
-            _refuse_others(path, _at(stream, 0, 8))
+            stream.seek(0)
+            _refuse_others(path, stream.read(8))
             whole = stream.getvalue() if isinstance(stream, BytesIO) else b""
             with mmap(stream.fileno(), 0, access=ACCESS_READ) if size > len(whole) else nullcontext(whole) as data:
                 proto = ModelProto.FromString(hollow(data, LIFTED, inline))
             inside = _lifted(proto.graph, lambda offset, target: (stream.seek(offset), stream.readinto(target)))
-            digest = hashlib.sha256(_at(stream, 0, 0))
+            digest = hashlib.sha256()
+            stream.seek(0)
             _hash_stream(stream, digest)
     except OSError as error:
         raise ModelError(f"{path}: cannot read the model: {error.strerror or error}") from error
@@ -118,11 +120,6 @@ def _parse(path: Path) -> tuple[ModelProto, Any, dict[str, Array]]:
     if not proto.ir_version or not proto.graph.output:
         raise ModelError(f"{path}: not an ONNX file: it parses, but holds no graph with outputs. Expected an exported .onnx model.")
     return proto, digest, inside
-
-
-def _at(stream: IO[bytes], place: int, count: int) -> bytes:
-    stream.seek(place)
-    return stream.read(count)
 
 
 def _refuse_others(path: Path, start: bytes) -> None:

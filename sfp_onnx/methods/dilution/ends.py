@@ -75,13 +75,12 @@ def _ends(
 def _made(layer: Layer, known: profiles.LayerProfile) -> Profile:
     """The profile of what a layer makes, from that of the tensor in which it is read. Queries and keys are no part of that: they stand for
     their head."""
-    if (layer.columns >= 0).any() and (heads := known.heads()) is not None:
-        order = {int(unit): index for index, unit in enumerate(dict.fromkeys(known.units.tolist()))}
-        return _profile(heads, np.asarray([order[int(unit)] for unit in layer.writes]))
-    if np.array_equal(known.units, layer.writes):  # dimensions of a head share its unit
+    heads = known.heads() if (layer.columns >= 0).any() else None
+    if heads is None and np.array_equal(known.units, layer.writes):  # dimensions of a head share its unit
         return _profile(known, np.arange(len(known.units)))
-    order = {int(unit): index for index, unit in enumerate(known.units)}
-    return _profile(known, np.asarray([order[int(unit)] for unit in layer.writes]))
+    source = known if heads is None else heads
+    order = {int(unit): index for index, unit in enumerate(source.units)}
+    return _profile(source, np.asarray([order[int(unit)] for unit in layer.writes]))
 
 
 def _said_of_heads(known: profiles.LayerProfile) -> str:
