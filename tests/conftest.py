@@ -116,6 +116,29 @@ def run_model(
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(outputs, feeds)
 
 
+WIDE = {"widths": (32, 48)}  # of a classifier whose weights are large enough to be stored in fewer bits
+LEVELS = [getattr(ort.GraphOptimizationLevel, f"ORT_{name}") for name in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")]
+
+
+def at_all_levels(proto: onnx.ModelProto, feeds: dict[str, Any], **entries: str) -> list[np.ndarray]:
+    """The first output at every level of optimisation; ``entries`` of the session's configuration, by their last part."""
+    answers = []
+    for level in LEVELS:
+        options = ort.SessionOptions()
+        options.graph_optimization_level, options.intra_op_num_threads = level, 1
+        for name, value in entries.items():
+            options.add_session_config_entry(f"session.{name}", value)
+        answers.append(ort.InferenceSession(proto.SerializeToString(), options).run(None, feeds)[0])
+    return answers
+
+
+@pytest.fixture
+def wide_model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(classifier(**WIDE), path)
+    return path
+
+
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
     """max |found - expected| / max |expected|."""
     return float(np.abs(found.astype(np.float64) - expected).max() / np.abs(expected.astype(np.float64)).max())

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from building import Builder
-from conftest import classifier, images, invoke, relative, run_model
+from conftest import WIDE, at_all_levels, classifier, images, invoke, relative, run_model
 
 import sfp_onnx
 from sfp_onnx import graph
@@ -31,16 +30,12 @@ from sfp_onnx.planning.figures import Kind, edges
 from sfp_onnx.planning.precision import INTEGER, leaders, led, storables
 from sfp_onnx.scores.rounding import with_errors
 
-WIDE = {"widths": (32, 48)}
 LAYERS = frozenset({"c1", "c2", "logits"})
-LEVELS = [getattr(ort.GraphOptimizationLevel, f"ORT_{name}") for name in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")]
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    onnx.save(classifier(**WIDE), path)
-    return path
+def model(wide_model: Path) -> Path:
+    return wide_model
 
 
 @pytest.fixture
@@ -75,7 +70,7 @@ def test_chosen_layers_become_integers_once_and_all_optimisation_levels_agree(ch
         before = makers.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
         assert before is None or before.op_type != "DequantizeLinear", f"'{node.name}' rounds what was rounded"
     feeds = {"x": images(8)}
-    answers = [_at(level, proto, feeds) for level in LEVELS]
+    answers = at_all_levels(proto, feeds, x64quantprecision="1")
     exact = run_model(classifier(**WIDE), feeds)[0]
     assert 0 < relative(answers[0], exact) < 0.1
     assert all(relative(answer, answers[0]) < 0.02 for answer in answers), "no more than single steps of rounding apart"
@@ -103,15 +98,8 @@ def test_what_stands_between_integers_is_one_of_them_as_onnxruntime_would_make_i
     assert integers.between(original, chosen) == {outputs[1]} and integers.between(original, {outputs[0]}) == set()
     made = integers(original, chosen)
     assert taken(made, original, {outputs[1]})
-    answers = [_at(level, to_proto(made), feeds) for level in LEVELS]
+    answers = at_all_levels(to_proto(made), feeds, x64quantprecision="1")
     assert all(relative(answer, answers[0]) < 0.02 for answer in answers)
-
-
-def _at(level: Any, proto: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
-    options = ort.SessionOptions()
-    options.graph_optimization_level, options.intra_op_num_threads = level, 1
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    return ort.InferenceSession(proto.SerializeToString(), options).run(None, feeds)[0]
 
 
 def test_what_follows_a_layer_goes_with_it_and_of_several_layers_with_the_last() -> None:

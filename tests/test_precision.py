@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from conftest import CLASSES, classifier, images, invoke, labels_of, relative, run_model
+from conftest import CLASSES, WIDE, at_all_levels, classifier, images, invoke, labels_of, relative, run_model
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
@@ -23,15 +22,10 @@ from sfp_onnx.planning import from_json, to_json
 from sfp_onnx.planning.precision import storables
 from sfp_onnx.scores.rounding import with_errors
 
-WIDE = {"widths": (32, 48)}
-LEVELS = [getattr(ort.GraphOptimizationLevel, f"ORT_{name}") for name in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")]
-
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    onnx.save(classifier(**WIDE), path)
-    return path
+def model(wide_model: Path) -> Path:
+    return wide_model
 
 
 @pytest.fixture
@@ -60,11 +54,8 @@ def test_what_is_stored_is_what_is_computed_with_at_all_optimisation_levels(kind
         if tensor.name in ("w1", "w2", "w3"):
             new = rounded(held[tensor.name], kind, 0).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
-    feeds, answers = {"x": images(4)}, []
-    for level in LEVELS:
-        options = ort.SessionOptions()
-        options.graph_optimization_level, options.intra_op_num_threads = level, 1
-        answers.append(ort.InferenceSession(proto.SerializeToString(), options).run(None, feeds)[0])
+    feeds = {"x": images(4)}
+    answers = at_all_levels(proto, feeds)
     assert all(relative(answer, run_model(plain, feeds)[0]) < 1e-5 for answer in answers)
     assert relative(answers[0], run_model(classifier(**WIDE), feeds)[0]) < allowed
     assert params_of(made) == params_of(original) and file_bytes(made) < file_bytes(original) * (0.6 if kind == "float16" else 0.45)
