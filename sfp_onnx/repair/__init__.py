@@ -117,7 +117,7 @@ def finished(analysis: Analysis, done: Repaired, cuts: Sequence[Cut], data: Data
 
 def rebuilt(
     analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions(),
-    factors: Sequence[Factor] = (), stores: Mapping[str, Stored] = MappingProxyType({}),
+    factors: Sequence[Factor] = (), stores: Sequence[Stored] = (),
 ) -> Model:  # fmt: skip
     """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards), and rounded.
     Layers that are to become two have their lower rank, and are one still."""
@@ -130,7 +130,7 @@ def rebuilt(
 
 
 def rounded(
-    analysis: Analysis, model: Model, removed: BoolArray, stores: Mapping[str, Stored], data: Dataset | None, options: RepairOptions | None,
+    analysis: Analysis, model: Model, removed: BoolArray, stores: Sequence[Stored], data: Dataset | None, options: RepairOptions | None,
     progress: Progress = silent, how: MeasureOptions = MeasureOptions(),
 ) -> tuple[Model, tuple[str, ...]]:  # fmt: skip
     """A cut and repaired model with weights that are stored as ``stores`` say, and words on it. With a least-squares repair, layers are

@@ -125,6 +125,7 @@ class Scene:
 
 
 FLOATING = Initializer((), np.dtype(np.float32))
+BIAS = Additive((0,), 1)  # a node that adds one to what a layer makes
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,16 @@ def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
             editor.set_input(node.index, place.position, editor.constant(f"{node.name}/bias", _zeros(scene, layer, 1)))
         elif scene.only_reader(made := scene.made(layer)):
             zeros = editor.constant(f"{node.name}/bias", _zeros(scene, layer, len(scene.shapes[made])))
-            added[editor.insert_after(editor.tensor(made), "Add", [zeros], first=0)] = Additive((0,), 1)
-    return Scene(editor.finish(), scene.coupling, scene.original, scene.shapes, added)
+            added[editor.insert_after(editor.tensor(made), "Add", [zeros], first=0)] = BIAS
+    return Scene(editor.finish(), scene.coupling, scene.original, scene.shapes, {**scene.added, **added})
+
+
+def given_before(model: Model, original: Sequence[Node]) -> dict[str, Additive]:
+    """The nodes of a changed model that add biases which an earlier repair gave it, by output."""
+    made, held = {name for node in original for name in node.outputs}, initializers(model)
+    return {
+        node.outputs[0]: BIAS for node in nodes(model) if node.operator == "Add" and made.isdisjoint(node.outputs) and node.inputs[1] in held
+    }
 
 
 def _zeros(scene: Scene, layer: Layer, rank: int) -> Array:
@@ -279,9 +288,7 @@ def plan_steps(
     return planned
 
 
-def _step(
-    scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray], factors: Mapping[str, Factor]
-) -> Step:
+def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray], factors: Mapping[str, Factor]) -> Step:
     node, weight, place = scene.node(layer), scene.weight(layer), bias_place(scene, layer)
     assert layer.weight is not None and layer.linear is not None and weight is not None
     bias = scene.held(place.name) if place else None
