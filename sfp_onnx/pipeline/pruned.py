@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,7 +119,7 @@ def prune(
         inputs, ready, made = planned_for(inputs, first, scoring, progress, output, steps < 2)
     log.debug(plan_text(made))
     make = partial(applied_to, inputs, verify=verify, repair=as_planned(made, repair, inputs.data), progress=progress)
-    result = make(made) if steps < 2 or ready is None else _in_rounds(inputs, options, scoring, ready, steps, make, progress, file)
+    result = make(made) if steps < 2 or ready is None else _in_rounds(_rounds(inputs, options, scoring, ready, steps, make, progress, file))
     if output.packaged:
         result = _packaged(result, inputs, options, scoring, output)
     if lock is not None:
@@ -135,12 +135,31 @@ def _kept(path: Path, model: Model, data: Dataset, used: object) -> rounds.File:
     return rounds.File(path, hashlib.sha256(repr((model.sha256, describe(data), used)).encode()).hexdigest())
 
 
-def _in_rounds(
+def _in_rounds(done: Iterator[tuple[int, Pruned]]) -> Pruned:
+    """The result of the last round; Ctrl-C ends them with that of the last that was made (in a training: with what is best so far)."""
+    last: tuple[int, Pruned] | None = None
+    try:
+        for last in done:
+            if (mended := last[1].repaired) is not None and any(item.get("stopped") for item in mended.finished.values()):
+                break
+    except KeyboardInterrupt:
+        if last is None:
+            raise
+    assert last is not None
+    number, result = last
+    count, asked = (result.plan.options[name] for name in ("rounds", "targets"))
+    if number == count:
+        return result
+    log.warning(words := f"stopped: this is the result of round {number} of {count}, larger than asked for ({', '.join(asked)})")
+    return replace(result, notes=(words, *result.notes))
+
+
+def _rounds(
     inputs: Inputs, options: PlanOptions, scoring: Scoring, ready: search.Candidates, count: int, make: Callable[..., Pruned],
     progress: Progress, file: rounds.File | None,
-) -> Pruned:  # fmt: skip
-    """Rank the present network, cut, repair towards the original (and fine-tune), and again. Every round is a cut of the original, proven
-    as any; its weights are those of the round before. Layers stay one.
+) -> Iterator[tuple[int, Pruned]]:  # fmt: skip
+    """Rank the present network, cut, repair towards the original (and fine-tune), and again; number and result of each. Every round is a
+    cut of the original, proven as any; its weights are those of the round before. Layers stay one.
 
     Args:
         ready: what the first round plans with. make: cuts the original by a plan, and repairs it from other weights, if there are any.
@@ -178,8 +197,9 @@ def _in_rounds(
         whole = replace(planning.make_plan(analysis, removed, told), notes=made.notes, figures=held)
         result = make(whole, weights=weights)
         log.info(f"Note: round {number} of {count} ({', '.join(aim(number).targets)}): {'; '.join(result.notes[:2])}")
+        yield number, result
         if number == count:
-            return result
+            return
         if file is not None:
             file.write(rounds.Standing(number, removed, result.model))
         number += 1
