@@ -135,19 +135,18 @@ def _kept(path: Path, model: Model, data: Dataset, used: object) -> rounds.File:
     return rounds.File(path, hashlib.sha256(repr((model.sha256, describe(data), used)).encode()).hexdigest())
 
 
-def _in_rounds(done: Iterator[tuple[int, Pruned]]) -> Pruned:
+def _in_rounds(done: Iterator[Pruned]) -> Pruned:
     """The result of the last round; Ctrl-C ends them with that of the last that was made (in a training: with what is best so far)."""
-    last: tuple[int, Pruned] | None = None
+    result: Pruned | None = None
     try:
-        for last in done:
-            if (mended := last[1].repaired) is not None and any(item.get("stopped") for item in mended.finished.values()):
+        for result in done:
+            if result.repaired is not None and any(item.get("stopped") for item in result.repaired.finished.values()):
                 break
     except KeyboardInterrupt:
-        if last is None:
+        if result is None:
             raise
-    assert last is not None
-    number, result = last
-    count, asked = (result.plan.options[name] for name in ("rounds", "targets"))
+    assert result is not None
+    number, count, asked = (result.plan.options[name] for name in ("round", "rounds", "targets"))
     if number == count:
         return result
     log.warning(words := f"stopped: this is the result of round {number} of {count}, larger than asked for ({', '.join(asked)})")
@@ -157,9 +156,9 @@ def _in_rounds(done: Iterator[tuple[int, Pruned]]) -> Pruned:
 def _rounds(
     inputs: Inputs, options: PlanOptions, scoring: Scoring, ready: search.Candidates, count: int, make: Callable[..., Pruned],
     progress: Progress, file: rounds.File | None,
-) -> Iterator[tuple[int, Pruned]]:  # fmt: skip
-    """Rank the present network, cut, repair towards the original (and fine-tune), and again; number and result of each. Every round is a
-    cut of the original, proven as any; its weights are those of the round before. Layers stay one.
+) -> Iterator[Pruned]:  # fmt: skip
+    """Rank the present network, cut, repair towards the original (and fine-tune), and again; the result of each. Every round is a cut of
+    the original, proven as any; its weights are those of the round before. Layers stay one.
 
     Args:
         ready: what the first round plans with. make: cuts the original by a plan, and repairs it from other weights, if there are any.
@@ -193,11 +192,11 @@ def _rounds(
             weights = rounds.weights_of(cut(present.prepared, present.coupling, more))
         removed = rounds.composed(analysis, removed, present, more)
         held = {name: {**figure, "before": ruler.before[name]} for name, figure in made.figures.items()}
-        told = {**made.options, "targets": list(options.targets), "rounds": count}
+        told = {**made.options, "targets": list(options.targets), "round": number, "rounds": count}
         whole = replace(planning.make_plan(analysis, removed, told), notes=made.notes, figures=held)
         result = make(whole, weights=weights)
         log.info(f"Note: round {number} of {count} ({', '.join(aim(number).targets)}): {'; '.join(result.notes[:2])}")
-        yield number, result
+        yield result
         if number == count:
             return
         if file is not None:
