@@ -173,10 +173,9 @@ def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
 
 def given_before(model: Model, original: Sequence[Node]) -> dict[str, Additive]:
     """The nodes of a changed model that add biases which an earlier repair gave it, by output."""
-    made, held = {name for node in original for name in node.outputs}, initializers(model)
-    return {
-        node.outputs[0]: BIAS for node in nodes(model) if node.operator == "Add" and made.isdisjoint(node.outputs) and node.inputs[1] in held
-    }
+    known = {name for node in original for name in node.outputs}
+    fresh = (node for node in nodes(model) if node.operator == "Add" and known.isdisjoint(node.outputs))
+    return {node.outputs[0]: BIAS for node in fresh if node.inputs[1] in initializers(model)}
 
 
 def _zeros(scene: Scene, layer: Layer, rank: int) -> Array:
