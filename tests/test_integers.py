@@ -115,7 +115,7 @@ def test_what_stands_between_integers_is_one_of_them_as_onnxruntime_would_make_i
     assert integers.between(original, chosen) == {outputs[1]} and integers.between(original, {outputs[0]}) == set()
     made = integers(original, chosen)
     assert taken(made, original, {outputs[1]})
-    answers = at_all_levels(to_proto(made), feeds, x64quantprecision="1")
+    answers = at_all_levels(to_proto(made), feeds)
     assert all(relative(answer, answers[0]) < 0.02 for answer in answers)
 
 
