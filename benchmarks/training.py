@@ -138,7 +138,7 @@ def lottery(seed: int, work: Path) -> str:
     first = with_constants(model, {name: array.astype(np.float32) for name, array in (drawn | ones).items()})
     options = TicketOptions(rounds=3, rate=0.6, epochs=20, seed=seed, controls=True)
     used, judge = (sfp_onnx.data_for(first, path, preprocessing=DIGITS) for path in (data, test))
-    dense = Trainer(used, judge, options, lambda said: None).train(first, {}, "dense")
+    dense = Trainer(used, judge, options, lambda said: None).train(first, {}, "dense")[0]
     paths = [sfp_onnx.save(made, work / f"{name}_{seed}.onnx") for name, made in (("first", first), ("dense", dense))]
     reading = DataOptions(steps=DIGITS)
     result = ticket(paths[1], options, data, paths[0], test_data=test, data_options=reading)
@@ -239,7 +239,7 @@ def nodes(seed: int) -> str:
     first = sfp_onnx.load(Transformer(seed).model())
     used, judge = (sfp_onnx.data_for(first, source, preprocessing=DIGITS) for source in (shifted(data), test))
     trainer = Trainer(used, judge, TicketOptions(epochs=25, lr=3e-3, seed=seed), lambda said: None)
-    dense = trainer.train(first, {}, "dense")
+    dense = trainer.train(first, {}, "dense")[0]
     ours = dilute(dense, DiluteOptions("andc", seed=seed, refit=False), used)
     heads = "; ".join(note for note in ours.notes if note.startswith("heads"))
     rows = [f"| {seed} | original | 0 | {100 * trainer.accuracy(dense):.2f} | | | {heads} |"]

@@ -60,6 +60,17 @@ def test_channels_die_and_are_found(method: str) -> None:
         assert found.relative_error is not None and found.relative_error < 0.5
 
 
+def test_a_budget_takes_the_place_of_epochs() -> None:
+    said: list[dict[str, Any]] = []
+    options = SparseOptions(epochs=1000, budget=0.5, strength=10.0, max_drop="100%")
+    result = sparse.sparsify(classifier(), options, DATA, tell=said.append)
+    count = said[-1]["epoch"]
+    assert 1 <= count < 1000 and len(said) == count
+    assert result.notes == (f"the budget ended the training after {count} epoch{'s' if count > 1 else ''}",)
+    assert result.manifest["notes"] == result.notes
+    assert 0 < result.zeros < result.total  # the pressure is spread over the epochs that there are
+
+
 def test_without_pressure_nothing_dies() -> None:
     assert trained(method="groups", strength=1e-6).zeros == 0
 

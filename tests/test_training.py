@@ -196,7 +196,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(place: Path, tmp_path:
 
 def test_a_budget_takes_the_place_of_epochs(place: Path) -> None:
     said: list[dict[str, Any]] = []
-    tune(place, epochs=1000, budget=0.2, tell=said.append)
+    result = tune(place, epochs=1000, budget=0.2, tell=said.append)
+    made = {item["task"]: item["epochs"] for item in result.tasks}
+    assert made == {item["task"]: item["epoch"] for item in said} and len(made) == 4
+    assert any(note.startswith(f"the budget ended the training after {min(made.values())}") for note in result.notes)
     assert all(item["epochs"] < 1000 for item in said) and {item["task"] for item in said} == {f"block {n}/4" for n in (1, 2, 3, 4)}
 
 
@@ -239,8 +242,8 @@ def test_masks_hold_at_every_step(momentum: float) -> None:
 
     task = Task("t", {"w": weight}, loss, 8, lambda: float(loss().detach()), {"w": mask})
     schedule = Schedule(5, 0.02, 2, momentum=momentum, decay=1e-3)
-    first, last = fit(task, schedule, Checkpoint(None, ""), lambda said: zeros.append((weight == 0).clone()))
-    assert last < first and all(torch.equal(held, ~mask) for held in zeros) and torch.equal(weight == 0, ~mask)
+    first, last, epochs = fit(task, schedule, Checkpoint(None, ""), lambda said: zeros.append((weight == 0).clone()))
+    assert epochs == 5 and last < first and all(torch.equal(held, ~mask) for held in zeros) and torch.equal(weight == 0, ~mask)
 
 
 def test_command_line(place: Path, tmp_path: Path) -> None:
@@ -354,6 +357,18 @@ def test_tickets_without_first_weights(place: Path, labelled: Path, tmp_path: Pa
     for more in (["--rewind", "none"], ["--reinit", "3"]):
         result = CliRunner().invoke(main, [*map(str, words), *more])
         assert result.exit_code == 0 and "weights left" in result.output and "80.0%" in result.output, result.output
+
+
+def test_a_budget_is_shared_by_the_trainings_of_a_ticket(place: Path, labelled: Path) -> None:
+    """Ticket and controls of a round are trained for as many epochs: they are compared."""
+    said: list[dict[str, Any]] = []
+    options = TicketOptions(rounds=2, rate=0.5, epochs=1000, budget=0.4, lr=3e-3, controls=True)
+    result = lottery.ticket(place / "model.onnx", options, labelled, place / "first.onnx", tell=said.append)
+    made = {item["task"]: item["epoch"] for item in said}
+    for number, item in enumerate(result.rounds, 1):
+        own = [count for task, count in made.items() if task.startswith(f"round {number}/2")]
+        assert own == [item.epochs] * 4 and 1 <= item.epochs < 1000
+    assert result.notes[0].startswith("the budget ended the training after") and result.manifest["notes"] == list(result.notes)
 
 
 def test_refusals_of_tickets(place: Path, labelled: Path) -> None:

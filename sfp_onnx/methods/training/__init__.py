@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 RECIPES = ("blocks", "features", "logits", "labels")
 
 
+def budget(of: str) -> Any:
+    """The option for the time of a training."""
+    return option(None, f"Time for {of}, in place of --epochs.", AMOUNT, parse=seconds, metavar="10m", low=0, low_open=True,
+                  high=float("inf"), high_open=True)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TrainOptions(Checked):
     """How to train.
@@ -35,8 +41,7 @@ class TrainOptions(Checked):
     recipe: str = option("blocks", "What is fitted to the original: the output of each block on its own, all of them end to end, the "
                          "answers alone (with mixtures of samples), or the answers and given labels.", REPAIR, choices=RECIPES)  # fmt: skip
     epochs: int = option(4, "Passes over the data, for each block.", AMOUNT, low=1)
-    budget: float | None = option(None, "Time for all of it, in place of --epochs.", AMOUNT, parse=seconds, metavar="10m", low=0,
-                                  low_open=True, high=float("inf"), high_open=True)  # fmt: skip
+    budget: float | None = budget("all of it")
     lr: float | None = option(None, "Learning rate at the start.  [default: 1e-3 for blocks, 1e-4 for logits, else 3e-4]", REPAIR,
                               low=0, low_open=True, high=float("inf"), high_open=True)  # fmt: skip
     device: str = option("cpu", "Where it is computed.", RUN, choices=("cpu", "cuda"))
@@ -51,13 +56,15 @@ class TrainOptions(Checked):
 @dataclass(frozen=True)
 class TicketOptions(Checked):
     """How to look for a lottery ticket: ``rounds`` of training for ``epochs`` each (Adam, ``lr`` at the start of a cosine); before each the
-    share ``rate`` of the smallest weights that are left leaves. ``reinit``: start from random weights of this seed. ``controls``: train
+    share ``rate`` of the smallest weights that are left leaves. ``budget``: seconds for all trainings; those of a round are equally
+    long. ``reinit``: start from random weights of this seed. ``controls``: train
     networks to compare with, too."""
 
     rounds: int = option(8, "Rounds of pruning and training.", AMOUNT, low=1)
     rate: float = option(0.2, "Share of the weights that are left to remove in each round.", AMOUNT, low=0, low_open=True, high=1,
                          high_open=True)  # fmt: skip
     epochs: int = option(30, "Passes over the data in each training.", AMOUNT, low=1)
+    budget: float | None = budget("all trainings, shared by them")
     lr: float = option(3e-3, "Learning rate at the start of each training.", REPAIR, low=0, low_open=True, high=1)
     reinit: int | None = option(None, "Start from new random weights of this seed, not from --rewind: a control, no ticket.", REPAIR,
                                 low=0, metavar="SEED")  # fmt: skip
@@ -75,13 +82,15 @@ class SparseOptions(Checked):
 
     ``method``: "groups" (sets of coupled channels lose norm, the small ones most), "slimming" (so do scales of BatchNormalization), "rigl"
     and "set" (a fixed share ``rate`` of the weights is zero; after each epoch the smallest leave, and those with the largest gradient,
-    or random ones, come). ``strength``: what the smallest set loses over all epochs, in mean norms. ``moved``: share of the weights that
-    move after the first epoch. ``max_drop``: what loses more on held-out samples is not kept.
+    or random ones, come). ``budget``: seconds that take the place of ``epochs``. ``strength``:
+    what the smallest set loses over all epochs, in mean norms. ``moved``: share of the weights that move after the first epoch.
+    ``max_drop``: what loses more on held-out samples is not kept.
     """
 
     method: str = option("groups", "What becomes zero: sets of coupled channels, channels by their BatchNormalization scale, or single "
                          "weights (the largest gradients come back: rigl; random ones: set).", REPAIR, choices=SPARSE)  # fmt: skip
     epochs: int = option(10, "Passes over the data.", AMOUNT, low=1)
+    budget: float | None = budget("all of it")
     rate: float = option(0.5, "rigl, set: share of the weights that is zero.", AMOUNT, low=0, low_open=True, high=1, high_open=True)
     strength: float = option(0.1, "groups, slimming: what the smallest lose over all epochs, in mean norms.", AMOUNT, low=0, low_open=True,
                              high=float("inf"), high_open=True)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from math import prod
@@ -16,7 +16,7 @@ from ... import graph
 from ...core.system import folder
 from ...core.types import IntArray, Tokens
 from .bridge import Network
-from .engine import Checkpoint, Schedule, Task, Tell, fit
+from .engine import Checkpoint, Schedule, Task, Tell, fit, share
 from .functions import Tensor
 
 LEAST = 2  # matrices (or kernels) that a block holds at least: they are fitted jointly
@@ -53,6 +53,14 @@ class Samples:
     def rows(self, chosen: Any) -> dict[str, Tensor]:
         """Some of the rows."""
         return {name: value[chosen] for name, value in self.values.items()}
+
+    def judge(self, loss: Callable[[IntArray], Tensor]) -> float:
+        """The mean loss of the rows that judge."""
+        held = np.arange(self.train, self.count)
+        parts = [held[place : place + self.batch] for place in range(0, len(held), self.batch)]
+        parts = [part for part in parts if not self.whole or len(part) == self.batch]
+        with torch.no_grad():
+            return sum(float(loss(part)) * len(part) for part in parts) / max(1, sum(map(len, parts)))
 
     def there(self, names: Sequence[str], made: Sequence[Tensor], rows: Mapping[str, Tensor]) -> list[Tensor]:
         """Tensors of some rows without the tokens that are switched off: these count in no loss."""
@@ -208,11 +216,11 @@ class Reconstruction:
         """
         fed = {port.name for port in graph.inputs(self.student.model)}
         own, other = dict(self.samples.values), dict(self.samples.values)
-        began, most = time.monotonic(), self.schedule.seconds
+        began = time.monotonic()
         for number, block in enumerate(parts):
             inputs, theirs = (replace(self.samples, values=values) for values in (own, other))
             target = through(self.teacher, theirs, block.ends, self.memory // 4)
-            seconds = None if most is None else max(0.0, (most - (time.monotonic() - began)) / (len(parts) - number))
+            seconds = share(self.schedule.seconds, began, len(parts) - number)
             task = self.task(f"block {number + 1}/{len(parts)}", block, inputs, target)
             self._fitted(task, seconds)
             if number + 1 < len(parts):
@@ -221,8 +229,8 @@ class Reconstruction:
 
     def _fitted(self, task: Task, seconds: float | None) -> None:
         schedule = Schedule(**{**vars(self.schedule), "seconds": seconds})
-        first, last = fit(task, schedule, self.keep, self.tell)
-        self.figures.append({"task": task.name, "weights": len(task.parameters), "before": first, "after": last})
+        first, last, epochs = fit(task, schedule, self.keep, self.tell)
+        self.figures.append({"task": task.name, "weights": len(task.parameters), "before": first, "after": last, "epochs": epochs})
 
     def task(self, name: str, block: Block, inputs: Samples, target: Mapping[str, Tensor]) -> Task:
         """The fit of one block."""
@@ -235,14 +243,8 @@ class Reconstruction:
             theirs = inputs.there(known, [chosen(value[places], end, self.kept) for end, value in target.items()], rows)
             return distance(made, theirs, scales)
 
-        def judge() -> float:
-            held = range(inputs.train, inputs.count - (inputs.count - inputs.train) % (inputs.batch if inputs.whole else 1))
-            with torch.no_grad():
-                parts = [np.arange(first, min(first + inputs.batch, held.stop)) for first in held[:: inputs.batch]]
-                return sum(float(compared(part)) * len(part) for part in parts) / max(1, len(held))
-
         weights = {weight: self.student.parameters[weight] for weight in block.weights}
-        return Task(name, weights, lambda places, random: compared(places), inputs.train, judge, diluted(weights))
+        return Task(name, weights, lambda places, random: compared(places), inputs.train, lambda: inputs.judge(compared), diluted(weights))
 
     def end_to_end(self, ends: Sequence[str], answers: bool) -> None:
         """Fit tensors all at once, on what the teacher gives beside; ``answers``: the first is compared as class scores, on mixtures, or as
@@ -277,16 +279,9 @@ class Reconstruction:
                 rows = {**rows, **mixed}
             return compared(rows)
 
-        def judge() -> float:
-            held = np.arange(inputs.train, inputs.count)
-            parts = [held[place : place + inputs.batch] for place in range(0, len(held), inputs.batch)]
-            parts = [part for part in parts if not inputs.whole or len(part) == inputs.batch]
-            with torch.no_grad():
-                return sum(float(taught(part)) * len(part) for part in parts) / max(1, sum(map(len, parts)))
-
         weights = weights_between(self.student, (), tuple(ends))
         trained = {name: self.student.parameters[name] for name in weights}
-        task = Task("all", trained, loss, inputs.train, judge, diluted(trained))
+        task = Task("all", trained, loss, inputs.train, lambda: inputs.judge(taught), diluted(trained))
         self._fitted(task, self.schedule.seconds)
 
 

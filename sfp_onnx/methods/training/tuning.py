@@ -29,7 +29,7 @@ from ...report.manifest import write_json
 from ...runtime import observe
 from . import TrainOptions
 from .bridge import Network, as_tensor, write
-from .engine import Checkpoint, Schedule, Stopped, Tell, settle
+from .engine import Checkpoint, Schedule, Stopped, Tell, ended, settle
 from .functions import Tensor
 from .reconstruct import Kept, Reconstruction, Samples, blocks, comparable, diluted, features
 
@@ -42,7 +42,7 @@ FEW_BLOCKS = 2
 @dataclass(frozen=True)
 class Finetuned:
     """The result of `finetune`: the tuned model, or the given one where that was no worse (``kept`` False). ``measure`` is the figure that
-    decided on the ``held_out`` samples, ``before`` and ``after`` its values."""
+    decided on the ``held_out`` samples, ``before`` and ``after`` its values; ``stopped``: by Ctrl-C."""
 
     model: graph.Model
     original: graph.Model
@@ -53,13 +53,14 @@ class Finetuned:
     held_out: int
     tasks: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
+    stopped: bool
     evaluation: tuple[Evaluation, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, Any]:
         """For a manifest."""
-        shown = {name: getattr(self, name) for name in ("kept", "measure", "before", "after", "held_out")}
+        shown = {name: getattr(self, name) for name in ("kept", "measure", "before", "after", "held_out", "stopped")}
         return {**shown, "tasks": [dict(item) for item in self.tasks]}
 
 
@@ -222,7 +223,12 @@ def tuned(
     labels = classes_of(original, fitted, held, mirror, options.device) if options.recipe == "labels" else None
     run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory, labels)
     notes = [] if not (sparse := diluted(student.parameters)) else [f"zeros of {len(sparse)} diluted weights stay zero"]
-    notes += _run(run, options, reading_of(original, held, MeasureOptions()).judged)
+    stopped = False
+    try:
+        notes += _run(run, options, reading_of(original, held, MeasureOptions()).judged)
+    except Stopped:
+        stopped, notes = True, [*notes, "stopped; what was best so far was judged"]
+    notes += [ended([item["epochs"] for item in run.figures])] if options.budget is not None and run.figures else []
     notes += ["mirrored images were trained on, too"] if mirror else []
     after = student.written()
     (name, first, tie), (_, last, other) = judged([original, pruned, after], held, tokens)
@@ -233,31 +239,33 @@ def tuned(
     if not better:
         notes.append("the fine-tuned model is no better there, so the model is left as it was")
         log.warning(notes[-1])
-    return Finetuned(after if better else pruned, original, better, name, first, last, held.samples, tuple(run.figures), tuple(notes))
+    made = after if better else pruned
+    return Finetuned(made, original, better, name, first, last, held.samples, tuple(run.figures), tuple(notes), stopped)
 
 
 def _run(run: Reconstruction, options: TrainOptions, meaning: Meaning) -> list[str]:
-    """Train by the recipe; what to say of it. Answers that are no class scores are fitted by their squared error."""
+    """Train by the recipe; what to say of it. Answers that are no class scores are fitted by their squared error.
+
+    Raises:
+        Stopped: Ctrl-C. ModelError: there is nothing to fit.
+    """
     probe = run.samples.rows(np.arange(run.samples.batch if run.samples.whole else min(3, run.samples.count)))
     parts = blocks(run.student, run.teacher, run.kept, probe) if options.recipe == "blocks" else []
     names = [port.name for port in graph.outputs(run.student.model)]
     answers = sorted(comparable(run.student, run.teacher, names, run.kept, probe), key=lambda name: name not in meaning.outputs)
     if not answers:
         raise ModelError(f"{run.student.model.name}: no output is floating with one row a sample, so there is nothing to fit")
-    try:
-        if len(parts) >= FEW_BLOCKS:
-            run.by_blocks(parts)
-            return [f"{len(parts)} blocks"]
-        ends = [*answers, *comparable(run.student, run.teacher, features(run.student), run.kept, probe)]
-        end = options.recipe in ("logits", "labels")
-        score = end and meaning.kind is Kind.CLASSES and run.student.run(probe, answers[:1])[0].ndim == 2
-        if run.labels is not None and not score:
-            raise ModelError(f"{run.student.model.name}: its first output holds no row of class scores per sample for --recipe labels")
-        run.end_to_end(answers if end else ends, score)
-        few = options.recipe == "blocks"
-        return ["too few tensors separate the graph, so its features were fitted end to end"] if few else []
-    except Stopped:
-        return ["stopped; what was best so far was judged"]
+    if len(parts) >= FEW_BLOCKS:
+        run.by_blocks(parts)
+        return [f"{len(parts)} blocks"]
+    ends = [*answers, *comparable(run.student, run.teacher, features(run.student), run.kept, probe)]
+    end = options.recipe in ("logits", "labels")
+    score = end and meaning.kind is Kind.CLASSES and run.student.run(probe, answers[:1])[0].ndim == 2
+    if run.labels is not None and not score:
+        raise ModelError(f"{run.student.model.name}: its first output holds no row of class scores per sample for --recipe labels")
+    run.end_to_end(answers if end else ends, score)
+    few = options.recipe == "blocks"
+    return ["too few tensors separate the graph, so its features were fitted end to end"] if few else []
 
 
 def finetune(
