@@ -24,7 +24,7 @@ from ..graph.save import atomic, check_output, file_bytes, half_weights, to_prot
 from ..latency.timing import AS_DEFAULT, Latency
 from ..rules.scales import on_integers
 from ..runtime import Batches, Session, open_ort, open_timed, save_ort
-from .integers import CALIBRATED, Feeding, quantized
+from .integers import CALIBRATED, Feeding, bits, quantized
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def package(
             notes.append(f"int8: {len(left)} layers stay floating, since onnxruntime's quantiser cannot take them: {shown}")
         ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
         rounded = "; made from the weights rounded to float16" if options.fp16 else ""
-        notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
+        notes.append(f"int8: {ranges}{rounded}{'' if data is None else f'; {bits()}'}")
     ort = ort_file(last) if options.save_ort is not None else None
     if ort and options.fp16 and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")

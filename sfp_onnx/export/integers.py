@@ -21,7 +21,7 @@ from ..graph.load import load, raised
 from ..graph.save import save
 from ..planning.precision import leaders
 from ..rules.quantized import between_integers
-from ..runtime import open_model, quantize
+from ..runtime import open_model, quantize, saturates
 
 Feeding = Callable[[], Iterable[Mapping[str, Array]]]
 """Gives batches of inputs, from the first one on each time."""
@@ -71,6 +71,13 @@ class Integers:
             if not more:
                 return made, every
             every |= more
+
+
+def bits() -> str:
+    """Of how many bits the weights are, and why."""
+    if saturates():
+        return "weights of 7 bits, since products of 8 saturate on this processor (it has no VNNI or an equivalent)"
+    return "weights of 8 bits; on processors without VNNI or an equivalent their products saturate: quantise there, which takes 7"
 
 
 def taken(model: Model, original: Model, layers: Collection[str]) -> bool:

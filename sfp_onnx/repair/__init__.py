@@ -17,7 +17,7 @@ from ..core.types import BoolArray, Cut, Factor, FloatArray
 from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, left_out, silent
 from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
-from ..export.integers import CALIBRATED, KINDS, Integers, histograms, ranges_of
+from ..export.integers import CALIBRATED, KINDS, Integers, bits, histograms, ranges_of
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
 from ..planning.precision import on_integers
@@ -186,7 +186,7 @@ def _on_integers(
     best = min(left, key=lambda kind: left[kind])
     shown = ", ".join(f"{error:.4g} {kind}" for kind, error in left.items())
     words = f"{len(chosen)} layers are computed in 8-bit integers; relative error of the outputs on {judge.samples} samples by the ranges"
-    return models[best], f"{words} of activations (from {ranged.samples} others): {shown}; taken: {best}"
+    return models[best], f"{words} of activations (from {ranged.samples} others): {shown}; taken: {best}; {bits()}"
 
 
 def _part(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
