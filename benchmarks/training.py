@@ -13,7 +13,8 @@ once, at the end. Networks: resnet20, resnet56, vgg11 (2048 of its 4000 images),
 
 Other cases: ``lottery`` (tickets and controls on the digits sample, from random first weights), ``dilution:NETWORK`` (ResNet-20's third
 stage, VGG-11's convolutions 4 to 7, by AFCC and controls: masked, retrained, re-fitted, both) and ``nodes`` (a small transformer for the
-digits sample: nodal performance of its nodes and heads, ANDC masks and controls: masked, re-fitted, both, retrained).
+digits sample: nodal performance of its nodes and heads, ANDC masks and controls: masked, re-fitted, both, retrained), ``sparse`` (the
+digits sample: moving masks beside one that stays, at three rates; pressure on channels and then the cut beside the cut alone).
 """
 
 # ruff: noqa: E402
@@ -24,6 +25,7 @@ import resource
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from files import HOME, needed, packages
@@ -252,12 +254,36 @@ def nodes(seed: int) -> str:
     return "\n".join(rows)
 
 
+def sparse(seed: int) -> str:
+    """Sparse training of the digits sample by labels: rows of moving masks and of one that stays, then of channels under pressure."""
+    model, data, test = SAMPLES / "digits.onnx", SAMPLES / "digits_calibration.npz", SAMPLES / "digits_heldout.npz"
+    reading = DataOptions(steps=DIGITS)
+
+    def trained(method: str, **more: Any) -> sfp_onnx.Model:
+        return sparsify(model, SparseOptions(method, max_drop="100%", seed=seed, **more), data, data_options=reading).model
+
+    def top1(made: sfp_onnx.Model) -> str:
+        return f"{100 * (sfp_onnx.evaluate([made], test, latency=False, data_options=reading)[0].top1 or 0):.2f}"
+
+    rows = []
+    for rate in (0.8, 0.9, 0.95):
+        how = {"rate": rate, "lr": 3e-3, "epochs": 100}
+        masks = [trained(method, moved=moved, **how) for method, moved in (("rigl", 0.3), ("set", 0.3), ("set", 0.0))]
+        rows.append(f"| masks, seed {seed} | {1 - rate:.0%} | {' | '.join(map(top1, masks))} |")
+    starts = [sfp_onnx.load(model), *(trained(*how) for how in (("groups",), ("slimming",)))]
+    for percent in (50, 30, 15):
+        options, scores = PlanOptions(targets=(f"macs={percent}%",), align="none"), ScoreOptions(seed=seed)
+        cut = [sfp_onnx.prune(start, options, data=data, score_options=scores, data_options=reading).model for start in starts]
+        rows.append(f"| channels, seed {seed} | {percent} % | {' | '.join(map(top1, cut))} |")
+    return "\n".join(rows)
+
+
 def made(text: str, seed: int, shared: Path, work: Path) -> str:
     """The rows of a case."""
     if text == "lottery":
         return lottery(seed, work)
-    if text == "nodes":
-        return nodes(seed)
+    if text in ("nodes", "sparse"):
+        return nodes(seed) if text == "nodes" else sparse(seed)
     if text.startswith("dilution:"):
         return diluted(text.partition(":")[2], seed, shared)
     return Case(text, seed, shared, work).row()

@@ -38,6 +38,7 @@ from .tuning import apart, judged, stacked
 
 LEAST_PRESSURE = 2.0**-4  # of the largest set, in that of the smallest
 STILL = 0.75  # of the epochs after which weights no longer move
+EVERY = 100  # steps between moves, as Evci et al.: what has come must learn before it is weighed
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,12 @@ def pressed(analysis: Analysis, network: Network, options: SparseOptions, sample
 
 def moving(task: Task, options: SparseOptions) -> Callable[[int, int], None]:
     """What lets the smallest weights leave and others come before an epoch: alpha / 2 (1 + cos(pi t / T)) of those of each layer."""
+    every = -(-EVERY // -(-task.samples // options.train_batch))
+    if every >= STILL * options.epochs:
+        log.warning(f"no weight moves: {options.epochs} epochs are too few for moves every {every} (100 steps); the first mask stays")
 
     def begin(epoch: int, last: int) -> None:
-        if epoch == 0 or epoch >= STILL * last:
+        if epoch == 0 or epoch % every or epoch >= STILL * last:
             return
         share = options.moved / 2 * (1 + cos(pi * epoch / (STILL * last)))
         random = np.random.default_rng([options.seed, epoch, task.samples])
