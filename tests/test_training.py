@@ -85,6 +85,19 @@ def test_blocks_lie_between_the_tensors_that_separate_the_graph(place: Path) -> 
     assert sorted(names) == sorted(student.parameters)
 
 
+def test_a_block_ends_in_front_of_the_next_matrix(tmp_path: Path) -> None:
+    """Behind the normalisation and all else that follows its last kernel: what is taken out there again is no error."""
+    b, y = Builder(17, seed=2), None
+    y = b.input(["N", 3, 8, 8])
+    for number in range(4):
+        y = b.op("Relu", b.batch_norm(b.conv(y, 12 if number else 3, 12, name=f"conv{number}"), 12), name=f"end{number}")
+    onnx.save(b.model(b.gemm(b.op("Flatten", b.op("GlobalAveragePool", y)), 12, 6)), tmp_path / "chain.onnx")
+    network = Network(tmp_path / "chain.onnx")
+    found = blocks(network, network, {}, {"x": torch.zeros(3, 3, 8, 8)})
+    assert [block.ends[0] for block in found[:1]] == ["end1.out"] and found[1].start == ("end1.out",)
+    assert sum(network.parameters[name].ndim == 1 for name in found[0].weights) >= 4
+
+
 @pytest.mark.parametrize("recipe", ["blocks", "features", "logits"])
 def test_it_comes_nearer_to_the_original(place: Path, recipe: str) -> None:
     result = tune(place, recipe=recipe)
@@ -123,6 +136,8 @@ def test_answers_that_are_no_class_scores_are_fitted_as_they_are(place: Path, tm
         proto.graph.output[0].name = "embedding"
         onnx.save(proto, tmp_path / f"{name}.onnx")
     options = TrainOptions(recipe="logits", epochs=8, lr=3e-3, train_batch=64)
+    default = tuning.finetune(tmp_path / "small.onnx", TrainOptions(epochs=1), place / "data.npz", tmp_path / "model.onnx")
+    assert default.notes[0].startswith("fine-tuning (features") and "its answers are embeddings" in default.notes[1]
     result = tuning.finetune(tmp_path / "small.onnx", options, place / "data.npz", tmp_path / "model.onnx")
     assert result.kept and result.measure == "cosine" and result.after > result.before + 0.01
     x = np.load(place / "data.npz")["x"]
@@ -192,6 +207,23 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(place: Path, tmp_path:
     assert to_proto(again.model) == to_proto(whole.model)
     with pytest.raises(OptionError, match="another model, other data or options"):
         tune(place, recipe=recipe, resume=state, lr=1e-4)
+
+
+def test_what_the_teacher_gives_is_kept_where_there_is_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs once and not in every epoch, to the same result."""
+    runs, run_ = [0], Network.run
+
+    def counting(self: Network, *arguments: Any) -> Any:
+        runs[0] += 1
+        return run_(self, *arguments)
+
+    monkeypatch.setattr(Network, "run", counting)
+    made = []
+    for memory in (2 * 10**9, 1):
+        runs[0] = 0
+        result = tune(place, recipe="features", memory=memory, mirror=False)
+        made.append((result.tasks[0]["after"], runs[0]))
+    assert made[0][0] == pytest.approx(made[1][0], rel=1e-3) and made[0][1] < made[1][1] - 20
 
 
 def test_a_budget_takes_the_place_of_epochs(place: Path) -> None:

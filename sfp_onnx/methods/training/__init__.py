@@ -31,15 +31,16 @@ def budget(of: str) -> Any:
 class TrainOptions(Checked):
     """How to train.
 
-    ``recipe``: "blocks" (each part between two tensors that separate the graph, on its own), "features" (all of them at once, end to
-    end), "logits" (the answers alone, on mixtures of samples), "labels" (the answers and the given class numbers, on samples as they
-    are). ``epochs`` passes over the data (over those of each block, with mirrored images where these help); ``budget``: seconds that
-    take their place. ``lr``: that of Adam at the start of a cosine.
+    ``recipe``: "blocks" (each part between two tensors that separate the graph, on its own), "features" (the ends of all of them and the
+    answers at once, end to end), "logits" (the answers alone, on mixtures of samples), "labels" (the answers and the given class numbers,
+    on samples as they are). ``epochs`` passes over the data (over those of each block, with mirrored images where these help);
+    ``budget``: seconds that take their place. ``lr``: that of Adam at the start of a cosine.
     ``memory``: bytes of activations held in memory, the rest in a temporary file. ``resume``: a file that holds where the run stands.
     """
 
-    recipe: str = option("blocks", "What is fitted to the original: the output of each block on its own, all of them end to end, the "
-                         "answers alone (with mixtures of samples), or the answers and given labels.", REPAIR, choices=RECIPES)  # fmt: skip
+    recipe: str | None = option(None, "What is fitted to the original: the output of each block on its own, all of them and the answers, "
+                                "the answers alone (with mixtures of samples), or these and given labels.  [default: blocks; features for "
+                                "embeddings]", REPAIR, choices=RECIPES)  # fmt: skip
     epochs: int = option(4, "Passes over the data, for each block.", AMOUNT, low=1)
     budget: float | None = budget("all of it")
     lr: float | None = option(None, "Learning rate at the start.  [default: 1e-3 for blocks, 1e-4 for logits, else 3e-4]", REPAIR,
@@ -48,7 +49,7 @@ class TrainOptions(Checked):
     resume: Any = option(None, "Go on from this file if it is there; write it after every epoch.", RUN, path=True)
     mirror: bool | None = rare(None, "Mirrored images, too.  [default: where the original answers them alike]", REPAIR,
                                flag="mirror/--no-mirror")  # fmt: skip
-    train_batch: int = rare(128, "Samples per step.", REPAIR, low=1)
+    train_batch: int | None = rare(None, "Samples per step.  [default: 128; 32 for embeddings]", REPAIR, low=1)
     seed: int = 0
     memory: int = 2 * 10**9
 

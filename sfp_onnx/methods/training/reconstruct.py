@@ -125,7 +125,12 @@ def chosen(value: Tensor, name: str, kept: Kept) -> Tensor:
 
 
 def blocks(student: Network, teacher: Network, kept: Kept, feeds: Mapping[str, Tensor]) -> list[Block]:
-    """Consecutive parts between separators, each as short as may be with `LEAST` matrices."""
+    """Consecutive parts between separators, each as short as may be with `LEAST` matrices and all that follows them up to the next one:
+    what a normalisation takes out again (mean, scale) is no error."""
+
+    def matrices(names: Iterable[str]) -> int:
+        return sum(student.parameters[name].ndim > 1 for name in names)
+
     outputs = [port.name for port in graph.outputs(student.model)]
     ends = [name for name in comparable(student, teacher, separators(student), kept, feeds) if name not in outputs]
     answers = comparable(student, teacher, outputs, kept, feeds)
@@ -134,7 +139,7 @@ def blocks(student: Network, teacher: Network, kept: Kept, feeds: Mapping[str, T
     for name, following in zip_longest(ends, ends[1:]):
         after = weights_between(student, (name,), (following,) if following else tuple(outputs))
         block = Block(start, (name,), weights_between(student, start, (name,)))
-        if after and sum(student.parameters[weight].ndim > 1 for weight in block.weights) >= LEAST:
+        if matrices(after) and matrices(block.weights) >= LEAST:
             found.append(block)
             start = (name,)
     rest = Block(start, tuple(answers), weights_between(student, start, tuple(answers)))
@@ -246,38 +251,45 @@ class Reconstruction:
         weights = {weight: self.student.parameters[weight] for weight in block.weights}
         return Task(name, weights, lambda places, random: compared(places), inputs.train, lambda: inputs.judge(compared), diluted(weights))
 
-    def end_to_end(self, ends: Sequence[str], answers: bool) -> None:
-        """Fit tensors all at once, on what the teacher gives beside; ``answers``: the first is compared as class scores, on mixtures, or as
-        they are and with the labels, too, if there are any."""
-        inputs = self.samples
+    def _known(self, ends: Sequence[str], rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The teacher's tensors of all samples, run once; none if memory does not hold them. ``rows`` tell how large they are."""
+        with torch.no_grad():
+            size = 4 * self.samples.count * sum(prod(value.shape[1:]) for value in self.teacher.run(rows, ends))
+        return through(self.teacher, self.samples, ends, self.memory) if size <= self.memory else {}
 
-        def wanted(rows: Mapping[str, Tensor]) -> list[Tensor]:
+    def end_to_end(self, answers: Sequence[str], inner: Sequence[str], scores: bool) -> None:
+        """Fit tensors all at once, on what the teacher gives beside; ``inner`` ones count together as much as an answer. ``scores``: the
+        first is compared as class scores, on mixtures, or as they are and with the labels, too, if there are any."""
+        ends = [*answers, *inner]
+        inputs, first = self.samples, self.samples.rows(np.arange(min(self.samples.batch, self.samples.count)))
+        known = {} if scores and self.labels is None else self._known(ends, first)  # of mixtures nothing can be
+
+        def wanted(rows: Mapping[str, Tensor], places: IntArray | None = None) -> list[Tensor]:
             with torch.no_grad():
-                target = [chosen(value, name, self.kept) for name, value in zip(ends, self.teacher.run(rows, ends), strict=True)]
+                made = [known[name][places] for name in ends] if known and places is not None else self.teacher.run(rows, ends)
+                target = [chosen(value.to(self.student.device), name, self.kept) for name, value in zip(ends, made, strict=True)]
             return inputs.there(ends, target, rows)
 
-        scales = [float(value.var()) or 1.0 for value in wanted(inputs.rows(np.arange(min(inputs.batch, inputs.count))))]
+        counts = [1] * len(answers) + [len(inner)] * len(inner)
+        scales = [count * (float(value.var()) or 1.0) for count, value in zip(counts, wanted(first), strict=True)]
 
-        def compared(rows: Mapping[str, Tensor]) -> Tensor:
-            target, own = wanted(rows), inputs.there(ends, self.student.run(rows, ends), rows)
-            return divergence(own[0], target[0]) if answers else distance(own, target, scales)
+        def compared(rows: Mapping[str, Tensor], places: IntArray | None = None) -> Tensor:
+            target, own = wanted(rows, places), inputs.there(ends, self.student.run(rows, ends), rows)
+            return divergence(own[0], target[0]) if scores else distance(own, target, scales)
 
         def taught(places: IntArray) -> Tensor:
             rows = inputs.rows(places)
-            if not answers or self.labels is None:
-                return compared(rows)
+            if not scores or self.labels is None:
+                return compared(rows, places)
             own, labels = self.student.run(rows, ends[:1])[0], self.labels[places]
-            return divergence(own, wanted(rows)[0]) - log_probabilities(own)[torch.arange(len(labels)), labels].mean()
+            return divergence(own, wanted(rows, places)[0]) - log_probabilities(own)[torch.arange(len(labels)), labels].mean()
 
         def loss(places: IntArray, random: np.random.Generator) -> Tensor:
-            rows = inputs.rows(places)
-            if self.labels is not None:
+            if self.labels is not None or not scores:
                 return taught(places)
-            if answers:
-                share, others = float(random.beta(1, 1)), inputs.rows(random.permutation(places))
-                mixed = {name: share * value + (1 - share) * others[name] for name, value in rows.items() if value.is_floating_point()}
-                rows = {**rows, **mixed}
-            return compared(rows)
+            rows, share, others = inputs.rows(places), float(random.beta(1, 1)), inputs.rows(random.permutation(places))
+            mixed = {name: share * value + (1 - share) * others[name] for name, value in rows.items() if value.is_floating_point()}
+            return compared({**rows, **mixed})
 
         weights = weights_between(self.student, (), tuple(ends))
         trained = {name: self.student.parameters[name] for name in weights}

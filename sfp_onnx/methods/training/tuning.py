@@ -212,20 +212,23 @@ def tuned(
     settle(options.device)
     fitted, held = apart(data, options.seed)
     mirror = _mirrors(original, held) if options.mirror is None else options.mirror
-    tokens = inspect(original, data=held).prepared.tokens
-    samples = stacked(fitted, held, mirror, options.train_batch, tokens)
+    tokens, meaning = inspect(original, data=held).prepared.tokens, reading_of(original, held, MeasureOptions()).judged
+    recipe, batch = ("features", 32) if (embeds := meaning.kind is Kind.EMBEDDING) else ("blocks", 128)
+    notes = ["its answers are embeddings, so they are fitted with all blocks, end to end"] if embeds and not options.recipe else []
+    options = replace(options, recipe=(recipe := options.recipe or recipe), train_batch=(batch := options.train_batch or batch))
+    samples = stacked(fitted, held, mirror, batch, tokens)
     student, teacher = Network(pruned, options.device), Network(original, options.device)
     said = {name: value for name, value in asdict(options).items() if name not in ("resume", "memory")}
     told = [fingerprint(pruned, "model.onnx")[0], original.sha256, data.sha256, data.samples, said, mirror]
     keep = Checkpoint(None if options.resume is None else Path(options.resume), hashlib.sha256(repr(told).encode()).hexdigest())
-    rate = options.lr or RATES[options.recipe]
-    schedule = Schedule(options.epochs, rate, options.train_batch, samples.batch, samples.whole, options.seed, options.budget)
-    labels = classes_of(original, fitted, held, mirror, options.device) if options.recipe == "labels" else None
+    rate = options.lr or RATES[recipe]
+    schedule = Schedule(options.epochs, rate, batch, samples.batch, samples.whole, options.seed, options.budget)
+    labels = classes_of(original, fitted, held, mirror, options.device) if recipe == "labels" else None
     run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory, labels)
-    notes = [] if not (sparse := diluted(student.parameters)) else [f"zeros of {len(sparse)} diluted weights stay zero"]
+    notes += [f"zeros of {len(sparse)} diluted weights stay zero"] if (sparse := diluted(student.parameters)) else []
     stopped = False
     try:
-        notes += _run(run, options, reading_of(original, held, MeasureOptions()).judged)
+        notes += _run(run, recipe, meaning)
     except Stopped:
         stopped, notes = True, [*notes, "stopped; what was best so far was judged"]
     notes += [ended([item["epochs"] for item in run.figures])] if options.budget is not None and run.figures else []
@@ -235,7 +238,7 @@ def tuned(
     better = (last, other) > (first, tie)
     first, last = (value if MEASURES[name].larger else -value for value in (first, last))
     words = f"{name} on {held.samples} held-out samples {first:.4g} -> {last:.4g}"
-    notes.insert(0, f"fine-tuning ({options.recipe}, {samples.train} samples): {words}")
+    notes.insert(0, f"fine-tuning ({recipe}, {samples.train} samples): {words}")
     if not better:
         notes.append("the fine-tuned model is no better there, so the model is left as it was")
         log.warning(notes[-1])
@@ -243,29 +246,30 @@ def tuned(
     return Finetuned(made, original, better, name, first, last, held.samples, tuple(run.figures), tuple(notes), stopped)
 
 
-def _run(run: Reconstruction, options: TrainOptions, meaning: Meaning) -> list[str]:
+def _run(run: Reconstruction, recipe: str, meaning: Meaning) -> list[str]:
     """Train by the recipe; what to say of it. Answers that are no class scores are fitted by their squared error.
 
     Raises:
         Stopped: Ctrl-C. ModelError: there is nothing to fit.
     """
     probe = run.samples.rows(np.arange(run.samples.batch if run.samples.whole else min(3, run.samples.count)))
-    parts = blocks(run.student, run.teacher, run.kept, probe) if options.recipe == "blocks" else []
+    parts = blocks(run.student, run.teacher, run.kept, probe) if recipe in ("blocks", "features") else []
     names = [port.name for port in graph.outputs(run.student.model)]
     answers = sorted(comparable(run.student, run.teacher, names, run.kept, probe), key=lambda name: name not in meaning.outputs)
     if not answers:
         raise ModelError(f"{run.student.model.name}: no output is floating with one row a sample, so there is nothing to fit")
-    if len(parts) >= FEW_BLOCKS:
+    few = len(parts) < FEW_BLOCKS
+    if recipe == "blocks" and not few:
         run.by_blocks(parts)
         return [f"{len(parts)} blocks"]
-    ends = [*answers, *comparable(run.student, run.teacher, features(run.student), run.kept, probe)]
-    end = options.recipe in ("logits", "labels")
+    end = recipe in ("logits", "labels")
+    inner = [] if end else features(run.student) if few else [name for part in parts for name in part.ends if name not in answers]
+    inner = comparable(run.student, run.teacher, inner, run.kept, probe) if inner else []
     score = end and meaning.kind is Kind.CLASSES and run.student.run(probe, answers[:1])[0].ndim == 2
     if run.labels is not None and not score:
         raise ModelError(f"{run.student.model.name}: its first output holds no row of class scores per sample for --recipe labels")
-    run.end_to_end(answers if end else ends, score)
-    few = options.recipe == "blocks"
-    return ["too few tensors separate the graph, so its features were fitted end to end"] if few else []
+    run.end_to_end(answers, [name for name in inner if name not in answers], score)
+    return ["too few tensors separate the graph, so its features were fitted end to end"] if recipe == "blocks" else []
 
 
 def finetune(
