@@ -21,6 +21,7 @@ from ..export.integers import FEWEST_CHECKED, MOST_CHECKED, Integers, drifts, ne
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
 from ..planning.precision import on_integers
+from ..rules.scales import on_integers as works
 from . import confidence
 from .heads import turned
 from .lockstep import LayerFit, prepared_for, repair
@@ -165,7 +166,7 @@ def _rounded_again(
     """The better of a model as it was rounded and as it is re-fitted after it."""
     (fit_on, judge), makers = part_of(data, options.seed), GraphIndex(nodes(plain)).makers
     layers = [(layer, makers.get(layer.node.outputs[0], layer.node)) for layer in analysis.coupling.layers]
-    same = tuple(layer for layer, node in layers if node.operator == layer.node.operator)  # else what makes it now unpacks integers
+    same = tuple(layer for layer, node in layers if works(node) == works(layer.node))  # else what makes it now unpacks integers
     coupling = replace(analysis.coupling, layers=same)
     with progress("re-fitting after rounding", len(same)) as advance:
         better, fits = repair(analysis.prepared, coupling, removed, plain, feeds_of(analysis, fit_on), options, {}, advance, every=True)
