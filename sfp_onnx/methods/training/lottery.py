@@ -113,7 +113,7 @@ class Trainer:
     def train(self, start: graph.Model, masks: Masks, name: str) -> graph.Model:
         """From these weights, under these masks."""
         fitted, held = apart(self.data, self.options.seed)
-        samples = stacked(fitted, held, False, self.options.train_batch)
+        samples = stacked(fitted, held, self.options.train_batch)
         assert fitted.classes is not None and held.classes is not None
         network = Network(start)
         judged = reading_of(start, held, MeasureOptions(task="classify")).judged
