@@ -11,9 +11,10 @@ training, processor seconds of all that was trained on one thread, and the peak 
 (SAMPLES of them) without their labels, but for ``labels``; the held-out guard judges on an eighth of them. The test images are looked at
 once, at the end. Networks: resnet20, resnet56, vgg11 (2048 of its 4000 images), lite0 (EfficientNet-Lite0; test pictures: imagenet/val).
 
-Other cases: ``lottery`` (tickets and controls on the digits sample, from random first weights), ``dilution`` (ResNet-20's third stage by
-AFCC and controls: masked, retrained, re-fitted, both) and ``nodes`` (a small transformer for the digits sample: nodal performance of its
-nodes and heads, ANDC masks and controls: masked, re-fitted, both, retrained).
+Other cases: ``lottery`` (tickets and controls on the digits sample, from random first weights), ``dilution:NETWORK`` (ResNet-20's third
+stage, VGG-11's convolutions 4 to 7, by AFCC and controls: masked, retrained, re-fitted, both) and ``nodes`` (a small transformer for the
+digits sample: nodal performance of its nodes and heads, ANDC masks and controls: masked, re-fitted, both, retrained), ``sparse`` (the
+digits sample: moving masks beside one that stays, at three rates; pressure on channels and then the cut beside the cut alone).
 """
 
 # ruff: noqa: E402
@@ -24,6 +25,7 @@ import resource
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from files import HOME, needed, packages
@@ -51,6 +53,7 @@ NETWORKS = {
     "vgg11": ("vgg11_cifar100.onnx", "data/cifar100", CIFAR100), "lite0": ("efficientnet_lite0_imagenet.onnx", "imagenet", PIXELS),
 }  # fmt: skip
 MOST = {"lite0": 1000}
+DILUTED = {"resnet20": "layer3.*Conv", "vgg11": "^/(15|18|22|25)/Conv$"}  # as in `dilution.py`
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 DIGITS = sfp_onnx.Preprocessing(scale=16.0, mean=(0.3,), std=(0.35,), layout="nhwc")
 DEFAULT = ("resnet20:30", "resnet20:50", "resnet56:50", "resnet56:30")
@@ -135,7 +138,7 @@ def lottery(seed: int, work: Path) -> str:
     first = with_constants(model, {name: array.astype(np.float32) for name, array in (drawn | ones).items()})
     options = TicketOptions(rounds=3, rate=0.6, epochs=20, seed=seed, controls=True)
     used, judge = (sfp_onnx.data_for(first, path, preprocessing=DIGITS) for path in (data, test))
-    dense = Trainer(used, judge, options, lambda said: None).train(first, {}, "dense")
+    dense = Trainer(used, judge, options, lambda said: None).train(first, {}, "dense")[0]
     paths = [sfp_onnx.save(made, work / f"{name}_{seed}.onnx") for name, made in (("first", first), ("dense", dense))]
     reading = DataOptions(steps=DIGITS)
     result = ticket(paths[1], options, data, paths[0], test_data=test, data_options=reading)
@@ -212,21 +215,21 @@ def shifted(path: Path) -> dict[str, np.ndarray]:
     return {"images": np.concatenate(moved), "labels": np.tile(labels, 9)}
 
 
-def diluted(seed: int, shared: Path) -> str:
-    """The third stage of ResNet-20 by AFCC, its control, and kernels of smallest L1 norm at the same rate; 1024 labelled images retrain."""
-    case = Case("resnet20:50", seed, shared, Path("."))
+def diluted(network: str, seed: int, shared: Path) -> str:
+    """Layers by AFCC, its control, and kernels of smallest L1 norm at the same rate; 1024 labelled images profile, re-fit and retrain."""
+    case = Case(f"{network}:50", seed, shared, Path("."))
     analysis, rows, rate = sfp_onnx.inspect(case.model), [], None
     data, test = case.data(1024, True), np.load(case.test)
     for method in ("afcc", "random-afcc", "l1"):
         shown = []
         for more in ({"refit": False}, {"refit": False, "retrain": 3}, {}, {"retrain": 3}):
             given = rate if method == "l1" else None
-            options = DiluteOptions(method, given, layers="layer3.*Conv", seed=seed, force=True, retrain_lr=1e-3, **more)
+            options = DiluteOptions(method, given, layers=DILUTED[network], seed=seed, force=True, retrain_lr=1e-3, **more)
             result = dilute(analysis, options, data, test_data=dict(test), data_options=case.reading)
             gone, total = (sum(getattr(item, name) for item in result.layers) for name in ("weights_removed", "weights"))
             rate = gone / total if method == "afcc" else rate
             shown.append(f"{100 * (result.evaluation[1].top1 or 0):.2f}")
-        rows.append(f"| {seed} | {method} | {gone / total:.1%} | {' | '.join(shown)} |")
+        rows.append(f"| {network} | {seed} | {method} | {gone / total:.1%} | {' | '.join(shown)} |")
     return "\n".join(rows)
 
 
@@ -236,7 +239,7 @@ def nodes(seed: int) -> str:
     first = sfp_onnx.load(Transformer(seed).model())
     used, judge = (sfp_onnx.data_for(first, source, preprocessing=DIGITS) for source in (shifted(data), test))
     trainer = Trainer(used, judge, TicketOptions(epochs=25, lr=3e-3, seed=seed), lambda said: None)
-    dense = trainer.train(first, {}, "dense")
+    dense = trainer.train(first, {}, "dense")[0]
     ours = dilute(dense, DiluteOptions("andc", seed=seed, refit=False), used)
     heads = "; ".join(note for note in ours.notes if note.startswith("heads"))
     rows = [f"| {seed} | original | 0 | {100 * trainer.accuracy(dense):.2f} | | | {heads} |"]
@@ -251,12 +254,38 @@ def nodes(seed: int) -> str:
     return "\n".join(rows)
 
 
+def sparse(seed: int) -> str:
+    """Sparse training of the digits sample by labels: rows of moving masks and of one that stays, then of channels under pressure."""
+    model, data, test = SAMPLES / "digits.onnx", SAMPLES / "digits_calibration.npz", SAMPLES / "digits_heldout.npz"
+    reading = DataOptions(steps=DIGITS)
+
+    def trained(method: str, **more: Any) -> sfp_onnx.Model:
+        return sparsify(model, SparseOptions(method, max_drop="100%", seed=seed, **more), data, data_options=reading).model
+
+    def top1(made: sfp_onnx.Model) -> str:
+        return f"{100 * (sfp_onnx.evaluate([made], test, latency=False, data_options=reading)[0].top1 or 0):.2f}"
+
+    rows = []
+    for rate in (0.8, 0.9, 0.95):
+        how = {"rate": rate, "lr": 3e-3, "epochs": 100}
+        masks = [trained(method, moved=moved, **how) for method, moved in (("rigl", 0.3), ("set", 0.3), ("set", 0.0))]
+        rows.append(f"| masks, seed {seed} | {1 - rate:.0%} | {' | '.join(map(top1, masks))} |")
+    starts = [sfp_onnx.load(model), *(trained(*how) for how in (("groups",), ("slimming",)))]
+    for percent in (50, 30, 15):
+        options, scores = PlanOptions(targets=(f"macs={percent}%",), align="none"), ScoreOptions(seed=seed)
+        cut = [sfp_onnx.prune(start, options, data=data, score_options=scores, data_options=reading).model for start in starts]
+        rows.append(f"| channels, seed {seed} | {percent} % | {' | '.join(map(top1, cut))} |")
+    return "\n".join(rows)
+
+
 def made(text: str, seed: int, shared: Path, work: Path) -> str:
     """The rows of a case."""
     if text == "lottery":
         return lottery(seed, work)
-    if text in ("nodes", "dilution"):
-        return nodes(seed) if text == "nodes" else diluted(seed, shared)
+    if text in ("nodes", "sparse"):
+        return nodes(seed) if text == "nodes" else sparse(seed)
+    if text.startswith("dilution:"):
+        return diluted(text.partition(":")[2], seed, shared)
     return Case(text, seed, shared, work).row()
 
 
@@ -268,6 +297,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--work", type=Path, default=Path("."))
     arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     heads = ["network", "MACs left", "seed", "how", "repair: top-1 / KL / agreement", "trained", "held-out agreement", "CPU s", "GB"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")

@@ -12,13 +12,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 from building import IR_VERSIONS, Builder
-from conftest import CLASSES, classifier, files_in, images, invoke, labels_of, relative, run_model
+from conftest import CLASSES, WIDE, classifier, files_in, images, invoke, labels_of, relative, run_model
 from onnx import TensorProto, helper, numpy_helper
 
 import sfp_onnx
 from sfp_onnx.core.options import OutputOptions
 from sfp_onnx.export import TOLERANCES, halved, package
 from sfp_onnx.export.integers import quantized
+from sfp_onnx.graph.save import to_proto
 from sfp_onnx.planning import max_drop
 
 
@@ -61,6 +62,22 @@ def test_half_stores_rounded_weights_and_keeps_the_interface(model: Path, data: 
     feeds = {"x": images(4)}
     assert relative(run_model(small, feeds)[0], run_model(rounded, feeds)[0]) < 1e-6
     assert "fp16" in result.stdout and "measured on 80 calibration samples" in result.stderr
+
+
+def test_ranges_of_all_layers_are_those_that_held_out_samples_prefer(tmp_path: Path) -> None:
+    """One value in a thousand is a hundred times as large as the others: a range over all of them would leave these a few steps."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((256, 3, 8, 8)).astype(np.float32)
+    x[:208, 0, 0, 0] *= np.where(np.arange(208) % 16, 1, 100)
+    analysis = sfp_onnx.inspect(classifier(**WIDE))
+    data = sfp_onnx.data_for(analysis.model, x)
+    made = package(analysis, analysis.model, OutputOptions(quantize="int8"), data)
+    words = next(note for note in made.notes if note.startswith("int8: static"))
+    assert "taken: " in words and "taken: from least to largest" not in words
+    feeds = {"x": x[208:]}
+    exact, whole = run_model(classifier(**WIDE), feeds)[0], quantized(analysis.model, lambda: [{"x": x}])
+    found = [np.square(run_model(to_proto(model), feeds)[0] - exact).mean() for model in (made.model, whole)]
+    assert found[0] < 0.5 * found[1]
 
 
 def test_weights_that_half_cannot_hold_stay_and_all_of_them_are_an_error(tmp_path: Path) -> None:
@@ -273,12 +290,12 @@ def test_a_form_that_answers_otherwise_is_refused(tail: str, data: Path, tmp_pat
         proto.graph.output[0].name = "share"
     onnx.save(proto, model)
 
-    def broken(model: Any, batches: Any) -> Any:
+    def broken(model: Any, batches: Any, **known: Any) -> Any:
         """What the quantiser makes of another model: the last weights are mirrored, and large."""
         proto = model.copied()
         for item in (item for item in proto.graph.initializer if len(item.dims) == 2):
             item.CopyFrom(numpy_helper.from_array(-5 * numpy_helper.to_array(item)[::-1], item.name))
-        return quantized(replace(model, proto=proto), batches)
+        return quantized(replace(model, proto=proto), batches, **known)
 
     monkeypatch.setattr(sfp_onnx.export, "quantized", broken)
     result = prune(model, output, "--data", data, "--quantize", "int8")

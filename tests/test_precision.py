@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from building import Builder
 from conftest import CLASSES, WIDE, at_all_levels, classifier, images, invoke, labels_of, relative, run_model
 from onnx import TensorProto, helper, numpy_helper
 
@@ -35,8 +37,8 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def whole(kind: str) -> dict[str, Store]:
-    return {"c1": Store(1, kind, 0), "c2": Store(1, kind, 0), "logits": Store(1, kind, 0)}
+def whole(kind: str) -> list[Store]:
+    return [Store(name, 1, kind, 0) for name in ("c1", "c2", "logits")]
 
 
 # ---- how weights are stored ------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ def test_a_weight_that_two_layers_read_is_stored_once_and_others_are_left() -> N
     proto = classifier(**WIDE)
     proto.graph.node.append(helper.make_node("Gemm", ["f", "w3"], ["more"], "again", transB=1))
     proto.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["N", CLASSES]))
-    made = stored(sfp_onnx.load(proto), {**whole("int8-weights"), "more": Store(1, "int8-weights", 0), "absent": Store(1, "float16", 0)})
+    made = stored(sfp_onnx.load(proto), [*whole("int8-weights"), Store("more", 1, "int8-weights", 0), Store("absent", 1, "float16", 0)])
     assert [node.op_type for node in made.proto.graph.node].count("Cast") == 3
     feeds = {"x": images(2)}
     first, second = run_model(to_proto(made), feeds)
@@ -144,6 +146,46 @@ def test_the_same_precision_of_all_layers_without_data(kind: str, model: Path, t
     assert types == {{"float16": TensorProto.FLOAT16, "int8-weights": TensorProto.INT8}[kind]}
     again = invoke("prune", out, "-o", tmp_path / "smaller.onnx", "--ratio", "0.25")
     assert again.exit_code == 0, "a model that is stored so can be cut further: " + again.stderr
+
+
+def without_biases() -> onnx.ModelProto:
+    """Three products with weights alone, to which the repair adds biases."""
+    b, random = Builder(), np.random.default_rng(0)
+    x = b.input(["N", 16])
+    for at, shape in enumerate(((16, 32), (32, 32), (32, 8))):
+        x = b.op("MatMul", x, b.const(random.standard_normal(shape), np.float32))
+        x = b.op("Relu", x) if at < 2 else x
+    return b.model(x)
+
+
+def recurrent() -> onnx.ModelProto:
+    """An LSTM, which reads two weights, between two layers."""
+    b, random = Builder(), np.random.default_rng(0)
+    x = b.op("MatMul", b.input([6, "N", 8]), b.const(random.standard_normal((8, 16)) / 3, np.float32))
+    weights = [b.const(random.standard_normal((1, 96, width)) / 4, np.float32) for width in (16, 24)]
+    x = b.op("Squeeze", b.op("LSTM", x, *weights, hidden_size=24), b.const([1], np.int64))
+    return b.model(b.op("MatMul", x, b.const(random.standard_normal((24, 48)), np.float32)))
+
+
+@pytest.mark.parametrize(("proto", "shape"), [(without_biases(), (64, 16)), (recurrent(), (6, 64, 8))], ids=["MLP", "LSTM"])
+@pytest.mark.parametrize("share", ["95%", "40%"])
+def test_what_a_plan_promises_of_small_models_is_what_the_file_has(
+    proto: onnx.ModelProto, shape: tuple[int, ...], share: str, tmp_path: Path
+) -> None:
+    """Scales, nodes and biases are a large part of these; each bias is given once, and each weight is stored as the plan says."""
+    data = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    made = sfp_onnx.prune(proto, sfp_onnx.PlanOptions(targets=(f"size={share}",), precision="auto"), data={"x": data})
+    figure = made.plan.figures["size"]
+    assert figure["actual"] == file_bytes(made.model) <= figure["bound"]
+    assert abs(figure["predicted"] - figure["actual"]) < 0.02 * figure["before"]
+    kinds = Counter(item.stored for item in made.plan.precisions if item.stored != "float32")
+    held = Counter(tensor.data_type for tensor in made.model.proto.graph.initializer)
+    assert (kinds["int8-weights"], kinds["float16"]) == (held[TensorProto.INT8], held[TensorProto.FLOAT16])
+    assert len({(item.layer, item.weight) for item in made.plan.precisions}) == len(made.plan.precisions)
+    adds = [node for node in made.model.proto.graph.node if node.op_type == "Add"]
+    assert len(adds) <= 3
+    again = sfp_onnx.apply(proto, from_json(json.loads(json.dumps(to_json(made.plan)))), {"x": data})
+    assert to_proto(again.model) == to_proto(made.model)
 
 
 def test_the_smallest_file_within_a_drop(model: Path, data: Path, tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_rounds_repeat_to_the_byte(three: Pruned) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(three: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the first round and after the second; a file of another run is refused."""
+    """In the second round (its result is that of the first), at once when it goes on (nothing is whole), and in the third; a file of
+    another run is refused."""
     seen, file, plan_for = [0], tmp_path / "state", search.plan_for
 
     def stopping(*arguments: object) -> object:
@@ -69,11 +70,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(three: Pruned, tmp_pat
             raise KeyboardInterrupt
         return plan_for(*arguments)
 
-    for count in (3, 2):
+    for before, whole in ((0, 1), (1, 0), (0, 2)):
         monkeypatch.setattr(search, "plan_for", stopping)
-        seen[0] = 3 - count
-        with pytest.raises(KeyboardInterrupt):
-            rounds(3, resume=file)
+        seen[0] = before
+        if whole:
+            early = rounds(3, resume=file)
+            assert early.notes[0] == f"stopped: this is the result of round {whole} of 3, larger than asked for (macs=40%)"
+            assert 0.4 < early.plan.after.macs / early.plan.before.macs <= 0.4 ** (whole / 3) and early.verification is not None
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                rounds(3, resume=file)
         monkeypatch.undo()
     again = rounds(3, resume=file)
     assert again.to_proto().SerializeToString(deterministic=True) == three.to_proto().SerializeToString(deterministic=True)
@@ -112,3 +118,29 @@ def test_rounds_with_a_training_between(tmp_path: Path) -> None:
     assert result.plan.after.macs <= 0.6 * result.plan.before.macs
     assert result.repaired is not None and "finetune" in result.repaired.finished
     assert np.isfinite(sfp_onnx.evaluate([classifier(), result.model], data, latency=False)[1].value or 0)
+
+
+def test_a_training_that_is_stopped_ends_all_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its best so far is the result, and the round is made again when the run goes on."""
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from sfp_onnx.methods import training
+
+    data, file = {"x": images(160), "labels": labels_of(160)}, tmp_path / "state"
+
+    def stopping(said: object) -> str:
+        raise KeyboardInterrupt
+
+    def run_() -> Pruned:
+        return sfp_onnx.prune(
+            classifier(), PlanOptions(targets=("macs=60%",)), data=data, repair=RepairOptions(finetune=1), steps=2, resume=file
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "words", stopping)
+        early = run_()
+    assert early.repaired is not None and early.repaired.finished["finetune"]["stopped"] is True
+    assert early.notes[0].startswith("stopped: this is the result of round 1 of 2") and not file.exists()
+    assert early.plan.after.macs > 0.6 * early.plan.before.macs
+    whole = run_()
+    assert whole.plan.after.macs <= 0.6 * whole.plan.before.macs and whole.repaired is not None
+    assert whole.repaired.finished["finetune"]["stopped"] is False

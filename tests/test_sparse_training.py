@@ -29,10 +29,17 @@ def trained(**options: Any) -> sparse.Sparse:
 
 @pytest.mark.parametrize("method", ["rigl", "set"])
 def test_masks_keep_their_size(method: str) -> None:
-    result = trained(method=method, epochs=3, rate=0.5)
-    held = Constants(result.model)
+    result, still = (trained(method=method, epochs=9, rate=0.5, train_batch=8, moved=moved) for moved in (0.3, 0))
+    held, other = Constants(result.model), Constants(still.model)
+    assert any(((held[name] == 0) != (other[name] == 0)).any() for name in ("w1", "w2", "w3"))
     zeros = {name: int((held[name] == 0).sum()) for name in ("w1", "w2", "w3")}
-    assert all(zeros[name] == held[name].size // 2 for name in zeros) and result.zeros == sum(zeros.values())
+    assert all(zeros[name] >= held[name].size // 2 for name in zeros)  # what came behind a dead channel is zero, and none of the mask's
+    assert result.zeros == sum(held[name].size // 2 for name in zeros)
+
+
+def test_epochs_too_few_for_a_move_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    trained(method="rigl", epochs=3)
+    assert "no weight moves: 3 epochs are too few" in caplog.text
 
 
 def test_weights_that_move_are_the_smallest_and_the_most_worth() -> None:
@@ -51,6 +58,17 @@ def test_channels_die_and_are_found(method: str) -> None:
         gone = sfp_onnx.prune(result.model, PlanOptions(targets=("params=90%",)), score_name="magnitude")
         found = sfp_onnx.evaluate([result.model, gone.model], DATA, latency=False)[1]
         assert found.relative_error is not None and found.relative_error < 0.5
+
+
+def test_a_budget_takes_the_place_of_epochs() -> None:
+    said: list[dict[str, Any]] = []
+    options = SparseOptions(epochs=1000, budget=0.5, strength=10.0, max_drop="100%")
+    result = sparse.sparsify(classifier(), options, DATA, tell=said.append)
+    count = said[-1]["epoch"]
+    assert 1 <= count < 1000 and len(said) == count
+    assert result.notes == (f"the budget ended the training after {count} epoch{'s' if count > 1 else ''}",)
+    assert result.manifest["notes"] == result.notes
+    assert 0 < result.zeros < result.total  # the pressure is spread over the epochs that there are
 
 
 def test_without_pressure_nothing_dies() -> None:

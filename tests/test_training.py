@@ -179,6 +179,8 @@ def test_answers_that_are_no_class_scores_are_fitted_as_they_are(place: Path, tm
         proto.graph.output[0].name = "embedding"
         onnx.save(proto, tmp_path / f"{name}.onnx")
     options = TrainOptions(recipe="logits", epochs=8, lr=3e-3, train_batch=64)
+    default = tuning.finetune(tmp_path / "small.onnx", TrainOptions(epochs=1), place / "data.npz", tmp_path / "model.onnx")
+    assert default.notes[0].startswith("fine-tuning (features") and "its answers are embeddings" in default.notes[1]
     result = tuning.finetune(tmp_path / "small.onnx", options, place / "data.npz", tmp_path / "model.onnx")
     assert result.kept and result.measure == "cosine" and result.after > result.before + 0.01
     x = np.load(place / "data.npz")["x"]
@@ -250,9 +252,29 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(place: Path, tmp_path:
         tune(place, recipe=recipe, resume=state, lr=1e-4)
 
 
+def test_what_the_teacher_gives_is_kept_where_there_is_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs once and not in every epoch, to the same result."""
+    runs, run_ = [0], Network.run
+
+    def counting(self: Network, *arguments: Any) -> Any:
+        runs[0] += 1
+        return run_(self, *arguments)
+
+    monkeypatch.setattr(Network, "run", counting)
+    made = []
+    for memory in (2 * 10**9, 1):
+        runs[0] = 0
+        result = tune(place, recipe="features", memory=memory, mirror=False)
+        made.append((result.tasks[0]["after"], runs[0]))
+    assert made[0][0] == pytest.approx(made[1][0], rel=1e-3) and made[0][1] < made[1][1] - 20
+
+
 def test_a_budget_takes_the_place_of_epochs(place: Path) -> None:
     said: list[dict[str, Any]] = []
-    tune(place, epochs=1000, budget=0.2, tell=said.append)
+    result = tune(place, epochs=1000, budget=0.2, tell=said.append)
+    made = {item["task"]: item["epochs"] for item in result.tasks}
+    assert made == {item["task"]: item["epoch"] for item in said} and len(made) == 4
+    assert any(note.startswith(f"the budget ended the training after {min(made.values())}") for note in result.notes)
     assert all(item["epochs"] < 1000 for item in said) and {item["task"] for item in said} == {f"block {n}/4" for n in (1, 2, 3, 4)}
 
 
@@ -308,8 +330,8 @@ def test_masks_hold_at_every_step(momentum: float) -> None:
 
     task = Task("t", {"w": weight}, loss, 8, lambda: float(loss().detach()), {"w": mask})
     schedule = Schedule(5, 0.02, 2, momentum=momentum, decay=1e-3)
-    first, last = fit(task, schedule, Checkpoint(None, ""), lambda said: zeros.append((weight == 0).clone()))
-    assert last < first and all(torch.equal(held, ~mask) for held in zeros) and torch.equal(weight == 0, ~mask)
+    first, last, epochs = fit(task, schedule, Checkpoint(None, ""), lambda said: zeros.append((weight == 0).clone()))
+    assert epochs == 5 and last < first and all(torch.equal(held, ~mask) for held in zeros) and torch.equal(weight == 0, ~mask)
 
 
 def test_command_line(place: Path, tmp_path: Path) -> None:
@@ -423,6 +445,18 @@ def test_tickets_without_first_weights(place: Path, labelled: Path, tmp_path: Pa
     for more in (["--rewind", "none"], ["--reinit", "3"]):
         result = CliRunner().invoke(main, [*map(str, words), *more])
         assert result.exit_code == 0 and "weights left" in result.output and "80.0%" in result.output, result.output
+
+
+def test_a_budget_is_shared_by_the_trainings_of_a_ticket(place: Path, labelled: Path) -> None:
+    """Ticket and controls of a round are trained for as many epochs: they are compared."""
+    said: list[dict[str, Any]] = []
+    options = TicketOptions(rounds=2, rate=0.5, epochs=1000, budget=0.4, lr=3e-3, controls=True)
+    result = lottery.ticket(place / "model.onnx", options, labelled, place / "first.onnx", tell=said.append)
+    made = {item["task"]: item["epoch"] for item in said}
+    for number, item in enumerate(result.rounds, 1):
+        own = [count for task, count in made.items() if task.startswith(f"round {number}/2")]
+        assert own == [item.epochs] * 4 and 1 <= item.epochs < 1000
+    assert result.notes[0].startswith("the budget ended the training after") and result.manifest["notes"] == list(result.notes)
 
 
 def test_refusals_of_tickets(place: Path, labelled: Path) -> None:

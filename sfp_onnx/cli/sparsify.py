@@ -33,6 +33,8 @@ def command(model: Path, output: Path, store: str, as_json: bool, **options: Any
     result = sparsify(
         model, chosen, output=output, sparse=store == "sparse", manifest=options["manifest"],
         tell=lambda said: say(words(said), 1), **take.reading(options))  # fmt: skip
+    for note in result.notes:
+        say(f"Note: {note}")
     if as_json:
         answer(result.manifest)
         return

@@ -38,6 +38,8 @@ def command(model: Path, output: Path, rewind: str | None, as_json: bool, **opti
     result = ticket(
         model, chosen, rewind=None if rewind in (None, "none") else Path(str(rewind)), output=output, untrained=options["untrained"],
         manifest=options["manifest"], tell=lambda said: say(words(said), 1), **take.reading(options))  # fmt: skip
+    for note in result.notes:
+        say(f"Note: {note}")
     if as_json:
         answer(result.manifest)
         return

@@ -555,12 +555,14 @@ class Spectrum:
 @dataclass(frozen=True)
 class Precision:
     """As what the weight of a layer is stored (see `graph.stored`; "int8": its activations are rounded, too, and its kernel takes
-    integers), what of the outputs' variance its rounding alone was estimated to cost, and why that was chosen."""
+    integers), what of the outputs' variance its rounding alone was estimated to cost, and why that was chosen; ``weight``: its name
+    (recurrent layers have several)."""
 
     layer: str
     stored: str
     error: float
     reason: str = ""
+    weight: str = ""
 
 
 @dataclass(frozen=True, repr=False)

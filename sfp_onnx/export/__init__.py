@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from ..graph.save import atomic, check_output, file_bytes, half_weights, to_prot
 from ..latency.timing import AS_DEFAULT, Latency
 from ..rules.scales import on_integers
 from ..runtime import Batches, Session, open_ort, open_timed, save_ort
-from .integers import CALIBRATED, Feeding, quantized
+from .integers import CALIBRATED, Feeding, nearest, quantized
 
 
 @dataclass(frozen=True)
@@ -281,16 +280,15 @@ def package(
         notes.append(words)
     if options.quantize:
         plain = with_full_weights(plain)
-        last = models[options.quantize] = quantized(plain, None if data is None else partial(ranged, data))
+        last, words = _on_integers(analysis, plain, data, how)
+        models[options.quantize] = last
         left = kept_float(analysis, plain, last)
         if last.opset > plain.opset:
             notes.append(f"int8: opset {plain.opset} is raised to {last.opset}, as scales per channel need it")
         if left:
             shown = ", ".join(left[:SHOWN]) + (", ..." if len(left) > SHOWN else "")
             notes.append(f"int8: {len(left)} layers stay floating, since onnxruntime's quantiser cannot take them: {shown}")
-        ranges = "dynamic, without data" if data is None else f"static, ranges from {min(data.samples, CALIBRATED)} calibration samples"
-        rounded = "; made from the weights rounded to float16" if options.fp16 else ""
-        notes.append(f"int8: {ranges}{rounded}. Processors without VNNI or an equivalent may saturate: measure there")
+        notes.append(f"int8: {words}{'; made from the weights rounded to float16' if options.fp16 else ''}")
     ort = ort_file(last) if options.save_ort is not None else None
     if ort and options.fp16 and not options.quantize:
         notes.append("ort: onnxruntime folds constants when it converts, so the weights in the .ort file are float32 again (rounded)")
@@ -306,6 +304,14 @@ def package(
               for before, own in pairwise(steps[1:]) if own.bytes > before.bytes and own.name != "ort"]  # fmt: skip
     notes.append(f"measured on {where}; agreement and error are to the pruned float model, latency to the original")
     return Packaged(last, ort, steps, tuple(notes))
+
+
+def _on_integers(analysis: Analysis, model: Model, data: Dataset | None, how: MeasureOptions) -> tuple[Model, str]:
+    """All layers of a model on integers, and words on their ranges."""
+    if data is None:
+        return quantized(model, None), "dynamic, without data"
+    made, words = nearest(analysis, model, lambda ranges: quantized(model, list, ranges=ranges), data, how=how)
+    return made, f"static; {words}"
 
 
 def ranged(data: Dataset) -> Iterator[Mapping[str, Array]]:

@@ -6,22 +6,26 @@ written by onnxruntime's own quantiser (QuantizeLinear/DequantizeLinear), which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from .. import evaluation
 from ..core import system
 from ..core.errors import ModelError, OptionError
+from ..core.options import MeasureOptions
 from ..core.types import Array, FloatArray, Node
+from ..coupling.analysis import Analysis, feeds_of
+from ..data.dataset import Dataset
 from ..graph import Initializer, Model, extract, initializers, inputs, nodes, with_node_names
 from ..graph.load import load, raised
 from ..graph.save import save
 from ..planning.precision import leaders
 from ..rules.quantized import between_integers
-from ..runtime import open_model, quantize
+from ..runtime import open_model, quantize, saturates
 
 Feeding = Callable[[], Iterable[Mapping[str, Array]]]
 """Gives batches of inputs, from the first one on each time."""
@@ -33,6 +37,8 @@ CALIBRATED = 512  # samples that ranges are taken from
 BINS, LEVELS = 2048, 255
 OUTSIDE = 1e-4  # share of the values that percentiles leave outside, of both ends together
 SHRINKS = np.linspace(1, 0.3, 29)  # of an end of the whole range, that squared errors are compared at
+BOOL = np.dtype(bool)
+JUDGED, FEWEST_CHECKED, MOST_CHECKED = 1 / 8, 8, 256  # of the samples, to judge roundings on; samples to judge on
 MOST_VALUES = 2**17  # of a tensor and a batch, that a histogram is made of
 
 Ranges = Mapping[str, FloatArray]
@@ -71,6 +77,13 @@ class Integers:
             if not more:
                 return made, every
             every |= more
+
+
+def bits() -> str:
+    """Of how many bits the weights are, and why."""
+    if saturates():
+        return "weights of 7 bits, since products of 8 saturate on this processor (it has no VNNI or an equivalent)"
+    return "weights of 8 bits; on processors without VNNI or an equivalent their products saturate: quantise there, which takes 7"
 
 
 def taken(model: Model, original: Model, layers: Collection[str]) -> bool:
@@ -174,7 +187,7 @@ def histograms(model: Model, feeds: Callable[[], Iterable[Mapping[str, Array]]])
     def batches() -> Iterable[tuple[str, Array]]:
         for batch in feeds():
             values = {**batch, **dict(zip(names, session.run(batch, names), strict=True))}
-            yield from ((name, array) for name, array in values.items() if getattr(array, "dtype", None) == np.float32 and array.size)
+            yield from ((name, array) for name, array in values.items() if getattr(array, "dtype", BOOL).kind == "f" and array.size)
 
     found = dict[str, Histogram]()
     for name, array in batches():
@@ -224,3 +237,38 @@ KINDS: Mapping[str, Callable[[Histogram], FloatArray]] = {
 def ranges_of(found: Mapping[str, Histogram], kind: str = next(iter(KINDS))) -> Ranges:
     """The ranges of one kind."""
     return {name: KINDS[kind](held) for name, held in found.items()}
+
+
+def nearest(
+    analysis: Analysis, model: Model, make: Callable[[Ranges], Model], data: Dataset, seed: int = 0, how: MeasureOptions = MeasureOptions()
+) -> tuple[Model, str]:
+    """What is made of a finished model and the ranges of its activations, of the kind that is nearest to the original on held-out samples;
+    and words on it.
+
+    Raises:
+        ModelError: onnxruntime cannot run all of its nodes, or not quantise it.
+    """
+    fit_on, judge = part_of(data, seed)
+    ranged = fit_on.part(np.arange(min(fit_on.samples, CALIBRATED)))
+    found = histograms(model, lambda: feeds_of(analysis, ranged))
+    models = {kind: make(ranges_of(found, kind)) for kind in KINDS}
+    left = dict(zip(models, drifts(analysis, [*models.values()], judge, how), strict=True))
+    best = min(left, key=lambda kind: left[kind])
+    shown = ", ".join(f"{error:.4g} {kind}" for kind, error in left.items())
+    words = f"relative error of the outputs on {judge.samples} samples by the ranges of activations (from {ranged.samples} others)"
+    return models[best], f"{words}: {shown}; taken: {best}; {bits()}"
+
+
+def part_of(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Data to fit on, and to judge roundings on."""
+    count = min(int(data.samples * JUDGED), MOST_CHECKED)
+    return data.split(count, [seed, data.samples]) if count >= FEWEST_CHECKED else (data, data)
+
+
+def drifts(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions) -> list[float]:
+    """How far the outputs of models are from the original's, as numbers (KL divergence tells nothing of samples of which a network is
+    sure); where they are no numbers, by what they mean."""
+    reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
+    compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
+    errors = [own.relative_error for own in compared]
+    return [float(error) for error in errors if error is not None] if None not in errors else [*evaluation.distances(compared).values]

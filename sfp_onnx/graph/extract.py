@@ -111,6 +111,16 @@ def conv_chain(width: int, layers: int = 4, side: int = 14) -> Model:
     return Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR), weights, "")
 
 
+def integer_product(depth: int = 64) -> Model:
+    """The product of unsigned ``x`` (1, depth) and of the largest signed 8-bit weights (depth, 1), as output ``y`` (1, 1)."""
+    weights: dict[str, Array] = {}
+    tensor = make_initializer("w", np.full((depth, 1), 127, np.int8), weights)
+    ports = [helper.make_tensor_value_info(name, kind, [1, size])
+             for name, kind, size in (("x", TensorProto.UINT8, depth), ("y", TensorProto.INT32, 1))]  # fmt: skip
+    graph = helper.make_graph([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "probe", ports[:1], ports[1:], [tensor])
+    return Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR), weights, "")
+
+
 def named_by_output(model: Model) -> Model:
     """The same model with every node named after its first output: names by which onnxruntime's records can be read."""
     proto = model.copied()

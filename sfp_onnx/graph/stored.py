@@ -6,7 +6,7 @@ weight alone stays in the graph, and keeps onnxruntime's blocked convolutions fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +24,10 @@ KERNELS = "int8"
 
 
 class Store(NamedTuple):
-    """How the weight at an input position of a node is stored: as what, and along which axis integers have a scale each."""
+    """How a weight is stored that a node (by its first output) reads at an input position: as what, and along which axis integers have a
+    scale each."""
 
+    layer: str
     position: int
     kind: str
     axis: int
@@ -58,18 +60,18 @@ def replaceable(model: Model) -> dict[str, tuple[int, ...]]:
     return {name: held.shape for name, held in initializers(model).items() if held.dtype == np.float32 and name not in fixed}
 
 
-def stored(model: Model, weights: Mapping[str, Store]) -> Model:
-    """The model with weights stored in fewer bits; they are named by the first output of the node that reads them, each weight once. What
-    is not `replaceable` stays as it is; so does, here, what becomes `KERNELS`."""
-    weights = {name: store for name, store in weights.items() if store.kind != KERNELS}
-    if all(store.kind == "float32" for store in weights.values()):
+def stored(model: Model, weights: Iterable[Store]) -> Model:
+    """The model with weights stored in fewer bits, each weight once. What is not `replaceable` stays as it is; so does, here, what becomes
+    `KERNELS`."""
+    weights = [store for store in weights if store.kind not in (KERNELS, "float32")]
+    if not weights:
         return model
     editor, index, held = Editor(model), GraphIndex(nodes(model)), Constants(model)
     done, free = set[str](), replaceable(model)
-    for output, (position, kind, axis) in weights.items():
-        node = index.maker(output)
+    for layer, position, kind, axis in weights:
+        node = index.maker(layer)
         name = node.inputs[position] if node is not None and position < len(node.inputs) else ""
-        if kind == "float32" or name in done or name not in free or not holds(held[name], kind):
+        if name in done or name not in free or not holds(held[name], kind):
             continue
         done.add(name)
         parts = [held[name].astype(np.float16)] if kind == "float16" else coded(held[name], axis)

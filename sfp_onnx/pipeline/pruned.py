@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,7 +119,7 @@ def prune(
         inputs, ready, made = planned_for(inputs, first, scoring, progress, output, steps < 2)
     log.debug(plan_text(made))
     make = partial(applied_to, inputs, verify=verify, repair=as_planned(made, repair, inputs.data), progress=progress)
-    result = make(made) if steps < 2 or ready is None else _in_rounds(inputs, options, scoring, ready, steps, make, progress, file)
+    result = make(made) if steps < 2 or ready is None else _in_rounds(_rounds(inputs, options, scoring, ready, steps, make, progress, file))
     if output.packaged:
         result = _packaged(result, inputs, options, scoring, output)
     if lock is not None:
@@ -135,12 +135,30 @@ def _kept(path: Path, model: Model, data: Dataset, used: object) -> rounds.File:
     return rounds.File(path, hashlib.sha256(repr((model.sha256, describe(data), used)).encode()).hexdigest())
 
 
-def _in_rounds(
+def _in_rounds(done: Iterator[Pruned]) -> Pruned:
+    """The result of the last round; Ctrl-C ends them with that of the last that was made (in a training: with what is best so far)."""
+    result: Pruned | None = None
+    try:
+        for result in done:
+            if result.repaired is not None and any(item.get("stopped") for item in result.repaired.finished.values()):
+                break
+    except KeyboardInterrupt:
+        if result is None:
+            raise
+    assert result is not None
+    number, count, asked = (result.plan.options[name] for name in ("round", "rounds", "targets"))
+    if number == count:
+        return result
+    log.warning(words := f"stopped: this is the result of round {number} of {count}, larger than asked for ({', '.join(asked)})")
+    return replace(result, notes=(words, *result.notes))
+
+
+def _rounds(
     inputs: Inputs, options: PlanOptions, scoring: Scoring, ready: search.Candidates, count: int, make: Callable[..., Pruned],
     progress: Progress, file: rounds.File | None,
-) -> Pruned:  # fmt: skip
-    """Rank the present network, cut, repair towards the original (and fine-tune), and again. Every round is a cut of the original, proven
-    as any; its weights are those of the round before. Layers stay one.
+) -> Iterator[Pruned]:  # fmt: skip
+    """Rank the present network, cut, repair towards the original (and fine-tune), and again; the result of each. Every round is a cut of
+    the original, proven as any; its weights are those of the round before. Layers stay one.
 
     Args:
         ready: what the first round plans with. make: cuts the original by a plan, and repairs it from other weights, if there are any.
@@ -174,12 +192,13 @@ def _in_rounds(
             weights = rounds.weights_of(cut(present.prepared, present.coupling, more))
         removed = rounds.composed(analysis, removed, present, more)
         held = {name: {**figure, "before": ruler.before[name]} for name, figure in made.figures.items()}
-        told = {**made.options, "targets": list(options.targets), "rounds": count}
+        told = {**made.options, "targets": list(options.targets), "round": number, "rounds": count}
         whole = replace(planning.make_plan(analysis, removed, told), notes=made.notes, figures=held)
         result = make(whole, weights=weights)
         log.info(f"Note: round {number} of {count} ({', '.join(aim(number).targets)}): {'; '.join(result.notes[:2])}")
+        yield result
         if number == count:
-            return result
+            return
         if file is not None:
             file.write(rounds.Standing(number, removed, result.model))
         number += 1

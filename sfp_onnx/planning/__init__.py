@@ -269,7 +269,8 @@ def _precision(data: object) -> Precision:
     stored, error = _field(data, "stored", str), float(_field(data, "error", (int, float)))
     if stored not in STORED:
         raise PlanError(f"the plan stores a layer as '{stored}'; expected one of {', '.join(STORED)}.")
-    return Precision(_field(data, "layer", str), stored, error, str(_field(data, "reason", str)))
+    weight = _of_kind(data.get("weight", ""), "field 'weight'", str) if isinstance(data, dict) else ""
+    return Precision(_field(data, "layer", str), stored, error, str(_field(data, "reason", str)), weight)
 
 
 def standing(plan: Plan, coupling: Coupling) -> Plan | None:

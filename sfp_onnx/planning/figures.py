@@ -28,7 +28,7 @@ from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
 from ..graph.load import nested
 from ..graph.save import file_bytes
-from ..graph.stored import stored
+from ..graph.stored import STORED, stored
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, Halves, figure, parse_target
 from .precision import Codes, Storable, as_float, on_integers, overhead, shares, stores
@@ -329,6 +329,12 @@ class Form:
         """How much of a weight is left, whatever channels leave."""
         return self.shares.get(parameter.name, 1.0)
 
+    def stored(self, model: Model, codes: Sequence[int]) -> Model:
+        """A finished model with its storable weights as their codes say."""
+        kinds = stores(self.storable, codes)
+        model, chosen = stored(model, kinds), on_integers(kinds)
+        return self.integers(model, chosen) if self.integers and chosen else model
+
 
 AS_CUT = Form()
 
@@ -383,22 +389,28 @@ def params(scene: Scene) -> Gauge:
 
 @figure("size", BYTES, "size=2MB", shown="{:,.0f} bytes".format, shaped=False)
 def size(scene: Scene) -> Gauge:
-    """Bytes of the file: those of the whole model - those of the weights that leave; counted on built models."""
+    """Bytes of the file: those of the whole model - those of the weights that leave; counted on built models. What it takes to unpack
+    weights is counted on models of which all are stored alike."""
     analysis, form = scene.analysis, scene.form
     weights = weight_terms(analysis.coupling, [*analysis.parameters, *form.biases()], form.each)
-    held = weight_terms(analysis.coupling, analysis.parameters, form.each)
+    held = weights if form.storable else weight_terms(analysis.coupling, analysis.parameters, form.each)  # then all biases are in the whole
     before, full = float(file_bytes(analysis.model)), held.values(held.full).sum()
     if form.finished:
-        whole = float(form.bytes(form.finished(analysis.prepared.model, np.zeros(analysis.coupling.units, bool), ())))
+        plain = form.finished(analysis.prepared.model, np.zeros(analysis.coupling.units, bool), ())
+        whole = float(form.bytes(plain))
     else:
         kept, every = initializers(analysis.prepared.model), initializers(analysis.model)
         whole = before - sum(prod(dead.shape) * dead.dtype.itemsize for name, dead in every.items() if name not in kept)
     names = [parameter.name for parameter in (*analysis.parameters, *form.biases())]
-    groups, storable = len(analysis.coupling.groups), form.storable
+    groups, storable, each = len(analysis.coupling.groups), form.storable, dict.fromkeys(STORED.values(), 0.0)
 
     def kept_bytes(lengths: FloatArray, codes: Codes) -> FloatArray:
         values = weights.values(lengths) * (shares(storable, names, codes) if storable else 1.0)
-        return np.asarray(whole - full + values.sum(-1) + overhead(storable, codes), float)
+        return np.asarray(whole - full + values.sum(-1) + overhead(storable, codes, each), float)
+
+    for code in STORED.values() if storable else ():
+        codes = [code if np.isfinite(item.errors[code]) else 4 for item in storable]
+        each[code] = float(form.bytes(form.stored(plain, codes)) - kept_bytes(weights.full, codes)) / max(codes.count(code), 1)
 
     def at(codes: Sequence[int]) -> Gauge:
         return Gauge(
@@ -516,9 +528,7 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
         model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
-        kinds = stores(self.form.storable, self.codes or as_float(self.form.storable))
-        model, chosen = stored(model, kinds), on_integers(kinds)
-        return nested(self.form.integers(model, chosen) if self.form.integers and chosen else model, analysis.prepared.nest)
+        return nested(self.form.stored(model, self.codes or as_float(self.form.storable)), analysis.prepared.nest)
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,6 @@ from ..graph.stored import KERNELS, STORED, Store, replaceable
 
 Codes = Sequence[int] | IntArray
 LEAST_BYTES = 1024  # smaller weights stay as they are: what a Cast and a scale take would be more
-NODES_BYTES = {4: 0.0, 2: 70.0, 1: 150.0, 0: 1200.0}  # of the nodes and names that unpack a weight, or quantise, by code, about
 LEAST = 1  # the code of the fewest bits that float32 is computed with
 INTEGER = STORED[KERNELS]
 
@@ -46,8 +45,8 @@ def storables(prepared: Prepared, coupling: Coupling) -> tuple[Storable, ...]:
     """All float32 weights that mixing layers alone read, each in the same way; errors are unknown yet (0)."""
     held, readers = replaceable(prepared.model), dict[str, list[Layer]]()
     for layer in coupling.layers:
-        if layer.weight is not None and layer.node.inputs[layer.weight.position] in held:
-            readers.setdefault(layer.node.inputs[layer.weight.position], []).append(layer)
+        if read_by(layer) in held:
+            readers.setdefault(read_by(layer), []).append(layer)
     found = []
     for name, layers in readers.items():
         shape = held[name]
@@ -90,9 +89,9 @@ def without(weights: Sequence[Storable], slower: Collection[int]) -> tuple[Stora
     return tuple(replace(item, slower=True) if at in slower else item for at, item in enumerate(weights))
 
 
-def on_integers(stores: Mapping[str, Store]) -> set[str]:
+def on_integers(stores: Iterable[Store]) -> set[str]:
     """Layers whose kernels take integers, by their first outputs."""
-    return {output for output, store in stores.items() if store.kind == KERNELS}
+    return {store.layer for store in stores if store.kind == KERNELS}
 
 
 def as_float(weights: Sequence[Storable]) -> tuple[int, ...]:
@@ -100,29 +99,35 @@ def as_float(weights: Sequence[Storable]) -> tuple[int, ...]:
     return (4,) * len(weights)
 
 
-def stores(weights: Sequence[Storable], codes: Sequence[int]) -> dict[str, Store]:
-    """What `graph.stored.stored` is told: every layer's output with how its weight is stored, by code."""
+def stores(weights: Sequence[Storable], codes: Sequence[int]) -> list[Store]:
+    """What `graph.stored.stored` is told: how every weight is stored, by code."""
     kinds = {code: kind for kind, code in STORED.items()}
-    return {
-        layer.node.outputs[0]: Store(layer.weight.position, kinds[code], layer.weight.out_axis)
+    return [
+        Store(layer.node.outputs[0], layer.weight.position, kinds[code], layer.weight.out_axis)
         for item, code in zip(weights, codes, strict=True) for layer in item.layers if layer.weight
-    }  # fmt: skip
+    ]  # fmt: skip
 
 
-def of_plan(precisions: Sequence[Precision], coupling: Coupling) -> dict[str, Store]:
+def of_plan(precisions: Sequence[Precision], coupling: Coupling) -> list[Store]:
     """The same from a plan.
 
     Raises:
         PlanError: a layer that the model does not have, or one without a weight.
     """
-    layers = {layer.node.name: layer for layer in coupling.layers}
-    found = {}
+    layers = {(layer.node.name, name): layer for layer in reversed(coupling.layers) for name in ("", read_by(layer))}  # "": the first
+    found = list[Store]()
     for item in precisions:
-        layer = layers.get(item.layer)
+        layer = layers.get((item.layer, item.weight))
         if layer is None or layer.weight is None:
-            raise PlanError(f"the plan stores the weight of layer '{item.layer}', which the model does not have. `inspect` lists them.")
-        found[layer.node.outputs[0]] = Store(layer.weight.position, item.stored, layer.weight.out_axis)
+            which = f"weight {item.weight} of layer '{item.layer}'"
+            raise PlanError(f"the plan stores {which}, which the model does not have. `inspect` lists them.")
+        found.append(Store(layer.node.outputs[0], layer.weight.position, item.stored, layer.weight.out_axis))
     return found
+
+
+def read_by(layer: Layer) -> str:
+    """The name of a layer's weight."""
+    return layer.node.inputs[layer.weight.position] if layer.weight else ""
 
 
 def chosen(weights: Sequence[Storable], codes: Sequence[int], forced: bool) -> tuple[Precision, ...]:
@@ -140,14 +145,14 @@ def chosen(weights: Sequence[Storable], codes: Sequence[int], forced: bool) -> t
         why = "kernels on 8-bit integers are no faster here" if item.slower else why
         reason = "as asked" if forced else "" if code == least else why
         error = item.errors[code] if np.isfinite(item.errors[code]) else item.errors[LEAST]  # drawn in by those around it
-        found += [Precision(layer.node.name, kinds[code], error, reason) for layer in item.layers]
+        found += [Precision(layer.node.name, kinds[code], error, reason, item.weight) for layer in item.layers]
     return tuple(found)
 
 
 def codes_of(weights: Sequence[Storable], precisions: Sequence[Precision]) -> tuple[int, ...]:
     """The codes of a choice."""
-    known = {item.layer: STORED[item.stored] for item in precisions}
-    return tuple(known.get(item.first.node.name, 4) for item in weights)
+    known = {item.weight: STORED[item.stored] for item in precisions}
+    return tuple(known.get(item.weight, 4) for item in weights)
 
 
 def shares(weights: Sequence[Storable], names: Sequence[str], codes: Codes) -> FloatArray:
@@ -158,8 +163,9 @@ def shares(weights: Sequence[Storable], names: Sequence[str], codes: Codes) -> F
     return np.asarray(each[..., known] / 4)
 
 
-def overhead(weights: Sequence[Storable], codes: Codes) -> FloatArray:
-    """Bytes (...) of scales and nodes of candidates (..., weights), about."""
+def overhead(weights: Sequence[Storable], codes: Codes, each: Mapping[int, float]) -> FloatArray:
+    """Bytes (...) of scales and nodes of candidates (..., weights), about; ``each``: of the nodes and names that unpack a weight, or
+    quantise, by code."""
     scales = 4.0 * np.asarray([item.channels for item in weights])
-    nodes = np.select([np.asarray(codes) == size for size in NODES_BYTES], list(NODES_BYTES.values()))
+    nodes = np.select([np.asarray(codes) == code for code in each], list(each.values()), 0.0)
     return np.asarray((nodes + np.where(np.asarray(codes) <= LEAST, scales, 0)).sum(-1), float)

@@ -455,7 +455,7 @@ def nearest(candidates: Candidates, trials: Mapping[str, Trial], progress: Progr
     models = []
     with progress("comparing widths", len(trials)) as advance:
         for trial in trials.values():
-            kinds = stores(candidates.form.storable, trial.codes) if any(code != 4 for code in trial.codes) else {}
+            kinds = stores(candidates.form.storable, trial.codes) if any(code != 4 for code in trial.codes) else ()
             models.append(rebuilt(analysis, trial.removed, repaired_on, repair, candidates.measures, trial.factors, kinds))
             advance(1)
     found = distances(analysis, models, judge, candidates.measures)

@@ -17,7 +17,7 @@ from ..core.types import BoolArray, Cut, Factor, FloatArray
 from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, left_out, silent
 from ..cut.factor import by_weight, lowered
 from ..data.dataset import Dataset
-from ..export.integers import CALIBRATED, KINDS, Integers, histograms, ranges_of
+from ..export.integers import FEWEST_CHECKED, MOST_CHECKED, Integers, drifts, nearest, part_of
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
 from ..planning.precision import on_integers
@@ -27,9 +27,8 @@ from .lockstep import LayerFit, prepared_for, repair
 from .steps import tainted
 from .walk import Store, Walk
 
-CHECKED, FEWEST_CHECKED, MOST_CHECKED = 1 / 16, 8, 256
+CHECKED = 1 / 16  # of the samples, to judge repairs on
 SHOWN = 5  # names in a sentence
-JUDGED = 1 / 8  # of the samples, to judge roundings on
 NOTHING = 1e-6  # distances below this are rounding
 
 
@@ -117,7 +116,7 @@ def finished(analysis: Analysis, done: Repaired, cuts: Sequence[Cut], data: Data
 
 def rebuilt(
     analysis: Analysis, removed: BoolArray, data: Dataset | None, options: RepairOptions | None, how: MeasureOptions = MeasureOptions(),
-    factors: Sequence[Factor] = (), stores: Mapping[str, Stored] = MappingProxyType({}),
+    factors: Sequence[Factor] = (), stores: Sequence[Stored] = (),
 ) -> Model:  # fmt: skip
     """The cut model, repaired if there are data and options for it and that makes it no worse (it is judged afterwards), and rounded.
     Layers that are to become two have their lower rank, and are one still."""
@@ -130,7 +129,7 @@ def rebuilt(
 
 
 def rounded(
-    analysis: Analysis, model: Model, removed: BoolArray, stores: Mapping[str, Stored], data: Dataset | None, options: RepairOptions | None,
+    analysis: Analysis, model: Model, removed: BoolArray, stores: Sequence[Stored], data: Dataset | None, options: RepairOptions | None,
     progress: Progress = silent, how: MeasureOptions = MeasureOptions(),
 ) -> tuple[Model, tuple[str, ...]]:  # fmt: skip
     """A cut and repaired model with weights that are stored as ``stores`` say, and words on it. With a least-squares repair, layers are
@@ -160,12 +159,12 @@ def _rounded_again(
     analysis: Analysis, plain: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress, how: MeasureOptions
 ) -> tuple[Model, tuple[str, ...]]:
     """The better of a model as it was rounded and as it is re-fitted after it."""
-    fit_on, judge = _part(data, options.seed)
+    fit_on, judge = part_of(data, options.seed)
     with progress("re-fitting after rounding", len(analysis.coupling.layers)) as advance:
         feeds = feeds_of(analysis, fit_on)
         better, fits = repair(analysis.prepared, analysis.coupling, removed, plain, feeds, options, {}, advance, every=True)
     check(better)
-    before, after = _drifts(analysis, (plain, better), judge, how)
+    before, after = drifts(analysis, (plain, better), judge, how)
     kept = bool(np.isfinite(after) and after <= before)
     changed = sum(fit.kind in ("weights", "bias") for fit in fits)
     result = f"relative error of the outputs on {judge.samples} samples: {before:.4g} -> {after:.4g}"
@@ -177,31 +176,9 @@ def _on_integers(
     analysis: Analysis, model: Model, chosen: set[str], data: Dataset, seed: int, how: MeasureOptions
 ) -> tuple[Model, str]:
     """A finished model with chosen layers on integers, their ranges of the kind that is nearest to the original on held-out samples."""
-    fit_on, judge = _part(data, seed)
-    ranged = fit_on.part(np.arange(min(fit_on.samples, CALIBRATED)))
-    found = histograms(model, lambda: feeds_of(analysis, ranged))
     layers = frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
-    models = {kind: Integers(layers, ranges_of(found, kind))(model, chosen) for kind in KINDS}
-    left = dict(zip(models, _drifts(analysis, [*models.values()], judge, how), strict=True))
-    best = min(left, key=lambda kind: left[kind])
-    shown = ", ".join(f"{error:.4g} {kind}" for kind, error in left.items())
-    words = f"{len(chosen)} layers are computed in 8-bit integers; relative error of the outputs on {judge.samples} samples by the ranges"
-    return models[best], f"{words} of activations (from {ranged.samples} others): {shown}; taken: {best}"
-
-
-def _part(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Data to fit on, and to judge roundings on."""
-    count = min(int(data.samples * JUDGED), MOST_CHECKED)
-    return data.split(count, [seed, data.samples]) if count >= FEWEST_CHECKED else (data, data)
-
-
-def _drifts(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions) -> list[float]:
-    """How far the outputs of models are from the original's, as numbers (KL divergence tells nothing of samples of which a network is
-    sure); where they are no numbers, by what they mean."""
-    reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
-    compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
-    errors = [own.relative_error for own in compared]
-    return [float(error) for error in errors if error is not None] if None not in errors else [*evaluation.distances(compared).values]
+    made, words = nearest(analysis, model, lambda ranges: Integers(layers, ranges)(model, chosen), data, seed, how)
+    return made, f"{len(chosen)} layers are computed in 8-bit integers; {words}"
 
 
 def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:

@@ -23,7 +23,7 @@ from ..graph import Model, Prepared, extract
 from ..runtime import Session
 from .linear import Gathered, Joint, Sums, together
 from .ridge import CG_STEPS, Limit, as_varied, best_ridge, best_steps, lowered, mean_shift, solve, unlimited
-from .steps import Scene, candidates, ends, give_biases, plan_steps, tainted
+from .steps import Scene, candidates, ends, give_biases, given_before, plan_steps, tainted
 from .walk import Aim, Coding, End, Step, Store, Walk, inverse_of, per_block
 
 MASKED_RIDGE = 1e-2  # masked problems are solved step by step, and held-out data choose the number of steps, which says as much as a ridge
@@ -105,7 +105,7 @@ def prepared_for(
 ) -> tuple[Scene, list[list[Layer]], list[str]]:
     """The changed model with a bias for every layer that will be re-fitted, these layers (those that share a weight together), and the
     names of those that cannot be. ``weights``: initializers that were changed beside the cut."""
-    scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
+    scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes, given_before(changed, prepared.nodes))
     affected = {layer.node.outputs[0] for layer in coupling.layers} if every else tainted(prepared.nodes, coupling, removed, weights)
     tasks, kept = candidates(scene, affected, weights)
     return give_biases(scene, [layer for layers in tasks for layer in layers]), tasks, kept

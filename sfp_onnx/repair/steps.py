@@ -125,6 +125,8 @@ class Scene:
 
 
 FLOATING = Initializer((), np.dtype(np.float32))
+GIVEN = "/bias"  # part of the name of a bias that a repair gives
+BIAS = Additive((0,), 1)  # a node that adds one to what a layer makes
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,18 @@ def give_biases(scene: Scene, layers: Sequence[Layer]) -> Scene:
             if place.name in scene.constants and len(scene.index.readers(place.name)) > 1:
                 editor.set_input(place.node.index, place.position, editor.constant(place.name, scene.values[place.name]))
         elif place is not None:
-            editor.set_input(node.index, place.position, editor.constant(f"{node.name}/bias", _zeros(scene, layer, 1)))
+            editor.set_input(node.index, place.position, editor.constant(node.name + GIVEN, _zeros(scene, layer, 1)))
         elif scene.only_reader(made := scene.made(layer)):
-            zeros = editor.constant(f"{node.name}/bias", _zeros(scene, layer, len(scene.shapes[made])))
-            added[editor.insert_after(editor.tensor(made), "Add", [zeros], first=0)] = Additive((0,), 1)
-    return Scene(editor.finish(), scene.coupling, scene.original, scene.shapes, added)
+            zeros = editor.constant(node.name + GIVEN, _zeros(scene, layer, len(scene.shapes[made])))
+            added[editor.insert_after(editor.tensor(made), "Add", [zeros], first=0)] = BIAS
+    return Scene(editor.finish(), scene.coupling, scene.original, scene.shapes, {**scene.added, **added})
+
+
+def given_before(model: Model, original: Sequence[Node]) -> dict[str, Additive]:
+    """The nodes of a changed model that add biases which an earlier repair gave it, by output."""
+    known = {name for node in original for name in node.outputs}
+    fresh = (node for node in nodes(model) if known.isdisjoint(node.outputs) and len(node.inputs) == 2)
+    return {node.outputs[0]: BIAS for node in fresh if GIVEN in node.inputs[1] and node.inputs[1] in initializers(model)}
 
 
 def _zeros(scene: Scene, layer: Layer, rank: int) -> Array:
@@ -279,9 +288,7 @@ def plan_steps(
     return planned
 
 
-def _step(
-    scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray], factors: Mapping[str, Factor]
-) -> Step:
+def _step(scene: Scene, layer: Layer, pending: Collection[str], masks: Mapping[str, BoolArray], factors: Mapping[str, Factor]) -> Step:
     node, weight, place = scene.node(layer), scene.weight(layer), bias_place(scene, layer)
     assert layer.weight is not None and layer.linear is not None and weight is not None
     bias = scene.held(place.name) if place else None

@@ -321,12 +321,20 @@ def providers() -> list[str]:
 # ---- other forms of a model ------------------------------------------------------------------------------------------
 
 
+@cache
+def saturates() -> bool:
+    """Whether 8-bit products are wrong on this processor: without VNNI or an equivalent onnxruntime sums pairs of them in 16 bits."""
+    x = np.full((1, 64), 255, np.uint8)
+    product, = open_model(extract.integer_product(x.size), threads=1).run({"x": x}, ["y"])
+    return bool(product.item() != 255 * 127 * x.size)
+
+
 def quantize(source: Path, target: Path, batches: Iterable[Mapping[str, Array]] | None, name: str, **facts: Any) -> None:
     """Quantise a model file to 8-bit integers with onnxruntime's own tool: static with data, else dynamic.
 
-    Weights are signed, one scale per output channel; activations unsigned, from their least to their largest value on the data. ``facts``
-    say otherwise: ``per_channel``, ``nodes_to_quantize`` or ``nodes_to_exclude`` (lists of names), ``ranges`` (least and largest value of
-    each tensor; nothing is run then).
+    Weights are signed, one scale per output channel (static: of 7 bits where products of 8 `saturates`); activations unsigned, from their
+    least to their largest value on the data. ``facts`` say otherwise: ``per_channel``, ``nodes_to_quantize`` or ``nodes_to_exclude``
+    (lists of names), ``ranges`` (least and largest value of each tensor; nothing is run then).
 
     Raises:
         ModelError: the tool cannot do it.
@@ -383,7 +391,7 @@ def _run_tool(tool: Any, source: Path, target: Path, batches: Iterable[Feeds] | 
             """The next batch, or None."""
             return next(given, None)
 
-    kinds = {"activation_type": tool.QuantType.QUInt8, "weight_type": tool.QuantType.QInt8}
+    kinds = {"activation_type": tool.QuantType.QUInt8, "weight_type": tool.QuantType.QInt8, "reduce_range": saturates()}
     tool.quantize_static(source, target, Reader(), quant_format=tool.QuantFormat.QDQ, **kinds, **facts)
 
 

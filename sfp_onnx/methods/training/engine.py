@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
@@ -116,6 +116,17 @@ class Checkpoint:
                 stream.write(buffer.getvalue())
 
 
+def share(budget: float | None, began: float, left: int) -> float | None:
+    """Seconds for the next of ``left`` trainings that share a budget (None: as long as they take) since ``began``."""
+    return None if budget is None else max(0.0, budget - (time.monotonic() - began)) / left
+
+
+def ended(epochs: Sequence[int]) -> str:
+    """What to say of trainings that a budget ended after so many epochs."""
+    fewest, most = min(epochs), max(epochs)
+    return f"the budget ended the training after {fewest}{f' to {most}' if most > fewest else ''} epoch{'s' if most > 1 else ''}"
+
+
 def settle(device: str) -> None:
     """Have torch compute the same for the same.
 
@@ -158,8 +169,9 @@ def _epoch(task: Task, schedule: Schedule, optimiser: Any, epoch: int, last: int
     return total
 
 
-def fit(task: Task, schedule: Schedule, keep: Checkpoint, tell: Tell = lambda said: None) -> tuple[float, float]:
-    """Train; the parameters end as they were best by the held-out figure (at worst, as they began). Returns the figure before and after.
+def fit(task: Task, schedule: Schedule, keep: Checkpoint, tell: Tell = lambda said: None) -> tuple[float, float, int]:
+    """Train; the parameters end as they were best by the held-out figure (at worst, as they began). Returns the figure before and after,
+    and the number of epochs.
 
     Raises:
         Stopped: Ctrl-C; the best so far is in place.
@@ -183,8 +195,9 @@ def fit(task: Task, schedule: Schedule, keep: Checkpoint, tell: Tell = lambda sa
             if not np.isfinite(loss):
                 log.warning(f"{task.name}: the loss is no longer finite; what was best before is kept. Use a smaller --lr.")
                 state["last"] = state["epoch"]
-            elif schedule.seconds is not None and state["epoch"] == 1:
-                state["last"] = max(1, int(schedule.seconds / spent))
+            elif schedule.seconds is not None:  # how many there are is known after the first; slower ones end it all the same
+                last = max(1, int(schedule.seconds / spent)) if state["epoch"] == 1 else state["last"]
+                state["last"] = state["epoch"] if spent >= schedule.seconds else last
             done = state["epoch"] == state["last"]
             keep.put(task.name, state if done else {**state, "now": task.copies(), "optimiser": optimiser.state_dict()})
             said = {"task": task.name, "epoch": state["epoch"], "epochs": state["last"], "loss": loss, "held_out": figure}
@@ -193,4 +206,4 @@ def fit(task: Task, schedule: Schedule, keep: Checkpoint, tell: Tell = lambda sa
         task.restore(state["best"])
         raise Stopped from None
     task.restore(state["best"])
-    return state["first"], state["figure"]
+    return state["first"], state["figure"], state["epoch"]

@@ -7,6 +7,7 @@ learning rate again. A trained file does not hold its first weights: these must 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from ...report.manifest import write_json
 from ..dilution import keep_by_rank, named_generator
 from . import TicketOptions
 from .bridge import Network, write
-from .engine import Checkpoint, Schedule, Tell, fit, settle
+from .engine import Checkpoint, Schedule, Tell, ended, fit, settle, share
 from .masked import learning, task_of
 from .tuning import apart, stacked
 
@@ -40,17 +41,19 @@ Masks = Mapping[str, BoolArray]
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the share of the weights that is left, and the accuracy of the ticket and of its controls (by name)."""
+    """One round: the share of the weights that is left, the accuracy of the ticket and of its controls (by name), all after so many
+    ``epochs``."""
 
     left: float
     ticket: float
-    controls: Mapping[str, float] = field(default_factory=dict)
+    controls: Mapping[str, float]
+    epochs: int
 
 
 @dataclass(frozen=True)
 class Ticket:
     """The result of `ticket`: the sparse network before (``start``) and after its last training, its ``masks``, the accuracy of the dense
-    network, and all rounds; ``judged`` says on what."""
+    network, and all rounds; ``judged`` says on what; ``notes`` are for the user."""
 
     start: graph.Model
     model: graph.Model
@@ -58,6 +61,7 @@ class Ticket:
     dense: float
     rounds: tuple[Round, ...]
     judged: str
+    notes: tuple[str, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -110,17 +114,20 @@ class Trainer:
     options: TicketOptions
     tell: Tell
 
-    def train(self, start: graph.Model, masks: Masks, name: str) -> graph.Model:
-        """From these weights, under these masks."""
+    def train(
+        self, start: graph.Model, masks: Masks, name: str, epochs: int | None = None, seconds: float | None = None
+    ) -> tuple[graph.Model, int]:  # fmt: skip
+        """From these weights, under these masks, for so many epochs (default: the options') or seconds; the epochs that were made, too."""
         fitted, held = apart(self.data, self.options.seed)
         samples = stacked(fitted, held, self.options.train_batch)
         assert fitted.classes is not None and held.classes is not None
         network = Network(start)
         judged = reading_of(start, held, MeasureOptions(task="classify")).judged
         loss = learning(network, judged, None, samples, np.concatenate([fitted.classes, held.classes]))
-        schedule = Schedule(self.options.epochs, self.options.lr, self.options.train_batch, seed=self.options.seed)
-        fit(task_of(name, network, loss, samples, masks), schedule, Checkpoint(None, ""), self.tell)
-        return network.written()
+        options = self.options
+        schedule = Schedule(epochs or options.epochs, options.lr, options.train_batch, seed=options.seed, seconds=seconds)
+        made = fit(task_of(name, network, loss, samples, masks), schedule, Checkpoint(None, ""), self.tell)[-1]
+        return network.written(), made
 
     def accuracy(self, model: graph.Model) -> float:
         """Top-1 on the test samples, else on those held out of the training."""
@@ -167,7 +174,7 @@ def ticket(
     recorded = {
         "format": "sfp_onnx ticket manifest", "version": 1, "versions": versions(), "options": asdict(options), "data": describe(used),
         "model": {"path": str(trained.source), "sha256": trained.sha256}, "rewind": None if first is None else first.sha256 or "drawn anew",
-        "dense": result.dense, "judged": result.judged, "rounds": [asdict(item) for item in result.rounds],
+        "dense": result.dense, "judged": result.judged, "rounds": [asdict(item) for item in result.rounds], "notes": list(result.notes),
         "zeros": {name: int((~mask).sum()) for name, mask in result.masks.items()},
     }  # fmt: skip
     with together():
@@ -180,7 +187,7 @@ def ticket(
 
 
 def _rounds(trained: graph.Model, first: graph.Model | None, names: list[str], trainer: Trainer) -> Ticket:
-    options, rounds = trainer.options, list[Round]()
+    options, rounds, began = trainer.options, list[Round](), time.monotonic()
     masks: Masks = {name: np.ones(graph.initializers(trained)[name].shape, bool) for name in names}
     model = start = trained
     for number in range(options.rounds):
@@ -188,13 +195,16 @@ def _rounds(trained: graph.Model, first: graph.Model | None, names: list[str], t
         masks = masked(weights, masks, options.rate)
         left = sum(mask.sum() for mask in masks.values()) / sum(mask.size for mask in masks.values())
         start = _zeroed(model if first is None else first, masks)
-        word = f"round {number + 1}/{options.rounds}, {left:.1%} left"
-        model = trainer.train(start, masks, word)
         others = _controls(trained, first, masks, left) if options.controls and first is not None else {}
-        measured = {name: trainer.accuracy(trainer.train(_zeroed(*pair), pair[1], f"{word}, {name}")) for name, pair in others.items()}
-        rounds.append(Round(float(left), trainer.accuracy(model), measured))
+        word = f"round {number + 1}/{options.rounds}, {left:.1%} left"
+        seconds = share(options.budget, began, (options.rounds - number) * (1 + len(others)))
+        model, epochs = trainer.train(start, masks, word, seconds=seconds)
+        rivals = {name: trainer.train(_zeroed(*pair), pair[1], f"{word}, {name}", epochs)[0] for name, pair in others.items()}
+        measured = {name: trainer.accuracy(rival) for name, rival in rivals.items()}
+        rounds.append(Round(float(left), trainer.accuracy(model), measured, epochs))
+    notes = [] if options.budget is None else [ended([item.epochs for item in rounds])]
     place = f"{trainer.test.samples} test samples" if trainer.test is not None else "samples held out of the training"
-    return Ticket(start, model, masks, trainer.accuracy(trained), tuple(rounds), place)
+    return Ticket(start, model, masks, trainer.accuracy(trained), tuple(rounds), place, tuple(notes))
 
 
 def _controls(trained: graph.Model, first: graph.Model, masks: Masks, left: float) -> dict[str, tuple[graph.Model, Masks]]:

@@ -60,16 +60,8 @@ def learning(
 
 def task_of(name: str, network: Network, loss: Callable[[Any], Tensor], samples: Samples, masks: Mapping[str, BoolArray]) -> Task:
     """All weights, trained on that loss under masks, and judged by it on the held-out samples."""
-
-    def judge() -> float:
-        held = np.arange(samples.train, samples.count)
-        parts = [held[place : place + samples.batch] for place in range(0, len(held), samples.batch)]
-        parts = [part for part in parts if not samples.whole or len(part) == samples.batch]
-        with torch.no_grad():
-            return sum(float(loss(part)) * len(part) for part in parts) / max(1, sum(map(len, parts)))
-
     held = {key: as_tensor(mask, network.device) for key, mask in masks.items() if key in network.parameters}
-    return Task(name, network.parameters, lambda places, random: loss(places), samples.train, judge, held)
+    return Task(name, network.parameters, lambda places, random: loss(places), samples.train, lambda: samples.judge(loss), held)
 
 
 def retrained(

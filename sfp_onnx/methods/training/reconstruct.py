@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from math import prod
@@ -16,7 +16,7 @@ from ... import graph
 from ...core.system import folder
 from ...core.types import IntArray, Tokens
 from .bridge import Network
-from .engine import Checkpoint, Schedule, Task, Tell, fit
+from .engine import Checkpoint, Schedule, Task, Tell, fit, share
 from .functions import Tensor
 
 LEAST = 2  # matrices (or kernels) that a block holds at least: they are fitted jointly
@@ -53,6 +53,14 @@ class Samples:
     def rows(self, chosen: Any) -> dict[str, Tensor]:
         """Some of the rows."""
         return {name: value[chosen] for name, value in self.values.items()}
+
+    def judge(self, loss: Callable[[IntArray], Tensor]) -> float:
+        """The mean loss of the rows that judge."""
+        held = np.arange(self.train, self.count)
+        parts = [held[place : place + self.batch] for place in range(0, len(held), self.batch)]
+        parts = [part for part in parts if not self.whole or len(part) == self.batch]
+        with torch.no_grad():
+            return sum(float(loss(part)) * len(part) for part in parts) / max(1, sum(map(len, parts)))
 
     def there(self, names: Sequence[str], made: Sequence[Tensor], rows: Mapping[str, Tensor]) -> list[Tensor]:
         """Tensors of some rows without the tokens that are switched off: these count in no loss."""
@@ -118,8 +126,7 @@ def chosen(value: Tensor, name: str, kept: Kept) -> Tensor:
 
 def blocks(student: Network, teacher: Network, kept: Kept, feeds: Mapping[str, Tensor]) -> list[Block]:
     """Consecutive parts between separators, each as short as may be with `LEAST` matrices of the original (two that stand for one are one
-    layer still) and what follows them: a part ends with what the next matrix reads. Up to a layer's own sum, in front of its normalisation
-    and its non-linear function, the closed-form repair has the least error already."""
+    layer still) and all that follows them up to the next one: what a normalisation takes out again (mean, scale) is no error."""
     outputs = [port.name for port in graph.outputs(student.model)]
     ends = [name for name in comparable(student, teacher, separators(student), kept, feeds) if name not in outputs]
     answers = comparable(student, teacher, outputs, kept, feeds)
@@ -214,11 +221,11 @@ class Reconstruction:
         """
         fed = {port.name for port in graph.inputs(self.student.model)}
         own, other = dict(self.samples.values), dict(self.samples.values)
-        began, most = time.monotonic(), self.schedule.seconds
+        began = time.monotonic()
         for number, block in enumerate(parts):
             inputs, theirs = (replace(self.samples, values=values) for values in (own, other))
             target = through(self.teacher, theirs, block.ends, self.memory // 4)
-            seconds = None if most is None else max(0.0, (most - (time.monotonic() - began)) / (len(parts) - number))
+            seconds = share(self.schedule.seconds, began, len(parts) - number)
             task = self.task(f"block {number + 1}/{len(parts)}", block, inputs, target)
             self._fitted(task, seconds)
             if number + 1 < len(parts):
@@ -227,8 +234,8 @@ class Reconstruction:
 
     def _fitted(self, task: Task, seconds: float | None) -> None:
         schedule = Schedule(**{**vars(self.schedule), "seconds": seconds})
-        first, last = fit(task, schedule, self.keep, self.tell)
-        self.figures.append({"task": task.name, "weights": len(task.parameters), "before": first, "after": last})
+        first, last, epochs = fit(task, schedule, self.keep, self.tell)
+        self.figures.append({"task": task.name, "weights": len(task.parameters), "before": first, "after": last, "epochs": epochs})
 
     def task(self, name: str, block: Block, inputs: Samples, target: Mapping[str, Tensor]) -> Task:
         """The fit of one block."""
@@ -241,58 +248,52 @@ class Reconstruction:
             theirs = inputs.there(known, [chosen(value[places], end, self.kept) for end, value in target.items()], rows)
             return distance(made, theirs, scales)
 
-        def judge() -> float:
-            held = range(inputs.train, inputs.count - (inputs.count - inputs.train) % (inputs.batch if inputs.whole else 1))
-            with torch.no_grad():
-                parts = [np.arange(first, min(first + inputs.batch, held.stop)) for first in held[:: inputs.batch]]
-                return sum(float(compared(part)) * len(part) for part in parts) / max(1, len(held))
-
         weights = {weight: self.student.parameters[weight] for weight in block.weights}
-        return Task(name, weights, lambda places, random: compared(places), inputs.train, judge, diluted(weights))
+        return Task(name, weights, lambda places, random: compared(places), inputs.train, lambda: inputs.judge(compared), diluted(weights))
 
-    def end_to_end(self, ends: Sequence[str], answers: bool) -> None:
-        """Fit tensors all at once, on what the teacher gives beside; ``answers``: the first is compared as class scores, on mixtures, or as
-        they are and with the labels, too, if there are any."""
-        inputs = self.samples
+    def _known(self, ends: Sequence[str], rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The teacher's tensors of all samples, run once; none if memory does not hold them. ``rows`` tell how large they are."""
+        with torch.no_grad():
+            size = 4 * self.samples.count * sum(prod(value.shape[1:]) for value in self.teacher.run(rows, ends))
+        return through(self.teacher, self.samples, ends, self.memory) if size <= self.memory else {}
 
-        def wanted(rows: Mapping[str, Tensor]) -> list[Tensor]:
+    def end_to_end(self, answers: Sequence[str], inner: Sequence[str], scores: bool) -> None:
+        """Fit tensors all at once, on what the teacher gives beside; ``inner`` ones count together as much as an answer. ``scores``: the
+        first is compared as class scores, on mixtures, or as they are and with the labels, too, if there are any."""
+        ends = [*answers, *inner]
+        inputs, first = self.samples, self.samples.rows(np.arange(min(self.samples.batch, self.samples.count)))
+        known = {} if scores and self.labels is None else self._known(ends, first)  # of mixtures nothing can be
+
+        def wanted(rows: Mapping[str, Tensor], places: IntArray | None = None) -> list[Tensor]:
             with torch.no_grad():
-                target = [chosen(value, name, self.kept) for name, value in zip(ends, self.teacher.run(rows, ends), strict=True)]
+                made = [known[name][places] for name in ends] if known and places is not None else self.teacher.run(rows, ends)
+                target = [chosen(value.to(self.student.device), name, self.kept) for name, value in zip(ends, made, strict=True)]
             return inputs.there(ends, target, rows)
 
-        scales = [float(value.var()) or 1.0 for value in wanted(inputs.rows(np.arange(min(inputs.batch, inputs.count))))]
+        counts = [1] * len(answers) + [len(inner)] * len(inner)
+        scales = [count * (float(value.var()) or 1.0) for count, value in zip(counts, wanted(first), strict=True)]
 
-        def compared(rows: Mapping[str, Tensor]) -> Tensor:
-            target, own = wanted(rows), inputs.there(ends, self.student.run(rows, ends), rows)
-            return divergence(own[0], target[0]) if answers else distance(own, target, scales)
+        def compared(rows: Mapping[str, Tensor], places: IntArray | None = None) -> Tensor:
+            target, own = wanted(rows, places), inputs.there(ends, self.student.run(rows, ends), rows)
+            return divergence(own[0], target[0]) if scores else distance(own, target, scales)
 
         def taught(places: IntArray) -> Tensor:
             rows = inputs.rows(places)
-            if not answers or self.labels is None:
-                return compared(rows)
+            if not scores or self.labels is None:
+                return compared(rows, places)
             own, labels = self.student.run(rows, ends[:1])[0], self.labels[places]
-            return divergence(own, wanted(rows)[0]) - log_probabilities(own)[torch.arange(len(labels)), labels].mean()
+            return divergence(own, wanted(rows, places)[0]) - log_probabilities(own)[torch.arange(len(labels)), labels].mean()
 
         def loss(places: IntArray, random: np.random.Generator) -> Tensor:
-            rows = inputs.rows(places)
-            if self.labels is not None:
+            if self.labels is not None or not scores:
                 return taught(places)
-            if answers:
-                share, others = float(random.beta(1, 1)), inputs.rows(random.permutation(places))
-                mixed = {name: share * value + (1 - share) * others[name] for name, value in rows.items() if value.is_floating_point()}
-                rows = {**rows, **mixed}
-            return compared(rows)
-
-        def judge() -> float:
-            held = np.arange(inputs.train, inputs.count)
-            parts = [held[place : place + inputs.batch] for place in range(0, len(held), inputs.batch)]
-            parts = [part for part in parts if not inputs.whole or len(part) == inputs.batch]
-            with torch.no_grad():
-                return sum(float(taught(part)) * len(part) for part in parts) / max(1, sum(map(len, parts)))
+            rows, share, others = inputs.rows(places), float(random.beta(1, 1)), inputs.rows(random.permutation(places))
+            mixed = {name: share * value + (1 - share) * others[name] for name, value in rows.items() if value.is_floating_point()}
+            return compared({**rows, **mixed})
 
         weights = weights_between(self.student, (), tuple(ends))
         trained = {name: self.student.parameters[name] for name in weights}
-        task = Task("all", trained, loss, inputs.train, judge, diluted(trained))
+        task = Task("all", trained, loss, inputs.train, lambda: inputs.judge(taught), diluted(trained))
         self._fitted(task, self.schedule.seconds)
 
 

@@ -30,7 +30,7 @@ from ...graph.save import check_output, save, together
 from ...report.manifest import write_json
 from . import SparseOptions
 from .bridge import Network, as_tensor, write
-from .engine import Checkpoint, Schedule, Stopped, Task, Tell, fit, settle
+from .engine import Checkpoint, Schedule, Stopped, Task, Tell, ended, fit, settle
 from .functions import Tensor
 from .masked import learning, task_of
 from .reconstruct import Samples
@@ -38,6 +38,7 @@ from .tuning import apart, judged, stacked
 
 LEAST_PRESSURE = 2.0**-4  # of the largest set, in that of the smallest
 STILL = 0.75  # of the epochs after which weights no longer move
+EVERY = 100  # steps between moves, as Evci et al.: what has come must learn before it is weighed
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Sparse:
     before: float
     after: float
     kept: bool = True
+    notes: tuple[str, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -83,7 +85,7 @@ class Pressure:
     """Shrinks sets of channels a little at every step; ``groups`` are the sets (rows of numbers) that are compared with each other."""
 
     def __init__(self, slices: list[Slices], count: int, groups: list[Tensor], total: float, steps: int) -> None:
-        """``total``: what the smallest set of a group loses in ``steps`` steps that grow linearly over the epochs, in mean norms."""
+        """``total``: what the smallest set of a group loses over the epochs, in mean norms, growing linearly; each has ``steps`` steps."""
         self.slices, self.count, self.groups, self.each, self.grown = slices, count, groups, 2 * total / steps, 0.0
 
     def norms(self) -> Tensor:
@@ -95,7 +97,7 @@ class Pressure:
 
     def begin(self, epoch: int, last: int) -> None:
         """The pressure of an epoch."""
-        self.grown = (epoch + 0.5) / last
+        self.grown = (epoch + 0.5) / last**2
 
     def after(self) -> None:
         """Norms n become n - t mean(n) 2^(4 (max - n) / (max - min)) / 2^4, not below zero."""
@@ -133,8 +135,7 @@ def pressed(analysis: Analysis, network: Network, options: SparseOptions, sample
         raise ModelError(f"{analysis.model.name}: {words}")
     seen = torch.unique(torch.cat([item.units.cpu() for item in found]))
     groups = [torch.as_tensor(np.intersect1d(group.units, seen.numpy())) for group in analysis.coupling.groups]
-    steps = options.epochs * -(-samples // options.train_batch)
-    return Pressure(found, units, [group for group in groups if len(group) > 1], options.strength, steps)
+    return Pressure(found, units, [group for group in groups if len(group) > 1], options.strength, -(-samples // options.train_batch))
 
 
 # ---- masks that move ---------------------------------------------------------------------------------------------------
@@ -142,9 +143,12 @@ def pressed(analysis: Analysis, network: Network, options: SparseOptions, sample
 
 def moving(task: Task, options: SparseOptions) -> Callable[[int, int], None]:
     """What lets the smallest weights leave and others come before an epoch: alpha / 2 (1 + cos(pi t / T)) of those of each layer."""
+    every = -(-EVERY // -(-task.samples // options.train_batch))
+    if every >= STILL * options.epochs:
+        log.warning(f"no weight moves: {options.epochs} epochs are too few for moves every {every} (100 steps); the first mask stays")
 
     def begin(epoch: int, last: int) -> None:
-        if epoch == 0 or epoch >= STILL * last:
+        if epoch == 0 or epoch % every or epoch >= STILL * last:
             return
         share = options.moved / 2 * (1 + cos(pi * epoch / (STILL * last)))
         random = np.random.default_rng([options.seed, epoch, task.samples])
@@ -233,9 +237,12 @@ def sparsify(
     task = _task(analysis, network, samples, parts, options)
     said = {name: value for name, value in asdict(options).items() if name != "resume"}
     key = hashlib.sha256(repr([model.sha256, used.sha256, used.samples, said]).encode()).hexdigest()
-    schedule = Schedule(options.epochs, options.lr, options.train_batch, samples.batch, samples.whole, options.seed)
+    schedule = Schedule(options.epochs, options.lr, options.train_batch, samples.batch, samples.whole, options.seed, options.budget)
+    keep = Checkpoint(None if options.resume is None else Path(options.resume), key)
+    notes: list[str] = []
     try:
-        fit(task, schedule, Checkpoint(None if options.resume is None else Path(options.resume), key), tell)
+        epochs = fit(task, schedule, keep, tell)[-1]
+        notes += [] if options.budget is None else [ended([epochs])]
     except Stopped:
         log.warning("the training was stopped; what there is so far is written")
     after = network.written()
@@ -246,8 +253,8 @@ def sparsify(
     if not kept:
         words = f"{name} on {parts[1].samples} held-out samples falls from {abs(first):.4g} to {abs(last):.4g}"
         log.warning(f"{words}, by more than --max-drop {options.max_drop} allows, so the model is left as it was")
-    result = Sparse(after, zeros, total, name, abs(first), abs(last), kept)
-    shown = {key: getattr(result, key) for key in ("zeros", "total", "measure", "before", "after", "kept")}
+    result = Sparse(after, zeros, total, name, abs(first), abs(last), kept, tuple(notes))
+    shown = {key: getattr(result, key) for key in ("zeros", "total", "measure", "before", "after", "kept", "notes")}
     recorded = {
         "format": "sfp_onnx sparse training manifest", "version": 1, "versions": {**versions(), "torch": str(torch.__version__)},
         "model": {"path": str(model.source), "sha256": model.sha256}, "output": {"path": str(output) if output else None},

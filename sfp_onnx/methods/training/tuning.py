@@ -30,7 +30,7 @@ from ...report.manifest import write_json
 from ...runtime import observe
 from . import TrainOptions
 from .bridge import Network, as_tensor, write
-from .engine import Checkpoint, Schedule, Stopped, Tell, settle
+from .engine import Checkpoint, Schedule, Stopped, Tell, ended, settle
 from .functions import Tensor
 from .reconstruct import Kept, Reconstruction, Samples, blocks, comparable, diluted, features
 
@@ -43,7 +43,7 @@ FEW_BLOCKS = 2
 @dataclass(frozen=True)
 class Finetuned:
     """The result of `finetune`: the tuned model, or the given one where that was no worse (``kept`` False). ``measure`` is the figure that
-    decided on the ``held_out`` samples, ``before`` and ``after`` its values."""
+    decided on the ``held_out`` samples, ``before`` and ``after`` its values; ``stopped``: by Ctrl-C."""
 
     model: graph.Model
     original: graph.Model
@@ -54,13 +54,14 @@ class Finetuned:
     held_out: int
     tasks: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
+    stopped: bool
     evaluation: tuple[Evaluation, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, Any]:
         """For a manifest."""
-        shown = {name: getattr(self, name) for name in ("kept", "measure", "before", "after", "held_out")}
+        shown = {name: getattr(self, name) for name in ("kept", "measure", "before", "after", "held_out", "stopped")}
         return {**shown, "tasks": [dict(item) for item in self.tasks]}
 
 
@@ -234,22 +235,29 @@ def tuned(
     settle(options.device)
     fitted, held = apart(data, options.seed)
     mirror = _mirrors(original, held) if options.mirror is None else options.mirror
-    tokens = inspect(original, data=held).prepared.tokens
-    mixed = options.recipe != "labels" and tokens is None and mixable(data)
-    more = mixed and options.recipe != "logits"  # which mixes at every step
-    fitted, judge = varied(fitted, mirror, more, options.seed), varied(held, False, mixed, options.seed)
-    samples = stacked(fitted, judge, options.train_batch, tokens)
+    tokens, meaning = inspect(original, data=held).prepared.tokens, reading_of(original, held, MeasureOptions()).judged
+    recipe, batch = ("features", 32) if (embeds := meaning.kind is Kind.EMBEDDING) else ("blocks", 128)
+    notes = ["its answers are embeddings, so they are fitted with all blocks, end to end"] if embeds and not options.recipe else []
+    options = replace(options, recipe=(recipe := options.recipe or recipe), train_batch=(batch := options.train_batch or batch))
+    mixed = recipe == "blocks" and tokens is None and mixable(data)
+    fitted, judge = varied(fitted, mirror, mixed, options.seed), varied(held, False, mixed, options.seed)
+    samples = stacked(fitted, judge, batch, tokens)
     student, teacher = Network(pruned, options.device), Network(original, options.device)
     said = {name: value for name, value in asdict(options).items() if name not in ("resume", "memory")}
     told = [fingerprint(pruned, "model.onnx")[0], original.sha256, data.sha256, data.samples, said, mirror]
     keep = Checkpoint(None if options.resume is None else Path(options.resume), hashlib.sha256(repr(told).encode()).hexdigest())
-    rate = options.lr or RATES[options.recipe]
-    schedule = Schedule(options.epochs, rate, options.train_batch, samples.batch, samples.whole, options.seed, options.budget)
-    schedule = replace(schedule, scaled=options.recipe == "blocks")
-    labels = classes_of(original, fitted, held, options.device) if options.recipe == "labels" else None
+    rate = options.lr or RATES[recipe]
+    schedule = Schedule(options.epochs, rate, batch, samples.batch, samples.whole, options.seed, options.budget)
+    schedule = replace(schedule, scaled=recipe == "blocks")
+    labels = classes_of(original, fitted, held, options.device) if recipe == "labels" else None
     run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory, labels)
-    notes = [] if not (sparse := diluted(student.parameters)) else [f"zeros of {len(sparse)} diluted weights stay zero"]
-    notes += _run(run, options, reading_of(original, held, MeasureOptions()).judged)
+    notes += [f"zeros of {len(sparse)} diluted weights stay zero"] if (sparse := diluted(student.parameters)) else []
+    stopped = False
+    try:
+        notes += _run(run, recipe, meaning)
+    except Stopped:
+        stopped, notes = True, [*notes, "stopped; what was best so far was judged"]
+    notes += [ended([item["epochs"] for item in run.figures])] if options.budget is not None and run.figures else []
     notes += [f"{what} were trained on, too" for what, true in (("mirrored images", mirror), ("mixtures of samples", mixed)) if true]
     after = student.written()
     seen = mixed and held.labels is None  # a repair has most often fitted the held-out samples, and no mixture of them
@@ -257,35 +265,38 @@ def tuned(
     better = (last, other) > (first, tie)
     first, last = (value if MEASURES[name].larger else -value for value in (first, last))
     words = f"{name} on {held.samples} held-out samples{' and mixtures of them' * seen} {first:.4g} -> {last:.4g}"
-    notes.insert(0, f"fine-tuning ({options.recipe}, {samples.train} samples): {words}")
+    notes.insert(0, f"fine-tuning ({recipe}, {samples.train} samples): {words}")
     if not better:
         notes.append("the fine-tuned model is no better there, so the model is left as it was")
         log.warning(notes[-1])
-    return Finetuned(after if better else pruned, original, better, name, first, last, held.samples, tuple(run.figures), tuple(notes))
+    made = after if better else pruned
+    return Finetuned(made, original, better, name, first, last, held.samples, tuple(run.figures), tuple(notes), stopped)
 
 
-def _run(run: Reconstruction, options: TrainOptions, meaning: Meaning) -> list[str]:
-    """Train by the recipe; what to say of it. Answers that are no class scores are fitted by their squared error."""
+def _run(run: Reconstruction, recipe: str, meaning: Meaning) -> list[str]:
+    """Train by the recipe; what to say of it. Answers that are no class scores are fitted by their squared error.
+
+    Raises:
+        Stopped: Ctrl-C. ModelError: there is nothing to fit.
+    """
     probe = run.samples.rows(np.arange(run.samples.batch if run.samples.whole else min(3, run.samples.count)))
-    parts = blocks(run.student, run.teacher, run.kept, probe) if options.recipe == "blocks" else []
+    parts = blocks(run.student, run.teacher, run.kept, probe) if recipe in ("blocks", "features") else []
     names = [port.name for port in graph.outputs(run.student.model)]
     answers = sorted(comparable(run.student, run.teacher, names, run.kept, probe), key=lambda name: name not in meaning.outputs)
     if not answers:
         raise ModelError(f"{run.student.model.name}: no output is floating with one row a sample, so there is nothing to fit")
-    try:
-        if len(parts) >= FEW_BLOCKS:
-            run.by_blocks(parts)
-            return [f"{len(parts)} blocks"]
-        ends = [*answers, *comparable(run.student, run.teacher, features(run.student), run.kept, probe)]
-        end = options.recipe in ("logits", "labels")
-        score = end and meaning.kind is Kind.CLASSES and run.student.run(probe, answers[:1])[0].ndim == 2
-        if run.labels is not None and not score:
-            raise ModelError(f"{run.student.model.name}: its first output holds no row of class scores per sample for --recipe labels")
-        run.end_to_end(answers if end else ends, score)
-        few = options.recipe == "blocks"
-        return ["too few tensors separate the graph, so its features were fitted end to end"] if few else []
-    except Stopped:
-        return ["stopped; what was best so far was judged"]
+    few = len(parts) < FEW_BLOCKS
+    if recipe == "blocks" and not few:
+        run.by_blocks(parts)
+        return [f"{len(parts)} blocks"]
+    end = recipe in ("logits", "labels")
+    inner = [] if end else features(run.student) if few else [name for part in parts for name in part.ends if name not in answers]
+    inner = comparable(run.student, run.teacher, inner, run.kept, probe) if inner else []
+    score = end and meaning.kind is Kind.CLASSES and run.student.run(probe, answers[:1])[0].ndim == 2
+    if run.labels is not None and not score:
+        raise ModelError(f"{run.student.model.name}: its first output holds no row of class scores per sample for --recipe labels")
+    run.end_to_end(answers, [name for name in inner if name not in answers], score)
+    return ["too few tensors separate the graph, so its features were fitted end to end"] if recipe == "blocks" else []
 
 
 def finetune(
