@@ -85,17 +85,60 @@ def test_blocks_lie_between_the_tensors_that_separate_the_graph(place: Path) -> 
     assert sorted(names) == sorted(student.parameters)
 
 
-def test_a_block_ends_in_front_of_the_next_matrix(tmp_path: Path) -> None:
-    """Behind the normalisation and all else that follows its last kernel: what is taken out there again is no error."""
-    b, y = Builder(17, seed=2), None
+def plain(factored: bool) -> onnx.ModelProto:
+    """Four layers of convolution, normalisation and Relu; each convolution but the first as one or, ``factored``, as two."""
+    b = Builder(17, seed=4)
     y = b.input(["N", 3, 8, 8])
     for number in range(4):
-        y = b.op("Relu", b.batch_norm(b.conv(y, 12 if number else 3, 12, name=f"conv{number}"), 12), name=f"end{number}")
-    onnx.save(b.model(b.gemm(b.op("Flatten", b.op("GlobalAveragePool", y)), 12, 6)), tmp_path / "chain.onnx")
-    network = Network(tmp_path / "chain.onnx")
-    found = blocks(network, network, {}, {"x": torch.zeros(3, 3, 8, 8)})
-    assert [block.ends[0] for block in found[:1]] == ["end1.out"] and found[1].start == ("end1.out",)
-    assert sum(network.parameters[name].ndim == 1 for name in found[0].weights) >= 4
+        inside = factored and number > 0
+        y = b.conv(y, 8 if number else 3, 4, kernel=1, name=f"first{number}") if inside else y
+        y = b.conv(y, 4 if inside else 8 if number else 3, 8, name=f"conv{number}")
+        y = b.op("Relu", b.batch_norm(y, 8, name=f"norm{number}"), name=f"relu{number}")
+    return b.model(b.gemm(b.op("Flatten", b.op("GlobalAveragePool", y), name="flat"), 8, 4, name="last"))
+
+
+@pytest.mark.parametrize("factored", [True, False])
+def test_a_block_ends_behind_what_follows_its_layers(factored: bool) -> None:
+    """Not at their bare sums, which a repair has fitted; and two matrices that stand for one of the original are one layer."""
+    found = blocks(Network(plain(factored)), Network(plain(False)), {}, {"x": torch.zeros(3, 3, 8, 8)})
+    assert [block.ends for block in found] == [("relu1.out",), ("flat.out",), ("last.out",)]
+    assert {"conv0.weight", "conv1.weight"} <= set(found[0].weights) and ("first2.weight" in found[1].weights) == factored
+
+
+def test_data_are_varied_by_mirror_images_and_by_mixtures(place: Path) -> None:
+    """A mixture lies between its sample and the mirror image of another, and nobody knows its label; words are not mixed."""
+    x = np.load(place / "data.npz")["x"][:20]
+    data = sfp_onnx.data_for(sfp_onnx.load(place / "model.onnx"), {"x": x, "labels": np.arange(20) % 6})
+    assert data is not None and data.labels is not None
+
+    def rows(mirror: bool, mixed: bool) -> tuple[np.ndarray, Any]:
+        made = tuning.varied(data, mirror, mixed, 0)
+        return np.concatenate([feeds["x"][:count] for feeds, count in made.batches()]), made.labels
+
+    turned, labels = rows(True, False)
+    assert np.array_equal(turned, np.concatenate([x, x[..., ::-1]])) and np.array_equal(labels, np.tile(data.labels, 2))
+    assert np.array_equal(rows(False, False)[0], x)
+    for mirror, others in ((True, x[..., ::-1]), (False, x)):
+        made, labels = rows(mirror, True)
+        assert labels is None and len(made) == 40 and np.array_equal(made[:20], x)
+        far, ways = made[20:, None] - x[:, None], others[None] - x[:, None]
+        shares = (far * ways).sum((2, 3, 4)) / (ways**2).sum((2, 3, 4)).clip(1e-9)
+        off = np.abs(far - shares[..., None, None, None] * ways).max((2, 3, 4))
+        assert (off.min(1) < 1e-5).all() and (np.take_along_axis(shares, off.argmin(1)[:, None], 1) <= 1).all()
+    b = Builder(17)
+    numbers = b.model(b.op("Gather", b.weight(9, 4), b.input(["N", 3], dtype=onnx.TensorProto.INT64)))
+    words = sfp_onnx.data_for(sfp_onnx.load(numbers), np.zeros((20, 3), np.int64))
+    assert words is not None and not tuning.mixable(words) and tuning.mixable(data)
+
+
+def test_the_guard_looks_at_mixtures_unless_there_are_labels(place: Path, tmp_path: Path) -> None:
+    """A repair has fitted the held-out samples, most often, and no mixture of them."""
+    notes = " ".join(tune(place, epochs=1).notes)
+    assert " on 40 held-out samples and mixtures of them" in notes and "mixtures of samples were trained on" in notes
+    x = np.load(place / "data.npz")["x"]
+    np.savez(tmp_path / "data.npz", x=x, labels=run(onnx.load(place / "model.onnx"), {"x": x})[0].argmax(1))
+    result = tuning.finetune(place / "small.onnx", TrainOptions(epochs=1, lr=3e-3), tmp_path / "data.npz")
+    assert "top-1 on 40 held-out samples 0" in result.notes[0]
 
 
 @pytest.mark.parametrize("recipe", ["blocks", "features", "logits"])
@@ -261,6 +304,19 @@ def test_refusals(place: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(OptionError, match="finds no CUDA device"):
             tune(place, device="cuda")
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_small_weights_move_in_small_steps(scaled: bool) -> None:
+    """Adam's first step is the learning rate, whatever the gradient."""
+    values = {"usual": torch.full((4, 4), 0.1), "small": torch.full((4, 4), 0.005), "bias": torch.full((4,), 0.005)}
+    before = {name: value.clone() for name, value in values.items()}
+    for value in values.values():
+        value.requires_grad_()
+    task = Task("t", values, lambda *ignored: sum(value.sum() for value in values.values()), 8, lambda: 0.0, latest=True)
+    fit(task, Schedule(1, 1e-3, 8, scaled=scaled), Checkpoint(None, ""))
+    moved = {name: float((before[name] - value.detach()).mean()) for name, value in values.items()}
+    assert moved == pytest.approx({"usual": 1e-3, "small": 1e-4 if scaled else 1e-3, "bias": 1e-3}, rel=1e-2)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -20,6 +20,7 @@ from ...graph.save import atomic, check_output, writing
 from .functions import Tensor
 
 MASK = "mask of "
+USUAL = 0.05  # root mean square of weights of narrow convolutional networks, for which learning rates are known
 Tell = Callable[[dict[str, Any]], None]
 """Takes what is to be said of an epoch."""
 
@@ -31,7 +32,8 @@ class Stopped(Exception):
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast. ``seconds`` (if given) takes the place of ``epochs``. At most ``most`` samples are run at once; ``whole``: and
-    never fewer. ``momentum`` 0: Adam, else SGD with it and ``decay``."""
+    never fewer. ``momentum`` 0: Adam, else SGD with it and ``decay``. ``scaled``: Adam's steps, which are as large for small weights as for
+    large ones, are smaller for a matrix whose root mean square is below `USUAL`, in proportion."""
 
     epochs: int
     lr: float
@@ -42,6 +44,7 @@ class Schedule:
     seconds: float | None = None
     momentum: float = 0.0
     decay: float = 0.0
+    scaled: bool = False
 
 
 @dataclass
@@ -139,7 +142,9 @@ def _optimiser(task: Task, schedule: Schedule) -> Any:
     values = list(task.parameters.values())
     if schedule.momentum:
         return torch.optim.SGD(values, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.decay)
-    return torch.optim.Adam(values, lr=schedule.lr)
+    sizes = [float(value.detach().square().mean().sqrt()) if schedule.scaled and value.ndim > 1 else USUAL for value in values]
+    groups = [{"params": [value], "share": min(1.0, size / USUAL)} for value, size in zip(values, sizes, strict=True)]
+    return torch.optim.Adam(groups, lr=schedule.lr)
 
 
 def _epoch(task: Task, schedule: Schedule, optimiser: Any, epoch: int, last: int) -> float:
@@ -149,7 +154,7 @@ def _epoch(task: Task, schedule: Schedule, optimiser: Any, epoch: int, last: int
     order = order[: len(order) // most * most] if schedule.whole else order
     for start in range(0, len(order), schedule.batch):
         for group in optimiser.param_groups:
-            group["lr"] = schedule.lr * (1 + cos(pi * (epoch + start / len(order)) / last)) / 2
+            group["lr"] = schedule.lr * group.get("share", 1.0) * (1 + cos(pi * (epoch + start / len(order)) / last)) / 2
         optimiser.zero_grad()
         chosen = order[start : start + schedule.batch]
         for first in range(0, len(chosen), most):

@@ -119,7 +119,7 @@ class Trainer:
     ) -> tuple[graph.Model, int]:  # fmt: skip
         """From these weights, under these masks, for so many epochs (default: the options') or seconds; the epochs that were made, too."""
         fitted, held = apart(self.data, self.options.seed)
-        samples = stacked(fitted, held, False, self.options.train_batch)
+        samples = stacked(fitted, held, self.options.train_batch)
         assert fitted.classes is not None and held.classes is not None
         network = Network(start)
         judged = reading_of(start, held, MeasureOptions(task="classify")).judged

@@ -77,7 +77,7 @@ def retrained(
     settle("cpu")
     fitted, held = apart(data, schedule.seed)
     tokens = original.prepared.tokens
-    samples = stacked(fitted, held, False, schedule.batch, tokens)
+    samples = stacked(fitted, held, schedule.batch, tokens)
     labels = None if fitted.classes is None or held.classes is None else np.concatenate([fitted.classes, held.classes])
     network, judged_output = Network(diluted), reading_of(original.model, held, MeasureOptions()).judged
     teacher = None if labels is not None else Network(original.model)

@@ -125,22 +125,17 @@ def chosen(value: Tensor, name: str, kept: Kept) -> Tensor:
 
 
 def blocks(student: Network, teacher: Network, kept: Kept, feeds: Mapping[str, Tensor]) -> list[Block]:
-    """Consecutive parts between separators, each as short as may be with `LEAST` matrices and all that follows them up to the next one:
-    what a normalisation takes out again (mean, scale) is no error."""
-
-    def matrices(names: Iterable[str]) -> int:
-        return sum(student.parameters[name].ndim > 1 for name in names)
-
+    """Consecutive parts between separators, each as short as may be with `LEAST` matrices of the original (two that stand for one are one
+    layer still) and all that follows them up to the next one: what a normalisation takes out again (mean, scale) is no error."""
     outputs = [port.name for port in graph.outputs(student.model)]
     ends = [name for name in comparable(student, teacher, separators(student), kept, feeds) if name not in outputs]
     answers = comparable(student, teacher, outputs, kept, feeds)
     found: list[Block] = []
     start: tuple[str, ...] = ()
     for name, following in zip_longest(ends, ends[1:]):
-        after = weights_between(student, (name,), (following,) if following else tuple(outputs))
-        block = Block(start, (name,), weights_between(student, start, (name,)))
-        if matrices(after) and matrices(block.weights) >= LEAST:
-            found.append(block)
+        after = (following,) if following else tuple(outputs)
+        if matrices(teacher, (name,), after) and matrices(teacher, start, (name,)) >= LEAST:
+            found.append(Block(start, (name,), weights_between(student, start, (name,))))
             start = (name,)
     rest = Block(start, tuple(answers), weights_between(student, start, tuple(answers)))
     return [*found, rest] if rest.ends and rest.weights else found
@@ -152,6 +147,11 @@ def weights_between(network: Network, start: Sequence[str], ends: Sequence[str])
     inside = {node.index for node in nodes}
     read = dict.fromkeys(name for node in nodes for name in node.reads if name in network.parameters)
     return tuple(name for name in read if all(node.index in inside for node in network.index.reading(name)))
+
+
+def matrices(network: Network, start: Sequence[str], ends: Sequence[str]) -> int:
+    """How many of the weights between tensors are matrices or kernels."""
+    return sum(network.parameters[name].ndim > 1 for name in weights_between(network, start, ends))
 
 
 # ---- running parts over all samples ----------------------------------------------------------------------------------
@@ -320,4 +320,3 @@ def features(network: Network) -> list[str]:
     tensors = active(network)
     matrices = {name for name, value in network.parameters.items() if value.ndim > 1}
     return [name for node in network.index.nodes if matrices & set(node.inputs) for name in node.inputs if name in tensors]
-

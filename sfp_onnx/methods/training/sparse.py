@@ -233,7 +233,7 @@ def sparsify(
         raise DataError("sparse training needs data")
     parts, network, analysis = apart(used, options.seed), Network(model, options.device), inspect(model, data=used)
     tokens = analysis.prepared.tokens
-    samples = stacked(*parts, False, options.train_batch, tokens)
+    samples = stacked(*parts, options.train_batch, tokens)
     task = _task(analysis, network, samples, parts, options)
     said = {name: value for name, value in asdict(options).items() if name != "resume"}
     key = hashlib.sha256(repr([model.sha256, used.sha256, used.samples, said]).encode()).hexdigest()

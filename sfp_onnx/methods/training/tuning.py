@@ -18,6 +18,7 @@ from ...core.options import DataOptions, MeasureOptions
 from ...core.system import log, versions
 from ...core.types import Array, Cut, Tokens
 from ...coupling.analysis import DataSource, Progress, describe, inspect, silent
+from ...data import Memory, Preprocessing
 from ...data.checks import opened
 from ...data.dataset import Dataset
 from ...evaluation import Evaluation, evaluate, measure, reading_of
@@ -160,17 +161,39 @@ def columns(data: Dataset) -> int:
     return 3 if data.axis == 1 else 2
 
 
-def stacked(fitted: Dataset, held: Dataset, mirror: bool, batch: int, tokens: Tokens | None = None) -> Samples:
-    """All inputs of both, with mirror images of the first if wanted; ``tokens`` that an input switches off are no data."""
+def mixable(data: Dataset) -> bool:
+    """Whether all inputs hold real numbers: what lies between two words means nothing."""
+    return all(np.dtype(port.dtype).kind == "f" for port in data.ports)
+
+
+def varied(data: Dataset, mirror: bool, mixed: bool, seed: int) -> Dataset:
+    """The samples and, if wanted, as many more: their mirror images, or mixtures, without labels, of a share of each, drawn evenly, and the
+    rest of (the mirror image of) another (mixup: Zhang et al., ICLR 2018)."""
+    arrays, random, count = _arrays(data), np.random.default_rng([seed, data.samples]), data.samples
+    more = {name: np.flip(array, columns(data)) for name, array in arrays.items()} if mirror else arrays
+    if mixed:
+        others, shares = random.permutation(count), random.random(count)
+        more = {name: _between(array, more[name][others], shares) for name, array in arrays.items()}
+    parts = [arrays, more] if mirror or mixed else [arrays]
+    labels = None if mixed or data.labels is None else np.concatenate([data.labels] * len(parts))
+    readers = {name: Memory(np.concatenate([part[name] for part in parts])) for name in arrays}
+    return replace(data, readers=readers, indices=np.arange(count * len(parts)), labels=labels, preprocessing=Preprocessing())
+
+
+def _between(one: Array, other: Array, shares: Array) -> Array:
+    """Row by row a share of one and the rest of the other."""
+    share = shares.astype(one.dtype).reshape(-1, *[1] * (one.ndim - 1))
+    return np.asarray(share * one + (1 - share) * other)
+
+
+def stacked(fitted: Dataset, held: Dataset, batch: int, tokens: Tokens | None = None) -> Samples:
+    """All inputs of both; ``tokens`` that an input switches off are no data."""
     arrays, judged = _arrays(fitted), _arrays(held)
-    if mirror:
-        arrays = {name: np.concatenate([array, np.flip(array, columns(fitted))]) for name, array in arrays.items()}
-    train = len(next(iter(arrays.values())))
     values = {name: torch.from_numpy(np.concatenate([array, judged[name]])) for name, array in arrays.items()}
-    return Samples(values, train, fitted.batch if fitted.fixed else batch, fitted.fixed, tokens)
+    return Samples(values, fitted.samples, fitted.batch if fitted.fixed else batch, fitted.fixed, tokens)
 
 
-def classes_of(original: graph.Model, fitted: Dataset, held: Dataset, mirror: bool, device: str) -> Tensor:
+def classes_of(original: graph.Model, fitted: Dataset, held: Dataset, device: str) -> Tensor:
     """The class number of every row of `stacked`.
 
     Raises:
@@ -179,7 +202,7 @@ def classes_of(original: graph.Model, fitted: Dataset, held: Dataset, mirror: bo
     kind = reading_of(original, held, MeasureOptions()).judged.kind
     if fitted.classes is None or held.classes is None or kind is not Kind.CLASSES:
         raise DataError(f"{fitted.name}: --recipe labels takes a classifier, and data with a class number per sample")
-    return as_tensor(np.concatenate([fitted.classes, *([fitted.classes] if mirror else []), held.classes]), device)
+    return as_tensor(np.concatenate([fitted.classes, held.classes]), device)
 
 
 # ---- the guard -------------------------------------------------------------------------------------------------------
@@ -216,14 +239,17 @@ def tuned(
     recipe, batch = ("features", 32) if (embeds := meaning.kind is Kind.EMBEDDING) else ("blocks", 128)
     notes = ["its answers are embeddings, so they are fitted with all blocks, end to end"] if embeds and not options.recipe else []
     options = replace(options, recipe=(recipe := options.recipe or recipe), train_batch=(batch := options.train_batch or batch))
-    samples = stacked(fitted, held, mirror, batch, tokens)
+    mixed = recipe == "blocks" and tokens is None and mixable(data)
+    fitted, judge = varied(fitted, mirror, mixed, options.seed), varied(held, False, mixed, options.seed)
+    samples = stacked(fitted, judge, batch, tokens)
     student, teacher = Network(pruned, options.device), Network(original, options.device)
     said = {name: value for name, value in asdict(options).items() if name not in ("resume", "memory")}
     told = [fingerprint(pruned, "model.onnx")[0], original.sha256, data.sha256, data.samples, said, mirror]
     keep = Checkpoint(None if options.resume is None else Path(options.resume), hashlib.sha256(repr(told).encode()).hexdigest())
     rate = options.lr or RATES[recipe]
     schedule = Schedule(options.epochs, rate, batch, samples.batch, samples.whole, options.seed, options.budget)
-    labels = classes_of(original, fitted, held, mirror, options.device) if recipe == "labels" else None
+    schedule = replace(schedule, scaled=recipe == "blocks")
+    labels = classes_of(original, fitted, held, options.device) if recipe == "labels" else None
     run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory, labels)
     notes += [f"zeros of {len(sparse)} diluted weights stay zero"] if (sparse := diluted(student.parameters)) else []
     stopped = False
@@ -232,12 +258,13 @@ def tuned(
     except Stopped:
         stopped, notes = True, [*notes, "stopped; what was best so far was judged"]
     notes += [ended([item["epochs"] for item in run.figures])] if options.budget is not None and run.figures else []
-    notes += ["mirrored images were trained on, too"] if mirror else []
+    notes += [f"{what} were trained on, too" for what, true in (("mirrored images", mirror), ("mixtures of samples", mixed)) if true]
     after = student.written()
-    (name, first, tie), (_, last, other) = judged([original, pruned, after], held, tokens)
+    seen = mixed and held.labels is None  # a repair has most often fitted the held-out samples, and no mixture of them
+    (name, first, tie), (_, last, other) = judged([original, pruned, after], judge if seen else held, tokens)
     better = (last, other) > (first, tie)
     first, last = (value if MEASURES[name].larger else -value for value in (first, last))
-    words = f"{name} on {held.samples} held-out samples {first:.4g} -> {last:.4g}"
+    words = f"{name} on {held.samples} held-out samples{' and mixtures of them' * seen} {first:.4g} -> {last:.4g}"
     notes.insert(0, f"fine-tuning ({recipe}, {samples.train} samples): {words}")
     if not better:
         notes.append("the fine-tuned model is no better there, so the model is left as it was")
