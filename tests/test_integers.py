@@ -27,7 +27,8 @@ from sfp_onnx.latency import Block, DeviceProfile, measure, profiling
 from sfp_onnx.pipeline import scored
 from sfp_onnx.planning import max_drop, search, widths
 from sfp_onnx.planning.figures import Kind, edges
-from sfp_onnx.planning.precision import INTEGER, leaders, led, storables
+from sfp_onnx.planning.precision import INTEGER, leaders, led, storables, stores
+from sfp_onnx.repair import rounded
 from sfp_onnx.runtime import Optimize
 from sfp_onnx.scores.rounding import with_errors
 
@@ -128,6 +129,28 @@ def test_what_follows_a_layer_goes_with_it_and_of_several_layers_with_the_last()
     found = led(weights, analysis.prepared.nodes, analysis.coupling)
     which = dict(zip((node.name for node in analysis.prepared.nodes), found.tolist(), strict=True))
     assert which["conv1"] == which["relu1"] == 0 and which["conv2"] == which["pool"] == 1 and which["head"] == -1, "w3 is too small"
+
+
+def test_integer_layers_are_fitted_again_on_rounded_activations_and_all_levels_agree() -> None:
+    """Few layers of few bits' worth of range: what rounding does to activations and weights is taken back by weights behind it."""
+    proto = classifier(**WIDE)
+    analysis, random = sfp_onnx.inspect(proto), np.random.default_rng(5)
+    x = random.standard_normal((320, 3, 8, 8)).astype(np.float32) * np.geomspace(0.02, 1, 3).astype(np.float32)[:, None, None]
+    data = sfp_onnx.data_for(analysis.model, x[:256])
+    assert data is not None
+    weights = storables(analysis.prepared, analysis.coupling)
+    kernels, removed = stores(weights, [INTEGER] * len(weights)), np.zeros(analysis.coupling.units, bool)
+    made, words = rounded(analysis, analysis.model, removed, kernels, data, RepairOptions())
+    plain, _ = rounded(analysis, analysis.model, removed, kernels, data, None)
+    assert words[1].startswith("re-fit after rounding: ") and "left as rounded" not in words[1]
+    feeds = {"x": x[256:]}
+    exact = run_model(proto, feeds)[0]
+    before, after = (float(np.square(run_model(to_proto(model), feeds)[0] - exact).mean()) for model in (plain, made))
+    assert after < before
+    answers = at_all_levels(to_proto(made), feeds, x64quantprecision="1")
+    assert all(relative(answer, answers[0]) < 0.02 for answer in answers)
+    held = [{name: item.dtype for name, item in graph.initializers(model).items() if len(item.shape) > 1} for model in (plain, made)]
+    assert held[0] == held[1] and np.dtype(np.int8) in held[0].values()
 
 
 # ---- ranges ----------------------------------------------------------------------------------------------------------

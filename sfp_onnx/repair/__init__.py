@@ -21,6 +21,7 @@ from ..export.integers import FEWEST_CHECKED, MOST_CHECKED, Integers, drifts, ne
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
 from ..planning.precision import on_integers
+from ..rules.scales import on_integers as works
 from . import confidence
 from .heads import turned
 from .lockstep import LayerFit, prepared_for, repair
@@ -135,7 +136,8 @@ def rounded(
     """A cut and repaired model with weights that are stored as ``stores`` say, and words on it. With a least-squares repair, layers are
     re-fitted once more in their order, each on what the rounded layers in front of it give: weights are rounded again, with the scales that
     they have or those that they just fit into, whichever is nearer on rows that the fit did not see, and biases take what is left. What
-    comes of that is kept where it is nearer to the original on samples that it did not see. Layers whose kernels take integers are last.
+    comes of that is kept where it is nearer to the original on samples that it did not see. Layers whose kernels take integers are last,
+    and re-fitted in the same way, on activations that are rounded.
 
     Raises:
         DataError: layers become integers, and there are no data. ModelError: the model cannot be run in segments, or not quantised.
@@ -152,17 +154,22 @@ def rounded(
     if data is None:
         raise DataError("the plan computes layers in 8-bit integers, with ranges of activations from calibration data: give --data")
     made, more = _on_integers(analysis, plain, integers, data, options.seed if options else 0, how)
-    return made, (more, *words)
+    if options is None or not fitted:
+        return made, (more, *words)
+    made, again = _rounded_again(analysis, made, removed, data, options, progress, how)
+    return made, (more, *again, *words)
 
 
 def _rounded_again(
     analysis: Analysis, plain: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress, how: MeasureOptions
 ) -> tuple[Model, tuple[str, ...]]:
     """The better of a model as it was rounded and as it is re-fitted after it."""
-    fit_on, judge = part_of(data, options.seed)
-    with progress("re-fitting after rounding", len(analysis.coupling.layers)) as advance:
-        feeds = feeds_of(analysis, fit_on)
-        better, fits = repair(analysis.prepared, analysis.coupling, removed, plain, feeds, options, {}, advance, every=True)
+    (fit_on, judge), makers = part_of(data, options.seed), GraphIndex(nodes(plain)).makers
+    layers = [(layer, makers.get(layer.node.outputs[0], layer.node)) for layer in analysis.coupling.layers]
+    same = tuple(layer for layer, node in layers if works(node) == works(layer.node))  # else what makes it now unpacks integers
+    coupling = replace(analysis.coupling, layers=same)
+    with progress("re-fitting after rounding", len(same)) as advance:
+        better, fits = repair(analysis.prepared, coupling, removed, plain, feeds_of(analysis, fit_on), options, {}, advance, every=True)
     check(better)
     before, after = drifts(analysis, (plain, better), judge, how)
     kept = bool(np.isfinite(after) and after <= before)
