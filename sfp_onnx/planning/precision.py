@@ -142,7 +142,7 @@ def chosen(weights: Sequence[Storable], codes: Sequence[int], forced: bool) -> t
         times = f", {cost / middle:.3g} times the median of all layers" if middle > 0 else ""
         why = f"rounded to {kinds[least]} it alone takes {cost:.2g} of the outputs' variance{times}"
         why = f"{why}; the targets hold without" if np.isfinite(cost) else f"{kinds[least]} is no choice for it"
-        why = "kernels on 8-bit integers are no faster here" if item.slower else why
+        why = "kernels on 8-bit integers are no faster here, or could not be timed (see the notes)" if item.slower else why
         reason = "as asked" if forced else "" if code == least else why
         error = item.errors[code] if np.isfinite(item.errors[code]) else item.errors[LEAST]  # drawn in by those around it
         found += [Precision(layer.node.name, kinds[code], error, reason, item.weight) for layer in item.layers]
