@@ -144,7 +144,7 @@ def pressed(analysis: Analysis, network: Network, options: SparseOptions, sample
 def moving(task: Task, options: SparseOptions) -> Callable[[int, int], None]:
     """What lets the smallest weights leave and others come before an epoch: alpha / 2 (1 + cos(pi t / T)) of those of each layer."""
     every = -(-EVERY // -(-task.samples // options.train_batch))
-    if every >= STILL * options.epochs:
+    if options.budget is None and every >= STILL * options.epochs:
         log.warning(f"no weight moves: {options.epochs} epochs are too few for moves every {every} (100 steps); the first mask stays")
 
     def begin(epoch: int, last: int) -> None:
