@@ -89,6 +89,12 @@ def without(weights: Sequence[Storable], slower: Collection[int]) -> tuple[Stora
     return tuple(replace(item, slower=True) if at in slower else item for at, item in enumerate(weights))
 
 
+def joined(weights: Sequence[Storable]) -> tuple[Storable, ...]:
+    """The weights; those of layers that may become integers have no other choice."""
+    others = dict.fromkeys((code for code in STORED.values() if code != INTEGER), np.inf)
+    return tuple(replace(item, errors={**item.errors, **others}, slower=False) if item.whole else item for item in weights)
+
+
 def on_integers(stores: Iterable[Store]) -> set[str]:
     """Layers whose kernels take integers, by their first outputs."""
     return {store.layer for store in stores if store.kind == KERNELS}

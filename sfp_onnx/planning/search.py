@@ -30,7 +30,7 @@ from ..rules.registry import Trait, has
 from ..runtime import Setup
 from . import FIGURES, TIMED_NOISE as NOISE, Gauge, Halves, bounds, make_plan, mistaken, parse_target, show, widths
 from .figures import AS_CUT, Form, Ruler, ruler_for
-from .precision import INTEGER, Storable, chosen, on_integers, stores, without
+from .precision import INTEGER, Storable, chosen, joined, on_integers, stores, without
 from .ranks import ROUNDS as RANK_ROUNDS, WORTH, Ranks
 
 # ---- the controller's constants; shares are of a figure of the original, unless another is named ---------------------
@@ -504,8 +504,8 @@ def _with_those_between(candidates: Candidates, codes: Sequence[int]) -> tuple[i
 
 
 def _with_or_without_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
-    """A trial; where layers may become integers, and that was not enough alone, the best of three: one has none, and one all of them and
-    all channels.
+    """A trial; where layers may become integers, and that was not enough alone, the best of three: one has none, and one all of them, with
+    all channels where that is enough.
 
     Raises:
         TargetError: none holds the targets.
@@ -525,6 +525,9 @@ def _with_or_without_integers(candidates: Candidates, options: PlanOptions, rule
         assert failure is not None
         raise failure
     whole = _all_on_integers(candidates, options, ruler, best[0])
+    if whole.excess > NOISE:
+        with suppress(TargetError):
+            whole = attempt(replace(candidates, form=replace(candidates.form, storable=joined(storable))), options, ruler, progress)
     return min((trial for trial in (*best, whole) if trial.excess <= NOISE), key=lambda trial: trial.error, default=best[0])
 
 
