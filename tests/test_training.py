@@ -218,6 +218,14 @@ def test_what_is_no_better_is_not_kept(place: Path, tmp_path: Path, monkeypatch:
     assert (tmp_path / "o.onnx").read_bytes() == (place / "small.onnx").read_bytes()
 
 
+def test_blocks_that_give_the_same_already_are_not_trained(place: Path) -> None:
+    original = place / "model.onnx"
+    said: list[Any] = []
+    result = tuning.finetune(original, TrainOptions(recipe="blocks", epochs=2), place / "data.npz", original, tell=said.append)
+    assert result.tasks and not said and all(item["before"] <= 1e-6 for item in result.tasks)
+    assert result.model.sha256 == result.original.sha256
+
+
 def worse(place: Path) -> sfp_onnx.Model:
     proto = onnx.load(place / "small.onnx")
     for tensor in proto.graph.initializer:

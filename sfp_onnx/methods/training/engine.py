@@ -20,6 +20,7 @@ from ...graph.save import atomic, check_output, writing
 from .functions import Tensor
 
 MASK = "mask of "
+SAME = 1e-6  # held-out figure up to which there is nothing to learn: rounding
 USUAL = 0.05  # root mean square of weights of narrow convolutional networks, for which learning rates are known
 Tell = Callable[[dict[str, Any]], None]
 """Takes what is to be said of an epoch."""
@@ -170,8 +171,8 @@ def _epoch(task: Task, schedule: Schedule, optimiser: Any, epoch: int, last: int
 
 
 def fit(task: Task, schedule: Schedule, keep: Checkpoint, tell: Tell = lambda said: None) -> tuple[float, float, int]:
-    """Train; the parameters end as they were best by the held-out figure (at worst, as they began). Returns the figure before and after,
-    and the number of epochs.
+    """Train; the parameters end as they were best by the held-out figure (at worst, as they began; without an epoch where that is 0 and
+    nothing presses on them). Returns the figure before and after, and the number of epochs.
 
     Raises:
         Stopped: Ctrl-C; the best so far is in place.
@@ -181,7 +182,8 @@ def fit(task: Task, schedule: Schedule, keep: Checkpoint, tell: Tell = lambda sa
     state = keep.tasks.get(task.name)
     if state is None:
         figure = task.judge()
-        state = {"epoch": 0, "last": schedule.epochs, "first": figure, "figure": figure, "best": task.copies()}
+        last = schedule.epochs if figure > SAME or task.latest else 0
+        state = {"epoch": 0, "last": last, "first": figure, "figure": figure, "best": task.copies()}
     elif "optimiser" in state:
         task.restore(state["now"])
         optimiser.load_state_dict(state["optimiser"])
