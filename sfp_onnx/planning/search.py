@@ -492,7 +492,9 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
     }
     codes = _with_those_between(candidates, best.codes)
     stored = chosen(candidates.form.storable, codes, asked.precision != "auto")
-    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures, precisions=stored)
+    alone = asked.allocation == "solve" and FACTOR in asked.moves and bool(candidates.form.storable)
+    words = ("no layer becomes two: ranks are not chosen together with --precision",) if alone else ()
+    return replace(plan, notes=(*candidates.notes, *best.notes, *words), figures=figures, precisions=stored)
 
 
 def _with_those_between(candidates: Candidates, codes: Sequence[int]) -> tuple[int, ...]:
