@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 from files import needed
 from ranking import RESNET20, RESNET56, SHARED, VGG11, Case
 
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.options import OutputOptions, PlanOptions, RepairOptions
-from sfp_onnx.export import packaged, ranged
+from sfp_onnx.export import packaged
+from sfp_onnx.export.integers import CALIBRATED
 from sfp_onnx.latency.measure import latencies_of
 from sfp_onnx.pipeline.opened import Inputs
 from sfp_onnx.pipeline.scored import Scoring, candidates
@@ -85,7 +88,7 @@ class Bench:
             TargetError: the arm cannot hold the target.
         """
         output = OutputOptions(quantize="int8") if arm in ("int8", "both") else OutputOptions()
-        feeds = partial(ranged, self.calib)
+        feeds = partial(ranged, self.calib)  # from least to largest value, as onnxruntime's tool takes them
         if arm == "int8":
             return packaged(self.analysis.model, output, feeds)
         joint = arm == "joint"
@@ -97,6 +100,11 @@ class Bench:
         for note in (*done.notes, done.plan.summary()) if joint else ():
             print(f"#   {note}", file=sys.stderr)
         return packaged(done.model, output, feeds)
+
+
+def ranged(data: sfp_onnx.Dataset) -> Iterator[Mapping[str, np.ndarray]]:
+    """What ranges of activations are taken from."""
+    return (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
 
 
 def table(bench: Bench, targets: list[str], arms: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from ..core import system
 from ..core.errors import OptionError, VerificationError
 from ..core.options import MeasureOptions, OutputOptions
-from ..core.types import Array, IntArray, Node
+from ..core.types import IntArray, Node
 from ..coupling.analysis import Analysis
 from ..data.dataset import Dataset
 from ..evaluation import tally
@@ -23,7 +23,7 @@ from ..graph.save import atomic, check_output, file_bytes, half_weights, to_prot
 from ..latency.timing import AS_DEFAULT, Latency
 from ..rules.scales import on_integers
 from ..runtime import Batches, Session, open_ort, open_timed, save_ort
-from .integers import CALIBRATED, Feeding, nearest, quantized
+from .integers import Feeding, nearest, quantized
 
 
 @dataclass(frozen=True)
@@ -312,11 +312,6 @@ def _on_integers(analysis: Analysis, model: Model, data: Dataset | None, how: Me
         return quantized(model, None), "dynamic, without data"
     made, words = nearest(analysis, model, lambda ranges: quantized(model, list, ranges=ranges), data, how=how)
     return made, f"static; {words}"
-
-
-def ranged(data: Dataset) -> Iterator[Mapping[str, Array]]:
-    """What ranges of activations are taken from."""
-    return (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
 
 
 def _measured(

@@ -82,9 +82,9 @@ class SparseOptions(Checked):
     """How to train sparsely.
 
     ``method``: "groups" (sets of coupled channels lose norm, the small ones most), "slimming" (so do scales of BatchNormalization), "rigl"
-    and "set" (a fixed share ``rate`` of the weights is zero; after each epoch the smallest leave, and those with the largest gradient,
+    and "set" (a fixed share ``rate`` of the weights is zero; every 100 steps the smallest leave, and those with the largest gradient,
     or random ones, come). ``budget``: seconds that take the place of ``epochs``. ``strength``:
-    what the smallest set loses over all epochs, in mean norms. ``moved``: share of the weights that move after the first epoch.
+    what the smallest set loses over all epochs, in mean norms. ``moved``: share of the weights that move at first.
     ``max_drop``: what loses more on held-out samples is not kept.
     """
 
@@ -98,7 +98,7 @@ class SparseOptions(Checked):
     lr: float = option(1e-4, "Learning rate at the start.", REPAIR, low=0, low_open=True, high=1)
     max_drop: str = option("2%", "How much the measure of the task (top-1; without labels agreement) may fall on held-out samples; else "
                            "the model is left as it was.", AMOUNT, metavar="2%")  # fmt: skip
-    moved: float = rare(0.3, "rigl, set: share of the weights that move after the first epoch.", REPAIR, low=0, high=1)
+    moved: float = rare(0.3, "rigl, set: share of the weights that move at first.", REPAIR, low=0, high=1)
     device: str = option("cpu", "Where it is computed.", RUN, choices=("cpu", "cuda"))
     resume: Any = option(None, "Go on from this file if it is there; write it after every epoch.", RUN, path=True)
     train_batch: int = rare(64, "Samples per step.", REPAIR, low=1)

@@ -287,8 +287,8 @@ class Reconstruction:
         def loss(places: IntArray, random: np.random.Generator) -> Tensor:
             if self.labels is not None or not scores:
                 return taught(places)
-            rows, share, others = inputs.rows(places), float(random.beta(1, 1)), inputs.rows(random.permutation(places))
-            mixed = {name: share * value + (1 - share) * others[name] for name, value in rows.items() if value.is_floating_point()}
+            rows, part, others = inputs.rows(places), float(random.beta(1, 1)), inputs.rows(random.permutation(places))
+            mixed = {name: part * value + (1 - part) * others[name] for name, value in rows.items() if value.is_floating_point()}
             return compared({**rows, **mixed})
 
         weights = weights_between(self.student, (), tuple(ends))
@@ -318,5 +318,5 @@ def divergence(own: Tensor, target: Tensor) -> Tensor:
 def features(network: Network) -> list[str]:
     """Tensors that layers with a matrix read."""
     tensors = active(network)
-    matrices = {name for name, value in network.parameters.items() if value.ndim > 1}
-    return [name for node in network.index.nodes if matrices & set(node.inputs) for name in node.inputs if name in tensors]
+    weights = {name for name, value in network.parameters.items() if value.ndim > 1}
+    return [name for node in network.index.nodes if weights & set(node.inputs) for name in node.inputs if name in tensors]

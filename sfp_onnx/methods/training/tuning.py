@@ -169,15 +169,16 @@ def mixable(data: Dataset) -> bool:
 def varied(data: Dataset, mirror: bool, mixed: bool, seed: int) -> Dataset:
     """The samples and, if wanted, as many more: their mirror images, or mixtures, without labels, of a share of each, drawn evenly, and the
     rest of (the mirror image of) another (mixup: Zhang et al., ICLR 2018)."""
+    if not (mirror or mixed):
+        return data
     arrays, random, count = _arrays(data), np.random.default_rng([seed, data.samples]), data.samples
     more = {name: np.flip(array, columns(data)) for name, array in arrays.items()} if mirror else arrays
     if mixed:
         others, shares = random.permutation(count), random.random(count)
         more = {name: _between(array, more[name][others], shares) for name, array in arrays.items()}
-    parts = [arrays, more] if mirror or mixed else [arrays]
-    labels = None if mixed or data.labels is None else np.concatenate([data.labels] * len(parts))
-    readers = {name: Memory(np.concatenate([part[name] for part in parts])) for name in arrays}
-    return replace(data, readers=readers, indices=np.arange(count * len(parts)), labels=labels, preprocessing=Preprocessing())
+    labels = None if mixed or data.labels is None else np.concatenate([data.labels] * 2)
+    readers = {name: Memory(np.concatenate([array, more[name]])) for name, array in arrays.items()}
+    return replace(data, readers=readers, indices=np.arange(2 * count), labels=labels, preprocessing=Preprocessing())
 
 
 def _between(one: Array, other: Array, shares: Array) -> Array:
@@ -236,9 +237,10 @@ def tuned(
     fitted, held = apart(data, options.seed)
     mirror = _mirrors(original, held) if options.mirror is None else options.mirror
     tokens, meaning = inspect(original, data=held).prepared.tokens, reading_of(original, held, MeasureOptions()).judged
-    recipe, batch = ("features", 32) if (embeds := meaning.kind is Kind.EMBEDDING) else ("blocks", 128)
+    embeds = meaning.kind is Kind.EMBEDDING
     notes = ["its answers are embeddings, so they are fitted with all blocks, end to end"] if embeds and not options.recipe else []
-    options = replace(options, recipe=(recipe := options.recipe or recipe), train_batch=(batch := options.train_batch or batch))
+    recipe, batch = options.recipe or ("features" if embeds else "blocks"), options.train_batch or (32 if embeds else 128)
+    options = replace(options, recipe=recipe, train_batch=batch)
     mixed = recipe == "blocks" and tokens is None and mixable(data)
     fitted, judge = varied(fitted, mirror, mixed, options.seed), varied(held, False, mixed, options.seed)
     samples = stacked(fitted, judge, batch, tokens)
@@ -247,8 +249,8 @@ def tuned(
     told = [fingerprint(pruned, "model.onnx")[0], original.sha256, data.sha256, data.samples, said, mirror]
     keep = Checkpoint(None if options.resume is None else Path(options.resume), hashlib.sha256(repr(told).encode()).hexdigest())
     rate = options.lr or RATES[recipe]
-    schedule = Schedule(options.epochs, rate, batch, samples.batch, samples.whole, options.seed, options.budget)
-    schedule = replace(schedule, scaled=recipe == "blocks")
+    scaled = recipe == "blocks"
+    schedule = Schedule(options.epochs, rate, batch, samples.batch, samples.whole, options.seed, options.budget, scaled=scaled)
     labels = classes_of(original, fitted, held, options.device) if recipe == "labels" else None
     run = Reconstruction(student, teacher, kept, samples, schedule, keep, tell, options.memory, labels)
     notes += [f"zeros of {len(sparse)} diluted weights stay zero"] if (sparse := diluted(student.parameters)) else []
