@@ -19,6 +19,7 @@ from ..coupling.cost import Whole
 from ..graph import Constants, GraphIndex, Model, nodes
 from ..graph.edit import Editor
 from ..graph.extract import with_constants
+from ..graph.stored import AS_IS, Store
 
 
 def by_weight(wholes: Mapping[str, Whole], factors: Sequence[Factor]) -> dict[str, Factor]:
@@ -111,6 +112,17 @@ def split(model: Model, layers: Mapping[str, Whole], factors: Sequence[Factor]) 
         editor.set_input(at, whole.layer.data, editor.insert_before(at, whole.form.front, operands, attributes))
         editor.set_input(at, whole.at, editor.constant(f"{name}/second", second))
     return editor.finish()
+
+
+def both(model: Model, layers: Mapping[str, Whole], factors: Sequence[Factor], stores: Sequence[Store]) -> list[Store]:
+    """How the weights of a model are stored that was `split`, from how those of whole layers are: a half as the layer, the front one of a
+    layer that nothing is said of as it is."""
+    index, kinds, found = GraphIndex(nodes(model)), {store.layer: store.kind for store in stores}, list(stores)
+    for whole in (layers[factor.layer] for factor in factors):
+        node = whole.node(index)
+        front, axis = index.makers[node.inputs[whole.layer.data]], 0 if whole.form.kernel else 1
+        found.append(Store(front.outputs[0], 1, kinds.get(node.outputs[0], AS_IS), axis))
+    return found
 
 
 def _weights(half: _Half) -> tuple[Array, Array]:

@@ -48,30 +48,32 @@ Ranges = Mapping[str, FloatArray]
 @dataclass(frozen=True)
 class Integers:
     """Makes layers of a model integers. ``layers``: the first outputs of all that mix channels, in the original; ``ranges`` are those of
-    what nodes read and make."""
+    what nodes read and make (what is made by layers that the original lacks: from -1 to 1, by which no size and no time changes)."""
 
     layers: frozenset[str]
     ranges: Ranges
 
-    def __call__(self, model: Model, chosen: Collection[str]) -> Model:
-        """The model with these layers (by their first outputs), and what follows them, on integers; those `between` them, too.
+    def __call__(self, model: Model, chosen: Collection[str], others: Collection[str] = ()) -> Model:
+        """The model with these layers (by their first outputs), and what follows them, on integers; those `between` them, too. ``others``:
+        layers that the original lacks, and any else.
 
         Raises:
             ModelError: onnxruntime's quantiser fails on all of them.
         """
-        return self._made(model, chosen)[0]
+        return self._made(model, chosen, others)[0]
 
-    def between(self, model: Model, chosen: Collection[str]) -> set[str]:
+    def between(self, model: Model, chosen: Collection[str], others: Collection[str] = ()) -> set[str]:
         """What becomes integers beside the chosen layers: onnxruntime would round it as it loads the model, with one scale for each whole
         weight, and answer otherwise than the file says."""
-        return self._made(model, chosen)[1] - set(chosen)
+        return self._made(model, chosen, others)[1] - set(chosen)
 
-    def _made(self, model: Model, chosen: Collection[str]) -> tuple[Model, set[str]]:
+    def _made(self, model: Model, chosen: Collection[str], others: Collection[str]) -> tuple[Model, set[str]]:
         named, every = with_node_names(model), set(chosen)
-        lead = leaders(nodes(named), self.layers)
+        lead = leaders(nodes(named), self.layers.union(others))
+        ranges = {**dict.fromkeys(others, np.asarray([-1.0, 1.0])), **self.ranges}
         while True:
             listed = [node.name for node in nodes(named) if node.outputs and lead.get(node.outputs[0]) in every]
-            made = quantized(named, list, ranges=self.ranges, nodes_to_quantize=listed) if listed else model
+            made = quantized(named, list, ranges=ranges, nodes_to_quantize=listed) if listed else model
             floats = {name for name, held in initializers(made).items() if held.dtype == np.float32}
             more = {lead.get(node.outputs[0], "") for node in between_integers(nodes(made), floats)} - every
             if not more:

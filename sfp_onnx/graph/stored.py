@@ -20,7 +20,7 @@ MOST = 127  # int8 is used symmetrically
 STORED = {"float32": 4, "float16": 2, "int8-weights": 1, "int8": 0}
 """Codes by the name of what a weight is stored as: bytes of an element that is computed with as float32. 0: 8-bit integers that are
 multiplied as such, with activations that are rounded, too (see `export.integers`, which writes them)."""
-KERNELS = "int8"
+AS_IS, KERNELS = "float32", "int8"
 
 
 class Store(NamedTuple):
@@ -63,7 +63,7 @@ def replaceable(model: Model) -> dict[str, tuple[int, ...]]:
 def stored(model: Model, weights: Iterable[Store]) -> Model:
     """The model with weights stored in fewer bits, each weight once. What is not `replaceable` stays as it is; so does, here, what becomes
     `KERNELS`."""
-    weights = [store for store in weights if store.kind not in (KERNELS, "float32")]
+    weights = [store for store in weights if store.kind not in (KERNELS, AS_IS)]
     if not weights:
         return model
     editor, index, held = Editor(model), GraphIndex(nodes(model)), Constants(model)

@@ -94,13 +94,13 @@ def integers_measured(scene: Scene, floating: DeviceProfile) -> OnIntegers | Non
     layers = {layer.node.outputs[0] for layer in analysis.coupling.layers}
 
     def every(model: graph.Model) -> graph.Model:
-        return make(model, layers)
+        return make(model, layers, layers)
 
     known = measure_device_profile(analysis, setup, batch, scene.progress, budget=scene.options.profile_budget, changed=every)
     storable = scene.form.storable
     odd = np.arange(len(storable)) % 2 == [[0], [1]]
     codes = np.where(odd & [np.isfinite(item.errors[INTEGER]) for item in storable], INTEGER, as_float(storable))
-    mixed = [make(analysis.prepared.model, on_integers(stores(storable, row))) for row in codes.tolist()]
+    mixed = [make(analysis.prepared.model, on_integers(stores(storable, row)), layers) for row in codes.tolist()]
     times = measure.latencies_of([analysis.model, every(analysis.prepared.model), *mixed], analysis, setup, batch)
     _, now, *others = floating.seconds * np.asarray(times) / times[0]
     return OnIntegers(scaled(known, float(now)), codes, np.asarray(others))
@@ -171,7 +171,11 @@ def _gauge(scene: Scene, device_profile: DeviceProfile, here: bool, known: OnInt
         def predicted(removed: BoolArray) -> float:
             return float(kernels(own.lengths_after(removed), between.terms.lengths_after(removed), codes))
 
-        return replace(plain, predicted=predicted, cost=cost, at=at, slower=slower, notes=(*plain.notes, *([words] if slower else [])))
+        notes = (*plain.notes, *([words] if slower else []))
+        return replace(plain, predicted=predicted, cost=cost, at=at, slower=slower, notes=notes, saved=saved)
+
+    def saved(halves: Halves) -> FloatArray:
+        return _saved(halves, (floating, integers), analysis)
 
     return at(as_float(storable))
 
@@ -181,7 +185,7 @@ def _plain_gauge(scene: Scene, device_profile: DeviceProfile, here: bool, intege
     seconds_of, short = clock_of(analysis, device_profile), device_profile.cut_short
 
     def saved(halves: Halves) -> FloatArray:
-        return _saved(halves, seconds_of, analysis)
+        return _saved(halves, (seconds_of, seconds_of), analysis)
 
     def again(removed: BoolArray) -> Gauge:
         anew = device_profile_around(analysis, scene.setup, batch, kept_of(analysis, removed))
@@ -204,11 +208,14 @@ def _plain_gauge(scene: Scene, device_profile: DeviceProfile, here: bool, intege
 PAIR = 1.15  # what a layer that became two takes, over what its multiply-accumulates would take in one (measured: 1.06 to 1.15)
 
 
-def _saved(halves: Halves, clock: Clock, analysis: Analysis) -> FloatArray:
+def _saved(halves: Halves, clocks: tuple[Clock, Clock], analysis: Analysis) -> FloatArray:
     """Seconds (...) that layers save which become two: of their multiply-accumulates, in whole blocks where convolutions are made so, less
-    what the channels between take to be written."""
-    cost = np.zeros((len(analysis.prepared.nodes), len(Kind)))
-    cost[clock.terms.owner, clock.terms.kind] = clock.costs
+    what the channels between take to be written; by the clock of floating layers or of those on integers, as each is."""
+    costs = np.zeros((2, len(analysis.prepared.nodes), len(Kind)))
+    for table, clock in zip(costs, clocks, strict=True):
+        table[clock.terms.owner, clock.terms.kind] = clock.costs
+    each = costs[(halves.codes == INTEGER).astype(np.int64), halves.node]
+    clock = clocks[0]
     shapes, nodes = analysis.prepared.trace.shapes, analysis.prepared.nodes
     block = np.asarray([clock.block.width if len(shapes[nodes[at].outputs[0]]) == BLOCKED_RANK else 1 for at in halves.node])
 
@@ -223,8 +230,8 @@ def _saved(halves: Halves, clock: Clock, analysis: Analysis) -> FloatArray:
     beside = np.where(halves.inputs, halves.stretch * read(halves.read) * made(halves.rank), read(halves.rank) * made(halves.made))
     positions = halves.positions * analysis.samples
     whole = halves.taps * read(halves.read) * made(halves.made)
-    work = cost[halves.node, Kind.MACS] * positions * (whole - PAIR * (first + beside))
-    between = cost[halves.node, Kind.WRITTEN] * positions * np.where(halves.inputs, halves.stretch, 1.0) * made(halves.rank)
+    work = each[..., Kind.MACS] * positions * (whole - PAIR * (first + beside))
+    between = each[..., Kind.WRITTEN] * positions * np.where(halves.inputs, halves.stretch, 1.0) * made(halves.rank)
     return np.asarray(np.where(halves.rank > 0, work - between, 0.0).sum(-1))
 
 

@@ -143,8 +143,7 @@ def applied_to(
         notes = (*mended.notes, *notes)
     model = mended.model if mended else pruned
     if less:
-        again = None if plan.factors else repair  # layers that became two are rounded, and not re-fitted after it
-        model, words = rounded(analysis, model, removed, stores, data, again, progress, how)
+        model, words = rounded(analysis, model, removed, stores, data, repair, progress, how, plan.factors)
         notes = (*words, *notes)
     if verify and analysis.prepared.nest:
         compare(nested(model, analysis.prepared.nest), model, {}, [], {"sample": analysis.prepared.feeds})

@@ -27,8 +27,9 @@ SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 @dataclass(frozen=True)
 class Halves:
     """What layers that may become two are at candidates, (..., layers): how many channels they ``read`` and have ``made``, their ``rank``
-    (0: whole), and whether their ``inputs`` are narrowed. Of each (layers,): ``positions`` that it makes of one sample, ``taps`` of its
-    window, how many times as many positions it reads (``stretch``), bytes of a weight (``each``), and the index of its ``node``."""
+    (0: whole), whether their ``inputs`` are narrowed, and the ``codes`` of how both halves are stored. Of each (layers,): ``positions``
+    that it makes of one sample, ``taps`` of its window, how many times as many positions it reads (``stretch``), bytes of a weight that is
+    stored as it is (``each``), and the index of its ``node``."""
 
     read: FloatArray
     made: FloatArray
@@ -39,6 +40,7 @@ class Halves:
     stretch: FloatArray
     each: FloatArray
     node: IntArray
+    codes: IntArray
 
     @property
     def whole(self) -> FloatArray:

@@ -23,15 +23,15 @@ from ..coupling import cost, from_constants
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.trace import observed
 from ..cut import cut
-from ..cut.factor import split
+from ..cut.factor import both, split
 from ..graph import Model, Prepared, initializers, inputs, outputs
 from ..graph.edit import without_projections
 from ..graph.load import nested
 from ..graph.save import file_bytes
-from ..graph.stored import STORED, stored
+from ..graph.stored import STORED, Store, stored
 from ..runtime import Setup
 from . import COUNTS, FIGURES, Gauge, Halves, figure, parse_target
-from .precision import Codes, Storable, as_float, on_integers, overhead, shares, stores
+from .precision import Codes, Storable, as_float, codes_for, on_integers, overhead, shares, stores
 
 BLOCKED_RANK = 4  # only feature maps N x C x H x W are kept in blocks of channels
 AXES = 4  # most unit-carrying axes that one product may have
@@ -314,7 +314,7 @@ class Form:
     its weights (None: it is written as it is cut); ``bytes`` are those of its file, ``each`` those of one element of a weight, about;
     ``biases`` gives parameters that come on top; ``shares`` says how much is left of tables of which rows leave. Weights that are
     ``storable`` may be stored in fewer bits, each as its *code* says (`graph.stored.STORED`); ``integers`` makes layers, by their first
-    outputs, integers (None: none may become so), and ``between`` says which it makes so beside them."""
+    outputs, integers (None: none may become so), beside which there are others, and ``between`` says which of these it makes so, too."""
 
     finished: Callable[[Model, BoolArray, Sequence[Factor]], Model] | None = None
     bytes: Callable[[Model], int] = file_bytes
@@ -322,18 +322,17 @@ class Form:
     biases: Callable[[], tuple[cost.Parameter, ...]] = tuple
     storable: tuple[Storable, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
-    integers: Callable[[Model, Collection[str]], Model] | None = None
-    between: Callable[[Model, Collection[str]], set[str]] | None = None
+    integers: Callable[[Model, Collection[str], Collection[str]], Model] | None = None
+    between: Callable[[Model, Collection[str], Collection[str]], set[str]] | None = None
 
     def share(self, parameter: cost.Parameter) -> float:
         """How much of a weight is left, whatever channels leave."""
         return self.shares.get(parameter.name, 1.0)
 
-    def stored(self, model: Model, codes: Sequence[int]) -> Model:
-        """A finished model with its storable weights as their codes say."""
-        kinds = stores(self.storable, codes)
+    def stored(self, model: Model, kinds: Sequence[Store]) -> Model:
+        """A finished model with its weights as they are to be stored."""
         model, chosen = stored(model, kinds), on_integers(kinds)
-        return self.integers(model, chosen) if self.integers and chosen else model
+        return self.integers(model, chosen, {store.layer for store in kinds}) if self.integers and chosen else model
 
 
 AS_CUT = Form()
@@ -403,21 +402,26 @@ def size(scene: Scene) -> Gauge:
         whole = before - sum(prod(dead.shape) * dead.dtype.itemsize for name, dead in every.items() if name not in kept)
     names = [parameter.name for parameter in (*analysis.parameters, *form.biases())]
     groups, storable, each = len(analysis.coupling.groups), form.storable, dict.fromkeys(STORED.values(), 0.0)
+    channels = np.asarray([item.channels for item in storable], float)
 
     def kept_bytes(lengths: FloatArray, codes: Codes) -> FloatArray:
         values = weights.values(lengths) * (shares(storable, names, codes) if storable else 1.0)
-        return np.asarray(whole - full + values.sum(-1) + overhead(storable, codes, each), float)
+        return np.asarray(whole - full + values.sum(-1) + overhead(channels, codes, each).sum(-1), float)
+
+    def saved(halves: Halves) -> FloatArray:
+        more = np.where(halves.rank > 0, overhead(halves.rank, halves.codes, each), 0.0)  # of the half in front
+        return np.asarray((halves.weights * halves.each * np.maximum(halves.codes, 1) / 4 - more).sum(-1))
 
     for code in STORED.values() if storable else ():
         codes = [code if np.isfinite(item.errors[code]) else 4 for item in storable]
-        each[code] = float(form.bytes(form.stored(plain, codes)) - kept_bytes(weights.full, codes)) / max(codes.count(code), 1)
+        more = float(form.bytes(form.stored(plain, stores(storable, codes))) - kept_bytes(weights.full, codes))
+        each[code] = more / max(codes.count(code), 1)
 
     def at(codes: Sequence[int]) -> Gauge:
         return Gauge(
             predicted=lambda removed: float(kept_bytes(weights.lengths_after(removed), codes)),
             cost=lambda kept: kept_bytes(weights.lengths(kept[..., :groups]), kept[..., groups:]),
-            measured=lambda model: float(form.bytes(model)), before=before, at=at,
-            saved=lambda halves: (halves.weights * halves.each).sum(-1),
+            measured=lambda model: float(form.bytes(model)), before=before, at=at, saved=saved,
         )  # fmt: skip
 
     return at(as_float(storable))
@@ -492,7 +496,9 @@ class Ruler:
         bytes_each = np.asarray([each.get(whole.weight, 4.0) for whole in wholes])
         nodes = np.asarray([whole.layer.node.index for whole in wholes], np.int64)
         read, made = np.asarray([[whole.shape[whole.reads], whole.shape[whole.makes]] for whole in wholes], float).T
-        return Halves(read, made, np.zeros(len(read)), np.zeros(len(read), bool), positions, taps, stretch, bytes_each, nodes)
+        storable = self.form.storable
+        codes = codes_for(storable, [whole.weight for whole in wholes], self.codes or as_float(storable))
+        return Halves(read, made, np.zeros(len(read)), np.zeros(len(read), bool), positions, taps, stretch, bytes_each, nodes, codes)
 
     def lengths(self, wholes: Sequence[cost.Whole]) -> Callable[[IntArray], Halves]:
         """The same at candidates (..., groups)."""
@@ -528,7 +534,8 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
         model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
-        return nested(self.form.stored(model, self.codes or as_float(self.form.storable)), analysis.prepared.nest)
+        kinds = both(model, analysis.wholes, factors, stores(self.form.storable, self.codes or as_float(self.form.storable)))
+        return nested(self.form.stored(model, kinds), analysis.prepared.nest)
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""

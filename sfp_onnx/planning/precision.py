@@ -161,17 +161,20 @@ def codes_of(weights: Sequence[Storable], precisions: Sequence[Precision]) -> tu
     return tuple(known.get(item.weight, 4) for item in weights)
 
 
+def codes_for(weights: Sequence[Storable], names: Sequence[str], codes: Codes) -> IntArray:
+    """Codes (..., weights) by the names of weights (..., names); of others that of float32."""
+    place = {item.weight: at for at, item in enumerate(weights)}
+    plain = np.full((*np.shape(codes)[:-1], 1), 4)  # the last stands for those
+    return np.asarray(np.concatenate([codes, plain], -1)[..., [place.get(name, -1) for name in names]], np.int64)
+
+
 def shares(weights: Sequence[Storable], names: Sequence[str], codes: Codes) -> FloatArray:
     """Bytes of an element over those of float32 (..., parameters) of candidates (..., weights), for parameters by name."""
-    place = {item.weight: at for at, item in enumerate(weights)}
-    known = np.asarray([place.get(name, -1) for name in names], np.int64)
-    each = np.concatenate([np.maximum(np.asarray(codes, float), 1), np.full((*np.shape(codes)[:-1], 1), 4.0)], -1)  # the last stands for -1
-    return np.asarray(each[..., known] / 4)
+    return np.asarray(np.maximum(codes_for(weights, names, codes), 1) / 4)
 
 
-def overhead(weights: Sequence[Storable], codes: Codes, each: Mapping[int, float]) -> FloatArray:
-    """Bytes (...) of scales and nodes of candidates (..., weights), about; ``each``: of the nodes and names that unpack a weight, or
-    quantise, by code."""
-    scales = 4.0 * np.asarray([item.channels for item in weights])
+def overhead(channels: IntArray | FloatArray, codes: Codes, each: Mapping[int, float]) -> FloatArray:
+    """Bytes (...) of scales and nodes of candidates (..., weights) of so many ``channels``, about; ``each``: of the nodes and names that
+    unpack a weight, or quantise, by code."""
     nodes = np.select([np.asarray(codes) == code for code in each], list(each.values()), 0.0)
-    return np.asarray((nodes + np.where(np.asarray(codes) <= LEAST, scales, 0)).sum(-1), float)
+    return np.asarray(nodes + np.where(np.asarray(codes) <= LEAST, 4.0 * channels, 0), float)

@@ -24,6 +24,7 @@ from ..coupling.analysis import Analysis
 from ..coupling.cost import Whole
 from ..graph import Constants
 from . import Halves
+from .precision import Storable, codes_for
 from .widths import Problem, Tie, choices
 
 MOST_RANKS = 10  # of each side of a layer
@@ -73,23 +74,33 @@ def _of_inputs(read: FloatArray, kept: BoolArray, weight: FloatArray) -> FloatAr
 
 @dataclass(frozen=True)
 class Ranks:
-    """All layers that may become two, and what is needed to price them."""
+    """All layers that may become two, and what is needed to price them. Codes of the ``storable`` weights stand behind the widths of
+    groups; both halves of a layer are stored as its weight, so its rounding counts twice."""
 
     analysis: Analysis
     groups: Sequence[Group]
     scores: FloatArray
     axes: Sequence[Axis]
+    storable: Sequence[Storable] = ()
     known: dict[tuple[int, bytes, bytes], FloatArray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, analysis: Analysis, scores: FloatArray, spectra: Mapping[str, Spectrum], align: Align | int | str | None) -> Ranks:
+    def of(
+        cls, analysis: Analysis, scores: FloatArray, spectra: Mapping[str, Spectrum], align: Align | int | str | None,
+        storable: Sequence[Storable] = (),
+    ) -> Ranks:  # fmt: skip
         """Ranks that an alignment allows, and that can pay at all, of the layers of which spectra are given."""
         axes, steps = [], Align.parse(align)
         for name, whole in analysis.wholes.items():
             if name in spectra:
                 options = _options(whole, analysis, steps)
                 axes += [Axis(whole, spectra[name], options)] if options else []
-        return cls(analysis, analysis.coupling.groups, scores, axes)
+        return cls(analysis, analysis.coupling.groups, scores, axes, storable)
+
+    @property
+    def first(self) -> int:
+        """Where the choices of layers begin in a candidate, behind widths and codes."""
+        return len(self.groups) + len(self.storable)
 
     @cached_property
     def _owners(self) -> list[int]:
@@ -114,9 +125,10 @@ class Ranks:
 
     def tie(self, number: int, removed: BoolArray, widths: Sequence[Sequence[int]]) -> Tie:
         """Errors of one layer's options, at all widths of the group that owns its outputs, near the solution ``removed``."""
-        owner = self._owners[number]
+        owner, weight = self._owners[number], self.axes[number].whole.weight
+        again = next((len(self.groups) + at for at, item in enumerate(self.storable) if item.weight == weight), -1)
         if owner < 0:
-            return Tie(-1, self._errors(number, removed, removed)[None])
+            return Tie(-1, self._errors(number, removed, removed)[None], again)
         group, offers = self.groups[owner], [width for width in widths[owner] if width > 0]
         looks = np.unique(np.linspace(0, len(offers) - 1, LOOKS).round().astype(int))
         order, rows = group.units[group.order(self.scores[group.units])], []
@@ -127,7 +139,7 @@ class Ranks:
             rows.append(self._errors(number, removed, flags))
         known = np.asarray([offers[at] for at in looks], float)[::-1]
         columns = np.stack(rows)[::-1].T
-        return Tie(owner, np.stack([np.interp(widths[owner], known, column) for column in columns], 1))
+        return Tie(owner, np.stack([np.interp(widths[owner], known, column) for column in columns], 1), again)
 
     def _errors(self, number: int, removed: BoolArray, flags: BoolArray) -> FloatArray:
         """Those of `Axis.errors`, once; ``flags``: what is removed of its outputs."""
@@ -140,26 +152,27 @@ class Ranks:
         return self.known[key]
 
     def halves(self, lengths: Callable[[IntArray], Halves], kept: IntArray) -> Halves:
-        """What the layers are at candidates (..., groups + layers)."""
+        """What the layers are at candidates (..., groups + storable + layers)."""
         groups, places = len(self.groups), np.arange(len(self.axes))
-        chosen, (ranks, narrows) = kept[..., groups:], self._table
-        return replace(lengths(kept[..., :groups]), rank=ranks[places, chosen], inputs=narrows[places, chosen])
+        chosen, (ranks, narrows) = kept[..., self.first :], self._table
+        codes = codes_for(self.storable, [axis.whole.weight for axis in self.axes], kept[..., groups : self.first])
+        return replace(lengths(kept[..., :groups]), rank=ranks[places, chosen], inputs=narrows[places, chosen], codes=codes)
 
     def joined(self, problem: Problem, saved: Sequence[Callable[[IntArray], FloatArray]], removed: BoolArray) -> Problem:
-        """A problem of widths with the choices of all layers beside them; ``saved``: what of each cost these save."""
-        groups = len(self.groups)
+        """A problem of widths and codes with the choices of all layers beside them; ``saved``: what of each cost these save."""
+        first = self.first
         widths = [*problem.widths, *(range(len(axis.options) + 1) for axis in self.axes)]
         errors = [*problem.errors, *([0.0] * (len(axis.options) + 1) for axis in self.axes)]
-        ties = {groups + number: self.tie(number, removed, problem.widths) for number in range(len(self.axes))}
+        ties = {first + number: self.tie(number, removed, problem.widths) for number in range(len(self.axes))}
 
         def less(cost: Callable[[IntArray], FloatArray], saving: Callable[[IntArray], FloatArray]) -> Callable[[IntArray], FloatArray]:
-            return lambda kept: np.asarray(cost(kept[..., :groups]) - saving(kept))
+            return lambda kept: np.asarray(cost(kept[..., :first]) - saving(kept))
 
         return Problem(widths, errors, [less(*pair) for pair in zip(problem.costs, saved, strict=True)], problem.bounds, ties)
 
     def factors(self, kept: IntArray, removed: BoolArray) -> tuple[Factor, ...]:
         """What a solution chose, without what its widths leave no room for."""
-        chosen = [(axis, int(at)) for axis, at in zip(self.axes, kept[len(self.groups) :], strict=True) if at]
+        chosen = [(axis, int(at)) for axis, at in zip(self.axes, kept[self.first :], strict=True) if at]
         found = [(axis.whole, axis.options[at - 1]) for axis, at in chosen]
         return tuple(factor for whole, factor in found if factor.rank < min(whole.sizes(removed, factor.narrow)))
 

@@ -15,7 +15,7 @@ from ..core.options import FACTOR, MeasureOptions, OutputOptions, PlanOptions, R
 from ..core.types import Align, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan, Spectrum
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import Parameter
-from ..cut.factor import by_weight, split
+from ..cut.factor import both, by_weight, split
 from ..data.dataset import Dataset
 from ..export import packaged, shares_kept
 from ..export.integers import Integers
@@ -215,7 +215,7 @@ def choice_for(
     codes, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
     costs = [ruler.cost(name) for name in limits]
     problem = widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values()))
-    solution = _solved(problem, len(offers))
+    solution = _solved(problem, ruler, len(codes))
     trial = None
     if solution is not None:
         kept, chosen = solution.kept[: len(offers)].tolist(), tuple(solution.kept[len(offers) :].tolist())
@@ -224,13 +224,18 @@ def choice_for(
     return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
 
 
-def _solved(problem: widths.Problem, groups: int) -> widths.Allocation | None:
-    """The better of what the solver finds from floating layers on and, since the first of them may not pay alone, from integers on."""
-    solution, fixed = widths.solve(problem), [[row[-1]] if row[-1] == INTEGER else row for row in problem.widths[groups:]]
-    if not any(row == [INTEGER] for row in fixed):
+def _solved(problem: widths.Problem, ruler: Ruler, count: int) -> widths.Allocation | None:
+    """The better of what the solver finds from floating layers on and, since the first of them may not pay alone, from integers on;
+    ``count`` of the rows, behind those of the groups, are codes."""
+    groups = len(ruler.analysis.coupling.groups)
+    codes = range(groups, groups + count)
+    rows, tables = [*problem.widths], [*problem.errors]
+    solution = widths.solve(problem)
+    for at in (at for at in codes if rows[at][-1] == INTEGER):
+        rows[at], tables[at] = [INTEGER], [tables[at][-1]]
+    if not any(rows[at] == [INTEGER] for at in codes):
         return solution
-    errors = [table[-len(row) :] for table, row in zip(problem.errors[groups:], fixed, strict=True)]
-    other = widths.solve(replace(problem, widths=[*problem.widths[:groups], *fixed], errors=[*problem.errors[:groups], *errors]))
+    other = widths.solve(replace(problem, widths=rows, errors=tables))
     other = other and widths.widened(problem, other)
     return solution if other is None or (solution is not None and solution.error <= other.error) else other
 
@@ -261,15 +266,15 @@ class Aim:
 
 
 def ranks_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, names: Iterable[str]) -> Ranks | None:
-    """The choices of layers that may become two; None where none may (or weights may be stored in fewer bits), or where it is unknown what
-    that saves."""
-    if FACTOR not in options.moves or not candidates.spectra or options.allocation != "solve" or candidates.form.storable:
+    """The choices of layers that may become two; None where none may, or where it is unknown what that saves."""
+    if FACTOR not in options.moves or not candidates.spectra or options.allocation != "solve":
         return None
     if any(ruler.gauges[name].saved is None for name in names):
         return None
     wholes, spectra = candidates.analysis.wholes, candidates.spectra
     allowed = widths.allowed(options, {name: whole.weight for name, whole in wholes.items()}, candidates.analysis.coupling.transforms)
-    ranks = Ranks.of(candidates.analysis, candidates.scores, {name: spectra[name] for name in allowed & spectra.keys()}, options.align)
+    known = {name: spectra[name] for name in allowed & spectra.keys()}
+    ranks = Ranks.of(candidates.analysis, candidates.scores, known, options.align, candidates.form.storable)
     return ranks if ranks.axes else None
 
 
@@ -280,14 +285,15 @@ def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | Non
     savings = [partial(_saving, ruler.gauges[name], ranks, lengths) for name in aim.names]
     best, removed = trial, (trial or narrowest(candidates, aim.options)).removed
     for _ in range(RANK_ROUNDS):
-        solution = widths.solve(ranks.joined(aim.problem, savings, removed))
+        solution = _solved(ranks.joined(aim.problem, savings, removed), ruler, len(ranks.storable))
         if solution is None:
             break
-        removed = widths.of_widths(coupling, scores, solution.kept[: len(coupling.groups)].tolist())
+        kept = solution.kept.tolist()
+        removed, codes = widths.of_widths(coupling, scores, kept[: len(coupling.groups)]), kept[len(coupling.groups) : ranks.first]
         factors = ranks.factors(solution.kept, removed)
         if factors and solution.error < WORTH * least:
             words = f"{len(factors)} layers become two: estimated error {least:.4g} -> {solution.error:.4g}"
-            best = Trial(aim.options, removed, (words,), factors=factors, error=solution.error)
+            best = Trial(aim.options, removed, (words,), factors=factors, codes=tuple(codes), error=solution.error)
     return best
 
 
@@ -490,19 +496,19 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
         name: {"before": ruler.before[name], "bound": limit, "predicted": best.predicted[name], "actual": best.actual[name]}
         for name, limit in best.limits.items()
     }
-    codes = _with_those_between(candidates, best.codes)
-    stored = chosen(candidates.form.storable, codes, asked.precision != "auto")
-    alone = asked.allocation == "solve" and FACTOR in asked.moves and bool(candidates.form.storable)
-    words = ("no layer becomes two: ranks are not chosen together with --precision",) if alone else ()
-    return replace(plan, notes=(*candidates.notes, *best.notes, *words), figures=figures, precisions=stored)
+    stored = chosen(candidates.form.storable, _with_those_between(candidates, best), asked.precision != "auto")
+    return replace(plan, notes=(*candidates.notes, *best.notes), figures=figures, precisions=stored)
 
 
-def _with_those_between(candidates: Candidates, codes: Sequence[int]) -> tuple[int, ...]:
+def _with_those_between(candidates: Candidates, trial: Trial) -> tuple[int, ...]:
     """The codes of weights, integers among which have drawn in the layers between them."""
-    form, listed = candidates.form, on_integers(stores(candidates.form.storable, codes))
-    more = form.between(candidates.analysis.prepared.model, listed) if form.between and listed else set()
+    analysis, form = candidates.analysis, candidates.form
+    model = split(analysis.prepared.model, analysis.wholes, trial.factors)
+    kinds = both(model, analysis.wholes, trial.factors, stores(form.storable, trial.codes))
+    listed = on_integers(kinds)
+    more = form.between(model, listed, {store.layer for store in kinds}) if form.between and listed else set()
     drawn = [any(layer.node.outputs[0] in more for layer in item.layers) for item in form.storable]
-    return tuple(INTEGER if inside else code for inside, code in zip(drawn, codes, strict=True))
+    return tuple(INTEGER if inside else code for inside, code in zip(drawn, trial.codes, strict=True))
 
 
 def _with_or_without_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
@@ -521,7 +527,7 @@ def _with_or_without_integers(candidates: Candidates, options: PlanOptions, rule
             best.append(attempt(known, options, ruler, progress))
         except TargetError as error:
             failure = failure or error
-        if best and not best[0].removed.any():
+        if best and not (best[0].removed.any() or best[0].factors):
             return best[0]
     if not best:
         assert failure is not None

@@ -198,10 +198,11 @@ def choices(width: int, steps: Align, minimum: int, vanish: bool = False, most: 
 @dataclass(frozen=True)
 class Tie:
     """Errors of a choice that depend on the width of another group: ``table`` is (widths of the ``owner``, choices); an owner of -1 has
-    one."""
+    one. With any choice but the first the error of the group ``again`` counts a second time (-1: of none)."""
 
     owner: int
     table: FloatArray
+    again: int = -1
 
 
 @dataclass(frozen=True)
@@ -227,12 +228,19 @@ class Problem:
         """Choices by the group that their errors depend on."""
         return {owner: [at for at, tie in self.ties.items() if tie.owner == owner] for owner in {tie.owner for tie in self.ties.values()}}
 
+    @cached_property
+    def _doubled(self) -> dict[int, int]:
+        """The choice with which the error of a group counts a second time."""
+        return {tie.again: at for at, tie in self.ties.items() if tie.again >= 0}
+
     def terms(self, group: int, state: IntArray) -> FloatArray:
         """All errors that depend on one group, at each of its widths, the others being as in a state."""
         row = np.asarray(self.errors[group], float)
         if group in self.ties:
             tie = self.ties[group]
-            return np.asarray(row + tie.table[state[tie.owner] if tie.owner >= 0 else 0])
+            twice = self.errors[tie.again][state[tie.again]] if tie.again >= 0 else 0.0
+            return np.asarray(row + tie.table[state[tie.owner] if tie.owner >= 0 else 0] + twice * (np.arange(len(row)) > 0))
+        row = row * (2 if group in self._doubled and state[self._doubled[group]] else 1)
         return np.asarray(sum((self.ties[at].table[:, state[at]] for at in self._tied.get(group, ())), row))
 
     def kept(self, state: IntArray) -> IntArray:
@@ -242,7 +250,8 @@ class Problem:
     def error(self, state: IntArray) -> float:
         """Sum of errors of a state."""
         chosen = sum(tie.table[state[tie.owner] if tie.owner >= 0 else 0, state[at]] for at, tie in self.ties.items())
-        return float(sum(errors[at] for errors, at in zip(self.errors, state, strict=True)) + chosen)
+        twice = sum(self.errors[group][state[group]] for group, at in self._doubled.items() if state[at])
+        return float(sum(errors[at] for errors, at in zip(self.errors, state, strict=True)) + chosen + twice)
 
     def load(self, kept: IntArray) -> FloatArray:
         """Costs over bounds (..., costs) of candidates (..., groups); all must be at most 1."""

@@ -13,9 +13,9 @@ from .. import cut, evaluation
 from ..core.errors import DataError, ModelError, OptionError, VerificationError
 from ..core.options import MeasureOptions, RepairOptions
 from ..core.system import FINISHERS
-from ..core.types import BoolArray, Cut, Factor, FloatArray
+from ..core.types import BoolArray, Coupling, Cut, Factor, FloatArray
 from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, left_out, silent
-from ..cut.factor import by_weight, lowered
+from ..cut.factor import both, by_weight, lowered, split
 from ..data.dataset import Dataset
 from ..export.integers import FEWEST_CHECKED, MOST_CHECKED, Integers, drifts, nearest, part_of
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
@@ -126,48 +126,54 @@ def rebuilt(
     if options is not None and data is not None and changed:
         bound = by_weight(analysis.wholes, factors)
         model = repaired(analysis, model, removed, data, options, how=how, better=True, factors=bound).model
-    return rounded(analysis, model, removed, stores, data, None if factors else options, how=how)[0] if stores else model
+    if not stores:
+        return model
+    model = split(model, analysis.wholes, factors)
+    return rounded(analysis, model, removed, stores, data, options, how=how, factors=factors)[0]
 
 
 def rounded(
     analysis: Analysis, model: Model, removed: BoolArray, stores: Sequence[Stored], data: Dataset | None, options: RepairOptions | None,
-    progress: Progress = silent, how: MeasureOptions = MeasureOptions(),
+    progress: Progress = silent, how: MeasureOptions = MeasureOptions(), factors: Sequence[Factor] = (),
 ) -> tuple[Model, tuple[str, ...]]:  # fmt: skip
-    """A cut and repaired model with weights that are stored as ``stores`` say, and words on it. With a least-squares repair, layers are
-    re-fitted once more in their order, each on what the rounded layers in front of it give: weights are rounded again, with the scales that
-    they have or those that they just fit into, whichever is nearer on rows that the fit did not see, and biases take what is left. What
-    comes of that is kept where it is nearer to the original on samples that it did not see. Layers whose kernels take integers are last,
-    and re-fitted in the same way, on activations that are rounded.
+    """A cut and repaired model with weights that are stored as ``stores`` say, both halves of layers that became two (``factors``) as the
+    whole; and words on it. With a least-squares repair, the other layers are re-fitted once more in their order, each on what the rounded
+    layers in front of it give: weights are rounded again, with the scales that they have or those that they just fit into, whichever is
+    nearer on rows that the fit did not see, and biases take what is left. What comes of that is kept where it is nearer to the original on
+    samples that it did not see. Layers whose kernels take integers are last, and re-fitted in the same way, on rounded activations.
 
     Raises:
         DataError: layers become integers, and there are no data. ModelError: the model cannot be run in segments, or not quantised.
         VerificationError: the result does not run.
     """
     fitted = data is not None and options is not None and options.kind == "lstsq"
+    stores, two = both(model, analysis.wholes, factors, stores), {factor.layer for factor in factors}
+    coupling = replace(analysis.coupling, layers=tuple(layer for layer in analysis.coupling.layers if layer.node.name not in two))
     if fitted:
-        model = prepared_for(analysis.prepared, analysis.coupling, removed, model, every=True)[0].model
+        model = prepared_for(analysis.prepared, coupling, removed, model, every=True)[0].model
     plain, integers, words = stored(model, stores), on_integers(stores), tuple[str, ...]()
     if data is not None and options is not None and fitted and plain is not model:
-        plain, words = _rounded_again(analysis, plain, removed, data, options, progress, how)
+        plain, words = _rounded_again(analysis, coupling, plain, removed, data, options, progress, how)
     if not integers:
         return plain, words
     if data is None:
         raise DataError("the plan computes layers in 8-bit integers, with ranges of activations from calibration data: give --data")
-    made, more = _on_integers(analysis, plain, integers, data, options.seed if options else 0, how)
+    made, more = _on_integers(analysis, plain, stores, data, options.seed if options else 0, how)
     if options is None or not fitted:
         return made, (more, *words)
-    made, again = _rounded_again(analysis, made, removed, data, options, progress, how)
+    made, again = _rounded_again(analysis, coupling, made, removed, data, options, progress, how)
     return made, (more, *again, *words)
 
 
 def _rounded_again(
-    analysis: Analysis, plain: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress, how: MeasureOptions
-) -> tuple[Model, tuple[str, ...]]:
-    """The better of a model as it was rounded and as it is re-fitted after it."""
+    analysis: Analysis, coupling: Coupling, plain: Model, removed: BoolArray, data: Dataset, options: RepairOptions, progress: Progress,
+    how: MeasureOptions,
+) -> tuple[Model, tuple[str, ...]]:  # fmt: skip
+    """The better of a model as it was rounded and as it is re-fitted after it; ``coupling`` has the layers that may be."""
     (fit_on, judge), makers = part_of(data, options.seed), GraphIndex(nodes(plain)).makers
-    layers = [(layer, makers.get(layer.node.outputs[0], layer.node)) for layer in analysis.coupling.layers]
+    layers = [(layer, makers.get(layer.node.outputs[0], layer.node)) for layer in coupling.layers]
     same = tuple(layer for layer, node in layers if works(node) == works(layer.node))  # else what makes it now unpacks integers
-    coupling = replace(analysis.coupling, layers=same)
+    coupling = replace(coupling, layers=same)
     with progress("re-fitting after rounding", len(same)) as advance:
         better, fits = repair(analysis.prepared, coupling, removed, plain, feeds_of(analysis, fit_on), options, {}, advance, every=True)
     check(better)
@@ -180,11 +186,12 @@ def _rounded_again(
 
 
 def _on_integers(
-    analysis: Analysis, model: Model, chosen: set[str], data: Dataset, seed: int, how: MeasureOptions
+    analysis: Analysis, model: Model, stores: Sequence[Stored], data: Dataset, seed: int, how: MeasureOptions
 ) -> tuple[Model, str]:
     """A finished model with chosen layers on integers, their ranges of the kind that is nearest to the original on held-out samples."""
-    layers = frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers)
-    made, words = nearest(analysis, model, lambda ranges: Integers(layers, ranges)(model, chosen), data, seed, how)
+    layers, chosen = frozenset(layer.node.outputs[0] for layer in analysis.coupling.layers), on_integers(stores)
+    others = {store.layer for store in stores}
+    made, words = nearest(analysis, model, lambda ranges: Integers(layers, ranges)(model, chosen, others), data, seed, how)
     return made, f"{len(chosen)} layers are computed in 8-bit integers; {words}"
 
 
