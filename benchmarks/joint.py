@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from files import needed
 from ranking import RESNET20, RESNET56, SHARED, VGG11, Case
 
 import sfp_onnx
 from sfp_onnx import graph
 from sfp_onnx.core.options import OutputOptions, PlanOptions, RepairOptions
-from sfp_onnx.export import packaged
-from sfp_onnx.export.integers import CALIBRATED
+from sfp_onnx.export.integers import nearest, quantized
 from sfp_onnx.latency.measure import latencies_of
 from sfp_onnx.pipeline.opened import Inputs
 from sfp_onnx.pipeline.scored import Scoring, candidates
@@ -87,10 +84,9 @@ class Bench:
         Raises:
             TargetError: the arm cannot hold the target.
         """
-        output = OutputOptions(quantize="int8") if arm in ("int8", "both") else OutputOptions()
-        feeds = partial(ranged, self.calib)  # from least to largest value, as onnxruntime's tool takes them
         if arm == "int8":
-            return packaged(self.analysis.model, output, feeds)
+            return self.whole(self.analysis.model)
+        output = OutputOptions(quantize="int8") if arm == "both" else OutputOptions()
         joint = arm == "joint"
         known = self.scored.form
         form = form_for(self.analysis, REPAIR, output, True, *((known.storable, known.integers) if joint else ()))
@@ -99,12 +95,11 @@ class Bench:
         done = sfp_onnx.apply(self.analysis, plan, self.calib, verify=False, repair=REPAIR)
         for note in (*done.notes, done.plan.summary()) if joint else ():
             print(f"#   {note}", file=sys.stderr)
-        return packaged(done.model, output, feeds)
+        return self.whole(done.model) if arm == "both" else done.model
 
-
-def ranged(data: sfp_onnx.Dataset) -> Iterator[Mapping[str, np.ndarray]]:
-    """What ranges of activations are taken from."""
-    return (feeds for feeds, _ in data.part(np.arange(min(CALIBRATED, data.samples))).batches())
+    def whole(self, model: graph.Model) -> graph.Model:
+        """All layers on integers, their ranges chosen as ``--quantize int8`` chooses them."""
+        return nearest(self.analysis, model, lambda ranges: quantized(model, list, ranges=ranges), self.calib)[0]
 
 
 def table(bench: Bench, targets: list[str], arms: list[str]) -> None:

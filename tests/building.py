@@ -182,6 +182,20 @@ def with_ranks(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def low_rank(rank: int, kernel: int = 3) -> onnx.ModelProto:
+    """A network whose middle layer, the heaviest, is a product of this rank already, and whose channels are all needed."""
+    model = Builder()
+    y = model.op("Relu", model.conv(model.input(["N", 3, 8, 8]), 3, 24, name="stem"))
+    y = model.op("Relu", model.conv(y, 24, 24, kernel, name="middle"))
+    proto = model.model(model.op("Flatten", model.op("GlobalAveragePool", model.conv(y, 24, 24, 1, name="last"))))
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "middle.weight")
+    weight = nh.to_array(tensor)
+    left, values, right = np.linalg.svd(weight.reshape(24, -1), full_matrices=False)
+    product = (left[:, :rank] * values[:rank]) @ right[:rank]
+    tensor.CopyFrom(nh.from_array(product.reshape(weight.shape).astype(np.float32), tensor.name))
+    return proto
+
+
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 

@@ -76,8 +76,10 @@ def test_close_to_brute_force(convex: bool) -> None:
 
 
 @pytest.mark.parametrize("owner", [-1, 1])
-def test_choices_beside_widths_come_close_to_brute_force(owner: int) -> None:
-    """A layer that may stay whole (first) or become two, at errors that depend on a width (or on none), and at other costs."""
+@pytest.mark.parametrize("again", [-1, 0])
+def test_choices_beside_widths_come_close_to_brute_force(owner: int, again: int) -> None:
+    """A layer that may stay whole (first) or become two, at errors that depend on a width (or on none), and at other costs; the error of
+    the first group may count twice then."""
     gaps = []
     for seed in range(12):
         random, plain = np.random.default_rng(seed), random_problem(seed, 3)
@@ -90,7 +92,14 @@ def test_choices_beside_widths_come_close_to_brute_force(owner: int) -> None:
         def widths_only(kept: IntArray) -> FloatArray:
             return total(kept[..., :3])
 
-        joined = Problem([*plain.widths, range(4)], [*plain.errors, [0.0] * 4], [cost, widths_only], plain.bounds, {3: Tie(owner, table)})
+        ties = {3: Tie(owner, table, again)}
+        joined = Problem([*plain.widths, range(4)], [*plain.errors, [0.0] * 4], [cost, widths_only], plain.bounds, ties)
+        state = np.asarray([random.integers(len(own)) for own in joined.widths])
+        whole = sum(row[at] for row, at in zip(plain.errors, state[:3], strict=True)) + table[state[owner] if owner >= 0 else 0, state[3]]
+        assert joined.error(state) == pytest.approx(whole + (plain.errors[0][state[0]] if again == 0 and state[3] else 0.0))
+        for group, own in enumerate(joined.widths):
+            moved = [joined.error(np.asarray([*state[:group], at, *state[group + 1 :]])) for at in range(len(own))]
+            assert np.ptp(joined.terms(group, state) - moved) == pytest.approx(0, abs=1e-9)
         least, found = best(joined), solve(joined)
         assert (least is None) == (found is None)
         if least is not None and found is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper as nh
 import pytest
-from building import Builder, error, feeds_for, run
+from building import Builder, error, feeds_for, low_rank, run
 from conftest import model_of
 from onnx import helper
 
@@ -268,19 +268,6 @@ def test_a_plan_of_factors_alone_is_repaired() -> None:
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------
-
-
-def low_rank(rank: int, kernel: int = 3) -> onnx.ModelProto:
-    """A network whose middle layer, the heaviest, is a product of this rank already, and whose channels are all needed."""
-    model = Builder()
-    y = model.op("Relu", model.conv(model.input(["N", 3, 8, 8]), 3, 24, name="stem"))
-    y = model.op("Relu", model.conv(y, 24, 24, kernel, name="middle"))
-    proto = model.model(model.op("Flatten", model.op("GlobalAveragePool", model.conv(y, 24, 24, 1, name="last"))))
-    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "middle.weight")
-    weight = nh.to_array(tensor)
-    left, right = factors.halves(weight.reshape(24, -1), rank)
-    tensor.CopyFrom(nh.from_array((left @ right).reshape(weight.shape).astype(np.float32), tensor.name))
-    return proto
 
 
 TARGET = PlanOptions(targets=("macs=60%",), align=None)

@@ -12,22 +12,24 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from building import Builder
+from building import Builder, feeds_for, low_rank
 from conftest import WIDE, at_all_levels, classifier, images, invoke, relative, run_model
 
 import sfp_onnx
 from sfp_onnx import graph, runtime
 from sfp_onnx.core.options import RepairOptions
-from sfp_onnx.core.types import Node
+from sfp_onnx.core.types import SIDES, Factor, Node
 from sfp_onnx.coupling.analysis import feeds_of, silent
 from sfp_onnx.coupling.cost import params_of
+from sfp_onnx.cut.factor import both, split
 from sfp_onnx.export.integers import BINS, KINDS, Histogram, Integers, histograms, ranges_of, taken
 from sfp_onnx.graph.save import file_bytes, to_proto
+from sfp_onnx.graph.stored import Store
 from sfp_onnx.latency import Block, DeviceProfile, measure, profiling
 from sfp_onnx.pipeline import scored
 from sfp_onnx.planning import max_drop, search, widths
 from sfp_onnx.planning.figures import Kind, edges
-from sfp_onnx.planning.precision import INTEGER, leaders, led, storables, stores
+from sfp_onnx.planning.precision import INTEGER, leaders, led, on_integers, storables, stores
 from sfp_onnx.repair import rounded
 from sfp_onnx.runtime import Optimize
 from sfp_onnx.scores.rounding import with_errors
@@ -261,6 +263,47 @@ def test_channels_leave_where_integers_are_not_enough(model: Path, data: Path, t
     assert "int8" in {item["stored"] for item in held["plan"]["precisions"]} and any(group["remove"] for group in held["plan"]["groups"])
 
 
+def test_a_layer_on_integers_becomes_two_on_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither integers nor a lower rank are enough alone; both halves are integers, and each value is rounded once."""
+    Machine(0.4, monkeypatch)
+    proto = low_rank(4)
+    feeds = feeds_for(proto, batch=120)
+    (name,) = feeds
+    onnx.save(proto, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", **feeds)
+    held = run(tmp_path / "model.onnx", tmp_path / "data.npz", tmp_path, "latency=22%", "--align", "none")
+    assert [factor["layer"] for factor in held["plan"]["factors"]] == ["middle"]
+    assert {item["layer"]: item["stored"] for item in held["plan"]["precisions"]}["middle"] == "int8"
+    figures = held["plan"]["figures"]["latency"]
+    assert figures["actual"] <= figures["bound"] and figures["actual"] == pytest.approx(figures["predicted"], rel=0.2)
+    made = onnx.load(tmp_path / "out.onnx")
+    whole = [tensor.name for tensor in made.graph.initializer if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4]
+    assert sum("middle.weight" in tensor for tensor in whole) == 2
+    makers = {output: node for node in made.graph.node for output in node.output}
+    assert all(makers[node.input[0]].op_type != "DequantizeLinear" for node in made.graph.node
+               if node.op_type == "QuantizeLinear" and node.input[0] in makers)  # fmt: skip
+    answers, exact = at_all_levels(made, {name: feeds[name][:16]}), run_model(proto, {name: feeds[name][:16]})[0]
+    assert all(relative(answer, answers[0]) < 0.02 for answer in answers) and relative(answers[0], exact) < 0.1
+    (tmp_path / "plan.json").write_text(json.dumps(held["plan"]))
+    again = invoke("apply", tmp_path / "model.onnx", tmp_path / "plan.json", "-o", tmp_path / "again.onnx", "--data", tmp_path / "data.npz")
+    assert again.exit_code == 0 and (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("narrow", SIDES)
+@pytest.mark.parametrize("chosen", ["stem", "middle"])
+def test_halves_are_integers_as_their_layer_is(chosen: str, narrow: str) -> None:
+    analysis = sfp_onnx.inspect(low_rank(4))
+    model, layers = analysis.prepared.model, {layer.node.name: layer.node.outputs[0] for layer in analysis.coupling.layers}
+    factors = (Factor("middle", 4, narrow),)
+    two = split(model, analysis.wholes, factors)
+    kinds = both(two, analysis.wholes, factors, [Store(layers[chosen], 1, "int8", 0)])
+    integers = Integers(frozenset(layers.values()), ranges_of(histograms(model, lambda: [analysis.prepared.feeds])))
+    made = integers(two, on_integers(kinds), {store.layer for store in kinds})
+    weights = {name for name, item in graph.initializers(made).items() if item.dtype == np.int8 and len(item.shape) == 4}
+    expected = {"stem.weight"} if chosen == "stem" else {"middle.weight/first", "middle.weight/second"}
+    assert {name.removesuffix("_quantized") for name in weights} == expected
+
+
 def test_one_target_over_time_and_bytes(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(0.4, monkeypatch)
     held = run(model, data, tmp_path, "latency=60%", "--target", "size=45%", "--max-drop", "30%", "--confidence", "50%")
@@ -341,9 +384,9 @@ def test_integers_that_pay_only_together_are_found() -> None:
 
     codes, losses = [[8, 4]] + [[4, INTEGER]] * 4, [[0.0, 9.0]] + [[0.0, 0.1]] * 4
     problem = widths.Problem(codes, losses, [cost], [43.0])
-    found = search._solved(problem, 1)
+    found = search._solved(problem, range(1, len(problem.widths)))
     assert found is not None and found.kept.tolist() == [8, INTEGER, INTEGER, INTEGER, INTEGER] and found.error == pytest.approx(0.4)
-    assert search._solved(replace(problem, bounds=[60.0]), 1).kept.tolist() == [8, 4, 4, 4, 4], "and are given back where there is room"
+    assert search._solved(replace(problem, bounds=[60.0]), range(1, len(problem.widths))).kept.tolist() == [8, 4, 4, 4, 4], "and are given back where there is room"
 
 
 def test_a_plan_of_integers_is_refused_without_data(model: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from building import Builder
+from building import Builder, feeds_for, low_rank
 from conftest import CLASSES, WIDE, at_all_levels, classifier, images, invoke, labels_of, relative, run_model
 from onnx import TensorProto, helper, numpy_helper
 
@@ -120,6 +120,29 @@ def test_one_target_over_widths_and_precisions(model: Path, data: Path, tmp_path
     alone = run(model, data, tmp_path, "--target", "size=40%")
     assert alone.exit_code == 0
     assert json.loads((tmp_path / "out.json").read_text())["after"]["params"] < held["after"]["params"]
+
+
+@pytest.mark.parametrize("target", ["size=40%", "size=16%"])
+def test_ranks_are_chosen_together_with_precisions(target: str) -> None:
+    """A layer of low rank becomes two, in fewer bits where that is needed: nearer to the original than widths and precisions alone."""
+    model = low_rank(4)
+    data = feeds_for(model, batch=120)["x"]
+    options = sfp_onnx.PlanOptions(targets=(target,), precision="auto", align=None)
+    both, cut = (sfp_onnx.prune(model, replace(options, moves=moves), data=data) for moves in (("cut", "factor"), ("cut",)))
+    assert [factor.layer for factor in both.plan.factors] == ["middle"] and not cut.plan.factors
+    (figures,) = both.plan.figures.values()
+    assert figures["actual"] <= figures["bound"] and figures["actual"] == pytest.approx(figures["predicted"], rel=0.05)
+    (kind,) = (item.stored for item in both.plan.precisions if item.layer == "middle")
+    proto = both.to_proto()
+    stored_as = {tensor.data_type for tensor in proto.graph.initializer if np.prod(tensor.dims) >= 4 * 24 and len(tensor.dims) == 4}
+    assert kind in ("float16", "int8-weights") if target == "size=16%" else TensorProto.FLOAT in stored_as
+    assert TensorProto.FLOAT not in stored_as if target == "size=16%" else True
+    feeds = {"x": data[:16]}
+    exact = run_model(model, feeds)[0]
+    errors = [relative(answer, exact) for result in (both, cut) for answer in at_all_levels(result.to_proto(), feeds)]
+    assert max(errors[: len(errors) // 2]) < 0.8 * min(errors[len(errors) // 2 :])
+    again = sfp_onnx.apply(model, from_json(json.loads(json.dumps(to_json(both.plan)))), data)
+    assert again.to_proto().SerializeToString() == proto.SerializeToString()
 
 
 def test_a_layer_that_rounding_hurts_stays_float_and_the_plan_says_why(data: Path) -> None:

@@ -215,7 +215,7 @@ def choice_for(
     codes, rounding = offered_codes(candidates.form.storable, options), _rounding(candidates, options)
     costs = [ruler.cost(name) for name in limits]
     problem = widths.Problem([*offers, *codes], [*losses, *rounding], costs, list(limits.values()))
-    solution = _solved(problem, ruler, len(codes))
+    solution = _solved(problem, range(len(offers), len(problem.widths)))
     trial = None
     if solution is not None:
         kept, chosen = solution.kept[: len(offers)].tolist(), tuple(solution.kept[len(offers) :].tolist())
@@ -224,11 +224,9 @@ def choice_for(
     return trial if ranks is None else _factored(candidates, Aim(options, ruler, tuple(limits), problem), ranks, trial, least)
 
 
-def _solved(problem: widths.Problem, ruler: Ruler, count: int) -> widths.Allocation | None:
+def _solved(problem: widths.Problem, codes: range) -> widths.Allocation | None:
     """The better of what the solver finds from floating layers on and, since the first of them may not pay alone, from integers on;
-    ``count`` of the rows, behind those of the groups, are codes."""
-    groups = len(ruler.analysis.coupling.groups)
-    codes = range(groups, groups + count)
+    ``codes``: the rows that are such."""
     rows, tables = [*problem.widths], [*problem.errors]
     solution = widths.solve(problem)
     for at in (at for at in codes if rows[at][-1] == INTEGER):
@@ -285,7 +283,7 @@ def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | Non
     savings = [partial(_saving, ruler.gauges[name], ranks, lengths) for name in aim.names]
     best, removed = trial, (trial or narrowest(candidates, aim.options)).removed
     for _ in range(RANK_ROUNDS):
-        solution = _solved(ranks.joined(aim.problem, savings, removed), ruler, len(ranks.storable))
+        solution = _solved(ranks.joined(aim.problem, savings, removed), range(len(coupling.groups), ranks.first))
         if solution is None:
             break
         kept = solution.kept.tolist()
