@@ -386,7 +386,8 @@ def test_integers_that_pay_only_together_are_found() -> None:
     problem = widths.Problem(codes, losses, [cost], [43.0])
     found = search._solved(problem, range(1, len(problem.widths)))
     assert found is not None and found.kept.tolist() == [8, INTEGER, INTEGER, INTEGER, INTEGER] and found.error == pytest.approx(0.4)
-    assert search._solved(replace(problem, bounds=[60.0]), range(1, len(problem.widths))).kept.tolist() == [8, 4, 4, 4, 4], "and are given back where there is room"
+    found = search._solved(replace(problem, bounds=[60.0]), range(1, len(problem.widths)))
+    assert found is not None and found.kept.tolist() == [8, 4, 4, 4, 4], "and are given back where there is room"
 
 
 def test_a_plan_of_integers_is_refused_without_data(model: Path) -> None:
