@@ -534,8 +534,9 @@ class Ruler:
         model = cut(analysis.prepared, analysis.coupling, removed) if changed else analysis.model
         model = without_projections(model, analysis.projected) if analysis.projected and changed else model
         model = self.form.finished(model, removed, factors) if self.form.finished else split(model, analysis.wholes, factors)
-        kinds = both(model, analysis.wholes, factors, stores(self.form.storable, self.codes or as_float(self.form.storable)))
-        return nested(self.form.stored(model, kinds), analysis.prepared.nest)
+        if kinds := stores(self.form.storable, self.codes or as_float(self.form.storable)):
+            model = self.form.stored(model, both(model, analysis.wholes, factors, kinds))
+        return nested(model, analysis.prepared.nest)
 
     def again(self, removed: BoolArray) -> Ruler:
         """The ruler after everything that is timed was measured anew, around the widths after a removal."""
