@@ -8,8 +8,8 @@ CASE is NETWORK:PERCENT[:HOW[:SAMPLES]]: a network, the share of its MACs that i
 
 Each prints a row: top-1, KL divergence to the original and agreement with it on the 2000 test images, after the repair and after the
 training, processor seconds of all that was trained on one thread, and the peak of the memory. Training sees the calibration images
-(SAMPLES of them) without their labels, but for ``labels``; the held-out guard judges on an eighth of them. The test images are looked at
-once, at the end. Networks: resnet20, resnet56, vgg11 (2048 of its 4000 images), lite0 (EfficientNet-Lite0; test pictures: imagenet/val).
+(SAMPLES of them) without their labels, but for ``labels``; the held-out guard judges on an eighth of them (with ``labels`` the repair has
+not seen it). The test images are looked at once, at the end. Networks: resnet20, resnet56, vgg11 (2048 of its 4000 images), lite0 (EfficientNet-Lite0; test pictures: imagenet/val).
 
 Other cases: ``lottery`` (tickets and controls on the digits sample, from random first weights), ``dilution:NETWORK`` (ResNet-20's third
 stage, VGG-11's convolutions 4 to 7, by AFCC and controls: masked, retrained, re-fitted, both) and ``nodes`` (a small transformer for the
@@ -44,6 +44,7 @@ from sfp_onnx.methods.training import SparseOptions, TicketOptions, TrainOptions
 from sfp_onnx.methods.training.lottery import Trainer, ticket
 from sfp_onnx.methods.training.sparse import sparsify
 from sfp_onnx.methods.training.tuning import finetune
+from sfp_onnx.repair import HELD_OUT, MOST as MOST_HELD_OUT
 
 IMAGENET = DataOptions(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), layout="nhwc")
 CIFAR100 = DataOptions(scale=255.0, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), layout="nhwc")
@@ -74,21 +75,25 @@ class Case:
         folder = shared / data
         self.calibration = needed(folder / "calib" if data == "imagenet" else Path(f"{folder}_calib.npz"))
         self.test = needed(folder / "val" if data == "imagenet" else Path(f"{folder}_test.npz"))
-        self.path = work / f"{name}_{percent}_{seed}.onnx"
+        apart = f"_{how}{self.samples}" if how == "labels" else ""
+        self.path = work / f"{name}_{percent}_{seed}{apart}.onnx"
         self.shown = f"{name} | {percent} % | {seed} | {how}{f' ({samples})' if int(samples) else ''}"
 
-    def data(self, samples: int, labelled: bool = False) -> object:
-        """So many of the calibration images, drawn with the seed."""
+    def data(self, samples: int, labelled: bool = False, without: bool = False) -> object:
+        """So many of the calibration images, drawn with the seed (``without`` those of the labelled ones that judge)."""
         if self.calibration.is_dir():
             return self.calibration
         held = np.load(self.calibration)
-        drawn = np.sort(np.random.default_rng(self.seed).permutation(len(held["images"]))[:samples])
+        order = np.random.default_rng(self.seed).permutation(len(held["images"]))
+        drawn, own = np.sort(order[:samples]), np.sort(order[: self.samples])
+        judging = np.random.default_rng([self.seed, len(own)]).permutation(len(own))[: min(MOST_HELD_OUT, int(len(own) * HELD_OUT))]
+        drawn = np.setdiff1d(drawn, own[judging]) if without else drawn
         images = {"images": held["images"][drawn]}
         return {**images, "labels": held["labels"][drawn]} if labelled else images["images"]
 
     def cut(self, model: object = None, **more: object) -> sfp_onnx.Model:
         """The model (default: the original) at the share of its MACs, repaired."""
-        data = self.data(MOST.get(self.name, 2048))
+        data = self.data(MOST.get(self.name, 2048), without=self.how == "labels")
         return sfp_onnx.prune(model or self.model, self.options, data=data, score_options=ScoreOptions(seed=self.seed),
                               data_options=self.read(), **more).model  # fmt: skip
 

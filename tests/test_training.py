@@ -15,9 +15,11 @@ from building import Builder, run
 from click.testing import CliRunner
 
 import sfp_onnx
+from sfp_onnx import repair as repairs
 from sfp_onnx.cli import main
 from sfp_onnx.core.errors import DataError, OptionError
 from sfp_onnx.core.options import DataOptions, OutputOptions, PlanOptions, RepairOptions
+from sfp_onnx.data.checks import opened
 from sfp_onnx.graph import Constants, initializers
 from sfp_onnx.graph.save import to_proto
 from sfp_onnx.methods.dilution.stages import DiluteOptions
@@ -299,6 +301,14 @@ def test_without_a_manifest_tensors_of_the_same_shape_are_compared(place: Path, 
         tuning.finetune(lonely, TrainOptions(), place / "data.npz")
     result = tuning.finetune(lonely, TrainOptions(epochs=2), place / "data.npz", place / "model.onnx")
     assert "no manifest of the cut" in " ".join(result.notes)
+
+
+def test_a_training_judges_on_what_the_repair_before_it_left_out(place: Path) -> None:
+    data = opened(sfp_onnx.load(place / "model.onnx"), place / "data.npz", DataOptions())
+    assert data is not None
+    left, judge, apart = repairs._split(data, RepairOptions(finetune=4, seed=3))
+    assert apart and np.array_equal(judge.indices, tuning.apart(data, 3)[1].indices) and not set(left.indices) & set(judge.indices)
+    assert len(repairs._split(data, RepairOptions(seed=3))[1].indices) < len(judge.indices)
 
 
 def test_refusals(place: Path, tmp_path: Path) -> None:

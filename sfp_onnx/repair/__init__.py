@@ -29,6 +29,7 @@ from .steps import tainted
 from .walk import Store, Walk
 
 CHECKED = 1 / 16  # of the samples, to judge repairs on
+HELD_OUT, MOST = 1 / 8, 512  # of the samples, and of these the most, that a training leaves out, to judge on
 SHOWN = 5  # names in a sentence
 NOTHING = 1e-6  # distances below this are rounding
 
@@ -77,7 +78,7 @@ def repaired(
             ``options.force``).
         ModelError: the model cannot be run in segments.
     """
-    fitted, judge, apart = _split(data, options.seed)
+    fitted, judge, apart = _split(data, options)
     judge = replace(judge, batch=batch_size(analysis, judge))
     if options.kind == "bn":
         model, fits, words = _moments(analysis, pruned, removed, fitted, options)
@@ -195,12 +196,14 @@ def _on_integers(
     return made, f"{len(chosen)} layers are computed in 8-bit integers; {words}"
 
 
-def _split(data: Dataset, seed: int) -> tuple[Dataset, Dataset, bool]:
-    """Data to fit on, data to judge on, and whether they differ."""
+def _split(data: Dataset, options: RepairOptions) -> tuple[Dataset, Dataset, bool]:
+    """Data to fit on, data to judge on, and whether they differ. The latter are those that a training after it judges on, too."""
     if data.samples < 4 * FEWEST_CHECKED:
         return data, data, False
     count = min(max(int(data.samples * CHECKED), FEWEST_CHECKED), MOST_CHECKED)
-    return *data.split(count, [seed, data.samples]), True
+    if options.finetune:
+        count = max(count, min(int(data.samples * HELD_OUT), MOST))
+    return *data.split(count, [options.seed, data.samples]), True
 
 
 Fitted = tuple[Model, list[LayerFit], str]

@@ -26,6 +26,7 @@ from ...evaluation.meaning import Kind, Meaning
 from ...evaluation.measures import MEASURES
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, fingerprint, together
+from ...repair import HELD_OUT, MOST
 from ...report.manifest import write_json
 from ...runtime import observe
 from . import TrainOptions
@@ -34,7 +35,7 @@ from .engine import Checkpoint, Schedule, Stopped, Tell, ended, settle
 from .functions import Tensor
 from .reconstruct import Kept, Reconstruction, Samples, blocks, comparable, diluted, features
 
-HELD_OUT, FEWEST, MOST = 1 / 8, 16, 512
+FEWEST = 16  # held out, at the least
 RATES = {"blocks": 1e-3, "features": 3e-4, "logits": 1e-4, "labels": 3e-4}
 ALIKE = 0.8  # share of mirrored images that the original answers as it does the images, from which on they are trained on
 FEW_BLOCKS = 2
