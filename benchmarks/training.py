@@ -9,7 +9,8 @@ CASE is NETWORK:PERCENT[:HOW[:SAMPLES]]: a network, the share of its MACs that i
 Each prints a row: top-1, KL divergence to the original and agreement with it on the 2000 test images, after the repair and after the
 training, processor seconds of all that was trained on one thread, and the peak of the memory. Training sees the calibration images
 (SAMPLES of them) without their labels, but for ``labels``; the held-out guard judges on an eighth of them (with ``labels`` the repair has
-not seen it). The test images are looked at once, at the end. Networks: resnet20, resnet56, vgg11 (2048 of its 4000 images), lite0 (EfficientNet-Lite0; test pictures: imagenet/val).
+not seen it). The test images are looked at once, at the end. Networks: resnet20, resnet56, vgg11 (2048 of its 4000 images), lite0
+(EfficientNet-Lite0; test pictures: imagenet/val).
 
 Other cases: ``lottery`` (tickets and controls on the digits sample, from random first weights), ``dilution:NETWORK`` (ResNet-20's third
 stage, VGG-11's convolutions 4 to 7, by AFCC and controls: masked, retrained, re-fitted, both) and ``nodes`` (a small transformer for the

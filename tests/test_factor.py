@@ -138,7 +138,7 @@ def test_a_plan_with_factors_is_read_again() -> None:
     plan = planned(analysis, 2, Factor("middle", RANK, "inputs"))
     data = json.loads(json.dumps(planning.to_json(plan)))
     assert data["version"] == 2 and planning.from_json(data) == plan
-    assert "1 layers become two" in plan.summary() and "layer that becomes two" in plan_text(plan)
+    assert "1 layer becomes two" in plan.summary() and "layer that becomes two" in plan_text(plan)
 
 
 def test_a_plan_without_is_what_it_was() -> None:
@@ -278,7 +278,7 @@ def test_a_layer_of_low_rank_becomes_two() -> None:
     data = feeds_for(model, batch=120)["x"]
     both, cut = (sfp_onnx.prune(model, options, data=data) for options in (TARGET, replace(TARGET, moves=("cut",))))
     assert [factor.layer for factor in both.plan.factors] == ["middle"] and not cut.plan.factors
-    assert both.plan.factors[0].rank >= 6 and any("become two" in note for note in both.plan.notes)
+    assert both.plan.factors[0].rank >= 6 and any("1 layer becomes two" in note for note in both.plan.notes)
     assert both.plan.after.macs <= 0.6 * both.plan.before.macs
     assert both.repaired is not None and cut.repaired is not None and both.repaired.after < 0.7 * cut.repaired.after
     counted = sfp_onnx.inspect(both.model).size()

@@ -565,6 +565,11 @@ class Precision:
     weight: str = ""
 
 
+def become_two(count: int) -> str:
+    """How many layers do."""
+    return "1 layer becomes two" if count == 1 else f"{count} layers become two"
+
+
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
     """Which units leave, decided before anything is cut, which layers become two (``factors``), and as what the weights that stay are
@@ -584,7 +589,7 @@ class Plan(Shown):
     def summary(self) -> str:
         """Sizes before and after, how many groups shrink, how many layers become two, and as what weights are stored."""
         shrink = sum(bool(item.remove) for item in self.groups)
-        split = f", {len(self.factors)} layers become two" if self.factors else ""
+        split = f", {become_two(len(self.factors))}" if self.factors else ""
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(item.stored for item in self.precisions).items())
         stored = f"; weights stored as {kinds}" if kinds else ""
         return f"{sizes_text(self.before, self.after)}\n{shrink} of {len(self.groups)} groups lose channels{split}{stored}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import OptionError, TargetError
 from ..core.options import FACTOR, MeasureOptions, OutputOptions, PlanOptions, RepairOptions
-from ..core.types import Align, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan, Spectrum
+from ..core.types import Align, BoolArray, Coupling, Factor, FloatArray, Group, IntArray, Plan, Spectrum, become_two
 from ..coupling.analysis import Analysis, Progress, silent
 from ..coupling.cost import Parameter
 from ..cut.factor import both, by_weight, split
@@ -290,7 +290,7 @@ def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | Non
         removed, codes = widths.of_widths(coupling, scores, kept[: len(coupling.groups)]), kept[len(coupling.groups) : ranks.first]
         factors = ranks.factors(solution.kept, removed)
         if factors and solution.error < WORTH * least:
-            words = f"{len(factors)} layers become two: estimated error {least:.4g} -> {solution.error:.4g}"
+            words = f"{become_two(len(factors))}: estimated error {least:.4g} -> {solution.error:.4g}"
             best = Trial(aim.options, removed, (words,), factors=factors, codes=tuple(codes), error=solution.error)
     return best
 
