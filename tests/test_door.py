@@ -20,6 +20,7 @@ from sfp_onnx import graph, runtime
 from sfp_onnx.coupling.trace import prepare
 from sfp_onnx.graph.edit import Editor
 from sfp_onnx.graph.load import load
+from sfp_onnx.graph.save import to_proto
 
 RANDOM = np.random.default_rng(0)
 
@@ -152,6 +153,11 @@ def test_constants_that_sub_graphs_read_stand_in_the_main_graph_once() -> None:
     edited = Editor(load(model(branches(), CONSTANTS))).finish()
     assert [tensor.name for tensor in edited.proto.graph.initializer].count("w") == 1
     assert set(edited.weights) >= {"w", "v"}
+
+
+def test_a_graph_that_is_written_again_takes_as_many_bytes() -> None:
+    once = Editor(load(classifier())).finish()
+    assert to_proto(Editor(once).finish()).SerializeToString(deterministic=True) == to_proto(once).SerializeToString(deterministic=True)
 
 
 # ---- weights that nothing reads --------------------------------------------------------------------------------------

@@ -267,7 +267,8 @@ def _carry_nodes(old: GraphProto, new: GraphProto) -> None:
     for node in new.node:
         original = originals.get(next(iter(filter(None, node.output)), ""))
         if original is not None:
-            node.doc_string = original.doc_string
+            if original.doc_string:  # an empty one, once set, would take bytes
+                node.doc_string = original.doc_string
             node.metadata_props.extend(original.metadata_props)
             if original.HasField("overload"):
                 node.overload = original.overload
