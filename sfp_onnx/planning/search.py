@@ -227,11 +227,10 @@ def choice_for(
 def _solved(problem: widths.Problem, codes: range) -> widths.Allocation | None:
     """The better of what the solver finds from floating layers on and, since the first of them may not pay alone, from integers on;
     ``codes``: the rows that are such."""
-    rows, tables = [*problem.widths], [*problem.errors]
-    solution = widths.solve(problem)
+    solution, rows, tables = widths.solve(problem), [*problem.widths], [*problem.errors]
     for at in (at for at in codes if rows[at][-1] == INTEGER):
-        rows[at], tables[at] = [INTEGER], [tables[at][-1]]
-    if not any(rows[at] == [INTEGER] for at in codes):
+        rows[at], tables[at] = [INTEGER], tables[at][-1:]
+    if rows == [*problem.widths]:
         return solution
     other = widths.solve(replace(problem, widths=rows, errors=tables))
     other = other and widths.widened(problem, other)
