@@ -7,7 +7,8 @@ same network as ONNX (written node by node, no torch), calibration sentences, an
 the test only report. Prints a Markdown table: mean cosine of the embeddings to the original's, and Spearman correlation of the cosine of
 pairs with the given scores.
 ``--dev`` reports on ``sts-dev.csv`` instead, to choose by; ``--expand=none`` or ``all`` says what may be expanded (default: auto);
-``--finetune`` adds a row after `finetune` on the same sentences, everything at its default (PyTorch).
+``--finetune`` adds a row after `finetune` on the same sentences, everything at its default (PyTorch); ``--sentences=N`` takes so many in
+place of 2048, ``--seed=N`` is that of planning, repair and fine-tuning.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def calibration(folder: Path, stsb: Path, known: dict[str, int]) -> Path:
     """Training sentences, each once, drawn with seed 0."""
     first, second, _ = pairs(stsb / "sts-train.csv")
     texts = sorted({*first, *second})
-    drawn = np.random.default_rng(0).permutation(len(texts))[:SENTENCES]
+    drawn = np.random.default_rng(0).permutation(len(texts))[: int(flag("sentences", str(SENTENCES)))]
     path = folder / "calibration.npz"
     np.savez(path, **tokens([texts[place] for place in drawn], known, CALIBRATED))
     return path
@@ -209,6 +210,11 @@ def run(call: list[object], log: Path) -> None:
     """One command of the program; what it says goes to a file."""
     with log.open("w") as stream:
         subprocess.run([sys.executable, "-m", "sfp_onnx", *map(str, call)], check=True, stdout=stream, stderr=stream)
+
+
+def flag(name: str, default: str) -> str:
+    """The value of ``--name=value``."""
+    return next((text.partition("=")[2] for text in sys.argv if text.startswith(f"--{name}=")), default)
 
 
 def main() -> None:
@@ -228,18 +234,18 @@ def main() -> None:
     feeds = tokens(first + second, known, TOKENS)
     original, library = embedded(model, feeds), folder / "library.zip"
     library.unlink(missing_ok=True)
-    how = next((text.partition("=")[2] for text in sys.argv if text.startswith("--expand=")), "auto")
+    how, seed = flag("expand", "auto"), ["--seed", flag("seed", "0")]
     print("| MACs | mean cosine to the original | 5th percentile | Spearman |\n|---|---|---|---|")
     print(f"| 100 % | 1 | 1 | {100 * spearman(original, scores):.2f} |", flush=True)
     for share in shares:
         path = folder / f"macs{share}.onnx"
         known_as = ["--library" if library.exists() else "--save-library", library]  # the same plans as without, in less time
-        manifest = ["--manifest", path.with_suffix(".json"), "--expand", how, *known_as]
+        manifest = ["--manifest", path.with_suffix(".json"), "--expand", how, *known_as, *seed]
         call = ["prune", model, "-o", path, "--data", data, "--target", f"macs={share}%", *manifest]
         made, tuned = {f"{share} %": path}, path.with_name(f"tuned{share}.onnx")
         run(call, folder / f"macs{share}.log")
         if "--finetune" in sys.argv:
-            run(["finetune", path, "--teacher", model, "--data", data, "-o", tuned], folder / f"tuned{share}.log")
+            run(["finetune", path, "--teacher", model, "--data", data, "-o", tuned, *seed], folder / f"tuned{share}.log")
             made[f"{share} %, fine-tuned"] = tuned
         for name, place in made.items():
             vectors = embedded(place, feeds)

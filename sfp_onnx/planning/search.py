@@ -286,11 +286,14 @@ def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | Non
         if solution is None:
             break
         kept = solution.kept.tolist()
-        removed, codes = widths.of_widths(coupling, scores, kept[: len(coupling.groups)]), kept[len(coupling.groups) : ranks.first]
+        known, codes = removed, kept[len(coupling.groups) : ranks.first]
+        removed = widths.of_widths(coupling, scores, kept[: len(coupling.groups)])
         factors = ranks.factors(solution.kept, removed)
         if factors and solution.error < WORTH * least:
             words = f"{become_two(len(factors))}: estimated error {least:.4g} -> {solution.error:.4g}"
             best = Trial(aim.options, removed, (words,), factors=factors, codes=tuple(codes), error=solution.error)
+        if np.array_equal(known, removed):  # errors were those at these widths
+            break
     return best
 
 
