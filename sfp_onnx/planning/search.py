@@ -276,13 +276,14 @@ def ranks_for(candidates: Candidates, options: PlanOptions, ruler: Ruler, names:
 
 
 def _factored(candidates: Candidates, aim: Aim, ranks: Ranks, trial: Trial | None, least: float) -> Trial | None:
-    """The ``trial`` whose error is ``least``, or what layers that become two allow at the same cost where that is clearly better."""
+    """The ``trial`` whose error is ``least``, or what layers that become two allow at the same cost where that is clearly better. (They are
+    solved from floating layers on; with all layers on integers another attempt is made.)"""
     coupling, scores, ruler = candidates.analysis.coupling, candidates.scores, aim.ruler
     lengths = ruler.lengths([axis.whole for axis in ranks.axes])
     savings = [partial(_saving, ruler.gauges[name], ranks, lengths) for name in aim.names]
     best, removed = trial, (trial or narrowest(candidates, aim.options)).removed
     for _ in range(RANK_ROUNDS):
-        solution = _solved(ranks.joined(aim.problem, savings, removed), range(len(coupling.groups), ranks.first))
+        solution = widths.solve(ranks.joined(aim.problem, savings, removed))
         if solution is None:
             break
         kept = solution.kept.tolist()
