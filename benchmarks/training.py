@@ -3,7 +3,7 @@
 CASE is NETWORK:PERCENT[:HOW[:SAMPLES]]: a network, the share of its MACs that is left (any width, ``--align none``), and
 
   blocks, features, logits, labels   a recipe of `finetune` (default: blocks)
-  rounds                             three rounds with a fine-tuning each
+  rounds, cubic                      three rounds with a fine-tuning each, by equal factors or by the schedule of Zhu & Gupta
   groups                             sparse training by groups of channels first, then the cut and its repair alone
 
 Each prints a row: top-1, KL divergence to the original and agreement with it on the 2000 test images, after the repair and after the
@@ -24,9 +24,11 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from files import HOME, needed, packages
@@ -45,6 +47,7 @@ from sfp_onnx.methods.training import SparseOptions, TicketOptions, TrainOptions
 from sfp_onnx.methods.training.lottery import Trainer, ticket
 from sfp_onnx.methods.training.sparse import sparsify
 from sfp_onnx.methods.training.tuning import finetune
+from sfp_onnx.planning import bounds, parse_target, rounds
 from sfp_onnx.repair import HELD_OUT, MOST as MOST_HELD_OUT
 
 IMAGENET = DataOptions(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), layout="nhwc")
@@ -109,8 +112,10 @@ class Case:
 
     def trained(self) -> tuple[sfp_onnx.Model, str]:
         """The network trained in the way of the case, and what the guard saw."""
-        if self.how == "rounds":
-            return self.cut(repair=RepairOptions(finetune=EPOCHS), steps=ROUNDS), "-"
+        if self.how in ("rounds", "cubic"):
+            schedule = cubic if self.how == "cubic" else rounds.targets_of
+            with patch.object(rounds, "targets_of", schedule):
+                return self.cut(repair=RepairOptions(finetune=EPOCHS), steps=ROUNDS), "-"
         if self.how == "groups":
             options = SparseOptions(epochs=EPOCHS, max_drop="100%", seed=self.seed)
             found = sparsify(self.model, options, self.data(self.samples), data_options=self.read())
@@ -131,6 +136,12 @@ class Case:
         before, after = sfp_onnx.evaluate([self.model, path, model], self.test, latency=False, data_options=reading)[1:]
         figures = [f"{100 * one.top1:.2f} / {one.kl:.3f} / {100 * one.agreement:.2f}" for one in (before, after)]
         return f"| {self.shown} | {figures[0]} | {figures[1]} | {guard} | {seconds:.0f} | {peak:.1f} |"
+
+
+def cubic(texts: Sequence[str], before: Mapping[str, float], share: float) -> tuple[str, ...]:
+    """In place of `rounds.targets_of`: the schedule of Zhu & Gupta (2017), s = s_f (1 - (1 - share)^3) of what leaves."""
+    limits = bounds([parse_target(text) for text in texts], before)
+    return tuple(f"{name}={limit + (before[name] - limit) * (1 - share) ** 3:.3f}" for name, limit in limits.items())
 
 
 def lottery(seed: int, work: Path) -> str:
