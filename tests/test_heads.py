@@ -126,6 +126,16 @@ def test_the_repair_turns_and_fits(tmp_path: Path, fused: bool) -> None:
     assert answers["lstsq"] < 0.85 * answers["none"]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_where_all_heads_have_left_nothing_is_turned(fused: bool) -> None:
+    model, data = transformer(fused=fused), feeds(64)
+    analysis = sfp_onnx.inspect(model)
+    plan = plan_of(analysis, {"scores": [0], "qkv" if fused else "q": range(HEADS)})
+    result = sfp_onnx.apply(analysis, plan, data)
+    assert "Softmax" not in {node.op_type for node in result.to_proto().graph.node} and result.repaired is not None
+    assert_exact(model, sfp_onnx.apply(analysis, plan), feeds())
+
+
 def test_only_a_score_that_knows_dimensions_cuts_them(tmp_path: Path) -> None:
     model = transformer()
     np.savez(tmp_path / "data.npz", **feeds(64))

@@ -181,10 +181,11 @@ def turned(
     channels that it makes from those of the original (channels of the original, channels). Weights that are ``bound`` to a lower rank
     stay as they are."""
     found = [pair for pair in pairs(prepared, coupling) if pair.free and removed[pair.group.units].any()]
-    found = [pair for pair in found if not any(side.step.weight.name in bound for side in pair.sides)]
+    scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
+    free = scene.index.makers.keys()  # a branch may have vanished with its heads
+    found = [pair for pair in found if all(side.step.weight.name not in bound and side.layer.node.outputs[0] in free for side in pair.sides)]
     if not found:
         return changed, {}
-    scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
     values, mixes, constants = Constants(prepared.model), dict[str, FloatArray](), dict[str, Array]()
     for name, moment in moments(prepared.model, found, batches, prepared.tokens).items():
         pair = next(pair for pair in found if pair.group.name == name)
