@@ -182,8 +182,9 @@ def turned(
     stay as they are."""
     found = [pair for pair in pairs(prepared, coupling) if pair.free and removed[pair.group.units].any()]
     scene = Scene(changed, coupling, prepared.nodes, prepared.trace.shapes)
-    free = scene.index.makers.keys()  # a branch may have vanished with its heads
-    found = [pair for pair in found if all(side.step.weight.name not in bound and side.layer.node.outputs[0] in free for side in pair.sides)]
+    there = scene.index.makers  # a branch may have vanished with its heads
+    found = [pair for pair in found if all(side.layer.node.outputs[0] in there for side in pair.sides)]
+    found = [pair for pair in found if not any(side.step.weight.name in bound for side in pair.sides)]
     if not found:
         return changed, {}
     values, mixes, constants = Constants(prepared.model), dict[str, FloatArray](), dict[str, Array]()
