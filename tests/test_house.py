@@ -8,7 +8,7 @@ import pytest
 from house import House
 
 BUDGETS = {  # a later change stays within them, or argues for new ones in its commit
-    "lines of code": 23_330,
+    "lines of code": 23_340,
     "Python files": 148,
     "names at the top level": 18,
     "longest chain of imports": 20,

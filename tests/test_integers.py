@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -261,6 +262,9 @@ def test_channels_leave_where_integers_are_not_enough(model: Path, data: Path, t
     Machine(0.4, monkeypatch)
     held = run(model, data, tmp_path, "latency=25%", "--align", "none")
     assert "int8" in {item["stored"] for item in held["plan"]["precisions"]} and any(group["remove"] for group in held["plan"]["groups"])
+    (told,) = (note for note in held["plan"]["notes"] if "taken: " in note and "integers" in note)
+    left = {name: float(value) for value, name in re.findall(r"([0-9.e-]+) with ([a-z ]+ integers[a-z ]*)", told)}
+    assert len(left) > 1 and f"taken: {min(left, key=lambda name: left[name])}" in told
 
 
 def test_a_layer_on_integers_becomes_two_on_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -514,30 +514,43 @@ def _with_those_between(candidates: Candidates, trial: Trial) -> tuple[int, ...]
 
 def _with_or_without_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, progress: Progress) -> Trial:
     """A trial; where layers may become integers, and that was not enough alone, the best of three: one has none, and one all of them, with
-    all channels where that is enough.
+    all channels where that is enough. Where data can tell, that is the nearest to the original, else the one of the least estimated error.
 
     Raises:
         TargetError: none holds the targets.
     """
-    storable, best, failure = candidates.form.storable, list[Trial](), None
+    storable, trials, failure = candidates.form.storable, dict[str, Trial](), None
     if not any(item.whole and not item.slower for item in storable):
         return attempt(candidates, options, ruler, progress)
     floating = replace(candidates, form=replace(candidates.form, storable=without(storable, range(len(storable)))))
-    for known in (candidates, floating):
+    for name, known in (("layers on integers as solved", candidates), ("none on integers", floating)):
         try:
-            best.append(attempt(known, options, ruler, progress))
+            trials[name] = attempt(known, options, ruler, progress)
         except TargetError as error:
             failure = failure or error
-        if best and not (best[0].removed.any() or best[0].factors):
-            return best[0]
-    if not best:
+        if trials and not any(trial.removed.any() or trial.factors for trial in trials.values()):
+            return trials[name]
+    if not trials:
         assert failure is not None
         raise failure
-    whole = _all_on_integers(candidates, options, ruler, best[0])
+    first = next(iter(trials.values()))
+    whole = _all_on_integers(candidates, options, ruler, first)
     if whole.excess > NOISE:
         with suppress(TargetError):
             whole = attempt(replace(candidates, form=replace(candidates.form, storable=joined(storable))), options, ruler, progress)
-    return min((trial for trial in (*best, whole) if trial.excess <= NOISE), key=lambda trial: trial.error, default=best[0])
+    held = dict[str, Trial]()
+    for name, trial in {**trials, "all on integers": whole}.items():
+        if trial.excess <= NOISE and not any(trial.same(other) for other in held.values()):
+            held[name] = trial
+    if len(held) > 1 and _told_apart(candidates):
+        name, note = nearest(candidates, held, progress)
+        return replace(held[name], notes=(*held[name].notes, note))
+    return min(held.values(), key=lambda trial: trial.error, default=first)
+
+
+def _told_apart(candidates: Candidates) -> bool:
+    """Whether there are a repair and data enough to compare plans by what they leave."""
+    return candidates.repair is not None and candidates.data is not None and candidates.data.samples * HELD_OUT >= FEWEST
 
 
 def _all_on_integers(candidates: Candidates, options: PlanOptions, ruler: Ruler, like: Trial) -> Trial:
@@ -587,14 +600,12 @@ def better_aligned(candidates: Candidates, asked: PlanOptions, ruler: Ruler, pro
     Raises:
         as `plan_for`.
     """
-    data = candidates.data
     align, first = Align.parse(asked.align), settled(asked, ruler)
     best = _with_or_without_integers(candidates, replace(asked, align=first), ruler, progress)
-    judged = candidates.repair is not None and data is not None and data.samples * HELD_OUT >= FEWEST
     if align.written == "default" and str(first) == BLOCKS:
         if best.used < FULL:
             best = attempt(candidates, replace(asked, align=LIGHT), ruler, progress)
-    elif judged and align.symbolic and _timed(asked) and first.fine < first.block and best.changes:
+    elif _told_apart(candidates) and align.symbolic and _timed(asked) and first.fine < first.block and best.changes:
         best = nearer(candidates, best, replace(asked, align=str(first.block)), ruler, progress)
     return best
 
