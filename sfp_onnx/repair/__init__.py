@@ -179,10 +179,11 @@ def _rounded_again(
         better, fits = repair(analysis.prepared, coupling, removed, plain, feeds_of(analysis, fit_on), options, {}, advance, every=True)
     check(better)
     before, after = drifts(analysis, (plain, better), judge, how)
-    kept = bool(np.isfinite(after) and after <= before)
+    near, nearer = distances(analysis, (plain, better), judge, how).values  # class scores may have been scaled, which a re-fit undoes
+    kept = bool(np.isfinite(after) and after <= before and nearer <= near)
     changed = sum(fit.kind in ("weights", "bias") for fit in fits)
-    result = f"relative error of the outputs on {judge.samples} samples: {before:.4g} -> {after:.4g}"
-    words = f"re-fit after rounding: {changed} of {len(fits)} layers; {result}" + ("" if kept else "; left as rounded")
+    shown = f"relative error of the outputs {before:.4g} -> {after:.4g}, distance from the original {near:.4g} -> {nearer:.4g}"
+    words = f"re-fit after rounding: {changed} of {len(fits)} layers; on {judge.samples} samples {shown}" + ("" if kept else "; left as rounded")
     return better if kept else plain, (words,)
 
 
