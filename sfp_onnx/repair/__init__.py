@@ -181,9 +181,9 @@ def _rounded_again(
     before, after = drifts(analysis, (plain, better), judge, how)
     near, nearer = distances(analysis, (plain, better), judge, how).values  # class scores may have been scaled, which a re-fit undoes
     kept = bool(np.isfinite(after) and after <= before and nearer <= near)
-    shown = f"relative error of the outputs {before:.4g} -> {after:.4g}, distance from the original {near:.4g} -> {nearer:.4g}"
-    shown += "" if kept else "; left as rounded"
-    words = f"re-fit after rounding: {sum(fit.kind in ('weights', 'bias') for fit in fits)} of {len(fits)} layers; on {judge.samples} samples {shown}"
+    changed, left = sum(fit.kind in ("weights", "bias") for fit in fits), "" if kept else "; left as rounded"
+    shown = f"relative error of the outputs {before:.4g} -> {after:.4g}, distance from the original {near:.4g} -> {nearer:.4g}{left}"
+    words = f"re-fit after rounding: {changed} of {len(fits)} layers; on {judge.samples} samples {shown}"
     return better if kept else plain, (words,)
 
 
