@@ -48,7 +48,7 @@ from sfp_onnx.methods.training.lottery import Trainer, ticket
 from sfp_onnx.methods.training.sparse import sparsify
 from sfp_onnx.methods.training.tuning import finetune
 from sfp_onnx.planning import bounds, parse_target, rounds
-from sfp_onnx.repair import HELD_OUT, MOST as MOST_HELD_OUT
+from sfp_onnx.repair import held_out
 
 IMAGENET = DataOptions(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), layout="nhwc")
 CIFAR100 = DataOptions(scale=255.0, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), layout="nhwc")
@@ -90,7 +90,7 @@ class Case:
         held = np.load(self.calibration)
         order = np.random.default_rng(self.seed).permutation(len(held["images"]))
         drawn, own = np.sort(order[:samples]), np.sort(order[: self.samples])
-        judging = np.random.default_rng([self.seed, len(own)]).permutation(len(own))[: min(MOST_HELD_OUT, int(len(own) * HELD_OUT))]
+        judging = np.random.default_rng([self.seed, len(own)]).permutation(len(own))[: held_out(len(own))]
         drawn = np.setdiff1d(drawn, own[judging]) if without else drawn
         images = {"images": held["images"][drawn]}
         return {**images, "labels": held["labels"][drawn]} if labelled else images["images"]

@@ -254,7 +254,7 @@ def nearest(
     ranged = fit_on.part(np.arange(min(fit_on.samples, CALIBRATED)))
     found = histograms(model, lambda: feeds_of(analysis, ranged))
     models = {kind: make(ranges_of(found, kind)) for kind in KINDS}
-    left = dict(zip(models, drifts(analysis, [*models.values()], judge, how), strict=True))
+    left = dict(zip(models, drifts(compared(analysis, [*models.values()], judge, how)), strict=True))
     best = min(left, key=lambda kind: left[kind])
     shown = ", ".join(f"{error:.4g} {kind}" for kind, error in left.items())
     words = f"relative error of the outputs on {judge.samples} samples by the ranges of activations (from {ranged.samples} others)"
@@ -267,10 +267,14 @@ def part_of(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     return data.split(count, [seed, data.samples]) if count >= FEWEST_CHECKED else (data, data)
 
 
-def drifts(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions) -> list[float]:
+def compared(analysis: Analysis, models: Sequence[Model], data: Dataset, how: MeasureOptions) -> list[evaluation.Comparison]:
+    """Models with the original, on the same samples."""
+    reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
+    return evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
+
+
+def drifts(found: Sequence[evaluation.Comparison]) -> list[float]:
     """How far the outputs of models are from the original's, as numbers (KL divergence tells nothing of samples of which a network is
     sure); where they are no numbers, by what they mean."""
-    reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
-    compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0][1:]
-    errors = [own.relative_error for own in compared]
-    return [float(error) for error in errors if error is not None] if None not in errors else [*evaluation.distances(compared).values]
+    errors = [own.relative_error for own in found]
+    return [float(error) for error in errors if error is not None] if None not in errors else [*evaluation.distances(found).values]

@@ -215,9 +215,8 @@ def _saved(halves: Halves, clocks: tuple[Clock, Clock], analysis: Analysis) -> F
     for table, clock in zip(costs, clocks, strict=True):
         table[clock.terms.owner, clock.terms.kind] = clock.costs
     each = costs[(halves.codes == INTEGER).astype(np.int64), halves.node]
-    clock = clocks[0]
     shapes, nodes = analysis.prepared.trace.shapes, analysis.prepared.nodes
-    block = np.asarray([clock.block.width if len(shapes[nodes[at].outputs[0]]) == BLOCKED_RANK else 1 for at in halves.node])
+    block = np.asarray([clocks[0].block.width if len(shapes[nodes[at].outputs[0]]) == BLOCKED_RANK else 1 for at in halves.node])
 
     def made(channels: FloatArray) -> FloatArray:
         return np.asarray(np.ceil(channels / block) * block)

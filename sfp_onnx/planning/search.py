@@ -504,10 +504,11 @@ def plan_for(candidates: Candidates, options: PlanOptions, progress: Progress = 
 def _with_those_between(candidates: Candidates, trial: Trial) -> tuple[int, ...]:
     """The codes of weights, integers among which have drawn in the layers between them."""
     analysis, form = candidates.analysis, candidates.form
+    if form.between is None or INTEGER not in trial.codes:
+        return trial.codes
     model = split(analysis.prepared.model, analysis.wholes, trial.factors)
     kinds = both(model, analysis.wholes, trial.factors, stores(form.storable, trial.codes))
-    listed = on_integers(kinds)
-    more = form.between(model, listed, {store.layer for store in kinds}) if form.between and listed else set()
+    more = form.between(model, on_integers(kinds), {store.layer for store in kinds})
     drawn = [any(layer.node.outputs[0] in more for layer in item.layers) for item in form.storable]
     return tuple(INTEGER if inside else code for inside, code in zip(drawn, trial.codes, strict=True))
 

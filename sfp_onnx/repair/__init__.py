@@ -17,7 +17,7 @@ from ..core.types import BoolArray, Coupling, Cut, Factor, FloatArray
 from ..coupling.analysis import Analysis, Progress, batch_size, feeds_of, left_out, silent
 from ..cut.factor import both, by_weight, lowered, split
 from ..data.dataset import Dataset
-from ..export.integers import FEWEST_CHECKED, MOST_CHECKED, Integers, drifts, nearest, part_of
+from ..export.integers import FEWEST_CHECKED, MOST_CHECKED, Integers, compared, drifts, nearest, part_of
 from ..graph import Constants, GraphIndex, Model, check, edit, extract, nodes
 from ..graph.stored import Store as Stored, stored
 from ..planning.precision import on_integers
@@ -178,8 +178,8 @@ def _rounded_again(
     with progress("re-fitting after rounding", len(same)) as advance:
         better, fits = repair(analysis.prepared, coupling, removed, plain, feeds_of(analysis, fit_on), options, {}, advance, every=True)
     check(better)
-    before, after = drifts(analysis, (plain, better), judge, how)
-    near, nearer = distances(analysis, (plain, better), judge, how).values  # class scores may have been scaled, which a re-fit undoes
+    found = compared(analysis, (plain, better), judge, how)
+    (before, after), (near, nearer) = drifts(found), evaluation.distances(found).values  # a re-fit undoes a scale of class scores
     kept = bool(np.isfinite(after) and after <= before and nearer <= near)
     changed, left = sum(fit.kind in ("weights", "bias") for fit in fits), "" if kept else "; left as rounded"
     shown = f"relative error of the outputs {before:.4g} -> {after:.4g}, distance from the original {near:.4g} -> {nearer:.4g}{left}"
@@ -197,13 +197,17 @@ def _on_integers(
     return made, f"{len(chosen)} layers are computed in 8-bit integers; {words}"
 
 
+def held_out(samples: int) -> int:
+    """How many of so many samples a training leaves out, to judge on."""
+    return min(MOST, int(samples * HELD_OUT))
+
+
 def _split(data: Dataset, options: RepairOptions) -> tuple[Dataset, Dataset, bool]:
     """Data to fit on, data to judge on, and whether they differ. The latter are those that a training after it judges on, too."""
     if data.samples < 4 * FEWEST_CHECKED:
         return data, data, False
     count = min(max(int(data.samples * CHECKED), FEWEST_CHECKED), MOST_CHECKED)
-    if options.finetune:
-        count = max(count, min(int(data.samples * HELD_OUT), MOST))
+    count = max(count, held_out(data.samples) if options.finetune else 0)
     return *data.split(count, [options.seed, data.samples]), True
 
 
@@ -236,11 +240,9 @@ def distances(analysis: Analysis, models: Sequence[Model], data: Dataset, how: M
         VerificationError: a model does not run.
     """
     try:
-        reading = evaluation.reading_of(analysis.model, data, how, tokens=analysis.prepared.tokens)
-        compared = evaluation.measure([analysis.model, *models], data.batches(), data.labels, reading)[0]
+        return evaluation.distances(compared(analysis, models, data, how))
     except ModelError as error:
         raise VerificationError(f"the repaired model does not run: {error}. Nothing was written.") from error
-    return evaluation.distances(compared[1:])
 
 
 # ---- statistics of BatchNormalization, re-estimated ------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ...evaluation.meaning import Kind, Meaning
 from ...evaluation.measures import MEASURES
 from ...graph.load import ModelSource, load
 from ...graph.save import check_output, fingerprint, together
-from ...repair import HELD_OUT, MOST
+from ...repair import HELD_OUT, held_out
 from ...report.manifest import write_json
 from ...runtime import observe
 from . import TrainOptions
@@ -124,7 +124,7 @@ def apart(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """
     if not data.plain:
         raise DataError(f"{data.name}: training takes samples of one size, along the first axis of every input. Give rows of equal length.")
-    count = min(MOST, int(data.samples * HELD_OUT))
+    count = held_out(data.samples)
     if count < FEWEST:
         least = f"expected at least {int(FEWEST / HELD_OUT)} samples, found {data.samples}"
         raise DataError(f"{data.name}: an eighth of the data is held out to judge on; {least}")
